@@ -1,0 +1,308 @@
+"""Settings: typed, validated, read from JSON.
+
+A settings file has one section per stage. An unknown key is an error that names the nearest right
+one; the published code's own nested files are recognised and translated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from codedinvnet.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A section of a settings file: unknown keys are refused, values are not changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Which images, and how they are split and shaped."""
+
+    name: str
+    validation: Positive = 5000
+    padding: Annotated[int, Field(ge=0)] = 0
+    """Zero pixels added on every side before the network."""
+    image_size: Positive | None = None
+    """For image folders: the side that images are resized and cropped to."""
+
+
+class NetworkSettings(Section):
+    """The invertible embedding network f."""
+
+    kind: Literal["iresnet", "irevnet"] = "iresnet"
+    blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (7, 7, 7)
+    strides: tuple[Literal[1, 2], ...] = (1, 2, 2)
+    hidden: tuple[Positive, ...] = (32, 64, 128)
+    coefficient: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    initial_squeeze: Positive = 2
+    injective_padding: Annotated[int, Field(ge=0)] = 0
+    nonlinearity: Literal["elu", "relu", "softplus"] = "elu"
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> NetworkSettings:
+        if not len(self.blocks) == len(self.strides) == len(self.hidden):
+            raise ValueError(
+                "blocks, strides and hidden must have one entry per stage, "
+                f"got {len(self.blocks)}, {len(self.strides)} and {len(self.hidden)}"
+            )
+        return self
+
+
+class TrainSettings(Section):
+    """How f and g are trained."""
+
+    objective: Literal["classification", "density"] = "classification"
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the rate rises, before its cosine decay."""
+    mixup: Literal["manifold", "input", "none"] = "manifold"
+    mixup_alpha: Rate = 1.0
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Augmentation: mirror images, and shift them by up to so many pixels."""
+    init_batch: Positive = 1024
+    series_terms: Positive = 5
+    trace_samples: Positive = 1
+
+
+class EncoderSettings(Section):
+    """The fusion encoder E."""
+
+    kind: Literal["unet", "lean"]
+    width: Positive
+    """Channels of the first stage: the U-Net's filters (the paper: 64)."""
+    side_features: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _side_features_exist(self) -> EncoderSettings:
+        if self.kind == "unet" and self.side_features:
+            raise ValueError("the U-Net has no side_features; use the lean encoder")
+        return self
+
+
+class PixelFusionSettings(Section):
+    """The paper's objective: the image f⁻¹(mean z) is the target, with a discriminator."""
+
+    objective: Literal["pixels"]
+    members: Annotated[int, Field(ge=2)] = 2
+    """k, unless the command line says otherwise."""
+    groups: Positive
+    """Groups in the generated data set (validation groups come on top: a tenth)."""
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Rate = 1e-3
+    discriminator_steps: Positive = 5
+    discriminator_filters: Positive = 64
+    discriminator_layers: Positive = 3
+    encoder: EncoderSettings = EncoderSettings(kind="unet", width=64)
+
+
+class RecoveryFusionSettings(Section):
+    """The recovery objective: E and g' learn from the decoded predictions, then f and g join."""
+
+    objective: Literal["recovery"]
+    members: Annotated[int, Field(ge=2)] = 10
+    """The largest group that the bundle serves; every size from 2 on is trained."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Groups per step while f and g are frozen."""
+    steps_per_epoch: Positive = 100
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Rate = 2e-3
+    joint_batch_size: Annotated[int, Field(ge=2)] = 48
+    joint_epochs: Annotated[int, Field(ge=0)]
+    joint_learning_rate: Rate = 3e-4
+    latent_weight: Annotated[float, Field(ge=0)] = 0.05
+    normal_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy of the direct answers in joint training."""
+    head_hidden: Positive = 256
+    encoder: EncoderSettings = EncoderSettings(kind="lean", width=16, side_features=32)
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> RecoveryFusionSettings:
+        if self.epochs + self.joint_epochs == 0:
+            raise ValueError("epochs and joint_epochs are both 0: nothing would be trained")
+        return self
+
+
+FusionSettings = Annotated[
+    Union[PixelFusionSettings, RecoveryFusionSettings],  # noqa: UP007 (pydantic reads it)
+    Field(discriminator="objective"),
+]
+
+
+class Settings(Section):
+    """Everything that a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """The run's folder inside the save directory."""
+    network_run: str | None = None
+    """The run whose trained network is used; its own by default. Runs that differ in the fusion
+    alone share a network this way."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataSettings
+    network: NetworkSettings = NetworkSettings()
+    training: TrainSettings
+    fusion: FusionSettings
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and validate a settings file.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or has a wrong key or value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot read the settings file {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a JSON file: it is not text") from error
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: the settings must be one JSON object")
+    if "data_processing" in raw:
+        raw = _translate_published(raw, path)
+    return parse_settings(raw, str(path))
+
+
+def parse_settings(raw: dict[str, Any], where: str) -> Settings:
+    """Validate settings; `where` names their origin in errors.
+
+    Raises:
+        UserError: one line that names the key, what is wrong, and the nearest right key.
+    """
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe(error, Settings, raw)}") from error
+
+
+def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
+    """Put the first fault of a validation error into one line."""
+    faults = error.errors()
+    # An unknown key is often a misspelt required one: say that first.
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    location = [str(part) for part in fault["loc"] if part not in ("pixels", "recovery")]
+    key = ".".join(location)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, fault["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key {key!r}: {hint}{more}"
+    if fault["type"] == "missing":
+        return f"missing key {key!r}{more}"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault.get("input")
+    shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{key or 'settings'}: {message[0].lower() + message[1:]}{shown}{more}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Follow a location through nested sections and list the keys of the section there."""
+    for part in location:
+        if part in ("pixels", "recovery"):
+            model = PixelFusionSettings if part == "pixels" else RecoveryFusionSettings
+            continue
+        annotation = model.model_fields[str(part)].annotation if model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
+
+
+_PUBLISHED_DATA = {
+    "mnist": DataSettings(name="mnist", padding=2),
+    "fashion": DataSettings(name="fashion", padding=2),
+    "cifar10": DataSettings(name="cifar10"),
+    "imagenet": DataSettings(name="imagenet", image_size=224),
+}
+
+
+def _translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Translate a settings file of the published code; warn once of the keys not used."""
+    used: set[tuple[str, ...]] = set()
+
+    def get(*keys: str, default: Any) -> Any:
+        value: Any = raw
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return default
+            value = value[key]
+        used.add(keys)
+        return value
+
+    dataset = str(get("data_processing", "dataset", default="mnist"))
+    if dataset not in _PUBLISHED_DATA:
+        known = ", ".join(_PUBLISHED_DATA)
+        raise UserError(f"{path}: data_processing.dataset: unknown {dataset!r} (known: {known})")
+    data = _PUBLISHED_DATA[dataset]
+    kind = get("name", "iname", default="iresnet")
+    inet, optimization = ("train", "inet"), ("train", "optimization")
+    setting = ("train", "training_setting")
+    if get(*inet, "mixup_hidden", default=True):
+        mixup = "manifold"
+    else:
+        mixup = "input" if get(*inet, "mixup", default=False) else "none"
+    translated = {
+        "name": f"{path.stem}-published",
+        "seed": get("train", "initialization", "seed", default=0),
+        "data": data.model_dump(),
+        "network": {
+            "kind": kind,
+            "blocks": get(*inet, "nBlocks", default=[7, 7, 7]),
+            "strides": get(*inet, "nStrides", default=[1, 2, 2]),
+            "hidden": get(*inet, "nChannels", default=[32, 64, 128]),
+            "coefficient": get(*inet, "coeff", default=0.9),
+            "initial_squeeze": get(*inet, "init_ds", default=2),
+            "injective_padding": get(*inet, "inj_pad", default=0),
+            "nonlinearity": get(*inet, "nonlin", default="elu"),
+        },
+        "training": {
+            "epochs": get(*setting, "epochs", default=100),
+            "weight_decay": get(*optimization, "weight_decay", default=5e-4),
+            "mixup": mixup,
+            "mixup_alpha": get(*inet, "mixup_alpha", default=1.0),
+            "init_batch": get(*inet, "init_batch", default=1024),
+            "series_terms": get(*setting, "numSeriesTerms", default=5),
+            "trace_samples": get(*setting, "numTraceSamples", default=1),
+        },
+        "fusion": {
+            "objective": "pixels",
+            "members": get("train", "model", "nactors", default=2),
+            "groups": 25000,
+            "epochs": get(*setting, "n_epochs", default=100),
+            "discriminator_filters": get("train", "fnet", "ndf", default=64),
+            "encoder": {"kind": "unet", "width": get("train", "fnet", "ngf", default=64)},
+        },
+    }
+    unused = sorted(".".join(keys) for keys in _leaves(raw) if keys not in used)
+    if unused:
+        warnings.warn(
+            f"{path} is a settings file of the published code; not used: {', '.join(unused)}",
+            stacklevel=3,
+        )
+    return translated
+
+
+def _leaves(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(value, dict):
+        return [leaf for key, sub in value.items() for leaf in _leaves(sub, (*prefix, str(key)))]
+    return [prefix]

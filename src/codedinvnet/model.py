@@ -1,0 +1,172 @@
+"""The coded model: network f, head g, fusion encoder E and recovery head g' as one module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.config import EncoderSettings, NetworkSettings, Section
+from codedinvnet.errors import UserError
+from codedinvnet.nn.fusion import FusionEncoder, LeanFusion, UNetFusion, uniform_weights
+from codedinvnet.nn.head import Head, RecoveryHead
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.irevnet import IRevNet
+
+
+class ModelSettings(Section):
+    """What it takes to build the module again, before its weights are loaded."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images as they are stored and sent."""
+    padding: int
+    classes: tuple[str, ...]
+    network: NetworkSettings
+    encoder: EncoderSettings
+    head_hidden: int = 0
+    """Hidden width of the recovery head; 0: decoded latents go to g."""
+
+
+class Parity(NamedTuple):
+    """What the parity worker sends: z_p (B, C, H, W) and side features (B, m, S)."""
+
+    latent: Tensor
+    side: Tensor
+
+
+def prepare(images: Tensor, padding: int) -> Tensor:
+    """Scale uint8 images (..., C, H, W) to 0..1 (floats stay) and pad them with zeros."""
+    x = images if images.is_floating_point() else images.float() / 255.0
+    return F.pad(x, (padding,) * 4) if padding else x
+
+
+def decode_missing(parity: Tensor, others: Tensor) -> Tensor:
+    """Decode the latent of a group's missing member: m·z_p − Σ of the others (paper, eq. 2).
+
+    Args:
+        parity: z_p, (B, ...).
+        others: latents of the m − 1 members that answered, (B, m − 1, ...), in any order.
+
+    Returns:
+        (B, ...); exact if z_p is the mean of all m latents.
+    """
+    return (others.shape[1] + 1) * parity - others.sum(dim=1)
+
+
+def build_network(
+    settings: NetworkSettings, input_shape: tuple[int, int, int]
+) -> IResNet | IRevNet:
+    """Build an untrained network f for inputs (C, H, W).
+
+    Raises:
+        UserError: if the settings do not fit the input.
+    """
+    shared = {
+        "blocks": settings.blocks,
+        "strides": settings.strides,
+        "hidden": settings.hidden,
+        "initial_squeeze": settings.initial_squeeze,
+        "injective_padding": settings.injective_padding,
+    }
+    try:
+        if settings.kind == "irevnet":
+            return IRevNet(input_shape, **shared)  # type: ignore[arg-type]
+        return IResNet(
+            input_shape,
+            **shared,  # type: ignore[arg-type]
+            coefficient=settings.coefficient,
+            nonlinearity=settings.nonlinearity,
+        )
+    except ValueError as error:
+        size = "x".join(map(str, input_shape))
+        raise UserError(f"network settings do not fit {size} inputs: {error}") from error
+
+
+def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:
+    """Build an untrained fusion encoder E for inputs (C, H, W).
+
+    Raises:
+        UserError: if the encoder cannot take images of that size.
+    """
+    channels, height, width = input_shape
+    if settings.kind == "lean":
+        if height % 8 or width % 8:
+            raise UserError(f"the lean encoder needs sides divisible by 8, got {height}x{width}")
+        return LeanFusion(channels, width=settings.width, side_features=settings.side_features)
+    depth = min(max(height.bit_length() - 1, 3), 7)
+    if height % 2 ** (depth - 1) or height != width:
+        raise UserError(
+            f"the U-Net needs square images with a side divisible by {2 ** (depth - 1)}, "
+            f"got {height}x{width}: change data.padding or data.image_size"
+        )
+    return UNetFusion(channels, filters=settings.width, depth=depth)
+
+
+class CodedModel(nn.Module):
+    """f, g, E and g' with the images' padding and scaling.
+
+    Images go in as they are stored: uint8 in 0..255, or floats in 0..1, without padding.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        channels, height, width = settings.image_shape
+        pad = settings.padding
+        self.input_shape = (channels, height + 2 * pad, width + 2 * pad)
+        self.network = build_network(settings.network, self.input_shape)
+        self.latent_shape = self.network.latent_shape
+        self.head = Head(self.latent_shape, len(settings.classes))
+        self.encoder = build_encoder(settings.encoder, self.input_shape)
+        self.recovery_head = (
+            RecoveryHead(
+                self.latent_shape,
+                len(settings.classes),
+                hidden=settings.head_hidden,
+                side_features=settings.encoder.side_features,
+            )
+            if settings.head_hidden
+            else None
+        )
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Scale uint8 images (..., C, H, W) to 0..1 (floats stay) and pad them with zeros."""
+        return prepare(images, self.settings.padding)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as latents (B, *latent_shape)."""
+        z: Tensor = self.network(self.prepare(images))
+        return z
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Map latents (B, *latent_shape) to logits (B, classes) by the head g."""
+        logits: Tensor = self.head(latents)
+        return logits
+
+    def encode(self, images: Tensor, weights: Tensor | None = None) -> Parity:
+        """Do the parity worker's work for groups of images (B, m, C, H, W).
+
+        Args:
+            images: the members of each group.
+            weights: (B, m), the mixture that z_p stands for; default 1/m.
+
+        Returns:
+            The latent of the parity query and the members' side features.
+        """
+        x = self.prepare(images)
+        w = uniform_weights(x) if weights is None else weights
+        encoding = self.encoder.encode(x, w)
+        return Parity(self.network(encoding.parity), encoding.side)
+
+    def parity_images(self, images: Tensor) -> Tensor:
+        """Return the parity images (B, C, H', W') of groups (B, m, C, H, W), padded, in 0..1."""
+        x = self.prepare(images)
+        return self.encoder.encode(x, uniform_weights(x)).parity
+
+    def recover(self, latents: Tensor, side: Tensor) -> Tensor:
+        """Map decoded latents (B, *latent_shape) and side features (B, S) to logits."""
+        if self.recovery_head is None:
+            return self.classify(latents)
+        logits: Tensor = self.recovery_head(latents, side)
+        return logits

@@ -1,0 +1,1 @@
+"""Building blocks: invertible networks, heads, fusion encoders."""

@@ -1,0 +1,206 @@
+"""Fusion encoders: from the images of a coding group to the image of its parity query.
+
+Every encoder treats the images alike and meets them only in weighted averages, so the parity does
+not depend on their order, and one network serves every group size and every set of weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Encoding(NamedTuple):
+    """What a fusion encoder makes of a batch of groups.
+
+    Attributes:
+        parity: (B, C, H, W), the images of the parity queries.
+        side: (B, m, S), one side-feature vector per member; S may be 0.
+    """
+
+    parity: Tensor
+    side: Tensor
+
+
+def uniform_weights(x: Tensor) -> Tensor:
+    """Return weights 1/m (B, m) for groups x (B, m, C, H, W)."""
+    return x.new_full(x.shape[:2], 1.0 / x.shape[1])
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Average values (B, m, ...) over the members with weights (B, m)."""
+    return torch.einsum("bm,bm...->b...", weights, values)
+
+
+class FusionEncoder(nn.Module, ABC):
+    """E(x, w): the image whose latent should be Σ w_i f(x_i)."""
+
+    side_features: int = 0
+
+    @abstractmethod
+    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+        """Encode groups x (B, m, C, H, W) with weights (B, m)."""
+
+    def forward(self, x: Tensor) -> Encoding:
+        """Encode groups x (B, m, C, H, W) with the weights 1/m of the paper."""
+        return self.encode(x, uniform_weights(x))
+
+
+class PixelMean(FusionEncoder):
+    """The average image: no encoder at all, the baseline that shows what E is for."""
+
+    def __init__(self, side_features: int = 0) -> None:
+        super().__init__()
+        self.side_features = side_features
+
+    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+        return Encoding(weighted_mean(x, weights), x.new_zeros(*x.shape[:2], self.side_features))
+
+
+class LeanFusion(FusionEncoder):
+    """A small encoder: three shared convolution stages, averaged, and a decoder of equal size.
+
+    The images are unshuffled to half their size, three shared 3×3 stages see them at 1/2, 1/4 and
+    1/8, each stage's maps are averaged over the group, and a decoder with these averages as skips
+    makes a correction to the average image. Side features are a linear map of the last stage,
+    pooled; they cost next to nothing.
+
+    Args:
+        channels: image channels.
+        width: channels of the first stage (the next have 2 and 4 times as many).
+        side_features: length of the side vector of a member (0: none).
+    """
+
+    def __init__(self, channels: int, *, width: int = 16, side_features: int = 0) -> None:
+        super().__init__()
+        self.side_features = side_features
+        self.down1 = nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.down2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.down3 = nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1)
+        self.bottom = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
+        self.up2 = nn.Conv2d(4 * width, 8 * width, 1)
+        self.merge2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1)
+        self.up1 = nn.Conv2d(2 * width, 4 * width, 1)
+        self.merge1 = nn.Conv2d(2 * width, 4 * channels, 3, padding=1)
+        nn.init.zeros_(self.merge1.weight)
+        assert self.merge1.bias is not None
+        nn.init.zeros_(self.merge1.bias)
+        self.to_side = nn.Linear(16 * width, side_features) if side_features else None
+
+    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+        batch, members = x.shape[:2]
+        images = F.pixel_unshuffle(x.flatten(0, 1), 2)
+        h1 = F.gelu(self.down1(images))
+        h2 = F.gelu(self.down2(h1))
+        h3 = F.gelu(self.down3(h2))
+
+        def mean(h: Tensor) -> Tensor:
+            return weighted_mean(h.unflatten(0, (batch, members)), weights)
+
+        d = F.gelu(self.bottom(mean(h3)))
+        d = F.pixel_shuffle(self.up2(d), 2)
+        d = F.gelu(self.merge2(torch.cat([d, mean(h2)], dim=1)))
+        d = F.pixel_shuffle(self.up1(d), 2)
+        d = self.merge1(torch.cat([d, mean(h1)], dim=1))
+        parity = weighted_mean(x, weights) + F.pixel_shuffle(d, 2)
+        if self.to_side is None:
+            side = x.new_zeros(batch, members, 0)
+        else:
+            pooled = F.adaptive_avg_pool2d(h3, 2).flatten(1)
+            side = self.to_side(pooled).unflatten(0, (batch, members))
+        return Encoding(parity, side)
+
+
+class UNetFusion(FusionEncoder):
+    """The paper's encoder: pix2pix's U-Net with shared, averaged encoders (section 3.3).
+
+    The down path is shared by the images; skips and bottleneck are averaged over them. As in the
+    published code there is no final activation and the innermost kernels are 2×2.
+
+    Args:
+        channels: image channels.
+        filters: channels after the first convolution (the paper: 64).
+        depth: number of halvings (32 pixels: 5).
+        dropout: dropout in the middle stages of a deeper network, as in pix2pix.
+    """
+
+    def __init__(
+        self, channels: int, *, filters: int = 64, depth: int = 5, dropout: bool = True
+    ) -> None:
+        super().__init__()
+        widths = [filters * min(2**i, 8) for i in range(depth)]
+        self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        before = channels
+        for level, width in enumerate(widths):
+            outer, inner = level == 0, level == depth - 1
+            kernel = 2 if inner else 4
+            down: list[nn.Module] = [] if outer else [nn.LeakyReLU(0.2)]
+            down.append(nn.Conv2d(before, width, kernel, 2, 1, bias=False))
+            if not outer and not inner:
+                down.append(nn.BatchNorm2d(width))
+            self.downs.append(nn.Sequential(*down))
+            up: list[nn.Module] = [
+                nn.PReLU(),
+                nn.ConvTranspose2d(width if inner else 2 * width, before, kernel, 2, 1, bias=outer),
+            ]
+            if not outer:
+                up.append(nn.BatchNorm2d(before))
+            if dropout and 4 <= level < depth - 1:
+                up.append(nn.Dropout(0.5))
+            self.ups.append(nn.Sequential(*up))
+            before = width
+
+    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+        batch, members = x.shape[:2]
+        h = x.flatten(0, 1)
+        averages: list[Tensor] = []
+        for down in self.downs:
+            h = down(h)
+            averages.append(weighted_mean(h.unflatten(0, (batch, members)), weights))
+        d = self.ups[-1](averages[-1])
+        for up, skip in zip(reversed(self.ups[:-1]), reversed(averages[:-1]), strict=True):
+            d = up(torch.cat([skip, d], dim=1))
+        return Encoding(d, x.new_zeros(batch, members, 0))
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN on the k images of a group and a parity image, stacked as channels.
+
+    Unlike the encoder it depends on the order and the number of images, as in the published code;
+    it is used in training alone.
+
+    Args:
+        channels: channels of one image.
+        members: k.
+        filters: channels after the first convolution.
+        layers: halvings.
+    """
+
+    def __init__(self, channels: int, members: int, *, filters: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        modules: list[nn.Module] = [
+            nn.Conv2d(channels * (members + 1), filters, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+        ]
+        width = filters
+        for level in range(1, layers + 1):
+            after = filters * min(2**level, 8)
+            stride = 2 if level < layers else 1
+            modules += [
+                nn.Conv2d(width, after, 4, stride, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.LeakyReLU(0.2),
+            ]
+            width = after
+        modules.append(nn.Conv2d(width, 1, 4, 1, 1))
+        self.model = nn.Sequential(*modules)
+
+    def forward(self, x: Tensor, parity: Tensor) -> Tensor:
+        """Score groups x (B, k, C, H, W) with parities (B, C, H, W), as (B, 1, h, w)."""
+        score: Tensor = self.model(torch.cat([x.flatten(1, 2), parity], dim=1))
+        return score

@@ -1,0 +1,226 @@
+"""i-ResNet: residual blocks that are invertible because their branch contracts.
+
+Behrmann et al., *Invertible Residual Networks*, ICML 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.nn.layers import ActNorm, InjectivePad, Squeeze
+from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
+from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
+
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    # All have slopes in [0, 1], so they keep the branch's bound; ELU's derivative is continuous,
+    # which density estimation needs.
+    "elu": F.elu,
+    "relu": F.relu,
+    "softplus": F.softplus,
+}
+
+
+class IResNetBlock(InvertibleTransform):
+    """y = x + F(x) with a bottleneck branch F: 3×3, 1×1, 3×3 convolutions, each of norm < 1.
+
+    Args:
+        channels: channels of input and output.
+        hidden: channels between the convolutions.
+        size: (H, W) of the input.
+        coefficient: bound on each convolution; the branch's Lipschitz constant is at most its cube.
+        nonlinearity: a key of NONLINEARITIES.
+        first: leave out the leading nonlinearity (the network's first block sees pixels).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        size: tuple[int, int],
+        *,
+        coefficient: float,
+        nonlinearity: str = "elu",
+        first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.nonlinearity = nonlinearity
+        self.first = first
+        self.size = size
+
+        def conv(a: int, b: int, kernel: int) -> LipschitzConv2d:
+            return LipschitzConv2d(a, b, kernel, input_size=size, coefficient=coefficient)
+
+        self.conv1 = conv(channels, hidden, 3)
+        self.conv2 = conv(hidden, hidden, 1)
+        self.conv3 = conv(hidden, channels, 3)
+        self.series_terms = 5
+        self.trace_samples = 1
+        self.iterations = 0
+        """Iterations that the last inverse spent on its slowest sample."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Return F(x), (B, C, H, W)."""
+        act = NONLINEARITIES[self.nonlinearity]
+        h = self.conv1(x if self.first else act(x))
+        h = self.conv2(act(h))
+        out: Tensor = self.conv3(act(h))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        """Return log det (I + J_F) = Σ_n (-1)^(n+1) tr(J_F^n) / n, truncated (paper, section 3.1).
+
+        `series_terms` sets the truncation; the traces are Hutchinson estimates from
+        `trace_samples` random vectors, or exact (one pass per input element, for small maps and
+        tests) if that is 0. Differentiable when gradients are enabled.
+        """
+        with torch.enable_grad():
+            needs_graph = x.requires_grad or any(p.requires_grad for p in self.parameters())
+            if not x.requires_grad:
+                x = x.detach().requires_grad_(True)
+            y = self.branch(x)
+            if self.trace_samples:
+                probes = [torch.randn_like(x) for _ in range(self.trace_samples)]
+                weight = 1.0 / self.trace_samples
+            else:
+                basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+                probes = [e.view_as(x[0]).expand_as(x) for e in basis]
+                weight = 1.0
+            total = x.new_zeros(x.shape[0])
+            for v in probes:
+                w = v
+                for n in range(1, self.series_terms + 1):
+                    (w,) = torch.autograd.grad(y, x, w, create_graph=needs_graph, retain_graph=True)
+                    term = (w * v).flatten(1).sum(1) * (weight / n)
+                    total = total + term if n % 2 else total - term
+        return total if torch.is_grad_enabled() else total.detach()
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        """Solve x + F(x) = z by fixed-point iteration (paper, algorithm 1).
+
+        The residual |x + F(x) - z| is checked per sample in every iteration; samples below the
+        tolerance stop. Its value bounds the error of x by residual / (1 - Lip F).
+        """
+        with torch.no_grad():
+            solution = z.clone()
+            open_rows = torch.arange(z.shape[0], device=z.device)
+            x, target = z, z
+            residual = z.new_zeros(0)
+            for self.iterations in range(1, max_iterations + 1):
+                update = target - self.branch(x)
+                residual = (update - x).flatten(1).abs().amax(1)
+                x = update
+                is_open = ~(residual <= tolerance)  # not `>`: NaN must stay open
+                if not bool(is_open.all()):
+                    solution[open_rows[~is_open]] = x[~is_open]
+                    open_rows, x, target = open_rows[is_open], x[is_open], target[is_open]
+                    residual = residual[is_open]
+                    if open_rows.numel() == 0:
+                        return solution
+            if z.shape[0] == 0:
+                return solution
+            raise NotConverged(
+                "an i-ResNet block", float(residual.max()), open_rows.numel(), max_iterations
+            )
+
+
+class IResNet(TransformSequence):
+    """The network: a squeeze, then stages of [ActNorm, block], each but the first after a squeeze.
+
+    Args:
+        input_shape: (C, H, W).
+        blocks: blocks per stage.
+        strides: 1, or 2 for a squeeze in front of the stage.
+        hidden: branch channels per stage.
+        coefficient: bound on every convolution's norm.
+        initial_squeeze: factor of the first squeeze (1: none).
+        injective_padding: zero channels appended after the first squeeze.
+        nonlinearity: a key of NONLINEARITIES.
+
+    Raises:
+        ValueError: if a squeeze cannot divide the image.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        *,
+        blocks: Sequence[int] = (7, 7, 7),
+        strides: Sequence[int] = (1, 2, 2),
+        hidden: Sequence[int] = (32, 64, 128),
+        coefficient: float = 0.9,
+        initial_squeeze: int = 2,
+        injective_padding: int = 0,
+        nonlinearity: str = "elu",
+    ) -> None:
+        transforms: list[InvertibleTransform] = []
+        shape = input_shape
+
+        def add(transform: InvertibleTransform) -> None:
+            nonlocal shape
+            shape = transform.output_shape(shape)
+            transforms.append(transform)
+
+        if initial_squeeze > 1:
+            add(Squeeze(initial_squeeze))
+        if injective_padding:
+            add(InjectivePad(injective_padding))
+        first = True
+        for count, stride, width in zip(blocks, strides, hidden, strict=True):
+            if stride > 1:
+                add(Squeeze(stride))
+            for _ in range(count):
+                add(ActNorm(shape[0]))
+                add(
+                    IResNetBlock(
+                        shape[0],
+                        width,
+                        shape[1:],
+                        coefficient=coefficient,
+                        nonlinearity=nonlinearity,
+                        first=first,
+                    )
+                )
+                first = False
+        super().__init__(transforms)
+        self.input_shape = input_shape
+        self.latent_shape = shape
+        self.coefficient = coefficient
+
+    def largest_singular_value(self) -> float:
+        """Return the largest converged singular value of all convolutions, folded or not."""
+        return max(
+            operator_norm(conv, block.size if conv.kernel_size[0] > 1 else (1, 1))
+            for block in self.modules()
+            if isinstance(block, IResNetBlock)
+            for conv in (block.conv1, block.conv2, block.conv3)
+        )
+
+    def set_trace(self, *, series_terms: int, trace_samples: int) -> None:
+        """Set how `log_abs_det` estimates the traces of every block."""
+        for block in self.modules():
+            if isinstance(block, IResNetBlock):
+                block.series_terms = series_terms
+                block.trace_samples = trace_samples
+
+
+@torch.no_grad()
+def initialise_actnorm(network: TransformSequence, x: Tensor) -> None:
+    """Set every ActNorm of a network from one batch x (B, C, H, W), front to back."""
+    for transform in network.steps():
+        if isinstance(transform, ActNorm):
+            transform.initialise(x)
+        x = transform(x)
+
+
+def mixup_points(network: TransformSequence) -> list[int]:
+    """Return the positions between transforms where manifold mixup may mix: before each block."""
+    names: tuple[type[nn.Module], ...] = (ActNorm, Squeeze)
+    points = [i for i, t in enumerate(network.steps()) if not isinstance(t, names)]
+    return [0, *[p for p in points if p > 0], len(network.steps())]

@@ -1,0 +1,104 @@
+"""i-RevNet: coupling blocks with an inverse in closed form.
+
+Jacobsen, Smeulders & Oyallon, *i-RevNet: Deep Invertible Networks*, ICLR 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.nn.layers import InjectivePad, Squeeze
+from codedinvnet.nn.transform import InvertibleTransform, TransformSequence
+
+
+class CouplingBlock(InvertibleTransform):
+    """(a, b) -> (b, a + F(b)) on the two halves of the channels (paper, section 3.1).
+
+    F is a pre-activated bottleneck of three convolutions with batch normalisation; the block is
+    volume preserving. Its inverse is exact in evaluation mode, where the normalisation is fixed.
+
+    Args:
+        channels: channels of input and output, even.
+        hidden: channels inside F.
+        first: leave out the leading normalisation and nonlinearity.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, first: bool = False) -> None:
+        super().__init__()
+        half = channels // 2
+        lead: list[nn.Module] = [] if first else [nn.BatchNorm2d(half), nn.ReLU()]
+        self.branch = nn.Sequential(
+            *lead,
+            nn.Conv2d(half, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, half, 3, padding=1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return torch.cat([b, a + self.branch(b)], dim=1)
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        b, c = z.chunk(2, dim=1)
+        return torch.cat([c - self.branch(b), b], dim=1)
+
+
+class IRevNet(TransformSequence):
+    """A squeeze, optional injective padding, then stages of coupling blocks.
+
+    Args:
+        input_shape: (C, H, W).
+        blocks: blocks per stage.
+        strides: 1, or 2 for a squeeze in front of the stage.
+        hidden: channels inside the branches, per stage.
+        initial_squeeze: factor of the first squeeze (1: none).
+        injective_padding: zero channels appended after the first squeeze.
+
+    Raises:
+        ValueError: if a squeeze cannot divide the image, or channels cannot be halved.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        *,
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        hidden: Sequence[int],
+        initial_squeeze: int = 2,
+        injective_padding: int = 0,
+    ) -> None:
+        transforms: list[InvertibleTransform] = []
+        shape = input_shape
+        if initial_squeeze > 1:
+            transforms.append(Squeeze(initial_squeeze))
+        if injective_padding:
+            transforms.append(InjectivePad(injective_padding))
+        for transform in transforms:
+            shape = transform.output_shape(shape)
+        first = True
+        for count, stride, width in zip(blocks, strides, hidden, strict=True):
+            if stride > 1:
+                transforms.append(Squeeze(stride))
+                shape = transforms[-1].output_shape(shape)
+            if shape[0] % 2:
+                raise ValueError(
+                    f"a coupling block cannot halve {shape[0]} channels: "
+                    "change the squeezes or the injective padding"
+                )
+            for _ in range(count):
+                transforms.append(CouplingBlock(shape[0], width, first=first))
+                first = False
+        super().__init__(transforms)
+        self.input_shape = input_shape
+        self.latent_shape = shape

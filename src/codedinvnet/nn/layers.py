@@ -1,0 +1,90 @@
+"""Small invertible layers: pixels, squeeze, activation normalisation, injective padding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.nn.transform import InvertibleTransform
+
+
+class Squeeze(InvertibleTransform):
+    """Space to depth: every `factor`×`factor` block of pixels becomes channels."""
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, self.factor)
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        return F.pixel_shuffle(z, self.factor)
+
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        channels, height, width = shape
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"a squeeze by {self.factor} cannot divide an image of {height}x{width} pixels"
+            )
+        return channels * self.factor**2, height // self.factor, width // self.factor
+
+
+class InjectivePad(InvertibleTransform):
+    """Append zero channels (Jacobsen et al., i-RevNet, ICLR 2018).
+
+    The map is injective but not onto: the inverse drops the channels, whatever is in them, so a
+    mean of latents has a preimage only approximately.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, self.channels))
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        return z[:, : z.shape[1] - self.channels]
+
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape[0] + self.channels, shape[1], shape[2]
+
+
+class ActNorm(InvertibleTransform):
+    """A scale and a shift per channel (Kingma & Dhariwal, Glow, NeurIPS 2018).
+
+    `initialise` sets both from one batch so that the output has mean 0 and variance 1 per channel;
+    training goes on from there.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Normalise the channels of x (B, C, H, W)."""
+        values = x.transpose(0, 1).flatten(1)
+        # A channel that never varies (a corner of the border) must not be blown up.
+        scale = 1.0 / values.std(dim=1).clamp_min(0.05)
+        self.log_scale.copy_(scale.log())
+        self.shift.copy_(-values.mean(dim=1) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.log_scale.exp()[:, None, None]
+        return torch.addcmul(self.shift[:, None, None], x, scale)
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        return (self.log_scale.sum() * x.shape[2] * x.shape[3]).expand(x.shape[0])
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        return (z - self.shift[:, None, None]) * (-self.log_scale).exp()[:, None, None]
