@@ -1,0 +1,1 @@
+"""Training stages: the network, the fusion data set, the fusion encoder."""

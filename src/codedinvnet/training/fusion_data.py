@@ -1,0 +1,179 @@
+"""Stage 2 of the paper: the fusion data set, groups of images with f⁻¹(mean z) as the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
+from codedinvnet.config import PixelFusionSettings, Settings
+from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.model import prepare
+from codedinvnet.nn.lipschitz import fold
+from codedinvnet.nn.transform import NotConverged
+from codedinvnet.training.loop import differing_keys
+from codedinvnet.training.network import load_trained_network, network_settings
+
+INVERSION_BATCH = 128
+TOLERANCE = 1e-4  # a 25th of one grey level: the targets need no more
+
+
+class FusionData(NamedTuple):
+    """Groups and targets: rows of the training images (N, k), and images (N, C, H, W)."""
+
+    groups: Tensor
+    targets: Tensor
+
+
+def pixel_settings(settings: Settings) -> PixelFusionSettings:
+    """Return the fusion section if it has the paper's objective.
+
+    Raises:
+        UserError: if it has another one.
+    """
+    if not isinstance(settings.fusion, PixelFusionSettings):
+        raise UserError(
+            f"{settings.name}: the objective 'recovery' draws its groups anew in every step and "
+            "has no fusion data set: go on with the fusion training itself"
+        )
+    return settings.fusion
+
+
+def draw_groups(rows: Tensor, count: int, members: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` groups (count, members) from rows, going through all rows before repeating."""
+    if members > len(rows):
+        raise UserError(f"groups of {members} cannot be drawn from {len(rows)} images")
+    per_pass = len(rows) // members
+    passes = [
+        rows[torch.randperm(len(rows), generator=generator)][: per_pass * members].view(-1, members)
+        for _ in range(-(-count // per_pass))
+    ]
+    return torch.cat(passes)[:count]
+
+
+def sample_fusion_data(
+    settings: Settings,
+    source: ImageSource,
+    network_folder: Path,
+    folder: Path,
+    *,
+    members: int,
+    shard_batches: int,
+    device: torch.device,
+    resume: bool,
+) -> dict[str, Any]:
+    """Generate the fusion data set in `folder/data`, a shard at a time.
+
+    The last tenth on top of `fusion.groups` comes from the validation images. A shard is written
+    whole; with `resume`, shards that are there already are kept.
+
+    Returns:
+        What was made: groups, shards, the largest residual of the inverse's check.
+    """
+    fusion = pixel_settings(settings)
+    network, _, _ = load_trained_network(settings, network_folder, device)
+    fold(network)
+    train, validation = split_indices(len(source), settings.data.validation, settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed + members)
+    parts = {
+        "train": draw_groups(train, fusion.groups, members, generator),
+        "validation": draw_groups(validation, max(1, fusion.groups // 10), members, generator),
+    }
+    stamp = {**network_settings(settings), "groups": fusion.groups, "members": members}
+    per_shard = shard_batches * INVERSION_BATCH
+    total = sum(len(groups) for groups in parts.values())
+    worst, shards = 0.0, 0
+    with tqdm(total=total, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
+        for part, groups in parts.items():
+            for number, shard in enumerate(groups.split(per_shard)):
+                path = folder / "data" / f"{part}-{number:05d}.safetensors"
+                if not (resume and _is_current(path, stamp)):
+                    targets, error = _invert_means(settings, source, network, shard, bar, device)
+                    worst = max(worst, error)
+                    save_checkpoint(
+                        path, {"groups": shard, "targets": targets}, {"settings": stamp}
+                    )
+                else:
+                    bar.update(len(shard))
+                shards += 1
+    for path in (folder / "data").glob("*.safetensors"):
+        if not _is_current(path, stamp):  # left by an earlier, larger data set
+            path.unlink()
+    return {"groups": total, "members": members, "shards": shards, "largest_latent_error": worst}
+
+
+def _invert_means(
+    settings: Settings,
+    source: ImageSource,
+    network: Any,
+    groups: Tensor,
+    bar: Any,
+    device: torch.device,
+) -> tuple[Tensor, float]:
+    """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most."""
+    targets, worst = [], 0.0
+    for batch in groups.split(INVERSION_BATCH):
+        images, _ = source.batch(batch.flatten())
+        with torch.inference_mode():
+            latents = network(prepare(images.to(device), settings.data.padding))
+            mean = latents.unflatten(0, tuple(batch.shape)).mean(dim=1)
+            try:
+                target = network.inverse(mean, tolerance=TOLERANCE)
+            except NotConverged as error:
+                raise UserError(
+                    f"the network cannot be inverted at a mean latent ({error}); "
+                    "train it longer or with a smaller network.coefficient"
+                ) from error
+            worst = max(worst, float((network(target) - mean).abs().max()))
+        targets.append(target.cpu())
+        bar.update(len(batch))
+    return torch.cat(targets), worst
+
+
+def _is_current(path: Path, stamp: dict[str, Any]) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        _, header = load_checkpoint(path)
+    except UserError:
+        return False
+    return not differing_keys(header.get("settings"), stamp)
+
+
+def load_fusion_data(settings: Settings, folder: Path, members: int, part: str) -> FusionData:
+    """Read all shards of one part ("train" or "validation").
+
+    Raises:
+        UserError: if there are none, or they were made with other settings.
+    """
+    fusion = pixel_settings(settings)
+    stamp = {**network_settings(settings), "groups": fusion.groups, "members": members}
+    paths = sorted((folder / "data").glob(f"{part}-*.safetensors"))
+    if not paths:
+        raise UserError(
+            f"no fusion data set in {folder / 'data'}: generate it first "
+            "(`codedinvnet sample`, or main.py -fusion -sample_fusion)"
+        )
+    groups, targets = [], []
+    for path in paths:
+        tensors, header = load_checkpoint(path)
+        changed = differing_keys(header.get("settings"), stamp)
+        if changed:
+            raise UserError(
+                f"{path} was generated with other settings ({', '.join(changed)}): generate it anew"
+            )
+        groups.append(tensors["groups"])
+        targets.append(tensors["targets"])
+    data = FusionData(torch.cat(groups), torch.cat(targets))
+    wanted = fusion.groups if part == "train" else max(1, fusion.groups // 10)
+    if len(data.groups) != wanted:
+        raise UserError(
+            f"{folder / 'data'} holds {len(data.groups)} of {wanted} {part} groups: "
+            "finish it (`codedinvnet sample --resume`)"
+        )
+    return data

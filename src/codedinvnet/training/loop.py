@@ -1,0 +1,203 @@
+"""The loop that every training stage runs in.
+
+It owns what the stages share: epochs, a progress bar with the time left, TensorBoard, checkpoints
+that resume after a kill, and the choice of the best epoch on the validation split. All randomness
+of an epoch comes from the seed and the epoch's number, so a resumed run repeats an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from codedinvnet.checkpoint import (
+    load_checkpoint,
+    load_modules,
+    load_optimizers,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from codedinvnet.errors import UserError
+
+LATEST = -1
+"""As `resume`: go on from the newest checkpoint, if there is one."""
+
+
+class Stage(Protocol):
+    """One thing to train."""
+
+    name: str
+    steps_per_epoch: int
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the modules to train and keep."""
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the optimisers to keep."""
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Prepare an epoch; every random choice in it must come from the generator."""
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        """Do one optimiser step and return scalars to show."""
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        """Return a score, higher is better, and scalars to show, from the validation split."""
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return images (3 or 1, H, W) in 0..1 for TensorBoard."""
+
+
+def warmup_cosine(step: int, total: int, warmup: float) -> float:
+    """Return the factor of the learning rate: up linearly, then down a half cosine to 0."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def train_stage(
+    stage: Stage,
+    folder: Path,
+    *,
+    epochs: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    resume: int = 0,
+    keep: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a stage for `epochs` epochs and leave `last` and `best` checkpoints in `folder`.
+
+    Args:
+        stage: what to train.
+        folder: where checkpoints and TensorBoard files go.
+        epochs: how many epochs in all.
+        seed: of everything random.
+        settings: what the result depends on; a checkpoint with other settings is not resumed.
+        resume: 0 from the start, n from the checkpoint after epoch n, LATEST from the newest.
+        keep: further entries for the checkpoints' headers.
+
+    Returns:
+        The header of the best checkpoint.
+
+    Raises:
+        UserError: if the checkpoint to resume is missing or does not fit.
+    """
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    start, seconds, best_score = 0, 0.0, -math.inf
+    if resume and (resume != LATEST or last.is_file()):
+        tensors, header = load_checkpoint(last)
+        _check_resumable(header, settings, last, resume)
+        load_modules(stage.modules(), tensors, last)
+        load_optimizers(stage.optimizers(), tensors)
+        start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
+    writer = None
+    total = epochs * stage.steps_per_epoch
+    bar = tqdm(
+        total=total,
+        initial=start * stage.steps_per_epoch,
+        desc=stage.name,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=1.0,
+    )
+    try:
+        for epoch in range(start, epochs):
+            if writer is None:
+                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            began = time.monotonic()
+            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(seed * 100_003 + epoch)
+            for module in stage.modules().values():
+                module.train()
+            stage.start_epoch(epoch, generator)
+            sums: dict[str, float] = {}
+            for index in range(stage.steps_per_epoch):
+                scalars = stage.step(epoch, index)
+                for key, value in scalars.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                bar.update()
+                if index % 10 == 0:
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()}, refresh=False)
+            for module in stage.modules().values():
+                module.eval()
+            score, scalars = stage.validate()
+            seconds += time.monotonic() - began
+            mean = {key: value / stage.steps_per_epoch for key, value in sums.items()}
+            if not all(math.isfinite(v) for v in [*mean.values(), score]):
+                raise UserError(
+                    f"{stage.name}: the loss is not finite in epoch {epoch + 1}; "
+                    f"lower the learning rate. The checkpoint of epoch {epoch} is untouched."
+                )
+            for key, value in [*mean.items(), *scalars.items()]:
+                writer.add_scalar(f"{stage.name}/{key}", value, epoch + 1)
+            for key, picture in stage.pictures().items():
+                writer.add_image(f"{stage.name}/{key}", picture, epoch + 1)
+            writer.flush()
+            shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
+            bar.write(f"{stage.name} epoch {epoch + 1}/{epochs} ({seconds:.0f} s): {shown}")
+            header = {
+                "stage": stage.name,
+                "settings": dict(settings),
+                "epoch": epoch + 1,
+                "epochs": epochs,
+                "seconds": seconds,
+                "score": score,
+                "validation": dict(scalars),
+                **(keep or {}),
+            }
+            if score > best_score:
+                best_score = score
+                save_checkpoint(best, module_tensors(stage.modules()), header)
+            tensors = module_tensors(stage.modules())
+            tensors.update(optimizer_tensors(stage.optimizers()))
+            save_checkpoint(last, tensors, {**header, "best_score": best_score})
+    finally:
+        bar.close()
+        if writer is not None:
+            writer.close()
+    tensors, header = load_checkpoint(best)
+    load_modules(stage.modules(), tensors, best)
+    return header
+
+
+def _check_resumable(
+    header: Mapping[str, Any], settings: Mapping[str, Any], path: Path, resume: int
+) -> None:
+    changed = differing_keys(header.get("settings", {}), settings)
+    if changed:
+        raise UserError(
+            f"{path} was trained with other settings ({', '.join(changed)}): "
+            "start over, or use another name or save directory"
+        )
+    if resume not in (LATEST, header["epoch"]):
+        raise UserError(
+            f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
+        )
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Name the keys in which two nested settings differ, with both values."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return [
+            found
+            for key in sorted(a.keys() | b.keys())
+            for found in differing_keys(a.get(key), b.get(key), f"{prefix}{key}.")
+        ]
+    a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
+    return [] if a == b else [f"{prefix.rstrip('.')} {a!r} -> {b!r}"]

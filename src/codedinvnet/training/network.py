@@ -1,0 +1,248 @@
+"""Stage 1: the invertible network f and its head g, by classification or density estimation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from codedinvnet.checkpoint import (
+    load_checkpoint,
+    load_modules,
+    module_tensors,
+    save_checkpoint,
+)
+from codedinvnet.config import Settings
+from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.model import build_network, prepare
+from codedinvnet.nn.head import Head
+from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
+from codedinvnet.nn.irevnet import IRevNet
+from codedinvnet.nn.lipschitz import constrain_exactly, project
+from codedinvnet.training.loop import set_rate, train_stage, warmup_cosine
+
+EVALUATION_BATCH = 250
+
+
+def padded_shape(source: ImageSource, padding: int) -> tuple[int, int, int]:
+    """Return the network's input shape (C, H, W) for images of a source."""
+    channels, height, width = source.shape
+    return channels, height + 2 * padding, width + 2 * padding
+
+
+def augment(x: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images (B, C, H, W), and shift each by up to `shift` pixels."""
+    batch = x.shape[0]
+    if flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x = torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
+    if shift:
+        height, width = x.shape[2:]
+        offsets = torch.randint(0, 2 * shift + 1, (2, batch), generator=generator).to(x.device)
+        rows = offsets[0][:, None] + torch.arange(height, device=x.device)
+        columns = offsets[1][:, None] + torch.arange(width, device=x.device)
+        x = F.pad(x, (shift,) * 4)
+        index = torch.arange(batch, device=x.device)[:, None, None]
+        x = x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return x
+
+
+class NetworkStage:
+    """Train f and g (Dinh & Lee, section 3.1: i-ResNet with manifold mixup)."""
+
+    name = "network"
+
+    def __init__(self, settings: Settings, source: ImageSource, device: torch.device) -> None:
+        self.settings, self.source, self.device = settings, source, device
+        self.options = settings.training
+        torch.manual_seed(settings.seed)
+        shape = padded_shape(source, settings.data.padding)
+        self.network = build_network(settings.network, shape).to(device)
+        self.head = Head(self.network.latent_shape, len(source.classes)).to(device)
+        self.train_rows, self.validation_rows = split_indices(
+            len(source), settings.data.validation, settings.seed
+        )
+        if len(self.train_rows) < self.options.batch_size:
+            raise UserError(
+                f"training.batch_size {self.options.batch_size} is more than the "
+                f"{len(self.train_rows)} training images"
+            )
+        self.density = self.options.objective == "density"
+        if self.density and isinstance(self.network, IRevNet):
+            raise UserError("density estimation needs an i-ResNet: set network.kind to 'iresnet'")
+        if isinstance(self.network, IResNet):
+            self.network.set_trace(
+                series_terms=self.options.series_terms, trace_samples=self.options.trace_samples
+            )
+        self.steps_per_epoch = len(self.train_rows) // self.options.batch_size
+        self.total_steps = self.options.epochs * self.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(
+            [*self.network.parameters(), *self.head.parameters()],
+            lr=self.options.learning_rate,
+            weight_decay=self.options.weight_decay,
+        )
+        self.points = mixup_points(self.network)
+        self.generator = torch.Generator()
+        self.order = self.train_rows
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return f and g."""
+        return {"network": self.network, "head": self.head}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the one optimiser."""
+        return {"optimizer": self.optimizer}
+
+    def initialise(self) -> None:
+        """Set the constraint and the activation normalisation before the first step."""
+        rows = self.train_rows[: self.options.init_batch]
+        x = prepare(self.source.batch(rows)[0].to(self.device), self.settings.data.padding)
+        project(self.network, iterations=50)
+        initialise_actnorm(self.network, x)
+        with torch.no_grad():
+            self.head.norm.initialise(self.network(x))
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Draw the order of the training images."""
+        if epoch == 0:
+            self.initialise()
+        self.generator = generator
+        self.order = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)]
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        """Do one step on one batch."""
+        options = self.options
+        step = epoch * self.steps_per_epoch + index
+        factor = warmup_cosine(step, self.total_steps, options.warmup)
+        set_rate(self.optimizer, options.learning_rate * factor)
+        rows = self.order[index * options.batch_size : (index + 1) * options.batch_size]
+        images, labels = self.source.batch(rows)
+        x = prepare(images.to(self.device), self.settings.data.padding)
+        x = augment(x, options.flip, options.shift, self.generator)
+        loss = self.density_loss(x) if self.density else self.mixup_loss(x, labels.to(self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        project(self.network)
+        return {"bits_per_dimension" if self.density else "loss": float(loss.detach())}
+
+    def mixup_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with manifold mixup (Verma et al., ICML 2019) at a random layer."""
+        options = self.options
+        steps = self.network.steps()
+        if options.mixup == "none":
+            return F.cross_entropy(self.head(self.network(x)), labels)
+        points = self.points if options.mixup == "manifold" else [0]
+        point = points[int(torch.randint(len(points), (), generator=self.generator))]
+        share = float(
+            torch._sample_dirichlet(
+                torch.full((2,), options.mixup_alpha, dtype=torch.float64), self.generator
+            )[0]
+        )
+        partner = torch.randperm(x.shape[0], generator=self.generator).to(x.device)
+        for position, transform in enumerate([*steps, nn.Identity()]):
+            if position == point:
+                x = share * x + (1 - share) * x[partner]
+            x = transform(x)
+        logits = self.head(x)
+        own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[partner])
+        loss: Tensor = share * own + (1 - share) * other
+        return loss
+
+    def density_loss(self, x: Tensor) -> Tensor:
+        """Negative log-likelihood of dequantised images under a standard normal, in bits/dim."""
+        noise = torch.rand(x.shape, generator=self.generator).to(x.device)
+        return self.bits_per_dimension((x * 255 + noise) / 256).mean()
+
+    def bits_per_dimension(self, x: Tensor) -> Tensor:
+        """Return (B,) bits per dimension of images x in 0..1 with 256 levels."""
+        z: Tensor = self.network(x)
+        log_prior = (-0.5 * (z**2 + math.log(2 * math.pi))).flatten(1).sum(1)
+        log_likelihood = log_prior + self.network.log_abs_det(x)
+        return 8.0 - log_likelihood / (x[0].numel() * math.log(2))
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        """Score the validation images: accuracy, or minus the bits per dimension."""
+        correct, bits, total = 0, 0.0, len(self.validation_rows)
+        for rows in self.validation_rows.split(EVALUATION_BATCH):
+            images, labels = self.source.batch(rows)
+            x = prepare(images.to(self.device), self.settings.data.padding)
+            with torch.no_grad():
+                if self.density:
+                    bits += float(self.bits_per_dimension(x + 0.5 / 256).sum())
+                else:
+                    logits = self.head(self.network(x))
+                    correct += int((logits.argmax(1).cpu() == labels).sum())
+        if self.density:
+            return -bits / total, {"validation_bits_per_dimension": bits / total}
+        return correct / total, {"validation_accuracy": correct / total}
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return images and their round trip through f and its inverse, above each other."""
+        images, _ = self.source.batch(self.validation_rows[:8])
+        x = prepare(images.to(self.device), self.settings.data.padding)
+        with torch.no_grad():
+            back = self.network.inverse(self.network(x), tolerance=1e-3)
+        rows = [torch.cat(list(part), dim=2) for part in (x, back)]
+        return {"inverse": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
+
+
+def network_settings(settings: Settings) -> dict[str, Any]:
+    """Return the part of the settings that a trained network depends on."""
+    chosen = settings.model_dump(mode="json", include={"seed", "data", "network", "training"})
+    return dict(chosen)
+
+
+def train_network(
+    settings: Settings, source: ImageSource, folder: Path, *, device: torch.device, resume: int = 0
+) -> dict[str, Any]:
+    """Train f and g, constrain f exactly, and leave `network.safetensors` in the folder.
+
+    Returns:
+        The header of the finished checkpoint.
+    """
+    stage = NetworkStage(settings, source, device)
+    header = train_stage(
+        stage,
+        folder,
+        epochs=settings.training.epochs,
+        seed=settings.seed,
+        settings=network_settings(settings),
+        resume=resume,
+        keep={"classes": list(source.classes), "image_shape": list(source.shape)},
+    )
+    before = header["validation"]
+    if isinstance(stage.network, IResNet):
+        constrain_exactly(stage.network)
+        _, after = stage.validate()
+        header = {**header, "validation": dict(after)}
+        tqdm.write(f"network: constraint made exact, validation {before} -> {dict(after)}")
+    save_checkpoint(folder / "network.safetensors", module_tensors(stage.modules()), header)
+    return header
+
+
+def load_trained_network(
+    settings: Settings, folder: Path, device: torch.device
+) -> tuple[IResNet | IRevNet, Head, dict[str, Any]]:
+    """Load what `train_network` left: f and g in evaluation mode, and the header.
+
+    Raises:
+        UserError: if it is missing or was trained with other settings.
+    """
+    path = folder / "network.safetensors"
+    if not path.is_file():
+        raise UserError(f"no trained network at {path}: train it first (`codedinvnet train`)")
+    tensors, header = load_checkpoint(path)
+    shape = tuple(header["image_shape"])
+    pad = settings.data.padding
+    network = build_network(settings.network, (shape[0], shape[1] + 2 * pad, shape[2] + 2 * pad))
+    head = Head(network.latent_shape, len(header["classes"]))
+    load_modules({"network": network, "head": head}, tensors, path)
+    return network.to(device).eval(), head.to(device).eval(), header

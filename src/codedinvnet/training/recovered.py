@@ -1,0 +1,43 @@
+"""Recovered accuracy on the validation split, as the fusion stages watch it while they train."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codedinvnet.data import random_groups
+from codedinvnet.model import CodedModel
+
+BATCH = 250
+
+
+@torch.no_grad()
+def embed_all(model: CodedModel, images: Tensor) -> Tensor:
+    """Embed images (N, C, H, W) in batches, as (N, *latent_shape)."""
+    return torch.cat([model.embed(part) for part in images.split(BATCH)])
+
+
+@torch.no_grad()
+def recovered_accuracy(
+    model: CodedModel, images: Tensor, labels: Tensor, latents: Tensor, members: int
+) -> float:
+    """Return the accuracy of decoded answers, each image erased once in one fixed grouping.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, C, H, W) uint8.
+        labels: (N,).
+        latents: f of the images, (N, *latent_shape).
+        members: k.
+    """
+    groups = random_groups(len(images), members, torch.Generator().manual_seed(members))
+    correct = 0
+    for rows, counted in zip(groups.members.split(BATCH), groups.counted.split(BATCH), strict=True):
+        parity = model.encode(images[rows])
+        z = latents[rows]
+        # All members share one error: decoded z_i = m·z_p − Σ_{j≠i} z_j = z_i + (m·z_p − Σ z_j).
+        decoded = z + (members * parity.latent - z.sum(dim=1))[:, None]
+        logits = model.recover(decoded.flatten(0, 1), parity.side.flatten(0, 1))
+        hits = logits.argmax(1) == labels[rows.flatten()]
+        correct += int(hits[counted.flatten().to(hits.device)].sum())
+    return correct / len(images)

@@ -1,0 +1,165 @@
+"""The recovery objective: E and g' learn from the decoded predictions of all positions.
+
+Groups are drawn anew in every step, of a size m drawn from 2 to k. First f and g are frozen and
+their latents are cached; then all four are trained together, with the direct answers' own
+cross-entropy beside the decoded ones', so that normal accuracy is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.config import RecoveryFusionSettings, Settings
+from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.model import CodedModel
+from codedinvnet.nn.lipschitz import project
+from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.network import augment
+from codedinvnet.training.recovered import embed_all, recovered_accuracy
+
+WARMUP = 0.1
+GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
+
+
+class RecoveryStage:
+    """Train E and g' with f and g frozen, or (`joint`) all four."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fusion: RecoveryFusionSettings,
+        source: ImageSource,
+        model: CodedModel,
+        device: torch.device,
+        *,
+        joint: bool,
+    ) -> None:
+        self.name = "joint" if joint else "recovery"
+        self.settings, self.fusion, self.source, self.model = settings, fusion, source, model
+        self.device, self.joint = device, joint
+        self.batch_size = fusion.joint_batch_size if joint else fusion.batch_size
+        self.rate = fusion.joint_learning_rate if joint else fusion.learning_rate
+        self.steps_per_epoch = fusion.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * (fusion.joint_epochs if joint else fusion.epochs)
+        self.train_rows, validation = split_indices(
+            len(source), settings.data.validation, settings.seed
+        )
+        model.requires_grad_(joint)
+        parts = [model.encoder, model.recovery_head]
+        for part in parts:
+            assert part is not None
+            part.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=self.rate, weight_decay=1e-4
+        )
+        images, labels = source.batch(validation)
+        self.validation_images, self.validation_labels = images.to(device), labels.to(device)
+        self.latents: Tensor | None = None
+        self.generator = torch.Generator()
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the whole model."""
+        return {"model": self.model}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the one optimiser."""
+        return {"optimizer": self.optimizer}
+
+    def initialise(self) -> None:
+        """Normalise the recovery head's input; cache the frozen network's latents."""
+        rows = self.train_rows[:1024]
+        z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
+        assert self.model.recovery_head is not None
+        self.model.recovery_head.norm.initialise(z)
+
+    def cached_latents(self) -> Tensor:
+        """Return f of all training images in the order of `train_rows`, computed once."""
+        if self.latents is None:
+            parts = [
+                embed_all(self.model, self.source.batch(rows)[0].to(self.device))
+                for rows in self.train_rows.split(2500)
+            ]
+            self.latents = torch.cat(parts)
+        return self.latents
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Keep the epoch's generator; its first epoch initialises."""
+        self.generator = generator
+        self.model.network.eval()  # i-RevNet's batch statistics stay as they were trained
+        if epoch == 0 and not self.joint:
+            self.initialise()
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        """Do one step on freshly drawn groups of one random size."""
+        step = epoch * self.steps_per_epoch + index
+        set_rate(self.optimizer, self.rate * warmup_cosine(step, self.total_steps, WARMUP))
+        members = int(torch.randint(2, self.fusion.members + 1, (), generator=self.generator))
+        wanted = self.batch_size * members
+        if wanted <= len(self.train_rows):
+            order = torch.randperm(len(self.train_rows), generator=self.generator)[:wanted]
+        else:
+            order = torch.randint(len(self.train_rows), (wanted,), generator=self.generator)
+        images, labels = self.source.batch(self.train_rows[order])
+        labels = labels.to(self.device)
+        x = self.model.prepare(images.to(self.device))
+        if self.joint:
+            options = self.settings.training
+            x = augment(x, options.flip, options.shift, self.generator)
+            flat = self.model.network(x)
+        else:
+            flat = self.cached_latents()[order.to(self.device)]
+        shape = (self.batch_size, members)
+        z = flat.unflatten(0, shape)
+        encoding = self.model.encoder(x.unflatten(0, shape))
+        parity = self.model.network(encoding.parity)
+        # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
+        error = members * parity - z.sum(dim=1)
+        decoded = (z + error[:, None]).flatten(0, 1)
+        recovered = F.cross_entropy(
+            self.model.recover(decoded, encoding.side.flatten(0, 1)), labels
+        )
+        latent = error.square().mean()
+        loss = recovered + self.fusion.latent_weight * latent
+        scalars = {"recovered": float(recovered.detach()), "latent": float(latent.detach())}
+        if self.joint:
+            normal = F.cross_entropy(self.model.classify(flat), labels)
+            loss = loss + self.fusion.normal_weight * normal
+            scalars["normal"] = float(normal.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(
+            [p for p in self.model.parameters() if p.requires_grad], GRADIENT_NORM
+        )
+        self.optimizer.step()
+        if self.joint:
+            project(self.model.network)
+        return scalars
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        """Score by normal accuracy plus recovered accuracy at the largest group size."""
+        images, labels = self.validation_images, self.validation_labels
+        latents = embed_all(self.model, images)
+        with torch.no_grad():
+            predictions = self.model.classify(latents).argmax(1)
+        normal = float((predictions == labels).float().mean())
+        scalars = {"validation_normal": normal}
+        for members in sorted({2, self.fusion.members}):
+            scalars[f"validation_recovered_k{members}"] = recovered_accuracy(
+                self.model, images, labels, latents, members
+            )
+        return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return one group a row: some of its images and the parity image."""
+        members = self.fusion.members
+        count = min(4, len(self.validation_images) // members)
+        groups = self.validation_images[: count * members].unflatten(0, (count, members))
+        with torch.no_grad():
+            parity = self.model.parity_images(groups)
+        x = self.model.prepare(groups)
+        rows = [torch.cat([*x[i], parity[i]], dim=2) for i in range(count)]
+        return {"parity": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
