@@ -1,0 +1,240 @@
+"""Bundles: a trained coded model in a folder, with what a user and a server must know of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from codedinvnet.checkpoint import (
+    FORMAT_VERSION,
+    load_checkpoint,
+    load_modules,
+    module_tensors,
+    save_checkpoint,
+    write_atomically,
+)
+from codedinvnet.config import Section, Settings, describe
+from codedinvnet.errors import UserError
+from codedinvnet.methods import CodedInvNet
+from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
+from codedinvnet.nn.fusion import PixelMean
+from codedinvnet.nn.lipschitz import fold
+
+WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
+
+
+class InputDescription(Section):
+    """What the model takes."""
+
+    datatype: str = "UINT8"
+    shape: tuple[int, int, int]
+    """(C, H, W) of one image as it is sent."""
+    scaling: float = 1 / 255
+    """Factor that the model applies to UINT8 values; floats in 0..1 are taken as they are."""
+    padding: int
+    """Zero pixels that the model adds on every side."""
+
+
+class Provenance(Section):
+    """Where the weights come from."""
+
+    command: str
+    commit: str
+    data: str
+    machine: str
+    seconds: float
+    settings: Settings
+
+
+class BundleInfo(Section):
+    """The contents of bundle.json."""
+
+    format_version: int
+    name: str
+    input: InputDescription
+    classes: tuple[str, ...]
+    group_sizes: tuple[int, ...]
+    """The m that it serves."""
+    model: ModelSettings
+    provenance: Provenance
+    figures: dict[str, Any]
+
+
+class Bundle:
+    """A loaded bundle: f, g, E and g', folded and in evaluation mode.
+
+    Images are uint8 in 0..255, or floats in 0..1, as they are stored (`info.input.shape`).
+    """
+
+    def __init__(self, info: BundleInfo, model: CodedModel) -> None:
+        self.info = info
+        self.model = model.eval()
+        self.model.requires_grad_(False)
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as latents (B, *latent_shape)."""
+        return self.model.embed(self.checked(images, 4))
+
+    @torch.inference_mode()
+    def classify(self, latents: Tensor) -> Tensor:
+        """Return class probabilities (B, classes) of latents (B, *latent_shape)."""
+        return self.model.classify(latents).softmax(1)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Parity:
+        """Do the parity worker's work for groups of images (B, m, C, H, W)."""
+        return self.model.encode(self.checked(images, 5))
+
+    @torch.inference_mode()
+    def decode(self, parity: Parity, others: Tensor, missing: int) -> Tensor:
+        """Return class probabilities (B, classes) of each group's missing member.
+
+        Args:
+            parity: what `encode` returned.
+            others: latents (B, m − 1, *latent_shape) of the members that answered, in any order.
+            missing: the missing member's position in the group.
+        """
+        latent = decode_missing(parity.latent, others)
+        return self.model.recover(latent, parity.side[:, missing]).softmax(1)
+
+    def method(self, k: int) -> CodedInvNet:
+        """Return the coding method for groups of up to k.
+
+        Raises:
+            UserError: if the bundle was not trained for groups of that size.
+        """
+        if k not in self.info.group_sizes:
+            sizes = self.info.group_sizes
+            raise UserError(
+                f"bundle {self.info.name!r} serves groups of {sizes[0]} to {sizes[-1]}, got k = {k}"
+                if len(sizes) > 1
+                else f"bundle {self.info.name!r} serves groups of {sizes[0]} only, got k = {k}"
+            )
+        return CodedInvNet(self.model, k)
+
+    def with_pixel_mean(self) -> Bundle:
+        """Return the bundle with the average image, and no side features, in place of E."""
+        model = CodedModel(self.info.model)
+        fold(model)
+        model.load_state_dict(self.model.state_dict())
+        model.encoder = PixelMean(self.info.model.encoder.side_features)
+        return Bundle(self.info, model.to(next(self.model.parameters()).device))
+
+    def checked(self, images: Tensor, rank: int) -> Tensor:
+        """Return the images if the model can take them.
+
+        Raises:
+            UserError: if their rank, shape, type or range is wrong.
+        """
+        shape = self.info.input.shape
+        if images.ndim != rank or tuple(images.shape[-3:]) != shape:
+            leading = "B, m" if rank == 5 else "B"
+            wanted = ", ".join(map(str, shape))
+            raise UserError(
+                f"images must have shape ({leading}, {wanted}), got {tuple(images.shape)}"
+            )
+        if images.dtype == torch.uint8:
+            return images
+        if not images.is_floating_point():
+            raise UserError(f"images must be uint8 or floats in 0..1, got {images.dtype}")
+        if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+            raise UserError("float images must lie in 0..1, without NaN")
+        return images.float()
+
+
+def shipped_bundles() -> tuple[str, ...]:
+    """Return the names of the bundles inside the package."""
+    root = resources.files("codedinvnet") / "bundles"
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(p.name for p in root.iterdir() if (p / DESCRIPTION).is_file()))
+
+
+def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
+    """Load a bundle by the name of a shipped one, or from a folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged or of another format version.
+    """
+    folder = Path(name)
+    shipped = shipped_bundles()
+    if str(name) in shipped:
+        folder = Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
+    elif not (folder / DESCRIPTION).is_file():
+        raise UserError(
+            f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "
+            f"({', '.join(shipped) or 'none ship'})"
+        )
+    path = folder / DESCRIPTION
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is truncated or not JSON: {error}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
+        )
+    try:
+        info = BundleInfo.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, BundleInfo, raw)}") from error
+    model = CodedModel(info.model)
+    fold(model)
+    tensors, _ = load_checkpoint(folder / WEIGHTS)
+    load_modules({"model": model}, tensors, folder / WEIGHTS)
+    return Bundle(info, model.to(device))
+
+
+def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
+    """Write a bundle; the model's constrained convolutions are folded first, in place."""
+    fold(model)
+    save_checkpoint(folder / WEIGHTS, module_tensors({"model": model}), {"bundle": info.name})
+    write_description(folder, info)
+
+
+def write_description(folder: Path, info: BundleInfo) -> None:
+    """Write bundle.json."""
+    text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    write_atomically(folder / DESCRIPTION, (text + "\n").encode())
+
+
+def describe_machine() -> str:
+    """Return the kind of machine in words: processor kind, threads, GPU, versions."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads{gpu}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def describe_commit() -> str:
+    """Return the commit of the source tree, "+changes" if it has any, or the release's version."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("+changes" if git("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        from importlib.metadata import version
+
+        return f"codedinvnet {version('codedinvnet')}"
+
+
+def describe_command() -> str:
+    """Return the command line that runs now, without the folder of the program."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,373 @@
+"""The command lines: the project's own and the paper's. Each parses and calls one function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codedinvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from codedinvnet.config import Settings
+    from codedinvnet.stages import Run
+
+# Heavy imports wait until a command needs them, so that --help and wrong usage answer at once.
+
+EXAMPLES = """examples:
+  codedinvnet demo
+  codedinvnet evaluate mnist --k 10 --data-dir data --json
+  codedinvnet info mnist
+  codedinvnet reproduce configs/mnist-recovery.json --data-dir data
+
+the paper's four commands are those of main.py: python main.py --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `codedinvnet`; return the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.run
+    return _guarded(lambda: command(arguments))
+
+
+def _guarded(call: Callable[[], None]) -> int:
+    """Turn a user's mistake into one line on standard error and exit code 2."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    try:
+        call()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished epochs and shards are kept (--resume)", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="codedinvnet",
+        description="Prediction serving that survives slow and dead workers (Coded-InvNet).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def with_config(sub: argparse.ArgumentParser, resume: bool = True) -> None:
+        sub.add_argument("config", type=Path, help="settings file (JSON)")
+        sub.add_argument(
+            "--save-dir", type=Path, default=Path("runs"), help="where run folders lie (runs)"
+        )
+        if resume:
+            sub.add_argument(
+                "--resume", action="store_true", help="go on from the newest checkpoint"
+            )
+        with_data(sub)
+
+    def with_data(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+        sub.add_argument("--download", action="store_true", help="download into --data-dir")
+        sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+
+    config = "configs/mnist-recovery.json --data-dir data"
+    with_config(
+        command("train", _train, "train the invertible network", f"codedinvnet train {config}")
+    )
+    sub = command(
+        "sample",
+        _sample,
+        "generate the fusion data set of the paper's objective",
+        "codedinvnet sample configs/mnist.json --k 2 --data-dir data",
+    )
+    with_config(sub)
+    sub.add_argument("--k", type=int, help="group size (the settings' fusion.members)")
+    sub = command("fuse", _fuse, "train the fusion encoder", f"codedinvnet fuse {config}")
+    with_config(sub)
+    sub.add_argument("--k", type=int, help="group size (the settings' fusion.members)")
+
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "erase every member of every group and score the decoded answers",
+        "codedinvnet evaluate mnist --k 10 --data-dir data --json",
+    )
+    _with_bundle(sub)
+    with_data(sub)
+    sub.add_argument("--k", type=int, default=10, help="group size (10)")
+    sub.add_argument(
+        "--split",
+        choices=("test", "validation", "train", "sample"),
+        default="test",
+        help="which images; sample: the 1,000 test images in the package (test)",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+    sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
+    sub.add_argument("--pixel-mean", action="store_true", help="the average image in place of E")
+    sub.add_argument(
+        "--shuffle-parity", action="store_true", help="decode with another group's parity output"
+    )
+
+    sub = command(
+        "invert",
+        _invert,
+        "invert the network on real images and measure its Lipschitz bound",
+        "codedinvnet invert mnist --data-dir data --json",
+    )
+    _with_bundle(sub)
+    with_data(sub)
+    sub.add_argument("--split", choices=("test", "sample"), default="test", help="images (test)")
+    sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block (1e-6)")
+    sub.add_argument("--limit", type=int, help="only the first images")
+
+    sub = command(
+        "info",
+        _info,
+        "describe a bundle: parameters, multiply-adds, times, provenance",
+        "codedinvnet info mnist --json",
+    )
+    _with_bundle(sub)
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+
+    sub = command(
+        "demo",
+        _demo,
+        "recover erased predictions on shipped weights and images, and draw a group",
+        "codedinvnet demo --out demo-out",
+    )
+    sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
+    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+
+    sub = command(
+        "reproduce",
+        _reproduce,
+        "run all stages of a settings file, finished ones kept, and evaluate on the test split",
+        f"codedinvnet reproduce {config}",
+    )
+    with_config(sub, resume=False)
+    sub.add_argument("--fresh", action="store_true", help="start over instead of resuming")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _with_bundle(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("bundle", help="name of a shipped bundle (mnist, fashion), or a folder")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_of(arguments: argparse.Namespace, resume: int) -> Run:
+    from codedinvnet.config import load_settings
+    from codedinvnet.stages import Run, choose_device
+
+    return Run(
+        settings=load_settings(arguments.config),
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+        download=arguments.download,
+        resume=resume,
+    )
+
+
+def _resumable_run(arguments: argparse.Namespace) -> Run:
+    return _run_of(arguments, -1 if arguments.resume else 0)
+
+
+def _members(settings: Settings, asked: int | None) -> int:
+    if asked is not None and asked < 2:
+        raise UserError(f"k must be at least 2, got {asked}: a group of one is a plain copy")
+    return asked or settings.fusion.members
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    run = _resumable_run(arguments)
+    _print({"network": str(run.network_folder), **stages.train(run)["validation"]}, as_json=False)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    run = _resumable_run(arguments)
+    _print(stages.sample(run, _members(run.settings, arguments.k)), as_json=False)
+
+
+def _fuse(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    run = _resumable_run(arguments)
+    _print(stages.fuse(run, _members(run.settings, arguments.k)), as_json=False)
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    run = _run_of(arguments, 0 if arguments.fresh else -1)
+    _print(stages.reproduce(run), as_json=arguments.json)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import evaluation_report
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
+    report = evaluation_report(
+        bundle,
+        source,
+        split=arguments.split,
+        k=arguments.k,
+        groupings=arguments.groupings,
+        seed=arguments.seed,
+        pixel_mean=arguments.pixel_mean,
+        shuffle_parity=arguments.shuffle_parity,
+    )
+    _print(report, as_json=arguments.json)
+
+
+def _invert(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import inversion_report
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
+    report = inversion_report(
+        bundle.model, source, tolerance=arguments.tolerance, limit=arguments.limit
+    )
+    _print({"bundle": bundle.info.name, "split": arguments.split, **report}, arguments.json)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import info_report
+    from codedinvnet.stages import choose_device
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    _print(info_report(bundle), as_json=arguments.json)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import shipped_bundles
+    from codedinvnet.data import SAMPLES
+    from codedinvnet.demo import run_demo
+
+    names = [name for name in SAMPLES if name in shipped_bundles()]
+    run_demo(names, arguments.out, arguments.seed)
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    """Print a report: one JSON object, or a line a key."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    width = max(len(key) for key in report)
+    for key, value in report.items():
+        text = json.dumps(value) if isinstance(value, (dict, list)) else value
+        print(f"{key:<{width}}  {text}")
+
+
+PAPER_EXAMPLES = """the four commands of the paper:
+  python ./main.py --config_file configs/mnist.json
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -sample_fusion
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -test_fusion
+"""
+
+
+def paper_main(argv: Sequence[str] | None = None) -> int:
+    """Run the paper's command line (`main.py`); return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Coded-InvNet, stage by stage, with the command line of the paper.",
+        epilog=PAPER_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config_file", type=Path, required=True, help="settings file (JSON)")
+    add("--data_dir", type=Path, help="image sets (data, if it is there; else the usual places)")
+    add("--save_dir", type=Path, default=Path("runs"), help="where run folders lie (runs)")
+    add("--batch_size", type=int, help="of the stage that runs (its settings')")
+    add("--lr", type=float, help="learning rate of the stage that runs (its settings')")
+    add("--resume", type=int, default=0, help="epoch to go on from; 0: from the start")
+    add("--nactors", type=int, help="k, the queries in a group (the settings' fusion.members)")
+    add("--nsteps_save", type=int, default=16, help="batches of 128 targets in one saved shard")
+    add("-fusion", action="store_true", help="the fusion stages instead of the network's")
+    add("-sample_fusion", action="store_true", help="with -fusion: generate the data set")
+    add("-test_fusion", action="store_true", help="with -fusion: evaluate on the test split")
+    add("-test_inversion", action="store_true", help="invert the trained network on the test split")
+    add(
+        "-densityEstimation",
+        "--densityEstimation",
+        action="store_true",
+        help="train the network by maximum likelihood",
+    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    arguments = parser.parse_args(argv)
+    return _guarded(lambda: _paper(arguments))
+
+
+def _paper(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
+        raise UserError("-sample_fusion and -test_fusion go with -fusion")
+    if arguments.resume < 0 or arguments.nsteps_save < 1:
+        raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
+    run = stages.Run(
+        settings=_paper_settings(arguments),
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir or (Path("data") if Path("data").is_dir() else None),
+        device=stages.choose_device(arguments.device),
+        resume=arguments.resume,
+    )
+    members = _members(run.settings, arguments.nactors)
+    if arguments.fusion:
+        if arguments.sample_fusion:
+            report = stages.sample(run, members, arguments.nsteps_save)
+        elif arguments.test_fusion:
+            report = stages.test_fusion(run, members)
+        else:
+            report = stages.fuse(run, members)
+    elif arguments.test_inversion:
+        report = stages.test_inversion(run)
+    else:
+        header = stages.train(run)
+        report = {"network": str(run.network_folder), **header["validation"]}
+    _print(report, as_json=False)
+
+
+def _paper_settings(arguments: argparse.Namespace) -> Settings:
+    """Apply the flags to the stage that runs."""
+    from codedinvnet.config import load_settings, parse_settings
+
+    raw = load_settings(arguments.config_file).model_dump(mode="json")
+    if arguments.densityEstimation:
+        raw["name"] += "-density"
+        raw["training"]["objective"] = "density"
+    section = raw["fusion" if arguments.fusion else "training"]
+    if arguments.batch_size is not None:
+        section["batch_size"] = arguments.batch_size
+    if arguments.lr is not None:
+        section["learning_rate"] = arguments.lr
+    return parse_settings(raw, "command line")

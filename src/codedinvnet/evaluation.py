@@ -1,0 +1,176 @@
+"""Evaluation of a coding method: every erasure position, against labels and direct answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.data import Groups, ImageSource, random_groups
+from codedinvnet.errors import UserError
+from codedinvnet.methods.base import CodedMethod
+
+BATCH = 250
+BOOTSTRAP_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; accuracies in 0..1.
+
+    Attributes:
+        images: how many images; each is erased once in each grouping.
+        k: data queries in a group.
+        groupings: how many random groupings were averaged.
+        normal_accuracy: of g(f(x)).
+        recovered_accuracy: of decoded answers against the labels, mean over erasure positions.
+        recovered_accuracy_std: of one grouping's recovered accuracy, by a bootstrap over groups
+            (members of a group share one parity, so they are not independent).
+        position_accuracies: recovered accuracy by erased position.
+        agreement: share of decoded answers equal to the direct one.
+    """
+
+    images: int
+    k: int
+    groupings: int
+    normal_accuracy: float
+    recovered_accuracy: float
+    recovered_accuracy_std: float
+    position_accuracies: tuple[float, ...]
+    agreement: float
+
+    @property
+    def worst_position_accuracy(self) -> float:
+        """The lowest recovered accuracy of all erased positions."""
+        return min(self.position_accuracies)
+
+
+def evaluate(
+    method: CodedMethod,
+    source: ImageSource,
+    *,
+    k: int,
+    groupings: int = 5,
+    seed: int = 0,
+    shuffle_parity: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Erase every member of every group in turn and decode it.
+
+    Args:
+        method: a systematic coding method that serves groups of k.
+        source: the images.
+        k: the group size.
+        groupings: how many random groupings.
+        seed: of the groupings.
+        shuffle_parity: decode each group with the whole parity output of another, as a check
+            that the parity matters.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: if the image set is too small for a group.
+    """
+    if groupings < 1:
+        raise UserError(f"groupings must be at least 1, got {groupings}")
+    if shuffle_parity and len(source) < 2 * k:
+        raise UserError(f"shuffling parities needs two groups: {2 * k} images, got {len(source)}")
+    if not method.fixed_size and k > method.k:
+        raise UserError(f"this method serves groups of up to {method.k}, got k = {k}")
+    count = len(source)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [random_groups(count, k, generator) for _ in range(groupings)]
+    per_batch = max(1, BATCH // k)
+    batches = sum(-(-len(g.members) // per_batch) for g in drawn)
+    with tqdm(
+        total=-(-count // BATCH) + batches,
+        desc=f"evaluate k={k}",
+        unit="batch",
+        dynamic_ncols=True,
+        disable=not progress,
+    ) as bar:
+        outputs, labels = [], []
+        for rows in torch.arange(count).split(BATCH):
+            images, truth = source.batch(rows)
+            outputs.append(method.compute(0, images[:, None]))
+            labels.append(truth)
+            bar.update()
+        data_outputs, truth = torch.cat(outputs), torch.cat(labels)
+        logits = method.direct(data_outputs)
+        if logits is None:
+            raise UserError(f"{method.name} has no direct answers to compare with")
+        direct = logits.argmax(1).cpu()
+        hits, agrees, masks = [], [], []
+        for groups in drawn:
+            predictions = _decoded_predictions(
+                method, source, data_outputs, groups, k, shuffle_parity, bar
+            )
+            hits.append(predictions == truth[groups.members])
+            agrees.append(predictions == direct[groups.members])
+            masks.append(groups.counted)
+    mask = torch.cat(masks)
+    hit, agree = torch.cat(hits) & mask, torch.cat(agrees) & mask
+    erased = mask.sum()
+    return Evaluation(
+        images=count,
+        k=k,
+        groupings=groupings,
+        normal_accuracy=float((direct == truth).float().mean()),
+        recovered_accuracy=float(hit.sum() / erased),
+        recovered_accuracy_std=sum(
+            bootstrap_std(h & m, m, seed) for h, m in zip(hits, masks, strict=True)
+        )
+        / groupings,
+        position_accuracies=tuple((hit.sum(0) / mask.sum(0)).tolist()),
+        agreement=float(agree.sum() / erased),
+    )
+
+
+def _decoded_predictions(
+    method: CodedMethod,
+    source: ImageSource,
+    data_outputs: Tensor,
+    groups: Groups,
+    k: int,
+    shuffle_parity: bool,
+    bar: tqdm[None],
+) -> Tensor:
+    """Return the decoded class of every member when it alone is erased, (G, k)."""
+    needs = method.tasks(k)
+    shared: dict[int, list[Tensor]] = {
+        task: [] for task, members in needs.items() if len(members) > 1
+    }
+    batches = groups.members.split(max(1, BATCH // k))
+    for rows in batches:
+        images, _ = source.batch(rows.flatten())
+        queries = images.unflatten(0, tuple(rows.shape))
+        for task, outputs in shared.items():
+            outputs.append(method.compute(task, queries[:, list(needs[task])]))
+        bar.update()
+    parities: Mapping[int, Tensor] = {task: torch.cat(parts) for task, parts in shared.items()}
+    if shuffle_parity:
+        parities = {task: output.roll(1, 0) for task, output in parities.items()}
+    columns = []
+    for erased in range(k):
+        available = {
+            task: data_outputs[groups.members[:, members[0]]]
+            for task, members in needs.items()
+            if len(members) == 1 and task != erased
+        }
+        answers = method.decode({**available, **parities}, k)
+        if erased not in answers:
+            raise UserError(f"{method.name} cannot decode member {erased} of a group of {k}")
+        columns.append(answers[erased].argmax(1).cpu())
+    return torch.stack(columns, dim=1)
+
+
+def bootstrap_std(hits: Tensor, mask: Tensor, seed: int) -> float:
+    """Return the standard deviation of the mean of hits[mask] when groups (rows) are redrawn."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(hits)
+    redrawn = torch.randint(count, (BOOTSTRAP_SAMPLES, count), generator=generator)
+    per_group, sizes = hits.sum(1).double(), mask.sum(1).double()
+    means = per_group[redrawn].sum(1) / sizes[redrawn].sum(1)
+    return float(means.std())

@@ -1,0 +1,306 @@
+"""The stages of a run, in the order of the paper: train, sample, fuse, evaluate.
+
+`main.py` and the project's own command line both call these; everything that a stage leaves lies in
+`<save_dir>/<name>/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codedinvnet.bundle import (
+    Bundle,
+    BundleInfo,
+    InputDescription,
+    Provenance,
+    describe_command,
+    describe_commit,
+    describe_machine,
+    load_bundle,
+    save_bundle,
+    write_description,
+)
+from codedinvnet.checkpoint import FORMAT_VERSION, write_atomically
+from codedinvnet.config import PixelFusionSettings, RecoveryFusionSettings, Settings
+from codedinvnet.data import (
+    ImageSet,
+    ImageSource,
+    Split,
+    load_images,
+    sample_images,
+    split_indices,
+)
+from codedinvnet.errors import UserError
+from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.lipschitz import constrain_exactly
+from codedinvnet.report import evaluation_report, inversion_report
+from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
+from codedinvnet.training.loop import LATEST, Stage, train_stage
+from codedinvnet.training.network import load_trained_network, train_network
+from codedinvnet.training.pixels import PixelStage
+from codedinvnet.training.recovery import RecoveryStage
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings and places of one run.
+
+    Attributes:
+        settings: the validated settings.
+        save_dir: where run folders lie.
+        data_dir: where the image sets lie (None: the usual places, then a download).
+        download: whether to download into an explicit `data_dir`.
+        device: what to compute on.
+        resume: 0 from the start, n from the checkpoint after epoch n, -1 from the newest.
+    """
+
+    settings: Settings
+    save_dir: Path
+    data_dir: Path | None
+    device: torch.device
+    download: bool = False
+    resume: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.save_dir / self.settings.name
+
+    @property
+    def network_folder(self) -> Path:
+        """Where the trained network lies, its own or the one it shares."""
+        return self.save_dir / (self.settings.network_run or self.settings.name) / "network"
+
+    def fusion_folder(self, members: int) -> Path:
+        """Where the fusion data set and encoder for groups of `members` lie."""
+        return self.folder / f"fusion-k{members}"
+
+    def images(self, split: Split) -> ImageSource:
+        """Read the image set."""
+        data = self.settings.data
+        return load_images(
+            data.name,
+            split,
+            data_dir=self.data_dir,
+            download=self.download,
+            image_size=data.image_size,
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn a device's name into a device that is there.
+
+    Raises:
+        UserError: if it is not a device, or not one of this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot use the device {name!r}: {reason}") from error
+    return device
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Stage 1: train the invertible network and its head."""
+    return train_network(
+        run.settings,
+        run.images("train"),
+        run.network_folder,
+        device=run.device,
+        resume=run.resume,
+    )
+
+
+def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
+    """Stage 2: generate the fusion data set (the paper's objective alone needs one)."""
+    return sample_fusion_data(
+        run.settings,
+        run.images("train"),
+        run.network_folder,
+        run.fusion_folder(members),
+        members=members,
+        shard_batches=shard_batches,
+        device=run.device,
+        resume=run.resume != 0,
+    )
+
+
+def fuse(run: Run, members: int) -> dict[str, Any]:
+    """Stage 3: train the fusion encoder, and write the bundle to `<fusion folder>/bundle`."""
+    settings, fusion = run.settings, run.settings.fusion
+    source = run.images("train")
+    network, head, network_header = load_trained_network(settings, run.network_folder, run.device)
+    recovery = isinstance(fusion, RecoveryFusionSettings)
+    torch.manual_seed(settings.seed)
+    model = CodedModel(
+        ModelSettings(
+            image_shape=source.shape,
+            padding=settings.data.padding,
+            classes=source.classes,
+            network=settings.network,
+            encoder=fusion.encoder,
+            head_hidden=fusion.head_hidden if isinstance(fusion, RecoveryFusionSettings) else 0,
+        )
+    ).to(run.device)
+    model.network.load_state_dict(network.state_dict())
+    model.head.load_state_dict(head.state_dict())
+    model.eval()
+    folder = run.fusion_folder(members)
+    stamp = {**settings.model_dump(mode="json"), "members": members}
+    seconds = float(network_header["seconds"])
+    header: dict[str, Any] = {}
+    for place, epochs, resume, stage in _phases(run, model, source, folder, members):
+        header = train_stage(
+            stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
+        )
+        seconds += float(header["seconds"])
+    if recovery and isinstance(model.network, IResNet):
+        constrain_exactly(model.network)
+    info = BundleInfo(
+        format_version=FORMAT_VERSION,
+        name=settings.data.name,
+        input=InputDescription(shape=source.shape, padding=settings.data.padding),
+        classes=source.classes,
+        group_sizes=tuple(range(2, members + 1)) if recovery else (members,),
+        model=model.settings,
+        provenance=Provenance(
+            command=describe_command(),
+            commit=describe_commit(),
+            data=f"{source.name}, {len(source)} training images",
+            machine=describe_machine(),
+            seconds=round(seconds, 1),
+            settings=settings,
+        ),
+        figures={"validation": header["validation"]},
+    )
+    save_bundle(folder / "bundle", info, model)
+    return {"bundle": str(folder / "bundle"), **header["validation"]}
+
+
+def _phases(
+    run: Run, model: CodedModel, source: ImageSource, folder: Path, members: int
+) -> Iterator[tuple[Path, int, int, Stage]]:
+    """Yield folder, epochs, epoch to resume and stage of each phase of the fusion training.
+
+    A stage is made only when the one before it has ended, since it starts from that one's weights.
+    """
+    settings, fusion = run.settings, run.settings.fusion
+    if isinstance(fusion, PixelFusionSettings):
+        data = load_fusion_data(settings, folder, members, "train")
+        stage = PixelStage(settings, fusion, source, model, data, members, run.device)
+        yield folder, fusion.epochs, run.resume, stage
+        return
+    epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}
+    names = [name for name, count in epochs.items() if count]
+    started = [name for name in names if (folder / name / "last.safetensors").is_file()]
+    if run.resume > 0 and not started:
+        raise UserError(f"cannot resume epoch {run.resume}: there is no checkpoint in {folder}")
+    if not run.resume:
+        for name in started:
+            (folder / name / "last.safetensors").unlink()
+    for name in names:
+        # An epoch to resume is one of the phase that was under way; finished phases are kept.
+        newest = started and name == started[-1]
+        resume = run.resume if newest or not run.resume else LATEST
+        yield (
+            folder / name,
+            epochs[name],
+            resume,
+            RecoveryStage(settings, fusion, source, model, run.device, joint=name == "joint"),
+        )
+
+
+def test_fusion(run: Run, members: int) -> dict[str, Any]:
+    """Stage 4: evaluate the trained fusion encoder on the test split."""
+    folder = run.fusion_folder(members) / "bundle"
+    if not folder.is_dir():
+        raise UserError(f"no trained fusion encoder at {folder}: train it first (main.py -fusion)")
+    bundle = load_bundle(folder, run.device)
+    report = evaluation_report(bundle, run.images("test"), split="test", k=members)
+    text = json.dumps(report, indent=2) + "\n"
+    write_atomically(run.fusion_folder(members) / "evaluation.json", text.encode())
+    return report
+
+
+def test_inversion(run: Run) -> dict[str, Any]:
+    """Invert the trained network on the test split."""
+    network, _, header = load_trained_network(run.settings, run.network_folder, run.device)
+    model = CodedModel(
+        ModelSettings(
+            image_shape=tuple(header["image_shape"]),
+            padding=run.settings.data.padding,
+            classes=tuple(header["classes"]),
+            network=run.settings.network,
+            encoder=run.settings.fusion.encoder,
+        )
+    ).to(run.device)
+    model.network.load_state_dict(network.state_dict())
+    return inversion_report(model.eval(), run.images("test"))
+
+
+def reproduce(run: Run) -> dict[str, Any]:
+    """Run all stages that are not finished, evaluate on the test split, and complete the bundle."""
+    members = run.settings.fusion.members
+    train(run)
+    if isinstance(run.settings.fusion, PixelFusionSettings):
+        sample(run, members)
+    fuse(run, members)
+    folder = run.fusion_folder(members) / "bundle"
+    bundle = load_bundle(folder, run.device)
+    source = run.images("test")
+    sizes: list[int] = [k for k in (2, 4, 10) if k in bundle.info.group_sizes] or [members]
+    figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
+    info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
+    write_description(folder, info)
+    return {"bundle": str(folder), **figures}
+
+
+def evaluation_images(
+    bundle: Bundle, split: str, data_dir: Path | None, download: bool = False
+) -> ImageSource:
+    """Read the images that a bundle is evaluated on: test, train, validation or sample.
+
+    Training and validation images are told apart by the seed that the bundle was trained with.
+
+    Raises:
+        UserError: if they are not there, or do not fit the bundle.
+    """
+    data = bundle.info.provenance.settings.data
+    if split == "sample":
+        source: ImageSource = sample_images(data.name)
+    else:
+        source = load_images(
+            data.name,
+            "test" if split == "test" else "train",
+            data_dir=data_dir,
+            download=download,
+            image_size=data.image_size,
+        )
+    if source.shape != bundle.info.input.shape:
+        raise UserError(
+            f"{source.source} has images of shape {source.shape}, "
+            f"but bundle {bundle.info.name!r} takes {bundle.info.input.shape}"
+        )
+    if split in ("train", "validation"):
+        seed = bundle.info.provenance.settings.seed
+        train_rows, validation_rows = split_indices(len(source), data.validation, seed)
+        images, labels = source.batch(train_rows if split == "train" else validation_rows)
+        source = ImageSet(
+            name=source.name,
+            classes=source.classes,
+            images=images,
+            labels=labels,
+            source=f"{source.source}, {split} part",
+        )
+    return source
