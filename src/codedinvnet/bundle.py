@@ -20,7 +20,7 @@ from codedinvnet.checkpoint import (
     load_modules,
     module_tensors,
     save_checkpoint,
-    write_atomically,
+    write_json,
 )
 from codedinvnet.config import Section, Settings, describe
 from codedinvnet.errors import UserError
@@ -205,8 +205,7 @@ def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
 
 def write_description(folder: Path, info: BundleInfo) -> None:
     """Write bundle.json."""
-    text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    write_atomically(folder / DESCRIPTION, (text + "\n").encode())
+    write_json(folder / DESCRIPTION, info.model_dump(mode="json"))
 
 
 def describe_machine() -> str:

@@ -36,6 +36,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
+
+
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file."""
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}

@@ -94,12 +94,13 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
         if height % 8 or width % 8:
             raise UserError(f"the lean encoder needs sides divisible by 8, got {height}x{width}")
         return LeanFusion(channels, width=settings.width, side_features=settings.side_features)
-    depth = min(max(height.bit_length() - 1, 3), 7)
-    if height % 2 ** (depth - 1) or height != width:
+    halvings = (height & -height).bit_length() - 1
+    if height != width or halvings < 2:
         raise UserError(
-            f"the U-Net needs square images with a side divisible by {2 ** (depth - 1)}, "
+            "the U-Net needs square images with a side divisible by 4, "
             f"got {height}x{width}: change data.padding or data.image_size"
         )
+    depth = min(halvings, 7)
     return UNetFusion(channels, filters=settings.width, depth=depth)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from codedinvnet.bundle import (
     save_bundle,
     write_description,
 )
-from codedinvnet.checkpoint import FORMAT_VERSION, write_atomically
+from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, write_json
 from codedinvnet.config import PixelFusionSettings, RecoveryFusionSettings, Settings
 from codedinvnet.data import (
     ImageSet,
@@ -124,16 +125,19 @@ def train(run: Run) -> dict[str, Any]:
 
 def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
     """Stage 2: generate the fusion data set (the paper's objective alone needs one)."""
-    return sample_fusion_data(
+    folder = run.fusion_folder(members)
+    report = sample_fusion_data(
         run.settings,
         run.images("train"),
         run.network_folder,
-        run.fusion_folder(members),
+        folder,
         members=members,
         shard_batches=shard_batches,
         device=run.device,
         resume=run.resume != 0,
     )
+    write_json(folder / "sample.json", report)
+    return report
 
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
@@ -227,9 +231,17 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"no trained fusion encoder at {folder}: train it first (main.py -fusion)")
     bundle = load_bundle(folder, run.device)
+    began = time.monotonic()
     report = evaluation_report(bundle, run.images("test"), split="test", k=members)
-    text = json.dumps(report, indent=2) + "\n"
-    write_atomically(run.fusion_folder(members) / "evaluation.json", text.encode())
+    _, network = load_checkpoint(run.network_folder / "network.safetensors")
+    seconds = {"train": network["seconds"]}
+    sampled = run.fusion_folder(members) / "sample.json"
+    if sampled.is_file():
+        seconds["sample"] = json.loads(sampled.read_text())["seconds"]
+    seconds["fuse"] = bundle.info.provenance.seconds - network["seconds"]
+    seconds["evaluate"] = time.monotonic() - began
+    report["seconds"] = {stage: round(value) for stage, value in seconds.items()}
+    write_json(run.fusion_folder(members) / "evaluation.json", report)
     return report
 
 

@@ -8,6 +8,22 @@ from torch import Tensor, nn
 
 from codedinvnet.nn.layers import ActNorm
 
+LARGEST_FLAT = 16384
+"""Latents with more elements (224-pixel images) are averaged over the image before a linear layer,
+which would otherwise outgrow the network."""
+
+
+def linear_inputs(latent_shape: tuple[int, int, int]) -> int:
+    """Return how many features of a latent a linear layer sees."""
+    channels, height, width = latent_shape
+    size = channels * height * width
+    return size if size <= LARGEST_FLAT else channels
+
+
+def linear_features(z: Tensor) -> Tensor:
+    """Flatten latents z (B, C, H, W), or average large ones over the image."""
+    return z.flatten(1) if z[0].numel() <= LARGEST_FLAT else z.mean(dim=(2, 3))
+
 
 class Head(nn.Module):
     """g: normalise, ELU, one linear layer over the whole latent.
@@ -22,13 +38,12 @@ class Head(nn.Module):
 
     def __init__(self, latent_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        channels, height, width = latent_shape
-        self.norm = ActNorm(channels)
-        self.linear = nn.Linear(channels * height * width, classes)
+        self.norm = ActNorm(latent_shape[0])
+        self.linear = nn.Linear(linear_inputs(latent_shape), classes)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents z (B, C, H, W) to logits (B, classes)."""
-        logits: Tensor = self.linear(F.elu(self.norm(z)).flatten(1))
+        logits: Tensor = self.linear(linear_features(F.elu(self.norm(z))))
         return logits
 
 
@@ -54,16 +69,15 @@ class RecoveryHead(nn.Module):
         side_features: int = 0,
     ) -> None:
         super().__init__()
-        channels, height, width = latent_shape
         self.side_features = side_features
-        self.norm = ActNorm(channels)
-        self.expand = nn.Linear(channels * height * width + side_features, hidden)
+        self.norm = ActNorm(latent_shape[0])
+        self.expand = nn.Linear(linear_inputs(latent_shape) + side_features, hidden)
         self.hidden_norm = nn.LayerNorm(hidden)
         self.classify = nn.Linear(hidden + side_features, classes)
 
     def forward(self, z: Tensor, side: Tensor) -> Tensor:
         """Map decoded latents z (B, C, H, W) and side features (B, side) to logits (B, classes)."""
-        flat = torch.cat([self.norm(z).flatten(1), side], dim=1)
+        flat = torch.cat([linear_features(self.norm(z)), side], dim=1)
         h = F.gelu(self.hidden_norm(self.expand(flat)))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
         return logits
