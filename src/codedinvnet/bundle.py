@@ -131,7 +131,7 @@ class Bundle:
         return Bundle(self.info, model.to(next(self.model.parameters()).device))
 
     def checked(self, images: Tensor, rank: int) -> Tensor:
-        """Return the images if the model can take them.
+        """Return the images on the model's device if the model can take them.
 
         Raises:
             UserError: if their rank, shape, type or range is wrong.
@@ -143,6 +143,7 @@ class Bundle:
             raise UserError(
                 f"images must have shape ({leading}, {wanted}), got {tuple(images.shape)}"
             )
+        images = images.to(next(self.model.parameters()).device)
         if images.dtype == torch.uint8:
             return images
         if not images.is_floating_point():

@@ -57,23 +57,26 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
-        raise UserError(
-            f"{path} is a pickle (a torch.save file); only safetensors checkpoints are read, "
-            "since unpickling runs code"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        # Asked only now: the length that a safetensors file begins with may look like a pickle.
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start[:1] == b"\x80":
+            raise UserError(
+                f"{path} is a pickle (a torch.save file); only safetensors checkpoints are read, "
+                "since unpickling runs code"
+            ) from error
         raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
     try:
         header = json.loads(metadata[_HEADER])
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path} was not written by codedinvnet: its header is missing") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path} was not written by codedinvnet: its header is not an object")
     version = header.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(

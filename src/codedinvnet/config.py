@@ -147,11 +147,8 @@ FusionSettings = Annotated[
 class Settings(Section):
     """Everything that a run depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """The run's folder inside the save directory."""
-    network_run: str | None = None
-    """The run whose trained network is used; its own by default. Runs that differ in the fusion
-    alone share a network this way."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataSettings
     network: NetworkSettings = NetworkSettings()

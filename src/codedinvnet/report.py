@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from codedinvnet.bundle import Bundle, describe_machine
 from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
 from codedinvnet.evaluation import Evaluation, evaluate
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
@@ -96,6 +97,8 @@ def inversion_report(
         (images above the tolerance), and for an i-ResNet `largest_singular_value` of all
         convolutions with the `coefficient` that bounds it.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1 image, got {limit}")
     network = model.network
     device = next(model.parameters()).device
     count = min(len(source), limit or len(source))

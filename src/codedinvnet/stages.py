@@ -76,8 +76,8 @@ class Run:
 
     @property
     def network_folder(self) -> Path:
-        """Where the trained network lies, its own or the one it shares."""
-        return self.save_dir / (self.settings.network_run or self.settings.name) / "network"
+        """Where the trained network lies."""
+        return self.folder / "network"
 
     def fusion_folder(self, members: int) -> Path:
         """Where the fusion data set and encoder for groups of `members` lie."""

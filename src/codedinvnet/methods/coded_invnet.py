@@ -36,6 +36,7 @@ class CodedInvNet:
         self.k = k
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
+        self.device = next(model.parameters()).device
         self.parameters = sum(p.numel() for p in model.parameters())
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
@@ -47,6 +48,7 @@ class CodedInvNet:
     @torch.inference_mode()
     def compute(self, task: int, queries: Tensor) -> Tensor:
         """Embed one member (B, 1, C, H, W), or encode and embed the parity (B, m, C, H, W)."""
+        queries = queries.to(self.device)
         if task < self.k:
             return self.model.embed(queries[:, 0]).flatten(1)
         parity = self.model.encode(queries)

@@ -4,8 +4,8 @@ The bound is on the operator that is really applied: this kernel with this zero 
 input size. Training *projects* the kernel after every optimiser step (Gouk et al., *Regularisation
 of neural networks by enforcing Lipschitz continuity*, Machine Learning 2021), with one power
 iteration that goes on from the last step's vector, so that a forward pass is a plain convolution.
-The power iteration approaches the norm from below; `constrain_exactly` measures it on the dense
-operator at the end and removes what is left over.
+The power iteration approaches the norm from below, and one direction is reduced at a time;
+`constrain_exactly` measures the norm on the dense operator at the end and removes what is left.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import scipy.sparse.linalg as sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 DENSE_LIMIT = 1024
 """The largest Gram matrix that is made densely (1024² eigenvalues take about 0.1 s); above it the
@@ -63,14 +64,25 @@ class LipschitzConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def project(self, iterations: int = 1) -> None:
-        """Scale the kernel down if its norm, estimated by power iteration, is above the bound."""
+        """Take the excess out of the kernel if its norm, by power iteration, is above the bound.
+
+        Only the top singular direction is reduced: the kernel moves along the norm's gradient, just
+        so far that the norm meets the bound to first order. Scaling the whole kernel instead, step
+        after step, would wear down all its other directions.
+        """
         v = self.power_vector
         for _ in range(iterations):
             v = self.apply_adjoint(self.apply_operator(v))
             v = v / v.norm().clamp_min(1e-12)
         self.power_vector.copy_(v)
-        norm = self.apply_operator(v).norm()
-        self.weight.mul_((self.coefficient / norm.clamp_min(1e-12)).clamp_max(1.0))
+        image = self.apply_operator(v)
+        norm = image.norm()
+        excess = (norm - self.coefficient).clamp_min(0.0)
+        padding = cast(tuple[int, int], self.padding)
+        gradient = conv2d_weight(
+            v, self.weight.shape, image / norm.clamp_min(1e-12), padding=padding
+        )
+        self.weight.sub_(gradient * (excess / gradient.square().sum().clamp_min(1e-12)))
 
     @torch.no_grad()
     def largest_singular_value(self) -> float:
@@ -79,7 +91,9 @@ class LipschitzConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def constrain_exactly(self) -> None:
-        """Scale the kernel so that the converged norm is at most the bound."""
+        """Make the converged norm at most the bound, by projections and a last small scaling."""
+        for _ in range(20):
+            self.project(iterations=20)
         norm = self.largest_singular_value()
         if norm > self.coefficient:
             self.weight.mul_(self.coefficient / norm)

@@ -87,13 +87,15 @@ def sample_fusion_data(
     }
     stamp = {**network_settings(settings), "groups": fusion.groups, "members": members}
     per_shard = shard_batches * INVERSION_BATCH
+    written: set[Path] = set()
     total = sum(len(groups) for groups in parts.values())
     worst, shards, began = 0.0, 0, time.monotonic()
     with tqdm(total=total, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
         for part, groups in parts.items():
             for number, shard in enumerate(groups.split(per_shard)):
                 path = folder / "data" / f"{part}-{number:05d}.safetensors"
-                if not (resume and _is_current(path, stamp)):
+                written.add(path)
+                if not (resume and _is_current(path, stamp, shard)):
                     targets, error = _invert_means(settings, source, network, shard, bar, device)
                     worst = max(worst, error)
                     save_checkpoint(
@@ -103,7 +105,7 @@ def sample_fusion_data(
                     bar.update(len(shard))
                 shards += 1
     for path in (folder / "data").glob("*.safetensors"):
-        if not _is_current(path, stamp):  # left by an earlier, larger data set
+        if path not in written:  # left by an earlier data set of more shards
             path.unlink()
     return {
         "groups": total,
@@ -142,14 +144,15 @@ def _invert_means(
     return torch.cat(targets), worst
 
 
-def _is_current(path: Path, stamp: dict[str, Any]) -> bool:
+def _is_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> bool:
     if not path.is_file():
         return False
     try:
-        _, header = load_checkpoint(path)
+        tensors, header = load_checkpoint(path)
     except UserError:
         return False
-    return not differing_keys(header.get("settings"), stamp)
+    same = not differing_keys(header.get("settings"), stamp)
+    return same and torch.equal(tensors["groups"], groups)
 
 
 def load_fusion_data(settings: Settings, folder: Path, members: int, part: str) -> FusionData:

@@ -8,6 +8,7 @@ of an epoch comes from the seed and the epoch's number, so a resumed run repeats
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,7 +151,10 @@ def train_stage(
                 writer.add_image(f"{stage.name}/{key}", picture, epoch + 1)
             writer.flush()
             shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
-            bar.write(f"{stage.name} epoch {epoch + 1}/{epochs} ({seconds:.0f} s): {shown}")
+            bar.write(
+                f"{stage.name} epoch {epoch + 1}/{epochs} ({seconds:.0f} s): {shown}",
+                file=sys.stderr,
+            )
             header = {
                 "stage": stage.name,
                 "settings": dict(settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
-from codedinvnet.training.loop import set_rate, train_stage, warmup_cosine
+from codedinvnet.nn.transform import NotConverged
+from codedinvnet.training.loop import differing_keys, set_rate, train_stage, warmup_cosine
 
 EVALUATION_BATCH = 250
 
@@ -189,8 +191,12 @@ class NetworkStage:
         images, _ = self.source.batch(self.validation_rows[:8])
         x = prepare(images.to(self.device), self.settings.data.padding)
         with torch.no_grad():
-            back = self.network.inverse(self.network(x), tolerance=1e-3)
-        rows = [torch.cat(list(part), dim=2) for part in (x, back)]
+            z = self.network(x)
+            try:
+                parts = [x, self.network.inverse(z, tolerance=1e-3)]
+            except NotConverged:  # while it trains, the bound holds only nearly
+                parts = [x]
+        rows = [torch.cat(list(part), dim=2) for part in parts]
         return {"inverse": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
 
 
@@ -223,7 +229,10 @@ def train_network(
         constrain_exactly(stage.network)
         _, after = stage.validate()
         header = {**header, "validation": dict(after)}
-        tqdm.write(f"network: constraint made exact, validation {before} -> {dict(after)}")
+        tqdm.write(
+            f"network: constraint made exact, validation {before} -> {dict(after)}",
+            file=sys.stderr,
+        )
     save_checkpoint(folder / "network.safetensors", module_tensors(stage.modules()), header)
     return header
 
@@ -240,6 +249,16 @@ def load_trained_network(
     if not path.is_file():
         raise UserError(f"no trained network at {path}: train it first (`codedinvnet train`)")
     tensors, header = load_checkpoint(path)
+    wanted = network_settings(settings)
+    changed = [
+        difference
+        for key in ("seed", "data", "network")  # the split, too: no validation image was trained on
+        for difference in differing_keys(header["settings"].get(key), wanted[key], f"{key}.")
+    ]
+    if changed:
+        raise UserError(
+            f"{path} was trained with other settings ({', '.join(changed)}): train it anew"
+        )
     shape = tuple(header["image_shape"])
     pad = settings.data.padding
     network = build_network(settings.network, (shape[0], shape[1] + 2 * pad, shape[2] + 2 * pad))
