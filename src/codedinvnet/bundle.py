@@ -105,7 +105,8 @@ class Bundle:
             missing: the missing member's position in the group.
         """
         latent = decode_missing(parity.latent, others)
-        return self.model.recover(latent, parity.side[:, missing]).softmax(1)
+        members = others.shape[1] + 1
+        return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
 
     def method(self, k: int) -> CodedInvNet:
         """Return the coding method for groups of up to k.

@@ -165,9 +165,19 @@ class CodedModel(nn.Module):
         x = self.prepare(images)
         return self.encoder.encode(x, uniform_weights(x)).parity
 
-    def recover(self, latents: Tensor, side: Tensor) -> Tensor:
-        """Map decoded latents (B, *latent_shape) and side features (B, S) to logits."""
+    def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
+        """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
+
+        Args:
+            latents: (B, *latent_shape).
+            side: (B, S), the missing members' side features.
+            members: m, the size of the groups.
+
+        Returns:
+            (B, classes).
+        """
+        direct = self.classify(latents)
         if self.recovery_head is None:
-            return self.classify(latents)
-        logits: Tensor = self.recovery_head(latents, side)
+            return direct
+        logits: Tensor = self.recovery_head(latents, side, direct, members)
         return logits

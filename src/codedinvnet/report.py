@@ -182,7 +182,7 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
     parts: dict[str, Callable[[], Any]] = {
         "embedding": lambda: model.network(x),
         "head": lambda: model.classify(z),
-        "recovery_head": lambda: model.recover(z, side),
+        "recovery_head": lambda: model.recover(z, side, sizes[0]),
     }
     served = [m for m in sizes if m in info.group_sizes]
     for m in served:

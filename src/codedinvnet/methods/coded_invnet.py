@@ -71,7 +71,7 @@ class CodedInvNet:
             stacked = torch.stack(others, dim=1) if others else parity[:, None][:, :0]
             latent = decode_missing(parity, stacked).unflatten(1, self.model.latent_shape)
             member = side.unflatten(1, (size, -1))[:, missing[0]] if side.shape[1] else side
-            answers[missing[0]] = self.model.recover(latent, member)
+            answers[missing[0]] = self.model.recover(latent, member, size)
         return answers
 
     @torch.inference_mode()

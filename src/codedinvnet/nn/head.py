@@ -51,7 +51,9 @@ class RecoveryHead(nn.Module):
     """g': logits of a *decoded* latent, and of what the parity worker knows of that member.
 
     A decoded latent carries the whole group's fusion error, so it is classified by a network of
-    its own: two linear layers over the normalised latent and the member's side features.
+    its own: two linear layers over the normalised latent and the member's side features. Their
+    logits are added to those of g on the same latent, times a trust a + b/m that is learned: in a
+    small group the decoded latent is nearly the true one, and g knows best.
 
     Args:
         latent_shape: (C, H, W) of the latent.
@@ -74,10 +76,21 @@ class RecoveryHead(nn.Module):
         self.expand = nn.Linear(linear_inputs(latent_shape) + side_features, hidden)
         self.hidden_norm = nn.LayerNorm(hidden)
         self.classify = nn.Linear(hidden + side_features, classes)
+        self.trust = nn.Parameter(torch.tensor([0.0, 1.0]))
 
-    def forward(self, z: Tensor, side: Tensor) -> Tensor:
-        """Map decoded latents z (B, C, H, W) and side features (B, side) to logits (B, classes)."""
+    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: int) -> Tensor:
+        """Classify decoded latents.
+
+        Args:
+            z: decoded latents, (B, C, H, W).
+            side: the missing members' side features, (B, side).
+            direct: the logits that g gives the decoded latents, (B, classes).
+            members: m, the size of their groups.
+
+        Returns:
+            Logits (B, classes).
+        """
         flat = torch.cat([linear_features(self.norm(z)), side], dim=1)
         h = F.gelu(self.hidden_norm(self.expand(flat)))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
-        return logits
+        return logits + (self.trust[0] + self.trust[1] / members) * direct

@@ -37,7 +37,7 @@ def recovered_accuracy(
         z = latents[rows]
         # All members share one error: decoded z_i = m·z_p − Σ_{j≠i} z_j = z_i + (m·z_p − Σ z_j).
         decoded = z + (members * parity.latent - z.sum(dim=1))[:, None]
-        logits = model.recover(decoded.flatten(0, 1), parity.side.flatten(0, 1))
+        logits = model.recover(decoded.flatten(0, 1), parity.side.flatten(0, 1), members)
         hits = logits.argmax(1) == labels[rows.flatten()]
         correct += int(hits[counted.flatten().to(hits.device)].sum())
     return correct / len(images)

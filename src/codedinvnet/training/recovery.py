@@ -120,7 +120,7 @@ class RecoveryStage:
         error = members * parity - z.sum(dim=1)
         decoded = (z + error[:, None]).flatten(0, 1)
         recovered = F.cross_entropy(
-            self.model.recover(decoded, encoding.side.flatten(0, 1)), labels
+            self.model.recover(decoded, encoding.side.flatten(0, 1), members), labels
         )
         latent = error.square().mean()
         loss = recovered + self.fusion.latent_weight * latent

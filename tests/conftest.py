@@ -1,0 +1,177 @@
+"""Fixtures and helpers: tiny images, settings and a trained bundle; the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet import stages
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.cli import main, paper_main
+from codedinvnet.config import Settings, parse_settings
+from codedinvnet.data import ImageSet, sample_images
+
+TRAINING_IMAGES, TEST_IMAGES = 800, 200
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command: TypeAlias = Callable[..., Outcome]
+
+
+def write_images(root: Path, train: int = TRAINING_IMAGES, test: int = TEST_IMAGES) -> Path:
+    """Split the shipped MNIST images in two and write them as `mnist/{train,test}.npz`."""
+    images = sample_images("mnist")
+    folder = root / "mnist"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", slice(0, train)), ("test", slice(train, train + test))):
+        np.savez(
+            folder / f"{split}.npz",
+            images=images.images[rows, 0].numpy(),
+            labels=images.labels[rows].numpy(),
+            classes=np.array(images.classes),
+        )
+    return root
+
+
+def tiny_settings(objective: str = "recovery", kind: str = "iresnet") -> dict[str, Any]:
+    """Return settings that train in seconds, as they would stand in a settings file."""
+    fusion: dict[str, Any] = {
+        "pixels": {
+            "objective": "pixels",
+            "members": 2,
+            "groups": 40,
+            "epochs": 2,
+            "batch_size": 4,
+            "discriminator_steps": 2,
+            "discriminator_filters": 4,
+            "discriminator_layers": 2,
+            "encoder": {"kind": "unet", "width": 4},
+        },
+        "recovery": {
+            "objective": "recovery",
+            "members": 4,
+            "batch_size": 8,
+            "steps_per_epoch": 4,
+            "epochs": 2,
+            "joint_batch_size": 4,
+            "joint_epochs": 1,
+            "head_hidden": 16,
+            "encoder": {"kind": "lean", "width": 4, "side_features": 4},
+        },
+    }[objective]
+    return {
+        "name": f"tiny-{objective}",
+        "seed": 3,
+        "data": {"name": "mnist", "validation": 100, "padding": 2},
+        "network": {"kind": kind, "blocks": [1, 1], "strides": [1, 2], "hidden": [8, 8]},
+        "training": {"epochs": 3, "batch_size": 50, "learning_rate": 0.003, "init_batch": 200},
+        "fusion": fusion,
+    }
+
+
+def write_settings(path: Path, raw: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    return path
+
+
+def make_run(raw: dict[str, Any], save_dir: Path, data_dir: Path, resume: int = 0) -> stages.Run:
+    settings: Settings = parse_settings(raw, "test")
+    return stages.Run(settings, save_dir, data_dir, torch.device("cpu"), resume=resume)
+
+
+def digests(*folders: Path) -> dict[str, str]:
+    """Return the hash of every file below the folders."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Leave the thread count as the environment asks, but never above two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def held_out() -> ImageSet:
+    """The test images of `data_dir`."""
+    images = sample_images("mnist")
+    return ImageSet(
+        images.name,
+        images.classes,
+        images.images[TRAINING_IMAGES:],
+        images.labels[TRAINING_IMAGES:],
+        images.source,
+    )
+
+
+@pytest.fixture(scope="session")
+def recovery_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+    """A finished tiny run of the recovery objective; tests must not write into its folder."""
+    run = make_run(tiny_settings("recovery"), tmp_path_factory.mktemp("recovery"), data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(recovery_run: stages.Run) -> Path:
+    return recovery_run.fusion_folder(4) / "bundle"
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Bundle:
+    return load_bundle(bundle_folder)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `codedinvnet` in this process."""
+    return _caller(main, capsys)
+
+
+@pytest.fixture
+def call_paper(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `main.py` in this process."""
+    return _caller(paper_main, capsys)
+
+
+def _caller(
+    entry: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    def run(*words: str | os.PathLike[str]) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = entry([os.fspath(word) for word in words])
+        except SystemExit as stop:  # argparse: --help and wrong usage
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

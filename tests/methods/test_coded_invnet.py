@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.config import EncoderSettings, NetworkSettings
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS, CodedInvNet, CodedMethod
+from codedinvnet.model import CodedModel, ModelSettings, Parity
+
+K = 4
+SIZES = range(1, K + 1)
+LATENT = 16 * 2 * 2
+VARIANTS = {"recovery-head": (4, 16), "side-only": (4, 0), "head-only": (0, 16), "plain": (0, 0)}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=list(VARIANTS))
+def method(request: pytest.FixtureRequest) -> CodedInvNet:
+    side_features, head_hidden = request.param
+    torch.manual_seed(0)
+    model = CodedModel(
+        ModelSettings(
+            image_shape=(1, 8, 8),
+            padding=0,
+            classes=("a", "b", "c"),
+            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
+            encoder=EncoderSettings(kind="lean", width=4, side_features=side_features),
+            head_hidden=head_hidden,
+        )
+    )
+    nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
+    return CodedInvNet(model.double().eval(), K)
+
+
+@pytest.fixture
+def exact(method: CodedInvNet, monkeypatch: pytest.MonkeyPatch) -> CodedInvNet:
+    """Make the parity's latent the exact mean; side features stay the encoder's own."""
+    model = method.model
+    encode = model.encode
+
+    def oracle(images: Tensor, weights: Tensor | None = None) -> Parity:
+        latents = model.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return Parity(latents.mean(1), encode(images, weights).side)
+
+    monkeypatch.setattr(model, "encode", oracle)
+    return method
+
+
+def images(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.rand(3, size, 1, 8, 8, dtype=torch.float64, generator=generator)
+
+
+def outputs_of(method: CodedInvNet, group: Tensor) -> dict[int, Tensor]:
+    tasks = method.tasks(group.shape[1])
+    return {task: method.compute(task, group[:, list(needs)]) for task, needs in tasks.items()}
+
+
+def without(outputs: Mapping[int, Tensor], *tasks: int) -> dict[int, Tensor]:
+    return {task: output for task, output in outputs.items() if task not in tasks}
+
+
+def assert_direct(
+    method: CodedInvNet, answers: Mapping[int, Tensor], group: Tensor, members: set[int]
+) -> None:
+    assert members <= set(answers)
+    for member in members:
+        expected = method.model.classify(method.model.embed(group[:, member]))
+        torch.testing.assert_close(answers[member], expected)
+
+
+def test_it_is_a_coded_method_with_one_parity(method: CodedInvNet) -> None:
+    as_method: CodedMethod = method
+    assert (as_method.k, as_method.r, as_method.fixed_size) == (K, 1, False)
+    assert METHODS[as_method.name] is CodedInvNet
+    assert method.parameters == sum(p.numel() for p in method.model.parameters())
+
+
+def test_data_tasks_are_their_members_and_the_parity_is_task_k(method: CodedInvNet) -> None:
+    assert method.tasks(1) == {0: (0,), 4: (0,)}
+    assert method.tasks(2) == {0: (0,), 1: (1,), 4: (0, 1)}
+    assert method.tasks(4) == {0: (0,), 1: (1,), 2: (2,), 3: (3,), 4: (0, 1, 2, 3)}
+
+
+@pytest.mark.parametrize("size", [-1, 0, K + 1])
+def test_other_sizes_are_refused(method: CodedInvNet, size: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to {K} members, got {size}"):
+        method.tasks(size)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1])
+def test_k_below_two_is_the_users_error(method: CodedInvNet, k: int) -> None:
+    with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
+        CodedInvNet(method.model, k)
+
+
+def test_data_tasks_embed_and_direct_classifies(method: CodedInvNet) -> None:
+    group = images(3)
+    output = method.compute(2, group[:, 2:])
+    assert output.shape == (3, LATENT)
+    torch.testing.assert_close(output, method.model.embed(group[:, 2]).flatten(1))
+    logits = method.direct(output)
+    assert logits.shape == (3, 3)
+    torch.testing.assert_close(logits, method.model.classify(method.model.embed(group[:, 2])))
+    assert output.is_inference()
+    assert logits.is_inference()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_parity_packs_its_latent_and_then_the_side_features(
+    method: CodedInvNet, size: int
+) -> None:
+    group = images(size)
+    output = method.compute(K, group)
+    parity = method.model.encode(group)
+    width = parity.side.shape[2]
+    assert output.shape == (3, LATENT + size * width)
+    torch.testing.assert_close(output[:, :LATENT], parity.latent.flatten(1))
+    for member in range(size):
+        start = LATENT + member * width
+        torch.testing.assert_close(output[:, start : start + width], parity.side[:, member])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_exact_parity_decodes_every_erasure_position(exact: CodedInvNet, size: int) -> None:
+    group = images(size)
+    model = exact.model
+    side = model.encode(group).side
+    outputs = outputs_of(exact, group)
+    for erased in range(size):
+        answers = exact.decode(without(outputs, erased), size)
+        assert set(answers) == set(range(size))
+        expected = model.recover(model.embed(group[:, erased]), side[:, erased])
+        torch.testing.assert_close(answers[erased], expected, rtol=0.0, atol=1e-10)
+        assert_direct(exact, answers, group, set(range(size)) - {erased})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_decoded_follows_the_encoder(method: CodedInvNet, size: int) -> None:
+    group = images(size)
+    model = method.model
+    parity = model.encode(group)
+    latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
+    outputs = outputs_of(method, group)
+    for erased in range(size):
+        decoded = size * parity.latent - latents.sum(1) + latents[:, erased]
+        expected = model.recover(decoded, parity.side[:, erased])
+        answer = method.decode(without(outputs, erased), size)[erased]
+        torch.testing.assert_close(answer, expected, rtol=0.0, atol=1e-10)
+
+
+def test_a_lone_member_is_decoded_from_the_parity_alone(method: CodedInvNet) -> None:
+    group = images(1)
+    parity = method.model.encode(group)
+    answers = method.decode({K: method.compute(K, group)}, 1)
+    assert set(answers) == {0}
+    expected = method.model.recover(parity.latent, parity.side[:, 0])
+    torch.testing.assert_close(answers[0], expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_is_decoded_without_the_parity(method: CodedInvNet, size: int) -> None:
+    group = images(size)
+    outputs = outputs_of(method, group)
+    for erased in range(size):
+        answers = method.decode(without(outputs, erased, K), size)
+        assert set(answers) == set(range(size)) - {erased}
+        assert_direct(method, answers, group, set(answers))
+
+
+@pytest.mark.parametrize("size", range(2, K + 1))
+def test_nothing_is_decoded_when_two_are_missing(method: CodedInvNet, size: int) -> None:
+    group = images(size)
+    outputs = outputs_of(method, group)
+    for one in range(size):
+        for other in range(one):
+            answers = method.decode(without(outputs, one, other), size)
+            assert set(answers) == set(range(size)) - {one, other}
+            assert_direct(method, answers, group, set(answers))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_complete_group_has_direct_answers_only(method: CodedInvNet, size: int) -> None:
+    group = images(size)
+    answers = method.decode(outputs_of(method, group), size)
+    assert set(answers) == set(range(size))
+    assert_direct(method, answers, group, set(range(size)))
+
+
+def test_no_outputs_give_no_answers(method: CodedInvNet) -> None:
+    assert method.decode({}, 3) == {}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_exact_parity_leaves_no_residual(exact: CodedInvNet, size: int) -> None:
+    residual = exact.residual(outputs_of(exact, images(size)), size)
+    assert residual is not None
+    assert residual.shape == (3,)
+    assert float(residual.max()) < 1e-12
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_residual_is_the_root_mean_square_of_the_fusion_error(
+    method: CodedInvNet, size: int
+) -> None:
+    group = images(size)
+    model = method.model
+    latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
+    error = (model.encode(group).latent - latents.mean(1)).flatten(1)
+    residual = method.residual(outputs_of(method, group), size)
+    assert residual is not None
+    torch.testing.assert_close(residual, error.norm(dim=1) / LATENT**0.5)
+    assert float(residual.min()) > 1e-4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_corrupt_worker_shows_up_in_the_residual(exact: CodedInvNet, size: int) -> None:
+    outputs = outputs_of(exact, images(size))
+    for task, share in [*((i, 1 / size) for i in range(size)), (K, 1.0)]:
+        corrupt = {**outputs, task: outputs[task].clone()}
+        corrupt[task][1, :LATENT] += 0.5
+        residual = exact.residual(corrupt, size)
+        assert residual is not None
+        assert residual.tolist() == pytest.approx([0.0, 0.5 * share, 0.0], abs=1e-9)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_incomplete_group_has_no_residual(method: CodedInvNet, size: int) -> None:
+    outputs = outputs_of(method, images(size))
+    for task in outputs:
+        assert method.residual(without(outputs, task), size) is None
+
+
+def test_bytes_are_computed_like_the_floats_they_stand_for(method: CodedInvNet) -> None:
+    method.model.float()
+    group = torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8)
+    for task, members in ((1, group[:, :1]), (K, group)):
+        output = method.compute(task, members)
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, method.compute(task, members / 255))

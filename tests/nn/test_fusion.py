@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from codedinvnet.nn.fusion import (
+    FusionEncoder,
+    LeanFusion,
+    PatchDiscriminator,
+    PixelMean,
+    UNetFusion,
+    uniform_weights,
+    weighted_mean,
+)
+from codedinvnet.nn.iresnet import IResNet
+
+CHANNELS = 2
+SIDE = {"lean": 0, "lean-side": 3, "unet": 0, "unet-5": 0, "mean": 0, "mean-side": 3}
+SIZE = {"unet-5": 32}
+
+
+@torch.no_grad()
+def encoder(name: str) -> FusionEncoder:
+    """Build an encoder that does something: the zero initialisation and fresh statistics go."""
+    made: FusionEncoder
+    if name.startswith("lean"):
+        made = LeanFusion(CHANNELS, width=4, side_features=SIDE[name])
+    elif name.startswith("unet"):
+        made = UNetFusion(CHANNELS, filters=3, depth=5 if name == "unet-5" else 3)
+    else:
+        made = PixelMean(SIDE[name])
+    generator = torch.Generator().manual_seed(0)
+    for tensor in made.parameters():
+        tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    for part in made.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(generator=generator)
+            part.running_var.uniform_(0.5, 2.0, generator=generator)
+    return made.double().eval().requires_grad_(False)
+
+
+def groups(name: str, members: int, batch: int = 2) -> Tensor:
+    size = SIZE.get(name, 8)
+    return torch.rand(
+        batch,
+        members,
+        CHANNELS,
+        size,
+        size,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(members),
+    )
+
+
+def weights(members: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, members, dtype=torch.float64, generator=generator).softmax(1)
+
+
+EVERY = pytest.mark.parametrize("name", list(SIDE))
+
+
+@EVERY
+def test_one_network_serves_every_group_size(name: str) -> None:
+    network = encoder(name)
+    for members in range(1, 11):
+        x = groups(name, members)
+        parity, side = network(x)
+        assert parity.shape == (2, *x.shape[2:])
+        assert side.shape == (2, members, SIDE[name])
+        assert network.side_features == SIDE[name]
+        assert torch.isfinite(parity).all()
+
+
+@EVERY
+def test_forward_weighs_all_members_alike(name: str) -> None:
+    network = encoder(name)
+    x = groups(name, 4)
+    found = network(x)
+    expected = network.encode(x, torch.full((2, 4), 0.25, dtype=torch.float64))
+    assert torch.equal(found.parity, expected.parity)
+    assert torch.equal(found.side, expected.side)
+    skewed = network.encode(x, weights(4))
+    assert not torch.allclose(skewed.parity, expected.parity, atol=1e-3)
+    assert torch.equal(skewed.side, expected.side)
+
+
+@EVERY
+def test_parity_does_not_depend_on_the_order(name: str) -> None:
+    network = encoder(name)
+    x, w = groups(name, 5), weights(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    before, after = network.encode(x, w), network.encode(x[:, order], w[:, order])
+    torch.testing.assert_close(after.parity, before.parity)
+    torch.testing.assert_close(after.side, before.side[:, order])
+    mismatched = network.encode(x[:, order], w)
+    assert not torch.allclose(mismatched.parity, before.parity, atol=1e-3)
+
+
+@EVERY
+@pytest.mark.parametrize("member", [0, 1, 2])
+def test_all_weight_on_one_member_is_that_member_alone(name: str, member: int) -> None:
+    network = encoder(name)
+    x = groups(name, 3)
+    w = torch.zeros(2, 3, dtype=torch.float64)
+    w[:, member] = 1.0
+    alone = network(x[:, member : member + 1])
+    together = network.encode(x, w)
+    torch.testing.assert_close(together.parity, alone.parity)
+    torch.testing.assert_close(together.side[:, member : member + 1], alone.side)
+
+
+@EVERY
+def test_a_duplicate_counts_as_often_as_it_is_there(name: str) -> None:
+    network = encoder(name)
+    x = groups(name, 2)
+    torch.testing.assert_close(network(x[:, [0, 0]]).parity, network(x[:, [0]]).parity)
+    thirds = torch.tensor([[2 / 3, 1 / 3]] * 2, dtype=torch.float64)
+    torch.testing.assert_close(network(x[:, [0, 1, 0]]).parity, network.encode(x, thirds).parity)
+
+
+@EVERY
+def test_groups_of_a_batch_do_not_mix(name: str) -> None:
+    network = encoder(name)
+    x, w = groups(name, 3, batch=4), weights(3, batch=4)
+    together = network.encode(x, w)
+    for row in range(4):
+        alone = network.encode(x[row : row + 1], w[row : row + 1])
+        torch.testing.assert_close(together.parity[row : row + 1], alone.parity)
+        torch.testing.assert_close(together.side[row : row + 1], alone.side)
+
+
+@pytest.mark.parametrize("name", ["lean", "lean-side", "unet", "unet-5"])
+def test_a_network_is_not_the_average_image(name: str) -> None:
+    x = groups(name, 3)
+    assert not torch.allclose(encoder(name)(x).parity, x.mean(1), atol=0.05)
+
+
+def test_side_features_belong_to_their_member_alone() -> None:
+    network = encoder("lean-side")
+    x = groups("lean-side", 3)
+    before = network(x).side
+    x[:, 1] = x[:, 1].flip(-1)
+    changed = (network(x).side - before).abs().amax((0, 2))
+    assert changed[1] > 1e-3
+    assert changed[0] == changed[2] == 0
+
+
+def test_a_fresh_lean_encoder_starts_at_the_average_image() -> None:
+    x = torch.rand(2, 3, 1, 16, 8)
+    torch.testing.assert_close(LeanFusion(1, width=4)(x).parity, x.mean(1))
+
+
+def test_pixel_mean_is_the_weighted_average_of_images() -> None:
+    x, w = groups("mean", 3), weights(3)
+    expected = sum(w[:, i].view(2, 1, 1, 1) * x[:, i] for i in range(3))
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(PixelMean().encode(x, w).parity, expected)
+    torch.testing.assert_close(weighted_mean(x, w), expected)
+    torch.testing.assert_close(PixelMean()(x).parity, x.mean(1))
+
+
+def test_uniform_weights_sum_to_one() -> None:
+    w = uniform_weights(groups("mean", 7))
+    assert w.dtype == torch.float64
+    torch.testing.assert_close(w, torch.full((2, 7), 1 / 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("members", [2, 5])
+def test_discriminator_scores_patches_of_group_and_parity(members: int) -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(1, members, filters=4, layers=3).eval()
+    x, parity = torch.rand(2, members, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    score = discriminator(x, parity)
+    assert score.shape == (2, 1, 2, 2)
+    assert PatchDiscriminator(1, members, filters=4, layers=2)(x, parity).shape == (2, 1, 6, 6)
+    assert not torch.equal(discriminator(x, parity.flip(0)), score)
+    assert not torch.equal(discriminator(x.flip(1), parity), score)
+
+
+@torch.no_grad()
+def multiply_adds(module: nn.Module, x: Tensor) -> float:
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    return float(counter.get_total_flops()) / 2
+
+
+@pytest.mark.parametrize("side_features", [0, 64])
+def test_a_lean_encoder_costs_at_most_half_an_embedding(side_features: int) -> None:
+    lean = LeanFusion(1, width=16, side_features=side_features)
+    cost = multiply_adds(lean, torch.zeros(1, 10, 1, 32, 32))
+    assert 1e6 < cost <= 20e6
+    assert cost <= 0.5 * multiply_adds(IResNet((1, 32, 32)), torch.zeros(1, 1, 32, 32))

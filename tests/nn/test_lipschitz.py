@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+
+from codedinvnet.nn import lipschitz
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.lipschitz import (
+    LipschitzConv2d,
+    constrain_exactly,
+    constrained_layers,
+    fold,
+    operator_norm,
+    project,
+)
+
+COEFFICIENT = 0.8
+SHAPES = pytest.mark.parametrize(
+    ("inside", "outside", "kernel", "size"),
+    [(3, 3, 3, (4, 5)), (5, 2, 3, (4, 4)), (2, 5, 3, (3, 6)), (2, 3, 3, (1, 1)), (4, 6, 1, (3, 3))],
+    ids=["square", "in>out", "out>in", "one-pixel", "1x1"],
+)
+
+
+def conv(
+    inside: int = 3,
+    outside: int = 4,
+    kernel: int = 3,
+    size: tuple[int, int] = (5, 4),
+    *,
+    norm: float = 3.0,
+) -> LipschitzConv2d:
+    torch.manual_seed(0)
+    layer = LipschitzConv2d(
+        inside, outside, kernel, input_size=size, coefficient=COEFFICIENT
+    ).double()
+    with torch.no_grad():
+        layer.weight.mul_(norm / dense_norm(layer, size))
+    return layer
+
+
+def dense_norm(layer: nn.Conv2d, size: tuple[int, int]) -> float:
+    x = torch.zeros(layer.in_channels, *size, dtype=torch.float64)
+    matrix = jacobian(lambda v: layer.double()(v[None])[0].flatten(), x).flatten(1)
+    return float(torch.linalg.svdvals(matrix)[0])
+
+
+def network() -> IResNet:
+    torch.manual_seed(0)
+    net = IResNet(
+        (1, 8, 8), blocks=(1, 2), strides=(1, 2), hidden=(6, 5), coefficient=COEFFICIENT
+    ).double()
+    with torch.no_grad():
+        for layer in constrained_layers(net):
+            layer.weight.mul_(5.0)
+    return net
+
+
+@SHAPES
+@pytest.mark.parametrize("dense_limit", [1024, 1], ids=["dense", "arpack"])
+def test_operator_norm_is_the_largest_singular_value(
+    inside: int,
+    outside: int,
+    kernel: int,
+    size: tuple[int, int],
+    dense_limit: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", dense_limit)
+    layer = conv(inside, outside, kernel, size)
+    assert operator_norm(layer, size) == pytest.approx(dense_norm(layer, size), rel=2e-6)
+    assert layer.largest_singular_value() == pytest.approx(3.0, rel=2e-6)
+
+
+def test_large_operators_go_to_arpack_and_small_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = conv(2, 6, 3, (4, 4))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("ARPACK was called")
+
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", refuse)
+    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 32)
+    layer.largest_singular_value()
+    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 31)
+    with pytest.raises(AssertionError, match="ARPACK"):
+        layer.largest_singular_value()
+
+
+def test_arpack_tells_close_singular_values_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = conv(1, 1, 3, (4, 4))
+    size = (33, 33)
+    iterative = operator_norm(layer, size)
+    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 33 * 33)
+    assert iterative == pytest.approx(operator_norm(layer, size), rel=1e-6)
+
+
+def test_norm_depends_on_the_input_size_through_the_padding() -> None:
+    layer = conv(2, 2, 3, (2, 2))
+    sizes = [(1, 1), (2, 2), (4, 4), (8, 8)]
+    norms = [operator_norm(layer, size) for size in sizes]
+    assert norms == sorted(norms)
+    assert norms[0] < norms[-1]
+    assert norms == pytest.approx([dense_norm(layer, size) for size in sizes])
+
+
+def test_norm_of_a_zero_kernel_is_zero() -> None:
+    layer = conv()
+    with torch.no_grad():
+        layer.weight.zero_()
+    layer.project()
+    assert layer.largest_singular_value() == 0.0
+    assert not layer.weight.any()
+
+
+def test_adjoint_is_the_transpose() -> None:
+    layer = conv(3, 5)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(1, 3, 5, 4, dtype=torch.float64, generator=generator)
+    u = torch.randn(1, 5, 5, 4, dtype=torch.float64, generator=generator)
+    left = (layer.apply_operator(v) * u).sum()
+    right = (v * layer.apply_adjoint(u)).sum()
+    assert float(left.detach()) == pytest.approx(float(right.detach()))
+    assert abs(float(left.detach())) > 0.1
+
+
+@SHAPES
+def test_projection_nears_the_bound_and_the_exact_constraint_meets_it(
+    inside: int, outside: int, kernel: int, size: tuple[int, int]
+) -> None:
+    layer = conv(inside, outside, kernel, size)
+    bias = layer.bias
+    assert bias is not None
+    offset = bias.detach().clone()
+    for _ in range(60):
+        layer.project()
+    assert COEFFICIENT * (1 - 1e-9) <= dense_norm(layer, size) <= 1.03 * COEFFICIENT
+    layer.constrain_exactly()
+    assert COEFFICIENT - 1e-6 <= dense_norm(layer, size) <= COEFFICIENT + 1e-6
+    assert torch.equal(bias, offset)
+
+
+def test_projection_reduces_the_top_direction_alone() -> None:
+    layer = conv(3, 3, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor([2.0, 0.5, 0.3]))[:, :, None, None])
+    for _ in range(60):
+        layer.project()
+    kept = torch.linalg.svdvals(layer.weight.detach()[:, :, 0, 0])
+    wanted = torch.tensor([COEFFICIENT, 0.5, 0.3], dtype=kept.dtype)
+    torch.testing.assert_close(kept, wanted, atol=1e-4, rtol=0)
+
+
+def test_projection_goes_on_from_the_last_vector() -> None:
+    once, often = conv(4, 4), conv(4, 4)
+    for _ in range(30):
+        once.project()
+    often.project(iterations=30)
+    assert once.largest_singular_value() <= often.largest_singular_value() * 1.001
+    torch.testing.assert_close(once.power_vector, often.power_vector, rtol=0.0, atol=1e-6)
+    assert float(once.power_vector.norm()) == pytest.approx(1.0)
+
+
+def test_projection_keeps_up_with_an_optimiser() -> None:
+    layer = conv(3, 3, size=(4, 4))
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
+    x = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for _ in range(150):
+        optimiser.zero_grad()
+        (layer(x) - 3 * x).square().mean().backward()
+        optimiser.step()
+        layer.project()
+    assert COEFFICIENT * 0.999 <= dense_norm(layer, (4, 4)) <= COEFFICIENT * 1.03
+
+
+def test_a_kernel_below_the_bound_is_untouched() -> None:
+    layer = conv(norm=COEFFICIENT * 0.999)
+    before = layer.weight.detach().clone()
+    layer.project(iterations=50)
+    layer.constrain_exactly()
+    assert torch.equal(layer.weight, before)
+
+
+def test_arpack_constrains_as_exactly_as_the_dense_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 4)
+    layer = conv()
+    layer.constrain_exactly()
+    assert COEFFICIENT - 1e-5 <= dense_norm(layer, (5, 4)) <= COEFFICIENT + 1e-6
+
+
+def test_every_convolution_of_a_network_is_constrained() -> None:
+    net = network()
+    assert len(constrained_layers(net)) == 9
+    assert net.largest_singular_value() > 2 * COEFFICIENT
+    project(net, iterations=50)
+    assert COEFFICIENT <= net.largest_singular_value() <= 1.03 * COEFFICIENT
+    constrain_exactly(net)
+    assert net.largest_singular_value() <= COEFFICIENT + 1e-6
+    norms = [dense_norm(layer, layer.input_size) for layer in constrained_layers(net)]
+    assert max(norms) == pytest.approx(net.largest_singular_value())
+    assert norms == pytest.approx([COEFFICIENT] * 9, abs=1e-6)
+
+
+def test_largest_singular_value_finds_the_one_layer_that_is_too_large() -> None:
+    net = network()
+    constrain_exactly(net)
+    for index in range(9):
+        layer = constrained_layers(net)[index]
+        with torch.no_grad():
+            layer.weight.mul_(1.5)
+            assert net.largest_singular_value() == pytest.approx(1.5 * COEFFICIENT)
+            layer.weight.div_(1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fold_changes_nothing_but_the_classes(dtype: torch.dtype) -> None:
+    net = network().to(dtype)
+    constrain_exactly(net)
+    x = torch.rand(3, 1, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    before: Tensor = net(x)
+    norm = net.largest_singular_value()
+    names = [name for name, _ in net.named_parameters()]
+    assert list(net.buffers())
+    fold(net)
+    assert torch.equal(net(x), before)
+    assert net.largest_singular_value() == norm
+    assert not constrained_layers(net)
+    assert not list(net.buffers())
+    assert [name for name, _ in net.named_parameters()] == names
+    torch.testing.assert_close(
+        net.inverse(before), x, rtol=0.0, atol=1e-4 if dtype == torch.float32 else 1e-5
+    )

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from codedinvnet import checkpoint
+from codedinvnet.checkpoint import (
+    load_checkpoint,
+    load_modules,
+    load_optimizers,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    write_atomically,
+)
+from codedinvnet.errors import UserError
+
+TENSORS = {
+    "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b": torch.tensor([7, 8], dtype=torch.int64),
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+}
+HEADER = {"epoch": 3, "settings": {"name": "mnist", "list": [1, 2]}, "text": "µ"}
+CHECK = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def whole(tmp_path: Path) -> bytes:
+    path = tmp_path / "whole.safetensors"
+    save_checkpoint(path, TENSORS, HEADER)
+    return path.read_bytes()
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "x.safetensors"
+    shared = TENSORS["a"].t()  # not contiguous, and sharing memory with another
+    save_checkpoint(path, {**TENSORS, "view": shared}, HEADER)
+    tensors, header = load_checkpoint(path)
+    assert header == {"format_version": checkpoint.FORMAT_VERSION, **HEADER}
+    assert tensors.keys() == {*TENSORS, "view"}
+    for key, value in {**TENSORS, "view": shared}.items():
+        assert tensors[key].dtype == value.dtype
+        assert torch.equal(tensors[key], value)
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
+
+
+def test_no_header_length_is_taken_for_a_pickle(tmp_path: Path) -> None:
+    # A safetensors file begins with its header's length, whose first byte may be anything,
+    # the 0x80 of a pickle and the P of a zip file included.
+    path = tmp_path / "x.safetensors"
+    begins = set()
+    for padding in range(0, 256, 4):
+        save_checkpoint(path, TENSORS, {"text": "x" * padding})
+        begins.add(path.read_bytes()[0])
+        load_checkpoint(path)
+    assert {0x80, ord("P")} <= begins
+
+
+@CHECK
+@given(share=st.floats(min_value=0, max_value=1, exclude_max=True))
+@example(share=0.0)
+@example(share=0.999999)
+def test_cut_file_is_refused(share: float, tmp_path: Path) -> None:
+    content = whole(tmp_path)
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(len(content) * share)])
+    refusal(path)
+
+
+@CHECK
+@given(content=st.binary(max_size=300))
+def test_random_bytes_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "noise.safetensors"
+    path.write_bytes(content)
+    refusal(path)
+
+
+def test_trailing_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(whole(tmp_path) + b"x")
+    refusal(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_pickle_is_refused_unread(new_format: bool, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    path = tmp_path / "model.pth"
+    torch.save({"trap": Trap()}, path, _use_new_zipfile_serialization=new_format)
+    assert "pickle" in refusal(path)
+    assert not marker.exists()
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "no checkpoint" in refusal(tmp_path / "none.safetensors")
+    assert "no checkpoint" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"codedinvnet": "{"}, {"codedinvnet": "[1]"}]
+)
+def test_file_of_another_program(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(save(TENSORS, metadata=metadata))
+    assert "not written by codedinvnet" in refusal(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_format_version(version: object, tmp_path: Path) -> None:
+    path = tmp_path / "new.safetensors"
+    save_checkpoint(path, TENSORS, {"format_version": version})
+    assert f"format version {version}" in refusal(path)
+
+
+def no_replace(source: object, target: object) -> NoReturn:
+    raise OSError(28, "No space left on device")
+
+
+def no_sync(handle: int) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("function", "failure", "error"),
+    [("replace", no_replace, OSError), ("fsync", no_sync, KeyboardInterrupt)],
+)
+def test_crash_while_writing_leaves_the_old_file(
+    function: str,
+    failure: Callable[..., NoReturn],
+    error: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, TENSORS, HEADER)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, failure)
+        with pytest.raises(error):
+            save_checkpoint(path, {"a": torch.zeros(2)}, {})
+        with pytest.raises(error):
+            save_checkpoint(tmp_path / "new.safetensors", {"a": torch.zeros(2)}, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_content_is_synced_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        assert os.fstat(handle).st_size == 7
+        done.append("fsync")
+        sync(handle)
+
+    def noted_replace(source: str, target: Path) -> None:
+        done.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_atomically(tmp_path / "x", b"content")
+    assert done[:2] == ["fsync", "replace"]
+    assert (tmp_path / "x").read_bytes() == b"content"
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def net(hidden: int = 4, extra: bool = False) -> nn.Module:
+    layers: list[nn.Module] = [nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2)]
+    return nn.Sequential(*layers, *([nn.Linear(2, 2)] if extra else []))
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def unchanged(module: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_modules_round_trip() -> None:
+    one, two, target_one, target_two = net(), net(5), net(), net(5)
+    tensors = module_tensors({"one": one, "two": two})
+    load_modules(
+        {"one": target_one, "two": target_two}, {**tensors, "three.w": torch.ones(1)}, Path("x")
+    )
+    assert unchanged(target_one, one.state_dict())
+    assert unchanged(target_two, two.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "said"),
+    [
+        (net(5), net(4), "two.0.bias has shape (5,), expected (4,)"),
+        (net(4, extra=True), net(4), "two.3.bias is not part of this architecture"),
+        (net(4), net(4, extra=True), "two.3.bias is missing"),
+    ],
+)
+def test_another_architecture_loads_nothing(
+    stored: nn.Module, wanted: nn.Module, said: str
+) -> None:
+    first = net()
+    before_first, before_wanted = snapshot(first), snapshot(wanted)
+    tensors = module_tensors({"one": net(), "two": stored})
+    with pytest.raises(UserError) as caught:
+        load_modules({"one": first, "two": wanted}, tensors, Path("file.safetensors"))
+    assert str(caught.value) == f"file.safetensors holds another architecture: {said}"
+    assert unchanged(first, before_first)
+    assert unchanged(wanted, before_wanted)
+
+
+def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(8, 3, generator=generator)
+        optimizer.zero_grad()
+        module(x).square().mean().backward()
+        optimizer.step()
+
+
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1),
+        lambda m: torch.optim.Adam(m.parameters(), 0.01, (0.0, 0.9)),
+        lambda m: torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9),
+    ],
+    ids=["adamw", "adam", "sgd"],
+)
+def test_optimizer_round_trip_continues_bit_for_bit(make: Make, tmp_path: Path) -> None:
+    module = net()
+    optimizer = make(module)
+    steps(module, optimizer, 3, seed=0)
+    tensors = module_tensors({"module": module})
+    tensors.update(optimizer_tensors({"optimizer": optimizer}))
+    save_checkpoint(tmp_path / "x.safetensors", tensors, {})
+    other = net()
+    other_optimizer = make(other)
+    loaded, _ = load_checkpoint(tmp_path / "x.safetensors")
+    load_modules({"module": other}, loaded, tmp_path)
+    forgetful = deepcopy(other)
+    load_optimizers({"optimizer": other_optimizer}, loaded)
+    steps(module, optimizer, 3, seed=1)
+    steps(other, other_optimizer, 3, seed=1)
+    steps(forgetful, make(forgetful), 3, seed=1)
+    assert unchanged(other, module.state_dict())
+    assert not unchanged(forgetful, module.state_dict())  # the state matters, so it was restored

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.config import (
+    PixelFusionSettings,
+    RecoveryFusionSettings,
+    Settings,
+    load_settings,
+    parse_settings,
+)
+from codedinvnet.errors import UserError
+from tests.conftest import tiny_settings, write_settings
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.json"))
+
+PUBLISHED: dict[str, Any] = {
+    "data_processing": {"dataset": "fashion", "nClasses": 10},
+    "name": {"iname": "iresnet", "fname": "pix2pix"},
+    "train": {
+        "model": {"reduction": "mean", "bottleneck_mult": 4, "nactors": 4},
+        "inet": {
+            "mixup_alpha": 0.7,
+            "mixup": True,
+            "mixup_hidden": False,
+            "nBlocks": [3, 4],
+            "nStrides": [1, 2],
+            "nChannels": [16, 24],
+            "inj_pad": 5,
+            "coeff": 0.8,
+            "multiScale": False,
+            "fixedPrior": True,
+            "noActnorm": False,
+            "nonlin": "softplus",
+            "init_batch": 512,
+            "init_ds": 1,
+        },
+        "fnet": {"gan_mode": "lsgan", "ngf": 32, "ndf": 16, "netG": "unet", "lambda_L1": 100.0},
+        "training_setting": {
+            "epochs": 12,
+            "n_epochs": 34,
+            "numTraceSamples": 2,
+            "numSeriesTerms": 7,
+            "save_steps": 100,
+        },
+        "optimization": {"optimizer": "adam", "weight_decay": 0.001},
+        "initialization": {"seed": 42, "cuda": True},
+    },
+}
+PUBLISHED_UNUSED = [
+    "data_processing.nClasses",
+    "name.fname",
+    "train.fnet.gan_mode",
+    "train.fnet.lambda_L1",
+    "train.fnet.netG",
+    "train.inet.fixedPrior",
+    "train.inet.multiScale",
+    "train.inet.noActnorm",
+    "train.initialization.cuda",
+    "train.model.bottleneck_mult",
+    "train.model.reduction",
+    "train.optimization.optimizer",
+    "train.training_setting.save_steps",
+]
+
+
+def test_there_are_shipped_settings() -> None:
+    assert "mnist.json" in [path.name for path in SHIPPED]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_shipped_settings_load(path: Path) -> None:
+    settings = load_settings(path)
+    assert settings.training.epochs >= 1
+    assert settings.network.blocks
+
+
+def test_mnist_settings_are_the_papers() -> None:
+    settings = load_settings(CONFIGS / "mnist.json")
+    assert settings.network.kind == "iresnet"
+    assert settings.network.blocks == (7, 7, 7)  # i-ResNet-64
+    assert settings.training.mixup == "manifold"
+    assert isinstance(settings.fusion, PixelFusionSettings)
+    assert settings.fusion.discriminator_steps == 5
+    assert settings.fusion.encoder.kind == "unet"
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [("pixels", PixelFusionSettings), ("recovery", RecoveryFusionSettings)],
+)
+def test_objective_chooses_the_section(objective: str, expected: type) -> None:
+    settings = parse_settings(tiny_settings(objective), "here")
+    assert isinstance(settings.fusion, expected)
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    changed = deepcopy(raw)
+    *sections, last = key.split(".")
+    place = changed
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    return changed
+
+
+def complaint(raw: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_settings(raw, "here.json")
+    message = str(caught.value)
+    assert message.startswith("here.json: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "nearest"),
+    [
+        ("recovery", "trainning", "training"),
+        ("recovery", "data.paddding", "padding"),
+        ("recovery", "network.coeff", "coefficient"),
+        ("recovery", "training.learning_rte", "learning_rate"),
+        ("recovery", "fusion.joint_epoch", "joint_epochs"),
+        ("recovery", "fusion.encoder.side_feature", "side_features"),
+        ("pixels", "fusion.discriminator_step", "discriminator_steps"),
+        ("pixels", "fusion.encoder.witdh", "width"),
+    ],
+)
+def test_unknown_key_names_the_nearest(objective: str, key: str, nearest: str) -> None:
+    message = complaint(put(tiny_settings(objective), key, 1))
+    assert f"unknown key {key!r}" in message
+    assert f"did you mean {nearest!r}" in message
+
+
+def test_misspelt_required_key_is_reported_as_unknown() -> None:
+    raw = tiny_settings()
+    raw["training"]["epoch"] = raw["training"].pop("epochs")
+    message = complaint(raw)
+    assert "unknown key 'training.epoch': did you mean 'epochs'?" in message
+
+
+def test_unknown_key_like_no_other_lists_the_known() -> None:
+    message = complaint(put(tiny_settings(), "data.zzzzzz", 1))
+    assert "known keys: image_size, name, padding, validation" in message
+
+
+def test_key_of_the_other_objective_is_unknown() -> None:
+    assert "unknown key 'fusion.groups'" in complaint(put(tiny_settings(), "fusion.groups", 5))
+
+
+def test_missing_key() -> None:
+    raw = tiny_settings()
+    del raw["training"]
+    assert "missing key 'training'" in complaint(raw)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "value"),
+    [
+        ("recovery", "fusion.members", 1),
+        ("pixels", "fusion.members", 1),
+        ("recovery", "fusion.members", 0),
+        ("recovery", "training.epochs", 0),
+        ("recovery", "training.epochs", "many"),
+        ("recovery", "training.epochs", 1.5),
+        ("recovery", "training.batch_size", 1),
+        ("recovery", "training.learning_rate", -0.1),
+        ("recovery", "training.learning_rate", float("nan")),
+        ("recovery", "training.learning_rate", float("inf")),
+        ("recovery", "training.mixup", "both"),
+        ("recovery", "training.warmup", 1.0),
+        ("recovery", "network.coefficient", 1.0),
+        ("recovery", "network.coefficient", 0.0),
+        ("recovery", "network.kind", "resnet"),
+        ("recovery", "network.blocks", []),
+        ("recovery", "network.blocks", 7),
+        ("recovery", "data.validation", 0),
+        ("recovery", "data.padding", -1),
+        ("recovery", "data.name", None),
+        ("recovery", "data", "mnist"),
+        ("recovery", "seed", -1),
+        ("recovery", "seed", 2**31),
+        ("recovery", "name", "a/b"),
+        ("recovery", "fusion.objective", "gan"),
+        ("pixels", "fusion.groups", 0),
+    ],
+)
+def test_bad_value_names_the_key(objective: str, key: str, value: Any) -> None:
+    message = complaint(put(tiny_settings(objective), key, value))
+    assert key.removesuffix(".objective") in message
+
+
+def test_bad_element_is_located() -> None:
+    assert "network.strides.1" in complaint(put(tiny_settings(), "network.strides", [1, 3]))
+
+
+@pytest.mark.parametrize("key", ["blocks", "strides", "hidden"])
+def test_stage_lists_must_agree(key: str) -> None:
+    message = complaint(put(tiny_settings(), f"network.{key}", [1, 1, 1]))
+    assert "network: blocks, strides and hidden must have one entry per stage" in message
+
+
+def test_nothing_to_train_is_refused() -> None:
+    raw = put(put(tiny_settings(), "fusion.epochs", 0), "fusion.joint_epochs", 0)
+    assert "nothing would be trained" in complaint(raw)
+
+
+def test_side_features_of_a_unet_are_refused() -> None:
+    encoder = {"kind": "unet", "width": 4, "side_features": 3}
+    assert "no side_features" in complaint(put(tiny_settings("pixels"), "fusion.encoder", encoder))
+
+
+def test_other_faults_are_counted() -> None:
+    raw = put(put(tiny_settings(), "training.epochs", 0), "training.batch_size", 0)
+    assert "(and 1 more)" in complaint(raw)
+
+
+def not_json(path: Path) -> None:
+    path.write_text('{\n  "name": "x",\n}', encoding="utf-8")
+
+
+def cut(path: Path) -> None:
+    path.write_text(json.dumps(tiny_settings())[:100], encoding="utf-8")
+
+
+def empty(path: Path) -> None:
+    path.write_text("", encoding="utf-8")
+
+
+def a_list(path: Path) -> None:
+    path.write_text("[1, 2]", encoding="utf-8")
+
+
+def a_null(path: Path) -> None:
+    path.write_text("null", encoding="utf-8")
+
+
+def binary(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 4)
+
+
+def nothing(path: Path) -> None:
+    assert not path.exists()
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (not_json, "is not JSON: line 3"),
+        (cut, "is not JSON: line 1"),
+        (empty, "is not JSON"),
+        (a_list, "must be one JSON object"),
+        (a_null, "must be one JSON object"),
+        (binary, "it is not text"),
+        (nothing, "No such file"),
+        (a_folder, "Is a directory"),
+    ],
+)
+def test_unreadable_file(make: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    make(path)
+    with pytest.raises(UserError) as caught:
+        load_settings(path)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = parse_settings(tiny_settings(), "here")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 5
+
+
+def load_published(path: Path, raw: dict[str, Any]) -> tuple[Settings, str]:
+    write_settings(path, raw)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = load_settings(path)
+    assert len(caught) == 1
+    return settings, str(caught[0].message)
+
+
+def test_published_settings_are_translated(tmp_path: Path) -> None:
+    settings, message = load_published(tmp_path / "theirs.json", PUBLISHED)
+    assert str(tmp_path / "theirs.json") in message
+    unused = message.split("not used: ")[1].split(", ")
+    assert sorted(unused) == PUBLISHED_UNUSED
+    assert settings.seed == 42
+    assert settings.data.name == "fashion"
+    assert settings.data.padding == 2
+    network = settings.network
+    assert (network.kind, network.blocks, network.strides) == ("iresnet", (3, 4), (1, 2))
+    assert (network.hidden, network.coefficient) == ((16, 24), 0.8)
+    assert (network.initial_squeeze, network.injective_padding) == (1, 5)
+    assert network.nonlinearity == "softplus"
+    training = settings.training
+    assert (training.epochs, training.weight_decay, training.init_batch) == (12, 0.001, 512)
+    assert (training.mixup, training.mixup_alpha) == ("input", 0.7)
+    assert (training.series_terms, training.trace_samples) == (7, 2)
+    fusion = settings.fusion
+    assert isinstance(fusion, PixelFusionSettings)
+    assert (fusion.members, fusion.epochs) == (4, 34)
+    assert (fusion.discriminator_filters, fusion.encoder.width) == (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "plain", "expected"),
+    [(True, True, "manifold"), (False, True, "input"), (False, False, "none")],
+)
+def test_published_mixup(hidden: bool, plain: bool, expected: str, tmp_path: Path) -> None:
+    raw = put(put(PUBLISHED, "train.inet.mixup_hidden", hidden), "train.inet.mixup", plain)
+    settings, _ = load_published(tmp_path / "theirs.json", raw)
+    assert settings.training.mixup == expected
+
+
+def test_published_defaults(tmp_path: Path) -> None:
+    raw = {"data_processing": {"dataset": "mnist", "nClasses": 10}}
+    settings, _ = load_published(tmp_path / "theirs.json", raw)
+    assert settings.network.blocks == (7, 7, 7)
+    assert settings.training.mixup == "manifold"
+
+
+def test_published_unknown_data_set(tmp_path: Path) -> None:
+    path = write_settings(tmp_path / "x.json", put(PUBLISHED, "data_processing.dataset", "svhn"))
+    with pytest.raises(UserError, match=r"data_processing\.dataset: unknown 'svhn'"):
+        load_settings(path)

@@ -1,0 +1,98 @@
+"""The README is run: its Python blocks are executed, its command lines parsed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from codedinvnet import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+_FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
+
+
+def blocks(*languages: str) -> list[str]:
+    return [code for language, code in _FENCE.findall(TEXT) if language in languages]
+
+
+def commands() -> list[str]:
+    """Return the command lines of the shell blocks, continuations joined, comments left out."""
+    lines: list[str] = []
+    for block in blocks("bash", "sh", "console", "shell"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            # `VARIABLE=value program …`, and the program of a virtual environment
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words = words[1:]
+            if words and Path(words[0]).name == "python" and words[1:3] == ["-m", "codedinvnet"]:
+                words = ["codedinvnet", *words[3:]]
+            if words:
+                lines.append(shlex.join([Path(words[0]).name, *words[1:]]))
+    return lines
+
+
+PYTHON = blocks("python", "py")
+OWN = [line for line in commands() if line.startswith("codedinvnet")]
+PAPER = [line for line in commands() if re.match(r"python3? (\./)?main\.py ", line)]
+
+
+def test_there_is_something_to_run() -> None:
+    assert README.is_file()
+    assert PYTHON, "no ```python blocks"
+    assert OWN, "no `codedinvnet …` lines in ```bash blocks"
+    assert PAPER, "no `python main.py …` lines in ```bash blocks"
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what they write must not land in the repository
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for number, code in enumerate(PYTHON):
+        exec(compile(code, f"README.md, python block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("line", OWN)
+def test_own_command_parses(line: str) -> None:
+    words = shlex.split(line)[1:]
+    if words in ([], ["--help"]) or "--help" in words:
+        with pytest.raises(SystemExit):
+            cli._parser().parse_args(words)
+        return
+    arguments = cli._parser().parse_args(words)
+    assert callable(arguments.run)
+    check_files(arguments)
+
+
+@pytest.mark.parametrize("line", PAPER)
+def test_paper_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[argparse.Namespace] = []
+    monkeypatch.setattr(cli, "_paper", parsed.append)
+    words: Sequence[str] = shlex.split(line)[2:]
+    assert cli.paper_main(words) == 0
+    assert len(parsed) == 1
+    check_files(parsed[0])
+
+
+def check_files(arguments: argparse.Namespace) -> None:
+    """Settings files that a command line names must be in the repository."""
+    for key in ("config", "config_file"):
+        path = getattr(arguments, key, None)
+        if path is not None and path.parts[0] == "configs":
+            assert (ROOT / path).is_file(), f"{path} is not in the repository"
+
+
+def test_a_wrong_command_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    def parse(line: str) -> NoReturn:
+        cli._parser().parse_args(shlex.split(line)[1:])
+        raise AssertionError(f"{line} was accepted")
+
+    with pytest.raises(SystemExit):
+        parse("codedinvnet evaluate mnist --kk 10")
+    assert "unrecognized arguments" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.config import Settings, parse_settings
+from codedinvnet.data import load_images
+from codedinvnet.errors import UserError
+from codedinvnet.training.loop import LATEST, differing_keys, train_stage, warmup_cosine
+from codedinvnet.training.network import NetworkStage, network_settings
+from tests.conftest import tiny_settings
+
+CPU = torch.device("cpu")
+
+
+def test_rate_rises_then_falls() -> None:
+    total, warmup = 100, 0.1
+    factors = [warmup_cosine(step, total, warmup) for step in range(total)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)
+    assert all(a > b for a, b in pairwise(factors[10:]))
+    assert 0 < factors[-1] < 0.001
+    assert warmup_cosine(total, total, warmup) == pytest.approx(0.0)
+
+
+def test_rate_without_warmup_and_of_a_single_step() -> None:
+    assert warmup_cosine(0, 10, 0.0) == 1.0
+    assert warmup_cosine(0, 1, 0.1) == 1.0
+    assert warmup_cosine(1, 1, 0.1) == pytest.approx(1.0)  # no division by zero
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({"x": 1}, {"x": 1}, []),
+        ({"x": (1, 2)}, {"x": [1, 2]}, []),
+        ({"x": 1, "y": {"z": 2}}, {"x": 1, "y": {"z": 3}}, ["y.z 2 -> 3"]),
+        ({"x": 1}, {"y": 2}, ["x 1 -> None", "y None -> 2"]),
+        ({"x": {"a": 1}}, {"x": 5}, ["x {'a': 1} -> 5"]),
+        ({"x": [1, 2]}, {"x": [1, 2, 3]}, ["x [1, 2] -> [1, 2, 3]"]),
+        (None, {"x": 1}, [" None -> {'x': 1}"]),
+    ],
+)
+def test_differing_keys(a: Any, b: Any, expected: list[str]) -> None:
+    assert differing_keys(a, b) == expected
+
+
+class Scripted:
+    """A stage that counts its steps in its one weight and is scored by a list."""
+
+    name = "scripted"
+    steps_per_epoch = 2
+
+    def __init__(self, scores: list[float], losses: list[float] | None = None) -> None:
+        self.module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
+        self.scores, self.losses = scores, losses or [0.5] * len(scores)
+        self.epoch = -1
+        self.drawn: list[int] = []
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"module": self.module}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        assert self.module.training
+        self.epoch = epoch
+        self.drawn.append(int(torch.randint(10**9, (), generator=generator)))
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        with torch.no_grad():
+            self.module.weight += 1
+        return {"loss": self.losses[epoch]}
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        assert not self.module.training
+        return self.scores[self.epoch], {"score": self.scores[self.epoch]}
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        return {"grey": torch.full((1, 4, 4), 0.5)}
+
+
+def run(stage: Scripted, folder: Path, **options: Any) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"epochs": len(stage.scores), "seed": 1, "settings": {"a": 1}}
+    return train_stage(stage, folder, **{**chosen, **options})
+
+
+def weight(path: Path) -> float:
+    return float(load_checkpoint(path)[0]["module.weight"])
+
+
+def test_best_and_last_are_kept(tmp_path: Path) -> None:
+    stage = Scripted([0.1, 0.9, 0.5, 0.9])
+    header = run(stage, tmp_path, keep={"classes": ["x"]})
+    assert weight(tmp_path / "last.safetensors") == 8
+    assert weight(tmp_path / "best.safetensors") == 4  # the earlier of two equals
+    assert float(stage.module.weight.detach()) == 4  # the stage ends with its best weights
+    assert (header["epoch"], header["epochs"], header["score"]) == (2, 4, 0.9)
+    assert header["validation"] == {"score": 0.9}
+    assert header["classes"] == ["x"]
+    last = load_checkpoint(tmp_path / "last.safetensors")[1]
+    assert (last["epoch"], last["best_score"]) == (4, 0.9)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_best_survives_a_resumed_worse_epoch(tmp_path: Path) -> None:
+    run(Scripted([0.9, 0.1]), tmp_path)
+    stage = Scripted([0.9, 0.1, 0.5])
+    header = run(stage, tmp_path, resume=LATEST)
+    assert stage.drawn != []
+    assert header["epoch"] == 1
+    assert weight(tmp_path / "best.safetensors") == 2
+    assert weight(tmp_path / "last.safetensors") == 6
+
+
+def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    run(Scripted([0.1, 0.9, 0.5]), tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    stage = Scripted([0.1, 0.9, 0.5])
+    header = run(stage, tmp_path, resume=LATEST)
+    assert stage.drawn == []
+    assert header["epoch"] == 2
+    assert float(stage.module.weight.detach()) == 4
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_epochs_draw_differently_and_repeatably(tmp_path: Path) -> None:
+    one, two, other = Scripted([0.1, 0.2]), Scripted([0.1, 0.2]), Scripted([0.1, 0.2])
+    run(one, tmp_path / "one")
+    run(two, tmp_path / "two")
+    run(other, tmp_path / "other", seed=2)
+    assert one.drawn == two.drawn
+    assert len({*one.drawn, *other.drawn}) == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_keeps_the_last_good_epoch(bad: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite in epoch 2"):
+        run(Scripted([0.1, 0.2], losses=[0.5, bad]), tmp_path)
+    assert weight(tmp_path / "last.safetensors") == 2
+    assert weight(tmp_path / "best.safetensors") == 2
+
+
+def test_resume_of_other_settings_names_them(tmp_path: Path) -> None:
+    run(Scripted([0.1]), tmp_path, settings={"training": {"rate": 0.1}, "same": 1})
+    with pytest.raises(UserError, match=r"other settings \(training.rate 0.1 -> 0.2\)"):
+        run(
+            Scripted([0.1, 0.2]),
+            tmp_path,
+            settings={"training": {"rate": 0.2}, "same": 1},
+            resume=1,
+        )
+
+
+def test_resume_of_another_epoch_names_it(tmp_path: Path) -> None:
+    run(Scripted([0.1, 0.2]), tmp_path)
+    with pytest.raises(UserError, match=r"cannot resume epoch 7: .* is of epoch 2"):
+        run(Scripted([0.1, 0.2, 0.3]), tmp_path, resume=7)
+    assert weight(tmp_path / "last.safetensors") == 4
+
+
+def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(Scripted([0.1]), tmp_path, resume=1)
+    assert run(Scripted([0.1]), tmp_path, resume=LATEST)["epoch"] == 1
+
+
+class Interrupted(NetworkStage):
+    """Breaks off in the middle of its third epoch."""
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        if epoch == 2 and index == 3:
+            raise KeyboardInterrupt
+        return super().step(epoch, index)
+
+
+def network_run(
+    kind: type[NetworkStage], settings: Settings, data_dir: Path, folder: Path, resume: int = 0
+) -> NetworkStage:
+    stage = kind(settings, load_images("mnist", "train", data_dir=data_dir), CPU)
+    train_stage(
+        stage,
+        folder,
+        epochs=settings.training.epochs,
+        seed=settings.seed,
+        settings=network_settings(settings),
+        resume=resume,
+    )
+    return stage
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    return load_checkpoint(path)[0]
+
+
+@pytest.mark.parametrize("kind", ["iresnet", "irevnet"])
+@pytest.mark.parametrize("resume", [LATEST, 2])
+def test_resumed_training_equals_an_unbroken_one(
+    resume: int, kind: str, data_dir: Path, tmp_path: Path
+) -> None:
+    raw = tiny_settings(kind=kind)
+    raw["training"].update(flip=True, shift=2)  # every source of randomness
+    settings = parse_settings(raw, "here")
+    network_run(NetworkStage, settings, data_dir, tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        network_run(Interrupted, settings, data_dir, tmp_path / "broken")
+    assert load_checkpoint(tmp_path / "broken" / "last.safetensors")[1]["epoch"] == 2
+    torch.manual_seed(999)  # nothing may hang on the process's own random state
+    network_run(NetworkStage, settings, data_dir, tmp_path / "broken", resume)
+    for name in ("last.safetensors", "best.safetensors"):
+        expected = tensors_of(tmp_path / "unbroken" / name)
+        found = tensors_of(tmp_path / "broken" / name)
+        assert found.keys() == expected.keys()
+        different = [key for key in expected if not torch.equal(expected[key], found[key])]
+        assert different == []

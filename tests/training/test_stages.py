@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet import stages
+from codedinvnet.bundle import load_bundle
+from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.config import parse_settings
+from codedinvnet.data import load_images, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.model import prepare
+from codedinvnet.nn.lipschitz import constrained_layers
+from codedinvnet.report import evaluation_report
+from codedinvnet.training.fusion_data import draw_groups, load_fusion_data
+from codedinvnet.training.network import NetworkStage, load_trained_network
+from codedinvnet.training.recovery import RecoveryStage
+from tests.conftest import digests, make_run, tiny_settings, write_images
+
+CPU = torch.device("cpu")
+SHARDED = {"groups": 200}  # a second shard at one batch a shard
+
+
+def pixel_run(save_dir: Path, data_dir: Path, resume: int = 0, **fusion: Any) -> stages.Run:
+    raw = tiny_settings("pixels")
+    raw["fusion"].update(fusion)
+    return make_run(raw, save_dir, data_dir, resume)
+
+
+@pytest.fixture(scope="module")
+def pixels(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+    """A run of the paper's objective with a trained network; its k = 2 has a fusion data set."""
+    run = pixel_run(tmp_path_factory.mktemp("pixels"), data_dir)
+    stages.train(run)
+    stages.sample(run, 2)
+    return run
+
+
+def shared_network(pixels: stages.Run, save_dir: Path, **options: Any) -> stages.Run:
+    """Return a run of its own folder with the trained network of `pixels`."""
+    assert pixels.data_dir is not None
+    run = pixel_run(save_dir, pixels.data_dir, **options)
+    run.network_folder.parent.mkdir(parents=True, exist_ok=True)
+    if not run.network_folder.exists():
+        run.network_folder.symlink_to(pixels.network_folder)
+    return run
+
+
+def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
+    stages.fuse(pixels, 2)
+    report = stages.test_fusion(pixels, 2)
+    written = json.loads((pixels.fusion_folder(2) / "evaluation.json").read_text())
+    assert written == report
+    assert (report["split"], report["k"], report["images"]) == ("test", 2, 200)
+    assert 0.3 < report["normal_accuracy"] <= 1  # chance is 0.1
+    assert 0 <= report["recovered_accuracy"] <= 1
+    bundle = load_bundle(pixels.fusion_folder(2) / "bundle")
+    assert bundle.info.group_sizes == (2,)
+    assert bundle.model.recovery_head is None
+    assert constrained_layers(bundle.model) == []  # folded
+    network, head, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
+    images = pixels.images("test").batch(torch.arange(50))[0]
+    with torch.no_grad():
+        expected = head(network(prepare(images, 2))).softmax(1)
+    torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
+
+
+def test_inversion_of_the_trained_network(pixels: stages.Run) -> None:
+    report = stages.test_inversion(pixels)
+    assert report["images"] == 200
+    assert report["largest_error"] < 1e-4
+    assert report["not_converged"] == 0
+    assert report["iterations"] > 1
+    assert report["largest_singular_value"] <= report["coefficient"] + 1e-5
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_targets_embed_to_the_mean_latent(part: str, pixels: stages.Run) -> None:
+    data = load_fusion_data(pixels.settings, pixels.fusion_folder(2), 2, part)
+    assert data.groups.shape == (40 if part == "train" else 4, 2)
+    source = pixels.images("train")
+    rows = split_indices(len(source), 100, pixels.settings.seed)[part == "validation"]
+    assert set(data.groups.flatten().tolist()) <= set(rows.tolist())
+    assert bool((data.groups[:, 0] != data.groups[:, 1]).all())
+    network, _, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
+    images = prepare(source.batch(data.groups.flatten())[0], 2)
+    with torch.no_grad():
+        mean = network(images).unflatten(0, (-1, 2)).mean(1)
+        average = images.unflatten(0, (-1, 2)).mean(1)
+        found = (network(data.targets) - mean).abs().max()
+        trivial = (network(average) - mean).abs().max()
+    assert float(found) < 2e-3
+    assert float(trivial) > 5 * float(found)  # the average image alone is not the answer
+
+
+def test_groups_use_all_rows_before_repeating() -> None:
+    rows = torch.arange(100, 112)
+    groups = draw_groups(rows, 10, 3, torch.Generator().manual_seed(0))
+    assert groups.shape == (10, 3)
+    for first in (0, 4):
+        assert sorted(groups[first : first + 4].flatten().tolist()) == rows.tolist()
+    assert all(len(set(group)) == 3 for group in groups.tolist())
+    with pytest.raises(UserError, match="groups of 13 cannot be drawn from 12"):
+        draw_groups(rows, 1, 13, torch.Generator())
+
+
+def shards(run: stages.Run) -> list[Path]:
+    return sorted((run.fusion_folder(2) / "data").iterdir())
+
+
+def test_resumed_sampling_keeps_whole_shards_and_mends_others(
+    pixels: stages.Run, tmp_path: Path
+) -> None:
+    run = shared_network(pixels, tmp_path, **SHARDED)
+    stages.sample(run, 2, shard_batches=1)
+    paths = shards(run)
+    names = ["train-00000", "train-00001", "validation-00000"]
+    assert [path.stem for path in paths] == names
+    whole = [{k: t.clone() for k, t in load_checkpoint(path)[0].items()} for path in paths]
+    paths[1].write_bytes(paths[1].read_bytes()[:500])
+    paths[2].unlink()
+    kept = paths[0].stat()
+    stages.sample(shared_network(pixels, tmp_path, resume=-1, **SHARDED), 2, shard_batches=1)
+    assert shards(run) == paths
+    assert (paths[0].stat().st_mtime_ns, paths[0].stat().st_ino) == (kept.st_mtime_ns, kept.st_ino)
+    for path, before in zip(paths, whole, strict=True):
+        after = load_checkpoint(path)[0]
+        assert torch.equal(after["groups"], before["groups"])
+        assert torch.equal(after["targets"], before["targets"])
+
+
+def test_sampling_without_resume_makes_every_shard_anew(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path, **SHARDED)
+    stages.sample(run, 2, shard_batches=1)
+    inodes = [path.stat().st_ino for path in shards(run)]
+    stages.sample(run, 2, shard_batches=1)
+    assert all(path.stat().st_ino != old for path, old in zip(shards(run), inodes, strict=True))
+
+
+@pytest.mark.parametrize("resume", [0, -1])
+@pytest.mark.parametrize(("before", "after"), [(1, 16), (16, 1)])
+def test_another_shard_size_replaces_the_data_set(
+    before: int, after: int, resume: int, pixels: stages.Run, tmp_path: Path
+) -> None:
+    stages.sample(shared_network(pixels, tmp_path, **SHARDED), 2, shard_batches=before)
+    run = shared_network(pixels, tmp_path, resume=resume, **SHARDED)
+    stages.sample(run, 2, shard_batches=after)
+    data = load_fusion_data(run.settings, run.fusion_folder(2), 2, "train")
+    assert len(data.groups) == 200
+    groups = draw_groups(
+        split_indices(800, 100, 3)[0], 200, 2, torch.Generator().manual_seed(3 + 2)
+    )
+    assert torch.equal(data.groups, groups)
+
+
+def test_a_smaller_data_set_leaves_no_stale_shards(pixels: stages.Run, tmp_path: Path) -> None:
+    stages.sample(shared_network(pixels, tmp_path, **SHARDED), 2, shard_batches=1)
+    run = shared_network(pixels, tmp_path, groups=50)
+    stages.sample(run, 2, shard_batches=1)
+    assert [path.stem for path in shards(run)] == ["train-00000", "validation-00000"]
+
+
+def test_fuse_without_data(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path)
+    with pytest.raises(UserError, match=r"no fusion data set in .*generate it first"):
+        stages.fuse(run, 2)
+
+
+def test_fuse_with_half_of_the_shards(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path, **SHARDED)
+    stages.sample(run, 2, shard_batches=1)
+    shards(run)[0].unlink()
+    with pytest.raises(UserError, match="holds 72 of 200 train groups: finish it"):
+        stages.fuse(run, 2)
+    assert not (run.fusion_folder(2) / "bundle").exists()
+
+
+def test_fuse_with_data_of_other_settings(pixels: stages.Run, tmp_path: Path) -> None:
+    stages.sample(shared_network(pixels, tmp_path), 2)
+    run = shared_network(pixels, tmp_path, groups=41)
+    with pytest.raises(UserError, match=r"generated with other settings \(groups 40 -> 41\)"):
+        stages.fuse(run, 2)
+
+
+def test_too_few_groups_for_one_step(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path, batch_size=30)
+    stages.sample(run, 2)
+    with pytest.raises(UserError, match=r"do not make one step.* = 60"):
+        stages.fuse(run, 2)
+
+
+def test_stages_in_the_wrong_order(pixels: stages.Run, data_dir: Path, tmp_path: Path) -> None:
+    run = pixel_run(tmp_path, data_dir)
+    for stage in (stages.sample, stages.fuse):
+        with pytest.raises(UserError, match=r"no trained network at .*train it first"):
+            stage(run, 2)
+    with pytest.raises(UserError, match="no trained fusion encoder at"):
+        stages.test_fusion(shared_network(pixels, tmp_path), 2)
+    assert not (run.fusion_folder(2)).exists()
+
+
+def test_recovery_objective_has_no_data_set(recovery_run: stages.Run) -> None:
+    with pytest.raises(UserError, match="has no fusion data set"):
+        stages.sample(recovery_run, 4)
+
+
+def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
+    folder = recovery_run.fusion_folder(4)
+    phases = {}
+    for phase in ("recovery", "joint"):
+        _, header = load_checkpoint(folder / phase / "last.safetensors")
+        phases[phase] = (header["stage"], header["epoch"], sorted(header["validation"]))
+    figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
+    assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 1, figures)}
+
+
+def test_frozen_phase_leaves_f_and_g_and_the_joint_phase_trains_them(
+    recovery_run: stages.Run,
+) -> None:
+    folder = recovery_run.fusion_folder(4)
+    trained, _ = load_checkpoint(recovery_run.network_folder / "network.safetensors")
+    frozen, _ = load_checkpoint(folder / "recovery" / "last.safetensors")
+    joint, _ = load_checkpoint(folder / "joint" / "last.safetensors")
+    weights = [key for key in trained if key.endswith("weight")]
+    assert weights
+    assert all(torch.equal(trained[key], frozen[f"model.{key}"]) for key in weights)
+    assert not any(torch.equal(trained[key], joint[f"model.{key}"]) for key in weights)
+    moved = [key for key in frozen if key.startswith(("model.encoder", "model.recovery_head"))]
+    assert not any(torch.equal(frozen[key], joint[key]) for key in moved if key.endswith("weight"))
+
+
+def test_resumed_fusion_equals_an_unbroken_one(
+    recovery_run: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert recovery_run.data_dir is not None
+    raw = tiny_settings("recovery")
+    run = make_run(raw, tmp_path, recovery_run.data_dir)
+    run.folder.mkdir(parents=True)
+    run.network_folder.symlink_to(recovery_run.network_folder)
+    real = RecoveryStage.start_epoch
+    for phase, broken in (("recovery", 1), ("joint", 0)):
+
+        def breaks(
+            self: RecoveryStage,
+            epoch: int,
+            generator: torch.Generator,
+            phase: str = phase,
+            broken: int = broken,
+        ) -> None:
+            if (self.name, epoch) == (phase, broken):
+                raise KeyboardInterrupt
+            real(self, epoch, generator)
+
+        monkeypatch.setattr(RecoveryStage, "start_epoch", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            stages.fuse(make_run(raw, tmp_path, recovery_run.data_dir, resume=-1), 4)
+        assert not (run.fusion_folder(4) / "bundle").exists()
+    monkeypatch.setattr(RecoveryStage, "start_epoch", real)
+    stages.fuse(make_run(raw, tmp_path, recovery_run.data_dir, resume=-1), 4)
+    expected, _ = load_checkpoint(recovery_run.fusion_folder(4) / "bundle" / "weights.safetensors")
+    found, _ = load_checkpoint(run.fusion_folder(4) / "bundle" / "weights.safetensors")
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> None:
+    # Another seed splits the images otherwise: validation images would have been trained on.
+    assert recovery_run.data_dir is not None
+    before = digests(recovery_run.save_dir)
+    raw = tiny_settings("recovery")
+    raw["name"] = "other"
+    raw["network_run"] = "tiny-recovery"
+    raw["seed"] = 4
+    run = make_run(raw, recovery_run.save_dir, recovery_run.data_dir)
+    with pytest.raises(UserError, match="seed 3 -> 4"):
+        stages.fuse(run, 4)
+    assert digests(recovery_run.save_dir) == before
+
+
+def test_irevnet_run(data_dir: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_settings("recovery", "irevnet"), tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    report = stages.test_fusion(run, 4)
+    assert report["normal_accuracy"] > 0.3  # chance is 0.1
+    inversion = stages.test_inversion(run)
+    assert inversion["largest_error"] < 1e-4
+    assert "largest_singular_value" not in inversion
+
+
+def test_density_estimation_learns(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["training"].update(objective="density", epochs=3, batch_size=100)
+    run = make_run(raw, tmp_path, data_dir)
+    header = stages.train(run)
+    first = load_bits(run, raw, data_dir)
+    after = header["validation"]["validation_bits_per_dimension"]
+    assert math.isfinite(after)
+    assert after < first - 0.1
+
+
+def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
+    """Return the bits per dimension of the untrained, initialised network."""
+
+    stage = NetworkStage(
+        parse_settings(raw, "here"), load_images("mnist", "train", data_dir=data_dir), CPU
+    )
+    stage.initialise()
+    torch.manual_seed(0)
+    score, scalars = stage.validate()
+    assert scalars["validation_bits_per_dimension"] == -score
+    return -score
+
+
+def test_density_of_an_irevnet_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings(kind="irevnet")
+    raw["training"]["objective"] = "density"
+    with pytest.raises(UserError, match="density estimation needs an i-ResNet"):
+        stages.train(make_run(raw, tmp_path, data_dir))
+
+
+def test_more_in_a_batch_than_training_images(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["training"]["batch_size"] = 701
+    with pytest.raises(UserError, match="batch_size 701 is more than the 700 training images"):
+        stages.train(make_run(raw, tmp_path, data_dir))
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(UserError, match="cannot use the device 'abacus'"):
+        stages.choose_device("abacus")
+    assert stages.choose_device("cpu") == CPU
+
+
+def test_training_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:
+    """800 images to train on, 100 to choose the epoch, 100 held out (of 10 classes)."""
+    data = write_images(tmp_path / "data", train=900, test=100)
+    raw = tiny_settings("recovery")
+    raw["network"].update(blocks=[1, 1, 1], strides=[1, 2, 2], hidden=[16, 32, 32])
+    raw["training"].update(epochs=10)
+    raw["fusion"].update(
+        batch_size=32,
+        steps_per_epoch=30,
+        epochs=2,
+        joint_batch_size=16,
+        joint_epochs=2,
+        head_hidden=64,
+        encoder={"kind": "lean", "width": 8, "side_features": 8},
+    )
+    run = make_run(raw, tmp_path / "runs", data)
+    stages.train(run)
+    stages.fuse(run, 4)
+    bundle = load_bundle(run.fusion_folder(4) / "bundle")
+    for k in (2, 4):
+        report = evaluation_report(bundle, run.images("test"), split="test", k=k)
+        shuffled = evaluation_report(
+            bundle, run.images("test"), split="test", k=k, shuffle_parity=True
+        )
+        print(k, report, shuffled)
+        assert report["images"] == 100
+        assert report["normal_accuracy"] > 0.7
+        assert report["recovered_accuracy"] > 0.65
+        assert report["worst_position_accuracy"] > 0.55
+        assert report["agreement"] > 0.6
+        assert shuffled["normal_accuracy"] == report["normal_accuracy"]
+        assert shuffled["recovered_accuracy"] < 0.3
