@@ -53,7 +53,7 @@ def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_p
             model.classify(z).softmax(1),
             parity.latent,
             parity.side,
-            model.recover(z, parity.side.flatten(0, 1)).softmax(1),
+            model.recover(z, parity.side.flatten(0, 1), 4).softmax(1),
         ]
     save_bundle(tmp_path / "saved", bundle.info, model)
     loaded = load_bundle(tmp_path / "saved")
@@ -63,7 +63,7 @@ def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_p
         loaded.classify(latents),
         sent.latent,
         sent.side,
-        loaded.model.recover(latents, sent.side.flatten(0, 1)).softmax(1),
+        loaded.model.recover(latents, sent.side.flatten(0, 1), 4).softmax(1),
     ]
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -122,10 +122,10 @@ def test_decode_uses_the_missing_members_side_features(bundle: Bundle, held_out:
     for missing in range(4):
         kept = [i for i in range(4) if i != missing]
         latent = 4 * parity.latent - z[kept].sum(0, keepdim=True)
-        expected = bundle.model.recover(latent, parity.side[:, missing]).softmax(1)
+        expected = bundle.model.recover(latent, parity.side[:, missing], 4).softmax(1)
         found = bundle.decode(parity, z[kept][None], missing)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        wrong = bundle.model.recover(latent, parity.side[:, kept[0]]).softmax(1)
+        wrong = bundle.model.recover(latent, parity.side[:, kept[0]], 4).softmax(1)
         assert not torch.allclose(found, wrong, atol=1e-4)
 
 

@@ -241,9 +241,13 @@ def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
     latents, side = torch.randn(2, 16, 2, 2), torch.randn(2, 4)
     own = model()
     assert own.recovery_head is not None
-    assert torch.equal(own.recover(latents, side), own.recovery_head(latents, side))
-    assert not torch.allclose(own.recover(latents, side.flip(0)), own.recover(latents, side))
+    direct = own.classify(latents)
+    found = own.recover(latents, side, 4)
+    assert torch.equal(found, own.recovery_head(latents, side, direct, 4))
+    assert not torch.allclose(own.recover(latents, side.flip(0), 4), found)
+    # The smaller the group, the more g's own logits count.
+    torch.testing.assert_close(own.recover(latents, side, 2) - found, direct / 4)
     assert own.recovery_head.expand.out_features == 16
     plain = model(head_hidden=0)
     assert plain.recovery_head is None
-    assert torch.equal(plain.recover(latents, side), plain.classify(latents))
+    assert torch.equal(plain.recover(latents, side, 4), plain.classify(latents))

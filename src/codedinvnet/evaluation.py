@@ -77,8 +77,9 @@ def evaluate(
         raise UserError(f"groupings must be at least 1, got {groupings}")
     if shuffle_parity and len(source) < 2 * k:
         raise UserError(f"shuffling parities needs two groups: {2 * k} images, got {len(source)}")
-    if not method.fixed_size and k > method.k:
-        raise UserError(f"this method serves groups of up to {method.k}, got k = {k}")
+    if k > method.k or (method.fixed_size and k != method.k):
+        served = f"of {method.k} only" if method.fixed_size else f"of up to {method.k}"
+        raise UserError(f"{method.name} serves groups {served}, got k = {k}")
     count = len(source)
     generator = torch.Generator().manual_seed(seed)
     drawn = [random_groups(count, k, generator) for _ in range(groupings)]

@@ -133,7 +133,7 @@ def test_an_exact_parity_decodes_every_erasure_position(exact: CodedInvNet, size
     for erased in range(size):
         answers = exact.decode(without(outputs, erased), size)
         assert set(answers) == set(range(size))
-        expected = model.recover(model.embed(group[:, erased]), side[:, erased])
+        expected = model.recover(model.embed(group[:, erased]), side[:, erased], size)
         torch.testing.assert_close(answers[erased], expected, rtol=0.0, atol=1e-10)
         assert_direct(exact, answers, group, set(range(size)) - {erased})
 
@@ -147,7 +147,7 @@ def test_what_is_decoded_follows_the_encoder(method: CodedInvNet, size: int) -> 
     outputs = outputs_of(method, group)
     for erased in range(size):
         decoded = size * parity.latent - latents.sum(1) + latents[:, erased]
-        expected = model.recover(decoded, parity.side[:, erased])
+        expected = model.recover(decoded, parity.side[:, erased], size)
         answer = method.decode(without(outputs, erased), size)[erased]
         torch.testing.assert_close(answer, expected, rtol=0.0, atol=1e-10)
 
@@ -157,7 +157,7 @@ def test_a_lone_member_is_decoded_from_the_parity_alone(method: CodedInvNet) -> 
     parity = method.model.encode(group)
     answers = method.decode({K: method.compute(K, group)}, 1)
     assert set(answers) == {0}
-    expected = method.model.recover(parity.latent, parity.side[:, 0])
+    expected = method.model.recover(parity.latent, parity.side[:, 0], 1)
     torch.testing.assert_close(answers[0], expected)
 
 

@@ -272,8 +272,6 @@ def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> Non
     assert recovery_run.data_dir is not None
     before = digests(recovery_run.save_dir)
     raw = tiny_settings("recovery")
-    raw["name"] = "other"
-    raw["network_run"] = "tiny-recovery"
     raw["seed"] = 4
     run = make_run(raw, recovery_run.save_dir, recovery_run.data_dir)
     with pytest.raises(UserError, match="seed 3 -> 4"):

@@ -24,6 +24,10 @@ DENSE_LIMIT = 1024
 largest singular value is found by ARPACK on the operator itself, to a relative 1e-6."""
 
 
+LAST_PROJECTIONS = 300
+"""How many directions the exact constraint may reduce one by one before it scales the kernel."""
+
+
 class LipschitzConv2d(nn.Conv2d):
     """A stride-1, same-padded convolution with singular values of at most `coefficient`.
 
@@ -63,12 +67,15 @@ class LipschitzConv2d(nn.Conv2d):
         return F.conv_transpose2d(u, self.weight, padding=cast(tuple[int, int], self.padding))
 
     @torch.no_grad()
-    def project(self, iterations: int = 1) -> None:
+    def project(self, iterations: int = 1) -> Tensor:
         """Take the excess out of the kernel if its norm, by power iteration, is above the bound.
 
         Only the top singular direction is reduced: the kernel moves along the norm's gradient, just
         so far that the norm meets the bound to first order. Scaling the whole kernel instead, step
         after step, would wear down all its other directions.
+
+        Returns:
+            The norm that was found, a scalar.
         """
         v = self.power_vector
         for _ in range(iterations):
@@ -83,6 +90,7 @@ class LipschitzConv2d(nn.Conv2d):
             v, self.weight.shape, image / norm.clamp_min(1e-12), padding=padding
         )
         self.weight.sub_(gradient * (excess / gradient.square().sum().clamp_min(1e-12)))
+        return norm
 
     @torch.no_grad()
     def largest_singular_value(self) -> float:
@@ -92,8 +100,9 @@ class LipschitzConv2d(nn.Conv2d):
     @torch.no_grad()
     def constrain_exactly(self) -> None:
         """Make the converged norm at most the bound, by projections and a last small scaling."""
-        for _ in range(20):
-            self.project(iterations=20)
+        for _ in range(LAST_PROJECTIONS):
+            if float(self.project(iterations=20)) <= 1.002 * self.coefficient:
+                break
         norm = self.largest_singular_value()
         if norm > self.coefficient:
             self.weight.mul_(self.coefficient / norm)
