@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from codedinvnet import cli
+from tools.figures import render, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -49,6 +50,10 @@ def test_there_is_something_to_run() -> None:
     assert PYTHON, "no ```python blocks"
     assert OWN, "no `codedinvnet …` lines in ```bash blocks"
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
+
+
+def test_figures_are_those_measured() -> None:
+    assert render(TEXT, sections()) == TEXT
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
