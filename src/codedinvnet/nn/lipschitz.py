@@ -83,7 +83,7 @@ class LipschitzConv2d(nn.Conv2d):
             v = v / v.norm().clamp_min(1e-12)
         self.power_vector.copy_(v)
         image = self.apply_operator(v)
-        norm = image.norm()
+        norm: Tensor = image.norm()
         excess = (norm - self.coefficient).clamp_min(0.0)
         padding = cast(tuple[int, int], self.padding)
         gradient = conv2d_weight(
