@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   codedinvnet demo
   codedinvnet evaluate mnist --k 10 --data-dir data --json
   codedinvnet info mnist
+  codedinvnet serve mnist --k 10
   codedinvnet reproduce configs/mnist-recovery.json --data-dir data
 
 the paper's four commands are those of main.py: python main.py --help
@@ -159,6 +160,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
     sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
 
+    _serve_parser(
+        command(
+            "serve",
+            _serve,
+            "serve a bundle over HTTP (Open Inference Protocol V2), through slow and dead workers",
+            "codedinvnet serve mnist --k 10 --policy coded --demo",
+        )
+    )
+
     sub = command(
         "reproduce",
         _reproduce,
@@ -169,6 +179,46 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _serve_parser(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`; their names are the fields of `ServeOptions`."""
+    sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
+    add = sub.add_argument
+    add("--k", type=int, default=10, help="queries in a coding group (10)")
+    add("--workers", type=int, help="worker processes (k + 1)")
+    add("--method", default="coded-invnet", help="coding method (coded-invnet)")
+    add(
+        "--policy",
+        default="coded",
+        help="uncoded, replicate, hedge, coded or coded+hedge (coded)",
+    )
+    add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
+    add("--pool", default="local", help="local processes, or ray (local)")
+    add("--ray-address", help="a running Ray cluster; without it, one is started here")
+    add("--device", default="cpu", help="of the workers: cpu, cuda (cpu)")
+    add("--threads-per-worker", type=int, default=1, help="PyTorch threads of a worker (1)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--deadline-ms", type=float, default=2000, help="until a query fails (2000)")
+    add(
+        "--group-timeout-ms",
+        type=float,
+        default=20,
+        help="until a group is coded that is not full (20)",
+    )
+    add("--hang-timeout-ms", type=float, default=3000, help="until a silent worker goes (3000)")
+    add(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        help="coded+hedge: check decoded answers below it by a copy (0)",
+    )
+    add("--max-pending", type=int, default=2000, help="unanswered queries before 503 (2000)")
+    add("--max-batch", type=int, default=256, help="images of one request (256)")
+    add("--token-file", type=Path, help="clients must send the token in this file")
+    add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")
+    add("--demo", action="store_true", help="let the page send images and hurt workers")
 
 
 def _with_bundle(sub: argparse.ArgumentParser) -> None:
@@ -277,6 +327,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     names = [name for name in SAMPLES if name in shipped_bundles()]
     run_demo(names, arguments.out, arguments.seed)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from codedinvnet.serving.serve import ServeOptions, serve
+
+    options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    serve(ServeOptions(**options))
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

@@ -44,6 +44,13 @@ class CodedMethod(Protocol):
         full.
         """
 
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members of a group of `size` that the outputs of these tasks determine.
+
+        These are the members that `decode` answers from these outputs; a server asks before any
+        output is there, and a simulator has none.
+        """
+
     def compute(self, task: int, queries: Tensor) -> Tensor:
         """Do a task, encoding included: the worker's part.
 

@@ -45,6 +45,11 @@ class CodedInvNet:
             raise ValueError(f"a group has 1 to {self.k} members, got {size}")
         return {**{i: (i,) for i in range(size)}, self.k: tuple(range(size))}
 
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members that answered, and the missing one if it is alone and z_p is here."""
+        here = frozenset(i for i in range(size) if i in available)
+        return frozenset(range(size)) if len(here) >= size - 1 and self.k in available else here
+
     @torch.inference_mode()
     def compute(self, task: int, queries: Tensor) -> Tensor:
         """Embed one member (B, 1, C, H, W), or encode and embed the parity (B, m, C, H, W)."""

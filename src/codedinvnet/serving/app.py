@@ -1,0 +1,292 @@
+"""The HTTP face: Open Inference Protocol, metrics, and the page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hmac
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from codedinvnet.serving.faults import Delay, Fault, FaultyPool
+from codedinvnet.serving.frontend import (
+    Answered,
+    DeadlinePassed,
+    Draining,
+    FrontEnd,
+    Overloaded,
+)
+from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.protocol import (
+    HEADER_LENGTH,
+    VERSION,
+    BadRequest,
+    ModelDescription,
+    decompress,
+    model_metadata,
+    parse_request,
+    render_response,
+    server_metadata,
+)
+
+RETRY_AFTER = "1"
+"""Seconds that an overloaded server asks its clients to wait."""
+COMPRESSED_FROM = 4096
+"""Bytes of a response from which compressing it pays, for clients that ask."""
+SLOW_MS = 300.0
+"""How much the page's button slows a worker."""
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What the HTTP face goes by.
+
+    Attributes:
+        model: what is served.
+        max_body: bytes of a request, before and after decompression.
+        token: clients must send it as a bearer token ("": none).
+        demo: images (N, C, H, W) that the page may send; None: no buttons.
+        policy: as shown on the page.
+    """
+
+    model: ModelDescription
+    max_body: int = 64 * 1024 * 1024
+    token: str = ""
+    demo: np.ndarray | None = None
+    policy: str = "coded"
+
+
+class TokenCheck:
+    """Let requests through that carry the token; health checks and the bare page need none."""
+
+    OPEN = ("/v2/health/live", "/v2/health/ready", "/")
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app = app
+        self.expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http" and scope["path"] not in self.OPEN:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                message = "a bearer token is needed: Authorization: Bearer TOKEN"
+                response = problem(401, message, {"WWW-Authenticate": "Bearer"})
+                await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an error response."""
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        BadRequest: if it has more than `limit` bytes.
+    """
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise BadRequest(f"body: more than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
+    """Return the application; it starts the front end and stops it in the end."""
+    model = options.model
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await front.start()
+        yield
+        await front.stop()
+
+    app = FastAPI(title="codedinvnet", lifespan=lifespan, openapi_url=None)
+    if options.token:
+        app.add_middleware(TokenCheck, token=options.token)
+
+    @app.exception_handler(HTTPException)
+    async def http_problem(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail).lower())
+
+    @app.exception_handler(BadRequest)
+    async def bad_request(_: Request, error: BadRequest) -> Response:
+        return problem(400, str(error))
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        up = front.ready and any(worker.up for worker in front.scheduler.workers)
+        return JSONResponse({"ready": up}, status_code=200 if up else 503)
+
+    @app.get("/v2")
+    async def server() -> dict[str, Any]:
+        return server_metadata(version("codedinvnet"))
+
+    def check_model(name: str, model_version: str = VERSION) -> None:
+        if name != model.name or model_version != VERSION:
+            raise HTTPException(
+                404, f"no model {name!r} version {model_version!r}; there is {model.name!r} 1"
+            )
+
+    @app.get("/v2/models/{name}")
+    @app.get("/v2/models/{name}/versions/{model_version}")
+    async def metadata(name: str, model_version: str = VERSION) -> dict[str, Any]:
+        check_model(name, model_version)
+        return model_metadata(model)
+
+    @app.get("/v2/models/{name}/ready")
+    @app.get("/v2/models/{name}/versions/{model_version}/ready")
+    async def model_ready(name: str, model_version: str = VERSION) -> Response:
+        check_model(name, model_version)
+        return await ready()
+
+    @app.post("/v2/models/{name}/infer")
+    @app.post("/v2/models/{name}/versions/{model_version}/infer")
+    async def infer(request: Request, name: str, model_version: str = VERSION) -> Response:
+        check_model(name, model_version)
+        headers = request.headers
+        body = await read_body(request, options.max_body)
+        body = decompress(body, headers.get("content-encoding"), options.max_body)
+        parsed = parse_request(body, headers.get(HEADER_LENGTH), model)
+        if not parsed.accept_decoded and not front.scheduler.systematic:
+            raise BadRequest("parameters.accept_decoded: this method has no direct answers")
+        try:
+            found = await front.infer(
+                parsed.images, accept_decoded=parsed.accept_decoded, deadline=parsed.timeout
+            )
+        except (Overloaded, Draining) as error:
+            reason = "overloaded" if isinstance(error, Overloaded) else "shutting down"
+            return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
+        answers = [answer for answer in found if isinstance(answer, Answered)]
+        if len(answers) < len(found):
+            return failed(found)
+        data, head = render_response(parsed, answers, model)
+        kind = "application/json" if head is None else "application/octet-stream"
+        extra = {} if head is None else {HEADER_LENGTH: str(head)}
+        if len(data) >= COMPRESSED_FROM and "gzip" in headers.get("accept-encoding", ""):
+            data = gzip.compress(data, 1)
+            extra["Content-Encoding"] = "gzip"
+        return Response(data, media_type=kind, headers=extra)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        front.update_gauges()
+        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/page/state")
+    async def state() -> dict[str, Any]:
+        return page_state(front, options)
+
+    if options.demo is not None:
+        add_demo(app, front, options.demo)
+    return app
+
+
+def failed(found: list[Any]) -> Response:
+    """Return the response of a request of which not every query was answered."""
+    problems = [problem for problem in found if not isinstance(problem, Answered)]
+    if all(isinstance(p, DeadlinePassed) for p in problems):
+        return problem(504, f"{len(problems)} of {len(found)} queries: deadline passed")
+    reason = next(p for p in problems if not isinstance(p, DeadlinePassed))
+    return problem(500, f"{len(problems)} of {len(found)} queries failed: {reason}")
+
+
+def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
+    """Return what the page shows."""
+    scheduler = front.scheduler
+    return {
+        "model": options.model.name,
+        "classes": options.model.classes,
+        "image_shape": options.model.image_shape,
+        "policy": options.policy,
+        "k": scheduler.code.k,
+        "demo": options.demo is not None,
+        "throughput": round(front.metrics.throughput(), 1),
+        "percentiles": front.metrics.percentiles(),
+        "answers": {
+            outcome: int(front.metrics.queries.labels(outcome)._value.get())
+            for outcome in ("direct", "decoded", "failed", "deadline", "rejected")
+        },
+        "agreement": front.metrics.live_agreement(),
+        "workers": [
+            {
+                "state": view.state,
+                "queue": worker.load,
+                "tasks": view.tasks,
+                "restarts": view.restarts,
+                "pid": front.pool.pid(i),
+            }
+            for i, (view, worker) in enumerate(zip(front.workers, scheduler.workers, strict=True))
+        ],
+        "groups": [
+            {
+                "id": view.identity,
+                "members": [
+                    {"image": encode_image(image), "outcome": view.outcomes.get(query, "waiting")}
+                    for query, image in zip(view.members, view.images, strict=True)
+                ],
+            }
+            for view in front.groups
+        ],
+    }
+
+
+def encode_image(image: np.ndarray) -> str:
+    """Return an image's pixels (C, H, W) as base64 of bytes."""
+    pixels = image if image.dtype == np.uint8 else (image * 255).round().astype(np.uint8)
+    return base64.b64encode(pixels.tobytes()).decode()
+
+
+def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
+    """Add the buttons: slow, stop, kill and heal a worker, and images to send."""
+    pool = front.pool
+
+    @app.get("/demo/images")
+    async def demo_images() -> list[str]:
+        return [encode_image(image) for image in images]
+
+    @app.post("/demo/workers/{worker}/{deed}")
+    async def do(worker: int, deed: str) -> Response:
+        if worker >= front.rules.workers or not isinstance(pool, FaultyPool):
+            raise HTTPException(404, f"no worker {worker}")
+        pid = pool.pid(worker)
+        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}
+        if deed not in (*signals, "slow"):
+            raise HTTPException(404, f"no deed {deed!r}: slow, stop, kill or heal")
+        if deed in ("slow", "heal"):
+            pool.clear(worker)
+        if deed == "slow":
+            pool.add(Fault(kind="slow", worker=worker, delay=Delay(ms=SLOW_MS)))
+        elif pid is not None:
+            os.kill(pid, signals[deed])
+        log_event("demo", worker=worker, deed=deed, at=round(time.monotonic(), 3))
+        return JSONResponse({"worker": worker, "deed": deed})

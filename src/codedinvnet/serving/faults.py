@@ -1,0 +1,182 @@
+"""Fault injection: a seeded schedule of slow, hung, crashing and lying workers, around any pool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from codedinvnet.config import Section, describe
+from codedinvnet.errors import UserError
+from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
+
+EXAMPLE = """{"seed": 1, "faults": [
+  {"kind": "slow", "worker": 3, "delay": {"distribution": "constant", "ms": 30}},
+  {"kind": "hold", "probability": 0.1, "delay": {"distribution": "constant", "ms": 100}},
+  {"kind": "crash", "worker": 5, "from_s": 10, "until_s": 10.5},
+  {"kind": "corrupt", "worker": 7, "scale": 2.0}
+]}"""
+
+
+class Delay(Section):
+    """A distribution of delays, in ms."""
+
+    distribution: Literal["constant", "exponential", "pareto"] = "constant"
+    ms: Annotated[float, Field(ge=0)]
+    """The delay, the mean, or the Pareto scale (the least delay)."""
+    shape: Annotated[float, Field(gt=0)] = 1.5
+    """The Pareto shape; the smaller, the heavier the tail."""
+
+    def draw(self, generator: random.Random) -> float:
+        """Return a delay in seconds."""
+        if self.distribution == "exponential":
+            return self.ms * generator.expovariate(1.0) / 1000
+        if self.distribution == "pareto":
+            return self.ms * generator.paretovariate(self.shape) / 1000
+        return self.ms / 1000
+
+
+class Fault(Section):
+    """What goes wrong, on which worker, and when."""
+
+    kind: Literal["slow", "hold", "hang", "crash", "corrupt"]
+    """slow: the worker is blocked; hold: its answer is held back while it goes on; hang: it never
+    answers; crash: it dies; corrupt: noise is added to its output."""
+    worker: Annotated[int, Field(ge=0)] | None = None
+    """None: every worker."""
+    from_s: Annotated[float, Field(ge=0)] = 0.0
+    until_s: float | None = None
+    """Seconds since the pool started."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each task to be hit."""
+    delay: Delay | None = None
+    """Of slow and hold."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Of corrupt: the noise's standard deviation."""
+
+    @model_validator(mode="after")
+    def _delayed(self) -> Fault:
+        if self.kind in ("slow", "hold") and self.delay is None:
+            raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
+        return self
+
+    def hits(self, worker: int, now: float) -> bool:
+        """Tell whether the fault is on for a worker at this time (seconds since the start)."""
+        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
+        return on and self.worker in (None, worker)
+
+
+class Schedule(Section):
+    """The contents of a faults file."""
+
+    seed: int = 0
+    faults: tuple[Fault, ...] = ()
+
+
+def load_schedule(path: Path) -> Schedule:
+    """Read a faults file.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the faults file {path}: {error}") from error
+    try:
+        return Schedule.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, Schedule, raw)}") from error
+
+
+class FaultyPool:
+    """A pool whose workers misbehave by a schedule; everything else is the inner pool's.
+
+    Each worker draws from a generator of its own, so the n-th task of a worker meets the same fate
+    in every run.
+
+    Args:
+        pool: the pool.
+        schedule: the faults; `add` and `clear` change them later.
+    """
+
+    def __init__(self, pool: WorkerPool, schedule: Schedule) -> None:
+        self.pool = pool
+        self.schedule = schedule
+        self.faults = list(schedule.faults)
+        self.generators: list[random.Random] = []
+        self.replaced: list[asyncio.Event] = []
+        self.began = time.monotonic()
+
+    @property
+    def on_death(self) -> Death | None:
+        """The inner pool's."""
+        return self.pool.on_death
+
+    @on_death.setter
+    def on_death(self, call: Death | None) -> None:
+        self.pool.on_death = call
+
+    def add(self, fault: Fault) -> None:
+        """Let something else go wrong from now on."""
+        self.faults.append(fault)
+
+    def clear(self, worker: int) -> None:
+        """End the faults of one worker."""
+        self.faults = [fault for fault in self.faults if fault.worker != worker]
+
+    async def start(self, size: int) -> None:
+        for fault in self.faults:
+            if fault.worker is not None and fault.worker >= size:
+                raise UserError(f"the faults name worker {fault.worker}; there are {size}")
+        await self.pool.start(size)
+        self.generators = [random.Random(f"{self.schedule.seed}/{i}") for i in range(size)]
+        self.replaced = [asyncio.Event() for _ in range(size)]
+        self.began = time.monotonic()
+
+    async def call(self, worker: int, task: Task) -> Result:
+        generator, held = self.generators[worker], 0.0
+        now = time.monotonic() - self.began
+        hit = [
+            fault
+            for fault in self.faults
+            if fault.hits(worker, now) and generator.random() < fault.probability
+        ]
+        for fault in hit:
+            if fault.kind == "slow" and fault.delay is not None:
+                await asyncio.sleep(fault.delay.draw(generator))
+            elif fault.kind == "hold" and fault.delay is not None:
+                held += fault.delay.draw(generator)
+            elif fault.kind == "hang":
+                await self.replaced[worker].wait()
+                raise WorkerDied("replaced while it hung")
+            elif fault.kind == "crash":
+                if (pid := self.pool.pid(worker)) is not None:
+                    os.kill(pid, signal.SIGKILL)
+                raise WorkerDied("injected crash")
+        result = await self.pool.call(worker, task)
+        for fault in hit:
+            if fault.kind == "corrupt":
+                noise = np.random.default_rng(generator.getrandbits(63))
+                lie = fault.scale * noise.standard_normal(result.output.shape)
+                result = result._replace(output=(result.output + lie).astype(np.float32))
+        return result._replace(held=held)
+
+    async def replace(self, worker: int) -> None:
+        self.replaced[worker].set()
+        self.replaced[worker] = asyncio.Event()
+        await self.pool.replace(worker)
+
+    async def stop(self) -> None:
+        await self.pool.stop()
+
+    def pid(self, worker: int) -> int | None:
+        return self.pool.pid(worker)

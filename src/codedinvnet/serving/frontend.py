@@ -1,0 +1,541 @@
+"""The front end: joins the rules, a worker pool and the decoder.
+
+Requests come in as batches of images, every query ends in one answer or one error. Nothing here
+decides anything: `Scheduler` does. Heads and decoding run in one thread of their own, in batches:
+what has come in while the last batch was computed is the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codedinvnet.methods import CodedMethod
+from codedinvnet.serving.group import FILLER
+from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.pool import Result, Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.scheduler import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Rules,
+    Scheduler,
+    Send,
+)
+
+CHECKED_SHARE = 0.25
+"""Share of the complete groups that live agreement and residuals are measured on."""
+RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
+"""Seconds before a worker is started again, by its deaths in a row."""
+STEADY = 10.0
+"""A worker that lived so long starts with a clean record."""
+SHOWN_GROUPS = 6
+"""Groups that the page shows."""
+LAG_PERIOD = 0.5
+
+
+class Answered(NamedTuple):
+    """One query's answer."""
+
+    probabilities: np.ndarray
+    """(classes,) float32."""
+    outcome: str
+    """`direct` or `decoded`."""
+    seconds: float
+
+
+class QueryFailed(Exception):
+    """A query ended without an answer; the message says why."""
+
+
+class DeadlinePassed(QueryFailed):
+    """Its time was over."""
+
+
+class Overloaded(Exception):
+    """Too many queries are waiting; try again later."""
+
+
+class Draining(Exception):
+    """The service is about to stop."""
+
+
+class Job(NamedTuple):
+    """Logits to compute: of one query directly, or of a group's members."""
+
+    size: int
+    """0: direct."""
+    outputs: dict[int, np.ndarray]
+    wanted: dict[int, int]
+
+
+@dataclass
+class Waiting:
+    """A query in progress."""
+
+    began: float
+    future: asyncio.Future[Answered]
+    decoded: np.ndarray | None = None
+
+
+@dataclass
+class WorkerView:
+    """What the page and the metrics show of a worker."""
+
+    state: str = "up"
+    since: float = 0.0
+    deaths: int = 0
+    restarts: int = 0
+    tasks: int = 0
+
+
+@dataclass
+class GroupView:
+    """What the page shows of a group."""
+
+    identity: int
+    members: list[int]
+    images: list[np.ndarray]
+    outcomes: dict[int, str] = field(default_factory=dict)
+    sealed: bool = False
+
+
+class FrontEnd:
+    """The service without its network face.
+
+    Args:
+        method: the coding method, for heads and decoding; workers load their own.
+        pool: not yet started.
+        rules: see `Rules`.
+        image_shape: (C, H, W) of a query.
+        deadline: seconds that a query may take, unless its request says less.
+        min_confidence: decoded answers below it are checked by a copy, if the policy has copies.
+        metrics: where to count.
+        seed: of the sample of groups that are checked.
+
+    Raises:
+        ValueError: if the rules do not fit the method.
+    """
+
+    def __init__(
+        self,
+        method: CodedMethod,
+        pool: WorkerPool,
+        rules: Rules,
+        image_shape: tuple[int, int, int],
+        *,
+        deadline: float = 2.0,
+        min_confidence: float = 0.0,
+        metrics: Metrics | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.method, self.pool, self.rules = method, pool, rules
+        self.image_shape = image_shape
+        self.deadline, self.min_confidence = deadline, min_confidence
+        self.metrics = metrics or Metrics()
+        self.scheduler = Scheduler(rules, method)
+        self.workers = [WorkerView() for _ in range(rules.workers)]
+        self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
+        self.ready = False
+        self.draining = False
+        self.stopped = False
+        self._waiting: dict[int, Waiting] = {}
+        self._images: dict[int, np.ndarray] = {}
+        self._outputs: dict[int, np.ndarray] = {}
+        self._jobs: list[Job] = []
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._decoding = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._random = random.Random(seed)
+        self._filler = np.zeros(image_shape, np.uint8)
+        self._filler_output = np.zeros(0, np.float32)
+        self._group_of: dict[int, GroupView] = {}
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the workers, if they do not run yet; returns when all are ready."""
+        if self.ready:
+            return
+        self.pool.on_death = self._worker_died
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
+        self._filler_output = await loop.run_in_executor(self._decoder, self._warm_up)
+        await self.pool.start(self.rules.workers)
+        now = time.monotonic()
+        for view in self.workers:
+            view.since = now
+        self.ready = True
+        self._spawn(self._watch_loop())
+        log_event("ready", workers=self.rules.workers, seconds=round(now - began, 3))
+
+    def _warm_up(self) -> np.ndarray:
+        """Compute a filler's output, and its head once."""
+        image = torch.from_numpy(self._filler)[None, None]
+        tasks = self.method.tasks(self.method.k)
+        output = self.method.compute(0, image.expand(-1, len(tasks[0]), -1, -1, -1))
+        self.method.direct(output)
+        return np.asarray(output[0].cpu().numpy())
+
+    async def drain(self) -> None:
+        """Take no more queries and wait for those that are here."""
+        self.draining = True
+        self.ready = False
+        log_event("draining", pending=len(self._waiting))
+        futures = [waiting.future for waiting in self._waiting.values()]
+        if futures:
+            await asyncio.wait(futures)
+
+    async def stop(self) -> None:
+        """Drain, then end the workers; the second time, do nothing."""
+        if self.stopped:
+            return
+        self.stopped = True
+        await self.drain()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.pool.stop()
+        self._decoder.shutdown(wait=False, cancel_futures=True)
+        log_event("stopped")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_loop(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(LAG_PERIOD)
+            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
+
+    # Queries
+
+    async def infer(
+        self, images: np.ndarray, *, accept_decoded: bool = True, deadline: float | None = None
+    ) -> list[Answered | QueryFailed]:
+        """Answer a batch of images (B, C, H, W), uint8 or float32 in 0..1.
+
+        Args:
+            images: checked by the caller.
+            accept_decoded: whether approximate answers will do.
+            deadline: seconds; at most the service's own.
+
+        Returns:
+            For each image its answer, or why there is none.
+
+        Raises:
+            Overloaded: if too many queries are waiting; none of the batch is accepted then.
+            Draining: if the service is about to stop.
+        """
+        if self.draining:
+            raise Draining
+        now = time.monotonic()
+        limit = now + min(self.deadline, deadline or self.deadline)
+        taken = self.scheduler.submit(now, len(images), limit, accept_decoded)
+        if taken is None:
+            self.metrics.queries.labels("rejected").inc(len(images))
+            raise Overloaded
+        numbers, actions = taken
+        loop = asyncio.get_running_loop()
+        futures = []
+        for number, image in zip(numbers, images, strict=True):
+            self._images[number] = image
+            waiting = Waiting(now, loop.create_future())
+            self._waiting[number] = waiting
+            futures.append(waiting.future)
+            self._show(number, image)
+        self._do(actions)
+        return await asyncio.gather(*futures, return_exceptions=True)  # type: ignore[return-value]
+
+    def _show(self, number: int, image: np.ndarray) -> None:
+        """Note the query in the group that the page shows."""
+        query = self.scheduler.queries.get(number)
+        if query is None or self.scheduler.code.k == 1:
+            return
+        view = self._group_of.get(query.group.identity)
+        if view is None:
+            view = GroupView(query.group.identity, [], [])
+            if len(self.groups) == SHOWN_GROUPS:
+                self._group_of.pop(self.groups[0].identity, None)
+            self.groups.append(view)
+            self._group_of[view.identity] = view
+        view.members.append(number)
+        view.images.append(image)
+
+    # Actions
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        """Carry out what the rules say, and set the clock for what they want next."""
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action)
+            elif isinstance(action, Answer):
+                output = self._outputs[action.attempt]
+                self._jobs.append(Job(0, {0: output}, {action.query: 0}))
+            elif isinstance(action, Decode):
+                outputs = {task: self._output(a) for task, a in action.outputs.items()}
+                self._jobs.append(Job(action.size, outputs, action.wanted))
+            elif isinstance(action, AnswerDecoded):
+                waiting = self._waiting.get(action.query)
+                if waiting is not None and waiting.decoded is not None:
+                    self._answer(action.query, waiting.decoded, "decoded")
+            elif isinstance(action, Fail):
+                self._fail(action)
+            elif isinstance(action, Replace):
+                self._spawn(self._replace(action.worker, action.reason))
+            elif isinstance(action, Complete):
+                self._check(action)
+            elif isinstance(action, Forget):
+                for attempt in action.attempts:
+                    self._outputs.pop(attempt, None)
+                for query in action.queries:
+                    self._images.pop(query, None)
+        if self._jobs and not self._decoding:
+            self._decoding = True
+            self._spawn(self._decode_jobs())
+        self._set_timer()
+
+    def _output(self, attempt: int) -> np.ndarray:
+        return self._filler_output if attempt == FILLER else self._outputs[attempt]
+
+    def _set_timer(self) -> None:
+        at = self.scheduler.next_timer()
+        if at is None or (self._timer_at is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0.0, at - time.monotonic())
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self._do(self.scheduler.on_timer(time.monotonic()))
+
+    def _send(self, action: Send) -> None:
+        images = [self._images[query] for query in action.members]
+        images += [self._filler] * (action.size - len(images))
+        floats = any(image.dtype != np.uint8 for image in images)
+        if floats:
+            images = [i if i.dtype != np.uint8 else i.astype(np.float32) / 255 for i in images]
+        task = Task(action.attempt, action.task, np.stack(images))
+        self.workers[action.worker].tasks += 1
+        if action.task == self.method.k:
+            self.metrics.groups.labels(str(action.size)).inc()
+        self._spawn(self._call(action.worker, task))
+
+    async def _call(self, worker: int, task: Task) -> None:
+        kind = "parity" if task.number >= self.method.k else "data"
+        self.metrics.tasks.labels(kind).inc()
+        try:
+            result = await self.pool.call(worker, task)
+        except WorkerDied as error:
+            self._worker_died(worker, str(error))
+            self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
+        except WorkerFailed as error:
+            log_event("task failed", logging.WARNING, worker=worker, reason=str(error))
+            self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
+        else:
+            self.metrics.worker_time.labels(kind).observe(result.seconds)
+            if result.held > 0:
+                self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
+                await asyncio.sleep(result.held)
+            self._take(task.attempt, result)
+
+    def _take(self, attempt: int, result: Result) -> None:
+        self._outputs[attempt] = result.output
+        known = attempt in self.scheduler.attempts
+        self._do(self.scheduler.result(time.monotonic(), attempt))
+        if not known:
+            self._outputs.pop(attempt, None)
+
+    def _answer(self, query: int, probabilities: np.ndarray, outcome: str) -> None:
+        waiting = self._waiting.pop(query, None)
+        if waiting is None or waiting.future.done():
+            return
+        seconds = time.monotonic() - waiting.began
+        waiting.future.set_result(Answered(probabilities, outcome, seconds))
+        self.metrics.answered(outcome, seconds)
+        self._note(query, outcome)
+
+    def _fail(self, action: Fail) -> None:
+        waiting = self._waiting.pop(action.query, None)
+        if waiting is None or waiting.future.done():
+            return
+        late = action.reason == DEADLINE
+        kind = DeadlinePassed if late else QueryFailed
+        waiting.future.set_exception(kind(action.reason))
+        self.metrics.queries.labels("deadline" if late else "failed").inc()
+        self._note(action.query, "failed")
+        log_event("query failed", logging.WARNING, query=action.query, reason=action.reason)
+
+    def _note(self, query: int, outcome: str) -> None:
+        for view in self.groups:
+            if query in view.members:
+                view.outcomes[query] = outcome
+
+    # Workers
+
+    def _worker_died(self, worker: int, reason: str) -> None:
+        self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
+
+    async def _replace(self, worker: int, reason: str) -> None:
+        view = self.workers[worker]
+        now = time.monotonic()
+        view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
+        view.state, view.since = ("hung" if reason == "hung" else "down"), now
+        self.metrics.restarts.labels("hung" if reason == "hung" else "died").inc()
+        log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
+        while True:
+            delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]
+            await asyncio.sleep(delay)
+            try:
+                await self.pool.replace(worker)
+                break
+            except (WorkerDied, OSError) as error:
+                view.deaths += 1
+                log_event("worker did not start", logging.ERROR, worker=worker, reason=str(error))
+        view.state, view.since = "up", time.monotonic()
+        view.restarts += 1
+        log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
+        self._do(self.scheduler.worker_up(view.since, worker))
+
+    # Heads and decoding
+
+    async def _decode_jobs(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._jobs:
+                jobs, self._jobs = self._jobs, []
+                began = time.perf_counter()
+                answers = await loop.run_in_executor(self._decoder, compute, self.method, jobs)
+                self.metrics.decode_time.observe(time.perf_counter() - began)
+                for job, found in zip(jobs, answers, strict=True):
+                    for query, probabilities in found.items():
+                        if job.size == 0:
+                            outcome = "direct"
+                            self._answer(query, probabilities, outcome)
+                        else:
+                            self._decoded(query, probabilities)
+        finally:
+            self._decoding = False
+
+    def _decoded(self, query: int, probabilities: np.ndarray) -> None:
+        waiting = self._waiting.get(query)
+        if waiting is not None:
+            waiting.decoded = probabilities
+        sure = bool(probabilities.max() >= self.min_confidence)
+        self._do(self.scheduler.decoded(time.monotonic(), query, sure))
+
+    # Free checks
+
+    def _check(self, action: Complete) -> None:
+        """Decode one member of a complete group as if it were missing, in the decoder's thread."""
+        if self._random.random() >= CHECKED_SHARE:
+            return
+        outputs = {task: self._output(a) for task, a in action.outputs.items()}
+        member = self._random.randrange(action.size)
+        workers = dict(action.workers)
+
+        async def check() -> None:
+            loop = asyncio.get_running_loop()
+            agrees, residual = await loop.run_in_executor(
+                self._decoder, check_group, self.method, outputs, action.size, member
+            )
+            if agrees is not None:
+                self.metrics.checked(agrees)
+            if residual is not None:
+                for task, worker in workers.items():
+                    role = "parity" if task >= self.method.k else "data"
+                    self.metrics.residual_seen(worker, role, residual)
+
+        self._spawn(check())
+
+    # Views
+
+    def update_gauges(self) -> None:
+        """Set the gauges that are read off, not counted."""
+        scheduler, metrics = self.scheduler, self.metrics
+        metrics.queue_depth.set(
+            sum(len(w.queue) for w in scheduler.workers) + len(scheduler.unplaced)
+        )
+        metrics.pending.set(len(self._waiting))
+        states = [view.state for view in self.workers]
+        for state in ("up", "hung", "down"):
+            metrics.workers.labels(state).set(states.count(state))
+
+
+def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:
+    """Return outputs as tensors with a batch of one."""
+    return {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
+
+
+def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarray]]:
+    """Return for each job the probabilities (classes,) of the queries it wants.
+
+    Direct answers are computed together, and so are decodings of equal size and with the same
+    outputs at hand.
+    """
+    found: list[dict[int, np.ndarray]] = [{} for _ in jobs]
+    direct = [i for i, job in enumerate(jobs) if job.size == 0]
+    if direct:
+        stacked = torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct]))
+        logits = method.direct(stacked)
+        assert logits is not None
+        for row, i in zip(probabilities(logits), direct, strict=True):
+            found[i] = {query: row for query in jobs[i].wanted}
+    alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for i, job in enumerate(jobs):
+        if job.size:
+            alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
+    for (size, tasks), rows in alike.items():
+        outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
+        answers = method.decode(outputs, size)
+        for position, i in enumerate(rows):
+            for query, member in jobs[i].wanted.items():
+                found[i][query] = probabilities(answers[member][position][None])[0]
+    return found
+
+
+def probabilities(logits: Tensor) -> np.ndarray:
+    """Return the softmax of logits (B, classes)."""
+    return np.asarray(logits.float().softmax(1).cpu().numpy())
+
+
+def check_group(
+    method: CodedMethod, outputs: Mapping[int, np.ndarray], size: int, member: int
+) -> tuple[bool | None, float | None]:
+    """Return whether a member's decoded label is its direct one, and the group's residual."""
+    complete = tensors(outputs)
+    residual = method.residual(complete, size)
+    agrees: bool | None = None
+    direct = method.direct(complete[member]) if member in complete else None
+    if direct is not None:
+        rest = {task: output for task, output in complete.items() if task != member}
+        decoded = method.decode(rest, size).get(member)
+        if decoded is not None:
+            agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
+    return agrees, None if residual is None else float(residual[0])

@@ -1,0 +1,172 @@
+"""A coding group's state: which outputs are here, and which members they determine.
+
+No I/O, no clock, no tensors: the front end and the simulator drive the same code, and a property
+test drives it through every order of arrival, loss and lateness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+FILLER = -1
+"""Stands for the attempt that computed a filler's output: it was known before the group began."""
+
+
+class Code(Protocol):
+    """What the serving rules need to know of a coding method; every `CodedMethod` satisfies it."""
+
+    @property
+    def k(self) -> int:
+        """The most data queries in a group."""
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether groups must have exactly k members."""
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        """Return for each task of a group the members that it needs."""
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members of a group of `size` that the outputs of these tasks determine."""
+
+
+class Uncoded:
+    """No code: every query is a group of its own."""
+
+    k = 1
+    fixed_size = False
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        """Return the one task of the one member."""
+        return {0: (0,)}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the member itself, once its output is here."""
+        return available
+
+
+def is_systematic(code: Code) -> bool:
+    """Tell whether data tasks need their own member alone, so that they can leave at once."""
+    return all(code.tasks(code.k)[i] == (i,) for i in range(code.k))
+
+
+class CodingGroup:
+    """Consecutive queries that share parity tasks.
+
+    A group is *open* while members may join, then *sealed*: its size is fixed and its parity tasks
+    exist. Attempts are numbers that the scheduler gives to the sendings of a task; a task may be
+    sent more than once.
+
+    Args:
+        identity: a number of its own.
+        code: the coding method.
+    """
+
+    def __init__(self, identity: int, code: Code) -> None:
+        self.identity = identity
+        self.code = code
+        self.members: list[int] = []
+        self.size = 0
+        """0 while open; then the number of members, fillers included."""
+        self.outputs: dict[int, int] = {}
+        """Task -> the attempt whose output is used."""
+        self.live: dict[int, set[int]] = {}
+        """Task -> attempts that may still answer."""
+        self.workers: set[int] = set()
+        """Workers that were given a task of this group."""
+        self.retries = 0
+        """Lost parity tasks that were sent again."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether queries may still join."""
+        return self.size == 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether k queries have joined."""
+        return len(self.members) == self.code.k
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the outputs of all tasks are here."""
+        return self.size > 0 and len(self.outputs) == len(self.code.tasks(self.size))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt may still answer."""
+        return not any(self.live.values())
+
+    def join(self, query: int) -> int:
+        """Add a query and return its member number."""
+        if not self.is_open or self.is_full:
+            raise ValueError(f"group {self.identity} takes no more members")
+        self.members.append(query)
+        return len(self.members) - 1
+
+    def keep(self, queries: Sequence[int]) -> None:
+        """Go on with these members alone, renumbered; the others were answered without a code."""
+        if not self.is_open:
+            raise ValueError(f"group {self.identity} is sealed")
+        live = {query: self.live.get(i, set()) for i, query in enumerate(self.members)}
+        self.members = list(queries)
+        self.outputs = {}
+        self.live = {i: live[query] for i, query in enumerate(self.members)}
+
+    def uncode(self) -> None:
+        """Close an open group of at most one member without a code."""
+        self.code = Uncoded()
+        self.size = 1
+
+    def seal(self) -> tuple[int, ...]:
+        """Fix the size and return the tasks that nobody was given yet.
+
+        A code of fixed size gets fillers behind the members; in a systematic code the fillers'
+        own outputs count as arrived.
+        """
+        if not self.is_open or not self.members:
+            raise ValueError(f"group {self.identity} cannot be sealed")
+        self.size = self.code.k if self.code.fixed_size else len(self.members)
+        tasks = self.code.tasks(self.size)
+        for member in range(len(self.members), self.size):
+            if tasks[member] == (member,):
+                self.outputs[member] = FILLER
+        return self.missing()
+
+    def missing(self) -> tuple[int, ...]:
+        """Return the tasks of a sealed group that neither arrived nor are under way."""
+        tasks = self.code.tasks(self.size)
+        return tuple(t for t in tasks if t not in self.outputs and not self.live.get(t))
+
+    def sent(self, task: int, attempt: int, worker: int) -> None:
+        """Note that a worker was given a task."""
+        self.live.setdefault(task, set()).add(attempt)
+        self.workers.add(worker)
+
+    def arrived(self, task: int, attempt: int) -> bool:
+        """Take an output; return whether it is the task's first."""
+        self.live.get(task, set()).discard(attempt)
+        if task in self.outputs:
+            return False
+        self.outputs[task] = attempt
+        return True
+
+    def lost(self, task: int, attempt: int) -> None:
+        """Note that an attempt will never answer."""
+        self.live.get(task, set()).discard(attempt)
+
+    def determined(self) -> frozenset[int]:
+        """Return the members (fillers left out) that the outputs here determine."""
+        return self._recoverable(frozenset(self.outputs))
+
+    def hopeful(self) -> frozenset[int]:
+        """Return the members that will be determined if every live attempt answers."""
+        coming = {task for task, attempts in self.live.items() if attempts}
+        return self._recoverable(frozenset(self.outputs) | coming)
+
+    def _recoverable(self, tasks: frozenset[int]) -> frozenset[int]:
+        if self.is_open:
+            return frozenset(t for t in tasks if t < len(self.members))
+        found = self.code.recoverable(tasks, self.size)
+        return frozenset(m for m in found if m < len(self.members))

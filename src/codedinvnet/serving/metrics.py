@@ -1,0 +1,177 @@
+"""What operators see: Prometheus metrics and structured logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_BUCKETS = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
+    0.5, 0.75, 1.0, 2.0, 5.0,
+)  # fmt: skip
+WORK_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+SMOOTHING = 0.05
+"""Weight of a new value in the running means of parity residuals."""
+RECENT = 2000
+"""Latencies of each outcome that the page's percentiles come from."""
+
+
+class Metrics:
+    """The service's figures; names begin with `codedinvnet_`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.queries = Counter(
+            "codedinvnet_queries",
+            "Queries by outcome: direct, decoded, or why they failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "codedinvnet_query_latency_seconds",
+            "From a query's acceptance to its answer, by outcome.",
+            ["outcome"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.decode_time = Histogram(
+            "codedinvnet_decode_seconds",
+            "Heads and decoding of one batch of answers, in the front end.",
+            buckets=WORK_BUCKETS,
+            registry=registry,
+        )
+        self.worker_time = Histogram(
+            "codedinvnet_worker_seconds",
+            "Computing time of a task on its worker; a parity task's includes encoding.",
+            ["task"],
+            buckets=WORK_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            "codedinvnet_queue_depth", "Tasks that wait for a worker.", registry=registry
+        )
+        self.pending = Gauge(
+            "codedinvnet_pending_queries", "Unanswered queries.", registry=registry
+        )
+        self.workers = Gauge(
+            "codedinvnet_workers", "Workers by state.", ["state"], registry=registry
+        )
+        self.restarts = Counter(
+            "codedinvnet_worker_restarts", "Workers replaced.", ["reason"], registry=registry
+        )
+        self.groups = Counter(
+            "codedinvnet_groups",
+            "Coding groups whose parity left, by size.",
+            ["size"],
+            registry=registry,
+        )
+        self.tasks = Counter(
+            "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
+        )
+        self.agreement_checks = Counter(
+            "codedinvnet_live_agreement_checks",
+            "Members of complete groups that were decoded as if missing.",
+            registry=registry,
+        )
+        self.agreements = Counter(
+            "codedinvnet_live_agreements",
+            "Those of them whose decoded label was the direct one.",
+            registry=registry,
+        )
+        self.agreement = Gauge(
+            "codedinvnet_live_recovered_agreement",
+            "Share of the last checks that agreed.",
+            registry=registry,
+        )
+        self.residual = Gauge(
+            "codedinvnet_parity_residual",
+            "Running mean of |z_p - mean z| of the complete groups that a worker took part in, by "
+            "its role; a corrupt worker is off by the most in the role of the parity.",
+            ["worker", "role"],
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "codedinvnet_event_loop_lag_seconds",
+            "How late the event loop wakes up.",
+            buckets=WORK_BUCKETS,
+            registry=registry,
+        )
+        self.recent: dict[str, deque[float]] = {}
+        self.answered_at: deque[float] = deque(maxlen=20_000)
+        self._checks: deque[bool] = deque(maxlen=500)
+        self._residuals: dict[tuple[int, str], float] = {}
+
+    def answered(self, outcome: str, latency: float) -> None:
+        """Count a query that was answered (latency in seconds)."""
+        self.queries.labels(outcome).inc()
+        self.latency.labels(outcome).observe(latency)
+        self.recent.setdefault(outcome, deque(maxlen=RECENT)).append(latency)
+        self.answered_at.append(time.monotonic())
+
+    def checked(self, agrees: bool) -> None:
+        """Count one comparison of a decoded with the direct answer."""
+        self._checks.append(agrees)
+        self.agreement_checks.inc()
+        self.agreements.inc(agrees)
+        self.agreement.set(sum(self._checks) / len(self._checks))
+
+    def residual_seen(self, worker: int, role: str, value: float) -> None:
+        """Take a group's residual to a worker's running mean."""
+        old = self._residuals.get((worker, role), value)
+        new = old + SMOOTHING * (value - old)
+        self._residuals[worker, role] = new
+        self.residual.labels(str(worker), role).set(new)
+
+    def live_agreement(self) -> float | None:
+        """Return the share of the last checks that agreed; None before the first."""
+        return sum(self._checks) / len(self._checks) if self._checks else None
+
+    def percentiles(self) -> dict[str, dict[str, float]]:
+        """Return p50, p99 and p99.9 of the recent latencies in ms, by outcome."""
+        found = {}
+        for outcome, latencies in self.recent.items():
+            ordered = sorted(latencies)
+            found[outcome] = {
+                name: round(1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))], 2)
+                for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+            }
+        return found
+
+    def throughput(self, window: float = 5.0) -> float:
+        """Return answers per second in the last seconds."""
+        since = time.monotonic() - window
+        return sum(1 for t in self.answered_at if t >= since) / window
+
+    def render(self) -> bytes:
+        """Return the Prometheus text."""
+        return generate_latest(self.registry)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event, and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+logger = logging.getLogger("codedinvnet.serving")
+
+
+def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log one event."""
+    logger.log(level, event, extra={"fields": fields})

@@ -1,0 +1,177 @@
+"""The interface of a worker pool, and the in-process fake that tests run on.
+
+A pool knows no coding: it runs numbered tasks on numbered workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.methods import CodedMethod
+
+
+class WorkerDied(Exception):
+    """The worker is gone, with the task that it had."""
+
+
+class WorkerFailed(Exception):
+    """The worker raised on this task and is ready for the next."""
+
+
+class Task(NamedTuple):
+    """What a worker is to compute."""
+
+    attempt: int
+    number: int
+    """The task's number in the coding method."""
+    images: np.ndarray
+    """(members, C, H, W), uint8 or float32 in 0..1."""
+
+
+class Result(NamedTuple):
+    """What a worker computed."""
+
+    output: np.ndarray
+    """(n,) float32."""
+    seconds: float
+    """Its computing time."""
+    held: float = 0.0
+    """For how many seconds an injected fault keeps the answer back; the worker is free."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What every worker loads.
+
+    Attributes:
+        bundle: name or folder.
+        k: the most members of a group.
+        device: what to compute on.
+        threads: PyTorch's threads in a worker.
+    """
+
+    bundle: str | Path
+    k: int
+    device: str = "cpu"
+    threads: int = 1
+
+    def load(self) -> CodedMethod:
+        """Load the method, and compute each of its tasks once, so that no query pays for it."""
+        torch.set_num_threads(self.threads)
+        bundle = load_bundle(self.bundle, self.device)
+        method: CodedMethod = bundle.method(self.k)
+        size = method.k
+        zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
+        for number, members in method.tasks(size).items():
+            if number in (0, method.k):
+                method.compute(number, zeros[:, : len(members)])
+        return method
+
+
+def run_task(method: CodedMethod, number: int, images: np.ndarray) -> np.ndarray:
+    """Compute one task's output (n,) of images (members, C, H, W)."""
+    output = method.compute(number, torch.from_numpy(images)[None])
+    return np.ascontiguousarray(output[0].float().cpu().numpy())
+
+
+Death = Callable[[int, str], None]
+"""Called with a worker's number and a reason when it dies, busy or not."""
+
+
+class WorkerPool(Protocol):
+    """Workers 0 to size − 1."""
+
+    on_death: Death | None
+
+    async def start(self, size: int) -> None:
+        """Start that many workers and return when all are ready."""
+
+    async def call(self, worker: int, task: Task) -> Result:
+        """Run a task; one at a time on each worker.
+
+        Raises:
+            WorkerDied: if the worker is gone.
+            WorkerFailed: if it raised.
+        """
+
+    async def replace(self, worker: int) -> None:
+        """End a worker, however it hangs, and return when another is ready in its place."""
+
+    async def stop(self) -> None:
+        """End all workers; nothing is left behind."""
+
+    def pid(self, worker: int) -> int | None:
+        """Return a worker's process, if it is one of this machine."""
+
+
+class InProcessPool:
+    """Workers that are threads of this process, for tests: they die and hang on request.
+
+    Args:
+        method: what they compute with.
+    """
+
+    def __init__(self, method: CodedMethod) -> None:
+        self.method = method
+        self.on_death: Death | None = None
+        self.dead: list[asyncio.Event] = []
+        self.hung: list[asyncio.Event] = []
+        self.calls: list[tuple[int, int]] = []
+        """(worker, task number) of every call."""
+        self.broken: set[int] = set()
+        """Workers whose forward pass raises."""
+
+    async def start(self, size: int) -> None:
+        self.dead = [asyncio.Event() for _ in range(size)]
+        self.hung = [asyncio.Event() for _ in range(size)]
+
+    async def call(self, worker: int, task: Task) -> Result:
+        self.calls.append((worker, task.number))
+        if worker in self.broken:
+            raise WorkerFailed("this worker is broken")
+        dead = asyncio.create_task(self.dead[worker].wait())
+        work = asyncio.create_task(self._work(worker, task))
+        await asyncio.wait({dead, work}, return_when=asyncio.FIRST_COMPLETED)
+        dead.cancel()
+        if not work.done() or self.dead[worker].is_set():
+            work.cancel()
+            raise WorkerDied("killed")
+        return await work
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        if self.hung[worker].is_set():
+            await self.dead[worker].wait()
+        output = await asyncio.to_thread(run_task, self.method, task.number, task.images)
+        return Result(output, 0.0)
+
+    def kill(self, worker: int) -> None:
+        """Let a worker die."""
+        self.dead[worker].set()
+        if self.on_death is not None:
+            self.on_death(worker, "killed")
+
+    def hang(self, worker: int) -> None:
+        """Let a worker hang from its next task on."""
+        self.hung[worker].set()
+
+    async def replace(self, worker: int) -> None:
+        self.dead[worker].set()
+        await asyncio.sleep(0)
+        self.dead[worker], self.hung[worker] = asyncio.Event(), asyncio.Event()
+        self.broken.discard(worker)
+
+    async def stop(self) -> None:
+        for event in self.dead:
+            event.set()
+        await asyncio.sleep(0)
+
+    def pid(self, worker: int) -> int | None:
+        return None

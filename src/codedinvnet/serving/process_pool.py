@@ -1,0 +1,167 @@
+"""A pool of local processes, forked from a server that has PyTorch loaded already."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerFailed, WorkerSpec
+from codedinvnet.serving.worker import FAILED, READY, REPLY, pack_request, worker_main
+
+START_TIMEOUT = 60.0
+"""Seconds that a worker may take to load."""
+STOP_TIMEOUT = 2.0
+"""Seconds that a worker may take to end before it is killed."""
+STOP_POLL = 0.01
+
+
+@dataclass
+class Connection:
+    """One running worker."""
+
+    pid: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    waiting: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
+    listener: asyncio.Task[None] | None = None
+    dead: str = ""
+    """Why, once it is."""
+
+
+class ProcessPool:
+    """One process a worker, each behind a socket pair.
+
+    A worker's death closes its socket, which is noticed at once, whether it was busy or not.
+
+    Args:
+        spec: what every worker loads.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.on_death: Death | None = None
+        self.connections: list[Connection] = []
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["codedinvnet.serving.worker"])
+        self.stopping = False
+
+    async def start(self, size: int) -> None:
+        """Start the workers.
+
+        Raises:
+            UserError: if one cannot load the bundle.
+        """
+        started = await asyncio.gather(
+            *[self._spawn(worker) for worker in range(size)], return_exceptions=True
+        )
+        self.connections = [c for c in started if isinstance(c, Connection)]
+        for problem in started:
+            if isinstance(problem, BaseException):
+                await self.stop()
+                raise problem
+
+    async def _spawn(self, worker: int) -> Connection:
+        ours, theirs = socket.socketpair()
+        try:
+            process = self.context.Process(
+                target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
+            )
+            await asyncio.to_thread(process.start)
+        finally:
+            theirs.close()
+        assert process.pid is not None
+        reader, writer = await asyncio.open_connection(sock=ours)
+        connection = Connection(process.pid, reader, writer)
+        try:
+            head = await asyncio.wait_for(reader.readexactly(REPLY.size), START_TIMEOUT)
+            _, status, _, size = REPLY.unpack(head)
+            message = (await reader.readexactly(size)).decode()
+        except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
+            self._kill(connection)
+            raise WorkerDied(f"worker {worker} did not start") from error
+        if status != READY:
+            self._kill(connection)
+            raise UserError(f"worker {worker} cannot start: {message}")
+        connection.listener = asyncio.create_task(self._listen(worker, connection))
+        return connection
+
+    async def _listen(self, worker: int, connection: Connection) -> None:
+        reader = connection.reader
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readexactly(REPLY.size)
+                attempt, status, seconds, size = REPLY.unpack(head)
+                payload = await reader.readexactly(size)
+                future = connection.waiting.pop(attempt, None)
+                if future is None or future.done():
+                    continue
+                if status == FAILED:
+                    future.set_exception(WorkerFailed(payload.decode()))
+                else:
+                    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
+                    future.set_result(Result(output, seconds))
+        self._bury(worker, connection, "its process ended")
+
+    def _bury(self, worker: int, connection: Connection, reason: str) -> None:
+        if connection.dead:
+            return
+        connection.dead = reason
+        connection.writer.close()
+        for future in connection.waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(reason))
+        connection.waiting.clear()
+        if self.on_death is not None and not self.stopping:
+            self.on_death(worker, reason)
+
+    async def call(self, worker: int, task: Task) -> Result:
+        connection = self.connections[worker]
+        if connection.dead:
+            raise WorkerDied(connection.dead)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        connection.waiting[task.attempt] = future
+        connection.writer.write(pack_request(task.attempt, task.number, task.images))
+        return await future
+
+    async def replace(self, worker: int) -> None:
+        old = self.connections[worker]
+        self._kill(old)
+        self._bury(worker, old, "replaced")
+        self.connections[worker] = await self._spawn(worker)
+
+    async def _end(self, connection: Connection) -> None:
+        """Wait for a worker whose stream is closed to end by itself; else kill it."""
+        for _ in range(round(STOP_TIMEOUT / STOP_POLL)):
+            try:
+                os.kill(connection.pid, 0)
+            except ProcessLookupError:
+                return
+            await asyncio.sleep(STOP_POLL)
+        self._kill(connection)
+
+    def _kill(self, connection: Connection) -> None:
+        connection.writer.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(connection.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        self.stopping = True
+        for worker, connection in enumerate(self.connections):
+            self._bury(worker, connection, "stopped")
+        listeners = [c.listener for c in self.connections if c.listener is not None]
+        await asyncio.gather(*[self._end(c) for c in self.connections])
+        for listener in listeners:
+            listener.cancel()
+        await asyncio.gather(*listeners, return_exceptions=True)
+        self.connections = []
+
+    def pid(self, worker: int) -> int | None:
+        return self.connections[worker].pid

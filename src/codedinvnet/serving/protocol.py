@@ -1,0 +1,318 @@
+"""The Open Inference Protocol V2 over HTTP: requests to images, answers to responses.
+
+With JSON tensors and the binary tensor extension, where the JSON part's length stands in a header
+and the tensors' bytes follow it in the order of the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from codedinvnet.serving.frontend import Answered
+
+INPUT, VERSION = "images", "1"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+OUTPUTS = {"probabilities": "FP32", "label": "INT64", "outcome": "BYTES"}
+DTYPES: dict[str, Any] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+MICROSECONDS = 1e-6
+
+
+class BadRequest(Exception):
+    """The request cannot be understood; the message names the field."""
+
+
+class _Part(BaseModel):
+    """A part of a request; keys that we do not know are left to newer clients."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class InputTensor(_Part):
+    """An input, its data here or behind the JSON part."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class RequestedOutput(_Part):
+    """An output that the client wants."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferBody(_Part):
+    """The JSON part of an inference request."""
+
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: list[InputTensor]
+    outputs: list[RequestedOutput] | None = None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What the protocol needs to know of the model."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A checked request."""
+
+    images: np.ndarray
+    """(B, C, H, W), uint8 or float32 in 0..1."""
+    identity: str | None
+    parameters: dict[str, Any]
+    accept_decoded: bool
+    timeout: float | None
+    """Seconds."""
+    outputs: tuple[tuple[str, bool], ...]
+    """Name, and whether it is sent in binary."""
+
+
+def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
+    """Undo a request's Content-Encoding.
+
+    Raises:
+        BadRequest: if it is unknown, or the body is damaged or larger than `limit` bytes.
+    """
+    if encoding in (None, "", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise BadRequest(f"Content-Encoding: {encoding!r} is not supported (gzip, deflate)")
+    decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
+    try:
+        data = decoder.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"body: not valid {encoding}: {error}") from error
+    if len(data) > limit:
+        raise BadRequest(f"body: more than {limit} bytes when decompressed")
+    if not decoder.eof:
+        raise BadRequest(f"body: the {encoding} data is cut short")
+    return data
+
+
+def parse_request(body: bytes, header_length: str | None, model: ModelDescription) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        body: decompressed.
+        header_length: of the JSON part, if the header is there.
+        model: what is served.
+
+    Raises:
+        BadRequest: if anything is wrong with it.
+    """
+    head, tail = split_body(body, header_length)
+    parsed = parse_json(head)
+    if len(parsed.inputs) != 1:
+        raise BadRequest(f"inputs: the model takes one input, {INPUT!r}; got {len(parsed.inputs)}")
+    images = read_images(parsed.inputs[0], tail, model)
+    accept = parsed.parameters.get("accept_decoded", True)
+    if not isinstance(accept, bool):
+        raise BadRequest(f"parameters.accept_decoded: must be true or false, got {accept!r}")
+    timeout = parsed.parameters.get("timeout")
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
+    ):
+        raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {timeout!r}")
+    return InferRequest(
+        images=images,
+        identity=parsed.id,
+        parameters=parsed.parameters,
+        accept_decoded=accept,
+        timeout=None if timeout is None else timeout * MICROSECONDS,
+        outputs=wanted_outputs(parsed),
+    )
+
+
+def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """Split a body into its JSON part and the binary data behind it."""
+    if header_length is None:
+        return body, b""
+    if not header_length.isascii() or not header_length.isdigit():
+        raise BadRequest(f"{HEADER_LENGTH}: must be a number, got {header_length!r}")
+    length = int(header_length)
+    if length > len(body):
+        raise BadRequest(f"{HEADER_LENGTH}: {length} is more than the body's {len(body)} bytes")
+    return body[:length], body[length:]
+
+
+def parse_json(head: bytes) -> InferBody:
+    """Read the JSON part."""
+
+    def no_constant(name: str) -> float:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        raw = json.loads(head, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"body: not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise BadRequest("body: must be a JSON object")
+    try:
+        return InferBody.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadRequest(f"{where}: {first['msg']}") from error
+
+
+def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np.ndarray:
+    """Return the images of an input (B, C, H, W), checked."""
+    if tensor.name != INPUT:
+        raise BadRequest(f"inputs.0.name: must be {INPUT!r}, got {tensor.name!r}")
+    if tensor.datatype not in DTYPES:
+        raise BadRequest(f"inputs.0.datatype: must be UINT8 or FP32, got {tensor.datatype!r}")
+    shape, wanted = tuple(tensor.shape), model.image_shape
+    if len(shape) != 4 or shape[1:] != wanted or shape[0] < 1:
+        dims = ", ".join(map(str, wanted))
+        raise BadRequest(f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {list(shape)}")
+    if shape[0] > model.max_batch:
+        raise BadRequest(f"inputs.0.shape: at most {model.max_batch} images, got {shape[0]}")
+    dtype = DTYPES[tensor.datatype]
+    size = tensor.parameters.get("binary_data_size")
+    if "shared_memory_region" in tensor.parameters:
+        raise BadRequest("inputs.0.parameters: shared memory is not supported")
+    if size is None:
+        if tail:
+            raise BadRequest(
+                f"body: {len(tail)} bytes follow the JSON part, but no input has "
+                "parameters.binary_data_size"
+            )
+        images = from_json(tensor, dtype, shape)
+    else:
+        expected = math.prod(shape) * dtype.itemsize
+        if size != expected:
+            raise BadRequest(
+                f"inputs.0.parameters.binary_data_size: {size!r}, but shape and datatype make "
+                f"{expected}"
+            )
+        if tensor.data is not None:
+            raise BadRequest("inputs.0.data: there is binary data already")
+        if len(tail) != expected:
+            raise BadRequest(
+                f"body: {len(tail)} bytes follow the JSON part; binary_data_size says {expected}"
+            )
+        images = np.frombuffer(tail, dtype).reshape(shape)
+    if dtype == DTYPES["FP32"]:
+        images = images.astype(np.float32)
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise BadRequest("inputs.0.data: FP32 values must lie in 0..1, without NaN")
+    return images
+
+
+def from_json(tensor: InputTensor, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an input's JSON data, flat or nested, as an array."""
+    if tensor.data is None:
+        raise BadRequest("inputs.0.data: missing, and there is no binary data")
+    try:
+        values = np.asarray(tensor.data)
+    except ValueError as error:
+        raise BadRequest("inputs.0.data: its rows differ in length") from error
+    count = math.prod(shape)
+    if values.size != count or (values.ndim > 1 and values.shape != shape):
+        raise BadRequest(
+            f"inputs.0.data: has shape {list(values.shape)}, but inputs.0.shape is {list(shape)}"
+        )
+    if dtype == DTYPES["UINT8"]:
+        if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
+            raise BadRequest("inputs.0.data: UINT8 values must be whole numbers in 0..255")
+    elif values.dtype.kind not in "iuf":
+        raise BadRequest("inputs.0.data: FP32 values must be numbers")
+    return values.astype(dtype).reshape(shape)
+
+
+def wanted_outputs(parsed: InferBody) -> tuple[tuple[str, bool], ...]:
+    """Return the names of the outputs to send, and which of them in binary."""
+    default = parsed.parameters.get("binary_data_output", False)
+    if not isinstance(default, bool):
+        raise BadRequest("parameters.binary_data_output: must be true or false")
+    if not parsed.outputs:
+        return tuple((name, default) for name in OUTPUTS)
+    wanted = []
+    for i, output in enumerate(parsed.outputs):
+        if output.name not in OUTPUTS:
+            names = ", ".join(OUTPUTS)
+            raise BadRequest(f"outputs.{i}.name: {output.name!r} is not one of {names}")
+        binary = output.parameters.get("binary_data", default)
+        if not isinstance(binary, bool):
+            raise BadRequest(f"outputs.{i}.parameters.binary_data: must be true or false")
+        if output.parameters.get("classification") or "shared_memory_region" in output.parameters:
+            raise BadRequest(
+                f"outputs.{i}.parameters: classification and shared memory are not supported"
+            )
+        wanted.append((output.name, binary))
+    return tuple(wanted)
+
+
+def render_response(
+    request: InferRequest, answers: Sequence[Answered], model: ModelDescription
+) -> tuple[bytes, int | None]:
+    """Return a response's body, and the length of its JSON part if binary data follows."""
+    values: dict[str, np.ndarray | list[str]] = {
+        "probabilities": np.stack([answer.probabilities for answer in answers]),
+        "label": np.array([int(answer.probabilities.argmax()) for answer in answers], np.int64),
+        "outcome": [answer.outcome for answer in answers],
+    }
+    outputs, blobs = [], []
+    for name, binary in request.outputs:
+        value = values[name]
+        shape = list(value.shape) if isinstance(value, np.ndarray) else [len(value)]
+        entry: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
+        if binary:
+            blob = value.tobytes() if isinstance(value, np.ndarray) else pack_strings(value)
+            entry["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            entry["data"] = value.ravel().tolist() if isinstance(value, np.ndarray) else value
+        outputs.append(entry)
+    reply: dict[str, Any] = {"model_name": model.name, "model_version": VERSION}
+    if request.identity is not None:
+        reply["id"] = request.identity
+    if request.parameters:
+        reply["parameters"] = request.parameters
+    head = json.dumps({**reply, "outputs": outputs}, separators=(",", ":")).encode()
+    return b"".join([head, *blobs]), len(head) if blobs else None
+
+
+def pack_strings(strings: Sequence[str]) -> bytes:
+    """Return BYTES elements in binary: a 4-byte little-endian length before each."""
+    parts = [s.encode() for s in strings]
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """Return what GET /v2 says."""
+    return {"name": "codedinvnet", "version": version, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(model: ModelDescription) -> dict[str, Any]:
+    """Return what GET /v2/models/NAME says."""
+    shapes = {"probabilities": [-1, len(model.classes)], "label": [-1], "outcome": [-1]}
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": "codedinvnet_pytorch",
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *model.image_shape]}],
+        "outputs": [
+            {"name": name, "datatype": datatype, "shape": shapes[name]}
+            for name, datatype in OUTPUTS.items()
+        ],
+    }

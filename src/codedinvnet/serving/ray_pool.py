@@ -1,0 +1,207 @@
+"""A pool of Ray actors, one a worker, for more machines than one (the extra `codedinvnet[ray]`).
+
+Actors are never restarted by Ray, which takes seconds to report the death then; the front end has
+them replaced. A killed actor is reported within milliseconds, a lost node within seconds, so idle
+actors are asked for a sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.pool import (
+    Death,
+    Result,
+    Task,
+    WorkerDied,
+    WorkerFailed,
+    WorkerSpec,
+    run_task,
+)
+
+START_TIMEOUT = 60.0
+"""Seconds that an actor may take to load."""
+HEARTBEAT, HEARTBEAT_TIMEOUT = 1.0, 3.0
+"""Seconds between signs of life, and until one is missed."""
+ACTOR_CPUS = 0.1
+"""What an actor asks Ray for: small, so that many fit on a small machine."""
+
+
+class RayWorker:
+    """What runs in an actor's process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.method = spec.load()
+
+    def compute(self, number: int, images: np.ndarray) -> tuple[np.ndarray, float]:
+        """Compute a task; return its output and the seconds it took."""
+        began = time.perf_counter()
+        output = run_task(self.method, number, np.array(images))
+        return output, time.perf_counter() - began
+
+    def whereabouts(self) -> tuple[str, int]:
+        """Return machine and process; it is answered while a task is computed, too."""
+        return socket.gethostname(), os.getpid()
+
+
+@dataclass
+class Actor:
+    """One actor."""
+
+    handle: Any
+    host: str
+    pid: int
+    dead: str = ""
+    """Why, once it is."""
+
+
+class RayPool:
+    """One actor a worker, spread over the cluster's nodes.
+
+    Args:
+        spec: what every worker loads; a bundle's folder must be there on every machine.
+        address: of a running cluster; None: the cluster that this process is connected to, or else
+            a new one on this machine alone.
+
+    Raises:
+        UserError: if Ray is not installed.
+    """
+
+    def __init__(self, spec: WorkerSpec, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--pool ray needs Ray: pip install 'codedinvnet[ray]'") from error
+        self.ray: Any = ray
+        self.spec, self.address = spec, address
+        self.on_death: Death | None = None
+        self.actors: list[Actor] = []
+        self.connected = False
+        self.heartbeats: asyncio.Task[None] | None = None
+        self.remote: Any = None
+
+    async def start(self, size: int) -> None:
+        """Connect, and start the actors.
+
+        Raises:
+            UserError: if there is no cluster at the address, or an actor cannot load the bundle.
+        """
+        if not self.ray.is_initialized():
+            await asyncio.to_thread(self._connect)
+            self.connected = True
+        self.remote = self.ray.remote(
+            num_cpus=ACTOR_CPUS,
+            num_gpus=0,
+            max_restarts=0,
+            concurrency_groups={"life": 1},
+            scheduling_strategy="SPREAD",
+        )(RayWorker)
+        started = await asyncio.gather(
+            *[self._spawn() for _ in range(size)], return_exceptions=True
+        )
+        self.actors = [actor for actor in started if isinstance(actor, Actor)]
+        for problem in started:
+            if isinstance(problem, BaseException):
+                await self.stop()
+                raise UserError(f"the Ray actors cannot start: {problem}") from problem
+        self.heartbeats = asyncio.create_task(self._watch())
+
+    def _connect(self) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address is None:
+            # Our own cluster, reachable from this machine alone: no token to write into the home.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        else:
+            options["address"] = self.address
+        try:
+            self.ray.init(**options)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"cannot connect to Ray at {self.address or 'localhost'}: {reason}"
+            ) from error
+
+    async def _spawn(self) -> Actor:
+        handle = self.remote.remote(self.spec)
+        whereabouts = handle.whereabouts.options(concurrency_group="life").remote()
+        try:
+            host, pid = await asyncio.wait_for(asyncio.ensure_future(whereabouts), START_TIMEOUT)
+        except (asyncio.TimeoutError, self.ray.exceptions.RayError) as error:
+            self._kill(handle)
+            reason = str(error).splitlines()[0] if str(error) else "not ready in time"
+            raise WorkerDied(reason) from error
+        return Actor(handle, host, pid)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            await asyncio.gather(*[self._ask(i) for i in range(len(self.actors))])
+
+    async def _ask(self, worker: int) -> None:
+        actor = self.actors[worker]
+        if actor.dead:
+            return
+        sign = actor.handle.whereabouts.options(concurrency_group="life").remote()
+        try:
+            await asyncio.wait_for(asyncio.ensure_future(sign), HEARTBEAT_TIMEOUT)
+        except (asyncio.TimeoutError, self.ray.exceptions.RayError):
+            self._bury(worker, actor, "no sign of life")
+
+    def _bury(self, worker: int, actor: Actor, reason: str) -> None:
+        if actor.dead:
+            return
+        actor.dead = reason
+        if self.on_death is not None:
+            self.on_death(worker, reason)
+
+    async def call(self, worker: int, task: Task) -> Result:
+        actor = self.actors[worker]
+        if actor.dead:
+            raise WorkerDied(actor.dead)
+        exceptions = self.ray.exceptions
+        try:
+            reference = actor.handle.compute.remote(task.number, task.images)
+            output, seconds = await asyncio.ensure_future(reference)
+        except exceptions.RayTaskError as error:
+            raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
+        except exceptions.RayError as error:
+            reason = f"{type(error).__name__}"
+            self._bury(worker, actor, reason)
+            raise WorkerDied(reason) from error
+        return Result(np.array(output), seconds)
+
+    async def replace(self, worker: int) -> None:
+        old = self.actors[worker]
+        old.dead = old.dead or "replaced"
+        self._kill(old.handle)
+        self.actors[worker] = await self._spawn()
+
+    def _kill(self, handle: Any) -> None:
+        with contextlib.suppress(Exception):  # it may be gone, or its node
+            self.ray.kill(handle, no_restart=True)
+
+    async def stop(self) -> None:
+        if self.heartbeats is not None:
+            self.heartbeats.cancel()
+            await asyncio.gather(self.heartbeats, return_exceptions=True)
+        for actor in self.actors:
+            actor.dead = actor.dead or "stopped"
+            self._kill(actor.handle)
+        self.actors = []
+        if self.connected:
+            await asyncio.to_thread(self.ray.shutdown)
+
+    def pid(self, worker: int) -> int | None:
+        actor = self.actors[worker]
+        return actor.pid if actor.host == socket.gethostname() else None

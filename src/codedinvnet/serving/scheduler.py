@@ -1,0 +1,676 @@
+"""The front end's rules: which worker does what, who is answered when, what is sent again.
+
+A deterministic state machine. Events come in as method calls with the time `now` in seconds, what
+is to be done comes out as actions, and `next_timer` says when to call `on_timer`. The front end
+carries the actions out on real workers, the simulator on imagined ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, TypeAlias
+
+from codedinvnet.serving.group import FILLER, Code, CodingGroup, Uncoded, is_systematic
+
+HEDGE_QUANTILE = 0.95
+"""A copy is sent when a query is later than this share of recent ones (Dean and Barroso, 2013)."""
+HEDGE_SAMPLES = 20
+"""No copies before so many latencies are known."""
+BUCKET = 10.0
+"""Most copies that may be saved up."""
+PARITY_RETRIES = 2
+"""A group's lost parity tasks are sent again so often."""
+NOBODY = -1
+"""In place of a worker."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How missing answers are made up for: `copies` at once, by a code, by a copy of late ones."""
+
+    name: str
+    coded: bool = False
+    copies: int = 1
+    hedged: bool = False
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("uncoded"),
+        Policy("replicate", copies=2),
+        Policy("hedge", hedged=True),
+        Policy("coded", coded=True),
+        Policy("coded+hedge", coded=True, hedged=True),
+    )
+}
+
+ROUTINGS = ("least-loaded", "round-robin")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the scheduler goes by. Times are in seconds.
+
+    Attributes:
+        workers: how many there are.
+        policy: see POLICIES.
+        group_timeout: how long an open group waits for members.
+        hang_timeout: how long a worker may spend on one task before it is replaced.
+        hedge_share: copies of late queries per query, at most.
+        max_pending: unanswered queries, at most.
+        max_losses: a query whose attempts were lost so often is given up.
+        routing: `least-loaded`, ties in turn, or `round-robin`.
+    """
+
+    workers: int
+    policy: Policy
+    group_timeout: float = 0.02
+    hang_timeout: float = 3.0
+    hedge_share: float = 0.1
+    max_pending: int = 1000
+    max_losses: int = 5
+    routing: str = "least-loaded"
+
+
+class Send(NamedTuple):
+    """Give a worker a task; it has nothing else to do."""
+
+    worker: int
+    attempt: int
+    task: int
+    members: tuple[int, ...]
+    """Queries whose images the task needs; short of the code's size, fillers follow."""
+    size: int
+    """Members of the group, fillers included; 1 for a data task that needs its own query alone."""
+
+
+class Answer(NamedTuple):
+    """Answer a query directly from an attempt's output."""
+
+    query: int
+    attempt: int
+
+
+class Decode(NamedTuple):
+    """Compute the logits of these members from these outputs, and report with `decoded`."""
+
+    group: int
+    size: int
+    outputs: dict[int, int]
+    """Task -> attempt (FILLER for a filler's)."""
+    wanted: dict[int, int]
+    """Query -> member."""
+
+
+class AnswerDecoded(NamedTuple):
+    """Answer a query with the logits that were decoded for it."""
+
+    query: int
+
+
+class Fail(NamedTuple):
+    """End a query with an error."""
+
+    query: int
+    reason: str
+
+
+class Replace(NamedTuple):
+    """End a worker and start another in its place; report with `worker_up`."""
+
+    worker: int
+    reason: str
+
+
+class Complete(NamedTuple):
+    """All outputs of a coded group are here: its consistency can be measured for nothing."""
+
+    group: int
+    size: int
+    outputs: dict[int, int]
+    workers: dict[int, int]
+    """Task -> the worker that computed it."""
+
+
+class Forget(NamedTuple):
+    """Nothing will ask for the outputs of these attempts, or the images of these queries."""
+
+    attempts: tuple[int, ...]
+    queries: tuple[int, ...] = ()
+
+
+Action: TypeAlias = Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget
+
+DEADLINE = "deadline"
+"""Reason of `Fail`: the query's time was over."""
+
+
+class State(Enum):
+    """Of a query."""
+
+    WAITING = "waiting"
+    DECODING = "decoding"
+    DONE = "done"
+
+
+@dataclass
+class Query:
+    """What is known of a query."""
+
+    identity: int
+    began: float
+    deadline: float
+    accept_decoded: bool
+    group: CodingGroup
+    member: int
+    state: State = State.WAITING
+    attempts: set[int] = field(default_factory=set)
+    """Live ones of its own data task."""
+    fallback: bool = False
+    """A decoded answer of low confidence is at hand."""
+    losses: int = 0
+
+
+@dataclass
+class Attempt:
+    """One sending of a task."""
+
+    identity: int
+    group: CodingGroup
+    query: Query | None
+    """Of a systematic code's data task; None for every other task."""
+    task: int
+    worker: int = NOBODY
+    queued: float = 0.0
+    started: float | None = None
+
+
+@dataclass
+class Worker:
+    """What the rules know of a worker."""
+
+    up: bool = True
+    running: Attempt | None = None
+    queue: deque[Attempt] = field(default_factory=deque)
+    turn: int = 0
+    """When it was last given a task, for ties."""
+
+    @property
+    def load(self) -> int:
+        """Tasks it has still to finish."""
+        return len(self.queue) + (self.running is not None)
+
+
+class Scheduler:
+    """The rules.
+
+    Args:
+        rules: see `Rules`.
+        code: the coding method; unused by policies without one.
+
+    Raises:
+        ValueError: if there are too few workers for the code.
+    """
+
+    def __init__(self, rules: Rules, code: Code | None = None) -> None:
+        self.rules = rules
+        self.code: Code = code if rules.policy.coded and code is not None else Uncoded()
+        self.systematic = is_systematic(self.code)
+        needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
+        if rules.workers < needed:
+            raise ValueError(
+                f"{rules.workers} workers are too few: policy {rules.policy.name} with k = "
+                f"{self.code.k} needs {needed} at least, one for each task of a group"
+            )
+        self.workers = [Worker(turn=i - rules.workers) for i in range(rules.workers)]
+        self.queries: dict[int, Query] = {}
+        self.attempts: dict[int, Attempt] = {}
+        self.unplaced: deque[Attempt] = deque()
+        """Tasks for which no worker was up."""
+        self.open_group: CodingGroup | None = None
+        self.groups: dict[int, CodingGroup] = {}
+        self.computed_by: dict[int, int] = {}
+        """Attempt -> worker, of the outputs in use."""
+        self.latencies: deque[float] = deque(maxlen=1000)
+        self.hedge_after: float | None = None
+        self.tokens = 0.0
+        self.turn = 0
+        self.sent = 0
+        """Tasks given to workers in all: the work that was done."""
+        self.hedges = 0
+        self._identity = 0
+        self._fresh = 0
+        self._timers: list[tuple[float, int, str, int]] = []
+        self._actions: list[Action] = []
+
+    # Events
+
+    def submit(
+        self, now: float, count: int, deadline: float, accept_decoded: bool = True
+    ) -> tuple[list[int], list[Action]] | None:
+        """Take the queries of one request; None if there are too many already.
+
+        Whole groups are filled from the request itself; the rest joins the open group.
+
+        Args:
+            now: the time.
+            count: how many.
+            deadline: when they fail, absolute.
+            accept_decoded: whether a decoded answer will do.
+
+        Returns:
+            The queries' numbers and what to do.
+        """
+        if len(self.queries) + count > self.rules.max_pending:
+            return None
+        numbers: list[int] = []
+        k = self.code.k
+        for start in range(0, count, k):
+            size = min(k, count - start)
+            group = self._new_group() if size == k else None
+            for _ in range(size):
+                target = group or self._joinable(now)
+                numbers.append(self._add(now, deadline, accept_decoded, target))
+                if group is None and target.is_full:
+                    self.open_group = None
+                    self._seal(now, target)
+            if group is not None:
+                self._seal(now, group)
+        return numbers, self._flush()
+
+    def released(self, now: float, worker: int, attempt: int) -> list[Action]:
+        """A worker has done an attempt's work; its answer may still be on the way."""
+        self._release(now, worker, attempt)
+        return self._flush()
+
+    def result(self, now: float, attempt: int) -> list[Action]:
+        """An attempt's output is here."""
+        self._result(now, attempt)
+        return self._flush()
+
+    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+        """An attempt raised on its worker, or its answer was lost on the way."""
+        found = self.attempts.get(attempt)
+        if found is not None:
+            self._release(now, found.worker, attempt)
+            self._lose(now, found, reason)
+        return self._flush()
+
+    def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
+        """A worker is dead: its task is lost, its queue goes to others, it is to be replaced."""
+        self._lose_worker(now, worker, reason)
+        return self._flush()
+
+    def worker_up(self, now: float, worker: int) -> list[Action]:
+        """A worker is ready again."""
+        self.workers[worker].up = True
+        waiting, self.unplaced = self.unplaced, deque()
+        for attempt in waiting:
+            if self._needed(attempt):
+                self._place(now, attempt)
+            else:
+                self._drop(attempt)
+        self._start(now, worker)
+        return self._flush()
+
+    def decoded(self, now: float, query: int, confident: bool) -> list[Action]:
+        """The logits that a `Decode` asked for are here."""
+        found = self.queries.get(query)
+        if found is not None and found.state is State.DECODING:
+            if confident or not self.rules.policy.hedged:
+                self._accept_decoded(found)
+            else:
+                found.state, found.fallback = State.WAITING, True
+                if not self._hedge(now, found):
+                    self._accept_decoded(found)
+        return self._flush()
+
+    def next_timer(self) -> float | None:
+        """Return when `on_timer` wants to be called next."""
+        return self._timers[0][0] if self._timers else None
+
+    def on_timer(self, now: float) -> list[Action]:
+        """Do what is due."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, kind, identity = heapq.heappop(self._timers)
+            if kind == "group":
+                self._group_timeout(now, identity)
+            elif kind == "hang":
+                self._hang_timeout(now, identity)
+            elif (query := self.queries.get(identity)) is not None:
+                if kind == "hedge" and query.state is State.WAITING:
+                    self._hedge(now, query)
+                elif kind == "deadline":
+                    if query.fallback:
+                        self._accept_decoded(query)
+                    else:
+                        self._end(query, Fail(query.identity, DEADLINE))
+        return self._flush()
+
+    # Queries and groups
+
+    def _next(self) -> int:
+        self._identity += 1
+        return self._identity
+
+    def _new_group(self) -> CodingGroup:
+        group = CodingGroup(self._next(), self.code)
+        self.groups[group.identity] = group
+        return group
+
+    def _joinable(self, now: float) -> CodingGroup:
+        if self.open_group is None:
+            self.open_group = self._new_group()
+            if self.code.k > 1:
+                self._timer(now + self.rules.group_timeout, "group", self.open_group.identity)
+        return self.open_group
+
+    def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
+        identity = self._next()
+        query = Query(identity, now, deadline, accept, group, group.join(identity))
+        self.queries[identity] = query
+        self._timer(deadline, "deadline", identity)
+        self.tokens = min(BUCKET, self.tokens + self.rules.hedge_share)
+        if self.systematic:
+            for _ in range(self.rules.policy.copies):
+                self._send_data(now, query)
+        if self.rules.policy.hedged and self.hedge_after is not None:
+            self._timer(now + self.hedge_after, "hedge", identity)
+        return identity
+
+    def _seal(self, now: float, group: CodingGroup) -> None:
+        for task in group.seal():
+            if not self.systematic or task >= self.code.k:
+                self._dispatch(now, Attempt(self._next(), group, None, task))
+        if self.code.k == 1:
+            return
+        self._settle(now, group)
+
+    def _group_timeout(self, now: float, identity: int) -> None:
+        group = self.groups.get(identity)
+        if group is None or not group.is_open:
+            return
+        if group is self.open_group:
+            self.open_group = None
+        if not self.systematic:
+            self._seal(now, group)
+            return
+        late = [self.queries[q] for q in group.members if q in self.queries]
+        self._forget(group, [q for q in group.members if q not in self.queries])
+        group.keep([query.identity for query in late])
+        for member, query in enumerate(late):
+            query.member = member
+        if len(late) > 1:
+            self._seal(now, group)
+            return
+        group.uncode()
+        for query in late:  # a group of one is plainly copied
+            self._send_data(now, query)
+        self._close_if_over(group)
+
+    def _send_data(self, now: float, query: Query) -> None:
+        if not self.systematic:
+            return
+        attempt = Attempt(self._next(), query.group, query, query.member)
+        query.attempts.add(attempt.identity)
+        self._dispatch(now, attempt)
+
+    def _hedge(self, now: float, query: Query) -> bool:
+        """Send a copy of a late query if the budget allows; return whether one is on its way."""
+        if len(query.attempts) > 1:
+            return True
+        if self.tokens < 1.0 or not self.systematic:
+            return False
+        self.tokens -= 1.0
+        self.hedges += 1
+        self._send_data(now, query)
+        return True
+
+    def _settle(self, now: float, group: CodingGroup) -> None:
+        """Decode what can be decoded, and send again what has no hope left."""
+        hopeful: frozenset[int] = frozenset()
+        if not group.is_open:
+            wanted = {}
+            for member in sorted(group.determined()):
+                query = self.queries.get(group.members[member])
+                if (
+                    query is not None
+                    and query.state is State.WAITING
+                    and query.accept_decoded
+                    and not query.fallback
+                ):
+                    query.state = State.DECODING
+                    wanted[query.identity] = member
+            if wanted:
+                self._actions.append(
+                    Decode(group.identity, group.size, dict(group.outputs), wanted)
+                )
+            hopeful = group.hopeful()
+        for identity in list(group.members):
+            query = self.queries.get(identity)
+            if query is None or query.state is not State.WAITING or query.attempts:
+                continue
+            if not group.is_open and query.member in hopeful and query.accept_decoded:
+                if query.fallback:
+                    self._accept_decoded(query)
+                continue
+            if self.systematic:
+                self._send_data(now, query)
+            elif not group.is_open:
+                for task in group.missing():
+                    self._dispatch(now, Attempt(self._next(), group, None, task))
+                break
+
+    def _accept_decoded(self, query: Query) -> None:
+        self._end(query, AnswerDecoded(query.identity))
+
+    def _end(self, query: Query, action: Action) -> None:
+        """Answer or fail a query, once, and drop what is queued for it."""
+        query.state = State.DONE
+        del self.queries[query.identity]
+        self._actions.append(action)
+        group = query.group
+        if not any(member in self.queries for member in group.members):
+            self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        self._drop_queued(query.attempts)
+        self._close_if_over(group)
+
+    def _close_if_over(self, group: CodingGroup) -> None:
+        over = group.is_idle and not any(member in self.queries for member in group.members)
+        if not over or group.identity not in self.groups or (group.is_open and not group.is_full):
+            return
+        del self.groups[group.identity]
+        self._forget(group, group.members)
+
+    def _forget(self, group: CodingGroup, queries: Sequence[int]) -> None:
+        used = tuple(a for a in group.outputs.values() if a != FILLER)
+        for attempt in used:
+            self.computed_by.pop(attempt, None)
+        if used or queries:
+            self._actions.append(Forget(used, tuple(queries)))
+
+    # Attempts and workers
+
+    def _needed(self, attempt: Attempt) -> bool:
+        if attempt.query is not None:
+            return attempt.query.state is not State.DONE
+        return any(member in self.queries for member in attempt.group.members)
+
+    def _dispatch(self, now: float, attempt: Attempt) -> None:
+        self.attempts[attempt.identity] = attempt
+        attempt.queued = now
+        self._place(now, attempt)
+
+    def _place(self, now: float, attempt: Attempt) -> None:
+        group = attempt.group
+        up = [i for i, worker in enumerate(self.workers) if worker.up]
+        own = attempt.query.attempts if attempt.query is not None else set()
+        busy = {self.attempts[a].worker for a in own if a in self.attempts}
+        distinct = [i for i in up if i not in group.workers]
+        candidates = distinct or [i for i in up if i not in busy] or up
+        if not candidates:
+            attempt.worker = NOBODY
+            group.live.setdefault(self._number(attempt), set()).add(attempt.identity)
+            self.unplaced.append(attempt)
+            return
+        workers = self.workers
+        if self.rules.routing == "round-robin":
+            chosen = min(candidates, key=lambda i: workers[i].turn)
+        else:
+            chosen = min(candidates, key=lambda i: (workers[i].load, workers[i].turn))
+        self.turn += 1
+        workers[chosen].turn = self.turn
+        attempt.worker = chosen
+        group.sent(self._number(attempt), attempt.identity, chosen)
+        workers[chosen].queue.append(attempt)
+        self._start(now, chosen)
+
+    def _start(self, now: float, index: int) -> None:
+        """Give an idle worker the next task that is still needed."""
+        worker = self.workers[index]
+        while worker.up and worker.running is None and worker.queue:
+            attempt = worker.queue.popleft()
+            if not self._needed(attempt):
+                self._drop(attempt)
+                continue
+            worker.running, attempt.started = attempt, now
+            self.sent += 1
+            self._timer(now + self.rules.hang_timeout, "hang", attempt.identity)
+            group = attempt.group
+            alone = attempt.query is not None
+            members = (attempt.query.identity,) if attempt.query else tuple(group.members)
+            size = 1 if alone else group.size
+            self._actions.append(
+                Send(index, attempt.identity, self._number(attempt), members, size)
+            )
+
+    def _release(self, now: float, index: int, attempt: int) -> None:
+        worker = self.workers[index]
+        if worker.running is not None and worker.running.identity == attempt:
+            worker.running = None
+            self._start(now, index)
+
+    def _number(self, attempt: Attempt) -> int:
+        """Return the task's number in its group, which changes when a group is renumbered."""
+        return attempt.query.member if attempt.query is not None else attempt.task
+
+    def _result(self, now: float, identity: int) -> None:
+        attempt = self.attempts.pop(identity, None)
+        if attempt is None:
+            return
+        self._release(now, attempt.worker, identity)
+        query, group = attempt.query, attempt.group
+        if query is not None:
+            query.attempts.discard(identity)
+            self._observe(now - attempt.queued)
+            if query.identity not in group.members:
+                self._actions.append(Forget((identity,)))
+                return
+        first = group.arrived(self._number(attempt), identity)
+        if first:
+            self.computed_by[identity] = attempt.worker
+            if group.is_complete and group.size > 1:
+                workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
+                self._actions.append(
+                    Complete(group.identity, group.size, dict(group.outputs), workers)
+                )
+        if query is not None and query.state is not State.DONE:
+            self._end(query, Answer(query.identity, identity))
+        if not first:
+            self._actions.append(Forget((identity,)))
+        if group.identity in self.groups:
+            self._settle(now, group)
+            self._close_if_over(group)
+
+    def _observe(self, latency: float) -> None:
+        self.latencies.append(latency)
+        self._fresh += 1
+        if len(self.latencies) >= HEDGE_SAMPLES and (self._fresh >= 50 or self.hedge_after is None):
+            self._fresh = 0
+            ordered = sorted(self.latencies)
+            self.hedge_after = ordered[int(HEDGE_QUANTILE * len(ordered))]
+
+    def _lose(self, now: float, attempt: Attempt, reason: str) -> None:
+        """An attempt will never answer."""
+        self.attempts.pop(attempt.identity, None)
+        query, group = attempt.query, attempt.group
+        group.lost(self._number(attempt), attempt.identity)
+        if query is not None:
+            query.attempts.discard(attempt.identity)
+            self._blame(query, reason)
+        elif not self.systematic:
+            for member in group.members:
+                if member in self.queries:
+                    self._blame(self.queries[member], reason)
+        elif self._needed(attempt) and group.retries < PARITY_RETRIES:
+            group.retries += 1
+            self._dispatch(now, Attempt(self._next(), group, None, attempt.task))
+        self._settle(now, group)
+        self._close_if_over(group)
+
+    def _blame(self, query: Query, reason: str) -> None:
+        """Count a loss; a query that workers keep failing on is given up."""
+        query.losses += 1
+        given_up = query.losses >= self.rules.max_losses and not query.attempts
+        if query.state is State.WAITING and given_up:
+            if query.fallback:
+                self._accept_decoded(query)
+            else:
+                self._end(query, Fail(query.identity, f"lost {query.losses} times: {reason}"))
+
+    def _lose_worker(self, now: float, index: int, reason: str) -> None:
+        worker = self.workers[index]
+        if not worker.up:
+            return
+        worker.up = False
+        running, worker.running = worker.running, None
+        queued, worker.queue = list(worker.queue), deque()
+        self._actions.append(Replace(index, reason))
+        for attempt in queued:
+            number = self._number(attempt)
+            attempt.group.lost(number, attempt.identity)
+            if self._needed(attempt):
+                self._place(now, attempt)
+            else:
+                self._drop(attempt)
+        if running is not None:
+            self._lose(now, running, reason)
+
+    def _hang_timeout(self, now: float, identity: int) -> None:
+        attempt = self.attempts.get(identity)
+        if attempt is None or attempt.started is None:
+            return
+        running = self.workers[attempt.worker].running
+        if running is not None and running.identity == identity:
+            self._lose_worker(now, attempt.worker, "hung")
+
+    def _drop(self, attempt: Attempt) -> None:
+        """Forget a task that nobody was given."""
+        self.attempts.pop(attempt.identity, None)
+        if attempt.query is not None:
+            attempt.query.attempts.discard(attempt.identity)
+        attempt.group.lost(self._number(attempt), attempt.identity)
+        self._close_if_over(attempt.group)
+
+    def _drop_queued(self, attempts: Iterable[int]) -> None:
+        for identity in list(attempts):
+            attempt = self.attempts.get(identity)
+            if attempt is None or self._needed(attempt) or attempt.started is not None:
+                continue
+            if attempt.worker != NOBODY:
+                self.workers[attempt.worker].queue.remove(attempt)
+            else:
+                self.unplaced.remove(attempt)
+            self._drop(attempt)
+
+    def _timer(self, when: float, kind: str, identity: int) -> None:
+        heapq.heappush(self._timers, (when, self._next(), kind, identity))
+
+    def _flush(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions

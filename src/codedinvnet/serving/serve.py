@@ -1,0 +1,284 @@
+"""`codedinvnet serve`: put bundle, workers, front end and HTTP together, and run them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import SAMPLES, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS
+from codedinvnet.serving.app import AppOptions, build_app
+from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.metrics import JsonLines, logger
+from codedinvnet.serving.pool import WorkerPool, WorkerSpec
+from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.protocol import ModelDescription
+from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
+
+DRAIN_TIMEOUT = 10
+"""Seconds that a stopping server waits for open requests."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open."""
+DEMO_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `codedinvnet serve` was asked for; the command line explains the fields.
+
+    Times are in milliseconds here, as on the command line.
+    """
+
+    bundle: str
+    k: int = 10
+    workers: int | None = None
+    method: str = "coded-invnet"
+    policy: str = "coded"
+    routing: str = "least-loaded"
+    pool: str = "local"
+    ray_address: str | None = None
+    device: str = "cpu"
+    threads_per_worker: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8000
+    deadline_ms: float = 2000.0
+    group_timeout_ms: float = 20.0
+    hang_timeout_ms: float = 3000.0
+    min_confidence: float = 0.0
+    max_pending: int = 2000
+    max_batch: int = 256
+    token_file: Path | None = None
+    faults: Path | None = None
+    demo: bool = False
+    schedule: Schedule | None = None
+    """Faults, if there is no file."""
+
+
+def check(options: ServeOptions) -> None:
+    """Refuse what cannot work, before anything is loaded.
+
+    Raises:
+        UserError: naming the option.
+    """
+    choices = (
+        ("--method", options.method, METHODS),
+        ("--policy", options.policy, POLICIES),
+        ("--routing", options.routing, ROUTINGS),
+        ("--pool", options.pool, ("local", "ray")),
+    )
+    for flag, value, known in choices:
+        if value not in known:
+            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
+    positive = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
+    least_one = ("threads_per_worker", "max_pending", "max_batch")
+    for name in (*positive, *least_one):
+        value = getattr(options, name)
+        if value <= 0 or (name in least_one and value < 1):
+            raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if not 0 <= options.min_confidence <= 1:
+        raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers: must be at least 1, got {options.workers}")
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+
+
+def read_token(path: Path | None) -> str:
+    """Return the token in a file; "" without one.
+
+    Raises:
+        UserError: if the file cannot be read or holds none.
+    """
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--token-file: cannot read {path}: {error}") from error
+    if not token or not token.isascii():
+        raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
+    return token
+
+
+def make_pool(options: ServeOptions) -> WorkerPool:
+    """Return the pool that was asked for, not yet started."""
+    spec = WorkerSpec(options.bundle, options.k, options.device, options.threads_per_worker)
+    pool: WorkerPool
+    if options.pool == "ray":
+        from codedinvnet.serving.ray_pool import RayPool
+
+        pool = RayPool(spec, options.ray_address)
+    else:
+        pool = ProcessPool(spec)
+    schedule = load_schedule(options.faults) if options.faults else options.schedule
+    if schedule is not None or options.demo:
+        return FaultyPool(pool, schedule or Schedule())
+    return pool
+
+
+def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
+    """Return the front end, not yet started.
+
+    Raises:
+        UserError: if the options do not fit the bundle or each other.
+    """
+    policy = POLICIES[options.policy]
+    method = bundle.method(options.k)
+    needed = len(method.tasks(method.k)) if policy.coded else 1
+    rules = Rules(
+        workers=options.workers or options.k + 1,
+        policy=policy,
+        group_timeout=options.group_timeout_ms / 1000,
+        hang_timeout=options.hang_timeout_ms / 1000,
+        hedge_share=1 / options.k,
+        max_pending=options.max_pending,
+        routing=options.routing,
+    )
+    if rules.workers < needed:
+        raise UserError(
+            f"--workers: {rules.workers} are too few; k = {options.k} needs {needed}, since the "
+            "tasks of a group go to distinct workers"
+        )
+    try:
+        return FrontEnd(
+            method,
+            make_pool(options),
+            rules,
+            bundle.info.input.shape,
+            deadline=options.deadline_ms / 1000,
+            min_confidence=options.min_confidence,
+        )
+    except ValueError as error:
+        raise UserError(f"--workers: {error}") from error
+
+
+def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions:
+    """Return what the HTTP face goes by."""
+    images = None
+    if options.demo:
+        name = bundle.info.provenance.settings.data.name
+        if name in SAMPLES:
+            images = sample_images(name).batch(torch.arange(DEMO_IMAGES))[0].numpy()
+        else:
+            channels, height, width = bundle.info.input.shape
+            images = torch.zeros(1, channels, height, width, dtype=torch.uint8).numpy()
+    info = bundle.info
+    return AppOptions(
+        model=ModelDescription(info.name, info.input.shape, info.classes, options.max_batch),
+        token=token,
+        demo=images,
+        policy=options.policy,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UserError: if the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def log_to_stderr() -> None:
+    """Write the service's events as JSON lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Server(uvicorn.Server):
+    """A server that tells when it is up, and leaves signals to its caller."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
+    """Serve while the body runs, then drain and stop; yields the address and the front end.
+
+    Raises:
+        UserError: if the options cannot work.
+    """
+    check(options)
+    token = read_token(options.token_file)
+    torch.set_num_threads(1)  # heads are small, and the workers need the cores
+    bundle = load_bundle(options.bundle)
+    front = make_front_end(options, bundle)
+    listener = bind(options.host, options.port)
+    try:
+        await front.start()
+        config = uvicorn.Config(
+            build_app(front, app_options(options, bundle, token)),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=DRAIN_TIMEOUT,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        server = Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.up.wait()
+        host, port = listener.getsockname()[:2]
+        try:
+            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", front
+        finally:
+            server.should_exit = True
+            await task
+    finally:
+        await front.stop()
+        listener.close()
+
+
+async def _serve(options: ServeOptions) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(options) as (address, front):
+        rules = front.rules
+        print(
+            f"serving {options.bundle} on {address}: {rules.workers} workers, policy "
+            f"{rules.policy.name}, k = {options.k} (Ctrl-C or SIGTERM drains and stops)",
+            flush=True,
+        )
+        await stop.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one ends at once
+            loop.remove_signal_handler(number)
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain and stop."""
+    log_to_stderr()
+    asyncio.run(_serve(options))
