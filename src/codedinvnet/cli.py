@@ -170,6 +170,22 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command(
+        "bench",
+        _bench,
+        "measure what the service promises, on real processes",
+        "codedinvnet bench serve mnist --quick --json",
+    )
+    sub.add_argument("what", choices=("serve",), help="serve: failures, latency, memory")
+    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
+    sub.add_argument("--quick", action="store_true", help="a minute's version")
+    sub.add_argument("--part", action="append", default=[], help="only this part; repeatable")
+    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
+    sub.add_argument("--seed", type=int, default=0, help="of arrivals and groups (0)")
+    sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
+    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command(
         "reproduce",
         _reproduce,
         "run all stages of a settings file, finished ones kept, and evaluate on the test split",
@@ -334,6 +350,25 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     options = {key: value for key, value in vars(arguments).items() if key != "run"}
     serve(ServeOptions(**options))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import serve
+
+    unknown = set(arguments.part) - set(serve.PARTS)
+    if unknown:
+        raise UserError(f"--part: {', '.join(unknown)} not one of {', '.join(serve.PARTS)}")
+    report = serve.run(
+        arguments.bundle,
+        quick=arguments.quick,
+        data_dir=arguments.data_dir,
+        seed=arguments.seed,
+        log=arguments.log,
+        parts=arguments.part,
+    )
+    if arguments.out is not None:
+        serve.save(report, arguments.out)
+    _print(report, as_json=arguments.json)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

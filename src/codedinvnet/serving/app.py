@@ -41,6 +41,7 @@ from codedinvnet.serving.protocol import (
     render_response,
     server_metadata,
 )
+from codedinvnet.serving.scheduler import Worker
 
 RETRY_AFTER = "1"
 """Seconds that an overloaded server asks its clients to wait."""
@@ -48,6 +49,9 @@ COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
+
+SILENT_AFTER = 0.3
+"""Seconds on one task after which the page calls a worker silent."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def failed(found: list[Any]) -> Response:
 
 def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
     """Return what the page shows."""
-    scheduler = front.scheduler
+    scheduler, now = front.scheduler, time.monotonic()
     return {
         "model": options.model.name,
         "classes": options.model.classes,
@@ -239,7 +243,7 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
         "agreement": front.metrics.live_agreement(),
         "workers": [
             {
-                "state": view.state,
+                "state": "silent" if silent(worker, now) else view.state,
                 "queue": worker.load,
                 "tasks": view.tasks,
                 "restarts": view.restarts,
@@ -258,6 +262,12 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
             for view in front.groups
         ],
     }
+
+
+def silent(worker: Worker, now: float) -> bool:
+    """Tell whether a worker has been at one task for a suspiciously long time."""
+    task = worker.running
+    return task is not None and task.started is not None and now - task.started > SILENT_AFTER
 
 
 def encode_image(image: np.ndarray) -> str:

@@ -56,7 +56,9 @@ class Fault(Section):
     until_s: float | None = None
     """Seconds since the pool started."""
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of each task to be hit."""
+    """Of each task to be hit; with `per_request`, of each request."""
+    per_request: bool = False
+    """Hit one data task of a request, not each task for itself (Dinh & Lee, section 4.3)."""
     delay: Delay | None = None
     """Of slow and hold."""
     scale: Annotated[float, Field(gt=0)] = 1.0
@@ -145,11 +147,7 @@ class FaultyPool:
     async def call(self, worker: int, task: Task) -> Result:
         generator, held = self.generators[worker], 0.0
         now = time.monotonic() - self.began
-        hit = [
-            fault
-            for fault in self.faults
-            if fault.hits(worker, now) and generator.random() < fault.probability
-        ]
+        hit = [f for f in self.faults if f.hits(worker, now) and self._drawn(f, generator, task)]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
                 await asyncio.sleep(fault.delay.draw(generator))
@@ -169,6 +167,15 @@ class FaultyPool:
                 lie = fault.scale * noise.standard_normal(result.output.shape)
                 result = result._replace(output=(result.output + lie).astype(np.float32))
         return result._replace(held=held)
+
+    def _drawn(self, fault: Fault, generator: random.Random, task: Task) -> bool:
+        if not fault.per_request:
+            return generator.random() < fault.probability
+        if task.origin is None:
+            return False
+        request, position, size = task.origin
+        fate = random.Random(f"{self.schedule.seed}/request/{request}")
+        return fate.random() < fault.probability and fate.randrange(size) == position
 
     async def replace(self, worker: int) -> None:
         self.replaced[worker].set()

@@ -24,7 +24,7 @@ from torch import Tensor
 from codedinvnet.methods import CodedMethod
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.pool import Result, Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.pool import Origin, Result, Task, WorkerDied, WorkerFailed, WorkerPool
 from codedinvnet.serving.scheduler import (
     DEADLINE,
     Action,
@@ -40,7 +40,7 @@ from codedinvnet.serving.scheduler import (
     Send,
 )
 
-CHECKED_SHARE = 0.25
+CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on."""
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""
@@ -91,6 +91,7 @@ class Waiting:
     """A query in progress."""
 
     began: float
+    origin: Origin
     future: asyncio.Future[Answered]
     decoded: np.ndarray | None = None
 
@@ -166,6 +167,7 @@ class FrontEnd:
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random(seed)
+        self._requests = 0
         self._filler = np.zeros(image_shape, np.uint8)
         self._filler_output = np.zeros(0, np.float32)
         self._group_of: dict[int, GroupView] = {}
@@ -261,9 +263,11 @@ class FrontEnd:
         numbers, actions = taken
         loop = asyncio.get_running_loop()
         futures = []
-        for number, image in zip(numbers, images, strict=True):
+        self._requests += 1
+        for position, (number, image) in enumerate(zip(numbers, images, strict=True)):
             self._images[number] = image
-            waiting = Waiting(now, loop.create_future())
+            origin = Origin(self._requests, position, len(images))
+            waiting = Waiting(now, origin, loop.create_future())
             self._waiting[number] = waiting
             futures.append(waiting.future)
             self._show(number, image)
@@ -341,7 +345,9 @@ class FrontEnd:
         floats = any(image.dtype != np.uint8 for image in images)
         if floats:
             images = [i if i.dtype != np.uint8 else i.astype(np.float32) / 255 for i in images]
-        task = Task(action.attempt, action.task, np.stack(images))
+        waiting = self._waiting.get(action.members[0]) if action.size == 1 else None
+        origin = None if waiting is None else waiting.origin
+        task = Task(action.attempt, action.task, np.stack(images), origin)
         self.workers[action.worker].tasks += 1
         if action.task == self.method.k:
             self.metrics.groups.labels(str(action.size)).inc()
@@ -483,6 +489,7 @@ class FrontEnd:
             sum(len(w.queue) for w in scheduler.workers) + len(scheduler.unplaced)
         )
         metrics.pending.set(len(self._waiting))
+        metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
         states = [view.state for view in self.workers]
         for state in ("up", "hung", "down"):
             metrics.workers.labels(state).set(states.count(state))

@@ -8,7 +8,14 @@ import time
 from collections import deque
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
@@ -25,6 +32,7 @@ class Metrics:
     """The service's figures; names begin with `codedinvnet_`."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
         self.queries = Counter(
@@ -104,6 +112,9 @@ class Metrics:
         )
         self.recent: dict[str, deque[float]] = {}
         self.answered_at: deque[float] = deque(maxlen=20_000)
+        self.asyncio_tasks = Gauge(
+            "codedinvnet_asyncio_tasks", "Tasks of the event loop.", registry=registry
+        )
         self._checks: deque[bool] = deque(maxlen=500)
         self._residuals: dict[tuple[int, str], float] = {}
 

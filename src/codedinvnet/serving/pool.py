@@ -26,6 +26,14 @@ class WorkerFailed(Exception):
     """The worker raised on this task and is ready for the next."""
 
 
+class Origin(NamedTuple):
+    """A query's place in the request that it came in."""
+
+    request: int
+    position: int
+    size: int
+
+
 class Task(NamedTuple):
     """What a worker is to compute."""
 
@@ -34,6 +42,8 @@ class Task(NamedTuple):
     """The task's number in the coding method."""
     images: np.ndarray
     """(members, C, H, W), uint8 or float32 in 0..1."""
+    origin: Origin | None = None
+    """Of a data task: where its query stood in its request. Faults that hit requests need it."""
 
 
 class Result(NamedTuple):

@@ -1,0 +1,1 @@
+"""Benchmarks: real services under real load."""

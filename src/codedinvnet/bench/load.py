@@ -1,0 +1,251 @@
+"""Load: a client of the protocol that shares no code with the server, and open-loop arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from tqdm import tqdm
+
+from codedinvnet.errors import UserError
+
+START_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request of B images came to.
+
+    Attributes:
+        identity: of the request, as it was sent.
+        returned: the `id` in the response.
+        status: the HTTP status; 0 if there was no response.
+        rows: which images were sent.
+        labels: (B,) int64.
+        outcomes: `direct` or `decoded` for each image.
+        probabilities: (B, classes).
+        latency: seconds from when the request was due.
+        error: what went wrong.
+    """
+
+    identity: str
+    rows: tuple[int, ...]
+    latency: float
+    status: int = 0
+    returned: str = ""
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    outcomes: tuple[str, ...] = ()
+    probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request was answered."""
+        return self.status == 200
+
+
+class Client:
+    """Sends batches of images (uint8) with the binary extension.
+
+    Args:
+        session: open HTTP session.
+        address: of the server.
+        model: its name.
+        images: (N, C, H, W) uint8, which requests choose from.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, address: str, model: str, images: np.ndarray
+    ) -> None:
+        self.session = session
+        self.url = f"{address}/v2/models/{model}/infer"
+        self.address = address
+        self.images = images
+
+    async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
+        """Send one request and read its answer.
+
+        Args:
+            identity: the request's id.
+            rows: which images.
+            due: when it should have been sent (`time.perf_counter`); latency counts from there.
+        """
+        began = time.perf_counter() if due is None else due
+        batch = self.images[list(rows)]
+        head = json.dumps(
+            {
+                "id": identity,
+                "inputs": [
+                    {
+                        "name": "images",
+                        "shape": list(batch.shape),
+                        "datatype": "UINT8",
+                        "parameters": {"binary_data_size": batch.nbytes},
+                    }
+                ],
+                "outputs": [
+                    {"name": "label"},
+                    {"name": "outcome"},
+                    {"name": "probabilities", "parameters": {"binary_data": True}},
+                ],
+            }
+        ).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        rows = tuple(rows)
+        try:
+            async with self.session.post(
+                self.url, data=head + batch.tobytes(), headers=headers
+            ) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            elapsed = time.perf_counter() - began
+            return Reply(identity, rows, elapsed, error=f"{type(error).__name__}: {error}")
+        latency = time.perf_counter() - began
+        if response.status != 200:
+            return Reply(identity, rows, latency, response.status, error=body.decode())
+        length = int(response.headers["Inference-Header-Content-Length"])
+        reply = json.loads(body[:length])
+        outputs = {output["name"]: output for output in reply["outputs"]}
+        shape = outputs["probabilities"]["shape"]
+        return Reply(
+            identity,
+            rows,
+            latency,
+            200,
+            reply.get("id", ""),
+            np.array(outputs["label"]["data"], np.int64),
+            tuple(outputs["outcome"]["data"]),
+            np.frombuffer(body[length:], "<f4").reshape(shape),
+        )
+
+    async def metrics(self) -> dict[str, float]:
+        """Return the server's metrics, by name with labels."""
+        async with self.session.get(f"{self.address}/metrics") as response:
+            text = await response.text()
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    async def state(self) -> dict[str, Any]:
+        """Return what the server's page shows."""
+        async with self.session.get(f"{self.address}/page/state") as response:
+            found: dict[str, Any] = await response.json()
+        return found
+
+
+@asynccontextmanager
+async def connect(address: str, model: str, images: np.ndarray) -> AsyncIterator[Client]:
+    """Open a client with as many connections as the load needs."""
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield Client(session, address, model, images)
+
+
+async def open_loop(
+    call: Callable[[int, float], Awaitable[Reply]],
+    *,
+    rate: float,
+    count: int,
+    seed: int,
+    label: str,
+    poisson: bool = True,
+) -> list[Reply]:
+    """Send requests at their due times, whether or not earlier ones were answered.
+
+    Args:
+        call: sends request number i, due at a `time.perf_counter` time.
+        rate: requests a second.
+        count: how many.
+        seed: of the arrival times.
+        label: of the progress bar.
+        poisson: exponential gaps; else equal ones.
+    """
+    generator = random.Random(seed)
+    gaps = [generator.expovariate(rate) if poisson else 1 / rate for _ in range(count)]
+    pending: list[asyncio.Task[Reply]] = []
+    due = time.perf_counter() + 0.05
+    bar = tqdm(total=count, desc=label, unit="request", dynamic_ncols=True, mininterval=1.0)
+    with bar:
+        for i, gap in enumerate(gaps):
+            due += gap
+            delay = due - time.perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            task = asyncio.ensure_future(call(i, due))
+            task.add_done_callback(lambda _: bar.update())
+            pending.append(task)
+        return list(await asyncio.gather(*pending))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that `share` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+@dataclass
+class ServerProcess:
+    """A `codedinvnet serve` of its own."""
+
+    address: str
+    process: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+
+@asynccontextmanager
+async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[ServerProcess]:
+    """Run `codedinvnet serve ARGUMENTS --port 0` and stop it in the end.
+
+    Raises:
+        UserError: if it does not start; with its own words.
+    """
+    command = [sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0"]
+    errors = open(log, "ab") if log is not None else None  # noqa: SIM115
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=errors or asyncio.subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    try:
+        line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)).decode()
+        found = re.search(r"http://\S+?(?=:? |: )", line)
+        if found is None:
+            raise UserError(f"the server did not start: {' '.join(command)}; see {log}")
+        yield ServerProcess(found.group(0), process)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), 20)
+            except asyncio.TimeoutError:
+                process.kill()
+                await process.wait()
+        if errors is not None:
+            errors.close()
+
+
+def memory(pid: int) -> int:
+    """Return a process's resident bytes (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(pid: int) -> int:
+    """Return how many file descriptors a process has open (Linux)."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

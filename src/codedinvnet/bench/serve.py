@@ -1,0 +1,490 @@
+"""`codedinvnet bench serve`: what the service promises, measured on real processes.
+
+Every part starts servers of its own and talks HTTP to them. Timings are compared within one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.bench.load import (
+    Client,
+    Reply,
+    connect,
+    descriptors,
+    memory,
+    open_loop,
+    percentile,
+    server,
+)
+from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
+from codedinvnet.checkpoint import write_json
+from codedinvnet.data import ImageSource, load_images, sample_images
+from codedinvnet.evaluation import evaluate
+from codedinvnet.methods import CodedMethod
+from codedinvnet.report import median_ms
+from codedinvnet.serving.pool import Task, WorkerSpec
+from codedinvnet.serving.process_pool import ProcessPool
+
+SCHEMA = 1
+SAME = 1e-5
+"""Largest difference of a direct answer's probabilities from the offline ones."""
+HELD_MS, HELD_SHARE = 100.0, 0.1
+"""The paper's delay model (Dinh & Lee, section 4.3)."""
+CAPACITY_SERVICE_TIMES = 5.0
+"""Capacity is the highest rate at which p99 stays under so many service times."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long each part runs."""
+
+    chaos_queries: int
+    overhead_queries: int
+    light_queries: int
+    straggler_requests: int
+    single_queries: int
+    soak_seconds: float
+    capacity_queries: int
+
+
+FULL = Sizes(20_000, 1000, 3000, 4000, 4000, 600.0, 600)
+QUICK = Sizes(1000, 200, 300, 150, 300, 10.0, 150)
+
+
+def run(
+    name: str, *, quick: bool, data_dir: Path | None, seed: int, log: Path, parts: Sequence[str]
+) -> dict[str, Any]:
+    """Run the parts that were asked for; all if none was named.
+
+    Returns:
+        One report: the figures, and what they were measured with.
+    """
+    return asyncio.run(_run(name, QUICK if quick else FULL, quick, data_dir, seed, log, parts))
+
+
+PARTS = ("pool", "overhead", "chaos", "light", "stragglers", "soak")
+
+
+async def _run(
+    name: str,
+    sizes: Sizes,
+    quick: bool,
+    data_dir: Path | None,
+    seed: int,
+    log: Path,
+    parts: Sequence[str],
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    bundle = load_bundle(name)
+    data = bundle.info.provenance.settings.data.name
+    source: ImageSource = (
+        load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
+    )
+    bench = ServeBench(name, bundle, source, sizes, seed, log)
+    wanted = parts or PARTS
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        "bundle": name,
+        "images": len(source),
+        "seed": seed,
+        "quick": quick,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "cores": os.cpu_count(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    for part in PARTS:
+        if part in wanted:
+            report |= await getattr(bench, part)()
+    return report
+
+
+class EchoSpec(WorkerSpec):
+    """Workers that answer at once."""
+
+    def load(self) -> CodedMethod:
+        """Return a method that computes nothing."""
+        return Echo()  # type: ignore[return-value]
+
+
+class Echo:
+    """Its output is one zero."""
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        """Return a zero."""
+        return torch.zeros(queries.shape[0], 1)
+
+
+class ServeBench:
+    """The parts, each a coroutine that returns its figures.
+
+    Args:
+        name: of the bundle, as `serve` takes it.
+        bundle: the same, for the offline answers.
+        source: images to send.
+        sizes: how long each part runs.
+        seed: of arrivals and groups.
+        log: where the servers' logs go.
+    """
+
+    def __init__(
+        self, name: str, bundle: Bundle, source: ImageSource, sizes: Sizes, seed: int, log: Path
+    ) -> None:
+        self.name, self.bundle, self.source, self.sizes = name, bundle, source, sizes
+        self.seed, self.log = seed, log
+        images, labels = source.batch(torch.arange(len(source)))
+        self.images, self.labels = images.numpy(), labels.numpy()
+        self.service_ms = 0.0
+        self.capacity = 0.0
+
+    def rows(self, request: int, count: int) -> list[int]:
+        """Return which images a request sends."""
+        generator = random.Random(f"{self.seed}/{request}")
+        return [generator.randrange(len(self.images)) for _ in range(count)]
+
+    async def load(
+        self, client: Client, *, rate: float, count: int, size: int, label: str
+    ) -> list[Reply]:
+        """Send requests of `size` images at Poisson times."""
+
+        async def call(i: int, due: float) -> Reply:
+            return await client.infer(f"{label}-{i}", self.rows(i, size), due)
+
+        return await open_loop(call, rate=rate, count=count, seed=self.seed, label=label)
+
+    async def warm(self, client: Client, size: int = 1) -> None:
+        """Let every worker and path run once."""
+        for i in range(30):
+            await client.infer(f"warm-{i}", self.rows(i, size))
+
+    # Parts
+
+    async def pool(self) -> dict[str, Any]:
+        """Time the first 10 of 11 answers of workers that answer at once."""
+        workers, first, times = 11, 10, []
+        pool = ProcessPool(EchoSpec(self.name, 10))
+        image = self.images[:1]
+        await pool.start(workers)
+        try:
+            for turn in range(200):
+                began = time.perf_counter()
+                calls = [
+                    asyncio.ensure_future(pool.call(w, Task(turn * workers + w + 1, 0, image)))
+                    for w in range(workers)
+                ]
+                for done, call in enumerate(asyncio.as_completed(calls), start=1):
+                    await call
+                    if done == first:
+                        times.append(1000 * (time.perf_counter() - began))
+        finally:
+            await pool.stop()
+        return {"pool_first_10_of_11_ms": round(statistics.median(times), 3)}
+
+    async def overhead(self) -> dict[str, Any]:
+        """Time a query over HTTP with one worker and no code, against the bare forward pass."""
+        options = ("--policy", "uncoded", "--workers", "1")
+        async with (
+            server(self.name, *options, log=self.log) as process,
+            connect(process.address, self.name, self.images) as client,
+        ):
+            await self.warm(client)
+            latencies = []
+            for i in tqdm(range(self.sizes.overhead_queries), desc="overhead", unit="query"):
+                latencies.append((await client.infer(f"o-{i}", self.rows(i, 1))).latency)
+            x = torch.from_numpy(self.images[:1])
+            bare = median_ms(lambda: self.bundle.classify(self.bundle.embed(x)), repeats=200)
+        http = 1000 * statistics.median(latencies)
+        self.service_ms = bare
+        return {
+            "forward_ms": round(bare, 3),
+            "http_p50_ms": round(http, 3),
+            "front_end_ms": round(http - bare, 3),
+        }
+
+    async def chaos(self) -> dict[str, Any]:
+        """Send single images while workers are killed and stopped, and check every answer."""
+        k, count = 10, self.sizes.chaos_queries
+        found: dict[str, Any] = {}
+        for routing in ("round-robin", "least-loaded"):
+            options = ("--k", str(k), "--routing", routing, "--group-timeout-ms", "150")
+            async with (
+                server(self.name, *options, log=self.log) as process,
+                connect(process.address, self.name, self.images) as client,
+            ):
+                await self.warm(client)
+                harm = asyncio.create_task(self._harm(client))
+                replies = await self.load(
+                    client, rate=100.0, count=count, size=1, label=f"chaos, {routing}"
+                )
+                harm.cancel()
+                await asyncio.gather(harm, return_exceptions=True)
+            figures = self._checked(replies)
+            if routing == "round-robin":
+                found = {**figures, **self._offline(k)}
+            else:
+                found["least_loaded"] = figures
+        return found
+
+    async def _harm(self, client: Client) -> None:
+        """Kill a worker every 5 s and stop another every 10 s."""
+        generator, turn = random.Random(self.seed), 0
+        while True:
+            await asyncio.sleep(5.0)
+            turn += 1
+            workers = (await client.state())["workers"]
+            killed, stopped = generator.sample(range(len(workers)), 2)
+            for worker, number in ((killed, signal.SIGKILL), (stopped, signal.SIGSTOP)):
+                if number == signal.SIGKILL or turn % 2 == 0:
+                    try:
+                        os.kill(workers[worker]["pid"], number)
+                    except ProcessLookupError:
+                        continue
+
+    def _checked(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """Compare every answer with the offline one."""
+        answered = [reply for reply in replies if reply.ok]
+        rows = np.array([row for reply in answered for row in reply.rows])
+        outcomes = np.array([outcome for reply in answered for outcome in reply.outcomes])
+        labels = np.concatenate([reply.labels for reply in answered])
+        given = np.concatenate([reply.probabilities for reply in answered])
+        with torch.inference_mode():
+            parts = torch.from_numpy(self.images[rows]).split(500)
+            offline = torch.cat([self.bundle.classify(self.bundle.embed(p)) for p in parts]).numpy()
+        direct, decoded = outcomes == "direct", outcomes == "decoded"
+        right = labels == self.labels[rows]
+        difference = np.abs(given - offline).max(1)
+        latencies = [1000 * reply.latency for reply in answered]
+        n = int(decoded.sum())
+        accuracy = float(right[decoded].mean()) if n else None
+        return {
+            "queries": sum(len(reply.rows) for reply in replies),
+            "answered": len(rows),
+            "errors": len(replies) - len(answered),
+            "mismatched_ids": sum(reply.identity != reply.returned for reply in answered),
+            "direct": int(direct.sum()),
+            "decoded": n,
+            "direct_labels_differ": int((labels != offline.argmax(1))[direct].sum()),
+            "direct_probabilities_differ": int((difference > SAME)[direct].sum()),
+            "direct_accuracy": round(float(right[direct].mean()), 5),
+            "decoded_accuracy": None if accuracy is None else round(accuracy, 5),
+            "decoded_accuracy_95": None
+            if accuracy is None
+            else [round(v, 5) for v in wilson(accuracy, n)],
+            "p50_ms": round(percentile(latencies, 0.5), 2),
+            "p99_ms": round(percentile(latencies, 0.99), 2),
+            "p999_ms": round(percentile(latencies, 0.999), 2),
+        }
+
+    def _offline(self, k: int) -> dict[str, Any]:
+        """Evaluate the same images offline."""
+        result = evaluate(self.bundle.method(k), self.source, k=k, progress=False)
+        return {
+            "evaluated_normal_accuracy": round(result.normal_accuracy, 5),
+            "evaluated_recovered_accuracy": round(result.recovered_accuracy, 5),
+        }
+
+    async def _capacity(self, size: int) -> float:
+        """Return the highest rate of requests of `size` images that an uncoded service keeps up."""
+        best, rate = 0.0, 0.25 * 1000 / max(self.service_ms, 0.5) / size
+        limit = CAPACITY_SERVICE_TIMES * await self._service_time(size)
+        while True:
+            replies = await self._arm(
+                ("--policy", "uncoded"),
+                rate=rate,
+                count=max(50, self.sizes.capacity_queries // size),
+                size=size,
+                label=f"capacity at {rate:.0f}/s",
+            )
+            latencies = [reply.latency for reply in replies]
+            if any(not reply.ok for reply in replies) or percentile(latencies, 0.99) > limit:
+                return best or rate
+            best, rate = rate, rate * 1.25
+
+    async def _service_time(self, size: int) -> float:
+        """Return the median latency of a request that meets an idle service, in seconds."""
+        async with (
+            server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
+            connect(process.address, self.name, self.images) as client,
+        ):
+            await self.warm(client, size)
+            replies = [await client.infer(f"s-{i}", self.rows(i, size)) for i in range(50)]
+        return statistics.median(reply.latency for reply in replies)
+
+    async def _arm(
+        self,
+        options: Sequence[str],
+        *,
+        rate: float,
+        count: int,
+        size: int,
+        label: str,
+        faults: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
+        """Serve with these options and faults, and load it."""
+        with tempfile.TemporaryDirectory() as folder:
+            extra: list[str] = ["--workers", "11", "--k", "10"]
+            if faults is not None:
+                path = Path(folder) / "faults.json"
+                path.write_text(json.dumps(faults), encoding="utf-8")
+                extra += ["--faults", str(path)]
+            async with (
+                server(self.name, *options, *extra, log=self.log) as process,
+                connect(process.address, self.name, self.images) as client,
+            ):
+                await self.warm(client, size)
+                return await self.load(client, rate=rate, count=count, size=size, label=label)
+
+    async def light(self) -> dict[str, Any]:
+        """Compare p50 of coded and uncoded at 30 % of capacity when nobody straggles."""
+        capacity = await self._capacity(1)
+        medians: dict[str, list[float]] = {"uncoded": [], "coded": []}
+        for _ in range(3):
+            for policy, values in medians.items():
+                replies = await self._arm(
+                    ("--policy", policy),
+                    rate=0.3 * capacity,
+                    count=self.sizes.light_queries // 3,
+                    size=1,
+                    label=f"{policy} at 30 %",
+                )
+                values.append(1000 * statistics.median(reply.latency for reply in replies))
+        ratios = [c / u for c, u in zip(medians["coded"], medians["uncoded"], strict=True)]
+        return {
+            "capacity_qps": round(capacity, 1),
+            "light_p50_ms": {p: [round(v, 3) for v in values] for p, values in medians.items()},
+            "light_p50_ratio": round(statistics.median(ratios), 4),
+            "light_p50_ratio_spread": [round(min(ratios), 4), round(max(ratios), 4)],
+        }
+
+    async def stragglers(self) -> dict[str, Any]:
+        """Compare policies when answers are held back, or workers blocked, for 100 ms."""
+        capacity = await self._capacity(10)
+        rate = 0.5 * capacity
+        delay = {"distribution": "constant", "ms": HELD_MS}
+        hold = {"kind": "hold", "probability": HELD_SHARE, "per_request": True, "delay": delay}
+        block = {"kind": "slow", "probability": HELD_SHARE, "per_request": True, "delay": delay}
+        policies = ("uncoded", "hedge", "coded", "coded+hedge")
+        arms: dict[str, dict[str, Any]] = {}
+        count = self.sizes.straggler_requests
+
+        async def arm(
+            name: str, policy: str, fault: Mapping[str, Any] | None, size: int, rate: float, n: int
+        ) -> None:
+            faults = None if fault is None else {"seed": self.seed, "faults": [fault]}
+            replies = await self._arm(
+                ("--policy", policy), rate=rate, count=n, size=size, label=name, faults=faults
+            )
+            arms[name] = summary(replies, self.labels)
+
+        for policy in ("uncoded", "coded"):
+            await arm(f"none/{policy}", policy, None, 10, rate, count)
+        for policy in policies:
+            await arm(f"held/{policy}", policy, hold, 10, rate, count)
+        for policy in policies:
+            await arm(f"blocked/{policy}", policy, block, 10, rate, count // 4)
+        single = {**hold, "probability": HELD_SHARE / 10}
+        for policy in policies:
+            await arm(f"single/{policy}", policy, single, 1, 10 * rate, self.sizes.single_queries)
+        base = arms["none/uncoded"]["p999_ms"]
+        return {
+            "batch_capacity_rps": round(capacity, 2),
+            "batch_rate_rps": round(rate, 2),
+            "p999_ratio_coded": round(arms["held/coded"]["p999_ms"] / base, 3),
+            "p999_ratio_uncoded": round(arms["held/uncoded"]["p999_ms"] / base, 3),
+            "p999_ratio_hedge": round(arms["held/hedge"]["p999_ms"] / base, 3),
+            "p999_ratio_coded_hedge": round(arms["held/coded+hedge"]["p999_ms"] / base, 3),
+            "straggler_arms": arms,
+        }
+
+    async def soak(self) -> dict[str, Any]:
+        """Load the service for minutes and watch its memory, descriptors and tasks."""
+        rate = 60.0
+        async with (
+            server(self.name, "--k", "10", log=self.log) as process,
+            connect(process.address, self.name, self.images) as client,
+        ):
+            await self.warm(client)
+            pids = [worker["pid"] for worker in (await client.state())["workers"]]
+            seconds = self.sizes.soak_seconds
+            load = asyncio.create_task(
+                self.load(client, rate=rate, count=int(rate * seconds), size=1, label="soak")
+            )
+            samples = []
+            while not load.done():
+                await asyncio.wait({load}, timeout=min(15.0, seconds / 8))
+                metrics = await client.metrics()
+                samples.append(
+                    {
+                        "front_end_mb": memory(process.pid) / 1e6,
+                        "workers_mb": sum(memory(pid) for pid in pids) / 1e6,
+                        "descriptors": descriptors(process.pid),
+                        "tasks": metrics["codedinvnet_asyncio_tasks"],
+                    }
+                )
+            errors = sum(not reply.ok for reply in await load)
+        settled = samples[max(1, round(len(samples) * min(0.5, 60 / seconds))) :]
+        spread = {
+            key: round(max(s[key] for s in settled) / settled[0][key] - 1, 4)
+            for key in ("front_end_mb", "workers_mb")
+        }
+        return {
+            "soak_seconds": seconds,
+            "soak_errors": errors,
+            "soak_front_end_growth": spread["front_end_mb"],
+            "soak_workers_growth": spread["workers_mb"],
+            "soak_descriptors": [settled[0]["descriptors"], settled[-1]["descriptors"]],
+            "soak_tasks": [settled[0]["tasks"], settled[-1]["tasks"]],
+            "soak_front_end_mb": [round(s["front_end_mb"], 1) for s in samples],
+        }
+
+
+def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
+    """Return the latency percentiles, decoded share and accuracy of an arm."""
+    answered = [reply for reply in replies if reply.ok]
+    latencies = [1000 * reply.latency for reply in answered]
+    outcomes = [outcome for reply in answered for outcome in reply.outcomes]
+    right = [
+        int(label) == int(truth[row])
+        for reply in answered
+        for label, row in zip(reply.labels, reply.rows, strict=True)
+    ]
+    return {
+        "requests": len(replies),
+        "errors": len(replies) - len(answered),
+        "p50_ms": round(percentile(latencies, 0.5), 2),
+        "p99_ms": round(percentile(latencies, 0.99), 2),
+        "p999_ms": round(percentile(latencies, 0.999), 2),
+        "decoded_share": round(outcomes.count("decoded") / max(1, len(outcomes)), 5),
+        "accuracy": round(sum(right) / max(1, len(right)), 5),
+    }
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the Wilson 95 % interval of a share of n."""
+    z = 1.96
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return centre - half, centre + half
+
+
+def save(report: Mapping[str, Any], path: Path) -> None:
+    """Write a report."""
+    write_json(path, dict(report))
