@@ -3,9 +3,10 @@
     python tools/figures.py --data-dir data     measure (about 10 minutes on 2 cores), then render
     python tools/figures.py                     render what is in docs/results
 
-`docs/results/NAME.json` holds what was measured of a bundle. `docs/results/paper-mnist-k2.json` is
-a copy of what the paper's four commands left in `runs/mnist/fusion-k2/evaluation.json`; where it is
-missing, the README says that it has not been measured.
+In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
+`codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
+`paper-mnist-k2.json` is a copy of what the paper's four commands left in
+`runs/mnist/fusion-k2/evaluation.json`. What is missing the README calls not measured.
 """
 
 from __future__ import annotations
@@ -115,6 +116,60 @@ def paper_table(result: dict[str, Any]) -> str:
     )
 
 
+def serve_table(result: dict[str, Any]) -> str:
+    """What `bench serve` found."""
+    arms = result["straggler_arms"]
+    spared = result["least_loaded"]
+    low, high = result["decoded_accuracy_95"]
+    lines = [
+        f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
+        f"and another stopped every 10 s (k = 10, 11 workers in turn): {result['answered']:,} "
+        f"answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
+        f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
+        f"(95 % interval {percent(low)} to {percent(high)}; offline "
+        f"{percent(result['evaluated_recovered_accuracy'])} % at k = 10), "
+        f"{result['direct_labels_differ']} direct labels and "
+        f"{result['direct_probabilities_differ']} direct probabilities off the offline ones. "
+        f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms; with the default routing "
+        f"{spared['decoded']} decoded, p99 {spared['p99_ms']:.1f} ms.",
+        "",
+        f"Requests of ten images, open loop at half of capacity "
+        f"({result['batch_rate_rps']:.1f} a second), latency of the last image in ms:",
+        "",
+        "| | policy | p50 | p99 | p99.9 | decoded | accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    words = {
+        "none": "nobody straggles",
+        "held": "one answer in ten requests held back 100 ms",
+        "blocked": "the worker blocked for 100 ms instead",
+        "single": "single images, one in a hundred held back",
+    }
+    for name, arm in arms.items():
+        kind, policy = name.split("/")
+        lines.append(
+            f"| {words[kind]} | {policy} | {arm['p50_ms']:.1f} | {arm['p99_ms']:.1f} | "
+            f"{arm['p999_ms']:.1f} | {percent(arm['decoded_share'])} % | "
+            f"{percent(arm['accuracy'])} |"
+        )
+    lines += [
+        "",
+        f"p99.9 with held answers over p99.9 without stragglers (uncoded): coded "
+        f"{result['p999_ratio_coded']:.2f}, uncoded {result['p999_ratio_uncoded']:.2f}, hedge "
+        f"{result['p999_ratio_hedge']:.2f}, coded+hedge {result['p999_ratio_coded_hedge']:.2f}. "
+        f"When nobody straggles, at 30 % of capacity ({result['capacity_qps']:.0f} single images "
+        f"a second), coded costs {100 * (result['light_p50_ratio'] - 1):+.1f} % of p50. The front "
+        f"end adds {result['front_end_ms']:.2f} ms to a forward pass of "
+        f"{result['forward_ms']:.2f} ms; ten of eleven instant answers take "
+        f"{result['pool_first_10_of_11_ms']:.2f} ms. After "
+        f"{result['soak_seconds'] / 60:.0f} minutes of load the front end's memory had grown by "
+        f"{100 * result['soak_front_end_growth']:.1f} %, the workers' by "
+        f"{100 * result['soak_workers_growth']:.1f} % since the first minute. Measured on "
+        f"{result['machine']}, {result['cores']} cores, which the client shares.",
+    ]
+    return "\n".join(lines)
+
+
 def render(text: str, sections: dict[str, str]) -> str:
     """Replace what stands between `<!-- figures:NAME -->` and `<!-- end -->`."""
     for name, content in sections.items():
@@ -134,10 +189,13 @@ def sections() -> dict[str, str]:
         for name in ("mnist", "fashion")
         if (RESULTS / f"{name}.json").is_file()
     }
-    paper = RESULTS / "paper-mnist-k2.json"
+    paper, serve = RESULTS / "paper-mnist-k2.json", RESULTS / "serve.json"
     return {
         "bundles": bundle_table(results),
         "costs": cost_table(results),
+        "serve": serve_table(json.loads(serve.read_text(encoding="utf-8")))
+        if serve.is_file()
+        else "Not measured in this version.",
         "paper": paper_table(json.loads(paper.read_text(encoding="utf-8")))
         if paper.is_file()
         else "What they reach has not been measured in this version.",

@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "demo",
         _demo,
-        "recover erased predictions on shipped weights and images, and draw a group",
+        "recover erased predictions on shipped images, draw a group, serve through failures",
         "codedinvnet demo --out demo-out",
     )
     sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
@@ -340,9 +340,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import shipped_bundles
     from codedinvnet.data import SAMPLES
     from codedinvnet.demo import run_demo
+    from codedinvnet.serving.demo import run_serving_demo
 
     names = [name for name in SAMPLES if name in shipped_bundles()]
     run_demo(names, arguments.out, arguments.seed)
+    run_serving_demo(names[0], arguments.out, arguments.seed)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

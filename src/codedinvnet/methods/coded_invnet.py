@@ -67,7 +67,11 @@ class CodedInvNet:
     @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         """Answer the members that sent their latent, and the missing one if it is alone."""
-        answers = {i: self.direct(outputs[i]) for i in range(size) if i in outputs}
+        here = [i for i in range(size) if i in outputs]
+        answers: dict[int, Tensor] = {}
+        if here:
+            logits = self.direct(torch.cat([outputs[i] for i in here]))
+            answers = dict(zip(here, logits.chunk(len(here)), strict=True))
         missing = [i for i in range(size) if i not in outputs]
         if len(missing) == 1 and self.k in outputs:
             packed = outputs[self.k]

@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
@@ -21,6 +23,20 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 2.0
 """Seconds that a worker may take to end before it is killed."""
 STOP_POLL = 0.01
+
+
+def launch(process: BaseProcess) -> None:
+    """Start a process.
+
+    The fork server is born deaf to SIGTERM, as its workers are: a service manager's stop reaches
+    every process of a group, and workers do not outlive the fork server.
+    """
+    resource_tracker.ensure_running()  # which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -69,29 +85,44 @@ class ProcessPool:
                 raise problem
 
     async def _spawn(self, worker: int) -> Connection:
+        """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""
         ours, theirs = socket.socketpair()
+        process = self.context.Process(
+            target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
+        )
+        launched = asyncio.ensure_future(asyncio.to_thread(launch, process))
+        connection: Connection | None = None
         try:
-            process = self.context.Process(
-                target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
-            )
-            await asyncio.to_thread(process.start)
-        finally:
-            theirs.close()
-        assert process.pid is not None
-        reader, writer = await asyncio.open_connection(sock=ours)
-        connection = Connection(process.pid, reader, writer)
+            try:
+                await asyncio.shield(launched)
+            finally:
+                await asyncio.wait(
+                    {launched}
+                )  # when cancelled, too: there is a process to end then
+                theirs.close()
+            assert process.pid is not None
+            connection = Connection(process.pid, *await asyncio.open_connection(sock=ours))
+            await self._greet(worker, connection)
+        except BaseException:
+            if connection is not None:
+                self._kill(connection)
+            else:
+                ours.close()  # which the worker ends by
+            raise
+        connection.listener = asyncio.create_task(self._listen(worker, connection))
+        return connection
+
+    async def _greet(self, worker: int, connection: Connection) -> None:
+        """Wait for a worker's first word."""
+        reader = connection.reader
         try:
             head = await asyncio.wait_for(reader.readexactly(REPLY.size), START_TIMEOUT)
             _, status, _, size = REPLY.unpack(head)
             message = (await reader.readexactly(size)).decode()
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
-            self._kill(connection)
             raise WorkerDied(f"worker {worker} did not start") from error
         if status != READY:
-            self._kill(connection)
             raise UserError(f"worker {worker} cannot start: {message}")
-        connection.listener = asyncio.create_task(self._listen(worker, connection))
-        return connection
 
     async def _listen(self, worker: int, connection: Connection) -> None:
         reader = connection.reader

@@ -285,20 +285,26 @@ class Scheduler:
 
     def released(self, now: float, worker: int, attempt: int) -> list[Action]:
         """A worker has done an attempt's work; its answer may still be on the way."""
-        self._release(now, worker, attempt)
+        self._release(worker, attempt)
+        self._start(now, worker)
         return self._flush()
 
     def result(self, now: float, attempt: int) -> list[Action]:
         """An attempt's output is here."""
-        self._result(now, attempt)
+        found = self.attempts.pop(attempt, None)
+        if found is not None:
+            self._release(found.worker, attempt)
+            self._result(now, found)
+            self._start(now, found.worker)  # last: what the output made needless was dropped
         return self._flush()
 
     def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
         """An attempt raised on its worker, or its answer was lost on the way."""
         found = self.attempts.get(attempt)
         if found is not None:
-            self._release(now, found.worker, attempt)
+            self._release(found.worker, attempt)
             self._lose(now, found, reason)
+            self._start(now, found.worker)
         return self._flush()
 
     def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
@@ -350,6 +356,7 @@ class Scheduler:
                         self._accept_decoded(query)
                     else:
                         self._end(query, Fail(query.identity, DEADLINE))
+                    self._settle(now, query.group)  # its dropped task may have been others' hope
         return self._flush()
 
     # Queries and groups
@@ -549,22 +556,17 @@ class Scheduler:
                 Send(index, attempt.identity, self._number(attempt), members, size)
             )
 
-    def _release(self, now: float, index: int, attempt: int) -> None:
+    def _release(self, index: int, attempt: int) -> None:
         worker = self.workers[index]
         if worker.running is not None and worker.running.identity == attempt:
             worker.running = None
-            self._start(now, index)
 
     def _number(self, attempt: Attempt) -> int:
         """Return the task's number in its group, which changes when a group is renumbered."""
         return attempt.query.member if attempt.query is not None else attempt.task
 
-    def _result(self, now: float, identity: int) -> None:
-        attempt = self.attempts.pop(identity, None)
-        if attempt is None:
-            return
-        self._release(now, attempt.worker, identity)
-        query, group = attempt.query, attempt.group
+    def _result(self, now: float, attempt: Attempt) -> None:
+        identity, query, group = attempt.identity, attempt.query, attempt.group
         if query is not None:
             query.attempts.discard(identity)
             self._observe(now - attempt.queued)

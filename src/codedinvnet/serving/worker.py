@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from multiprocessing import forkserver
 
 import numpy as np
 
@@ -51,7 +52,14 @@ def receive(stream: socket.socket, count: int) -> bytearray:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, where it can (Linux)."""
+    """Ask the kernel to kill this process when its parent ends, where it can (Linux).
+
+    The parent is the fork server, which ends when nobody holds its pipe any more: let go of it, or
+    a stopped worker would keep both alive.
+    """
+    pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    if pipe is not None:
+        os.close(pipe)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == 1:
