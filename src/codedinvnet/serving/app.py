@@ -286,7 +286,7 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
 
     @app.post("/demo/workers/{worker}/{deed}")
     async def do(worker: int, deed: str) -> Response:
-        if worker >= front.rules.workers or not isinstance(pool, FaultyPool):
+        if not 0 <= worker < front.rules.workers or not isinstance(pool, FaultyPool):
             raise HTTPException(404, f"no worker {worker}")
         pid = pool.pid(worker)
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}

@@ -150,7 +150,7 @@ class FaultyPool:
         hit = [f for f in self.faults if f.hits(worker, now) and self._drawn(f, generator, task)]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                await asyncio.sleep(fault.delay.draw(generator))
+                await self._block(worker, fault.delay.draw(generator))
             elif fault.kind == "hold" and fault.delay is not None:
                 held += fault.delay.draw(generator)
             elif fault.kind == "hang":
@@ -167,6 +167,14 @@ class FaultyPool:
                 lie = fault.scale * noise.standard_normal(result.output.shape)
                 result = result._replace(output=(result.output + lie).astype(np.float32))
         return result._replace(held=held)
+
+    async def _block(self, worker: int, seconds: float) -> None:
+        """Sleep; a worker that is replaced meanwhile has lost its task."""
+        try:
+            await asyncio.wait_for(self.replaced[worker].wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+        raise WorkerDied("replaced while it was slow")
 
     def _drawn(self, fault: Fault, generator: random.Random, task: Task) -> bool:
         if not fault.per_request:

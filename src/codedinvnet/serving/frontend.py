@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import Metrics, log_event
@@ -359,7 +360,10 @@ class FrontEnd:
         try:
             result = await self.pool.call(worker, task)
         except WorkerDied as error:
-            self._worker_died(worker, str(error))
+            running = self.scheduler.workers[worker].running
+            if running is not None and running.identity == task.attempt:
+                # Otherwise the death is known already, and another worker is in its place perhaps.
+                self._worker_died(worker, str(error))
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         except WorkerFailed as error:
             log_event("task failed", logging.WARNING, worker=worker, reason=str(error))
@@ -421,7 +425,7 @@ class FrontEnd:
             try:
                 await self.pool.replace(worker)
                 break
-            except (WorkerDied, OSError) as error:
+            except (WorkerDied, UserError, OSError) as error:
                 view.deaths += 1
                 log_event("worker did not start", logging.ERROR, worker=worker, reason=str(error))
         view.state, view.since = "up", time.monotonic()

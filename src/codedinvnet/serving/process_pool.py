@@ -83,6 +83,9 @@ class ProcessPool:
             if isinstance(problem, BaseException):
                 await self.stop()
                 raise problem
+        for worker, connection in enumerate(self.connections):
+            if connection.dead and self.on_death is not None:  # while others were starting
+                self.on_death(worker, connection.dead)
 
     async def _spawn(self, worker: int) -> Connection:
         """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""
@@ -150,7 +153,7 @@ class ProcessPool:
             if not future.done():
                 future.set_exception(WorkerDied(reason))
         connection.waiting.clear()
-        if self.on_death is not None and not self.stopping:
+        if self.on_death is not None and self.connections and not self.stopping:
             self.on_death(worker, reason)
 
     async def call(self, worker: int, task: Task) -> Result:

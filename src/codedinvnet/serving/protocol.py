@@ -23,6 +23,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"probabilities": "FP32", "label": "INT64", "outcome": "BYTES"}
 DTYPES: dict[str, Any] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 MICROSECONDS = 1e-6
+LONGEST = 1e12
+"""Microseconds; a longer timeout is none."""
 
 
 class BadRequest(Exception):
@@ -92,19 +94,22 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     Raises:
         BadRequest: if it is unknown, or the body is damaged or larger than `limit` bytes.
     """
-    if encoding in (None, "", "identity"):
+    coding = (encoding or "identity").lower()
+    if coding == "identity":
         return body
-    if encoding not in ("gzip", "deflate"):
+    if coding not in ("gzip", "deflate"):
         raise BadRequest(f"Content-Encoding: {encoding!r} is not supported (gzip, deflate)")
     decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
     try:
         data = decoder.decompress(body, limit + 1)
     except zlib.error as error:
-        raise BadRequest(f"body: not valid {encoding}: {error}") from error
+        raise BadRequest(f"body: not valid {coding}: {error}") from error
     if len(data) > limit:
         raise BadRequest(f"body: more than {limit} bytes when decompressed")
     if not decoder.eof:
-        raise BadRequest(f"body: the {encoding} data is cut short")
+        raise BadRequest(f"body: the {coding} data is cut short")
+    if decoder.unused_data:
+        raise BadRequest(f"body: {len(decoder.unused_data)} bytes follow the {coding} data")
     return data
 
 
@@ -132,12 +137,16 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
         isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
     ):
         raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {timeout!r}")
+    try:
+        json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"parameters: {error}") from error
     return InferRequest(
         images=images,
         identity=parsed.id,
         parameters=parsed.parameters,
         accept_decoded=accept,
-        timeout=None if timeout is None else timeout * MICROSECONDS,
+        timeout=None if timeout is None else min(timeout, LONGEST) * MICROSECONDS,
         outputs=wanted_outputs(parsed),
     )
 
@@ -146,7 +155,8 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """Split a body into its JSON part and the binary data behind it."""
     if header_length is None:
         return body, b""
-    if not header_length.isascii() or not header_length.isdigit():
+    digits = header_length.isascii() and header_length.isdigit()
+    if not digits or len(header_length) > 18:
         raise BadRequest(f"{HEADER_LENGTH}: must be a number, got {header_length!r}")
     length = int(header_length)
     if length > len(body):
@@ -210,10 +220,8 @@ def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np
             raise BadRequest(
                 f"body: {len(tail)} bytes follow the JSON part; binary_data_size says {expected}"
             )
-        images = np.frombuffer(tail, dtype).reshape(shape)
-    if dtype == DTYPES["FP32"]:
-        images = images.astype(np.float32)
-        if not bool(((images >= 0) & (images <= 1)).all()):
+        images = np.frombuffer(tail, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
+        if dtype == DTYPES["FP32"] and not bool(((images >= 0) & (images <= 1)).all()):
             raise BadRequest("inputs.0.data: FP32 values must lie in 0..1, without NaN")
     return images
 
@@ -222,21 +230,21 @@ def from_json(tensor: InputTensor, dtype: Any, shape: tuple[int, ...]) -> np.nda
     """Return an input's JSON data, flat or nested, as an array."""
     if tensor.data is None:
         raise BadRequest("inputs.0.data: missing, and there is no binary data")
-    try:
-        values = np.asarray(tensor.data)
-    except ValueError as error:
-        raise BadRequest("inputs.0.data: its rows differ in length") from error
+    values = np.asarray(tensor.data, object)  # of strings, numpy would make each the longest's size
+    kinds = set(map(type, values.flat))
+    if list in kinds:
+        raise BadRequest("inputs.0.data: its rows differ in length")
     count = math.prod(shape)
     if values.size != count or (values.ndim > 1 and values.shape != shape):
         raise BadRequest(
             f"inputs.0.data: has shape {list(values.shape)}, but inputs.0.shape is {list(shape)}"
         )
     if dtype == DTYPES["UINT8"]:
-        if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
+        if kinds != {int} or values.min() < 0 or values.max() > 255:
             raise BadRequest("inputs.0.data: UINT8 values must be whole numbers in 0..255")
-    elif values.dtype.kind not in "iuf":
-        raise BadRequest("inputs.0.data: FP32 values must be numbers")
-    return values.astype(dtype).reshape(shape)
+    elif not kinds <= {int, float} or values.min() < 0 or values.max() > 1:
+        raise BadRequest("inputs.0.data: FP32 values must be numbers in 0..1")
+    return values.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
 def wanted_outputs(parsed: InferBody) -> tuple[tuple[str, bool], ...]:

@@ -57,7 +57,7 @@ def die_with_parent() -> None:
     The parent is the fork server, which ends when nobody holds its pipe any more: let go of it, or
     a stopped worker would keep both alive.
     """
-    pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if pipe is not None:
         os.close(pipe)
     if sys.platform == "linux":
