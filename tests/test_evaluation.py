@@ -43,6 +43,9 @@ class Exact:
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         return {**{i: (i,) for i in range(size)}, self.k: tuple(range(size))}
 
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        raise AssertionError("an evaluation has no need to ask")
+
     def compute(self, task: int, queries: Tensor) -> Tensor:
         assert queries.dtype == torch.uint8
         assert queries.shape[2:] == (1, 1, 2)

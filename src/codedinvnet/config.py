@@ -7,10 +7,11 @@ one; the published code's own nested files are recognised and translated.
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -219,10 +220,20 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if part in ("pixels", "recovery"):
             model = PixelFusionSettings if part == "pixels" else RecoveryFusionSettings
             continue
-        annotation = model.model_fields[str(part)].annotation if model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        if isinstance(part, int):  # a place in a list, whose model its own key has led to
+            continue
+        model = _section(model.model_fields[part].annotation) or model
     return list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Return the model in a field's type: Model, Model | None or tuple[Model, ...]."""
+    for candidate in (annotation, *get_args(annotation)):
+        plain = inspect.isclass(candidate) and not get_args(candidate)
+        if plain and issubclass(candidate, BaseModel):
+            model: type[BaseModel] = candidate
+            return model
+    return None
 
 
 _PUBLISHED_DATA = {

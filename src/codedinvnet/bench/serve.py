@@ -65,7 +65,7 @@ class Sizes:
     capacity_queries: int
 
 
-FULL = Sizes(20_000, 1000, 3000, 4000, 4000, 600.0, 600)
+FULL = Sizes(20_000, 1000, 3000, 3000, 4000, 600.0, 600)
 QUICK = Sizes(1000, 200, 300, 150, 300, 10.0, 150)
 
 

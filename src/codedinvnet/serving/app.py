@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hmac
 import os
@@ -130,7 +131,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_problem(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail).lower())
+        return problem(error.status_code, str(error.detail))
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
@@ -297,6 +298,7 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
         if deed == "slow":
             pool.add(Fault(kind="slow", worker=worker, delay=Delay(ms=SLOW_MS)))
         elif pid is not None:
-            os.kill(pid, signals[deed])
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signals[deed])
         log_event("demo", worker=worker, deed=deed, at=round(time.monotonic(), 3))
         return JSONResponse({"worker": worker, "deed": deed})

@@ -147,7 +147,7 @@ class FaultyPool:
     async def call(self, worker: int, task: Task) -> Result:
         generator, held = self.generators[worker], 0.0
         now = time.monotonic() - self.began
-        hit = [f for f in self.faults if f.hits(worker, now) and self._drawn(f, generator, task)]
+        hit = [f for f in self.faults if self._drawn(f, generator, task) and f.hits(worker, now)]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
                 await self._block(worker, fault.delay.draw(generator))

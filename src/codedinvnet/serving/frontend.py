@@ -92,7 +92,7 @@ class Waiting:
     """A query in progress."""
 
     began: float
-    origin: Origin
+    origin: Origin | None
     future: asyncio.Future[Answered]
     decoded: np.ndarray | None = None
 
@@ -347,7 +347,9 @@ class FrontEnd:
         if floats:
             images = [i if i.dtype != np.uint8 else i.astype(np.float32) / 255 for i in images]
         waiting = self._waiting.get(action.members[0]) if action.size == 1 else None
-        origin = None if waiting is None else waiting.origin
+        origin = None
+        if waiting is not None:  # of its first sending: a copy meets a fate of its own
+            origin, waiting.origin = waiting.origin, None
         task = Task(action.attempt, action.task, np.stack(images), origin)
         self.workers[action.worker].tasks += 1
         if action.task == self.method.k:

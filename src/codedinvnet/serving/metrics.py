@@ -165,12 +165,13 @@ class Metrics:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, event, and the record's `fields`."""
+    """One JSON object a line: time (UTC), level, event, and the record's `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **fields,

@@ -43,7 +43,7 @@ class Task(NamedTuple):
     images: np.ndarray
     """(members, C, H, W), uint8 or float32 in 0..1."""
     origin: Origin | None = None
-    """Of a data task: where its query stood in its request. Faults that hit requests need it."""
+    """Of a query's first sending: its place in its request. Faults that hit requests need it."""
 
 
 class Result(NamedTuple):

@@ -198,4 +198,5 @@ class ProcessPool:
         self.connections = []
 
     def pid(self, worker: int) -> int | None:
-        return self.connections[worker].pid
+        connection = self.connections[worker]
+        return None if connection.dead else connection.pid

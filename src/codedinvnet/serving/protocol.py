@@ -231,7 +231,7 @@ def from_json(tensor: InputTensor, dtype: Any, shape: tuple[int, ...]) -> np.nda
     if tensor.data is None:
         raise BadRequest("inputs.0.data: missing, and there is no binary data")
     values = np.asarray(tensor.data, object)  # of strings, numpy would make each the longest's size
-    kinds = set(map(type, values.flat))
+    kinds = set(map(type, values.ravel()))
     if list in kinds:
         raise BadRequest("inputs.0.data: its rows differ in length")
     count = math.prod(shape)

@@ -214,11 +214,13 @@ class Scheduler:
         code: the coding method; unused by policies without one.
 
     Raises:
-        ValueError: if there are too few workers for the code.
+        ValueError: if there is no code, or too few workers for it.
     """
 
     def __init__(self, rules: Rules, code: Code | None = None) -> None:
         self.rules = rules
+        if rules.policy.coded and code is None:
+            raise ValueError(f"policy {rules.policy.name} needs a code")
         self.code: Code = code if rules.policy.coded and code is not None else Uncoded()
         self.systematic = is_systematic(self.code)
         needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
@@ -618,8 +620,11 @@ class Scheduler:
     def _blame(self, query: Query, reason: str) -> None:
         """Count a loss; a query that workers keep failing on is given up."""
         query.losses += 1
-        given_up = query.losses >= self.rules.max_losses and not query.attempts
-        if query.state is State.WAITING and given_up:
+        if query.state is not State.WAITING or query.losses < self.rules.max_losses:
+            return
+        group = query.group
+        hopeful = query.accept_decoded and not group.is_open and query.member in group.hopeful()
+        if not query.attempts and not hopeful:
             if query.fallback:
                 self._accept_decoded(query)
             else:

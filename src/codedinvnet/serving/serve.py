@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import sys
@@ -82,11 +83,10 @@ def check(options: ServeOptions) -> None:
     for flag, value, known in choices:
         if value not in known:
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
-    positive = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
-    least_one = ("threads_per_worker", "max_pending", "max_batch")
-    for name in (*positive, *least_one):
+    times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
+    for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
         value = getattr(options, name)
-        if value <= 0 or (name in least_one and value < 1):
+        if not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
@@ -197,6 +197,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # now, since two that only bind do not notice each other
     except OSError as error:
         listener.close()
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
@@ -276,8 +277,9 @@ async def _serve(options: ServeOptions) -> None:
             flush=True,
         )
         await stop.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):  # a second one ends at once
-            loop.remove_signal_handler(number)
+        # A second Ctrl-C ends at once. Not a second SIGTERM: timeout(1) sends one to the process and
+        # one to its group.
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def serve(options: ServeOptions) -> None:

@@ -1,0 +1,398 @@
+"""A front end on imagined workers, which checks every action of the rules, and an erasure code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from codedinvnet.serving.group import FILLER, CodingGroup
+from codedinvnet.serving.scheduler import (
+    DEADLINE,
+    POLICIES,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Attempt,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Rules,
+    Scheduler,
+    Send,
+    State,
+)
+
+LONG = 1e6
+"""A deadline that no test reaches unless it wants to."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ErasureCode:
+    """Any `size` outputs determine a group; systematic: a data task determines its own member."""
+
+    k: int
+    r: int = 1
+    fixed_size: bool = False
+    systematic: bool = True
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        assert 1 <= size <= self.k
+        assert size == self.k or not self.fixed_size
+        everyone = tuple(range(size))
+        data = {i: (i,) if self.systematic else everyone for i in range(size)}
+        return {**data, **{self.k + j: everyone for j in range(self.r)}}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        assert available <= set(self.tasks(size))
+        if len(available) >= size:
+            return frozenset(range(size))
+        return frozenset(t for t in available if t < size and self.systematic)
+
+
+class Watched(Scheduler):
+    """The rules; the choice of workers is checked."""
+
+    def _place(self, now: float, attempt: Attempt) -> None:
+        up = {i for i, worker in enumerate(self.workers) if worker.up}
+        fresh = up - attempt.group.workers
+        super()._place(now, attempt)
+        if fresh:
+            assert attempt.worker in fresh, "a worker that had no task of this group was up"
+        elif up:
+            assert attempt.worker in up
+
+
+class Model:
+    """Carries actions out as `FrontEnd` does and knows what may be asked of it.
+
+    Every assertion here is a rule that holds after any sequence of events.
+    """
+
+    def __init__(
+        self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
+    ) -> None:
+        self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
+        self.scheduler = Watched(self.rules, code)
+        self.code = self.scheduler.code
+        self.now = 0.0
+        self.running: dict[int, int] = {}
+        """Worker -> attempt."""
+        self.held: list[int] = []
+        """Attempts whose worker is done with them and whose answer is on the way."""
+        self.lost: list[int] = []
+        """Attempts that the rules gave up; they may answer yet."""
+        self.down: set[int] = set()
+        self.sent: dict[int, Send] = {}
+        self.group_of: dict[int, CodingGroup] = {}
+        self.groups: dict[int, CodingGroup] = {}
+        self.outputs: set[int] = set()
+        self.arrived: set[int] = set()
+        self.forgotten: set[int] = set()
+        self.images: set[int] = set()
+        self.asked: dict[int, bool] = {}
+        """Query -> whether a decoded answer will do."""
+        self.deadlines: dict[int, float] = {}
+        self.decoding: list[int] = []
+        self.decoded_ones: set[int] = set()
+        self.ended: dict[int, Answer | AnswerDecoded | Fail] = {}
+        self._new: list[Action] = []
+
+    # Events
+
+    def offer(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int] | None:
+        taken = self.scheduler.submit(self.now, count, self.now + timeout, accept)
+        full = len(self.asked) - len(self.ended) + count > self.rules.max_pending
+        assert (taken is None) == full
+        if taken is None:
+            self.check()
+            return None
+        numbers, actions = taken
+        assert len(set(numbers)) == count
+        assert not set(numbers) & set(self.asked)
+        for number in numbers:
+            self.images.add(number)
+            self.asked[number] = accept
+            self.deadlines[number] = self.now + timeout
+        self.do(actions)
+        return numbers
+
+    def submit(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int]:
+        numbers = self.offer(count, timeout, accept)
+        assert numbers is not None
+        return numbers
+
+    def release(self, attempt: int) -> None:
+        worker = self._free(attempt)
+        assert worker is not None
+        self.held.append(attempt)
+        self.do(self.scheduler.released(self.now, worker, attempt))
+
+    def result(self, *attempts: int) -> None:
+        for attempt in attempts:
+            if self._free(attempt) is None:
+                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self.outputs.add(attempt)
+            known = attempt in self.scheduler.attempts
+            if known:
+                self.arrived.add(attempt)
+            self.do(self.scheduler.result(self.now, attempt))
+            if not known:
+                self.outputs.remove(attempt)
+
+    def fail(self, *attempts: int) -> None:
+        for attempt in attempts:
+            if self._free(attempt) is None:
+                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self.do(self.scheduler.failed(self.now, attempt, "raised"))
+
+    def kill(self, *workers: int) -> None:
+        for worker in workers:
+            self.do(self.scheduler.worker_lost(self.now, worker, "killed"))
+            assert worker in self.down
+
+    def up(self, *workers: int) -> None:
+        for worker in workers:
+            self.down.remove(worker)
+            self.do(self.scheduler.worker_up(self.now, worker))
+
+    def decoded(self, query: int, sure: bool = True) -> None:
+        self.decoding.remove(query)
+        self.decoded_ones.add(query)
+        ended = query in self.ended
+        self.do(self.scheduler.decoded(self.now, query, sure))
+        if sure or not self.rules.policy.hedged:
+            assert ended or isinstance(self.ended[query], AnswerDecoded)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; every timer fires when it is due."""
+        until = self.now + seconds
+        while (at := self.scheduler.next_timer()) is not None and at <= until:
+            self.now = max(self.now, at)
+            self.do(self.scheduler.on_timer(self.now))
+        self.now = until
+
+    def oversleep(self, seconds: float) -> None:
+        """Let time pass; the timers fire late, all at once."""
+        self.now += seconds
+        self.do(self.scheduler.on_timer(self.now))
+
+    def drain(self) -> None:
+        """Start the dead workers, deliver everything; then nothing may be left."""
+        patience = self.now + 1000
+        while True:
+            for worker in sorted(self.down):
+                self.up(worker)
+            if self.running or self.held:
+                self.result([*self.running.values(), *self.held][0])
+            elif self.decoding:
+                self.decoded(self.decoding[0])
+            elif (at := self.scheduler.next_timer()) is not None and at <= patience:
+                self.wait(at - self.now)
+            else:
+                break
+        hopeless = {q for q, accept in self.asked.items() if not accept and not self.systematic}
+        assert set(self.asked) - set(self.ended) <= hopeless, "a query waits for nothing"
+        self.wait(2 * LONG)
+        scheduler = self.scheduler
+        assert set(self.ended) == set(self.asked)
+        assert not scheduler.queries
+        assert not scheduler.groups
+        assert not scheduler.attempts
+        assert not scheduler.computed_by
+        assert not scheduler.unplaced
+        assert scheduler.open_group is None
+        assert scheduler.next_timer() is None
+        assert all(worker.load == 0 for worker in scheduler.workers)
+        assert not self.outputs
+        assert not self.images
+        assert self.forgotten == self.arrived
+
+    # Views
+
+    @property
+    def systematic(self) -> bool:
+        return self.scheduler.systematic
+
+    def new(self) -> list[Action]:
+        """Return the actions since the last call."""
+        actions, self._new = self._new, []
+        return actions
+
+    def data(self, query: int) -> list[int]:
+        """Return the attempts of a query's data task that workers are at, oldest first."""
+        return sorted(
+            attempt
+            for attempt in self.running.values()
+            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
+        )
+
+    def parities(self) -> list[int]:
+        """Return the attempts of parity tasks that workers are at, oldest first."""
+        k = self.code.k
+        return sorted(attempt for attempt in self.running.values() if self.sent[attempt].task >= k)
+
+    def worker(self, attempt: int) -> int:
+        return self.sent[attempt].worker
+
+    # Actions
+
+    def do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._new.append(action)
+            getattr(self, f"_{type(action).__name__.lower()}")(action)
+        self.check()
+
+    def _free(self, attempt: int) -> int | None:
+        for worker, running in self.running.items():
+            if running == attempt:
+                del self.running[worker]
+                return worker
+        return None
+
+    def _unanswered(self, query: int) -> None:
+        assert query in self.asked
+        assert query not in self.ended, "a query ended twice"
+
+    def _send(self, action: Send) -> None:
+        assert action.worker not in self.running, "the worker has something else to do"
+        assert action.worker not in self.down
+        assert action.attempt not in self.sent
+        assert set(action.members) <= self.images
+        assert any(query not in self.ended for query in action.members), "nobody needs it"
+        attempt = self.scheduler.attempts[action.attempt]
+        assert action.worker in attempt.group.workers
+        if attempt.query is not None:
+            assert (action.members, action.size) == ((attempt.query.identity,), 1)
+        else:
+            assert action.members == tuple(attempt.group.members)
+            assert action.size == attempt.group.size
+            assert action.task in self.code.tasks(action.size)
+            assert not self.systematic or action.task >= self.code.k
+        self.running[action.worker] = action.attempt
+        self.sent[action.attempt] = action
+        self.group_of[action.attempt] = attempt.group
+        self.groups[attempt.group.identity] = attempt.group
+
+    def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
+        """Check that outputs are at hand and are what they are said to be."""
+        assert size == group.size
+        fixed = self.code.fixed_size
+        assert size == (self.code.k if fixed else len(group.members))
+        for task, attempt in outputs.items():
+            if attempt == FILLER:
+                assert self.systematic
+                assert fixed
+                assert len(group.members) <= task < size
+                continue
+            assert attempt in self.outputs
+            assert self.group_of[attempt] is group
+            sent = self.sent[attempt]
+            if self.systematic and task < size:
+                assert sent.members == (group.members[task],)
+            else:
+                assert (sent.task, sent.members) == (task, tuple(group.members))
+
+    def _answer(self, action: Answer) -> None:
+        self._unanswered(action.query)
+        assert self.systematic
+        assert action.attempt in self.outputs
+        sent = self.sent[action.attempt]
+        assert (sent.members, sent.size) == ((action.query,), 1)
+        self.ended[action.query] = action
+
+    def _decode(self, action: Decode) -> None:
+        group = self.groups[action.group]
+        self._outputs_of(group, action.size, action.outputs)
+        found = self.code.recoverable(frozenset(action.outputs), action.size)
+        assert action.wanted
+        for query, member in action.wanted.items():
+            self._unanswered(query)
+            assert self.asked[query], "it does not take decoded answers"
+            assert member in found
+            assert group.members[member] == query
+            assert query not in self.decoding
+            assert query not in self.decoded_ones, "it was decoded before"
+            self.decoding.append(query)
+
+    def _answerdecoded(self, action: AnswerDecoded) -> None:
+        self._unanswered(action.query)
+        assert action.query in self.decoded_ones
+        assert self.asked[action.query]
+        self.ended[action.query] = action
+
+    def _fail(self, action: Fail) -> None:
+        self._unanswered(action.query)
+        if action.reason == DEADLINE:
+            assert self.now >= self.deadlines[action.query]
+        else:
+            assert action.reason.startswith("lost ")
+            assert int(action.reason.split()[1]) >= self.rules.max_losses
+        self.ended[action.query] = action
+
+    def _replace(self, action: Replace) -> None:
+        assert action.worker not in self.down
+        self.down.add(action.worker)
+        if action.worker in self.running:
+            self.lost.append(self.running.pop(action.worker))
+
+    def _complete(self, action: Complete) -> None:
+        group = self.groups[action.group]
+        self._outputs_of(group, action.size, action.outputs)
+        assert set(action.outputs) == set(self.code.tasks(action.size))
+        computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
+        assert action.workers == computed
+
+    def _forget(self, action: Forget) -> None:
+        assert action.attempts or action.queries
+        for attempt in action.attempts:
+            assert attempt in self.arrived
+            assert attempt not in self.forgotten, "forgotten twice"
+            self.outputs.remove(attempt)
+            self.forgotten.add(attempt)
+        for query in action.queries:
+            assert query in self.ended
+            self.images.remove(query)
+
+    # Invariants
+
+    def check(self) -> None:
+        scheduler = self.scheduler
+        assert set(scheduler.queries) == set(self.asked) - set(self.ended)
+        running = {
+            i: worker.running.identity
+            for i, worker in enumerate(scheduler.workers)
+            if worker.running is not None
+        }
+        assert running == self.running
+        assert {i for i, worker in enumerate(scheduler.workers) if not worker.up} == self.down
+        for worker in scheduler.workers:
+            assert not worker.queue or worker.running is not None, "idle, yet tasks wait"
+        assert not scheduler.unplaced or len(self.down) == self.rules.workers
+        assert scheduler.sent == len(self.sent)
+        assert 0 <= scheduler.tokens <= 10
+        assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
+        assert self.outputs >= set(scheduler.computed_by)
+        for query in scheduler.queries.values():
+            group = query.group
+            if query.state is State.DECODING:
+                assert query.identity in self.decoding
+                continue
+            assert scheduler.next_timer() is not None
+            assert group.identity in scheduler.groups
+            hopeful = not group.is_open and query.member in group.hopeful()
+            if query.fallback:
+                assert query.attempts, "the decoded answer should be taken"
+            elif query.accept_decoded and not group.is_open:
+                assert query.member not in group.determined(), "it can be decoded"
+                assert query.attempts or hopeful, "nothing is under way for it"
+            elif self.systematic:
+                assert query.attempts, "nothing is under way for it"
+
+
+def only(actions: Iterable[Action], kind: type[T]) -> list[T]:
+    return [action for action in actions if isinstance(action, kind)]

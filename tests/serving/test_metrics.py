@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from codedinvnet.serving import metrics as module
+from codedinvnet.serving.metrics import SMOOTHING, JsonLines, Metrics, log_event
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"codedinvnet_{name}", labels)
+
+
+def test_answers_are_counted_by_outcome() -> None:
+    metrics = Metrics()
+    for outcome, latency in (("direct", 0.004), ("direct", 0.012), ("decoded", 0.25)):
+        metrics.answered(outcome, latency)
+    assert value(metrics, "queries_total", outcome="direct") == 2
+    assert value(metrics, "queries_total", outcome="decoded") == 1
+    assert value(metrics, "queries_total", outcome="deadline") is None
+    assert value(metrics, "query_latency_seconds_count", outcome="direct") == 2
+    assert value(metrics, "query_latency_seconds_sum", outcome="direct") == pytest.approx(0.016)
+    bucket = "query_latency_seconds_bucket"
+    assert value(metrics, bucket, outcome="direct", le="0.005") == 1
+    assert value(metrics, bucket, outcome="direct", le="0.015") == 2
+
+
+def test_two_services_count_for_themselves() -> None:
+    one, other = Metrics(), Metrics()
+    one.answered("direct", 0.1)
+    assert value(other, "queries_total", outcome="direct") is None
+
+
+def test_live_agreement() -> None:
+    metrics = Metrics()
+    assert metrics.live_agreement() is None
+    for agrees in (True, True, False, True):
+        metrics.checked(agrees)
+    assert metrics.live_agreement() == 0.75
+    assert value(metrics, "live_agreement_checks_total") == 4
+    assert value(metrics, "live_agreements_total") == 3
+    assert value(metrics, "live_recovered_agreement") == 0.75
+    for _ in range(500):
+        metrics.checked(False)
+    assert metrics.live_agreement() == 0  # of the last checks
+    assert value(metrics, "live_agreements_total") == 3
+
+
+def test_residuals_are_running_means_by_worker_and_role() -> None:
+    metrics = Metrics()
+    metrics.residual_seen(1, "parity", 2.0)
+    assert value(metrics, "parity_residual", worker="1", role="parity") == 2
+    metrics.residual_seen(1, "parity", 4.0)
+    metrics.residual_seen(1, "data", 0.5)
+    expected = 2 + 2 * SMOOTHING
+    assert value(metrics, "parity_residual", worker="1", role="parity") == pytest.approx(expected)
+    assert value(metrics, "parity_residual", worker="1", role="data") == 0.5
+    for _ in range(300):
+        metrics.residual_seen(1, "parity", 4.0)
+    assert value(metrics, "parity_residual", worker="1", role="parity") == pytest.approx(4)
+
+
+def test_percentiles_of_recent_latencies() -> None:
+    metrics = Metrics()
+    assert metrics.percentiles() == {}
+    metrics.answered("decoded", 0.03)
+    for i in range(1000):
+        metrics.answered("direct", (999 - i) / 1000)
+    assert metrics.percentiles() == {
+        "decoded": {"p50": 30.0, "p99": 30.0, "p999": 30.0},
+        "direct": {"p50": 500.0, "p99": 990.0, "p999": 999.0},
+    }
+    for _ in range(module.RECENT):
+        metrics.answered("direct", 0.001)
+    assert metrics.percentiles()["direct"] == {"p50": 1.0, "p99": 1.0, "p999": 1.0}
+
+
+def test_throughput_counts_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    metrics = Metrics()
+    for _ in range(10):
+        metrics.answered("direct", 0.1)
+    now = 104.0
+    for _ in range(5):
+        metrics.answered("decoded", 0.1)
+    assert metrics.throughput() == 3
+    now = 105.5
+    assert metrics.throughput() == 1
+    assert metrics.throughput(window=10) == 1.5
+
+
+def test_the_text_has_every_figure_and_no_creation_times() -> None:
+    metrics = Metrics()
+    metrics.answered("direct", 0.1)
+    metrics.workers.labels("up").set(3)
+    metrics.restarts.labels("hung").inc()
+    text = metrics.render().decode()
+    assert 'codedinvnet_queries_total{outcome="direct"} 1.0' in text
+    assert 'codedinvnet_workers{state="up"} 3.0' in text
+    assert 'codedinvnet_worker_restarts_total{reason="hung"} 1.0' in text
+    assert "_created" not in text
+    named = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
+    assert all(name.startswith("codedinvnet_") for name in named)
+
+
+def formatted(**changes: Any) -> dict[str, Any]:
+    record = logging.LogRecord("x", logging.WARNING, "f.py", 1, "worker %s", ("lost",), None)
+    for key, changed in changes.items():
+        setattr(record, key, changed)
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    found = json.loads(line)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_line_has_time_level_event_and_fields() -> None:
+    found = formatted(fields={"worker": 3, "reason": "two\nlines"}, msecs=7.0)
+    assert list(found) == ["time", "level", "event", "worker", "reason"]
+    assert (found["level"], found["event"]) == ("warning", "worker lost")
+    assert (found["worker"], found["reason"]) == (3, "two\nlines")
+    assert found["time"].endswith(".007Z")
+
+
+def test_a_line_of_another_logger_has_no_fields() -> None:
+    assert list(formatted()) == ["time", "level", "event"]
+
+
+def test_milliseconds_never_reach_a_thousand() -> None:
+    assert formatted(msecs=999.9)["time"].endswith(".999Z")
+
+
+def test_a_field_that_is_not_json_is_shown_as_text() -> None:
+    assert formatted(fields={"path": Path("a") / "b"})["path"] == str(Path("a") / "b")
+
+
+def test_a_line_has_the_exception() -> None:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError:
+        found = formatted(exc_info=sys.exc_info())
+    assert found["error"].endswith("ValueError: what went wrong")
+
+
+def test_events_carry_fields(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="codedinvnet.serving"):
+        log_event("ready", workers=3)
+        log_event("worker lost", logging.WARNING, worker=1)
+    ready, lost = caplog.records
+    assert json.loads(JsonLines().format(ready))["workers"] == 3
+    assert (lost.levelname, json.loads(JsonLines().format(lost))["worker"]) == ("WARNING", 1)
