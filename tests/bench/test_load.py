@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+
+import pytest
+
+from codedinvnet.bench.load import Reply, descriptors, memory, open_loop, percentile, server
+from codedinvnet.errors import UserError
+
+
+def run_open_loop(rate: float, count: int, seed: int, *, poisson: bool = True) -> list[float]:
+    """Return when each request was due, from the first on."""
+    dues: list[float] = []
+
+    async def call(i: int, due: float) -> Reply:
+        assert due <= time.perf_counter() + 0.005  # never early
+        dues.append(due)
+        await asyncio.sleep(0.05)  # far longer than a gap: arrivals do not wait for answers
+        return Reply(f"{i}", (i,), 0.05, status=200)
+
+    replies = asyncio.run(
+        open_loop(call, rate=rate, count=count, seed=seed, label="test", poisson=poisson)
+    )
+    assert [reply.identity for reply in replies] == [str(i) for i in range(count)]
+    return [due - dues[0] for due in dues]
+
+
+def test_arrivals_do_not_wait_for_answers() -> None:
+    began = time.perf_counter()
+    run_open_loop(2000, 200, seed=0)
+    assert time.perf_counter() - began < 5  # one after the other would take 10 s
+
+
+def test_arrivals_come_from_the_seed() -> None:
+    first, again, other = (run_open_loop(2000, 50, seed=seed) for seed in (1, 1, 2))
+    assert first == pytest.approx(again, abs=1e-6)
+    assert first != pytest.approx(other, abs=1e-3)
+
+
+def test_gaps() -> None:
+    even = run_open_loop(1000, 50, seed=0, poisson=False)
+    assert even == pytest.approx([i / 1000 for i in range(50)], abs=1e-6)
+    drawn = run_open_loop(2000, 400, seed=0)
+    gaps = [b - a for a, b in itertools.pairwise(drawn)]
+    assert sum(gaps) / len(gaps) == pytest.approx(1 / 2000, rel=0.2)
+    # Exponential gaps spread as wide as they are long.
+    assert percentile(gaps, 0.95) == pytest.approx(3 / 2000, rel=0.4)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 3), (0.999, 5), (1.0, 5)])
+def test_percentile(share: float, value: float) -> None:
+    assert percentile([5, 1, 4, 2, 3], share) == value
+
+
+def test_a_server_that_cannot_start_is_reported() -> None:
+    async def start() -> None:
+        async with server("nonsense"):
+            pass
+
+    with pytest.raises(UserError, match=r"did not start.*nonsense"):
+        asyncio.run(start())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")
+def test_memory_and_descriptors() -> None:
+    assert 10e6 < memory(os.getpid()) < 50e9
+    before = descriptors(os.getpid())
+    read, write = os.pipe()
+    assert descriptors(os.getpid()) == before + 2
+    os.close(read)
+    os.close(write)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bench import serve
+from codedinvnet.bench.load import Reply
+from codedinvnet.bundle import load_bundle
+from codedinvnet.data import sample_images
+from tests.conftest import Command
+
+TINY = serve.Sizes(
+    chaos_queries=120,
+    overhead_queries=20,
+    light_queries=60,
+    straggler_requests=20,
+    single_queries=30,
+    soak_seconds=4.0,
+    capacity_queries=60,
+)
+
+
+def bench(tmp_path: Path) -> serve.ServeBench:
+    return serve.ServeBench(
+        "mnist", load_bundle("mnist"), sample_images("mnist"), TINY, 0, tmp_path / "log"
+    )
+
+
+def reply(row: int, label: int, outcome: str, probabilities: np.ndarray) -> Reply:
+    return Reply(
+        f"q{row}",
+        (row,),
+        0.01 * (row + 1),
+        200,
+        f"q{row}",
+        np.array([label]),
+        (outcome,),
+        probabilities[None],
+    )
+
+
+def test_pool_answers_in_milliseconds(tmp_path: Path) -> None:
+    found = asyncio.run(bench(tmp_path).pool())
+    assert 0 < found["pool_first_10_of_11_ms"] < 100  # 3 on an idle machine
+
+
+def test_overhead_and_chaos(tmp_path: Path) -> None:
+    parts = bench(tmp_path)
+    overhead = asyncio.run(parts.overhead())
+    assert overhead["http_p50_ms"] > 0 < overhead["forward_ms"]  # which is faster, load decides
+    found = asyncio.run(parts.chaos())
+    for figures in (found, found["least_loaded"]):
+        assert (figures["queries"], figures["answered"], figures["errors"]) == (120, 120, 0)
+        assert figures["direct"] + figures["decoded"] == 120
+        assert figures["mismatched_ids"] == 0
+        assert figures["direct_labels_differ"] == figures["direct_probabilities_differ"] == 0
+    assert found["evaluated_recovered_accuracy"] > 0.9
+
+
+def test_wrong_answers_are_found(tmp_path: Path) -> None:
+    parts = bench(tmp_path)
+    images = torch.from_numpy(parts.images[:6])
+    right = parts.bundle.classify(parts.bundle.embed(images)).numpy()
+    labels = right.argmax(1)
+    wrong = right.copy()
+    wrong[3, 0] += 2e-5
+    replies = [reply(i, int(labels[i]), "direct", wrong[i]) for i in range(4)]
+    replies.append(reply(4, (int(parts.labels[4]) + 1) % 10, "decoded", right[4]))
+    replies.append(reply(5, int(parts.labels[5]), "decoded", right[5]))
+    replies[0] = Reply(**{**vars(replies[0]), "returned": "another"})
+    replies[1] = reply(1, (int(labels[1]) + 1) % 10, "direct", right[1])
+    failed = Reply("q9", (9,), 0.5, 504, error="late")
+    found = parts._checked([*replies, failed])
+    assert (found["queries"], found["answered"], found["errors"]) == (7, 6, 1)
+    assert (found["direct"], found["decoded"]) == (4, 2)
+    assert found["mismatched_ids"] == 1
+    assert found["direct_labels_differ"] == 1
+    assert found["direct_probabilities_differ"] == 1
+    assert found["decoded_accuracy"] == 0.5
+
+
+def test_wilson() -> None:
+    low, high = serve.wilson(0.9, 100)
+    assert (low, high) == pytest.approx((0.826, 0.945), abs=1e-3)
+    assert serve.wilson(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "QUICK", TINY)
+    out = tmp_path / "serve.json"
+    log = tmp_path / "log"
+    outcome = call(
+        "bench", "serve", "--quick", "--part", "pool", "--json", "--out", out, "--log", log
+    )
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert found == json.loads(out.read_text())
+    assert found["bundle"] == "mnist"
+    assert {"machine", "commit", "seed", "schema_version", "cores"} <= found.keys()
+
+
+def test_unknown_part(call: Command) -> None:
+    outcome = call("bench", "serve", "--part", "nonsense")
+    assert outcome.code == 2
+    assert "nonsense" in outcome.err
+    assert "chaos" in outcome.err
