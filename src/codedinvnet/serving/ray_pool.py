@@ -121,7 +121,9 @@ class RayPool:
         if self.address is None:
             # Our own cluster, reachable from this machine alone: no token to write into the home.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            # Without an address Ray would join whatever cluster runs here already.
+            options |= {"address": "local", "include_dashboard": False}
+            options["_node_ip_address"] = "127.0.0.1"
         else:
             options["address"] = self.address
         try:

@@ -277,8 +277,8 @@ async def _serve(options: ServeOptions) -> None:
             flush=True,
         )
         await stop.wait()
-        # A second Ctrl-C ends at once. Not a second SIGTERM: timeout(1) sends one to the process and
-        # one to its group.
+        # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
+        # process and one to its group.
         loop.remove_signal_handler(signal.SIGINT)
 
 

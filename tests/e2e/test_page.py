@@ -1,0 +1,96 @@
+"""The page in a real browser: workers are killed and stopped with its buttons."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import served
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 60_000
+"""Milliseconds."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield found
+        finally:
+            found.close()
+
+
+def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("an open secret\n")
+    options = ("--demo", "--k", "4", "--workers", "6", "--routing", "round-robin")
+    times = ("--group-timeout-ms", "100", "--hang-timeout-ms", "1500", "--deadline-ms", "30000")
+    secret = ("--token-file", str(token))
+    with served("mnist", *options, *times, *secret, log=tmp_path / "log") as process:
+        context = browser.new_context(viewport={"width": 390, "height": 844})
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(process.address + "/")
+        page.locator("#problem").wait_for()
+        assert "#token=TOKEN" in page.locator("#problem").inner_text()
+        assert page.locator("#send").is_hidden()
+
+        problems: list[str] = []
+        requests: list[str] = []
+        page.goto("about:blank")  # what it has asked for is not counted
+        page.on("console", lambda message: problems.append(message.text) if loud(message) else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        page.goto(process.address + "/#token=an%20open%20secret")
+        page.get_by_label("kill worker 2").wait_for()
+        assert page.locator(".worker").count() == 6
+        assert "6 workers" in page.locator("#summary").inner_text()
+
+        page.locator("#rate").evaluate(
+            "slider => { slider.value = 40; slider.dispatchEvent(new Event('input')); }"
+        )
+        page.wait_for_function("Number(document.getElementById('n-direct').textContent) > 10")
+        assert page.locator("#rate-shown").inner_text() == "40"
+        page.get_by_label("stop worker 1").click()
+        page.get_by_label("kill worker 2").click()
+        page.wait_for_function("Number(document.getElementById('n-decoded').textContent) > 0")
+        for worker in (1, 2):  # the killed one at once, the stopped one when it counts as hung
+            page.wait_for_function(
+                """worker => {
+                    const card = document.querySelectorAll(".worker")[worker];
+                    return card.matches(".up") && !card.textContent.includes(" 0 restarts");
+                }""",
+                arg=worker,
+            )
+        assert page.locator("#n-failed").inner_text() == "0"
+        assert page.locator("#problem").inner_text() == ""
+        page.locator("canvas.direct").first.wait_for()
+        assert page.locator("#latency td.decoded").count() == 1
+
+        page.get_by_label("slow worker 0").click()
+        page.get_by_label("heal worker 0").click()
+        page.locator("#rate").evaluate("slider => { slider.value = 0; }")
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width
+        assert problems == []
+        assert {url.split("/", 3)[2] for url in requests if not url.startswith("data:")} == {
+            process.address.removeprefix("http://")
+        }
+        context.close()
+
+
+def loud(message: Any) -> bool:
+    return message.type in ("error", "warning")

@@ -1,0 +1,122 @@
+"""Workers as Ray actors on three nodes, all on this machine; an actor dies, then a node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
+from codedinvnet.data import sample_images
+from tests.processes import descendants, needs_proc, survivors
+
+pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
+
+NODE = {
+    "num_cpus": 1,
+    "object_store_memory": 80 * 1024 * 1024,
+    "include_dashboard": False,
+    "node_ip_address": "127.0.0.2",  # Ray turns 127.0.0.1 into an address of the network
+}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Three nodes that only this machine reaches."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_enable_metrics_collection", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    before = set(descendants(os.getpid())) if sys.platform == "linux" else set()
+    found = Cluster(initialize_head=True, head_node_args=NODE)
+    try:
+        for _ in range(2):
+            found.add_node(**NODE, wait=False)
+        found.wait_for_nodes()
+        yield found
+    finally:
+        below = set(descendants(os.getpid())) - before
+        found.shutdown()  # type: ignore[no-untyped-call]
+        assert survivors(below, 20) == []
+
+
+def raylet(node: Any) -> int:
+    """Return the process of a node that its actors are children of."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+@needs_proc
+def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
+    samples = sample_images("mnist")
+    images, labels = samples.images.numpy(), samples.labels.numpy()
+    options = ("--k", "4", "--workers", "7", "--pool", "ray", "--ray-address", cluster.address)
+    times = ("--group-timeout-ms", "100", "--deadline-ms", "30000", "--routing", "round-robin")
+
+    async def workers(client: Client) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await client.state())["workers"]
+        return found
+
+    async def run() -> None:
+        async with (
+            server("mnist", *options, *times, log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+            pids = [worker["pid"] for worker in await workers(client)]
+            assert len(set(pids)) == 7
+            homes = {
+                node: set(descendants(raylet(node))) & set(pids) for node in cluster.worker_nodes
+            }
+            lost, here = max(homes.items(), key=lambda item: len(item[1]))
+            assert here, "no actor on a node that can be removed"
+            victim = next(pid for pid in pids if pid not in here)
+            print(f"{[len(h) for h in homes.values()]} of 7 actors are not on the first node")
+
+            async def hurt() -> None:
+                await asyncio.sleep(1)
+                os.kill(victim, signal.SIGKILL)
+                await asyncio.sleep(2)
+                await asyncio.to_thread(cluster.remove_node, lost, allow_graceful=False)
+
+            async def call(i: int, due: float) -> Reply:
+                return await client.infer(f"query {i}", [i], due)
+
+            hurting = asyncio.create_task(hurt())
+            replies = await open_loop(call, rate=20, count=160, seed=0, label="queries")
+            await hurting
+            assert [reply.error for reply in replies] == [""] * len(replies)
+            assert all(reply.returned == reply.identity for reply in replies)
+            right = [reply.labels[0] == labels[reply.rows[0]] for reply in replies]
+            decoded = sum(reply.outcomes[0] == "decoded" for reply in replies)
+            slowest = max(reply.latency for reply in replies)
+            print(f"{sum(right)} of {len(right)} right, {decoded} decoded, {slowest:.2f} s at most")
+            assert np.mean(right) >= 0.9
+            assert decoded >= 1
+
+            gone = [i for i, pid in enumerate(pids) if pid == victim or pid in here]
+            for _ in range(300):
+                found = await workers(client)
+                if all(found[i]["restarts"] and found[i]["state"] == "up" for i in gone):
+                    break
+                await asyncio.sleep(0.1)
+            assert [found[i]["state"] for i in gone] == ["up"] * len(gone)
+            assert {found[i]["pid"] for i in gone}.isdisjoint(pids)
+            print(f"restarts: {[worker['restarts'] for worker in found]}")
+            assert all(worker["restarts"] <= 2 for worker in found)
+            reply = await client.infer("last", range(20))
+            assert reply.ok
+
+            process.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.process.wait(), 30) == 0
+            actors = [worker["pid"] for worker in found]
+            assert await asyncio.to_thread(survivors, actors, 20) == []
+
+    asyncio.run(run())

@@ -1,0 +1,368 @@
+"""`codedinvnet serve` as its users see it: a process, its protocol's own client, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import sample_images
+from codedinvnet.serving.metrics import logger
+from tests.conftest import Command
+from tests.processes import alive, descendants, needs_proc, served, survivors
+
+http = pytest.importorskip("tritonclient.http")
+
+PATIENT = ("--deadline-ms", "30000")
+"""For machines that are busy with other things."""
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return sample_images("mnist").images.numpy()
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    return sample_images("mnist").labels.numpy()
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+def write_faults(folder: Path, *faults: dict[str, Any]) -> str:
+    path = folder / "faults.json"
+    path.write_text(json.dumps({"faults": faults}), encoding="utf-8")
+    return str(path)
+
+
+def slow(ms: float, **where: int) -> dict[str, Any]:
+    return {"kind": "slow", "delay": {"distribution": "constant", "ms": ms}, **where}
+
+
+async def worker_pids(client: Client) -> list[int]:
+    return [worker["pid"] for worker in (await client.state())["workers"]]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    timeouts = {"connection_timeout": 60.0, "network_timeout": 60.0}
+    with served("mnist", "--k", "4", "--workers", "6", *PATIENT, log=log) as process:
+        address = process.address.removeprefix("http://")
+        with http.InferenceServerClient(address, concurrency=8, **timeouts) as found:
+            yield found
+
+
+class TestTriton:
+    """The protocol's own client, unchanged."""
+
+    def request(self, images: np.ndarray, binary: bool = True) -> list[Any]:
+        datatype = {"uint8": "UINT8", "float32": "FP32"}[images.dtype.name]
+        tensor = http.InferInput("images", list(images.shape), datatype)
+        tensor.set_data_from_numpy(images, binary_data=binary)
+        return [tensor]
+
+    def wanted(self, binary: bool) -> list[Any]:
+        names = ("probabilities", "label", "outcome")
+        return [http.InferRequestedOutput(name, binary_data=binary) for name in names]
+
+    def check(self, result: Any, mnist: Bundle, images: np.ndarray) -> None:
+        """Check that direct answers are the bundle's, and decoded ones at hand."""
+        expected = mnist.classify(mnist.embed(torch.from_numpy(images))).numpy()
+        outcomes = [as_text(outcome) for outcome in result.as_numpy("outcome")]
+        direct = [i for i, outcome in enumerate(outcomes) if outcome == "direct"]
+        assert set(outcomes) <= {"direct", "decoded"}
+        probabilities, found = result.as_numpy("probabilities"), result.as_numpy("label")
+        assert probabilities.shape == expected.shape
+        np.testing.assert_allclose(probabilities[direct], expected[direct], atol=1e-5)
+        np.testing.assert_array_equal(found, probabilities.argmax(1))
+
+    def test_health(self, client: Any) -> None:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("mnist")
+        assert client.is_model_ready("mnist", "1")
+        assert not client.is_model_ready("other")
+
+    def test_metadata(self, client: Any) -> None:
+        metadata = client.get_server_metadata()
+        assert metadata["name"] == "codedinvnet"
+        assert "binary_tensor_data" in metadata["extensions"]
+        model = client.get_model_metadata("mnist")
+        assert model["inputs"] == [
+            {"name": "images", "datatype": "UINT8", "shape": [-1, 1, 28, 28]}
+        ]
+        outputs = {output["name"]: output["shape"] for output in model["outputs"]}
+        assert outputs == {"probabilities": [-1, 10], "label": [-1], "outcome": [-1]}
+
+    @pytest.mark.parametrize("binary_out", [True, False])
+    @pytest.mark.parametrize("binary_in", [True, False])
+    @pytest.mark.parametrize("floats", [False, True])
+    def test_infer(
+        self,
+        binary_in: bool,
+        binary_out: bool,
+        floats: bool,
+        client: Any,
+        mnist: Bundle,
+        images: np.ndarray,
+    ) -> None:
+        batch = images[:5]
+        given = (batch / 255).astype(np.float32) if floats else batch
+        result = client.infer(
+            "mnist",
+            self.request(given, binary_in),
+            outputs=self.wanted(binary_out),
+            request_id="first of all",
+        )
+        assert result.get_response()["id"] == "first of all"
+        self.check(result, mnist, batch)
+
+    def test_default_outputs(self, client: Any, mnist: Bundle, images: np.ndarray) -> None:
+        result = client.infer("mnist", self.request(images[:1]), model_version="1")
+        self.check(result, mnist, images[:1])
+
+    @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+    def test_compression(
+        self, algorithm: str, client: Any, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        result = client.infer(
+            "mnist",
+            self.request(images[:200]),
+            outputs=self.wanted(binary=True),
+            request_compression_algorithm=algorithm,
+            response_compression_algorithm="gzip",
+        )
+        self.check(result, mnist, images[:200])
+
+    def test_parameters(self, client: Any, images: np.ndarray) -> None:
+        result = client.infer(
+            "mnist",
+            self.request(images[:9]),
+            outputs=self.wanted(binary=True),
+            parameters={"accept_decoded": False},
+            timeout=30_000_000,
+        )
+        assert {as_text(outcome) for outcome in result.as_numpy("outcome")} == {"direct"}
+
+    def test_concurrent_requests(self, client: Any, mnist: Bundle, images: np.ndarray) -> None:
+        pending = [
+            client.async_infer(
+                "mnist",
+                self.request(images[i : i + 3]),
+                outputs=self.wanted(binary=True),
+                request_id=f"request {i}",
+            )
+            for i in range(40)
+        ]
+        for i, request in enumerate(pending):
+            result = request.get_result()
+            assert result.get_response()["id"] == f"request {i}"
+            self.check(result, mnist, images[i : i + 3])
+
+    def test_errors(self, client: Any, images: np.ndarray) -> None:
+        from tritonclient.utils import InferenceServerException
+
+        with pytest.raises(InferenceServerException, match="no model 'other'"):
+            client.infer("other", self.request(images[:1]))
+        with pytest.raises(InferenceServerException, match=r"inputs\.0\.shape"):
+            client.infer("mnist", self.request(np.zeros((1, 1, 5, 5), np.uint8)))
+
+
+def as_text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@needs_proc
+def test_every_query_is_answered_while_workers_fail(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray
+) -> None:
+    options = ("--k", "4", "--workers", "6", "--routing", "round-robin", *PATIENT)
+    times = ("--group-timeout-ms", "150", "--hang-timeout-ms", "1500")
+    faults = write_faults(tmp_path, slow(200, worker=1))
+
+    async def run() -> None:
+        async with (
+            server("mnist", *options, *times, "--faults", faults, log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+            pids = await worker_pids(client)
+
+            async def hurt() -> None:
+                await asyncio.sleep(1)
+                os.kill(pids[2], signal.SIGKILL)
+                await asyncio.sleep(1)
+                os.kill(pids[4], signal.SIGSTOP)
+
+            async def call(i: int, due: float) -> Reply:
+                return await client.infer(f"query {i}", [i], due)
+
+            hurting = asyncio.create_task(hurt())
+            replies = await open_loop(call, rate=40, count=200, seed=0, label="queries")
+            await hurting
+            assert [reply.error for reply in replies] == [""] * len(replies)
+            assert all(reply.returned == reply.identity for reply in replies)
+            right: dict[str, list[bool]] = {"direct": [], "decoded": []}
+            for reply in replies:
+                (row,) = reply.rows
+                right[reply.outcomes[0]].append(bool(reply.labels[0] == labels[row]))
+            print({name: f"{sum(r)} of {len(r)} right" for name, r in right.items()})
+            assert len(right["decoded"]) >= 5
+            assert np.mean(right["decoded"]) >= 0.8
+            assert np.mean(right["direct"]) >= 0.9
+
+            async def restarts() -> list[int]:
+                return [worker["restarts"] for worker in (await client.state())["workers"]]
+
+            for _ in range(200):
+                counts = await restarts()
+                if counts[2] and counts[4]:
+                    break
+                await asyncio.sleep(0.1)
+            metrics = await client.metrics()
+            assert metrics['codedinvnet_worker_restarts_total{reason="died"}'] >= 1
+            assert metrics['codedinvnet_worker_restarts_total{reason="hung"}'] >= 1
+            assert metrics['codedinvnet_queries_total{outcome="decoded"}'] >= 5
+            assert metrics["codedinvnet_pending_queries"] == 0
+            assert survivors([pids[2], pids[4]]) == []
+            again = await worker_pids(client)
+            assert {again[2], again[4]}.isdisjoint(pids)
+
+            # The front end itself is killed: nothing is left, stopped or not.
+            below = descendants(process.pid)
+            assert set(again) < set(below)
+            os.kill(again[0], signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGKILL)
+            assert await process.process.wait() == -signal.SIGKILL
+            assert await asyncio.to_thread(survivors, below) == []
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
+    faults = write_faults(tmp_path, slow(1000))
+
+    async def run() -> None:
+        options = ("--k", "4", "--workers", "6", *PATIENT, "--faults", faults)
+        async with (
+            server("mnist", *options, log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+            below = descendants(process.pid)
+            assert set(await worker_pids(client)) < set(below)
+            requests = [
+                asyncio.create_task(client.infer(f"request {i}", range(4 * i, 4 * i + 4)))
+                for i in range(2)
+            ]
+            for _ in range(200):
+                if (await client.metrics())["codedinvnet_pending_queries"] == 8:
+                    break
+                await asyncio.sleep(0.05)
+            assert not any(request.done() for request in requests)
+            for _ in range(2):  # timeout(1) sends two
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.2)
+            replies = await asyncio.gather(*requests)
+            assert [reply.error for reply in replies] == ["", ""]
+            assert await asyncio.wait_for(process.process.wait(), 30) == 0
+            assert await asyncio.to_thread(survivors, below) == []
+            assert not any(alive(pid) for pid in below)
+            late = await client.infer("late", [0])
+            assert late.status == 0
+
+    asyncio.run(run())
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert events == ["ready", "draining", "stopped"]
+
+
+class TestRefused:
+    """What cannot work is one line and exit code 2."""
+
+    @pytest.fixture(autouse=True)
+    def _logging(self) -> Iterator[None]:
+        before = (logger.handlers, logger.level, logger.propagate)
+        yield
+        logger.handlers, logger.level, logger.propagate = before
+
+    def refused(self, call: Command, *words: str) -> str:
+        outcome = call("serve", *words)
+        assert outcome.code == 2
+        assert outcome.out == ""
+        lines = [line for line in outcome.err.splitlines() if not line.startswith("{")]
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["nothing"], "no bundle 'nothing'"),
+            (["mnist", "--k", "99"], "k = 99"),
+            (["mnist", "--k", "4", "--workers", "4"], "--workers: 4 are too few"),
+            (["mnist", "--workers", "0"], "--workers"),
+            (["mnist", "--method", "magic"], "--method: 'magic'"),
+            (["mnist", "--policy", "magic"], "--policy: 'magic'"),
+            (["mnist", "--routing", "magic"], "--routing: 'magic'"),
+            (["mnist", "--pool", "magic"], "--pool: 'magic'"),
+            (["mnist", "--deadline-ms", "0"], "--deadline-ms"),
+            (["mnist", "--deadline-ms", "nan"], "--deadline-ms"),
+            (["mnist", "--deadline-ms", "inf"], "--deadline-ms"),
+            (["mnist", "--group-timeout-ms", "-1"], "--group-timeout-ms"),
+            (["mnist", "--hang-timeout-ms", "-1"], "--hang-timeout-ms"),
+            (["mnist", "--min-confidence", "2"], "--min-confidence"),
+            (["mnist", "--max-pending", "0"], "--max-pending"),
+            (["mnist", "--max-batch", "0"], "--max-batch"),
+            (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
+            (["mnist", "--port", "99999"], "--port"),
+            (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+            (["mnist", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+            (["mnist", "--token-file", "/nowhere/token"], "--token-file: cannot read"),
+            (["mnist", "--faults", "/nowhere/faults"], "cannot read the faults file"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_options(self, words: list[str], message: str, call: Command) -> None:
+        port = [] if "--port" in words else ["--port", "0"]
+        assert message in self.refused(call, *words, *port)
+
+    def test_port_taken(self, call: Command) -> None:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            message = self.refused(call, "mnist", "--k", "4", "--port", str(port))
+        assert f"cannot listen on 127.0.0.1:{port}: " in message
+
+    def test_two_that_start_together(self, call: Command) -> None:
+        from codedinvnet.serving.serve import bind
+
+        with bind("127.0.0.1", 0) as other:  # as long as its workers load
+            port = other.getsockname()[1]
+            message = self.refused(call, "mnist", "--k", "4", "--port", str(port))
+        assert f"cannot listen on 127.0.0.1:{port}: " in message
+
+    def test_empty_token(self, call: Command, tmp_path: Path) -> None:
+        path = tmp_path / "token"
+        path.write_text("\n")
+        assert "holds no token" in self.refused(call, "mnist", "--token-file", str(path))
+
+    def test_faults_of_a_worker_that_is_not_there(self, call: Command, tmp_path: Path) -> None:
+        faults = write_faults(tmp_path, slow(1, worker=9))
+        message = self.refused(call, "mnist", "--k", "4", "--port", "0", "--faults", faults)
+        assert "the faults name worker 9; there are 5" in message

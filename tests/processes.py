@@ -1,0 +1,98 @@
+"""Helpers for tests that start processes (Linux's /proc where other processes are looked at)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from codedinvnet.bench.load import ServerProcess, server
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields behind a process's name: state, parent …; [] if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return stat.rsplit(")", 1)[1].split()
+
+
+def state(pid: int) -> str:
+    """Return a process's state, R, S, T, Z …; "" if it is gone."""
+    return (_stat(pid) or [""])[0]
+
+
+def parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs or is stopped; one that is dead and not yet reaped is not."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def survivors(pids: Iterable[int], timeout: float = 10.0) -> list[int]:
+    """Wait until all processes have ended; return those that have not."""
+    pids = list(pids)
+    wait_until(lambda: not any(alive(pid) for pid in pids), timeout)
+    return [pid for pid in pids if alive(pid)]
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
+    """Wait until a condition holds; return whether it does."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, at any depth."""
+    fields = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    parents = {child: int(stat[1]) for child, stat in fields.items() if stat}
+    found, new = [], [pid]
+    while new:
+        new = [child for child, above in parents.items() if above in new]
+        found += new
+    return found
+
+
+@contextmanager
+def served(*arguments: str, log: Path) -> Iterator[ServerProcess]:
+    """Run `codedinvnet serve ARGUMENTS` for tests that are not coroutines."""
+    started = threading.Event()
+    found: list[ServerProcess] = []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            async with server(*arguments, log=log) as process:
+                found.append(process)
+                started.set()
+                await stop.wait()
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        started.wait()
+        assert found, "the server did not start"
+        yield found[0]
+    finally:
+        if thread.is_alive():
+            loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

@@ -1,0 +1,596 @@
+"""The HTTP face without a socket: every status, and what each says."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import os
+import re
+import signal
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import sample_images
+from codedinvnet.serving.app import AppOptions, build_app
+from codedinvnet.serving.faults import FaultyPool, Schedule
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.pool import InProcessPool
+from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription
+from codedinvnet.serving.scheduler import POLICIES, Rules
+
+K, WORKERS = 4, 6
+INFER = "/v2/models/mnist/infer"
+MAX_BODY = 100_000
+TOKEN = "an open secret"
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return sample_images("mnist").images[:16].numpy()
+
+
+class Service:
+    """A front end with its app, and a client of it."""
+
+    def __init__(self, front: FrontEnd, pool: InProcessPool, client: httpx.AsyncClient) -> None:
+        self.front, self.pool, self.client = front, pool, client
+
+    async def infer(self, images: np.ndarray, **more: Any) -> httpx.Response:
+        """Send JSON; `more` replaces what stands in the request."""
+        return await self.client.post(INFER, json={"inputs": [tensor(images)], **more})
+
+    def hang_all(self) -> None:
+        for worker in range(WORKERS):
+            self.pool.hang(worker)
+
+    def kill_all(self) -> None:
+        for worker in range(WORKERS):
+            self.pool.kill(worker)
+
+
+def tensor(images: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {
+        "name": "images",
+        "shape": list(images.shape),
+        "datatype": "UINT8",
+        "data": images.ravel().tolist(),
+        **more,
+    }
+
+
+@asynccontextmanager
+async def serving(
+    bundle: Bundle,
+    *,
+    token: str = "",
+    demo: np.ndarray | None = None,
+    deadline: float = 60.0,
+    max_pending: int = 100,
+    pool_class: type[InProcessPool] = InProcessPool,
+) -> AsyncIterator[Service]:
+    method = bundle.method(K)
+    pool = pool_class(method)
+    front = FrontEnd(
+        method,
+        FaultyPool(pool, Schedule()),
+        Rules(WORKERS, POLICIES["coded"], hang_timeout=60.0, max_pending=max_pending),
+        bundle.info.input.shape,
+        deadline=deadline,
+    )
+    model = ModelDescription("mnist", bundle.info.input.shape, bundle.info.classes, max_batch=32)
+    app = build_app(front, AppOptions(model, MAX_BODY, token, demo))
+    await front.start()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        try:
+            yield Service(front, pool, client)
+        finally:
+            for worker in range(WORKERS):
+                if pool.hung[worker].is_set():
+                    pool.kill(worker)
+            await front.stop()
+
+
+def using(bundle: Bundle, body: Callable[[Service], Awaitable[None]], **options: Any) -> None:
+    """Run a test's body with a service."""
+
+    async def run() -> None:
+        async with serving(bundle, **options) as service:
+            await body(service)
+
+    asyncio.run(run())
+
+
+def error(response: httpx.Response, status: int) -> str:
+    """Return the message of an error response."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    message: str = response.json()["error"]
+    return message
+
+
+def expected(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    return bundle.classify(bundle.embed(torch.from_numpy(images))).numpy()
+
+
+class TestInfer:
+    def test_json(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            response = await service.infer(
+                images[:K], id="seven", parameters={"accept_decoded": False}
+            )
+            assert response.status_code == 200
+            assert HEADER_LENGTH not in response.headers
+            reply = response.json()
+            assert (reply["model_name"], reply["model_version"]) == ("mnist", "1")
+            assert reply["id"] == "seven"
+            outputs = {output["name"]: output for output in reply["outputs"]}
+            assert {name: output["shape"] for name, output in outputs.items()} == {
+                "probabilities": [K, 10],
+                "label": [K],
+                "outcome": [K],
+            }
+            found = np.reshape(outputs["probabilities"]["data"], (K, 10))
+            np.testing.assert_allclose(found, expected(mnist, images[:K]), atol=1e-5)
+            assert outputs["label"]["data"] == found.argmax(1).tolist()
+            assert outputs["outcome"]["data"] == ["direct"] * K
+
+        using(mnist, body)
+
+    def test_nested_data_and_floats(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            floats = images[:2] / 255
+            inputs = [tensor(images[:2], datatype="FP32", data=floats.tolist())]
+            response = await service.client.post(INFER, json={"inputs": inputs})
+            assert response.status_code == 200
+            first = response.json()["outputs"][0]["data"][:10]
+            np.testing.assert_allclose(first, expected(mnist, images[:1])[0], atol=1e-5)
+
+        using(mnist, body)
+
+    @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
+    def test_binary(self, encoding: str | None, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            entry = tensor(images, parameters={"binary_data_size": images.nbytes})
+            del entry["data"]
+            head = json.dumps(
+                {"inputs": [entry], "parameters": {"binary_data_output": True}}
+            ).encode()
+            data = head + images.tobytes()
+            headers = {HEADER_LENGTH: str(len(head))}
+            if encoding is not None:
+                headers["Content-Encoding"] = encoding
+                data = gzip.compress(data) if encoding == "gzip" else zlib.compress(data)
+            response = await service.client.post(INFER, content=data, headers=headers)
+            assert response.status_code == 200, response.text
+            assert response.headers["content-type"] == "application/octet-stream"
+            length = int(response.headers[HEADER_LENGTH])
+            reply = json.loads(response.content[:length])
+            sizes = [output["parameters"]["binary_data_size"] for output in reply["outputs"]]
+            assert sum(sizes) == len(response.content) - length
+            found = np.frombuffer(response.content, "<f4", 160, length).reshape(16, 10)
+            labels = np.frombuffer(response.content, "<i8", 16, length + sizes[0])
+            np.testing.assert_array_equal(labels, found.argmax(1))
+            outcomes = response.content[length + sizes[0] + sizes[1] :]
+            assert outcomes.count(b"direct") + outcomes.count(b"decoded") == 16
+
+        using(mnist, body)
+
+    def test_a_large_answer_is_compressed_for_who_asks(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        async def body(service: Service) -> None:
+            batch = np.repeat(images[:1], 32, axis=0)
+            for asked in ("gzip", "identity"):
+                service.client.headers["Accept-Encoding"] = asked
+                response = await service.infer(batch)
+                assert response.headers.get("content-encoding", "identity") == asked
+                assert len(response.json()["outputs"][0]["data"]) == 320
+
+        using(mnist, body)
+
+    def test_decoded(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.pool.hang(1)
+            response = await service.infer(images[:K], outputs=[{"name": "outcome"}])
+            (output,) = response.json()["outputs"]
+            assert output["data"] == ["direct", "decoded", "direct", "direct"]
+
+        using(mnist, body)
+
+
+class TestBadRequests:
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"name": "pictures"}, "inputs.0.name"),
+            ({"name": None}, "inputs.0.name"),
+            ({"datatype": "INT8"}, "inputs.0.datatype"),
+            ({"shape": [1, 28, 28]}, "inputs.0.shape"),
+            ({"shape": [1, 3, 28, 28]}, "inputs.0.shape"),
+            ({"shape": [0, 1, 28, 28]}, "inputs.0.shape"),
+            ({"shape": [33, 1, 28, 28]}, "inputs.0.shape: at most 32 images"),
+            ({"shape": "all"}, "inputs.0.shape"),
+            ({"data": None}, "inputs.0.data: missing"),
+            ({"data": [1, 2, 3]}, "inputs.0.data"),
+            ({"data": [[1, 2], [3]]}, "inputs.0.data"),
+            ({"data": [256] * 784}, "inputs.0.data"),
+            ({"data": [-1] * 784}, "inputs.0.data"),
+            ({"data": [0.5] * 784}, "inputs.0.data"),
+            ({"data": ["a"] * 784}, "inputs.0.data"),
+            ({"data": [2.0] * 784, "datatype": "FP32"}, "inputs.0.data"),
+            ({"parameters": {"binary_data_size": 784}}, "inputs.0.data"),
+            ({"parameters": {"binary_data_size": 3}}, "inputs.0.parameters.binary_data_size"),
+            ({"parameters": {"shared_memory_region": "r"}}, "inputs.0.parameters"),
+        ],
+        ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+    )
+    def test_input(
+        self, change: dict[str, Any], field: str, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        async def body(service: Service) -> None:
+            entry = {**tensor(images[:1]), **change}
+            response = await service.client.post(INFER, json={"inputs": [entry]})
+            assert error(response, 400).startswith(field)
+            assert not service.front.scheduler.queries
+
+        using(mnist, body)
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"inputs": []}, "inputs:"),
+            ({"inputs": 3}, "inputs:"),
+            ({"id": 3}, "id:"),
+            ({"outputs": [{"name": "logits"}]}, "outputs.0.name"),
+            ({"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]}, "outputs.0.par"),
+            ({"parameters": {"accept_decoded": "no"}}, "parameters.accept_decoded"),
+            ({"parameters": {"timeout": -1}}, "parameters.timeout"),
+            ({"parameters": {"timeout": "long"}}, "parameters.timeout"),
+            ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output"),
+        ],
+        ids=str,
+    )
+    def test_request(
+        self, change: dict[str, Any], field: str, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        async def body(service: Service) -> None:
+            assert error(await service.infer(images[:1], **change), 400).startswith(field)
+
+        using(mnist, body)
+
+    @pytest.mark.parametrize(
+        ("content", "headers", "message"),
+        [
+            (b"", {}, "body: not valid JSON"),
+            (b"{", {}, "body: not valid JSON"),
+            (b"\xff\xfe", {}, "body: not valid JSON"),
+            (b'{"inputs": [NaN]}', {}, "body: not valid JSON"),
+            (b"[" * 100_000, {}, "body: not valid JSON"),
+            (b"[]", {}, "body: must be a JSON object"),
+            (b"{}", {}, "inputs: "),
+            (b"{}", {HEADER_LENGTH: "two"}, f"{HEADER_LENGTH}: must be a number"),
+            (b"{}", {HEADER_LENGTH: "-2"}, f"{HEADER_LENGTH}: must be a number"),
+            (b"{}", {HEADER_LENGTH: "3"}, f"{HEADER_LENGTH}: 3 is more than"),
+            (b"x" * (MAX_BODY + 1), {}, f"body: more than {MAX_BODY} bytes"),
+            (b"{}", {"Content-Encoding": "br"}, "Content-Encoding: 'br'"),
+            (b"{}", {"Content-Encoding": "gzip"}, "body: not valid gzip"),
+            (gzip.compress(b"{}" * 99)[:-9], {"Content-Encoding": "gzip"}, "body: the gzip data"),
+            (zlib.compress(b"{}" * 99)[:-5], {"Content-Encoding": "deflate"}, "body: the deflate"),
+            (
+                gzip.compress(b" " * (MAX_BODY + 1)),
+                {"Content-Encoding": "gzip"},
+                f"body: more than {MAX_BODY} bytes when decompressed",
+            ),
+        ],
+        ids=lambda value: repr(value)[:30],
+    )
+    def test_body(
+        self, content: bytes, headers: dict[str, str], message: str, mnist: Bundle
+    ) -> None:
+        async def body(service: Service) -> None:
+            response = await service.client.post(INFER, content=content, headers=headers)
+            assert error(response, 400).startswith(message)
+
+        using(mnist, body)
+
+    def test_a_body_in_pieces_is_not_read_to_its_end(self, mnist: Bundle) -> None:
+        read = 0
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal read
+            for _ in range(1000):
+                read += 1
+                yield b"x" * 10_000
+
+        async def body(service: Service) -> None:
+            response = await service.client.post(INFER, content=pieces())
+            assert "more than" in error(response, 400)
+            assert read <= 12
+
+        using(mnist, body)
+
+
+class TestToken:
+    OPEN = ("/v2/health/live", "/v2/health/ready", "/")
+    CLOSED = ("/v2", "/v2/models/mnist", "/metrics", "/page/state", "/demo/images", "/nowhere")
+
+    def test_who_is_let_in(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            client = service.client
+            for path in self.OPEN:
+                assert (await client.get(path)).status_code == 200
+            wrong = ("", TOKEN, f"Bearer {TOKEN}x", "Bearer ", f"bearer{TOKEN}", "Bearer \xe9")
+            for given in wrong:
+                headers = {b"Authorization": given.encode("latin-1")}
+                for path in self.CLOSED:
+                    response = await client.get(path, headers=headers)
+                    assert "a bearer token is needed" in error(response, 401)
+                    assert response.headers["www-authenticate"] == "Bearer"
+            error(await service.infer(images[:1]), 401)
+            error(await client.post("/demo/workers/0/kill"), 401)
+            client.headers["Authorization"] = f"Bearer {TOKEN}"
+            for path in self.CLOSED[:-1]:
+                assert (await client.get(path)).status_code == 200
+            assert (await service.infer(images[:1])).status_code == 200
+
+        using(mnist, body, token=TOKEN, demo=images)
+
+
+class TestNotFound:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/v2/models/MNIST",
+            "/v2/models/mnist/versions/2",
+            "/v2/models/mnist/versions/2/ready",
+            "/v2/models/fashion/ready",
+            "/nowhere",
+            "/v2/nowhere",
+            "/docs",
+            "/openapi.json",
+            "/demo/images",
+        ],
+    )
+    def test_get(self, path: str, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            assert error(await service.client.get(path), 404)
+
+        using(mnist, body)
+
+    def test_infer(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            post = service.client.post
+            message = error(await post("/v2/models/Fashion/infer", json={}), 404)
+            assert message == "no model 'Fashion' version '1'; there is 'mnist' 1"
+            error(await post("/v2/models/mnist/versions/2/infer", json={}), 404)
+            error(await post("/demo/workers/0/kill"), 404)
+
+        using(mnist, body)
+
+    def test_wrong_method(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            error(await service.client.get(INFER), 405)
+            error(await service.client.post("/metrics"), 405)
+
+        using(mnist, body)
+
+
+class TestFailures:
+    def test_overloaded(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.hang_all()
+            first = asyncio.create_task(service.infer(images[:8]))
+            while len(service.front.scheduler.queries) < 8:
+                await asyncio.sleep(0.005)
+            response = await service.infer(images[:1])
+            assert "overloaded" in error(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+            service.kill_all()
+            assert (await first).status_code == 200
+            assert (await service.infer(images[:1])).status_code == 200
+
+        using(mnist, body, max_pending=8)
+
+    def test_draining(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            await service.front.drain()
+            response = await service.infer(images[:1])
+            assert "shutting down" in error(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+            ready = await service.client.get("/v2/health/ready")
+            assert (ready.status_code, ready.json()) == (503, {"ready": False})
+            assert (await service.client.get("/v2/health/live")).status_code == 200
+
+        using(mnist, body)
+
+    def test_deadline(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.hang_all()
+            message = error(await service.infer(images[:3], parameters={"timeout": 200_000}), 504)
+            assert message == "3 of 3 queries: deadline passed"
+
+        using(mnist, body)
+
+    def test_deadline_of_the_service(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.hang_all()
+            error(await service.infer(images[:1], parameters={"timeout": 50_000_000}), 504)
+
+        using(mnist, body, deadline=0.2)
+
+    def test_workers_that_fail(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.pool.broken = set(range(WORKERS))
+            message = error(await service.infer(images[:2]), 500)
+            assert message.startswith("2 of 2 queries failed: ")
+            assert "this worker is broken" in message
+            service.pool.broken = set()
+            assert (await service.infer(images[:2])).status_code == 200
+
+        using(mnist, body)
+
+
+class TestViews:
+    def test_health(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            get = service.client.get
+            assert (await get("/v2/health/live")).json() == {"live": True}
+            for path in ("/v2/health/ready", "/v2/models/mnist/ready"):
+                assert (await get(path)).json() == {"ready": True}
+            assert (await get("/v2/models/mnist/versions/1/ready")).status_code == 200
+            for worker in service.front.scheduler.workers:
+                worker.up = False
+            assert (await get("/v2/health/ready")).status_code == 503
+
+        using(mnist, body)
+
+    def test_metadata(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            reply = (await service.client.get("/v2")).json()
+            assert reply["name"] == "codedinvnet"
+            assert reply["extensions"] == ["binary_tensor_data"]
+            assert re.fullmatch(r"\d+\.\d+\.\d+.*", reply["version"])
+            model = (await service.client.get("/v2/models/mnist")).json()
+            assert model == (await service.client.get("/v2/models/mnist/versions/1")).json()
+            assert model["name"] == "mnist"
+            assert model["versions"] == ["1"]
+            assert model["inputs"][0]["shape"] == [-1, 1, 28, 28]
+            names = [output["name"] for output in model["outputs"]]
+            assert names == ["probabilities", "label", "outcome"]
+
+        using(mnist, body)
+
+    def test_metrics(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.pool.hang(2)
+            await service.infer(images[:K])
+            response = await service.client.get("/metrics")
+            assert response.headers["content-type"].startswith("text/plain")
+            lines = response.text.splitlines()
+            values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+            assert values['codedinvnet_queries_total{outcome="direct"}'] == "3.0"
+            assert values['codedinvnet_queries_total{outcome="decoded"}'] == "1.0"
+            assert values['codedinvnet_workers{state="up"}'] == str(float(WORKERS))
+            assert values["codedinvnet_pending_queries"] == "0.0"
+            assert all(name.startswith("codedinvnet_") for name in values)
+            described = {line.split()[2] for line in lines if line.startswith("# HELP")}
+            assert described >= {
+                "codedinvnet_queries_total",
+                "codedinvnet_query_latency_seconds",
+                "codedinvnet_decode_seconds",
+                "codedinvnet_worker_seconds",
+                "codedinvnet_queue_depth",
+                "codedinvnet_worker_restarts_total",
+                "codedinvnet_groups_total",
+                "codedinvnet_live_recovered_agreement",
+                "codedinvnet_parity_residual",
+                "codedinvnet_event_loop_lag_seconds",
+            }
+
+        using(mnist, body)
+
+    def test_page(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            response = await service.client.get("/")
+            assert response.headers["content-type"].startswith("text/html")
+            assert re.findall(r"(?:https?:)?//[\w.-]+\.\w+", response.text) == []
+            assert re.findall(r"\b(?:src|href)=\"(?!data:)", response.text) == []
+
+            service.pool.hang(2)
+            await service.infer(images[:K])
+            state = (await service.client.get("/page/state")).json()
+            assert state["answers"]["direct"] == 3
+            assert state["answers"]["decoded"] == 1
+            assert state["demo"] is False
+            assert state["k"] == K
+            assert len(state["workers"]) == WORKERS
+            assert {worker["pid"] for worker in state["workers"]} == {None}
+            (group,) = state["groups"]
+            outcomes = [member["outcome"] for member in group["members"]]
+            assert outcomes == ["direct", "direct", "decoded", "direct"]
+            assert base64.b64decode(group["members"][0]["image"]) == images[0].tobytes()
+            assert set(state["percentiles"]) == {"direct", "decoded"}
+            await asyncio.sleep(0.4)
+            state = (await service.client.get("/page/state")).json()
+            assert [w["state"] for w in state["workers"]].index("silent") == 2
+
+        using(mnist, body)
+
+    def test_the_page_shows_float_images(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            floats = (images[:K] / 255).astype(np.float32)
+            inputs = [tensor(floats, datatype="FP32")]
+            await service.client.post(INFER, json={"inputs": inputs})
+            (group,) = (await service.client.get("/page/state")).json()["groups"]
+            assert base64.b64decode(group["members"][1]["image"]) == images[1].tobytes()
+
+        using(mnist, body)
+
+
+class Numbered(InProcessPool):
+    """Claims that its workers are processes."""
+
+    def pid(self, worker: int) -> int | None:
+        return 1_000_000_000 + worker
+
+
+class TestDemo:
+    def test_images(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            found = (await service.client.get("/demo/images")).json()
+            assert [base64.b64decode(text) for text in found] == [i.tobytes() for i in images]
+            assert (await service.client.get("/page/state")).json()["demo"] is True
+
+        using(mnist, body, demo=images)
+
+    def test_deeds(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        signals: list[tuple[int, int]] = []
+        monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+
+        async def body(service: Service) -> None:
+            post = service.client.post
+            for deed in ("kill", "stop", "heal"):
+                response = await post(f"/demo/workers/2/{deed}")
+                assert response.json() == {"worker": 2, "deed": deed}
+            sent = [signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT]
+            assert signals == [(1_000_000_002, number) for number in sent]
+            for worker, deed in ((WORKERS, "kill"), (-1, "kill"), (0, "hurt")):
+                error(await post(f"/demo/workers/{worker}/{deed}"), 404)
+            assert (await post("/demo/workers/one/kill")).status_code == 422
+            assert len(signals) == 3
+
+            await post("/demo/workers/1/slow")
+            response = await service.infer(images[:K])
+            assert response.json()["outputs"][2]["data"][1] == "decoded"
+            await post("/demo/workers/1/heal")
+            pool = service.front.pool
+            assert isinstance(pool, FaultyPool)
+            assert pool.faults == []
+
+        using(mnist, body, demo=images, pool_class=Numbered)
+
+    def test_a_worker_that_is_gone(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:  # between its death and its replacement
+            response = await service.client.post("/demo/workers/1/kill")
+            assert response.status_code == 200
+
+        using(mnist, body, demo=images, pool_class=Numbered)

@@ -1,0 +1,697 @@
+"""The front end over workers that are threads of this process, which die and hang on request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import CodedInvNet
+from codedinvnet.serving import frontend
+from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.frontend import (
+    Answered,
+    DeadlinePassed,
+    Draining,
+    FrontEnd,
+    Overloaded,
+    QueryFailed,
+)
+from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerDied, run_task
+from codedinvnet.serving.scheduler import POLICIES, Rules
+
+K, WORKERS = 4, 6
+PATIENCE = 60.0
+"""A deadline that is never in the way."""
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+@pytest.fixture(scope="module")
+def method(mnist: Bundle) -> CodedInvNet:
+    return mnist.method(K)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return sample_images("mnist").images.numpy()
+
+
+@asynccontextmanager
+async def running(
+    method: CodedInvNet,
+    *,
+    pool: InProcessPool | None = None,
+    schedule: Schedule | None = None,
+    policy: str = "coded",
+    deadline: float = PATIENCE,
+    min_confidence: float = 0.0,
+    **rules: Any,
+) -> AsyncIterator[tuple[FrontEnd, InProcessPool]]:
+    """Run a front end; in the end nothing of any query may be left in it."""
+    pool = pool or InProcessPool(method)
+    rules = {"workers": WORKERS, "group_timeout": 0.05, "hang_timeout": PATIENCE, **rules}
+    front = FrontEnd(
+        method,
+        pool if schedule is None else FaultyPool(pool, schedule),
+        Rules(policy=POLICIES[policy], **rules),
+        (1, 28, 28),
+        deadline=deadline,
+        min_confidence=min_confidence,
+    )
+    await front.start()
+    try:
+        yield front, pool
+        for worker, event in enumerate(pool.hung):
+            if event.is_set():  # else its task would be waited for
+                pool.kill(worker)
+        if not front.stopped:
+            await until(lambda: leftovers(front) == {})
+    finally:
+        await front.stop()
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+def leftovers(front: FrontEnd) -> dict[str, Any]:
+    scheduler = front.scheduler
+    kept = {
+        "waiting": front._waiting,
+        "images": front._images,
+        "outputs": front._outputs,
+        "jobs": front._jobs,
+        "queries": scheduler.queries,
+        "attempts": scheduler.attempts,
+        "unplaced": scheduler.unplaced,
+        "groups": scheduler.groups,
+        "computed_by": scheduler.computed_by,
+    }
+    return {name: things for name, things in kept.items() if things}
+
+
+async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def answered(found: list[Answered | QueryFailed]) -> list[Answered]:
+    answers = [answer for answer in found if isinstance(answer, Answered)]
+    assert len(answers) == len(found), found
+    return answers
+
+
+def direct(bundle: Bundle, batch: np.ndarray) -> np.ndarray:
+    return bundle.classify(bundle.embed(torch.from_numpy(batch))).numpy()
+
+
+def decoded(bundle: Bundle, batch: np.ndarray, missing: int) -> np.ndarray:
+    """Return what `Bundle.decode` makes of a group whose member is missing."""
+    group = torch.from_numpy(batch)
+    others = [i for i in range(len(batch)) if i != missing]
+    latents = bundle.embed(group[others])[None]
+    return bundle.decode(bundle.encode(group[None]), latents, missing)[0].numpy()
+
+
+def assert_decoded(answer: Answered, expected: np.ndarray) -> None:
+    assert answer.outcome == "decoded"
+    assert int(answer.probabilities.argmax()) == int(expected.argmax())
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_direct_answers_are_the_offline_ones(
+    policy: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method, policy=policy) as (front, _):
+            batch = images[:11]  # two whole groups and three of the next
+            # On a busy machine an answer may be so late that its decoding is faster.
+            answers = answered(await front.infer(batch, accept_decoded=False))
+            expected = direct(mnist, batch)
+            for answer, row in zip(answers, expected, strict=True):
+                assert answer.outcome == "direct"
+                assert 0 < answer.seconds < PATIENCE
+                np.testing.assert_allclose(answer.probabilities, row, atol=1e-5)
+                assert answer.probabilities.dtype == np.float32
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("missing", range(K))
+def test_a_hung_workers_query_is_decoded(
+    missing: int, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(missing)
+            answers = answered(await front.infer(images[:K]))
+            assert_decoded(answers[missing], decoded(mnist, images[:K], missing))
+            for i in set(range(K)) - {missing}:
+                assert answers[i].outcome == "direct"
+
+    asyncio.run(run())
+
+
+def test_a_killed_workers_query_is_decoded(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(2)  # so that it has its task for certain
+            query = asyncio.create_task(front.infer(images[:K]))
+            await until(lambda: (2, 2) in pool.calls)
+            pool.kill(2)
+            answers = answered(await query)
+            assert_decoded(answers[2], decoded(mnist, images[:K], 2))
+            await until(lambda: front.workers[2].restarts == 1)
+            assert all(worker.up for worker in front.scheduler.workers)
+            assert [view.state for view in front.workers] == ["up"] * WORKERS
+            assert pool.calls.count((2, 2)) == 1
+            answered(await front.infer(images[: 3 * K]))
+            assert any(worker == 2 for worker, _ in pool.calls[K + 1 :])
+
+    asyncio.run(run())
+
+
+def test_a_broken_workers_query_is_decoded_and_the_worker_stays(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.broken.add(1)
+            answers = answered(await front.infer(images[:K]))
+            assert_decoded(answers[1], decoded(mnist, images[:K], 1))
+            assert front.workers[1].restarts == 0
+
+    asyncio.run(run())
+
+
+def test_direct_answers_when_decoded_ones_will_not_do(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.broken.add(1)
+            answers = answered(await front.infer(images[:K], accept_decoded=False))
+            assert [answer.outcome for answer in answers] == ["direct"] * K
+            found = np.stack([answer.probabilities for answer in answers])
+            np.testing.assert_allclose(found, direct(mnist, images[:K]), atol=1e-5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("lost", [(0, 1), (1, 4), (0, 2, 3, 4)])
+def test_several_lost(
+    lost: tuple[int, ...], mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            for worker in lost:
+                pool.hang(worker)
+            query = asyncio.create_task(front.infer(images[:K]))
+            await until(lambda: len(pool.calls) == K + 1)
+            for worker in lost:
+                pool.kill(worker)
+            answers = answered(await query)
+            labels = [int(answer.probabilities.argmax()) for answer in answers]
+            for i, answer in enumerate(answers):
+                if answer.outcome == "direct":
+                    assert labels[i] == int(direct(mnist, images[[i]])[0].argmax())
+                else:
+                    assert_decoded(answer, decoded(mnist, images[:K], i))
+            await until(lambda: all(front.workers[i].restarts == 1 for i in lost))
+
+    asyncio.run(run())
+
+
+def test_all_lost_and_back(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            for worker in range(WORKERS):
+                pool.hang(worker)
+            query = asyncio.create_task(front.infer(images[: 2 * K]))
+            await until(lambda: len(pool.calls) >= WORKERS)
+            for worker in range(WORKERS):
+                pool.kill(worker)
+            assert not any(worker.up for worker in front.scheduler.workers)
+            late = asyncio.create_task(front.infer(images[2 * K : 3 * K]))
+            answered(await query)
+            answered(await late)
+            assert all(worker.up for worker in front.scheduler.workers)
+            assert [view.restarts for view in front.workers] == [1] * WORKERS
+
+    asyncio.run(run())
+
+
+def test_a_hung_worker_is_replaced_after_a_time(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method, policy="uncoded", hang_timeout=1.0) as (front, pool):
+            pool.hang(0)
+            (answer,) = answered(await front.infer(images[:1]))
+            assert answer.outcome == "direct"
+            assert answer.seconds >= 1.0
+            await until(lambda: front.workers[0].restarts == 1)
+            restarts = front.metrics.restarts.labels("hung")
+            assert restarts._value.get() == 1
+
+    asyncio.run(run())
+
+
+class OldNews(InProcessPool):
+    """Reports a task's loss only long after the worker's death, as Ray does for a lost node."""
+
+    def __init__(self, method: CodedInvNet) -> None:
+        super().__init__(method)
+        self.told = asyncio.Event()
+        self.first = True
+
+    async def call(self, worker: int, task: Task) -> Result:
+        if worker == 0 and self.first:
+            self.first = False
+            self.calls.append((worker, task.number))
+            await self.told.wait()
+            raise WorkerDied("the node is lost")
+        return await super().call(worker, task)
+
+
+def test_old_news_of_a_death_do_not_end_the_next_worker(
+    method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        pool = OldNews(method)
+        async with running(method, pool=pool) as (front, _):
+            query = asyncio.create_task(front.infer(images[:K]))
+            await until(lambda: (0, 0) in pool.calls)
+            pool.kill(0)
+            answered(await query)
+            await until(lambda: front.workers[0].restarts == 1)
+            pool.told.set()
+            await asyncio.sleep(0.1)
+            assert front.scheduler.workers[0].up
+            assert front.workers[0].restarts == 1
+
+    asyncio.run(run())
+
+
+class Stubborn(InProcessPool):
+    """Workers that do not start again at the first attempts."""
+
+    problems: list[Exception]
+
+    async def replace(self, worker: int) -> None:
+        if self.problems:
+            raise self.problems.pop()
+        await super().replace(worker)
+
+
+def test_a_worker_is_started_until_it_starts(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "RESTART_DELAYS", (0.0, 0.01))
+
+    async def run() -> None:
+        pool = Stubborn(method)
+        pool.problems = [WorkerDied("again"), OSError("no memory"), UserError("the bundle is gone")]
+        async with running(method, pool=pool) as (front, _):
+            pool.kill(0)
+            await until(lambda: front.workers[0].restarts == 1)
+            assert front.workers[0].deaths == 4
+            assert front.scheduler.workers[0].up
+            answered(await front.infer(images[: 2 * K]))
+
+    asyncio.run(run())
+
+
+def test_a_query_on_which_every_worker_fails(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.broken = set(range(WORKERS))
+            found = await front.infer(images[:K])
+            for problem in found:
+                assert isinstance(problem, QueryFailed)
+                assert not isinstance(problem, DeadlinePassed)
+                assert "this worker is broken" in str(problem)
+            pool.broken = set()
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("per_request", [False, True])
+def test_deadline(per_request: bool, method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        deadline = PATIENCE if per_request else 0.3
+        async with running(method, deadline=deadline) as (front, pool):
+            for worker in range(WORKERS):
+                pool.hang(worker)
+            began = time.monotonic()
+            found = await front.infer(images[: K + 1], deadline=0.3 if per_request else 50.0)
+            assert 0.3 <= time.monotonic() - began < 20
+            assert all(isinstance(problem, DeadlinePassed) for problem in found)
+            assert front.metrics.queries.labels("deadline")._value.get() == K + 1
+
+    asyncio.run(run())
+
+
+def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method, max_pending=8) as (front, pool):
+            for worker in range(WORKERS):
+                pool.hang(worker)
+            accepted = [asyncio.create_task(front.infer(images[i : i + 4])) for i in (0, 4)]
+            await until(lambda: len(front._waiting) == 8)
+            for batch in (images[:1], images[:4]):
+                with pytest.raises(Overloaded):
+                    await front.infer(batch)
+            assert front.metrics.queries.labels("rejected")._value.get() == 5
+            assert len(front._waiting) == 8
+            for worker in range(WORKERS):
+                pool.kill(worker)
+            for task in accepted:
+                answered(await task)
+            answered(await front.infer(images[:8]))
+            with pytest.raises(Overloaded):  # all or none
+                await front.infer(images[:9])
+
+    asyncio.run(run())
+
+
+def test_drain(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(0)
+            pool.hang(1)
+            query = asyncio.create_task(front.infer(images[: K + 2]))
+            await until(lambda: len(pool.calls) >= K + 1)
+            assert front.ready
+            drained = asyncio.create_task(front.drain())
+            await asyncio.sleep(0.05)
+            assert not front.ready
+            assert not drained.done()
+            with pytest.raises(Draining):
+                await front.infer(images[:1])
+            pool.kill(0)
+            pool.kill(1)
+            await drained
+            answered(await query)
+
+    asyncio.run(run())
+
+
+def test_stopping_twice_and_with_a_query_under_way(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, _):
+            query = asyncio.create_task(front.infer(images[:6]))
+            await asyncio.sleep(0)
+            await front.stop()
+            answered(await query)
+            await front.stop()
+
+    asyncio.run(run())
+
+
+class TestConfidence:
+    """Decoded answers below `min_confidence` are checked by a copy, if the policy has copies."""
+
+    NEVER_SURE = 1.01
+
+    def test_copy(self, mnist: Bundle, method: CodedInvNet, images: np.ndarray) -> None:
+        async def run() -> None:
+            async with running(
+                method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
+            ) as (front, pool):
+                pool.hang(2)
+                answers = answered(await front.infer(images[:K]))
+                assert [answer.outcome for answer in answers] == ["direct"] * K
+                expected = direct(mnist, images[[2]])[0]
+                np.testing.assert_allclose(answers[2].probabilities, expected, atol=1e-5)
+                assert sum(number == 2 for _, number in pool.calls) == 2
+                assert front.scheduler.hedges >= 1
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("policy", "share", "threshold"),
+        [("coded", 1.0, NEVER_SURE), ("coded+hedge", 0.0, NEVER_SURE), ("coded+hedge", 1.0, 0.0)],
+        ids=["no copies", "no budget", "sure"],
+    )
+    def test_no_copy(
+        self,
+        policy: str,
+        share: float,
+        threshold: float,
+        mnist: Bundle,
+        method: CodedInvNet,
+        images: np.ndarray,
+    ) -> None:
+        async def run() -> None:
+            async with running(
+                method, policy=policy, min_confidence=threshold, hedge_share=share
+            ) as (front, pool):
+                pool.hang(2)
+                answers = answered(await front.infer(images[:K]))
+                assert_decoded(answers[2], decoded(mnist, images[:K], 2))
+                assert sum(number == 2 for _, number in pool.calls) == 1
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("end", ["deadline", "death"])
+    def test_the_copy_is_lost_too(
+        self, end: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    ) -> None:
+        async def run() -> None:
+            async with running(
+                method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
+            ) as (front, pool):
+                pool.hang(2)
+                pool.hang(5)  # where the copy goes: no other worker is new to the group
+                deadline = 3.0 if end == "deadline" else PATIENCE
+                query = asyncio.create_task(front.infer(images[:K], deadline=deadline))
+                await until(lambda: (5, 2) in pool.calls)
+                if end == "death":
+                    pool.kill(2)
+                    pool.kill(5)
+                answers = answered(await query)
+                assert_decoded(answers[2], decoded(mnist, images[:K], 2))
+
+        asyncio.run(run())
+
+
+def test_float_images(mnist: Bundle, method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        floats = (images[:K] / 255).astype(np.float32)
+        async with running(method) as (front, pool):
+            pool.hang(1)
+            answers = answered(await front.infer(floats))
+            assert_decoded(answers[1], decoded(mnist, images[:K], 1))
+            np.testing.assert_allclose(
+                answers[0].probabilities, direct(mnist, images[:1])[0], atol=1e-5
+            )
+
+    asyncio.run(run())
+
+
+def test_float_and_byte_images_share_a_group(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method, group_timeout=PATIENCE) as (front, pool):
+            pool.hang(0)
+            floats = (images[:2] / 255).astype(np.float32)
+            both = await asyncio.gather(front.infer(floats), front.infer(images[2:4]))
+            answers = [answer for found in both for answer in answered(found)]
+            assert_decoded(answers[0], decoded(mnist, images[:K], 0))
+
+    asyncio.run(run())
+
+
+def test_one_query_each_shares_a_group(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method, group_timeout=PATIENCE) as (front, pool):
+            pool.hang(3)
+            found = await asyncio.gather(*[front.infer(images[[i]]) for i in range(K)])
+            answers = [answer for one in found for answer in answered(one)]
+            assert_decoded(answers[3], decoded(mnist, images[:K], 3))
+
+    asyncio.run(run())
+
+
+def test_a_short_group_needs_no_fillers(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method, group_timeout=0.1) as (front, pool):
+            for worker in range(3):
+                pool.hang(worker)  # all three are late, so all three are coded
+            query = asyncio.create_task(front.infer(images[:3]))
+            await until(lambda: any(number == K for _, number in pool.calls))
+            assert len(pool.calls) == 4  # three members and the parity
+            pool.hung[0].clear()
+            pool.hung[2].clear()
+            for worker in (0, 2):
+                pool.kill(worker)
+            answers = answered(await query)
+            assert front.metrics.groups.labels("3")._value.get() == 1
+            for i, answer in enumerate(answers):
+                if answer.outcome == "decoded":
+                    assert_decoded(answer, decoded(mnist, images[:3], i))
+
+    asyncio.run(run())
+
+
+class Released(InProcessPool):
+    """Workers that answer when they are let."""
+
+    def __init__(self, method: CodedInvNet) -> None:
+        super().__init__(method)
+        self.gates = {number: asyncio.Event() for number in range(K + 1)}
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        await self.gates[task.number].wait()
+        return Result(run_task(self.method, task.number, task.images), 0.0)
+
+
+class FixedSize(CodedInvNet):
+    """The same code, as if it could not serve short groups."""
+
+    fixed_size = True
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_short_groups_with_and_without_fillers(
+    fixed: bool, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        code = FixedSize(method.model, K) if fixed else method
+        pool = Released(code)
+        async with running(code, pool=pool, group_timeout=0.1) as (front, _):
+            query = asyncio.create_task(front.infer(images[:3]))
+            await until(lambda: any(number == K for _, number in pool.calls))
+            for number in (0, 2, K):
+                pool.gates[number].set()
+            answers = answered(await query)
+            size = K if fixed else 3
+            group = np.zeros((size, 1, 28, 28), np.uint8)
+            group[:3] = images[:3]
+            assert_decoded(answers[1], decoded(mnist, group, 1))
+            assert front.metrics.groups.labels(str(size))._value.get() == 1
+            assert sorted(number for _, number in pool.calls) == [0, 1, 2, K]
+            pool.gates[1].set()
+
+    asyncio.run(run())
+
+
+def test_live_agreement_and_the_residual_of_a_corrupt_worker(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+
+    async def run(schedule: Schedule) -> FrontEnd:
+        async with running(method, schedule=schedule, routing="round-robin") as (front, _):
+            for start in range(0, 240, 2 * K):
+                answered(await front.infer(images[start : start + 2 * K]))
+            checks = front.metrics.agreement_checks
+            await until(lambda: checks._value.get() >= 20)
+        return front
+
+    honest = asyncio.run(run(Schedule()))
+    agreement = honest.metrics.live_agreement()
+    assert agreement is not None
+    assert agreement >= 0.9
+    fair = honest.metrics._residuals
+    assert {worker for worker, role in fair if role == "parity"} == set(range(WORKERS))
+
+    corrupt = Fault(kind="corrupt", worker=3, scale=5.0)
+    lied = asyncio.run(run(Schedule(faults=(corrupt,)))).metrics._residuals
+    assert lied[3, "parity"] > 2 * max(fair.values())
+    assert lied[3, "parity"] > max(v for (w, r), v in lied.items() if r == "parity" and w != 3)
+
+
+def test_a_held_answer_leaves_the_worker_free(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        hold = Fault(kind="hold", worker=0, delay=Delay(ms=1500))
+        async with running(method, schedule=Schedule(faults=(hold,)), policy="uncoded") as (
+            front,
+            pool,
+        ):
+            slow = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: (0, 0) in pool.calls)
+            await until(lambda: front.scheduler.workers[0].load == 0)
+            assert not slow.done()
+            (answer,) = answered(await slow)
+            assert answer.seconds >= 1.5
+            np.testing.assert_allclose(
+                answer.probabilities, direct(mnist, images[:1])[0], atol=1e-5
+            )
+
+    asyncio.run(run())
+
+
+def test_crashes_that_are_injected(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        crash = Fault(kind="crash", worker=1, probability=0.5)
+        async with running(method, schedule=Schedule(seed=3, faults=(crash,))) as (front, _):
+            for start in range(0, 64, 2 * K):
+                answered(await front.infer(images[start : start + 2 * K]))
+            await until(lambda: front.workers[1].restarts >= 1)
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_goes_away(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(0)
+            pool.hang(1)
+            query = asyncio.create_task(front.infer(images[:K]))
+            await until(lambda: len(pool.calls) == K + 1)
+            query.cancel()
+            await asyncio.gather(query, return_exceptions=True)
+            pool.kill(0)
+            pool.kill(1)
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+
+
+def test_the_page_shows_the_last_groups(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(2)
+            answered(await front.infer(images[:K]))
+            (group,) = front.groups
+            assert sorted(group.outcomes.values()) == ["decoded", "direct", "direct", "direct"]
+            assert group.outcomes[group.members[2]] == "decoded"
+            pool.kill(2)
+            await until(lambda: front.workers[2].restarts == 1)
+            for _ in range(frontend.SHOWN_GROUPS):
+                answered(await front.infer(images[: 2 * K]))
+            assert len(front.groups) == frontend.SHOWN_GROUPS
+            assert len(front._group_of) == frontend.SHOWN_GROUPS
+            front.update_gauges()
+
+    asyncio.run(run())
+
+
+def test_too_few_workers(method: CodedInvNet) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        FrontEnd(
+            method, InProcessPool(method), Rules(K, POLICIES["coded"]), image_shape=(1, 28, 28)
+        )
