@@ -36,6 +36,7 @@ class Exact:
     r = 1
     fixed_size = False
     parameters = 0
+    encode_seconds = 0.0
 
     def __init__(self, k: int) -> None:
         self.k = k

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import EncoderSettings, NetworkSettings, Section
 from codedinvnet.errors import UserError
-from codedinvnet.nn.fusion import FusionEncoder, LeanFusion, UNetFusion, uniform_weights
+from codedinvnet.nn.fusion import Encoding, FusionEncoder, LeanFusion, UNetFusion, uniform_weights
 from codedinvnet.nn.head import Head, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
@@ -155,15 +155,22 @@ class CodedModel(nn.Module):
         Returns:
             The latent of the parity query and the members' side features.
         """
-        x = self.prepare(images)
-        w = uniform_weights(x) if weights is None else weights
-        encoding = self.encoder.encode(x, w)
+        encoding = self.fuse(images, weights)
         return Parity(self.network(encoding.parity), encoding.side)
+
+    def fuse(self, images: Tensor, weights: Tensor | None = None) -> Encoding:
+        """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features.
+
+        Args:
+            images: the members of each group, (B, m, C, H, W).
+            weights: (B, m), the mixture that the parity stands for; default 1/m.
+        """
+        x = self.prepare(images)
+        return self.encoder.encode(x, uniform_weights(x) if weights is None else weights)
 
     def parity_images(self, images: Tensor) -> Tensor:
         """Return the parity images (B, C, H', W') of groups (B, m, C, H, W), padded, in 0..1."""
-        x = self.prepare(images)
-        return self.encoder.encode(x, uniform_weights(x)).parity
+        return self.fuse(images).parity
 
     def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.

@@ -563,7 +563,7 @@ class Released(InProcessPool):
 
     async def _work(self, worker: int, task: Task) -> Result:
         await self.gates[task.number].wait()
-        return Result(run_task(self.method, task.number, task.images), 0.0)
+        return run_task(self.method, task.number, task.images)
 
 
 class FixedSize(CodedInvNet):

@@ -83,7 +83,7 @@ def test_outputs_are_those_of_the_method() -> None:
             floats = (whole / 255).astype(np.float32)
             for number, batch in ((0, whole[:1]), (4, whole), (0, floats[:1]), (4, floats)):
                 result = await pool.call(number % 2, Task(number + 1, number, batch))
-                expected = run_task(method, number, batch)
+                expected = run_task(method, number, batch).output
                 np.testing.assert_allclose(result.output, expected, rtol=1e-5, atol=1e-5)
                 assert result.output.dtype == np.float32
                 assert result.output.flags.writeable

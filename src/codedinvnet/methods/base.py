@@ -36,6 +36,10 @@ class CodedMethod(Protocol):
     def parameters(self) -> int:
         """The number of weights a worker holds."""
 
+    @property
+    def encode_seconds(self) -> float:
+        """How long encoding took in the last parity task that this object computed."""
+
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return for each task of a group the members that it needs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -35,6 +36,7 @@ from codedinvnet.serving.protocol import (
     HEADER_LENGTH,
     VERSION,
     BadRequest,
+    InferRequest,
     ModelDescription,
     decompress,
     model_metadata,
@@ -48,6 +50,8 @@ RETRY_AFTER = "1"
 """Seconds that an overloaded server asks its clients to wait."""
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
+LARGE_BODY = 64 * 1024
+"""Bytes from which a request is parsed in a thread, so that nobody waits for it."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 
@@ -174,8 +178,13 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         check_model(name, model_version)
         headers = request.headers
         body = await read_body(request, options.max_body)
-        body = decompress(body, headers.get("content-encoding"), options.max_body)
-        parsed = parse_request(body, headers.get(HEADER_LENGTH), model)
+
+        def parse() -> InferRequest:
+            plain = decompress(body, headers.get("content-encoding"), options.max_body)
+            return parse_request(plain, headers.get(HEADER_LENGTH), model)
+
+        small = len(body) < LARGE_BODY and "content-encoding" not in headers
+        parsed = parse() if small else await asyncio.to_thread(parse)
         if not parsed.accept_decoded and not front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
         try:

@@ -372,6 +372,8 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         else:
             self.metrics.worker_time.labels(kind).observe(result.seconds)
+            if kind == "parity":
+                self.metrics.encode_time.observe(result.encode_seconds)
             if result.held > 0:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)

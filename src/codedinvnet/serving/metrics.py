@@ -61,6 +61,12 @@ class Metrics:
             buckets=WORK_BUCKETS,
             registry=registry,
         )
+        self.encode_time = Histogram(
+            "codedinvnet_encode_seconds",
+            "Encoding of one parity query, on its worker.",
+            buckets=WORK_BUCKETS,
+            registry=registry,
+        )
         self.queue_depth = Gauge(
             "codedinvnet_queue_depth", "Tasks that wait for a worker.", registry=registry
         )

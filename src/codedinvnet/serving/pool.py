@@ -6,6 +6,7 @@ A pool knows no coding: it runs numbered tasks on numbered workers.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class Result(NamedTuple):
     """(n,) float32."""
     seconds: float
     """Its computing time."""
+    encode_seconds: float = 0.0
+    """The part of it that went into encoding; 0 for data tasks."""
     held: float = 0.0
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
 
@@ -86,10 +89,13 @@ class WorkerSpec:
         return method
 
 
-def run_task(method: CodedMethod, number: int, images: np.ndarray) -> np.ndarray:
-    """Compute one task's output (n,) of images (members, C, H, W)."""
+def run_task(method: CodedMethod, number: int, images: np.ndarray) -> Result:
+    """Compute one task's output (n,) of images (members, C, H, W), and time it."""
+    began = time.perf_counter()
     output = method.compute(number, torch.from_numpy(images)[None])
-    return np.ascontiguousarray(output[0].float().cpu().numpy())
+    array = np.ascontiguousarray(output[0].float().cpu().numpy())
+    encoding = method.encode_seconds if number >= method.k else 0.0
+    return Result(array, time.perf_counter() - began, encoding)
 
 
 Death = Callable[[int, str], None]
@@ -159,8 +165,7 @@ class InProcessPool:
     async def _work(self, worker: int, task: Task) -> Result:
         if self.hung[worker].is_set():
             await self.dead[worker].wait()
-        output = await asyncio.to_thread(run_task, self.method, task.number, task.images)
-        return Result(output, 0.0)
+        return await asyncio.to_thread(run_task, self.method, task.number, task.images)
 
     def kill(self, worker: int) -> None:
         """Let a worker die."""

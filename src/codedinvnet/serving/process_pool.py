@@ -120,7 +120,7 @@ class ProcessPool:
         reader = connection.reader
         try:
             head = await asyncio.wait_for(reader.readexactly(REPLY.size), START_TIMEOUT)
-            _, status, _, size = REPLY.unpack(head)
+            _, status, _, _, size = REPLY.unpack(head)
             message = (await reader.readexactly(size)).decode()
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
             raise WorkerDied(f"worker {worker} did not start") from error
@@ -132,7 +132,7 @@ class ProcessPool:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readexactly(REPLY.size)
-                attempt, status, seconds, size = REPLY.unpack(head)
+                attempt, status, seconds, encoding, size = REPLY.unpack(head)
                 payload = await reader.readexactly(size)
                 future = connection.waiting.pop(attempt, None)
                 if future is None or future.done():
@@ -141,7 +141,7 @@ class ProcessPool:
                     future.set_exception(WorkerFailed(payload.decode()))
                 else:
                     output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
-                    future.set_result(Result(output, seconds))
+                    future.set_result(Result(output, seconds, encoding))
         self._bury(worker, connection, "its process ended")
 
     def _bury(self, worker: int, connection: Connection, reason: str) -> None:

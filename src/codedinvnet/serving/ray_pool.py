@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +42,9 @@ class RayWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self.method = spec.load()
 
-    def compute(self, number: int, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """Compute a task; return its output and the seconds it took."""
-        began = time.perf_counter()
-        output = run_task(self.method, number, np.array(images))
-        return output, time.perf_counter() - began
+    def compute(self, number: int, images: np.ndarray) -> Result:
+        """Compute a task."""
+        return run_task(self.method, number, np.array(images))
 
     def whereabouts(self) -> tuple[str, int]:
         """Return machine and process; it is answered while a task is computed, too."""
@@ -174,14 +171,14 @@ class RayPool:
         exceptions = self.ray.exceptions
         try:
             reference = actor.handle.compute.remote(task.number, task.images)
-            output, seconds = await asyncio.ensure_future(reference)
+            result: Result = await asyncio.ensure_future(reference)
         except exceptions.RayTaskError as error:
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
         except exceptions.RayError as error:
             reason = f"{type(error).__name__}"
             self._bury(worker, actor, reason)
             raise WorkerDied(reason) from error
-        return Result(np.array(output), seconds)
+        return result._replace(output=np.array(result.output))  # Ray's arrays are read-only
 
     async def replace(self, worker: int) -> None:
         old = self.actors[worker]

@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-import time
 from multiprocessing import forkserver
 
 import numpy as np
@@ -21,8 +20,8 @@ from codedinvnet.serving.pool import WorkerSpec, run_task
 
 REQUEST = struct.Struct("<QIB4IQ")
 """attempt, task number, type, (members, C, H, W), bytes that follow."""
-REPLY = struct.Struct("<QBdQ")
-"""attempt, status, seconds, bytes that follow."""
+REPLY = struct.Struct("<QBddQ")
+"""attempt, status, seconds in all, seconds of encoding, bytes that follow."""
 DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 OK, FAILED, READY = range(3)
 
@@ -77,20 +76,21 @@ def worker_main(stream: socket.socket, spec: WorkerSpec) -> None:
         method = spec.load()
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()
-        stream.sendall(REPLY.pack(0, FAILED, 0.0, len(message)) + message)
+        stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
         return
     try:
-        stream.sendall(REPLY.pack(0, READY, 0.0, 0))
+        stream.sendall(REPLY.pack(0, READY, 0.0, 0.0, 0))
         while True:
             head = REQUEST.unpack(receive(stream, REQUEST.size))
             attempt, number, dtype, *shape, size = head
             images = np.frombuffer(receive(stream, size), DTYPES[dtype]).reshape(shape)
-            began = time.perf_counter()
             try:
-                payload, status = run_task(method, number, images).tobytes(), OK
+                result = run_task(method, number, images)
+                payload, times = result.output.tobytes(), (result.seconds, result.encode_seconds)
+                status = OK
             except Exception as error:
-                payload, status = f"{type(error).__name__}: {error}".encode(), FAILED
-            seconds = time.perf_counter() - began
-            stream.sendall(REPLY.pack(attempt, status, seconds, len(payload)) + payload)
+                payload, times = f"{type(error).__name__}: {error}".encode(), (0.0, 0.0)
+                status = FAILED
+            stream.sendall(REPLY.pack(attempt, status, *times, len(payload)) + payload)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
