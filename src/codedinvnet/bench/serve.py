@@ -81,7 +81,7 @@ def run(
     return asyncio.run(_run(name, QUICK if quick else FULL, quick, data_dir, seed, log, parts))
 
 
-PARTS = ("pool", "overhead", "chaos", "light", "stragglers", "soak")
+PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "soak")
 
 
 async def _run(
