@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gzip
 import hmac
+import logging
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -136,6 +138,17 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def http_problem(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_path(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return problem(400, f"{first['loc'][-1]}: {first['msg']}")
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> Response:
+        reason = f"{type(error).__name__}: {error}"
+        log_event("internal error", logging.ERROR, path=request.url.path, reason=reason)
+        return problem(500, f"internal error: {type(error).__name__}")
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
