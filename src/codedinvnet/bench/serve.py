@@ -55,7 +55,7 @@ CAPACITY_SERVICE_TIMES = 5.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long each part runs."""
+    """How long each part runs, and what it compares."""
 
     chaos_queries: int
     overhead_queries: int
@@ -64,10 +64,16 @@ class Sizes:
     single_queries: int
     soak_seconds: float
     capacity_queries: int
+    routings: tuple[str, ...] = ("round-robin", "least-loaded")
+    policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
+    all_stragglers: bool = True
+    """Blocked workers and single images, too."""
 
 
 FULL = Sizes(20_000, 1000, 3000, 3000, 4000, 600.0, 600)
-QUICK = Sizes(1000, 200, 300, 150, 300, 10.0, 150)
+QUICK = Sizes(
+    500, 200, 300, 100, 0, 8.0, 100, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
+)
 
 
 def run(
@@ -82,6 +88,8 @@ def run(
 
 
 PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "soak")
+QUICK_PARTS = ("chaos", "pool", "overhead", "stragglers", "soak")
+"""What a minute is enough for."""
 
 
 async def _run(
@@ -100,7 +108,7 @@ async def _run(
         load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
     )
     bench = ServeBench(name, bundle, source, sizes, seed, log)
-    wanted = parts or PARTS
+    wanted = parts or (QUICK_PARTS if quick else PARTS)
     report: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": name,
@@ -227,7 +235,7 @@ class ServeBench:
         """Send single images while workers are killed and stopped, and check every answer."""
         k, count = 10, self.sizes.chaos_queries
         found: dict[str, Any] = {}
-        for routing in ("round-robin", "least-loaded"):
+        for routing in self.sizes.routings:
             options = ("--k", str(k), "--routing", routing, "--group-timeout-ms", "150")
             async with (
                 server(self.name, *options, log=self.log) as process,
@@ -307,29 +315,23 @@ class ServeBench:
     async def _capacity(self, size: int) -> float:
         """Return the highest rate of requests of `size` images that an uncoded service keeps up."""
         best, rate = 0.0, 0.25 * 1000 / max(self.service_ms, 0.5) / size
-        limit = CAPACITY_SERVICE_TIMES * await self._service_time(size)
-        while True:
-            replies = await self._arm(
-                ("--policy", "uncoded"),
-                rate=rate,
-                count=max(50, self.sizes.capacity_queries // size),
-                size=size,
-                label=f"capacity at {rate:.0f}/s",
-            )
-            latencies = [reply.latency for reply in replies]
-            if any(not reply.ok for reply in replies) or percentile(latencies, 0.99) > limit:
-                return best or rate
-            best, rate = rate, rate * 1.25
-
-    async def _service_time(self, size: int) -> float:
-        """Return the median latency of a request that meets an idle service, in seconds."""
+        count = max(50, self.sizes.capacity_queries // size)
         async with (
             server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
             connect(process.address, self.name, self.images) as client,
         ):
             await self.warm(client, size)
-            replies = [await client.infer(f"s-{i}", self.rows(i, size)) for i in range(50)]
-        return statistics.median(reply.latency for reply in replies)
+            # The service time: the median latency of a request that meets an idle service.
+            idle = [await client.infer(f"idle-{i}", self.rows(i, size)) for i in range(50)]
+            limit = CAPACITY_SERVICE_TIMES * statistics.median(reply.latency for reply in idle)
+            while True:
+                replies = await self.load(
+                    client, rate=rate, count=count, size=size, label=f"capacity at {rate:.0f}/s"
+                )
+                latencies = [reply.latency for reply in replies]
+                if any(not reply.ok for reply in replies) or percentile(latencies, 0.99) > limit:
+                    return best or rate
+                best, rate = rate, rate * 1.25
 
     async def _arm(
         self,
@@ -384,7 +386,7 @@ class ServeBench:
         delay = {"distribution": "constant", "ms": HELD_MS}
         hold = {"kind": "hold", "probability": HELD_SHARE, "per_request": True, "delay": delay}
         block = {"kind": "slow", "probability": HELD_SHARE, "per_request": True, "delay": delay}
-        policies = ("uncoded", "hedge", "coded", "coded+hedge")
+        policies = self.sizes.policies
         arms: dict[str, dict[str, Any]] = {}
         count = self.sizes.straggler_requests
 
@@ -401,19 +403,23 @@ class ServeBench:
             await arm(f"none/{policy}", policy, None, 10, rate, count)
         for policy in policies:
             await arm(f"held/{policy}", policy, hold, 10, rate, count)
-        for policy in policies:
-            await arm(f"blocked/{policy}", policy, block, 10, rate, count // 4)
         single = {**hold, "probability": HELD_SHARE / 10}
-        for policy in policies:
+        more = policies if self.sizes.all_stragglers else ()
+        for policy in more:
+            await arm(f"blocked/{policy}", policy, block, 10, rate, count // 4)
+        for policy in more:
             await arm(f"single/{policy}", policy, single, 1, 10 * rate, self.sizes.single_queries)
         base = arms["none/uncoded"]["p999_ms"]
+        ratios = {
+            f"p999_ratio_{policy.replace('+', '_')}": round(
+                arms[f"held/{policy}"]["p999_ms"] / base, 3
+            )
+            for policy in policies
+        }
         return {
             "batch_capacity_rps": round(capacity, 2),
             "batch_rate_rps": round(rate, 2),
-            "p999_ratio_coded": round(arms["held/coded"]["p999_ms"] / base, 3),
-            "p999_ratio_uncoded": round(arms["held/uncoded"]["p999_ms"] / base, 3),
-            "p999_ratio_hedge": round(arms["held/hedge"]["p999_ms"] / base, 3),
-            "p999_ratio_coded_hedge": round(arms["held/coded+hedge"]["p999_ms"] / base, 3),
+            **ratios,
             "straggler_arms": arms,
         }
 
