@@ -359,7 +359,7 @@ class ServeBench:
 
     async def light(self) -> dict[str, Any]:
         """Compare p50 of coded and uncoded at 30 % of capacity when nobody straggles."""
-        capacity = await self._capacity(1)
+        capacity = self.capacity = await self._capacity(1)
         medians: dict[str, list[float]] = {"uncoded": [], "coded": []}
         for _ in range(3):
             for policy, values in medians.items():
@@ -407,8 +407,9 @@ class ServeBench:
         more = policies if self.sizes.all_stragglers else ()
         for policy in more:
             await arm(f"blocked/{policy}", policy, block, 10, rate, count // 4)
+        single_rate = 0.5 * (self.capacity or await self._capacity(1)) if more else 0.0
         for policy in more:
-            await arm(f"single/{policy}", policy, single, 1, 10 * rate, self.sizes.single_queries)
+            await arm(f"single/{policy}", policy, single, 1, single_rate, self.sizes.single_queries)
         base = arms["none/uncoded"]["p999_ms"]
         ratios = {
             f"p999_ratio_{policy.replace('+', '_')}": round(
@@ -419,6 +420,7 @@ class ServeBench:
         return {
             "batch_capacity_rps": round(capacity, 2),
             "batch_rate_rps": round(rate, 2),
+            "single_rate_qps": round(single_rate, 2),
             **ratios,
             "straggler_arms": arms,
         }
