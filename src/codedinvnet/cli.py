@@ -223,7 +223,7 @@ def _serve_parser(sub: argparse.ArgumentParser) -> None:
         default=20,
         help="until a group is coded that is not full (20)",
     )
-    add("--hang-timeout-ms", type=float, default=3000, help="until a silent worker goes (3000)")
+    add("--hang-timeout-ms", type=float, default=1000, help="until a silent worker goes (1000)")
     add(
         "--min-confidence",
         type=float,

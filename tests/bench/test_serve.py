@@ -101,7 +101,12 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = json.loads(outcome.out)
     assert found == json.loads(out.read_text())
     assert found["bundle"] == "mnist"
-    assert {"machine", "commit", "seed", "schema_version", "cores"} <= found.keys()
+    assert {"machine", "seed", "schema_version", "cores"} <= found.keys()
+    assert set(found["parts"]) == {"pool"}
+    serve.save({**found, "parts": {"soak": {}}, "soak_errors": 0}, out)
+    merged = json.loads(out.read_text())
+    assert set(merged["parts"]) == {"pool", "soak"}
+    assert merged["pool_first_10_of_11_ms"] == found["pool_first_10_of_11_ms"]
 
 
 def test_unknown_part(call: Command) -> None:

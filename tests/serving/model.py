@@ -76,6 +76,7 @@ class Model:
     def __init__(
         self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
     ) -> None:
+        rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
         self.code = self.scheduler.code

@@ -115,14 +115,15 @@ async def _run(
         "images": len(source),
         "seed": seed,
         "quick": quick,
-        "commit": describe_commit(),
         "machine": describe_machine(),
         "cores": os.cpu_count(),
-        "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "parts": {},
     }
     for part in PARTS:
         if part in wanted:
+            began = time.strftime("%Y-%m-%dT%H:%M:%S")
             report |= await getattr(bench, part)()
+            report["parts"][part] = {"commit": describe_commit(), "began": began}
     return report
 
 
@@ -236,7 +237,11 @@ class ServeBench:
         k, count = 10, self.sizes.chaos_queries
         found: dict[str, Any] = {}
         for routing in self.sizes.routings:
-            options = ("--k", str(k), "--routing", routing, "--group-timeout-ms", "150")
+            # Groups have time to fill, and a stopped worker to do harm.
+            options = [
+                *("--k", str(k), "--routing", routing, "--group-timeout-ms", "150"),
+                *("--hang-timeout-ms", "3000", "--deadline-ms", "6000"),
+            ]
             async with (
                 server(self.name, *options, log=self.log) as process,
                 connect(process.address, self.name, self.images) as client,
@@ -497,5 +502,12 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def save(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report."""
-    write_json(path, dict(report))
+    """Write a report; parts that were measured before and are not in it stay in the file."""
+    old: dict[str, Any] = {}
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+    same = all(old.get(key) == report[key] for key in ("bundle", "images", "quick", "machine"))
+    if not same:
+        old = {}
+    parts = {**old.get("parts", {}), **report["parts"]}
+    write_json(path, {**old, **report, "parts": parts})

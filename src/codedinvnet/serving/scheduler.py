@@ -24,6 +24,9 @@ BUCKET = 10.0
 """Most copies that may be saved up."""
 PARITY_RETRIES = 2
 """A group's lost parity tasks are sent again so often."""
+PATIENCE = 0.1
+"""Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
+a worker that hangs."""
 NOBODY = -1
 """In place of a worker."""
 
@@ -70,7 +73,7 @@ class Rules:
     workers: int
     policy: Policy
     group_timeout: float = 0.02
-    hang_timeout: float = 3.0
+    hang_timeout: float = 1.0
     hedge_share: float = 0.1
     max_pending: int = 1000
     max_losses: int = 5
@@ -351,8 +354,11 @@ class Scheduler:
             elif kind == "hang":
                 self._hang_timeout(now, identity)
             elif (query := self.queries.get(identity)) is not None:
-                if kind == "hedge" and query.state is State.WAITING:
+                waiting = query.state is State.WAITING
+                if kind == "hedge" and waiting:
                     self._hedge(now, query)
+                elif kind == "resend" and waiting and not query.attempts:
+                    self._send_data(now, query)
                 elif kind == "deadline":
                     if query.fallback:
                         self._accept_decoded(query)
@@ -615,6 +621,8 @@ class Scheduler:
             group.retries += 1
             self._dispatch(now, Attempt(self._next(), group, None, attempt.task))
         self._settle(now, group)
+        if query is not None and query.state is State.WAITING and not query.attempts:
+            self._timer(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 
     def _blame(self, query: Query, reason: str) -> None:

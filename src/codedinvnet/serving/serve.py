@@ -57,7 +57,7 @@ class ServeOptions:
     port: int = 8000
     deadline_ms: float = 2000.0
     group_timeout_ms: float = 20.0
-    hang_timeout_ms: float = 3000.0
+    hang_timeout_ms: float = 1000.0
     min_confidence: float = 0.0
     max_pending: int = 2000
     max_batch: int = 256
