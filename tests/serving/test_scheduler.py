@@ -12,6 +12,7 @@ from codedinvnet.serving.scheduler import (
     DEADLINE,
     HEDGE_SAMPLES,
     PARITY_RETRIES,
+    PATIENCE,
     POLICIES,
     Answer,
     AnswerDecoded,
@@ -726,6 +727,21 @@ def test_a_failed_query_takes_no_hope_from_its_group() -> None:
     assert model.ended[hasty] == Fail(hasty, DEADLINE)
     model.drain()
     assert isinstance(model.ended[patient], Answer)
+
+
+def test_a_lost_query_whose_decoding_does_not_come_is_sent_again() -> None:
+    """The output that it waits for is on a worker that hangs."""
+    model = coded(2, hang_timeout=100.0)
+    hung, lost = model.submit(2)
+    model.result(*model.parities())
+    model.fail(*model.data(lost))
+    assert not model.data(lost)  # it hopes for the other member's output
+    model.wait(PATIENCE)
+    (again,) = model.data(lost)
+    model.result(again)
+    assert isinstance(model.ended[lost], Answer)
+    assert model.decoding == [hung]  # and with it the hung worker's query is decoded
+    model.drain()
 
 
 def test_a_query_that_kills_its_workers_is_given_up() -> None:
