@@ -143,8 +143,8 @@ def serve_table(result: dict[str, Any]) -> str:
         "none": "nobody straggles",
         "held": "one answer in ten requests held back 100 ms",
         "blocked": "the worker blocked for 100 ms instead",
-        "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a hundred held "
-        "back",
+        "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a "
+        "hundred held back",
     }
     for name, arm in arms.items():
         kind, policy = name.split("/")
