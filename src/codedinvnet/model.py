@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -113,6 +114,8 @@ class CodedModel(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.encode_seconds = 0.0
+        """How long the last `encode` spent in E."""
         channels, height, width = settings.image_shape
         pad = settings.padding
         self.input_shape = (channels, height + 2 * pad, width + 2 * pad)
@@ -155,7 +158,9 @@ class CodedModel(nn.Module):
         Returns:
             The latent of the parity query and the members' side features.
         """
+        began = time.perf_counter()
         encoding = self.fuse(images, weights)
+        self.encode_seconds = time.perf_counter() - began
         return Parity(self.network(encoding.parity), encoding.side)
 
     def fuse(self, images: Tensor, weights: Tensor | None = None) -> Encoding:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from codedinvnet.errors import UserError
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -38,8 +37,12 @@ class CodedInvNet:
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
         self.device = next(model.parameters()).device
-        self.encode_seconds = 0.0
         self.parameters = sum(p.numel() for p in model.parameters())
+
+    @property
+    def encode_seconds(self) -> float:
+        """How long E took in the last parity task."""
+        return self.model.encode_seconds
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return one task a member, and the parity as task k over all of them."""
@@ -58,11 +61,8 @@ class CodedInvNet:
         queries = queries.to(self.device)
         if task < self.k:
             return self.model.embed(queries[:, 0]).flatten(1)
-        began = time.perf_counter()
-        encoding = self.model.fuse(queries)
-        self.encode_seconds = time.perf_counter() - began
-        latent = self.model.network(encoding.parity)
-        return torch.cat([latent.flatten(1), encoding.side.flatten(1)], dim=1)
+        parity = self.model.encode(queries)
+        return torch.cat([parity.latent.flatten(1), parity.side.flatten(1)], dim=1)
 
     @torch.inference_mode()
     def direct(self, output: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerFailed, WorkerSpec
 from codedinvnet.serving.worker import FAILED, READY, REPLY, pack_request, worker_main
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds that a worker may take to load."""
 STOP_TIMEOUT = 2.0
 """Seconds that a worker may take to end before it is killed."""

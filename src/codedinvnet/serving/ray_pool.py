@@ -28,7 +28,7 @@ from codedinvnet.serving.pool import (
     run_task,
 )
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""
 HEARTBEAT, HEARTBEAT_TIMEOUT = 1.0, 3.0
 """Seconds between signs of life, and until one is missed."""
