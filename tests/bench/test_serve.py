@@ -21,7 +21,7 @@ TINY = serve.Sizes(
     straggler_requests=20,
     single_queries=30,
     soak_seconds=4.0,
-    capacity_queries=60,
+    capacity_seconds=1.0,
 )
 
 

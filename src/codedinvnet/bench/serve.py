@@ -63,16 +63,17 @@ class Sizes:
     straggler_requests: int
     single_queries: int
     soak_seconds: float
-    capacity_queries: int
+    capacity_seconds: float
+    """At each rate that is tried: too short a time flatters, since queues take time to grow."""
     routings: tuple[str, ...] = ("round-robin", "least-loaded")
     policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
     all_stragglers: bool = True
     """Blocked workers and single images, too."""
 
 
-FULL = Sizes(20_000, 1000, 3000, 3000, 4000, 600.0, 600)
+FULL = Sizes(20_000, 1000, 3000, 3000, 4000, 600.0, 15.0)
 QUICK = Sizes(
-    500, 200, 300, 100, 0, 8.0, 100, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
+    500, 200, 300, 100, 0, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
 )
 
 
@@ -320,7 +321,6 @@ class ServeBench:
     async def _capacity(self, size: int) -> float:
         """Return the highest rate of requests of `size` images that an uncoded service keeps up."""
         best, rate = 0.0, 0.25 * 1000 / max(self.service_ms, 0.5) / size
-        count = max(50, self.sizes.capacity_queries // size)
         async with (
             server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
             connect(process.address, self.name, self.images) as client,
@@ -330,6 +330,7 @@ class ServeBench:
             idle = [await client.infer(f"idle-{i}", self.rows(i, size)) for i in range(50)]
             limit = CAPACITY_SERVICE_TIMES * statistics.median(reply.latency for reply in idle)
             while True:
+                count = max(50, round(rate * self.sizes.capacity_seconds))
                 replies = await self.load(
                     client, rate=rate, count=count, size=size, label=f"capacity at {rate:.0f}/s"
                 )
