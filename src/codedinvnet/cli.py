@@ -216,14 +216,14 @@ def _serve_parser(sub: argparse.ArgumentParser) -> None:
     add("--threads-per-worker", type=int, default=1, help="PyTorch threads of a worker (1)")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
-    add("--deadline-ms", type=float, default=2000, help="until a query fails (2000)")
+    add("--deadline-ms", type=float, default=5000, help="until a query fails (5000)")
     add(
         "--group-timeout-ms",
         type=float,
         default=20,
         help="until a group is coded that is not full (20)",
     )
-    add("--hang-timeout-ms", type=float, default=1000, help="until a silent worker goes (1000)")
+    add("--hang-timeout-ms", type=float, default=3000, help="until a silent worker goes (3000)")
     add(
         "--min-confidence",
         type=float,

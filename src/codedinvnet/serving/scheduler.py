@@ -73,7 +73,7 @@ class Rules:
     workers: int
     policy: Policy
     group_timeout: float = 0.02
-    hang_timeout: float = 1.0
+    hang_timeout: float = 3.0
     hedge_share: float = 0.1
     max_pending: int = 1000
     max_losses: int = 5

@@ -55,9 +55,9 @@ class ServeOptions:
     threads_per_worker: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
-    deadline_ms: float = 2000.0
+    deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
-    hang_timeout_ms: float = 1000.0
+    hang_timeout_ms: float = 3000.0  # below the deadline: a hung query can be sent again
     min_confidence: float = 0.0
     max_pending: int = 2000
     max_batch: int = 256
