@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from codedinvnet import bundle as bundle_module
-from codedinvnet.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle, save_bundle
+from codedinvnet.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    Bundle,
+    load_bundle,
+    save_bundle,
+    shipped_bundles,
+)
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
+from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
@@ -37,6 +45,12 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
     change(raw)
     path.write_text(json.dumps(raw), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
+    path = Path(__file__).parents[1] / "configs" / f"{name}-recovery.json"
+    assert load_settings(path) == load_bundle(name).info.provenance.settings
 
 
 def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_path: Path) -> None:

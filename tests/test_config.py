@@ -225,7 +225,7 @@ def test_other_faults_are_counted() -> None:
 
 
 def not_json(path: Path) -> None:
-    path.write_text('{\n  "name": "x",\n}', encoding="utf-8")
+    path.write_text('{\n  "name": "x",\n  name\n}', encoding="utf-8")
 
 
 def cut(path: Path) -> None:
