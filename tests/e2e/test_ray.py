@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ import pytest
 
 from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
 from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.ray_pool import RayPool
 from tests.processes import descendants, needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
@@ -52,6 +57,17 @@ def raylet(node: Any) -> int:
     """Return the process of a node that its actors are children of."""
     pid: int = node.all_processes["raylet"][0].process.pid
     return pid
+
+
+def test_a_dead_address_is_told_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pool = RayPool(WorkerSpec("mnist", 4), address)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"cannot connect to Ray at {address}"):
+        asyncio.run(pool.start(1))
+    assert time.monotonic() - began < 10
 
 
 @needs_proc

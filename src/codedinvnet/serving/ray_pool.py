@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from codedinvnet.serving.pool import (
 
 START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds to reach the cluster's address."""
 HEARTBEAT, HEARTBEAT_TIMEOUT = 1.0, 3.0
 """Seconds between signs of life, and until one is missed."""
 ACTOR_CPUS = 0.1
@@ -124,6 +127,9 @@ class RayPool:
         else:
             options["address"] = self.address
         try:
+            # Ray itself tries a dead address for minutes.
+            if found := re.fullmatch(r"(.+):(\d+)", (self.address or "").removeprefix("ray://")):
+                socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT).close()
             self.ray.init(**options)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
