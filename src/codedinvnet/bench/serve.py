@@ -166,7 +166,6 @@ class ServeBench:
         self.seed, self.log = seed, log
         images, labels = source.batch(torch.arange(len(source)))
         self.images, self.labels = images.numpy(), labels.numpy()
-        self.service_ms = 0.0
         self.capacity = 0.0
 
     def rows(self, request: int, count: int) -> list[int]:
@@ -226,7 +225,6 @@ class ServeBench:
             x = torch.from_numpy(self.images[:1])
             bare = median_ms(lambda: self.bundle.classify(self.bundle.embed(x)), repeats=200)
         http = 1000 * statistics.median(latencies)
-        self.service_ms = bare
         return {
             "forward_ms": round(bare, 3),
             "http_p50_ms": round(http, 3),
@@ -320,7 +318,7 @@ class ServeBench:
 
     async def _capacity(self, size: int) -> float:
         """Return the highest rate of requests of `size` images that an uncoded service keeps up."""
-        best, rate = 0.0, 0.25 * 1000 / max(self.service_ms, 0.5) / size
+        best = 0.0
         async with (
             server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
             connect(process.address, self.name, self.images) as client,
@@ -328,16 +326,21 @@ class ServeBench:
             await self.warm(client, size)
             # The service time: the median latency of a request that meets an idle service.
             idle = [await client.infer(f"idle-{i}", self.rows(i, size)) for i in range(50)]
-            limit = CAPACITY_SERVICE_TIMES * statistics.median(reply.latency for reply in idle)
+            service = statistics.median(reply.latency for reply in idle)
+            rate = 0.5 / service
             while True:
                 count = max(50, round(rate * self.sizes.capacity_seconds))
                 replies = await self.load(
                     client, rate=rate, count=count, size=size, label=f"capacity at {rate:.0f}/s"
                 )
                 latencies = [reply.latency for reply in replies]
-                if any(not reply.ok for reply in replies) or percentile(latencies, 0.99) > limit:
-                    return best or rate
-                best, rate = rate, rate * 1.25
+                p99 = percentile(latencies, 0.99)
+                if all(reply.ok for reply in replies) and p99 <= CAPACITY_SERVICE_TIMES * service:
+                    best, rate = rate, rate * 1.25
+                elif best:
+                    return best
+                else:
+                    rate /= 1.5
 
     async def _arm(
         self,
