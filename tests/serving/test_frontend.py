@@ -690,6 +690,39 @@ def test_the_page_shows_the_last_groups(method: CodedInvNet, images: np.ndarray)
     asyncio.run(run())
 
 
+class HeadFails(CodedInvNet):
+    """Its workers work, and its front end's share of the work does not."""
+
+    broken = False
+
+    def direct(self, output: torch.Tensor) -> torch.Tensor:
+        if self.broken:
+            raise RuntimeError("the head is broken")
+        return super().direct(output)
+
+
+@pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])
+def test_a_front_end_that_cannot_compute_says_so(
+    hung: tuple[int, ...], mnist: Bundle, images: np.ndarray
+) -> None:
+    method = HeadFails(mnist.model, K)
+
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            method.broken = True
+            for worker in hung:
+                pool.hang(worker)
+            found = await asyncio.wait_for(front.infer(images[:K]), 30)
+            assert [type(f) for f in found] == [QueryFailed] * K
+            assert "the head is broken" in str(found[0])
+            method.broken = False
+            for worker in hung:
+                pool.kill(worker)
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+
+
 def test_too_few_workers(method: CodedInvNet) -> None:
     with pytest.raises(ValueError, match="too few"):
         FrontEnd(

@@ -116,7 +116,6 @@ class GroupView:
     members: list[int]
     images: list[np.ndarray]
     outcomes: dict[int, str] = field(default_factory=dict)
-    sealed: bool = False
 
 
 class FrontEnd:
@@ -445,13 +444,20 @@ class FrontEnd:
             while self._jobs:
                 jobs, self._jobs = self._jobs, []
                 began = time.perf_counter()
-                answers = await loop.run_in_executor(self._decoder, compute, self.method, jobs)
+                try:
+                    answers = await loop.run_in_executor(self._decoder, compute, self.method, jobs)
+                except Exception as error:  # a fault of ours: nobody may wait for it for ever
+                    reason = f"decoding failed: {type(error).__name__}: {error}"
+                    for query in (query for job in jobs for query in job.wanted):
+                        self._fail(Fail(query, reason))
+                        # Over for the rules, too; those answered directly they know no more.
+                        self._do(self.scheduler.decoded(time.monotonic(), query, True))
+                    continue
                 self.metrics.decode_time.observe(time.perf_counter() - began)
                 for job, found in zip(jobs, answers, strict=True):
                     for query, probabilities in found.items():
                         if job.size == 0:
-                            outcome = "direct"
-                            self._answer(query, probabilities, outcome)
+                            self._answer(query, probabilities, "direct")
                         else:
                             self._decoded(query, probabilities)
         finally:
