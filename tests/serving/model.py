@@ -362,6 +362,8 @@ class Model:
     # Invariants
 
     def check(self) -> None:
+        for worker in self.scheduler.workers:  # a slow worker's queue does not grow
+            assert all(self.scheduler._needed(attempt) for attempt in worker.queue)
         scheduler = self.scheduler
         assert set(scheduler.queries) == set(self.asked) - set(self.ended)
         running = {

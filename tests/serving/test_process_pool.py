@@ -89,6 +89,10 @@ def test_outputs_are_those_of_the_method() -> None:
                 assert result.output.flags.writeable
                 assert 0 < result.seconds < 20
                 assert result.held == 0
+                if number == 4:
+                    assert 0 < result.encode_seconds < result.seconds
+                else:
+                    assert result.encode_seconds == 0
 
     asyncio.run(run())
 

@@ -774,7 +774,7 @@ def test_too_many_queries_are_refused_whole() -> None:
     [("coded", ErasureCode(3, 2), 5), ("replicate", None, 2), ("uncoded", ErasureCode(3), 1)],
 )
 def test_too_few_workers(policy: str, code: ErasureCode | None, needed: int) -> None:
-    with pytest.raises(ValueError, match=f"needs {needed} at least|0 workers"):
+    with pytest.raises(ValueError, match=f"{needed - 1} are too few: .* needs {needed},"):
         Scheduler(Rules(needed - 1, POLICIES[policy]), code)
     Scheduler(Rules(needed, POLICIES[policy]), code)
 

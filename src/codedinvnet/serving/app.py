@@ -56,7 +56,6 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that nobody waits for it."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
-
 SILENT_AFTER = 0.3
 """Seconds on one task after which the page calls a worker silent."""
 
@@ -322,5 +321,5 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
         elif pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signals[deed])
-        log_event("demo", worker=worker, deed=deed, at=round(time.monotonic(), 3))
+        log_event("demo", worker=worker, deed=deed)
         return JSONResponse({"worker": worker, "deed": deed})

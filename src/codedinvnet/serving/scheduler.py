@@ -166,8 +166,6 @@ class Query:
     """What is known of a query."""
 
     identity: int
-    began: float
-    deadline: float
     accept_decoded: bool
     group: CodingGroup
     member: int
@@ -229,8 +227,8 @@ class Scheduler:
         needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
         if rules.workers < needed:
             raise ValueError(
-                f"{rules.workers} workers are too few: policy {rules.policy.name} with k = "
-                f"{self.code.k} needs {needed} at least, one for each task of a group"
+                f"{rules.workers} are too few: policy {rules.policy.name} with k = {self.code.k} "
+                f"needs {needed}, since the tasks of a group go to distinct workers"
             )
         self.workers = [Worker(turn=i - rules.workers) for i in range(rules.workers)]
         self.queries: dict[int, Query] = {}
@@ -387,7 +385,7 @@ class Scheduler:
 
     def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
         identity = self._next()
-        query = Query(identity, now, deadline, accept, group, group.join(identity))
+        query = Query(identity, accept, group, group.join(identity))
         self.queries[identity] = query
         self._timer(deadline, "deadline", identity)
         self.tokens = min(BUCKET, self.tokens + self.rules.hedge_share)

@@ -137,7 +137,6 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
     """
     policy = POLICIES[options.policy]
     method = bundle.method(options.k)
-    needed = len(method.tasks(method.k)) if policy.coded else 1
     rules = Rules(
         workers=options.workers or options.k + 1,
         policy=policy,
@@ -147,11 +146,6 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         max_pending=options.max_pending,
         routing=options.routing,
     )
-    if rules.workers < needed:
-        raise UserError(
-            f"--workers: {rules.workers} are too few; k = {options.k} needs {needed}, since the "
-            "tasks of a group go to distinct workers"
-        )
     try:
         return FrontEnd(
             method,
