@@ -32,20 +32,39 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    actions = cli._parser()._actions
-    (found,) = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(found.choices)
+def commands(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """Return the commands of a parser, of the whole command line if it is None."""
+    actions = (parser or cli._parser())._actions
+    found = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
 
 
-@pytest.mark.parametrize("name", commands())
+def leaves() -> list[str]:
+    """Return every command that does something, `bench serve` and the like included."""
+    return [
+        " ".join([name, *rest])
+        for name, parser in commands().items()
+        for rest in [[sub] for sub in commands(parser)] or [[]]
+    ]
+
+
+@pytest.mark.parametrize("name", leaves())
 def test_help_shows_an_example_that_parses(name: str, call: Command) -> None:
-    outcome = call(name, "--help")
+    outcome = call(*name.split(), "--help")
     assert outcome.code == 0
     assert outcome.err == ""
     example = outcome.out.split("example:\n")[1].strip()
     assert example.startswith(f"codedinvnet {name}")
     assert callable(cli._parser().parse_args(shlex.split(example)[1:]).run)
+
+
+def test_help_of_bench_lists_its_benchmarks(call: Command) -> None:
+    outcome = call("bench", "--help")
+    assert outcome.code == 0
+    examples = outcome.out.split("examples:\n")[1].strip().splitlines()
+    assert [shlex.split(e)[2] for e in examples] == list(commands(commands()["bench"]))
+    for example in examples:
+        assert callable(cli._parser().parse_args(shlex.split(example)[1:]).run)
 
 
 def test_every_command_is_there(call: Command) -> None:

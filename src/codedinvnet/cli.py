@@ -8,13 +8,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from codedinvnet.errors import UserError
 
 if TYPE_CHECKING:
     from codedinvnet.config import Settings
     from codedinvnet.stages import Run
+
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 # Heavy imports wait until a command needs them, so that --help and wrong usage answer at once.
 
@@ -66,15 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        return sub
+        return _command(commands, name, run, summary, example)
 
     def with_config(sub: argparse.ArgumentParser, resume: bool = True) -> None:
         sub.add_argument("config", type=Path, help="settings file (JSON)")
@@ -169,22 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
-    sub = command(
-        "bench",
-        _bench,
-        "measure what the service promises, on real processes",
-        "codedinvnet bench serve mnist --quick --json",
-    )
-    sub.add_argument("what", choices=("serve",), help="serve: failures, latency, memory")
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument("--part", action="append", default=[], help="only this part; repeatable")
-    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
-    sub.add_argument("--seed", type=int, default=0, help="of arrivals and groups (0)")
-    sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
-    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
+    _bench_parser(commands)
     sub = command(
         "reproduce",
         _reproduce,
@@ -195,6 +174,59 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command with its help and return its parser."""
+    sub = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run)
+    return sub
+
+
+BENCH_EXAMPLES = """examples:
+  codedinvnet bench serve mnist --quick --json
+"""
+
+
+def _bench_parser(commands: Commands) -> None:
+    """Add `bench` with a command of its own for each benchmark."""
+    summary = "measure what the project promises"
+    bench = commands.add_parser(
+        "bench",
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    benches = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+
+    sub = _command(
+        benches,
+        "serve",
+        _bench_serve,
+        "measure failures, latency and memory of the service, on real processes",
+        "codedinvnet bench serve mnist --quick --json",
+    )
+    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
+    sub.add_argument("--quick", action="store_true", help="a minute's version")
+    sub.add_argument("--part", action="append", default=[], help="only this part; repeatable")
+    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
+    sub.add_argument("--seed", type=int, default=0, help="of arrivals and groups (0)")
+    sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
+    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
@@ -354,7 +386,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve(ServeOptions(**options))
 
 
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench_serve(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import serve
 
     unknown = set(arguments.part) - set(serve.PARTS)
