@@ -1,0 +1,31 @@
+"""The service as a Ray Serve ingress; its workers are the actors of the Ray pool.
+
+pip install 'codedinvnet[ray]' 'ray[serve]'
+serve run examples.ray_serve:app bundle=mnist k=10
+
+One replica: a coding group needs its queries in one place.
+"""
+
+from typing import Any
+
+from ray import serve
+
+from codedinvnet import load_bundle
+from codedinvnet.serving.app import build_app
+from codedinvnet.serving.serve import ServeOptions, app_options, make_front_end
+
+
+def app(arguments: dict[str, Any]) -> serve.Application:
+    """Build the application from `serve run`'s arguments: the bundle, and options of `serve`."""
+    settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
+    options = ServeOptions(**{**settings, "k": int(settings["k"])})
+
+    def make() -> Any:
+        bundle = load_bundle(options.bundle)
+        return build_app(make_front_end(options, bundle), app_options(options, bundle, token=""))
+
+    # The front end computes little; a whole CPU would be taken from the workers.
+    deployment = serve.deployment(
+        num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0.1}
+    )
+    return deployment(serve.ingress(make)(type("Ingress", (), {}))).bind()
