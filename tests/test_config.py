@@ -20,7 +20,7 @@ from codedinvnet.errors import UserError
 from tests.conftest import tiny_settings, write_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.json"))
+SHIPPED = sorted([*CONFIGS.glob("*.json"), *CONFIGS.glob("paper/*.json")])
 
 PUBLISHED: dict[str, Any] = {
     "data_processing": {"dataset": "fashion", "nClasses": 10},
@@ -214,9 +214,14 @@ def test_nothing_to_train_is_refused() -> None:
     assert "nothing would be trained" in complaint(raw)
 
 
-def test_side_features_of_a_unet_are_refused() -> None:
-    encoder = {"kind": "unet", "width": 4, "side_features": 3}
-    assert "no side_features" in complaint(put(tiny_settings("pixels"), "fusion.encoder", encoder))
+@pytest.mark.parametrize("key", ["side_features", "depth"])
+def test_what_a_unet_has_not_is_refused(key: str) -> None:
+    encoder = {"kind": "unet", "width": 4, key: 3}
+    assert f"no {key}" in complaint(put(tiny_settings("pixels"), "fusion.encoder", encoder))
+
+
+def test_side_features_without_a_recovery_head_are_refused() -> None:
+    assert "set head_hidden" in complaint(put(tiny_settings(), "fusion.head_hidden", 0))
 
 
 def test_other_faults_are_counted() -> None:

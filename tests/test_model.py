@@ -176,7 +176,7 @@ def test_a_network_that_does_not_fit_is_the_users_error(
 def test_build_encoder_obeys_its_settings() -> None:
     lean = build_encoder(EncoderSettings(kind="lean", width=5, side_features=3), (2, 16, 8))
     assert isinstance(lean, LeanFusion)
-    assert lean.down1.out_channels == 5
+    assert lean.down1[0].out_channels == 5
     assert lean.side_features == 3
     unet = build_encoder(EncoderSettings(kind="unet", width=6), (3, 32, 32))
     assert isinstance(unet, UNetFusion)
@@ -248,6 +248,14 @@ def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
     # The smaller the group, the more g's own logits count.
     torch.testing.assert_close(own.recover(latents, side, 2) - found, direct / 4)
     assert own.recovery_head.expand.out_features == 16
+    # Each kind of evidence answers alone, and does not see the other.
+    assert torch.equal(
+        own.recover_from_latent(latents, 4), own.recover(latents, torch.zeros_like(side), 4)
+    )
+    alone = own.recover_from_side(side)
+    assert alone.shape == found.shape
+    assert not torch.allclose(own.recover_from_side(side.flip(0)), alone)
     plain = model(head_hidden=0)
     assert plain.recovery_head is None
+    assert torch.equal(plain.recover_from_latent(latents, 4), plain.classify(latents))
     assert torch.equal(plain.recover(latents, side, 4), plain.classify(latents))

@@ -24,7 +24,7 @@ from codedinvnet.checkpoint import (
 )
 from codedinvnet.config import Section, Settings, describe
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedInvNet
+from codedinvnet.methods import CodedInvNet, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
@@ -108,8 +108,12 @@ class Bundle:
         members = others.shape[1] + 1
         return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
 
-    def method(self, k: int) -> CodedInvNet:
+    def method(self, k: int, evidence: Evidence = "both") -> CodedInvNet:
         """Return the coding method for groups of up to k.
+
+        Args:
+            k: the most queries in a group.
+            evidence: what decoded answers rest on.
 
         Raises:
             UserError: if the bundle was not trained for groups of that size.
@@ -121,7 +125,7 @@ class Bundle:
                 if len(sizes) > 1
                 else f"bundle {self.info.name!r} serves groups of {sizes[0]} only, got k = {k}"
             )
-        return CodedInvNet(self.model, k)
+        return CodedInvNet(self.model, k, evidence)
 
     def with_pixel_mean(self) -> Bundle:
         """Return the bundle with the average image, and no side features, in place of E."""

@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
     sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
+    sub.add_argument(
+        "--evidence",
+        choices=("both", "latent", "side"),
+        default="both",
+        help="answer from the decoded latent, the side features, or both (both)",
+    )
     sub.add_argument("--pixel-mean", action="store_true", help="the average image in place of E")
     sub.add_argument(
         "--shuffle-parity", action="store_true", help="decode with another group's parity output"
@@ -197,6 +203,7 @@ def _command(
 
 BENCH_EXAMPLES = """examples:
   codedinvnet bench serve mnist --quick --json
+  codedinvnet bench ablation configs/bench/ablation.json --data-dir data
 """
 
 
@@ -227,6 +234,27 @@ def _bench_parser(commands: Commands) -> None:
     sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = _command(
+        benches,
+        "ablation",
+        _bench_ablation,
+        "measure what each part of the design is worth, one change at a time",
+        "codedinvnet bench ablation configs/bench/ablation.json --data-dir data",
+    )
+    sub.add_argument("grid", type=Path, help="grid file (JSON): base settings, rows, seeds")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/ablation.jsonl"),
+        help="a line a trial; finished ones in it are kept (runs/ablation.jsonl)",
+    )
+    sub.add_argument(
+        "--save-dir", type=Path, default=Path("runs/ablation"), help="for runs (runs/ablation)"
+    )
+    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
 
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
@@ -340,6 +368,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         k=arguments.k,
         groupings=arguments.groupings,
         seed=arguments.seed,
+        evidence=arguments.evidence,
         pixel_mean=arguments.pixel_mean,
         shuffle_parity=arguments.shuffle_parity,
     )
@@ -403,6 +432,21 @@ def _bench_serve(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         serve.save(report, arguments.out)
     _print(report, as_json=arguments.json)
+
+
+def _bench_ablation(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import ablation
+    from codedinvnet.stages import choose_device
+
+    results = ablation.run(
+        arguments.grid,
+        arguments.out,
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+        test=not arguments.no_test,
+    )
+    print(ablation.table(results))
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

@@ -45,10 +45,16 @@ class NetworkSettings(Section):
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (7, 7, 7)
     strides: tuple[Literal[1, 2], ...] = (1, 2, 2)
     hidden: tuple[Positive, ...] = (32, 64, 128)
-    coefficient: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    coefficient: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
+    """Bound on the norm of an i-ResNet's convolutions; null: none, an ordinary residual network
+    without an inverse, which shows what the bound costs."""
     initial_squeeze: Positive = 2
     injective_padding: Annotated[int, Field(ge=0)] = 0
     nonlinearity: Literal["elu", "relu", "softplus"] = "elu"
+    head_hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of a hidden layer in the head g (0: none)."""
+    head_pooled: bool = False
+    """Whether the heads average the latent over the image before their linear layers."""
 
     @model_validator(mode="after")
     def _stages_agree(self) -> NetworkSettings:
@@ -87,11 +93,14 @@ class EncoderSettings(Section):
     width: Positive
     """Channels of the first stage: the U-Net's filters (the paper: 64)."""
     side_features: Annotated[int, Field(ge=0)] = 0
+    depth: Annotated[int, Field(ge=0)] = 0
+    """Further convolutions of the lean encoder at 1/4 and 1/8 of the images' size."""
 
     @model_validator(mode="after")
-    def _side_features_exist(self) -> EncoderSettings:
-        if self.kind == "unet" and self.side_features:
-            raise ValueError("the U-Net has no side_features; use the lean encoder")
+    def _lean_only(self) -> EncoderSettings:
+        for key in ("side_features", "depth"):
+            if self.kind == "unet" and getattr(self, key):
+                raise ValueError(f"the U-Net has no {key}; use the lean encoder")
         return self
 
 
@@ -119,23 +128,32 @@ class RecoveryFusionSettings(Section):
     members: Annotated[int, Field(ge=2)] = 10
     """The largest group that the bundle serves; every size from 2 on is trained."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    """Groups per step while f and g are frozen."""
+    """Groups of the largest size per step while f and g are frozen; of smaller groups there are
+    more, so that a step always sees about as many images."""
     steps_per_epoch: Positive = 100
     epochs: Annotated[int, Field(ge=0)]
     learning_rate: Rate = 2e-3
     joint_batch_size: Annotated[int, Field(ge=2)] = 48
     joint_epochs: Annotated[int, Field(ge=0)]
     joint_learning_rate: Rate = 3e-4
+    decoded_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy of the decoded answers; 0: E learns from latents alone."""
     latent_weight: Annotated[float, Field(ge=0)] = 0.05
     normal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the direct answers in joint training."""
-    head_hidden: Positive = 256
+    evidence_weight: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of the cross-entropies of answers from the decoded latent alone and from the side
+    features alone."""
+    head_hidden: Annotated[int, Field(ge=0)] = 256
+    """Width of the recovery head's hidden layer; 0: no such head, g answers decoded latents."""
     encoder: EncoderSettings = EncoderSettings(kind="lean", width=16, side_features=32)
 
     @model_validator(mode="after")
     def _something_to_do(self) -> RecoveryFusionSettings:
         if self.epochs + self.joint_epochs == 0:
             raise ValueError("epochs and joint_epochs are both 0: nothing would be trained")
+        if self.encoder.side_features and not self.head_hidden:
+            raise ValueError("encoder.side_features need a recovery head: set head_hidden")
         return self
 
 

@@ -84,6 +84,11 @@ def build_network(
         raise UserError(f"network settings do not fit {size} inputs: {error}") from error
 
 
+def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], classes: int) -> Head:
+    """Build an untrained head g for latents (C, H, W)."""
+    return Head(latent_shape, classes, hidden=settings.head_hidden, pooled=settings.head_pooled)
+
+
 def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:
     """Build an untrained fusion encoder E for inputs (C, H, W).
 
@@ -94,7 +99,12 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
     if settings.kind == "lean":
         if height % 8 or width % 8:
             raise UserError(f"the lean encoder needs sides divisible by 8, got {height}x{width}")
-        return LeanFusion(channels, width=settings.width, side_features=settings.side_features)
+        return LeanFusion(
+            channels,
+            width=settings.width,
+            side_features=settings.side_features,
+            depth=settings.depth,
+        )
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:
         raise UserError(
@@ -121,7 +131,7 @@ class CodedModel(nn.Module):
         self.input_shape = (channels, height + 2 * pad, width + 2 * pad)
         self.network = build_network(settings.network, self.input_shape)
         self.latent_shape = self.network.latent_shape
-        self.head = Head(self.latent_shape, len(settings.classes))
+        self.head = build_head(settings.network, self.latent_shape, len(settings.classes))
         self.encoder = build_encoder(settings.encoder, self.input_shape)
         self.recovery_head = (
             RecoveryHead(
@@ -129,6 +139,7 @@ class CodedModel(nn.Module):
                 len(settings.classes),
                 hidden=settings.head_hidden,
                 side_features=settings.encoder.side_features,
+                pooled=settings.network.head_pooled,
             )
             if settings.head_hidden
             else None
@@ -193,3 +204,15 @@ class CodedModel(nn.Module):
             return direct
         logits: Tensor = self.recovery_head(latents, side, direct, members)
         return logits
+
+    def recover_from_latent(self, latents: Tensor, members: int) -> Tensor:
+        """Map decoded latents to logits (B, classes) without their side features."""
+        direct = self.classify(latents)
+        if self.recovery_head is None:
+            return direct
+        return self.recovery_head.from_latent(latents, direct, members)
+
+    def recover_from_side(self, side: Tensor) -> Tensor:
+        """Map side features (B, S) to logits (B, classes), without any latent."""
+        assert self.recovery_head is not None
+        return self.recovery_head.from_side(side)

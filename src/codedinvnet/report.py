@@ -16,6 +16,7 @@ from codedinvnet.bundle import Bundle, describe_machine
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import Evaluation, evaluate
+from codedinvnet.methods import Evidence
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
@@ -32,6 +33,7 @@ def evaluation_report(
     k: int,
     groupings: int = 5,
     seed: int = 0,
+    evidence: Evidence = "both",
     pixel_mean: bool = False,
     shuffle_parity: bool = False,
     progress: bool = True,
@@ -39,7 +41,7 @@ def evaluation_report(
     """Evaluate a bundle at one group size and return what `evaluate --json` prints."""
     used = bundle.with_pixel_mean() if pixel_mean else bundle
     result = evaluate(
-        used.method(k),
+        used.method(k, evidence),
         source,
         k=k,
         groupings=groupings,
@@ -52,6 +54,7 @@ def evaluation_report(
         "bundle": bundle.info.name,
         "dataset": source.name,
         "split": split,
+        "evidence": evidence,
         "parity": arm + (", shuffled" if shuffle_parity else ""),
         "seed": seed,
         **figures(result),

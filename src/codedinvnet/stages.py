@@ -60,6 +60,7 @@ class Run:
         download: whether to download into an explicit `data_dir`.
         device: what to compute on.
         resume: 0 from the start, n from the checkpoint after epoch n, -1 from the newest.
+        shared_network: where the trained network lies, if runs share it.
     """
 
     settings: Settings
@@ -68,6 +69,7 @@ class Run:
     device: torch.device
     download: bool = False
     resume: int = 0
+    shared_network: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -77,7 +79,7 @@ class Run:
     @property
     def network_folder(self) -> Path:
         """Where the trained network lies."""
-        return self.folder / "network"
+        return self.shared_network or self.folder / "network"
 
     def fusion_folder(self, members: int) -> Path:
         """Where the fusion data set and encoder for groups of `members` lie."""

@@ -190,6 +190,31 @@ def test_a_complete_group_has_direct_answers_only(method: CodedInvNet, size: int
     assert_direct(method, answers, group, set(range(size)))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_decoded_latent_answers_alone(exact: CodedInvNet, size: int) -> None:
+    model, group = exact.model, images(size)
+    alone = CodedInvNet(model, K, "latent")
+    for erased in range(size):
+        answers = alone.decode(without(outputs_of(exact, group), erased), size)
+        expected = model.recover_from_latent(model.embed(group[:, erased]), size)
+        assert set(answers) == set(range(size))
+        torch.testing.assert_close(answers[erased], expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_side_features_answer_alone(method: CodedInvNet, size: int) -> None:
+    model, group = method.model, images(size)
+    if model.recovery_head is None or not model.encoder.side_features:
+        with pytest.raises(UserError, match="no side features to answer from"):
+            CodedInvNet(model, K, "side")
+        return
+    alone, side = CodedInvNet(model, K, "side"), model.encode(group).side
+    for erased in range(size):
+        answers = alone.decode(without(outputs_of(method, group), erased), size)
+        assert set(answers) == set(range(size))
+        torch.testing.assert_close(answers[erased], model.recover_from_side(side[:, erased]))
+
+
 def test_no_outputs_give_no_answers(method: CodedInvNet) -> None:
     assert method.decode({}, 3) == {}
 

@@ -236,3 +236,26 @@ def test_fold_changes_nothing_but_the_classes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         net.inverse(before), x, rtol=0.0, atol=1e-4 if dtype == torch.float32 else 1e-5
     )
+
+
+def test_fold_puts_batch_normalisation_into_the_convolution_before_it() -> None:
+    torch.manual_seed(0)
+    sequence = nn.Sequential(
+        nn.BatchNorm2d(2),  # nothing before it to fold into
+        nn.Conv2d(2, 3, 3, padding=1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 1),
+        nn.BatchNorm2d(2),
+    )
+    module = nn.ModuleDict({"inside": sequence}).double()
+    x = torch.randn(64, 2, 5, 4, dtype=torch.float64)
+    for _ in range(3):
+        sequence(2 * x + 1)  # statistics that are neither 0 nor 1
+    module.eval()
+    before = sequence(x)
+    fold(module)
+    folded = module["inside"]
+    assert isinstance(folded, nn.Sequential)
+    assert [type(layer) for layer in folded] == [nn.BatchNorm2d, nn.Conv2d, nn.ReLU, nn.Conv2d]
+    torch.testing.assert_close(folded(x), before, rtol=0.0, atol=1e-12)

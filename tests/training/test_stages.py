@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from codedinvnet import stages
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.config import parse_settings
+from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
+from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.fusion_data import draw_groups, load_fusion_data
@@ -366,3 +368,79 @@ def test_training_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> N
         assert report["agreement"] > 0.6
         assert shuffled["normal_accuracy"] == report["normal_accuracy"]
         assert shuffled["recovered_accuracy"] < 0.3
+
+
+def test_a_network_without_a_bound_has_no_inverse_but_recovers(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    raw = tiny_settings()
+    raw["network"]["coefficient"] = None
+    raw["training"]["learning_rate"] = 0.01
+    run = make_run(raw, tmp_path, data_dir)
+    stages.train(run)
+    network, _, _ = load_trained_network(run.settings, run.network_folder, CPU)
+    assert constrained_layers(network) == []
+    assert isinstance(network, IResNet)
+    assert network.largest_singular_value() > 1.0  # nothing held it
+    stages.fuse(run, 4)
+    assert stages.test_fusion(run, 4)["normal_accuracy"] > 0.3  # chance is 0.1
+
+
+def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["fusion"] |= {
+        "decoded_weight": 0.0,
+        "latent_weight": 1.0,
+        "joint_epochs": 0,
+        "epochs": 4,
+        "steps_per_epoch": 30,
+        "learning_rate": 0.005,
+        "head_hidden": 0,
+        "encoder": {"kind": "lean", "width": 4},
+    }
+    run = make_run(raw, tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    bundle = load_bundle(run.fusion_folder(4) / "bundle")
+    assert bundle.model.recovery_head is None
+    images = run.images("test").batch(torch.arange(200))[0].unflatten(0, (50, 4))
+    mean = bundle.embed(images.flatten(0, 1)).unflatten(0, (50, 4)).mean(1)
+    trained = (bundle.encode(images).latent - mean).square().mean()
+    average = (bundle.with_pixel_mean().encode(images).latent - mean).square().mean()
+    assert float(trained) < float(average)
+
+
+def test_a_step_sees_as_many_images_whatever_the_groups_size(recovery_run: stages.Run) -> None:
+    stage = recovery_stage(recovery_run)
+    seen = []
+    real = stage.source.batch
+
+    def batch(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(rows))
+        return real(rows)
+
+    stage.source = SimpleNamespace(batch=batch, name="counted")
+    stage.latents = torch.zeros(700, *stage.model.latent_shape)
+    for index in range(12):
+        stage.step(0, index)
+    assert set(seen) <= {32, 30}  # 8 groups of 4, 10 of 3, 16 of 2
+    assert len(set(seen)) == 2
+
+
+@pytest.mark.parametrize(("epoch", "training"), [(0, True), (3, True), (4, False)])
+def test_batch_statistics_settle_before_joint_training_ends(
+    recovery_run: stages.Run, epoch: int, training: bool
+) -> None:
+    stage = recovery_stage(recovery_run, joint=True, joint_epochs=5)
+    stage.model.train()
+    stage.start_epoch(epoch, torch.Generator())
+    assert stage.model.network.training is stage.model.encoder.training is training
+
+
+def recovery_stage(run: stages.Run, joint: bool = False, **fusion: int) -> RecoveryStage:
+    settings = run.settings
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    model = load_bundle(run.fusion_folder(4) / "bundle").model
+    model.train()
+    chosen = settings.fusion.model_copy(update=fusion)
+    return RecoveryStage(settings, chosen, run.images("train"), model, CPU, joint=joint)

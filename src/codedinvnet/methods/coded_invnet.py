@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel, decode_missing
+
+Evidence = Literal["both", "latent", "side"]
+"""What a decoded answer rests on: the decoded latent, the member's side features, or both."""
 
 
 class CodedInvNet:
@@ -20,20 +24,25 @@ class CodedInvNet:
     Args:
         model: f, g, E and g', in evaluation mode.
         k: the most queries in a group.
+        evidence: what decoded answers rest on; less than both is for measuring what each is worth.
 
     Raises:
-        UserError: if k is below 2.
+        UserError: if k is below 2, or the model has no side features and is to use them alone.
     """
 
     name = "coded-invnet"
     r = 1
     fixed_size = False
 
-    def __init__(self, model: CodedModel, k: int) -> None:
+    def __init__(self, model: CodedModel, k: int, evidence: Evidence = "both") -> None:
         if k < 2:
             raise UserError(f"k must be at least 2, got {k}: a group of one is a plain copy")
+        head = model.recovery_head
+        if evidence == "side" and (head is None or not head.side_features):
+            raise UserError("this model has no side features to answer from")
         self.model = model
         self.k = k
+        self.evidence = evidence
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
         self.device = next(model.parameters()).device
@@ -85,8 +94,15 @@ class CodedInvNet:
             stacked = torch.stack(others, dim=1) if others else parity[:, None][:, :0]
             latent = decode_missing(parity, stacked).unflatten(1, self.model.latent_shape)
             member = side.unflatten(1, (size, -1))[:, missing[0]] if side.shape[1] else side
-            answers[missing[0]] = self.model.recover(latent, member, size)
+            answers[missing[0]] = self._recovered(latent, member, size)
         return answers
+
+    def _recovered(self, latent: Tensor, side: Tensor, size: int) -> Tensor:
+        if self.evidence == "latent":
+            return self.model.recover_from_latent(latent, size)
+        if self.evidence == "side":
+            return self.model.recover_from_side(side)
+        return self.model.recover(latent, side, size)
 
     @torch.inference_mode()
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:

@@ -61,26 +61,39 @@ class PixelMean(FusionEncoder):
         return Encoding(weighted_mean(x, weights), x.new_zeros(*x.shape[:2], self.side_features))
 
 
-class LeanFusion(FusionEncoder):
-    """A small encoder: three shared convolution stages, averaged, and a decoder of equal size.
+def _stage(before: int, width: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3×3 convolution with normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
 
-    The images are unshuffled to half their size, three shared 3×3 stages see them at 1/2, 1/4 and
+
+class LeanFusion(FusionEncoder):
+    """A small encoder: shared convolution stages, averaged, and a decoder of equal size.
+
+    The images are unshuffled to half their size, three shared stages see them at 1/2, 1/4 and
     1/8, each stage's maps are averaged over the group, and a decoder with these averages as skips
     makes a correction to the average image. Side features are a linear map of the last stage,
-    pooled; they cost next to nothing.
+    pooled; they cost next to nothing. Normalisation is by batch statistics while it trains and
+    folded into the convolutions before it is served.
 
     Args:
         channels: image channels.
         width: channels of the first stage (the next have 2 and 4 times as many).
         side_features: length of the side vector of a member (0: none).
+        depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
     """
 
-    def __init__(self, channels: int, *, width: int = 16, side_features: int = 0) -> None:
+    def __init__(
+        self, channels: int, *, width: int = 16, side_features: int = 0, depth: int = 0
+    ) -> None:
         super().__init__()
         self.side_features = side_features
-        self.down1 = nn.Conv2d(4 * channels, width, 3, padding=1)
-        self.down2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.down3 = nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1)
+        self.down1 = _stage(4 * channels, width)
+        self.down2 = _stage(width, 2 * width, 2)
+        self.more2 = nn.ModuleList(_stage(2 * width, 2 * width) for _ in range(depth))
+        self.down3 = _stage(2 * width, 4 * width, 2)
+        self.more3 = nn.ModuleList(_stage(4 * width, 4 * width) for _ in range(depth))
         self.bottom = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
         self.up2 = nn.Conv2d(4 * width, 8 * width, 1)
         self.merge2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1)
@@ -93,17 +106,20 @@ class LeanFusion(FusionEncoder):
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
-        images = F.pixel_unshuffle(x.flatten(0, 1), 2)
-        h1 = F.gelu(self.down1(images))
-        h2 = F.gelu(self.down2(h1))
-        h3 = F.gelu(self.down3(h2))
+        h1 = self.down1(F.pixel_unshuffle(x.flatten(0, 1), 2))
+        h2 = self.down2(h1)
+        for layer in self.more2:
+            h2 = h2 + layer(h2)
+        h3 = self.down3(h2)
+        for layer in self.more3:
+            h3 = h3 + layer(h3)
 
         def mean(h: Tensor) -> Tensor:
             return weighted_mean(h.unflatten(0, (batch, members)), weights)
 
-        d = F.gelu(self.bottom(mean(h3)))
+        d = F.relu(self.bottom(mean(h3)))
         d = F.pixel_shuffle(self.up2(d), 2)
-        d = F.gelu(self.merge2(torch.cat([d, mean(h2)], dim=1)))
+        d = F.relu(self.merge2(torch.cat([d, mean(h2)], dim=1)))
         d = F.pixel_shuffle(self.up1(d), 2)
         d = self.merge1(torch.cat([d, mean(h1)], dim=1))
         parity = weighted_mean(x, weights) + F.pixel_shuffle(d, 2)

@@ -13,37 +13,55 @@ LARGEST_FLAT = 16384
 which would otherwise outgrow the network."""
 
 
-def linear_inputs(latent_shape: tuple[int, int, int]) -> int:
+def is_pooled(latent_shape: tuple[int, int, int], asked: bool) -> bool:
+    """Tell whether a head averages latents of this shape over the image."""
+    channels, height, width = latent_shape
+    return asked or channels * height * width > LARGEST_FLAT
+
+
+def linear_inputs(latent_shape: tuple[int, int, int], pooled: bool) -> int:
     """Return how many features of a latent a linear layer sees."""
     channels, height, width = latent_shape
-    size = channels * height * width
-    return size if size <= LARGEST_FLAT else channels
-
-
-def linear_features(z: Tensor) -> Tensor:
-    """Flatten latents z (B, C, H, W), or average large ones over the image."""
-    return z.flatten(1) if z[0].numel() <= LARGEST_FLAT else z.mean(dim=(2, 3))
+    return channels if pooled else channels * height * width
 
 
 class Head(nn.Module):
-    """g: normalise, ELU, one linear layer over the whole latent.
+    """g: normalise, ELU, and a linear layer over the whole latent, or two with `hidden`.
 
-    i-ResNet's classifier averages over the image before its linear layer; with branches that
-    contract, that leaves the network far too little room in few epochs (docs/decisions.md).
+    i-ResNet's classifier averages over the image before its linear layer (`pooled`); with branches
+    that contract, that leaves the network far too little room in few epochs (docs/decisions.md).
 
     Args:
         latent_shape: (C, H, W) of the latent.
         classes: number of classes.
+        hidden: width of a hidden layer (0: none).
+        pooled: average over the image before the linear layers.
     """
 
-    def __init__(self, latent_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        hidden: int = 0,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
+        self.pooled = is_pooled(latent_shape, pooled)
         self.norm = ActNorm(latent_shape[0])
-        self.linear = nn.Linear(linear_inputs(latent_shape), classes)
+        inputs = linear_inputs(latent_shape, self.pooled)
+        self.hidden = (
+            nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU())
+            if hidden
+            else nn.Identity()
+        )
+        self.linear = nn.Linear(hidden or inputs, classes)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents z (B, C, H, W) to logits (B, classes)."""
-        logits: Tensor = self.linear(linear_features(F.elu(self.norm(z))))
+        features = F.elu(self.norm(z))
+        flat = features.mean(dim=(2, 3)) if self.pooled else features.flatten(1)
+        logits: Tensor = self.linear(self.hidden(flat))
         return logits
 
 
@@ -55,11 +73,15 @@ class RecoveryHead(nn.Module):
     logits are added to those of g on the same latent, times a trust a + b/m that is learned: in a
     small group the decoded latent is nearly the true one, and g knows best.
 
+    It is trained to answer from either kind of evidence alone, too (`from_latent`, `from_side`), so
+    that what each is worth can be measured.
+
     Args:
         latent_shape: (C, H, W) of the latent.
         classes: number of classes.
         hidden: width of the hidden layer.
         side_features: length of the side vector (0: none).
+        pooled: average the latent over the image, behind an ELU, before the linear layers.
     """
 
     def __init__(
@@ -69,11 +91,14 @@ class RecoveryHead(nn.Module):
         *,
         hidden: int = 256,
         side_features: int = 0,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.side_features = side_features
+        self.pooled = is_pooled(latent_shape, pooled)
         self.norm = ActNorm(latent_shape[0])
-        self.expand = nn.Linear(linear_inputs(latent_shape) + side_features, hidden)
+        inputs = linear_inputs(latent_shape, self.pooled)
+        self.expand = nn.Linear(inputs + side_features, hidden)
         self.hidden_norm = nn.LayerNorm(hidden)
         self.classify = nn.Linear(hidden + side_features, classes)
         self.trust = nn.Parameter(torch.tensor([0.0, 1.0]))
@@ -90,7 +115,22 @@ class RecoveryHead(nn.Module):
         Returns:
             Logits (B, classes).
         """
-        flat = torch.cat([linear_features(self.norm(z)), side], dim=1)
-        h = F.gelu(self.hidden_norm(self.expand(flat)))
+        features = self.norm(z)
+        flat = F.elu(features).mean(dim=(2, 3)) if self.pooled else features.flatten(1)
+        own = self._classified(flat, side)
+        return own + (self.trust[0] + self.trust[1] / members) * direct
+
+    def from_latent(self, z: Tensor, direct: Tensor, members: int) -> Tensor:
+        """Classify decoded latents (B, C, H, W) without side features."""
+        logits: Tensor = self(z, z.new_zeros(z.shape[0], self.side_features), direct, members)
+        return logits
+
+    def from_side(self, side: Tensor) -> Tensor:
+        """Classify by side features (B, side) alone: a small classifier beside the big one."""
+        inputs = self.expand.in_features - self.side_features
+        return self._classified(side.new_zeros(side.shape[0], inputs), side)
+
+    def _classified(self, features: Tensor, side: Tensor) -> Tensor:
+        h = F.gelu(self.hidden_norm(self.expand(torch.cat([features, side], dim=1))))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
-        return logits + (self.trust[0] + self.trust[1] / members) * direct
+        return logits

@@ -32,6 +32,7 @@ class IResNetBlock(InvertibleTransform):
         hidden: channels between the convolutions.
         size: (H, W) of the input.
         coefficient: bound on each convolution; the branch's Lipschitz constant is at most its cube.
+            None: no bound, an ordinary residual block, which has no inverse (for comparisons).
         nonlinearity: a key of NONLINEARITIES.
         first: leave out the leading nonlinearity (the network's first block sees pixels).
     """
@@ -42,7 +43,7 @@ class IResNetBlock(InvertibleTransform):
         hidden: int,
         size: tuple[int, int],
         *,
-        coefficient: float,
+        coefficient: float | None,
         nonlinearity: str = "elu",
         first: bool = False,
     ) -> None:
@@ -51,7 +52,9 @@ class IResNetBlock(InvertibleTransform):
         self.first = first
         self.size = size
 
-        def conv(a: int, b: int, kernel: int) -> LipschitzConv2d:
+        def conv(a: int, b: int, kernel: int) -> nn.Conv2d:
+            if coefficient is None:
+                return nn.Conv2d(a, b, kernel, padding=kernel // 2)
             return LipschitzConv2d(a, b, kernel, input_size=size, coefficient=coefficient)
 
         self.conv1 = conv(channels, hidden, 3)
@@ -138,7 +141,7 @@ class IResNet(TransformSequence):
         blocks: blocks per stage.
         strides: 1, or 2 for a squeeze in front of the stage.
         hidden: branch channels per stage.
-        coefficient: bound on every convolution's norm.
+        coefficient: bound on every convolution's norm; None: none, and no inverse.
         initial_squeeze: factor of the first squeeze (1: none).
         injective_padding: zero channels appended after the first squeeze.
         nonlinearity: a key of NONLINEARITIES.
@@ -154,7 +157,7 @@ class IResNet(TransformSequence):
         blocks: Sequence[int] = (7, 7, 7),
         strides: Sequence[int] = (1, 2, 2),
         hidden: Sequence[int] = (32, 64, 128),
-        coefficient: float = 0.9,
+        coefficient: float | None = 0.9,
         initial_squeeze: int = 2,
         injective_padding: int = 0,
         nonlinearity: str = "elu",

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 DENSE_LIMIT = 1024
 """The largest Gram matrix that is made densely (1024² eigenvalues take about 0.1 s); above it the
@@ -169,11 +170,14 @@ def constrain_exactly(module: nn.Module) -> None:
 def fold(module: nn.Module) -> None:
     """Replace every constrained convolution by a plain one with the same kernel, in place.
 
-    What is left is what is served: no buffer, no projection. Outputs do not change.
+    A batch normalisation right behind a convolution in a sequence goes into its kernel, too. What
+    is left is what is served: no buffer, no projection. Outputs in evaluation mode do not change.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, LipschitzConv2d):
+            if isinstance(child, nn.Sequential):
+                setattr(parent, name, _without_normalisation(child))
+            elif isinstance(child, LipschitzConv2d):
                 plain = nn.Conv2d(
                     child.in_channels,
                     child.out_channels,
@@ -183,3 +187,15 @@ def fold(module: nn.Module) -> None:
                 plain.weight = child.weight
                 plain.bias = child.bias
                 setattr(parent, name, plain)
+
+
+def _without_normalisation(sequence: nn.Sequential) -> nn.Sequential:
+    """Return the sequence with each normalisation behind a convolution in the convolution."""
+    layers: list[nn.Module] = []
+    for layer in sequence:
+        before = layers[-1] if layers else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(before.eval(), layer.eval())
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)

@@ -22,13 +22,19 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
-from codedinvnet.model import build_network, prepare
+from codedinvnet.model import build_head, build_network, prepare
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
-from codedinvnet.training.loop import differing_keys, set_rate, train_stage, warmup_cosine
+from codedinvnet.training.loop import (
+    differing_keys,
+    make_optimizer,
+    set_rate,
+    train_stage,
+    warmup_cosine,
+)
 
 EVALUATION_BATCH = 250
 
@@ -67,7 +73,8 @@ class NetworkStage:
         torch.manual_seed(settings.seed)
         shape = padded_shape(source, settings.data.padding)
         self.network = build_network(settings.network, shape).to(device)
-        self.head = Head(self.network.latent_shape, len(source.classes)).to(device)
+        head = build_head(settings.network, self.network.latent_shape, len(source.classes))
+        self.head = head.to(device)
         self.train_rows, self.validation_rows = split_indices(
             len(source), settings.data.validation, settings.seed
         )
@@ -85,10 +92,8 @@ class NetworkStage:
             )
         self.steps_per_epoch = len(self.train_rows) // self.options.batch_size
         self.total_steps = self.options.epochs * self.steps_per_epoch
-        self.optimizer = torch.optim.AdamW(
-            [*self.network.parameters(), *self.head.parameters()],
-            lr=self.options.learning_rate,
-            weight_decay=self.options.weight_decay,
+        self.optimizer = make_optimizer(
+            (self.network, self.head), self.options.learning_rate, self.options.weight_decay
         )
         self.points = mixup_points(self.network)
         self.generator = torch.Generator()
@@ -262,6 +267,6 @@ def load_trained_network(
     shape = tuple(header["image_shape"])
     pad = settings.data.padding
     network = build_network(settings.network, (shape[0], shape[1] + 2 * pad, shape[2] + 2 * pad))
-    head = Head(network.latent_shape, len(header["classes"]))
+    head = build_head(settings.network, network.latent_shape, len(header["classes"]))
     load_modules({"network": network, "head": head}, tensors, path)
     return network.to(device).eval(), head.to(device).eval(), header

@@ -3,6 +3,8 @@
 Groups are drawn anew in every step, of a size m drawn from 2 to k. First f and g are frozen and
 their latents are cached; then all four are trained together, with the direct answers' own
 cross-entropy beside the decoded ones', so that normal accuracy is kept.
+
+Smaller groups come in larger numbers, so that every step sees about as many images.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.lipschitz import project
-from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
 from codedinvnet.training.network import augment
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 WARMUP = 0.1
 GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
+SETTLED = 0.8
+"""From this share of joint training on, batch statistics are those that will be served."""
 
 
 class RecoveryStage:
@@ -49,13 +53,10 @@ class RecoveryStage:
             len(source), settings.data.validation, settings.seed
         )
         model.requires_grad_(joint)
-        parts = [model.encoder, model.recovery_head]
-        for part in parts:
-            assert part is not None
-            part.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=self.rate, weight_decay=1e-4
-        )
+        model.encoder.requires_grad_(True)
+        if model.recovery_head is not None:
+            model.recovery_head.requires_grad_(True)
+        self.optimizer = make_optimizer([model], self.rate, settings.training.weight_decay)
         images, labels = source.batch(validation)
         self.validation_images, self.validation_labels = images.to(device), labels.to(device)
         self.latents: Tensor | None = None
@@ -70,11 +71,11 @@ class RecoveryStage:
         return {"optimizer": self.optimizer}
 
     def initialise(self) -> None:
-        """Normalise the recovery head's input; cache the frozen network's latents."""
-        rows = self.train_rows[:1024]
-        z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
-        assert self.model.recovery_head is not None
-        self.model.recovery_head.norm.initialise(z)
+        """Normalise the recovery head's input."""
+        if self.model.recovery_head is not None:
+            rows = self.train_rows[:1024]
+            z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
+            self.model.recovery_head.norm.initialise(z)
 
     def cached_latents(self) -> Tensor:
         """Return f of all training images in the order of `train_rows`, computed once."""
@@ -89,7 +90,10 @@ class RecoveryStage:
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Keep the epoch's generator; its first epoch initialises."""
         self.generator = generator
-        self.model.network.eval()  # i-RevNet's batch statistics stay as they were trained
+        if not self.joint:
+            self.model.network.eval()  # i-RevNet's batch statistics stay as they were trained
+        elif epoch >= SETTLED * self.fusion.joint_epochs:
+            self.model.eval()
         if epoch == 0 and not self.joint:
             self.initialise()
 
@@ -98,7 +102,8 @@ class RecoveryStage:
         step = epoch * self.steps_per_epoch + index
         set_rate(self.optimizer, self.rate * warmup_cosine(step, self.total_steps, WARMUP))
         members = int(torch.randint(2, self.fusion.members + 1, (), generator=self.generator))
-        wanted = self.batch_size * members
+        groups = self.batch_size * self.fusion.members // members
+        wanted = groups * members
         if wanted <= len(self.train_rows):
             order = torch.randperm(len(self.train_rows), generator=self.generator)[:wanted]
         else:
@@ -106,25 +111,30 @@ class RecoveryStage:
         images, labels = self.source.batch(self.train_rows[order])
         labels = labels.to(self.device)
         x = self.model.prepare(images.to(self.device))
+        options, shape = self.settings.training, (groups, members)
         if self.joint:
-            options = self.settings.training
             x = augment(x, options.flip, options.shift, self.generator)
-            flat = self.model.network(x)
+        encoding = self.model.encoder(x.unflatten(0, shape))
+        if self.joint:
+            # One pass, so that batch statistics are of queries and parities together.
+            both = self.model.network(torch.cat([x, encoding.parity]))
+            flat, parity = both[:wanted], both[wanted:]
         else:
             flat = self.cached_latents()[order.to(self.device)]
-        shape = (self.batch_size, members)
+            parity = self.model.network(encoding.parity)
         z = flat.unflatten(0, shape)
-        encoding = self.model.encoder(x.unflatten(0, shape))
-        parity = self.model.network(encoding.parity)
         # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
         error = members * parity - z.sum(dim=1)
         decoded = (z + error[:, None]).flatten(0, 1)
-        recovered = F.cross_entropy(
-            self.model.recover(decoded, encoding.side.flatten(0, 1), members), labels
-        )
+        side = encoding.side.flatten(0, 1)
+        recovered = F.cross_entropy(self.model.recover(decoded, side, members), labels)
         latent = error.square().mean()
-        loss = recovered + self.fusion.latent_weight * latent
+        loss = self.fusion.decoded_weight * recovered + self.fusion.latent_weight * latent
         scalars = {"recovered": float(recovered.detach()), "latent": float(latent.detach())}
+        if self.fusion.evidence_weight and side.shape[1]:
+            alone = F.cross_entropy(self.model.recover_from_latent(decoded, members), labels)
+            alone = alone + F.cross_entropy(self.model.recover_from_side(side), labels)
+            loss = loss + self.fusion.evidence_weight * alone
         if self.joint:
             normal = F.cross_entropy(self.model.classify(flat), labels)
             loss = loss + self.fusion.normal_weight * normal

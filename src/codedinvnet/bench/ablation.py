@@ -1,0 +1,286 @@
+"""`codedinvnet bench ablation`: what each part of the design is worth, one change at a time.
+
+A grid file names a base of settings, image sets, seeds and rows; a row is a change to the base. All
+trials of an image set train for the same number of images; networks that rows share are trained
+once. Every trial is one line of the output, written when it ends, so that an interrupted grid goes
+on where it stopped. The validation split is read as trials end, the test split once, after the
+last of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError
+from tqdm import tqdm
+
+from codedinvnet import stages
+from codedinvnet.bundle import describe_commit, describe_machine, load_bundle
+from codedinvnet.checkpoint import write_text
+from codedinvnet.config import (
+    PixelFusionSettings,
+    Section,
+    Settings,
+    describe,
+    parse_settings,
+)
+from codedinvnet.errors import UserError
+from codedinvnet.report import evaluation_report
+from codedinvnet.training.loop import LATEST
+from codedinvnet.training.network import network_settings
+
+SCHEMA = 1
+
+
+class AblationRow(Section):
+    """One change to the base."""
+
+    name: str
+    change: dict[str, Any]
+
+
+class Grid(Section):
+    """A grid file."""
+
+    base: dict[str, Any]
+    """Settings without name, seed and data."""
+    data: dict[str, dict[str, Any]]
+    """Image set -> what it changes in the base, its `data` section at least."""
+    seeds: tuple[int, ...]
+    rows: tuple[AblationRow, ...]
+    """The first is the reference that the others are compared with."""
+    k: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
+    """Group sizes to score. The paper's objective trains an encoder for each."""
+
+
+class Trial(Section):
+    """One row, image set and seed, and the group sizes that one training is scored at."""
+
+    row: str
+    data: str
+    sizes: tuple[int, ...]
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, its settings included."""
+        return json.dumps([self.row, self.data, self.sizes, self.settings.model_dump(mode="json")])
+
+    @property
+    def members(self) -> int:
+        """The largest size."""
+        return max(self.sizes)
+
+
+def load_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        UserError: if it cannot be read or is wrong, with the place of the fault.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Grid.model_validate(raw)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the grid {path}: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, Grid, raw)}") from error
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return base with the changes of nested keys; a section of another objective replaces it."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other = value.get("objective", old.get("objective")) != old.get("objective")
+            merged[key] = value if other else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def trials(grid: Grid, path: Path) -> list[Trial]:
+    """Return every trial of a grid, all settings checked, before any work is done.
+
+    Raises:
+        UserError: if a row's settings are wrong.
+    """
+    found = []
+    for data, change in grid.data.items():
+        for seed in grid.seeds:
+            for number, row in enumerate(grid.rows):
+                raw = merge(merge(grid.base, change), row.change)
+                raw |= {"name": f"{data}-{number:02d}-{seed}", "seed": seed}
+                raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
+                settings = parse_settings(raw, f"{path}, row {row.name!r}")
+                pixels = isinstance(settings.fusion, PixelFusionSettings)
+                for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
+                    found.append(Trial(row=row.name, data=data, sizes=sizes, settings=settings))
+    return found
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read finished trials; none if the file is not there.
+
+    Raises:
+        UserError: if a line is damaged.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is damaged: {error}") from error
+    return rows
+
+
+def run(
+    path: Path,
+    out: Path,
+    *,
+    save_dir: Path,
+    data_dir: Path | None,
+    device: torch.device,
+    test: bool = True,
+) -> list[dict[str, Any]]:
+    """Run what is missing of a grid, and read the test split once all trials have ended.
+
+    Args:
+        path: the grid file.
+        out: JSONL, one trial a line; finished trials in it are kept.
+        save_dir: where runs and shared networks lie.
+        data_dir: where the image sets lie.
+        device: what to compute on.
+        test: whether to read the test split in the end.
+
+    Raises:
+        UserError: if the grid is wrong.
+    """
+    grid = load_grid(path)
+    wanted = {trial.key: trial for trial in trials(grid, path)}
+    done = {row["key"]: row for row in read_results(out) if row["key"] in wanted}
+    for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
+        if "error" in done.get(key, {"error": ""}):
+            done[key] = _trained(trial, save_dir, data_dir, device)
+            _write(out, wanted, done)
+    if test:
+        for key, trial in tqdm(wanted.items(), desc="test split", unit="trial"):
+            if "error" not in done[key] and "test" not in done[key]:
+                done[key]["test"] = _scored(trial, save_dir, data_dir, device, "test")
+                _write(out, wanted, done)
+    return [done[key] for key in wanted]
+
+
+def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, "".join(json.dumps(done[key]) + "\n" for key in wanted if key in done))
+
+
+def _run(trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device) -> stages.Run:
+    """Return the trial's run; its network's folder is shared by all trials with the same one."""
+    shared = network_settings(trial.settings)
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+    return stages.Run(
+        settings=trial.settings,
+        save_dir=save_dir,
+        data_dir=data_dir,
+        device=device,
+        resume=LATEST,
+        shared_network=save_dir / "networks" / f"{trial.data}-{digest}",
+    )
+
+
+def _trained(
+    trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device
+) -> dict[str, Any]:
+    """Train a trial and score it on the validation split."""
+    row: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        "key": trial.key,
+        "row": trial.row,
+        "data": trial.data,
+        "seed": trial.settings.seed,
+        "k": list(trial.sizes),
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    run = _run(trial, save_dir, data_dir, device)
+    try:
+        if not (run.network_folder / "network.safetensors").is_file():
+            stages.train(run)
+        if isinstance(trial.settings.fusion, PixelFusionSettings):
+            stages.sample(run, trial.members)
+        stages.fuse(run, trial.members)
+        row["validation"] = _scored(trial, save_dir, data_dir, device, "validation")
+    except (UserError, RuntimeError) as error:  # a row with its error, not a hole
+        row["error"] = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _scored(
+    trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device, split: str
+) -> dict[str, Any]:
+    """Return what was measured, by group size."""
+    run = _run(trial, save_dir, data_dir, device)
+    bundle = load_bundle(run.fusion_folder(trial.members) / "bundle", device)
+    source = stages.evaluation_images(bundle, split, data_dir)
+    kept = ("normal_accuracy", "recovered_accuracy", "recovered_accuracy_std")
+    scores: dict[str, Any] = {"seconds": bundle.info.provenance.seconds}
+    for k in trial.sizes:
+        report = evaluation_report(bundle, source, split=split, k=k, progress=False)
+        scores[str(k)] = {key: report[key] for key in kept}
+    return scores
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as Markdown: mean and spread over seeds, and the margin to the first row."""
+    lines = []
+    split = "test" if all("test" in row for row in results if "error" not in row) else "validation"
+    sizes = sorted({k for row in results for k in row["k"]})
+    for data in dict.fromkeys(row["data"] for row in results):
+        for k in sizes:
+            own = [row for row in results if row["data"] == data and k in row["k"]]
+            lines += _table(own, f"{data}, {split} split, k = {k}", split, str(k))
+    return "\n".join(lines)
+
+
+def _table(own: Sequence[Mapping[str, Any]], title: str, split: str, k: str) -> list[str]:
+    lines = [
+        f"| {title} | normal | recovered | to the reference | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    reference: dict[int, float] = {}
+    for name in dict.fromkeys(row["row"] for row in own):
+        these = [row for row in own if row["row"] == name]
+        failed = [row["error"] for row in these if "error" in row]
+        if failed:
+            lines.append(f"| {name} | | | failed: {failed[0]} | |")
+            continue
+        recovered = {row["seed"]: 100 * row[split][k]["recovered_accuracy"] for row in these}
+        normal = [100 * row[split][k]["normal_accuracy"] for row in these]
+        seconds = statistics.mean(row[split]["seconds"] for row in these)
+        reference = reference or recovered
+        margins = [value - reference[seed] for seed, value in recovered.items()]
+        margin = "" if recovered is reference else _spread(margins, "+")
+        lines.append(
+            f"| {name} | {_spread(normal)} | {_spread(list(recovered.values()))} | "
+            f"{margin} | {seconds:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """Return mean ± standard deviation; one value alone has none."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet import stages
+from codedinvnet.bench import ablation
+from codedinvnet.config import parse_settings
+from codedinvnet.errors import UserError
+from tests.conftest import tiny_settings
+
+CPU = torch.device("cpu")
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
+
+
+def grid_file(folder: Path, **changes: Any) -> Path:
+    base = {k: v for k, v in tiny_settings().items() if k not in ("name", "seed", "data")}
+    base["fusion"] |= {"epochs": 1, "steps_per_epoch": 2}
+    raw = {
+        "k": [2, 4],
+        "base": base,
+        "data": {"mnist": {"data": {"name": "mnist", "validation": 100, "padding": 2}}},
+        "seeds": [1, 2],
+        "rows": [
+            {"name": "all", "change": {}},
+            {"name": "no joint training", "change": {"fusion": {"joint_epochs": 0}}},
+        ],
+        **changes,
+    }
+    path = folder / "grid.json"
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    return path
+
+
+def run(path: Path, folder: Path, data_dir: Path, **options: Any) -> list[dict[str, Any]]:
+    return ablation.run(
+        path,
+        folder / "out.jsonl",
+        save_dir=folder / "runs",
+        data_dir=data_dir,
+        device=CPU,
+        **options,
+    )
+
+
+def test_an_interrupted_grid_goes_on_where_it_stopped(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, trained = grid_file(tmp_path), []
+    real_train, real_fuse = stages.train, stages.fuse
+
+    def train(run: stages.Run) -> dict[str, Any]:
+        trained.append(run.network_folder)
+        return real_train(run)
+
+    def stop(run: stages.Run, members: int) -> dict[str, Any]:
+        if run.settings.name == "mnist-01-1":
+            raise KeyboardInterrupt
+        return real_fuse(run, members)
+
+    monkeypatch.setattr(stages, "train", train)
+    monkeypatch.setattr(stages, "fuse", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tmp_path, data_dir)
+    first = ablation.read_results(tmp_path / "out.jsonl")
+    assert [(row["row"], row["seed"]) for row in first] == [("all", 1)]
+    assert "test" not in first[0]  # the test split is read in the end, for all
+    monkeypatch.setattr(stages, "fuse", real_fuse)
+    rows = run(path, tmp_path, data_dir)
+    assert rows == ablation.read_results(tmp_path / "out.jsonl")
+    assert [(row["row"], row["seed"]) for row in rows] == [
+        ("all", 1),
+        ("no joint training", 1),
+        ("all", 2),
+        ("no joint training", 2),
+    ]
+    assert {key: rows[0][key] for key in first[0]} == first[0]  # not done again
+    assert len(trained) == 2 == len(set(trained))  # one network a seed, shared by the rows
+    for row in rows:
+        assert row["k"] == [2, 4]
+        assert 0.2 < row["test"]["2"]["normal_accuracy"] <= 1  # chance is 0.1
+        assert row["test"]["2"] != row["test"]["4"]
+        assert row["test"] != row["validation"]
+    text = ablation.table(rows)
+    assert "| mnist, test split, k = 2 |" in text
+    assert "| mnist, test split, k = 4 |" in text
+    assert text.count("±") == 2 * (2 * 2 + 1)  # normal and recovered of two rows, and one margin
+
+
+def test_a_failed_trial_is_a_row_with_its_error_and_is_tried_again(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = grid_file(tmp_path, seeds=[1])
+    real = stages.fuse
+
+    def fail(run: stages.Run, members: int) -> dict[str, Any]:
+        if run.settings.fusion.model_dump()["joint_epochs"] == 0:
+            raise RuntimeError("out of memory")
+        return real(run, members)
+
+    monkeypatch.setattr(stages, "fuse", fail)
+    rows = run(path, tmp_path, data_dir)
+    assert ["error" in row for row in rows] == [False, True]
+    assert rows[1]["error"] == "RuntimeError: out of memory"
+    assert "failed: RuntimeError: out of memory" in ablation.table(rows)
+    monkeypatch.setattr(stages, "fuse", real)
+    assert not any("error" in row for row in run(path, tmp_path, data_dir, test=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": "1"}, "seeds: "),
+        ({"row": []}, "unknown key 'row': did you mean 'rows'"),
+        (
+            {"rows": [{"name": "wider", "change": {"fusion": {"encoder": {"wide": 3}}}}]},
+            "row 'wider': unknown key 'fusion.encoder.wide'",
+        ),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_any_work(
+    changes: dict[str, Any], message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(grid_file(tmp_path, **changes), tmp_path, data_dir)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+
+
+def test_a_damaged_result_is_named(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text('{"key"', encoding="utf-8")
+    with pytest.raises(UserError, match=r"out\.jsonl, line 1 is damaged"):
+        run(grid_file(tmp_path), tmp_path, data_dir)
+
+
+def test_the_papers_objective_has_an_encoder_for_each_size(tmp_path: Path) -> None:
+    pixels = {"name": "pixels", "change": {"fusion": tiny_settings("pixels")["fusion"]}}
+    path = grid_file(tmp_path, rows=[{"name": "all", "change": {}}, pixels], seeds=[1])
+    found = ablation.trials(ablation.load_grid(path), path)
+    assert [(trial.row, trial.sizes) for trial in found] == [
+        ("all", (2, 4)),
+        ("pixels", (2,)),
+        ("pixels", (4,)),
+    ]
+    assert len({trial.key for trial in found}) == 3
+
+
+def test_a_section_of_another_objective_replaces_the_base() -> None:
+    base = {"fusion": {"objective": "recovery", "epochs": 2}, "network": {"hidden": [1], "k": 1}}
+    changed = ablation.merge(base, {"fusion": {"objective": "pixels"}, "network": {"k": 2}})
+    assert changed == {"fusion": {"objective": "pixels"}, "network": {"hidden": [1], "k": 2}}
+    assert base["fusion"] == {"objective": "recovery", "epochs": 2}
+
+
+def test_the_shipped_grid_changes_one_thing_at_a_time() -> None:
+    grid = ablation.load_grid(SHIPPED)
+    found = ablation.trials(grid, SHIPPED)
+    assert len(found) == len(grid.data) * len(grid.seeds) * len(grid.rows)
+    assert len(grid.seeds) >= 3
+    assert grid.rows[0].change == {}
+    assert len({row.name for row in grid.rows}) == len(grid.rows)
+    steps = {
+        trial.row: trial.settings.fusion.epochs + trial.settings.fusion.joint_epochs
+        for trial in found
+        if trial.settings.fusion.objective == "recovery"
+    }
+    assert set(steps.values()) == {8}  # an equal budget
+    again = parse_settings(found[-1].settings.model_dump(mode="json"), "here")
+    assert again == found[-1].settings

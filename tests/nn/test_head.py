@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from codedinvnet.nn.head import LARGEST_FLAT, Head, RecoveryHead
+
+SHAPE = (6, 2, 3)
+
+
+def latents(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_a_flat_head_tells_places_apart_and_a_pooled_one_does_not(hidden: int) -> None:
+    torch.manual_seed(0)
+    z = latents()
+    flat, pooled = Head(SHAPE, 3, hidden=hidden), Head(SHAPE, 3, hidden=hidden, pooled=True)
+    assert flat(z).shape == pooled(z).shape == (4, 3)
+    assert not torch.allclose(flat(z.flip(3)), flat(z), atol=1e-3)
+    torch.testing.assert_close(pooled(z.flip(3)), pooled(z))
+    # The average is taken behind the ELU, so it is not a function of the average latent.
+    mean = z.mean(dim=(2, 3), keepdim=True).expand_as(z)
+    assert not torch.allclose(pooled(mean), pooled(z), atol=1e-3)
+
+
+def test_a_linear_head_is_the_layer_that_it_says() -> None:
+    head = Head(SHAPE, 3)
+    assert isinstance(head.hidden, nn.Identity)
+    head.norm.initialise(latents(50))
+    z = latents()
+    torch.testing.assert_close(head(z), head.linear(F.elu(head.norm(z)).flatten(1)))
+
+
+def test_large_latents_are_pooled_unasked() -> None:
+    assert Head((LARGEST_FLAT // 16, 4, 4), 2).pooled is False
+    assert Head((LARGEST_FLAT // 16 + 1, 4, 4), 2).pooled is True
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_each_evidence_moves_its_own_answer_only(pooled: bool) -> None:
+    torch.manual_seed(0)
+    head = RecoveryHead(SHAPE, 3, hidden=8, side_features=4, pooled=pooled)
+    z, side, direct = latents(), torch.randn(4, 4), torch.randn(4, 3)
+    assert head(z, side, direct, 2).shape == (4, 3)
+    assert torch.equal(head.from_latent(z, direct, 2), head(z, 0 * side, direct, 2))
+    assert not torch.allclose(head.from_latent(z + 1, direct, 2), head.from_latent(z, direct, 2))
+    assert not torch.allclose(head.from_side(side + 1), head.from_side(side))
+    torch.testing.assert_close(
+        head(z, side, direct, 2) - head(z, side, 0 * direct, 2), direct * (0.0 + 1.0 / 2)
+    )
+    same_places = torch.allclose(head(z.flip(2), side, direct, 2), head(z, side, direct, 2))
+    assert same_places is pooled
