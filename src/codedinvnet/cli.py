@@ -200,6 +200,13 @@ BENCH_EXAMPLES = """examples:
 """
 
 
+SPEED_BENCHES = {
+    "inverse": "time the checked inverse beside fixed numbers of unchecked iterations",
+    "embed": "time an embedding beside one that normalises the weights in every pass",
+    "train": "time a training step beside one that normalises the weights in every pass",
+}
+
+
 def _bench_parser(commands: Commands) -> None:
     """Add `bench` with a command of its own for each benchmark."""
     summary = "measure what the project promises"
@@ -227,6 +234,18 @@ def _bench_parser(commands: Commands) -> None:
     sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    for part, summary in SPEED_BENCHES.items():
+        sub = _command(
+            benches, part, _bench_speed, summary, f"codedinvnet bench {part} mnist --json"
+        )
+        sub.set_defaults(part=part)
+        sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
+        sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
+        sub.add_argument("--data-dir", type=Path, help="take its test images, not the shipped ones")
+        sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
+        sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
@@ -403,6 +422,23 @@ def _bench_serve(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         serve.save(report, arguments.out)
     _print(report, as_json=arguments.json)
+
+
+def _bench_speed(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import speed
+    from codedinvnet.bench.serve import save
+    from codedinvnet.stages import choose_device
+
+    report = speed.run(
+        arguments.part,
+        arguments.bundle,
+        quick=arguments.quick,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+    )
+    if arguments.out is not None:
+        save(report, arguments.out)
+    print(json.dumps(report) if arguments.json else speed.table(report))
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
