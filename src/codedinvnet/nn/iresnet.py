@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.nn.activation import NONLINEARITIES
@@ -19,6 +20,11 @@ FINE = 1e-5
 """Tolerances below it are so near to the rounding of float32 latents that these are widened."""
 CACHED_BYTES = 2**20
 """How large a branch's inner activations may get on a CPU: they are to stay in its second cache."""
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a stride-1 convolution as such: for single images its module's call costs a tenth."""
+    return F.conv2d(x, conv.weight, conv.bias, padding=conv.padding)
 
 
 class IResNetBlock(InvertibleTransform):
@@ -68,10 +74,9 @@ class IResNetBlock(InvertibleTransform):
 
     def _branch(self, x: Tensor) -> Tensor:
         act, act_ = NONLINEARITIES[self.nonlinearity]
-        h = self.conv1(x if self.first else act(x))
-        h = self.conv2(act_(h))
-        out: Tensor = self.conv3(act_(h))
-        return out
+        h = convolve(self.conv1, x if self.first else act(x))
+        h = convolve(self.conv2, act_(h))
+        return convolve(self.conv3, act_(h))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x).add_(x)
