@@ -197,6 +197,9 @@ def _command(
 
 BENCH_EXAMPLES = """examples:
   codedinvnet bench serve mnist --quick --json
+  codedinvnet bench inverse mnist --json
+  codedinvnet bench embed mnist --json
+  codedinvnet bench train mnist --json
 """
 
 
