@@ -185,6 +185,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
+    _simulate_parser(
+        command(
+            "simulate",
+            _simulate,
+            "simulate the service with its own rules, at any number of workers",
+            "codedinvnet simulate configs/bench/simulate-pareto.json --policy hedge --workers 1000",
+        )
+    )
+    _plan_parser(
+        command(
+            "plan",
+            _plan,
+            "find the method, k and r that meet a target with the fewest workers, by simulation",
+            "codedinvnet plan mnist --qps 500 --p999-ms 150 --min-accuracy 0.97",
+        )
+    )
+
     sub = command(
         "reproduce",
         _reproduce,
@@ -235,6 +252,50 @@ def _serve_parser(sub: argparse.ArgumentParser) -> None:
     add("--token-file", type=Path, help="clients must send the token in this file")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
+
+
+def _simulate_parser(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `simulate`; their names are the fields of `SimulateOptions`."""
+    sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
+    add = sub.add_argument
+    add("--policy", help="uncoded, replicate, hedge, coded or coded+hedge (the scenario's)")
+    add("--workers", type=int, help="how many (the scenario's)")
+    add("--k", type=int, help="queries in a coding group (the scenario's)")
+    add("--qps", type=float, help="images a second (the scenario's)")
+    add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--queries", type=int, help="images in all (the scenario's)")
+    add("--seed", type=int, help="of all draws (the scenario's)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
+    )
+    add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
+    add("--out", type=Path, help="of a sweep: its rows (JSONL); those that are there are kept")
+    add("--picture", type=Path, help="of a sweep: draw the map of p99.9 by load")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _plan_parser(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`; their names are the fields of `PlanOptions`."""
+    sub.add_argument("bundle", help="name of a shipped bundle, or a folder: its accuracy counts")
+    add = sub.add_argument
+    add("--qps", type=float, required=True, help="images a second")
+    add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
+    add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
+    add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
+    add("--service-ms", type=float, help="to embed an image (measured on this machine)")
+    add("--encode-ms", type=float, help="to encode, each image of a group (measured here)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
+        "(the scenario's, else pareto)",
+    )
+    add("--batch", type=int, help="images of a request (1)")
+    add("--policy", action="append", default=[], help="only this policy; repeatable")
+    add("--k", action="append", type=int, default=[], help="only this k; repeatable")
+    add("--queries", type=int, help="images in the longest run of each candidate (40000)")
+    add("--seed", type=int, help="of all draws (0)")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _with_bundle(sub: argparse.ArgumentParser) -> None:
@@ -371,6 +432,23 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         serve.save(report, arguments.out)
     _print(report, as_json=arguments.json)
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import SimulateOptions, run_simulate
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    report, lines = run_simulate(SimulateOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import PlanOptions, run_plan
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    options |= {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
+    report, lines = run_plan(PlanOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
