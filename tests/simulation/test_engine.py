@@ -31,8 +31,8 @@ def mean_ms(records: Records) -> float:
 
 def test_poisson_arrivals_and_exponential_service() -> None:
     """M/M/1: sojourn times are exponential with the rate mu - lambda."""
-    found = run(service=EXPONENTIAL, qps=50, queries=60_000)
-    assert mean_ms(found) == pytest.approx(1000 / (100 - 50), rel=0.04)
+    found = run(service=EXPONENTIAL, qps=50, queries=40_000)
+    assert mean_ms(found) == pytest.approx(1000 / (100 - 50), rel=0.05)
     for share in (0.5, 0.9, 0.99):
         exact = -1000 * math.log(1 - share) / (100 - 50)
         assert 1000 * np.quantile(found.latency, share) == pytest.approx(exact, rel=0.08)
@@ -50,11 +50,11 @@ def test_poisson_arrivals_and_any_service(
     """M/D/1 and M/G/1: the mean wait by Pollaczek and Khinchine."""
     if squared_variation is None:
         squared_variation = math.exp(service["shape"] ** 2) - 1
-    given = scenario(service=service, qps=60, queries=60_000)
+    given = scenario(service=service, qps=60, queries=30_000)
     mean = given.service.mean_ms
     rho = 60 * mean / 1000
     wait = rho * mean * (1 + squared_variation) / (2 * (1 - rho))
-    assert mean_ms(Simulation(given).run()) == pytest.approx(mean + wait, rel=0.04)
+    assert mean_ms(Simulation(given).run()) == pytest.approx(mean + wait, rel=0.05)
 
 
 def gi_m_1_wait(rate: float, mu: float, stages: int) -> float:
@@ -76,14 +76,14 @@ def erlang_c_wait(rate: float, mu: float, servers: int) -> float:
 
 
 def test_round_robin_gives_each_worker_erlang_arrivals() -> None:
-    found = run(service=EXPONENTIAL, workers=4, routing="round-robin", qps=280, queries=80_000)
+    found = run(service=EXPONENTIAL, workers=4, routing="round-robin", qps=280, queries=40_000)
     exact = 1000 * (0.01 + gi_m_1_wait(280, 100, 4))
-    assert mean_ms(found) == pytest.approx(exact, rel=0.04)
+    assert mean_ms(found) == pytest.approx(exact, rel=0.05)
 
 
 def test_least_loaded_lies_between_one_queue_for_all_and_turns() -> None:
     """Tasks are bound to a worker when they come, which one queue for all (M/M/c) need not do."""
-    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=80_000)
+    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=40_000)
     best = 10 + 1000 * erlang_c_wait(280, 100, 4)
     worst = 10 + 1000 * gi_m_1_wait(280, 100, 4)
     assert best < mean_ms(found) < worst
@@ -92,23 +92,23 @@ def test_least_loaded_lies_between_one_queue_for_all_and_turns() -> None:
 
 def test_many_workers_wait_as_one_queue_would() -> None:
     """With an idle worker at hand nearly always, routing cannot matter (M/M/c)."""
-    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=60_000)
+    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=30_000)
     exact = 10 + 1000 * erlang_c_wait(7000, 100, 100)
     assert mean_ms(found) == pytest.approx(exact, rel=0.02)
 
 
 def test_the_first_of_two_copies() -> None:
     """The smaller of two exponential times is exponential with half the mean."""
-    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=30_000)
+    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=15_000)
     assert mean_ms(found) == pytest.approx(5, rel=0.03)
     assert 1000 * np.quantile(found.latency, 0.99) == pytest.approx(5 * math.log(100), rel=0.05)
     # now and then a query is answered before its second copy begins, which is then dropped
-    assert 1.98 * 30_000 < found.tasks < 2 * 30_000
+    assert 1.98 * 15_000 < found.tasks < 2 * 15_000
 
 
 def test_a_batch_waits_for_its_last_image() -> None:
     """The largest of ten exponential times: the harmonic number H10."""
-    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=100_000)
+    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=50_000)
     exact = 10 * sum(1 / i for i in range(1, 11))
     assert mean_ms(found) == pytest.approx(exact, rel=0.03)
 
