@@ -115,7 +115,7 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
     path = tmp_path / "faults.json"
     kept = [{k: v for k, v in f.items() if k != "scale"} for f in faults if f["kind"] != "corrupt"]
     path.write_text(json.dumps({"seed": 1, "faults": kept}))
-    found = stragglers(str(path), 10)
+    found = stragglers(str(path), 10, 1)
     assert [s.kind for s in found] == ["slow", "hold", "crash"]
     assert found[0].worker == 3
     assert found[1].delay is not None
@@ -124,7 +124,7 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", STRAGGLERS)
 def test_models_by_name(name: str) -> None:
-    found = stragglers(name, 20.0)
+    found = stragglers(name, 20.0, 1)
     assert all(isinstance(straggler, Straggler) for straggler in found)
     assert bool(found) == (name != "none")
     scenario(workers=11, stragglers=[straggler.model_dump() for straggler in found])
@@ -139,11 +139,18 @@ def test_a_straggler_is_on_in_its_time() -> None:
 
 def test_unknown_stragglers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a file nor one of none, held"):
-        stragglers("sleepy", 10)
+        stragglers("sleepy", 10, 1)
     path = tmp_path / "faults.json"
     path.write_text('{"faults": [{"kind": "corrupt"}]}')
     with pytest.raises(UserError, match=r"faults.0.kind"):
-        stragglers(str(path), 10)
+        stragglers(str(path), 10, 1)
+
+
+def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
+    (ten,), (one,) = stragglers("held", 20.0, 10), stragglers("held", 20.0, 1)
+    assert (ten.kind, ten.per_request) == ("hold", True)
+    assert ten.probability == pytest.approx(0.1)
+    assert one.probability == 0.01
 
 
 # Bad input

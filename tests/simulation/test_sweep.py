@@ -30,7 +30,9 @@ SWEEP = Sweep(
 def row(load: float, policy: str, late: float | None, **cell: Any) -> dict[str, Any]:
     place = {"stragglers": "held", "batch": 1, "load": load, "policy": policy, **cell}
     interval = None if late is None else [0.9 * late, 1.1 * late]
-    return {"cell": place, "p999_ms": late, "p999_ms_95": interval, "scenario": {}}
+    work = {"uncoded": 1.0, "hedge": 1.05, "coded": 1.1}.get(policy, 2.0)
+    figures = {"p999_ms": late, "p999_ms_95": interval, "work_per_query": work}
+    return {"cell": place, **figures, "scenario": {}}
 
 
 ROWS = [
@@ -83,6 +85,15 @@ def test_who_wins_and_how_far_each_helps() -> None:
         ("held", 1, "hedge"): 0.5,
         ("held", 1, "replicate"): None,
     }
+
+
+def test_a_few_percent_are_no_win() -> None:
+    rows = [row(0.2, "uncoded", 100.0), row(0.2, "coded", 97.0), row(0.2, "hedge", 104.0)]
+    assert list(winners(rows).values()) == ["uncoded"]
+    assert set(helps_up_to(rows).values()) == {None}
+    never = [row(0.2, "uncoded", None), row(0.2, "coded", None), row(0.2, "hedge", None)]
+    assert list(winners(never).values()) == ["uncoded"]
+    assert set(helps_up_to(never).values()) == {None}
 
 
 def test_the_map_is_drawn_from_rows(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from codedinvnet.simulation.sweep import BASELINE, Cell, winners
 
@@ -58,7 +59,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                     axis.set_xlabel("load, share of capacity")
         handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
         figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-        figure.suptitle("Simulated p99.9 by load; the strip shows the lowest", fontsize=9)
+        figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
         figure.tight_layout(rect=(0, 0.05, 1, 0.99))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
@@ -66,6 +67,9 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[str]) -> None:
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     for policy in policies:
         line = sorted(
             ((c.load, row) for c, row in own.items() if c.policy == policy), key=lambda at: at[0]
@@ -79,7 +83,7 @@ def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[
                 low, high = row["p999_ms_95"]
                 bounds = [max(low, 0.1 * row["p999_ms"]), high]  # the axis is logarithmic
                 axis.plot([load, load], bounds, color=COLOURS[policy], linewidth=0.8)
-    axis.grid(axis="y", which="both", linewidth=0.3, alpha=0.5)
+    axis.grid(axis="y", linewidth=0.3, alpha=0.5)
 
 
 def _strip(axis: Any, winner: Mapping[float, str]) -> None:

@@ -148,7 +148,7 @@ class Planner:
             lack = probe.lack
             good = min(most, good + max(1, round(FINE * good)))
         if lack:
-            why = f"fewer miss the {lack}"
+            why = f"fewer miss the {lack} target"
         elif good == candidate.fewest:
             why = "its tasks need no fewer"
         else:

@@ -70,7 +70,8 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         raise UserError("--out and --picture belong to a sweep (see configs/bench)")
     scenario = load_scenario(options.scenario)
     if options.stragglers is not None:
-        model = stragglers(options.stragglers, scenario.service.mean_ms)
+        service, batch = scenario.service.mean_ms, options.batch or scenario.arrivals.batch
+        model = stragglers(options.stragglers, service, batch)
         changes["stragglers"] = [straggler.model_dump() for straggler in model]
     scenario = scenario.updated(**changes)
     if options.measured is not None:
@@ -110,7 +111,7 @@ def _sweep_report(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[
         "schema_version": 1,
         "kind": "map",
         "rows": len(rows),
-        "lowest_p999": [
+        "wins": [
             {"stragglers": model, "batch": batch, "load": load, "policy": policy}
             for (model, batch, load), policy in best.items()
         ],
@@ -119,7 +120,7 @@ def _sweep_report(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[
             for (model, batch, policy), load in helps.items()
         ],
     }
-    lines = [f"{'stragglers':<12} {'batch':>5}  lowest p99.9 at each load"]
+    lines = [f"{'stragglers':<12} {'batch':>5}  policy that wins at each load"]
     for model, batch in dict.fromkeys((model, batch) for model, batch, _ in best):
         wins = [
             f"{load:.0%} {policy}"
@@ -239,7 +240,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
     base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
-        model = stragglers(name, base.service.mean_ms)
+        model = stragglers(name, base.service.mean_ms, base.arrivals.batch)
         base = base.updated(stragglers=[straggler.model_dump() for straggler in model])
     return base
 

@@ -21,6 +21,8 @@ from codedinvnet.simulation.scenario import Scenario, read_json
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"
+MARGIN = 0.05
+"""Percentiles that differ by less count as equal."""
 
 
 class Cell(NamedTuple):
@@ -51,11 +53,12 @@ class Sweep(Section):
         """
         grid = itertools.product(self.stragglers, self.batches, self.loads, self.policies)
         for model, batch, load, policy in grid:
+            causes = stragglers(model, self.base.service.mean_ms, batch)
             scenario = self.base.updated(
                 policy=policy,
                 batch=batch,
                 qps=load * self.base.capacity_qps,
-                stragglers=[s.model_dump() for s in stragglers(model, self.base.service.mean_ms)],
+                stragglers=[cause.model_dump() for cause in causes],
             )
             yield Cell(model, batch, load, policy), scenario
 
@@ -128,21 +131,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], str]:
-    """Return for each (stragglers, batch, load) the policy with the lowest p99.9."""
-    best: dict[tuple[str, int, float], tuple[float, str]] = {}
+    """Return for each (stragglers, batch, load) the policy that wins.
+
+    Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work.
+    """
+    places: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
     for row in rows:
-        cell, late = Cell(**row["cell"]), _late(row)
-        place = (cell.stragglers, cell.batch, cell.load)
-        if place not in best or late < best[place][0]:
-            best[place] = (late, cell.policy)
-    return {place: policy for place, (_, policy) in best.items()}
+        cell = Cell(**row["cell"])
+        places.setdefault((cell.stragglers, cell.batch, cell.load), []).append(row)
+    found = {}
+    for place, here in places.items():
+        lowest = min(map(_late, here))
+        good = [row for row in here if _late(row) <= (1 + MARGIN) * lowest]
+        found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
+    return found
 
 
 def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str], float | None]:
     """Return for each (stragglers, batch, policy) the highest load up to which it helps.
 
-    It helps where its p99.9 is below that of doing nothing, at this and every lower load; None if
-    it does not at the lowest one.
+    It helps where its p99.9 is more than 5 % below that of doing nothing, at this and every lower
+    load; None if it does not at the lowest one.
     """
     late = {Cell(**row["cell"]): _late(row) for row in rows}
     found: dict[tuple[str, int, str], float | None] = {}
@@ -153,7 +162,7 @@ def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str],
             continue
         lower = [c.load for c in late if c._replace(load=0) == cell._replace(load=0)]
         previous = max((load for load in lower if load < cell.load), default=None)
-        if late[cell] < baseline and found.get(place) == previous:
+        if late[cell] < (1 - MARGIN) * baseline and found.get(place) == previous:
             found[place] = cell.load
         else:
             found.setdefault(place, None)
