@@ -261,6 +261,7 @@ def _simulate_parser(sub: argparse.ArgumentParser) -> None:
     add("--policy", help="uncoded, replicate, hedge, coded or coded+hedge (the scenario's)")
     add("--workers", type=int, help="how many (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")
+    add("--r", type=int, help="parity queries in a coding group (the scenario's)")
     add("--qps", type=float, help="images a second (the scenario's)")
     add("--batch", type=int, help="images of a request (the scenario's)")
     add("--queries", type=int, help="images in all (the scenario's)")

@@ -135,6 +135,7 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
         (["--picture", "map.png"], "belong to a sweep"),
+        (["--r", "2"], "no accuracy is known of groups of 2 with r = 2; known: none"),
         (["--k", "11", "--workers", "20"], "no accuracy is known of groups of 11"),
     ],
 )

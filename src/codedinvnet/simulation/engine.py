@@ -199,7 +199,7 @@ class Simulation:
         self._settle_accounts()
 
     def _settle_accounts(self) -> None:
-        """Take back, at the last arrival, what running tasks will be busy later."""
+        """Count, at the last arrival, how long workers have been at what they do."""
         now = self.env.now
         for index, worker in enumerate(self.scheduler.workers):
             if worker.running is not None:

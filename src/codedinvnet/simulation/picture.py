@@ -38,29 +38,26 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     policies = [policy for policy in COLOURS if any(c.policy == policy for c in cells)]
     best = winners(rows)
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False}):
-        figure = Figure(figsize=(2.4 * len(models) + 0.6, 2.7 * len(batches) + 0.8))
-        axes = figure.subplots(len(batches), len(models), squeeze=False, sharex=True)
-        for i, batch in enumerate(batches):
-            for j, model in enumerate(models):
-                axis = axes[i][j]
-                own = {
-                    c: row for c, row in cells.items() if (c.stragglers, c.batch) == (model, batch)
-                }
-                if not own:
-                    axis.set_axis_off()
-                    continue
-                _panel(axis, own, policies)
-                _strip(axis, {c.load: best[model, batch, c.load] for c in own})
-                images = "single images" if batch == 1 else f"requests of {batch}"
-                axis.set_title(f"{model}, {images}", fontsize=8)
-                if j == 0:
-                    axis.set_ylabel("p99.9 (ms)")
-                if i == len(batches) - 1:
-                    axis.set_xlabel("load, share of capacity")
-        handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
-        figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
+        width, height = 3.4 * len(batches) + 0.6, 1.8 * len(models) + 1.0
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(len(models), len(batches), squeeze=False, sharex=True)
+        for axis, (model, batch) in zip(axes.flat, itertools.product(models, batches), strict=True):
+            own = {c: row for c, row in cells.items() if (c.stragglers, c.batch) == (model, batch)}
+            if not own:
+                axis.set_axis_off()
+                continue
+            _panel(axis, own, policies)
+            _strip(axis, {c.load: best[model, batch, c.load] for c in own})
+            images = "single images" if batch == 1 else f"requests of {batch}"
+            axis.set_title(f"{model}, {images}", fontsize=8)
+        for axis in axes[-1]:
+            axis.set_xlabel("load, share of capacity")
+        figure.supylabel("p99.9 (ms)", fontsize=8)
         figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
-        figure.tight_layout(rect=(0, 0.05, 1, 0.99))
+        handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
 

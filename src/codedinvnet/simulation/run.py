@@ -35,6 +35,7 @@ class SimulateOptions:
     policy: str | None = None
     workers: int | None = None
     k: int | None = None
+    r: int | None = None
     qps: float | None = None
     batch: int | None = None
     queries: int | None = None
@@ -45,7 +46,7 @@ class SimulateOptions:
     picture: Path | None = None
 
 
-CHANGES = ("policy", "workers", "k", "qps", "batch", "queries", "seed")
+CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed")
 
 
 def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:

@@ -84,6 +84,14 @@ class Straggler(Section):
     workers: Positive | None = None
     """Of burst."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_scale(cls, raw: Any) -> Any:
+        """Drop what a fault written by the service says of corruption, if it corrupts nothing."""
+        if isinstance(raw, dict) and raw.get("kind") != "corrupt":
+            return {key: value for key, value in raw.items() if key != "scale"}
+        return raw
+
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Straggler:
         needed = {
