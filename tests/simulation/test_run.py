@@ -109,6 +109,7 @@ def test_plan_prints_a_ranking(call: Command) -> None:
     assert worst["workers"] is None
     assert "p99.9 is 11" in worst["reason"]
     assert report["scenario"]["service"] == {"ms": 10}
+    assert report["cpu_seconds"] > 0
     lines = call(*words, *times, *ways).out.splitlines()
     assert lines[0].startswith("100 images a second, service 10.00 ms")
     assert any(line.startswith("coded, k = 4") for line in lines)

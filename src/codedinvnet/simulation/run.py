@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         if wrong:
             raise UserError(f"--k: no accuracy is known of k = {min(wrong)}; known: {known}")
         wanted = [c for c in wanted if c.k in options.k or c.policy in ("uncoded", "replicate")]
+    began = time.process_time()
     with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
 
         def step(words: str) -> None:
@@ -195,6 +197,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     found = {
         **plan.report(verdicts, base, target),
         "bundle": options.bundle,
+        "cpu_seconds": round(time.process_time() - began, 1),
         "machine": describe_machine(),
         "commit": describe_commit(),
     }
