@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -309,6 +310,21 @@ def test_a_hopeless_run_is_stopped() -> None:
     assert not stopped.complete
     assert stopped.seconds < 20_000 / 80 / 4
     assert Simulation(given, limit=(10.0, 20)).run().complete
+
+
+def test_a_run_leaves_no_cyclic_garbage_and_the_collector_on() -> None:
+    """The collector is off while a run lasts, which nothing may rely on."""
+    simulation = Simulation(busy_scenario())
+    gc.collect()
+    gc.disable()
+    try:
+        simulation.run()
+        assert not gc.isenabled()
+        assert gc.collect() < 200  # a cycle a query would be 2,000
+    finally:
+        gc.enable()
+    Simulation(busy_scenario(queries=10)).run()
+    assert gc.isenabled()
 
 
 def test_groups_of_unknown_accuracy_are_refused() -> None:
