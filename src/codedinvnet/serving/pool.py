@@ -69,18 +69,20 @@ class WorkerSpec:
         k: the most members of a group.
         device: what to compute on.
         threads: PyTorch's threads in a worker.
+        method: the coding method's name.
     """
 
     bundle: str | Path
     k: int
     device: str = "cpu"
     threads: int = 1
+    method: str = "coded-invnet"
 
     def load(self) -> CodedMethod:
         """Load the method, and compute each of its tasks once, so that no query pays for it."""
         torch.set_num_threads(self.threads)
         bundle = load_bundle(self.bundle, self.device)
-        method: CodedMethod = bundle.method(self.k)
+        method = bundle.coded(self.method, self.k)
         size = method.k
         zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
         for number, members in method.tasks(size).items():
