@@ -197,6 +197,7 @@ def _command(
 
 BENCH_EXAMPLES = """examples:
   codedinvnet bench serve mnist --quick --json
+  codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
 """
 
 
@@ -228,14 +229,41 @@ def _bench_parser(commands: Commands) -> None:
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
+    sub = _command(
+        benches,
+        "accuracy",
+        _bench_accuracy,
+        "erase workers under every method of a grid; rows, tables and figures",
+        "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
+    )
+    sub.add_argument("grid", type=Path, help="methods, data sets, k, missing workers (JSON)")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="rows; finished ones in it are kept (results/accuracy.jsonl)",
+    )
+    sub.add_argument(
+        "--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)"
+    )
+    sub.add_argument("--dataset", action="append", default=[], help="only this one; repeatable")
+    sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
+    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--download", action="store_true", help="download into --data-dir")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
     """Add the options of `serve`; their names are the fields of `ServeOptions`."""
     sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
     add = sub.add_argument
     add("--k", type=int, default=10, help="queries in a coding group (10)")
-    add("--workers", type=int, help="worker processes (k + 1)")
-    add("--method", default="coded-invnet", help="coding method (coded-invnet)")
+    add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
+    add(
+        "--method",
+        default="coded-invnet",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle (coded-invnet)",
+    )
     add(
         "--policy",
         default="coded",
@@ -403,6 +431,26 @@ def _bench_serve(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         serve.save(report, arguments.out)
     _print(report, as_json=arguments.json)
+
+
+def _bench_accuracy(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import accuracy, plots, tables
+    from codedinvnet.stages import choose_device
+
+    name = "accuracy-quick" if arguments.quick else "accuracy"
+    out = arguments.out or Path("results") / f"{name}.jsonl"
+    report = accuracy.run(
+        arguments.grid,
+        out=out,
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+        download=arguments.download,
+        quick=arguments.quick,
+        only=arguments.dataset,
+    )
+    written = [*tables.write(out), *plots.write(out)]
+    _print({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

@@ -18,7 +18,7 @@ from tests.methods.linear import SHAPE, Linear, images, outputs_of, without
 
 def berrut(z: float, nodes: list[float], values: list[float]) -> float:
     """Berrut's formula as it is written, away from the nodes."""
-    terms = [(-1) ** rank / (z - node) for rank, node in enumerate(nodes)]
+    terms = [(1.0 - 2.0 * (rank % 2)) / (z - node) for rank, node in enumerate(nodes)]
     weighted = sum(term * value for term, value in zip(terms, values, strict=True))
     return weighted / sum(terms)
 

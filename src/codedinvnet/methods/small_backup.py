@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from codedinvnet.methods.systematic import Systematic
@@ -43,6 +42,6 @@ class SmallBackup(Systematic):
         logits: Tensor = self.backup(queries.flatten(0, 1))
         return logits.view(queries.shape[0], -1)
 
-    @torch.inference_mode()
     def decode_missing(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        return outputs[self.k].unflatten(1, (size, -1))[:, member]
+        logits: Tensor = outputs[self.k].unflatten(1, (size, -1))
+        return logits[:, member]
