@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -189,6 +190,16 @@ def bundle_folder(name: str | Path) -> Path:
             f"({', '.join(shipped) or 'none ship'})"
         )
     return folder
+
+
+def weights_digest(name: str | Path) -> str:
+    """Return a short digest of a bundle's weights, which names them in results.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    content = (bundle_folder(name) / WEIGHTS).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:

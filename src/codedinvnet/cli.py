@@ -262,8 +262,10 @@ def _serve_parser(sub: argparse.ArgumentParser) -> None:
     add(
         "--method",
         default="coded-invnet",
-        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle (coded-invnet)",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
+        "parm, parm-concat, parm-learned or small-backup (coded-invnet)",
     )
+    add("--part", type=Path, help="the checkpoint that `bench accuracy` left for that method and k")
     add(
         "--policy",
         default="coded",

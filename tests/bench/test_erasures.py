@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.bench.erasures import Score, erasure_patterns, score, task_outputs
+from codedinvnet.bench.erasures import (
+    Score,
+    corrupt_some,
+    erasure_patterns,
+    score,
+    task_outputs,
+)
 from codedinvnet.data import ImageSet
 from codedinvnet.methods import (
     ApproxIFER,
@@ -14,6 +20,7 @@ from codedinvnet.methods import (
     NeRCC,
     ParM,
     Replication,
+    RobustApproxIFER,
     SmallBackup,
     Uncoded,
 )
@@ -143,6 +150,32 @@ def test_codes_without_direct_answers_are_scored_on_everybody(
     assert none.answered is None
     more = scored(kind(Brightness(), k, stragglers=1), source, k, missing=2)
     assert more.answered == 0.0
+
+
+def test_corrupt_workers_are_told_apart_by_the_byzantine_variant_alone(source: ImageSet) -> None:
+    k = 4
+    robust, plain = RobustApproxIFER(Brightness(), k), ApproxIFER(Brightness(), k)
+    honest = scored(robust, source, k)
+    noisy = scored(robust, source, k, corrupt=1)
+    assert honest.recovered is not None
+    assert noisy.recovered is not None
+    assert noisy.recovered > honest.recovered - 0.1
+    assert noisy.complete == honest.complete
+    harmed, whole = scored(plain, source, k, corrupt=1), scored(plain, source, k)
+    assert harmed.recovered is not None
+    assert whole.recovered is not None
+    assert harmed.recovered < whole.recovered - 0.1
+    copied = scored(Replication(Brightness(), k), source, k, corrupt=1)
+    assert int(copied.counts[0].scored.sum()) == N * 2 * k  # everybody's answers
+
+
+def test_noise_hits_so_many_tasks_of_every_group() -> None:
+    outputs = {t: torch.randn(50, 3, generator=torch.Generator().manual_seed(t)) for t in (0, 2, 5)}
+    for count in range(4):
+        found = corrupt_some(outputs, count, torch.Generator().manual_seed(0))
+        hits = torch.stack([(found[t] != outputs[t]).any(1) for t in outputs])
+        assert hits.sum(0).tolist() == [count] * 50
+        assert bool((hits.float().mean(1) < 1).all()) == (count < 3)
 
 
 def test_positions_are_scored_by_pattern(source: ImageSet) -> None:

@@ -29,7 +29,7 @@ def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
     grid = load_grid(ROOT / "configs" / "bench" / "accuracy.json")
     found = list(trials(grid))
     assert set(grid.datasets) == {"mnist", "fashion", "cifar10"}
-    assert {t.method for t in found} == set(METHODS) - {"approxifer-byzantine"}
+    assert {t.method for t in found} == set(METHODS)
     for method in ("parm", "approxifer", "nercc"):
         for dataset in grid.datasets:
             cells = {(t.base, t.k) for t in found if (t.method, t.dataset) == (method, dataset)}
@@ -40,7 +40,7 @@ def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
 
 
 def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
-    block = {"methods": ["none", "parm"], "k": [2, 4], "seeds": [1, 2], "missing": [1, 2]}
+    block = {"methods": ["none", "parm"], "k": [2, 4], "seeds": [1, 2], "missing": [0, 1]}
     grid = load_grid(written(tmp_path, block, {**block, "methods": ["parm"], "k": [2]}))
     found = list(trials(grid))
     assert len(found) == len(set(found)) == 2 * (2 * 2 + 2 * 2 * 2)
@@ -114,7 +114,8 @@ def test_files_that_are_no_grids(tmp_path: Path) -> None:
         ({"methods": ["parm-concat"], "k": [10]}, "cannot tile k = 10"),
         ({"methods": ["coded-invnet"], "k": [12]}, "serves groups of 2 to 10"),
         ({"methods": ["parm"], "k": [500]}, "only 200 test images"),
-        ({"methods": ["parm"], "k": [2], "missing": [3]}, "no more than k may be missing"),
+        ({"methods": ["parm"], "k": [2], "missing": [2]}, "one of the k must be left"),
+        ({"methods": ["parm"], "k": [4], "missing": [2], "corrupt": [2]}, "2 corrupt, seed 1: one"),
     ],
 )
 def test_what_cannot_be_done(tmp_path: Path, block: dict[str, Any], told: str) -> None:

@@ -36,6 +36,7 @@ def row(
         "base": base,
         "k": k,
         "missing": 1,
+        "corrupt": 0,
         "seed": seed,
     }
     settings = {"quick": False, "epochs": epochs}
@@ -138,7 +139,7 @@ def test_rows_of_older_settings_are_left_out() -> None:
 def test_a_failed_trial_is_a_row_with_its_error(rows: list[dict[str, Any]]) -> None:
     page = tables.report(rows)
     assert "## Failed trials" in page
-    assert "| mnist | 10 | 1 | nercc | invertible | 1 | RuntimeError: out of luck |" in page
+    assert "| mnist | 10 | 1 | 0 | nercc | invertible | 1 | RuntimeError: out of luck |" in page
     again = tables.report([*rows, row("nercc", 0.7, systematic=False)])
     assert "Failed trials" not in again
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import InProcessPool, WorkerSpec
 from codedinvnet.serving.scheduler import POLICIES, Rules
 from codedinvnet.serving.serve import ServeOptions, check, make_front_end
+from codedinvnet.trained import WITH_PARTS, method_for
 
 K = 4
 
@@ -102,17 +104,24 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
     assert loaded.name == front.method.name == name
 
 
-def test_what_needs_trained_parts_is_not_served_from_a_bundle(mnist: Bundle) -> None:
+def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:
     assert set(FROM_MODEL) == {
         name
         for name, need in NEEDS.items()
         if need in (Need.MODEL, Need.CLASSIFIER) and name not in ("none", "replication")
     }
-    for name in set(METHODS) - set(FROM_MODEL):
-        with pytest.raises(UserError, match=f"--method: '{name}' is not one of coded-invnet"):
-            check(ServeOptions("mnist", method=name))
+    assert set(FROM_MODEL) | set(WITH_PARTS) == set(METHODS) - {"none", "replication"}
+    for name in WITH_PARTS:
+        options = ServeOptions("mnist", k=K, method=name)
+        check(options)
+        with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
+            make_front_end(options, mnist)
         with pytest.raises(UserError, match="is not one of coded-invnet, oracle"):
             mnist.coded(name, K)
+    with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
+        check(ServeOptions("mnist", method="none"))  # that is a policy
+    with pytest.raises(UserError, match="--part: nercc needs no trained part"):
+        method_for(mnist, "mnist", "nercc", K, Path("x"))
 
 
 def test_names_are_those_of_the_classes() -> None:

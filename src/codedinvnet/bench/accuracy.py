@@ -205,6 +205,7 @@ class _Bench:
             data.test,
             k=trial.k,
             missing=trial.missing,
+            corrupt=trial.corrupt,
             groupings=trial.groupings,
             seed=self.grid.grouping_seed,
             patterns=self.grid.patterns,

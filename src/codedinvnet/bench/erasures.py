@@ -18,6 +18,8 @@ from codedinvnet.serving.group import is_systematic
 
 BATCH = 250
 """Images in one forward pass."""
+CORRUPTION = 10.0
+"""Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Score:
         complete: accuracy with nobody missing. A systematic code's answers are then the direct
             ones; a non-systematic code decodes even these.
         recovered: accuracy of the answers that the erasures concern: of a systematic code the
-            erased members', of another everybody's.
+            erased members', of another everybody's; everybody's, too, if workers are corrupt.
         std: of one grouping's `recovered`, by a bootstrap over its groups.
         answered: share of these answers that the outputs determined. The others count as the
             majority class.
@@ -111,18 +113,31 @@ def group_outputs(
     return outputs | {task: torch.cat(found) for task, found in parts.items()}
 
 
-def answers_without(
-    method: CodedMethod, outputs: Mapping[int, Tensor], lost: tuple[int, ...], k: int
-) -> Tensor:
-    """Return the answered classes (G, k) when these tasks are missing; −1: no answer."""
-    rest = {task: output for task, output in outputs.items() if task not in lost}
+def answers(method: CodedMethod, outputs: Mapping[int, Tensor], k: int) -> Tensor:
+    """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer."""
     groups = len(next(iter(outputs.values())))
     found = torch.full((groups, k), -1)
     device = getattr(method, "device", torch.device("cpu"))
     for rows in torch.arange(groups).split(max(1, 4 * BATCH // k)):
-        batch = {task: output[rows].to(device) for task, output in rest.items()}
+        batch = {task: output[rows].to(device) for task, output in outputs.items()}
         for member, logits in method.decode(batch, k).items():
             found[rows, member] = logits.argmax(1).cpu()
+    return found
+
+
+def corrupt_some(
+    outputs: Mapping[int, Tensor], count: int, generator: torch.Generator
+) -> dict[int, Tensor]:
+    """Return the outputs (G, n) with Gaussian noise on `count` random tasks of every group."""
+    tasks = sorted(outputs)
+    order = torch.rand(len(outputs[tasks[0]]), len(tasks), generator=generator).argsort(dim=1)
+    found = dict(outputs)
+    for place, task in enumerate(tasks):
+        hit = (order[:, :count] == place).any(dim=1)
+        output = outputs[task].clone()
+        noise = torch.randn(int(hit.sum()), output.shape[1], generator=generator)
+        output[hit] += CORRUPTION * output.std() * noise
+        found[task] = output
     return found
 
 
@@ -136,6 +151,7 @@ def score(
     seed: int,
     patterns: int,
     majority: int,
+    corrupt: int = 0,
     own: Tensor | None = None,
     progress: bool = True,
 ) -> Score:
@@ -150,6 +166,7 @@ def score(
         seed: of the groupings, and of the sample of patterns.
         patterns: the most patterns to try.
         majority: the class that a missing answer counts as.
+        corrupt: how many of every group's other workers send noise.
         own: `task_outputs`, if they are known.
         progress: show a progress bar.
     """
@@ -167,6 +184,7 @@ def score(
     counts: list[Counts] = []
     confusion = torch.zeros(classes, classes, dtype=torch.long)
     by_pattern = {lost: [0, 0] for lost in lost_sets}
+    noise = torch.Generator().manual_seed(seed)
     complete = answered = 0
     bar = tqdm(
         total=groupings * len(lost_sets),
@@ -180,12 +198,13 @@ def score(
         groups = random_groups(count, k, generator)
         labels = truth[groups.members]
         outputs = group_outputs(method, source, groups.members, own if systematic else None)
-        whole = answers_without(method, outputs, (), k)
+        whole = answers(method, outputs, k)
         complete += int(((whole == labels) & groups.counted).sum())
         correct = torch.zeros(len(labels), dtype=torch.long)
         scored = torch.zeros(len(labels), dtype=torch.long)
-        for lost, concerned in _concerned(lost_sets, groups, systematic):
-            found = answers_without(method, outputs, lost, k)
+        for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
+            rest = {task: output for task, output in outputs.items() if task not in lost}
+            found = answers(method, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
             answered += int(((found >= 0) & concerned).sum())
             found = torch.where(found < 0, majority, found)
             hits = (found == labels) & concerned

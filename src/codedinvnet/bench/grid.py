@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,8 @@ class Block(Section):
     bases: Annotated[tuple[Base, ...], Field(min_length=1)] = ("invertible",)
     k: Annotated[tuple[GroupSize, ...], Field(min_length=1)] = (2, 4, 10)
     missing: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    corrupt: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """Of the workers that do answer, those that send noise."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     """Of what is trained; a trial in which nothing is uses the first alone."""
     groupings: Positive | None = None
@@ -77,6 +80,7 @@ class Trial:
     base: Base
     k: int
     missing: int
+    corrupt: int
     seed: int
     bundle: str
     groupings: int
@@ -85,7 +89,9 @@ class Trial:
         """Return it in words."""
         return (
             f"{self.label} on {self.dataset} ({self.base}), k = {self.k}, "
-            f"{self.missing} missing, seed {self.seed}"
+            f"{self.missing} missing, "
+            + (f"{self.corrupt} corrupt, " if self.corrupt else "")
+            + f"seed {self.seed}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,30 +143,27 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
     """Yield the grid's trials, each once, so that those that share weights follow each other."""
     seen: set[Trial] = set()
     for block in grid.blocks:
-        for dataset in block.datasets or tuple(grid.datasets):
-            for base in block.bases:
-                for method in block.methods:
-                    seeds = block.seeds if trained(method, base) else block.seeds[:1]
-                    for seed in seeds:
-                        for k in block.k:
-                            bundle = block.bundle or grid.datasets[dataset].bundle
-                            for missing in block.missing:
-                                trial = Trial(
-                                    label=block.label or method,
-                                    method=method,
-                                    dataset=dataset,
-                                    base=base,
-                                    k=k,
-                                    missing=missing,
-                                    seed=seed,
-                                    bundle=bundle.format(dataset=dataset, k=k),
-                                    groupings=min(
-                                        block.groupings or grid.groupings, grid.groupings
-                                    ),
-                                )
-                                if trial not in seen:
-                                    seen.add(trial)
-                                    yield trial
+        datasets = block.datasets or tuple(grid.datasets)
+        for dataset, base, method in product(datasets, block.bases, block.methods):
+            seeds = block.seeds if trained(method, base) else block.seeds[:1]
+            choices = product(seeds, block.k, block.missing, block.corrupt)
+            for seed, k, missing, corrupt in choices:
+                bundle = block.bundle or grid.datasets[dataset].bundle
+                trial = Trial(
+                    label=block.label or method,
+                    method=method,
+                    dataset=dataset,
+                    base=base,
+                    k=k,
+                    missing=missing,
+                    corrupt=corrupt,
+                    seed=seed,
+                    bundle=bundle.format(dataset=dataset, k=k),
+                    groupings=min(block.groupings or grid.groupings, grid.groupings),
+                )
+                if trial not in seen:
+                    seen.add(trial)
+                    yield trial
 
 
 def check_possible(
@@ -184,5 +187,5 @@ def check_possible(
     if trial.method == "coded-invnet" and trial.k not in group_sizes:
         sizes = f"{group_sizes[0]} to {group_sizes[-1]}"
         raise UserError(f"{trial.name()}: bundle {trial.bundle!r} serves groups of {sizes}")
-    if trial.missing > trial.k:
-        raise UserError(f"{trial.name()}: no more than k may be missing")
+    if trial.missing + trial.corrupt > trial.k - 1:
+        raise UserError(f"{trial.name()}: one of the k must be left that is neither")

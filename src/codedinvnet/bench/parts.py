@@ -7,8 +7,8 @@ an interrupted training goes on from its newest checkpoint.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial
-from codedinvnet.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import PartSettings
@@ -39,17 +39,15 @@ from codedinvnet.methods import (
     Uncoded,
 )
 from codedinvnet.methods.nercc import tune
-from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.report import count_macs
+from codedinvnet.trained import PART, WITH_PARTS, backup_network, untrained_part, with_part
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 
 TUNING_IMAGES = 1000
 """Validation images on which NeRCC's regularisers are chosen."""
-BACKUP_BLOCKS, BACKUP_SQUEEZE = (1, 1, 1), 2
-"""Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
 
 
 class DataSet:
@@ -117,90 +115,75 @@ class DataSet:
         """Return a base model; the plain one is trained on the first use."""
         if base == "invertible":
             return classifier_of(self.bundle.model)
-        return cast(ImageClassifier, self._plain("classifier", base, seed, 1, None))
+        return cast(ImageClassifier, self._resnet(seed))
 
     def _macs(self, network: nn.Module) -> int:
         return count_macs(lambda: network(torch.rand(1, *self.bundle.model.input_shape)))
 
+    @cached_property
     def served_macs(self) -> int:
-        """Return the multiply-adds of g(f(x)) for one image."""
+        """Multiply-adds of g(f(x)) for one image."""
         model = copy.deepcopy(self.bundle.model).to("cpu")
         return self._macs(nn.Sequential(model.network, model.head))
 
-    def _plain(
-        self, kind: str, base: Base, seed: int, share: int, teacher: ImageClassifier | None
-    ) -> nn.Module:
-        """Return a plain classifier of 1/share the served one's cost, trained if it was not."""
-        small = kind == "backup"
-        channels = self.bundle.model.input_shape[0]
-        classes = len(self.test.classes)
-        shape: dict[str, Any] = (
-            {"blocks": BACKUP_BLOCKS, "squeeze": BACKUP_SQUEEZE} if small else {}
-        )
+    @cached_property
+    def resnet_width(self) -> int:
+        """Width of the plain base model: the largest that costs no more than g(f(x))."""
 
-        def network(width: int) -> ResNet:
-            return ResNet(channels, classes, width=width, **shape)
+        def cost(width: int) -> int:
+            return self._macs(self._resnet_of(width).eval())
 
-        budget = self.served_macs() // share
-        width = width_of_cost(lambda w: self._macs(network(w).eval()), budget)
-        info = self.bundle.info.provenance.settings
-        part = self.settings.backup if small else self.settings.classifier
+        return width_of_cost(cost, self.served_macs)
 
-        def make() -> tuple[nn.Module, Callable[[], Stage]]:
+    def _resnet_of(self, width: int) -> ResNet:
+        return ResNet(self.bundle.model.input_shape[0], len(self.test.classes), width=width)
+
+    def _resnet(self, seed: int) -> nn.Module:
+        """Return the plain base model, of about the served one's cost."""
+        info, part = self.bundle.info.provenance.settings, self.settings.classifier
+        depends = {"width": self.resnet_width, **self._images()}
+
+        def make() -> nn.Module:
             padding = self.bundle.model.settings.padding
-            classifier = ImageClassifier(network(width), padding).to(self.device)
+            return ImageClassifier(self._resnet_of(self.resnet_width), padding)
 
-            def stage() -> Stage:
-                return ClassifierStage(
-                    classifier,
-                    self.train,
-                    self.train_rows,
-                    self.validation_rows,
-                    part,
-                    flip=info.training.flip,
-                    shift=info.training.shift,
-                    teacher=None if teacher is None else self.logits(base, seed, "train"),
-                )
+        def stage(module: nn.Module) -> Stage:
+            return ClassifierStage(
+                module,
+                self.train,
+                self.train_rows,
+                self.validation_rows,
+                part,
+                flip=info.training.flip,
+                shift=info.training.shift,
+            )
 
-            return classifier, stage
-
-        folder = self.folder / (f"backup-of-{base}-k{share}" if small else "resnet")
-        return self._trained(folder, seed, part, make, {"width": width, **self._teacher(base)})
+        return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
 
     # Trained parts
 
-    def _teacher(self, base: Base) -> dict[str, Any]:
-        """Return what a part trained for a base model depends on, beside its own settings."""
-        found: dict[str, Any] = {
-            "images": len(self.train_rows),
-            "bundle": self.fingerprint(self.settings.bundle),
-        }
-        if base == "resnet":
-            found["classifier"] = self.settings.classifier.model_dump(mode="json")
-        return found
-
-    def fingerprint(self, bundle: str) -> str:
-        """Return a short digest of a bundle's weights."""
-        content = (bundle_folder(bundle) / WEIGHTS).read_bytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+    def _images(self) -> dict[str, Any]:
+        """Return which images a part is trained on."""
+        return {"images": len(self.train_rows), "bundle": weights_digest(self.settings.bundle)}
 
     def _trained(
         self,
         folder: Path,
         seed: int,
         part: PartSettings,
-        make: Callable[[], tuple[nn.Module, Callable[[], Stage]]],
+        make: Callable[[], nn.Module],
+        stage: Callable[[nn.Module], Stage],
         depends: dict[str, Any],
     ) -> nn.Module:
         """Return a part; train it, or what is left of its training, if it is not finished."""
         folder = folder / f"seed{seed}"
         if folder not in self._parts:
             torch.manual_seed(seed)
-            module, stage = make()
+            module = make().to(self.device)
             settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
             if not _load_finished(module, folder, settings, part.epochs):
                 train_stage(
-                    stage(),
+                    stage(module),
                     folder,
                     epochs=part.epochs,
                     seed=seed,
@@ -234,36 +217,45 @@ class DataSet:
             Taught(self.train, self.validation_rows, self.logits(base, seed, "validation")),
         )
 
-    def parity_model(self, trial: Trial) -> ParityModel:
-        """Return ParM's parity model; it begins as a copy of the base model."""
-        base, seed, k, part = trial.base, trial.seed, trial.k, self.settings.parity
-        kind = ConcatParM if trial.method == ConcatParM.name else ParM
-
-        def make() -> tuple[nn.Module, Callable[[], Stage]]:
-            own = copy.deepcopy(self.classifier(base, seed)).requires_grad_(True)
-            model = ParityModel(own, k)
-            return model, lambda: ParityStage(
-                model, kind.encode, *self._taught(base, seed), k, part
-            )
-
-        folder = self.folder / f"{kind.name}-of-{base}-k{k}"
-        return cast(ParityModel, self._trained(folder, seed, part, make, self._teacher(base)))
-
-    def learned_code(self, trial: Trial) -> nn.ModuleDict:
-        """Return the learned encoder and decoder."""
-        base, seed, k, part = trial.base, trial.seed, trial.k, self.settings.parity
+    def part(self, trial: Trial) -> nn.Module:
+        """Return the part that a trial's method needs beside its base model."""
+        name, base, seed, k = trial.method, trial.base, trial.seed, trial.k
         classifier = self.classifier(base, seed)
-
-        def make() -> tuple[nn.Module, Callable[[], Stage]]:
-            coder = nn.ModuleDict(
-                {"encoder": ConvEncoder(k), "decoder": LinearDecoder(k, len(self.test.classes))}
-            ).to(self.device)
-            return coder, lambda: LearnedCodeStage(
-                coder, classifier, *self._taught(base, seed), k, part
+        depends = {"method": name, "base": base, "k": k, **self._images()}
+        if base == "resnet":
+            depends["classifier"] = self.settings.classifier.model_dump(mode="json")
+        if name == SmallBackup.name:
+            depends["width"] = width_of_cost(
+                lambda width: self._macs(backup_network(self.bundle.model, width).eval()),
+                self.served_macs // k,
             )
+        settings = self.settings.backup if name == SmallBackup.name else self.settings.parity
 
-        folder = self.folder / f"{LearnedCode.name}-of-{base}-k{k}"
-        return cast(nn.ModuleDict, self._trained(folder, seed, part, make, self._teacher(base)))
+        def make() -> nn.Module:
+            return untrained_part(name, classifier, self.bundle.model, k, depends)
+
+        def stage(module: nn.Module) -> Stage:
+            train, validation = self._taught(base, seed)
+            if name == SmallBackup.name:
+                options = self.bundle.info.provenance.settings.training
+                return ClassifierStage(
+                    module,
+                    self.train,
+                    self.train_rows,
+                    self.validation_rows,
+                    settings,
+                    flip=options.flip,
+                    shift=options.shift,
+                    teacher=train.logits,
+                )
+            if name == LearnedCode.name:
+                coder = cast(nn.ModuleDict, module)
+                return LearnedCodeStage(coder, classifier, train, validation, k, settings)
+            encode = ConcatParM.encode if name == ConcatParM.name else ParM.encode
+            return ParityStage(module, encode, train, validation, k, settings)
+
+        folder = self.folder / f"{name}-of-{base}-k{k}"
+        return self._trained(folder, seed, settings, make, stage, depends)
 
     def validation_groups(self, k: int, images: int = TUNING_IMAGES) -> tuple[Tensor, Tensor]:
         """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
@@ -282,15 +274,8 @@ class DataSet:
         if trial.method == Oracle.name:
             return Oracle(self.load(trial.bundle).model, k)
         classifier = self.classifier(trial.base, trial.seed)
-        if trial.method in (ParM.name, ConcatParM.name):
-            kind = ConcatParM if trial.method == ConcatParM.name else ParM
-            return kind(classifier, self.parity_model(trial), k)
-        if trial.method == LearnedCode.name:
-            coder = self.learned_code(trial)
-            return LearnedCode(classifier, coder["encoder"], coder["decoder"], k)
-        if trial.method == SmallBackup.name:
-            backup = self._plain("backup", trial.base, trial.seed, k, classifier)
-            return SmallBackup(classifier, backup, k)
+        if trial.method in WITH_PARTS:
+            return with_part(trial.method, classifier, self.part(trial), k)
         if trial.method == NeRCC.name:
             groups, labels = self.validation_groups(k)
             return tune(classifier, groups, labels, stragglers=stragglers)
@@ -306,7 +291,7 @@ class DataSet:
         """Return what a trial's result depends on beside the grid: its key in the results."""
         need, part = NEEDS[trial.method], self.settings
         found: dict[str, Any] = {
-            "bundle": self.fingerprint(trial.bundle),
+            "bundle": weights_digest(trial.bundle),
             "test_images": len(self.test),
             "train_images": len(self.train_rows),
         }
@@ -328,5 +313,5 @@ def _load_finished(module: nn.Module, folder: Path, settings: dict[str, Any], ep
     if header["epoch"] < epochs or differing_keys(header["settings"], settings):
         return False
     tensors, _ = load_checkpoint(best)
-    load_modules({"part": module}, tensors, best)
+    load_modules({PART: module}, tensors, best)
     return True

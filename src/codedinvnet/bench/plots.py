@@ -35,7 +35,7 @@ def overall(line: Line, unavailability: float) -> float:
     """
     recovered = line.mean("recovered")
     normal = line.mean("normal" if line.systematic else "complete")
-    if recovered is None or normal is None or line.missing != 1:
+    if recovered is None or normal is None or (line.missing, line.corrupt) != (1, 0):
         raise ValueError("overall accuracy needs a setting with one missing worker")
     workers = line.k + int(line.rows[0]["r"])
     share = unavailability if line.systematic else workers * unavailability
@@ -73,7 +73,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def against_k(lines: Sequence[Line]) -> Figure | None:
     """Draw recovered accuracy against k, a panel a data set, with the published figures hollow."""
-    best = [line for line in best_bases(lines) if line.missing == 1]
+    best = [line for line in best_bases(lines) if (line.missing, line.corrupt) == (1, 0)]
     names = sorted({line.dataset for line in best})
     if not names:
         return None
@@ -116,7 +116,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
 
 def against_unavailability(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     """Draw overall accuracy against the share of workers that are out, a panel a data set."""
-    best = [line for line in best_bases(lines) if line.missing == 1 and line.k == k]
+    best = [line for line in best_bases(lines) if (line.missing, line.corrupt, line.k) == (1, 0, k)]
     names = sorted({line.dataset for line in best})
     if not names:
         return None
@@ -145,7 +145,7 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     The methods are ours and the best rivals; the share of right answers is left out of each row,
     so that what is lost shows.
     """
-    best = [line for line in best_bases(lines) if line.missing == 1 and line.k == k]
+    best = [line for line in best_bases(lines) if (line.missing, line.corrupt, line.k) == (1, 0, k)]
     names = sorted({line.dataset for line in best})
     if not names:
         return None

@@ -51,6 +51,7 @@ class Line:
     base: str
     k: int
     missing: int
+    corrupt: int
     rows: tuple[Row, ...]
 
     def mean(self, figure: str) -> float | None:
@@ -92,10 +93,11 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     Rows of other settings than the newest of their line (longer trainings, another bundle) are
     left out.
     """
-    found: dict[tuple[str, str, str, int, int], list[Row]] = {}
+    found: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
     for row in newest(rows).values():
         if row["error"] is None:
-            place = (row["dataset"], row["label"], row["base"], row["k"], row["missing"])
+            words = (row["dataset"], row["label"], row["base"])
+            place = (*words, row["k"], row["missing"], row["corrupt"])
             found.setdefault(place, []).append(row)
     return [
         Line(
@@ -104,17 +106,18 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
             base,
             k,
             missing,
+            corrupt,
             tuple(row for row in rows if row["settings"] == rows[-1]["settings"]),
         )
-        for (dataset, label, base, k, missing), rows in found.items()
+        for (dataset, label, base, k, missing, corrupt), rows in found.items()
     ]
 
 
 def best_bases(lines: Iterable[Line]) -> list[Line]:
-    """Keep of every method, data set, k and number of missing workers the best base model."""
-    best: dict[tuple[str, str, int, int], Line] = {}
+    """Keep of every method, data set, k and number of lost workers the best base model."""
+    best: dict[tuple[str, str, int, int, int], Line] = {}
     for line in lines:
-        place = (line.dataset, line.label, line.k, line.missing)
+        place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
         value = line.mean("recovered")
         if value is None:
             continue
@@ -135,6 +138,7 @@ COLUMNS = (
     "data set",
     "k",
     "missing",
+    "corrupt",
     "method",
     "base",
     "overhead",
@@ -162,6 +166,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 line.dataset,
                 str(line.k),
                 str(line.missing),
+                str(line.corrupt),
                 line.label,
                 line.base,
                 f"{100 * line.overhead:.0f} %",
@@ -180,6 +185,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                     figure.dataset,
                     str(figure.k),
                     "1",
+                    "0",
                     figure.label,
                     "",
                     "10 %",
@@ -190,13 +196,14 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                     f"published: {figure.source}",
                 )
             )
-    return sorted(cells, key=lambda c: (c[0].startswith("("), c[0], int(c[1]), int(c[2]), c[3]))
+    return sorted(cells, key=lambda c: (c[0].startswith("("), c[0], *map(int, c[1:4]), c[4]))
 
 
 MARGIN_COLUMNS = (
     "data set",
     "k",
     "missing",
+    "corrupt",
     "rival",
     "its best base",
     "its recovered",
@@ -211,10 +218,10 @@ MARGIN_COLUMNS = (
 def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ...]]:
     """Return the cells of the comparison of our bundle with each rival on its best base model."""
     best = best_bases(lines)
-    reference = {(x.dataset, x.k, x.missing): x for x in best if x.label == ours}
+    reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
     cells = []
     for line in best:
-        own = reference.get((line.dataset, line.k, line.missing))
+        own = reference.get((line.dataset, line.k, line.missing, line.corrupt))
         if own is None or line.label == ours:
             continue
         found = paired_difference(own.counts(), line.counts())
@@ -224,6 +231,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
                 line.dataset,
                 str(line.k),
                 str(line.missing),
+                str(line.corrupt),
                 line.label,
                 line.base,
                 percent(line.mean("recovered")),
@@ -234,7 +242,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
                 verdict,
             )
         )
-    return sorted(cells, key=lambda c: (c[0], int(c[1]), int(c[2]), c[3]))
+    return sorted(cells, key=lambda c: (c[0], *map(int, c[1:4]), c[4]))
 
 
 def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -264,7 +272,8 @@ def report(rows: Sequence[Row]) -> str:
         "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
-        "is well. ± is the standard deviation over seeds of the training"
+        "is well. Corrupt workers send noise; then all answers are scored. ± is the standard "
+        "deviation over seeds of the training"
         + ("; where there is one seed, none is given.\n" if single else ".\n"),
         markdown(COLUMNS, figures_table(lines)),
         "\n## Ours against each rival on its best base model\n",
@@ -273,8 +282,8 @@ def report(rows: Sequence[Row]) -> str:
     ]
     if failed:
         text.append("\n## Failed trials\n")
-        columns = ("data set", "k", "missing", "method", "base", "seed", "error")
-        fields = ("dataset", "k", "missing", "label", "base", "seed", "error")
+        columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
+        fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
         text.append(markdown(columns, [[str(row[f]) for f in fields] for row in failed]))
     if any(row["settings"]["quick"] for row in kept):
         text.append("\nThis is the quick version: short trainings and few images.\n")

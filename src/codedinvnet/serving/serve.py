@@ -29,6 +29,7 @@ from codedinvnet.serving.pool import WorkerPool, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
 from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
+from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests."""
@@ -48,6 +49,7 @@ class ServeOptions:
     k: int = 10
     workers: int | None = None
     method: str = "coded-invnet"
+    part: Path | None = None
     policy: str = "coded"
     routing: str = "least-loaded"
     pool: str = "local"
@@ -76,7 +78,7 @@ def check(options: ServeOptions) -> None:
         UserError: naming the option.
     """
     choices = (
-        ("--method", options.method, FROM_MODEL),
+        ("--method", options.method, (*FROM_MODEL, *WITH_PARTS)),
         ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--pool", options.pool, ("local", "ray")),
@@ -117,7 +119,12 @@ def read_token(path: Path | None) -> str:
 def make_pool(options: ServeOptions) -> WorkerPool:
     """Return the pool that was asked for, not yet started."""
     spec = WorkerSpec(
-        options.bundle, options.k, options.device, options.threads_per_worker, options.method
+        options.bundle,
+        options.k,
+        options.device,
+        options.threads_per_worker,
+        options.method,
+        options.part,
     )
     pool: WorkerPool
     if options.pool == "ray":
@@ -139,7 +146,7 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         UserError: if the options do not fit the bundle or each other.
     """
     policy = POLICIES[options.policy]
-    method = bundle.coded(options.method, options.k)
+    method = method_for(bundle, options.bundle, options.method, options.k, options.part)
     if not is_systematic(method) and policy.name != "coded":
         raise UserError(
             f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
