@@ -87,7 +87,7 @@ def test_paper_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def check_files(arguments: argparse.Namespace) -> None:
     """Settings files that a command line names must be in the repository."""
-    for key in ("config", "config_file"):
+    for key in ("config", "config_file", "grid"):
         path = getattr(arguments, key, None)
         if path is not None and path.parts[0] == "configs":
             assert (ROOT / path).is_file(), f"{path} is not in the repository"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def source() -> ImageSet:
 
 
 def scored(method: CodedMethod, source: ImageSet, k: int, missing: int = 1, **more: int) -> Score:
-    settings = {"groupings": 2, "seed": 0, "patterns": 1000, "majority": 1, **more}
+    settings: dict[str, Any] = {"groupings": 2, "seed": 0, "patterns": 1000, "majority": 1, **more}
     return score(method, source, k=k, missing=missing, **settings)
 
 

@@ -18,6 +18,8 @@ from codedinvnet.serving.group import is_systematic
 
 BATCH = 250
 """Images in one forward pass."""
+GROUP_BATCH = 100
+"""Groups of which one task is computed at a time."""
 CORRUPTION = 10.0
 """Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
 
@@ -105,7 +107,7 @@ def group_outputs(
         else:
             joint.append(task)
     parts: dict[int, list[Tensor]] = {task: [] for task in joint}
-    for rows in members.split(max(1, BATCH // members.shape[1])) if joint else ():
+    for rows in members.split(GROUP_BATCH) if joint else ():
         images, _ = source.batch(rows.flatten())
         queries = images.unflatten(0, tuple(rows.shape))
         for task in joint:

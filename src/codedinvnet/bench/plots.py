@@ -169,7 +169,7 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
         for axis in row:
             axis.set_axis_off()
         for axis, line in zip(row, shown[name], strict=False):
-            counts = sum(np.array(r["confusion"], float) for r in line.rows)
+            counts = np.sum([r["confusion"] for r in line.rows], axis=0, dtype=float)
             shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
             np.fill_diagonal(shares, 0.0)
             image = axis.imshow(shares, vmin=0, vmax=20, cmap="magma_r")
