@@ -220,7 +220,7 @@ def test_an_interrupted_training_goes_on(
         ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
         ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
         ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
-        ([{"methods": ["none"], "bundle": "nowhere/{dataset}"}], "no bundle 'nowhere/mnist'"),
+        ([{"methods": ["oracle"], "bundle": "nowhere/{dataset}"}], "no bundle 'nowhere/mnist'"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

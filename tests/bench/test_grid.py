@@ -78,6 +78,7 @@ def test_a_blocks_bundle_label_and_groupings(tmp_path: Path) -> None:
         ({"methods": ["zzz"]}, "unknown 'zzz': known: none, replication, parm"),
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
+        ({"methods": ["parm"], "bundle": "x"}, r"bundle: parm runs on the data set's base models"),
         ({"methods": ["parm"], "bases": ["vgg"]}, r"blocks\.0\.bases"),
         ({"methods": ["parm"], "k": [1]}, r"blocks\.0\.k.*greater than or equal to 2"),
         ({"methods": []}, r"blocks\.0\.methods"),

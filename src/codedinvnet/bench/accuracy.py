@@ -31,7 +31,8 @@ from codedinvnet.methods.systematic import Systematic
 from codedinvnet.serving.group import is_systematic
 
 QUICK_TEST_IMAGES = 1000
-QUICK_STEPS = 60
+QUICK_TRAINING_IMAGES = 5000
+QUICK_STEPS = 30
 """Of each trained part."""
 QUICK_SEEDS = 1
 
@@ -88,7 +89,7 @@ def run(
         data_dir: where the image sets lie.
         device: what to compute on.
         download: download image sets into `data_dir`.
-        quick: short trainings, 1,000 test images, one grouping.
+        quick: short trainings on few images, 1,000 test images, one grouping, one seed.
         only: data sets to do; all of the grid's, if it is empty.
 
     Returns:
@@ -112,7 +113,8 @@ def run(
         test = load_images(name, "test", data_dir=data_dir, download=download)
         if quick:
             test = first_images(test, QUICK_TEST_IMAGES)
-        datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device)
+        limit = QUICK_TRAINING_IMAGES if quick else None
+        datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
     for trial in wanted:
         data = datasets[trial.dataset]
         sizes = data.load(trial.bundle).info.group_sizes

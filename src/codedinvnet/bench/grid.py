@@ -52,7 +52,7 @@ class Block(Section):
     groupings: Positive | None = None
     """Fewer than the grid's, for what is slow."""
     bundle: str | None = None
-    """In place of the data set's; {dataset} and {k} stand for the trial's."""
+    """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
     label: str | None = None
     """The method's name in the tables."""
 
@@ -130,6 +130,10 @@ def load_grid(path: Path) -> AccuracyGrid:
             if NEEDS[name] is Need.MODEL and "resnet" in block.bases:
                 raise UserError(
                     f"{path}: blocks.{number}.bases: {name} needs the invertible base model"
+                )
+            if NEEDS[name] is not Need.MODEL and block.bundle is not None:
+                raise UserError(
+                    f"{path}: blocks.{number}.bundle: {name} runs on the data set's base models"
                 )
     return grid
 

@@ -60,6 +60,7 @@ class DataSet:
         test: its test images.
         folder: where trained parts lie.
         device: what to compute on.
+        limit: most training images, and a tenth of it validation images, that are used.
 
     Raises:
         UserError: if the bundle does not exist or does not take these images.
@@ -73,15 +74,20 @@ class DataSet:
         test: ImageSource,
         folder: Path,
         device: torch.device,
+        limit: int | None = None,
     ) -> None:
         self.name, self.settings, self.device = name, settings, device
         self.train, self.test, self.folder = train, test, folder / name
         self.bundles: dict[str, Bundle] = {}
         self.bundle = self.load(settings.bundle)
         data = self.bundle.info.provenance.settings.data
+        # The bundle's own split: no validation image was trained on.
         self.train_rows, self.validation_rows = split_indices(
             len(train), data.validation, self.bundle.info.provenance.settings.seed
         )
+        if limit is not None:
+            self.train_rows = self.train_rows[:limit]
+            self.validation_rows = self.validation_rows[: max(1, limit // 10)]
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
         self._logits: dict[tuple[Base, int, str], Tensor] = {}
