@@ -51,7 +51,8 @@ def _guarded(call: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished epochs and shards are kept (--resume)", file=sys.stderr)
+        kept = "finished epochs, shards and rows are kept (train, sample, fuse: --resume)"
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
     return 0
 
