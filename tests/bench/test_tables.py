@@ -47,6 +47,7 @@ def row(
         "systematic": systematic,
         "r": 1,
         "confusion": [[8, 2], [1, 9]],
+        "classes": ["cat", "dog"],
         "groups": [
             {"correct": pack_counts(correct), "scored": pack_counts(torch.full((GROUPS,), k))}
         ],
@@ -161,6 +162,11 @@ def test_files_are_made_from_the_rows_alone(rows: list[dict[str, Any]], tmp_path
         f"accuracy-{name}.png" for name in ("k", "unavailability", "confusion")
     ]
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
+
+
+def test_what_is_lost_is_a_share_of_the_true_class() -> None:
+    (line,) = tables.lines_of([row("parm", 0.5)])
+    assert plots._lost_shares(line).tolist() == [[0.0, 20.0], [10.0, 0.0]]
 
 
 def test_overall_accuracy_charges_codes_without_direct_answers_for_whole_groups() -> None:

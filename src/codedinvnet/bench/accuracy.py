@@ -220,6 +220,7 @@ class _Bench:
             "systematic": systematic,
             "r": method.r,
             "parameters": method.parameters,
+            "classes": list(data.test.classes),
             **_chosen(method),
             "seconds": round(time.monotonic() - began, 1),
             "preparing_seconds": round(prepared - began, 1),

@@ -20,6 +20,8 @@ COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10
 """Group size of the figures that show one: the hard case."""
 MOST_CONFUSIONS = 4
+BOUNDS = ("none", "replication", "oracle")
+"""No rivals of a code: what nothing, twice the work, and a perfect encoder would give."""
 
 
 def overall(line: Line, unavailability: float) -> float:
@@ -72,8 +74,16 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def against_k(lines: Sequence[Line]) -> Figure | None:
-    """Draw recovered accuracy against k, a panel a data set, with the published figures hollow."""
-    best = [line for line in best_bases(lines) if (line.missing, line.corrupt) == (1, 0)]
+    """Draw recovered accuracy against k, a panel a data set, with the published figures hollow.
+
+    Without a code it is the majority class's share; that is left out, since it would flatten the
+    rest.
+    """
+    best = [
+        line
+        for line in best_bases(lines)
+        if (line.missing, line.corrupt) == (1, 0) and line.label != "none"
+    ]
     names = sorted({line.dataset for line in best})
     if not names:
         return None
@@ -145,7 +155,11 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     The methods are ours and the best rivals; the share of right answers is left out of each row,
     so that what is lost shows.
     """
-    best = [line for line in best_bases(lines) if (line.missing, line.corrupt, line.k) == (1, 0, k)]
+    best = [
+        line
+        for line in best_bases(lines)
+        if (line.missing, line.corrupt, line.k) == (1, 0, k) and line.label not in BOUNDS
+    ]
     names = sorted({line.dataset for line in best})
     if not names:
         return None
@@ -160,27 +174,34 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     figure, axes = plt.subplots(
         len(names),
         columns,
-        figsize=(1.0 + 2.8 * columns, 0.6 + 2.9 * len(names)),
+        figsize=(1.5 + 3.0 * columns, 0.6 + 3.2 * len(names)),
         squeeze=False,
         constrained_layout=True,
     )
-    image = None
     for row, name in zip(axes, names, strict=True):
         for axis in row:
             axis.set_axis_off()
-        for axis, line in zip(row, shown[name], strict=False):
-            counts = np.sum([r["confusion"] for r in line.rows], axis=0, dtype=float)
-            shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            np.fill_diagonal(shares, 0.0)
-            image = axis.imshow(shares, vmin=0, vmax=20, cmap="magma_r")
+        lost = [_lost_shares(line) for line in shown[name]]
+        most = max(1.0, *(float(shares.max()) for shares in lost))
+        for axis, line, shares in zip(row, shown[name], lost, strict=False):
+            image = axis.imshow(shares, vmin=0, vmax=most, cmap="magma_r")
             axis.set_axis_on()
             axis.set_title(f"{name}: {line.label}", fontsize="small")
             axis.set_xlabel("answered", fontsize="x-small")
-            axis.set_ylabel("true class", fontsize="x-small")
-            axis.tick_params(labelsize="x-small")
-    if image is not None:
-        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.6)
+            classes = line.rows[0]["classes"]
+            axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=6)
+            axis.set_yticks(range(len(classes)), classes, fontsize=6)
+        row[0].set_ylabel("true class", fontsize="x-small")
+        figure.colorbar(image, ax=list(row), label="% of the true class", shrink=0.8)
     return figure
+
+
+def _lost_shares(line: Line) -> np.ndarray:
+    """Return % of each true class (rows) answered as each other one; 0 on the diagonal."""
+    counts = np.sum([row["confusion"] for row in line.rows], axis=0, dtype=float)
+    shares: np.ndarray = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    np.fill_diagonal(shares, 0.0)
+    return shares
 
 
 FIGURES = {
