@@ -16,6 +16,7 @@ from codedinvnet.bench import accuracy
 from codedinvnet.bench.rows import newest, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS
+from codedinvnet.training.parity import ParityStage
 from tests.conftest import Command
 
 PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
@@ -189,8 +190,6 @@ def test_a_killed_grid_goes_on_where_it_stopped(
 def test_an_interrupted_training_goes_on(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from codedinvnet.training.parity import ParityStage
-
     raw_part = {**PART, "epochs": 3}
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["parm"]}])
     raw = json.loads(grid.read_text())

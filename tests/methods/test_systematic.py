@@ -5,6 +5,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 
+from codedinvnet.classifier import ImageClassifier
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Replication, Uncoded
 from codedinvnet.serving.group import is_systematic
@@ -104,8 +105,6 @@ def test_uncoded_has_no_other_tasks() -> None:
 
 
 def test_bytes_are_classified_like_the_floats_they_stand_for() -> None:
-    from codedinvnet.classifier import ImageClassifier
-
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 6 * 6, 3))
     method = Uncoded(ImageClassifier(network, padding=1), K)
