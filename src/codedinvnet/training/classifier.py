@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
+from codedinvnet.model import prepare
 from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.network import augment
 
@@ -108,7 +109,7 @@ class ClassifierStage:
         places = (index * part.batch_size + torch.arange(part.batch_size)) % len(self.order)
         chosen = self.order[places]
         images, labels = self.source.batch(self.train_rows[chosen])
-        x = images.to(self.device).float() / 255.0 if images.dtype == torch.uint8 else images
+        x = prepare(images.to(self.device), 0)
         logits = self.classifier(augment(x, self.flip, self.shift, self.generator))
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
