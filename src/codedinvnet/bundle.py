@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -24,7 +25,7 @@ from codedinvnet.checkpoint import (
 )
 from codedinvnet.config import Section, Settings, describe
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedInvNet, Evidence
+from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
@@ -127,6 +128,18 @@ class Bundle:
             )
         return CodedInvNet(self.model, k, evidence)
 
+    def coded(self, name: str, k: int) -> CodedMethod:
+        """Return a method by its name, one of those that a bundle's model is enough for.
+
+        Raises:
+            UserError: if there is none of that name, or it cannot do groups of k.
+        """
+        if name == CodedInvNet.name:
+            return self.method(k)
+        if name not in FROM_MODEL:
+            raise UserError(f"method {name!r} is not one of {', '.join(FROM_MODEL)}")
+        return FROM_MODEL[name](self.model, k)
+
     def with_pixel_mean(self) -> Bundle:
         """Return the bundle with the average image, and no side features, in place of E."""
         model = CodedModel(self.info.model)
@@ -166,21 +179,40 @@ def shipped_bundles() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if (p / DESCRIPTION).is_file()))
 
 
+def bundle_folder(name: str | Path) -> Path:
+    """Return the folder of a bundle, by the name of a shipped one or its own path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder, shipped = Path(name), shipped_bundles()
+    if str(name) in shipped:
+        return Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(
+            f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "
+            f"({', '.join(shipped) or 'none ship'})"
+        )
+    return folder
+
+
+def weights_digest(name: str | Path) -> str:
+    """Return a short digest of a bundle's weights, which names them in results.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    content = (bundle_folder(name) / WEIGHTS).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
     Raises:
         UserError: if there is none, or it is damaged or of another format version.
     """
-    folder = Path(name)
-    shipped = shipped_bundles()
-    if str(name) in shipped:
-        folder = Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
-    elif not (folder / DESCRIPTION).is_file():
-        raise UserError(
-            f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "
-            f"({', '.join(shipped) or 'none ship'})"
-        )
+    folder = bundle_folder(name)
     path = folder / DESCRIPTION
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -51,7 +51,8 @@ def _guarded(call: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished epochs and shards are kept (--resume)", file=sys.stderr)
+        kept = "finished epochs, shards and rows are kept (train, sample, fuse: --resume)"
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
     return 0
 
@@ -170,6 +171,23 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     _bench_parser(commands)
+    _simulate_parser(
+        command(
+            "simulate",
+            _simulate,
+            "simulate the service with its own rules, at any number of workers",
+            "codedinvnet simulate configs/bench/simulate-pareto.json --policy hedge --workers 1000",
+        )
+    )
+    _plan_parser(
+        command(
+            "plan",
+            _plan,
+            "find the method, k and r that meet a target with the fewest workers, by simulation",
+            "codedinvnet plan mnist --qps 500 --p999-ms 150 --min-accuracy 0.97",
+        )
+    )
+
     sub = command(
         "reproduce",
         _reproduce,
@@ -204,7 +222,18 @@ def _command(
 BENCH_EXAMPLES = """examples:
   codedinvnet bench serve mnist --quick --json
   codedinvnet bench ablation configs/bench/ablation.json --data-dir data
+  codedinvnet bench inverse mnist --json
+  codedinvnet bench embed mnist --json
+  codedinvnet bench train mnist --json
+  codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
 """
+
+
+SPEED_BENCHES = {
+    "inverse": "time the checked inverse beside fixed numbers of unchecked iterations",
+    "embed": "time an embedding beside one that normalises the weights in every pass",
+    "train": "time a training step beside one that normalises the weights in every pass",
+}
 
 
 def _bench_parser(commands: Commands) -> None:
@@ -256,14 +285,55 @@ def _bench_parser(commands: Commands) -> None:
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
 
+    for part, summary in SPEED_BENCHES.items():
+        sub = _command(
+            benches, part, _bench_speed, summary, f"codedinvnet bench {part} mnist --json"
+        )
+        sub.set_defaults(part=part)
+        sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
+        sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
+        sub.add_argument("--data-dir", type=Path, help="take its test images, not the shipped ones")
+        sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
+        sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = _command(
+        benches,
+        "accuracy",
+        _bench_accuracy,
+        "erase workers under every method of a grid; rows, tables and figures",
+        "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
+    )
+    sub.add_argument("grid", type=Path, help="methods, data sets, k, missing workers (JSON)")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="rows; finished ones in it are kept (results/accuracy.jsonl)",
+    )
+    sub.add_argument(
+        "--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)"
+    )
+    sub.add_argument("--dataset", action="append", default=[], help="only this one; repeatable")
+    sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
+    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--download", action="store_true", help="download into --data-dir")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
     """Add the options of `serve`; their names are the fields of `ServeOptions`."""
     sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
     add = sub.add_argument
     add("--k", type=int, default=10, help="queries in a coding group (10)")
-    add("--workers", type=int, help="worker processes (k + 1)")
-    add("--method", default="coded-invnet", help="coding method (coded-invnet)")
+    add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
+    add(
+        "--method",
+        default="coded-invnet",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
+        "parm, parm-concat, parm-learned or small-backup (coded-invnet)",
+    )
+    add("--part", type=Path, help="the checkpoint that `bench accuracy` left for that method and k")
     add(
         "--policy",
         default="coded",
@@ -295,6 +365,51 @@ def _serve_parser(sub: argparse.ArgumentParser) -> None:
     add("--token-file", type=Path, help="clients must send the token in this file")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
+
+
+def _simulate_parser(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `simulate`; their names are the fields of `SimulateOptions`."""
+    sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
+    add = sub.add_argument
+    add("--policy", help="uncoded, replicate, hedge, coded or coded+hedge (the scenario's)")
+    add("--workers", type=int, help="how many (the scenario's)")
+    add("--k", type=int, help="queries in a coding group (the scenario's)")
+    add("--r", type=int, help="parity queries in a coding group (the scenario's)")
+    add("--qps", type=float, help="images a second (the scenario's)")
+    add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--queries", type=int, help="images in all (the scenario's)")
+    add("--seed", type=int, help="of all draws (the scenario's)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
+    )
+    add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
+    add("--out", type=Path, help="of a sweep: its rows (JSONL); those that are there are kept")
+    add("--picture", type=Path, help="of a sweep: draw the map of p99.9 by load")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _plan_parser(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`; their names are the fields of `PlanOptions`."""
+    sub.add_argument("bundle", help="name of a shipped bundle, or a folder: its accuracy counts")
+    add = sub.add_argument
+    add("--qps", type=float, required=True, help="images a second")
+    add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
+    add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
+    add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
+    add("--service-ms", type=float, help="to embed an image (measured on this machine)")
+    add("--encode-ms", type=float, help="to encode, each image of a group (measured here)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
+        "(the scenario's, else pareto)",
+    )
+    add("--batch", type=int, help="images of a request (1)")
+    add("--policy", action="append", default=[], help="only this policy; repeatable")
+    add("--k", action="append", type=int, default=[], help="only this k; repeatable")
+    add("--queries", type=int, help="images in the longest run of each candidate (40000)")
+    add("--seed", type=int, help="of all draws (0)")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _with_bundle(sub: argparse.ArgumentParser) -> None:
@@ -447,6 +562,60 @@ def _bench_ablation(arguments: argparse.Namespace) -> None:
         test=not arguments.no_test,
     )
     print(ablation.table(results))
+
+
+def _bench_speed(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import speed
+    from codedinvnet.bench.serve import save
+    from codedinvnet.stages import choose_device
+
+    report = speed.run(
+        arguments.part,
+        arguments.bundle,
+        quick=arguments.quick,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+    )
+    if arguments.out is not None:
+        save(report, arguments.out)
+    print(json.dumps(report) if arguments.json else speed.table(report))
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import SimulateOptions, run_simulate
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    report, lines = run_simulate(SimulateOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import PlanOptions, run_plan
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    options |= {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
+    report, lines = run_plan(PlanOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
+
+
+def _bench_accuracy(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import accuracy, plots, tables
+    from codedinvnet.stages import choose_device
+
+    name = "accuracy-quick" if arguments.quick else "accuracy"
+    out = arguments.out or Path("results") / f"{name}.jsonl"
+    report = accuracy.run(
+        arguments.grid,
+        out=out,
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        device=choose_device(arguments.device),
+        download=arguments.download,
+        quick=arguments.quick,
+        only=arguments.dataset,
+    )
+    written = [*tables.write(out), *plots.write(out)]
+    _print({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

@@ -86,6 +86,17 @@ class TrainSettings(Section):
     trace_samples: Positive = 1
 
 
+class PartSettings(Section):
+    """How a rival's trained part is trained: a plain classifier, a parity model, a small backup."""
+
+    epochs: Positive
+    steps_per_epoch: Positive = 200
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images, or groups."""
+    learning_rate: Rate = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+
+
 class EncoderSettings(Section):
     """The fusion encoder E."""
 
@@ -238,9 +249,9 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if part in ("pixels", "recovery"):
             model = PixelFusionSettings if part == "pixels" else RecoveryFusionSettings
             continue
-        if isinstance(part, int):  # a place in a list, whose model its own key has led to
+        if part not in model.model_fields:  # a place in a list or mapping: its key has led to it
             continue
-        model = _section(model.model_fields[part].annotation) or model
+        model = _section(model.model_fields[str(part)].annotation) or model
     return list(model.model_fields)
 
 

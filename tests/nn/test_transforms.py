@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from codedinvnet.nn.iresnet import NONLINEARITIES, IResNet, IResNetBlock, initialise_actnorm
+from codedinvnet.nn.activation import NONLINEARITIES
+from codedinvnet.nn.iresnet import IResNet, IResNetBlock, initialise_actnorm
 from codedinvnet.nn.irevnet import CouplingBlock, IRevNet
 from codedinvnet.nn.layers import ActNorm, InjectivePad, Squeeze
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
@@ -312,6 +314,58 @@ def test_inverse_of_an_empty_batch_is_empty(name: str) -> None:
     case = (ONTO | INTO)[name]
     back = case.build().inverse(torch.zeros(0, *case.output_shape, dtype=torch.float64))
     assert back.shape == (0, *case.input_shape)
+
+
+def test_large_batches_pass_a_branch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    assert transform.rows == 2**20 // (4 * 5 * 3 * 4)
+    x = noise(7, 2, 3, 4)
+    whole, back = transform(x), transform.inverse(transform(x), tolerance=1e-12)
+    sizes: list[int] = []
+    piece = transform._branch
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return piece(x)
+
+    monkeypatch.setattr(transform, "_branch", counted)
+    transform.rows = 3
+    with torch.no_grad():
+        torch.testing.assert_close(transform(x), whole, rtol=0.0, atol=1e-14)
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(
+        transform.inverse(whole, tolerance=1e-12), back, rtol=0.0, atol=1e-14
+    )
+    assert max(sizes) == 3
+    transform(x)  # with gradients: the graph would keep all pieces anyway
+    assert sizes[-1] == 7
+
+
+def test_fine_tolerances_are_met_where_latents_are_large() -> None:
+    wide = iresnet()
+    for step in wide.modules():
+        if isinstance(step, ActNorm):
+            step.shift.add_(10.0)
+    narrow = copy.deepcopy(wide).float()
+    assert isinstance(narrow, IResNet)
+    z = wide(noise(8, 1, 4, 4)).float()
+    found = narrow.inverse(z, tolerance=1e-6)
+    assert found.dtype == torch.float32
+    exact = wide.inverse(z.double(), tolerance=1e-12).float()
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-5)
+    with pytest.raises(NotConverged):  # float32 sums cannot tell that they are there
+        TransformSequence.inverse(narrow, z, tolerance=1e-6)
+
+
+def test_blocks_leave_their_input_alone() -> None:
+    transform = block("elu")
+    x = noise(3, 2, 3, 4)
+    before = x.clone()
+    z = transform(x)
+    after = z.clone()
+    transform.inverse(z)
+    assert torch.equal(x, before)
+    assert torch.equal(z, after)
 
 
 @each(BLOCKS | NETWORKS)

@@ -1,9 +1,87 @@
 """Coding methods: how missing predictions are made up for."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+from codedinvnet.classifier import classifier_of
+from codedinvnet.methods.approxifer import ApproxIFER, RobustApproxIFER
 from codedinvnet.methods.base import CodedMethod
 from codedinvnet.methods.coded_invnet import CodedInvNet, Evidence
+from codedinvnet.methods.nercc import NeRCC
+from codedinvnet.methods.oracle import Oracle
+from codedinvnet.methods.parm import ConcatParM, LearnedCode, ParM
+from codedinvnet.methods.small_backup import SmallBackup
+from codedinvnet.methods.systematic import Replication, Uncoded
+from codedinvnet.model import CodedModel
 
-METHODS: dict[str, type[CodedInvNet]] = {CodedInvNet.name: CodedInvNet}
+
+class Need(Enum):
+    """What a method is made of, beside a number k."""
+
+    MODEL = "f, g, E and g' of a bundle"
+    CLASSIFIER = "any classifier"
+    PARITY_MODEL = "a classifier, and a parity model trained for it and k"
+    LEARNED_CODE = "a classifier, and an encoder and a decoder trained for it and k"
+    BACKUP = "a classifier, and a small one distilled from it"
+
+
+METHODS: Mapping[str, type[CodedMethod]] = {
+    "none": Uncoded,
+    "replication": Replication,
+    "parm": ParM,
+    "parm-concat": ConcatParM,
+    "parm-learned": LearnedCode,
+    "approxifer": ApproxIFER,
+    "approxifer-byzantine": RobustApproxIFER,
+    "nercc": NeRCC,
+    "coded-invnet": CodedInvNet,
+    "small-backup": SmallBackup,
+    "oracle": Oracle,
+}
 """Every method by its name on the command line."""
 
-__all__ = ["METHODS", "CodedInvNet", "CodedMethod", "Evidence"]
+NEEDS: Mapping[str, Need] = {
+    "none": Need.CLASSIFIER,
+    "replication": Need.CLASSIFIER,
+    "parm": Need.PARITY_MODEL,
+    "parm-concat": Need.PARITY_MODEL,
+    "parm-learned": Need.LEARNED_CODE,
+    "approxifer": Need.CLASSIFIER,
+    "approxifer-byzantine": Need.CLASSIFIER,
+    "nercc": Need.CLASSIFIER,
+    "coded-invnet": Need.MODEL,
+    "small-backup": Need.BACKUP,
+    "oracle": Need.MODEL,
+}
+"""What each method needs."""
+
+FROM_MODEL: Mapping[str, Callable[[CodedModel, int], CodedMethod]] = {
+    "coded-invnet": CodedInvNet,
+    "oracle": Oracle,
+    "approxifer": lambda model, k: ApproxIFER(classifier_of(model), k),
+    "approxifer-byzantine": lambda model, k: RobustApproxIFER(classifier_of(model), k),
+    "nercc": lambda model, k: NeRCC(classifier_of(model), k),
+}
+"""The codes that a bundle's model alone is enough for, made from it and k."""
+
+__all__ = [
+    "FROM_MODEL",
+    "METHODS",
+    "NEEDS",
+    "ApproxIFER",
+    "CodedInvNet",
+    "CodedMethod",
+    "ConcatParM",
+    "Evidence",
+    "LearnedCode",
+    "NeRCC",
+    "Need",
+    "Oracle",
+    "ParM",
+    "Replication",
+    "RobustApproxIFER",
+    "SmallBackup",
+    "Uncoded",
+]

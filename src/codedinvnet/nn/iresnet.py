@@ -5,23 +5,26 @@ Behrmann et al., *Invertible Residual Networks*, ICML 2019.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.activation import NONLINEARITIES
 from codedinvnet.nn.layers import ActNorm, InjectivePad, Squeeze
 from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
 from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
 
-NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    # All have slopes in [0, 1], so they keep the branch's bound; ELU's derivative is continuous,
-    # which density estimation needs.
-    "elu": F.elu,
-    "relu": F.relu,
-    "softplus": F.softplus,
-}
+FINE = 1e-5
+"""Tolerances below it are so near to the rounding of float32 latents that these are widened."""
+CACHED_BYTES = 2**20
+"""How large a branch's inner activations may get on a CPU: they are to stay in its second cache."""
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a stride-1 convolution as such: for single images its module's call costs a tenth."""
+    return F.conv2d(x, conv.weight, conv.bias, padding=conv.padding)
 
 
 class IResNetBlock(InvertibleTransform):
@@ -60,6 +63,7 @@ class IResNetBlock(InvertibleTransform):
         self.conv1 = conv(channels, hidden, 3)
         self.conv2 = conv(hidden, hidden, 1)
         self.conv3 = conv(hidden, channels, 3)
+        self.rows = max(1, CACHED_BYTES // (4 * hidden * size[0] * size[1]))
         self.series_terms = 5
         self.trace_samples = 1
         self.iterations = 0
@@ -67,14 +71,18 @@ class IResNetBlock(InvertibleTransform):
 
     def branch(self, x: Tensor) -> Tensor:
         """Return F(x), (B, C, H, W)."""
-        act = NONLINEARITIES[self.nonlinearity]
-        h = self.conv1(x if self.first else act(x))
-        h = self.conv2(act(h))
-        out: Tensor = self.conv3(act(h))
-        return out
+        if len(x) > self.rows and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return torch.cat([self._branch(part) for part in x.chunk(-(-len(x) // self.rows))])
+        return self._branch(x)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        act, act_ = NONLINEARITIES[self.nonlinearity]
+        h = convolve(self.conv1, x if self.first else act(x))
+        h = convolve(self.conv2, act_(h))
+        return convolve(self.conv3, act_(h))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        return self.branch(x).add_(x)
 
     def log_abs_det(self, x: Tensor) -> Tensor:
         """Return log det (I + J_F) = Σ_n (-1)^(n+1) tr(J_F^n) / n, truncated (paper, section 3.1).
@@ -110,20 +118,23 @@ class IResNetBlock(InvertibleTransform):
         The residual |x + F(x) - z| is checked per sample in every iteration; samples below the
         tolerance stop. Its value bounds the error of x by residual / (1 - Lip F).
         """
+        dtype = self.conv1.weight.dtype
         with torch.no_grad():
-            solution = z.clone()
+            if not self.conv1.weight.is_contiguous():  # one layout for all that is added
+                z = z.contiguous(memory_format=torch.channels_last)
+            solution = torch.empty_like(z)
             open_rows = torch.arange(z.shape[0], device=z.device)
-            x, target = z, z
+            x, update, target = z.clone(), torch.empty_like(z), z
             residual = z.new_zeros(0)
             for self.iterations in range(1, max_iterations + 1):
-                update = target - self.branch(x)
-                residual = (update - x).flatten(1).abs().amax(1)
-                x = update
+                torch.sub(target, self.branch(x.to(dtype)), out=update)
+                residual = x.sub_(update).abs_().amax((1, 2, 3))
+                x, update = update, x
                 is_open = ~(residual <= tolerance)  # not `>`: NaN must stay open
                 if not bool(is_open.all()):
                     solution[open_rows[~is_open]] = x[~is_open]
                     open_rows, x, target = open_rows[is_open], x[is_open], target[is_open]
-                    residual = residual[is_open]
+                    update, residual = update[: len(x)], residual[is_open]
                     if open_rows.numel() == 0:
                         return solution
             if z.shape[0] == 0:
@@ -195,6 +206,17 @@ class IResNet(TransformSequence):
         self.input_shape = input_shape
         self.latent_shape = shape
         self.coefficient = coefficient
+
+    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+        """Invert the blocks one after another.
+
+        Branches are evaluated in the weights' precision. With a fine tolerance, what they are
+        subtracted from is kept in float64: latents grow far larger than what one branch adds, and
+        rounding them in every iteration and block would cost more than the branches' own rounding.
+        """
+        wide = z.double() if tolerance < FINE else z
+        wide = super().inverse(wide, tolerance=tolerance, max_iterations=max_iterations)
+        return wide.to(z.dtype)
 
     def largest_singular_value(self) -> float:
         """Return the largest converged singular value of all convolutions, folded or not."""

@@ -80,8 +80,8 @@ class ActNorm(InvertibleTransform):
         self.shift.copy_(-values.mean(dim=1) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.log_scale.exp()[:, None, None]
-        return torch.addcmul(self.shift[:, None, None], x, scale)
+        scale = self.log_scale.exp().view(-1, 1, 1)
+        return torch.addcmul(self.shift.view(-1, 1, 1), x, scale)
 
     def log_abs_det(self, x: Tensor) -> Tensor:
         return (self.log_scale.sum() * x.shape[2] * x.shape[3]).expand(x.shape[0])

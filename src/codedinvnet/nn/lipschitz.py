@@ -52,6 +52,9 @@ class LipschitzConv2d(nn.Conv2d):
         coefficient: float,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        # In this layout the processor's kernels reorder neither what goes in nor what comes out.
+        weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight)
         self.input_size = input_size
         self.coefficient = coefficient
         # A 1x1 convolution acts on every pixel alike, so one pixel has its norm.

@@ -17,6 +17,7 @@ import torch
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.methods import CodedMethod
+from codedinvnet.trained import method_for
 
 
 class WorkerDied(Exception):
@@ -69,18 +70,22 @@ class WorkerSpec:
         k: the most members of a group.
         device: what to compute on.
         threads: PyTorch's threads in a worker.
+        method: the coding method's name.
+        part: the checkpoint of the part that it needs beside the bundle, if it does.
     """
 
     bundle: str | Path
     k: int
     device: str = "cpu"
     threads: int = 1
+    method: str = "coded-invnet"
+    part: Path | None = None
 
     def load(self) -> CodedMethod:
         """Load the method, and compute each of its tasks once, so that no query pays for it."""
         torch.set_num_threads(self.threads)
         bundle = load_bundle(self.bundle, self.device)
-        method: CodedMethod = bundle.method(self.k)
+        method = method_for(bundle, self.bundle, self.method, self.k, self.part)
         size = method.k
         zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
         for number, members in method.tasks(size).items():

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from codedinvnet.serving.group import FILLER, Code, CodingGroup, Uncoded, is_systematic
+from codedinvnet.serving.order import WorkerOrder
 
 HEDGE_QUANTILE = 0.95
 """A copy is sent when a query is later than this share of recent ones (Dean and Barroso, 2013)."""
@@ -231,6 +232,9 @@ class Scheduler:
                 f"needs {needed}, since the tasks of a group go to distinct workers"
             )
         self.workers = [Worker(turn=i - rules.workers) for i in range(rules.workers)]
+        self._order = WorkerOrder(rules.workers)
+        for i in range(rules.workers):
+            self._reorder(i)
         self.queries: dict[int, Query] = {}
         self.attempts: dict[int, Attempt] = {}
         self.unplaced: deque[Attempt] = deque()
@@ -318,6 +322,7 @@ class Scheduler:
     def worker_up(self, now: float, worker: int) -> list[Action]:
         """A worker is ready again."""
         self.workers[worker].up = True
+        self._reorder(worker)
         waiting, self.unplaced = self.unplaced, deque()
         for attempt in waiting:
             if self._needed(attempt):
@@ -341,6 +346,8 @@ class Scheduler:
 
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
+        while self._timers and self._is_moot(*self._timers[0][2:]):
+            heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
     def on_timer(self, now: float) -> list[Action]:
@@ -446,28 +453,27 @@ class Scheduler:
 
     def _settle(self, now: float, group: CodingGroup) -> None:
         """Decode what can be decoded, and send again what has no hope left."""
-        hopeful: frozenset[int] = frozenset()
+        waiting = [
+            query
+            for identity in group.members
+            if (query := self.queries.get(identity)) is not None and query.state is State.WAITING
+        ]
+        if not waiting:
+            return
         if not group.is_open:
+            determined = group.determined()
             wanted = {}
-            for member in sorted(group.determined()):
-                query = self.queries.get(group.members[member])
-                if (
-                    query is not None
-                    and query.state is State.WAITING
-                    and query.accept_decoded
-                    and not query.fallback
-                ):
+            for query in waiting:
+                if query.member in determined and query.accept_decoded and not query.fallback:
                     query.state = State.DECODING
-                    wanted[query.identity] = member
+                    wanted[query.identity] = query.member
             if wanted:
                 self._actions.append(
                     Decode(group.identity, group.size, dict(group.outputs), wanted)
                 )
-            hopeful = group.hopeful()
-        for identity in list(group.members):
-            query = self.queries.get(identity)
-            if query is None or query.state is not State.WAITING or query.attempts:
-                continue
+        stranded = [q for q in waiting if q.state is State.WAITING and not q.attempts]
+        hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
+        for query in stranded:
             if not group.is_open and query.member in hopeful and query.accept_decoded:
                 if query.fallback:
                     self._accept_decoded(query)
@@ -521,27 +527,38 @@ class Scheduler:
 
     def _place(self, now: float, attempt: Attempt) -> None:
         group = attempt.group
-        up = [i for i, worker in enumerate(self.workers) if worker.up]
-        own = attempt.query.attempts if attempt.query is not None else set()
-        busy = {self.attempts[a].worker for a in own if a in self.attempts}
-        distinct = [i for i in up if i not in group.workers]
-        candidates = distinct or [i for i in up if i not in busy] or up
-        if not candidates:
+        chosen = self._choose(attempt)
+        if chosen is None:
             attempt.worker = NOBODY
             group.live.setdefault(self._number(attempt), set()).add(attempt.identity)
             self.unplaced.append(attempt)
             return
-        workers = self.workers
-        if self.rules.routing == "round-robin":
-            chosen = min(candidates, key=lambda i: workers[i].turn)
-        else:
-            chosen = min(candidates, key=lambda i: (workers[i].load, workers[i].turn))
+        worker = self.workers[chosen]
         self.turn += 1
-        workers[chosen].turn = self.turn
+        worker.turn = self.turn
         attempt.worker = chosen
         group.sent(self._number(attempt), attempt.identity, chosen)
-        workers[chosen].queue.append(attempt)
+        worker.queue.append(attempt)
+        self._reorder(chosen)
         self._start(now, chosen)
+
+    def _choose(self, attempt: Attempt) -> int | None:
+        """Return the first worker without a task of the group, else without this query, else any.
+
+        None if no worker is up.
+        """
+        found = self._order.first(attempt.group.workers)
+        if found is None:
+            own = attempt.query.attempts if attempt.query is not None else set()
+            busy = {self.attempts[a].worker for a in own if a in self.attempts}
+            found = self._order.first(busy)
+        return self._order.first() if found is None else found
+
+    def _reorder(self, index: int) -> None:
+        """Take note that a worker's load, turn or health has changed."""
+        worker = self.workers[index]
+        load = worker.load if self.rules.routing == "least-loaded" else 0
+        self._order.update(index, (load, worker.turn) if worker.up else None)
 
     def _start(self, now: float, index: int) -> None:
         """Give an idle worker the next task that is still needed."""
@@ -549,6 +566,7 @@ class Scheduler:
         while worker.up and worker.running is None and worker.queue:
             attempt = worker.queue.popleft()
             if not self._needed(attempt):
+                self._reorder(index)
                 self._drop(attempt)
                 continue
             worker.running, attempt.started = attempt, now
@@ -566,6 +584,7 @@ class Scheduler:
         worker = self.workers[index]
         if worker.running is not None and worker.running.identity == attempt:
             worker.running = None
+            self._reorder(index)
 
     def _number(self, attempt: Attempt) -> int:
         """Return the task's number in its group, which changes when a group is renumbered."""
@@ -643,6 +662,7 @@ class Scheduler:
         worker.up = False
         running, worker.running = worker.running, None
         queued, worker.queue = list(worker.queue), deque()
+        self._reorder(index)
         self._actions.append(Replace(index, reason))
         for attempt in queued:
             number = self._number(attempt)
@@ -677,12 +697,23 @@ class Scheduler:
                 continue
             if attempt.worker != NOBODY:
                 self.workers[attempt.worker].queue.remove(attempt)
+                self._reorder(attempt.worker)
             else:
                 self.unplaced.remove(attempt)
             self._drop(attempt)
 
     def _timer(self, when: float, kind: str, identity: int) -> None:
         heapq.heappush(self._timers, (when, self._next(), kind, identity))
+
+    def _is_moot(self, kind: str, identity: int) -> bool:
+        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        if kind == "group":
+            group = self.groups.get(identity)
+            return group is None or not group.is_open
+        if kind == "hang":
+            attempt = self.attempts.get(identity)
+            return attempt is None or self.workers[attempt.worker].running is not attempt
+        return identity not in self.queries
 
     def _flush(self) -> list[Action]:
         actions, self._actions = self._actions, []

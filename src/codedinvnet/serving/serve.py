@@ -19,15 +19,17 @@ import uvicorn
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS
+from codedinvnet.methods import FROM_MODEL
 from codedinvnet.serving.app import AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.group import is_systematic
 from codedinvnet.serving.metrics import JsonLines, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
 from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
+from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests."""
@@ -47,6 +49,7 @@ class ServeOptions:
     k: int = 10
     workers: int | None = None
     method: str = "coded-invnet"
+    part: Path | None = None
     policy: str = "coded"
     routing: str = "least-loaded"
     pool: str = "local"
@@ -75,7 +78,7 @@ def check(options: ServeOptions) -> None:
         UserError: naming the option.
     """
     choices = (
-        ("--method", options.method, METHODS),
+        ("--method", options.method, (*FROM_MODEL, *WITH_PARTS)),
         ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--pool", options.pool, ("local", "ray")),
@@ -115,7 +118,14 @@ def read_token(path: Path | None) -> str:
 
 def make_pool(options: ServeOptions) -> WorkerPool:
     """Return the pool that was asked for, not yet started."""
-    spec = WorkerSpec(options.bundle, options.k, options.device, options.threads_per_worker)
+    spec = WorkerSpec(
+        options.bundle,
+        options.k,
+        options.device,
+        options.threads_per_worker,
+        options.method,
+        options.part,
+    )
     pool: WorkerPool
     if options.pool == "ray":
         from codedinvnet.serving.ray_pool import RayPool
@@ -136,9 +146,14 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         UserError: if the options do not fit the bundle or each other.
     """
     policy = POLICIES[options.policy]
-    method = bundle.method(options.k)
+    method = method_for(bundle, options.bundle, options.method, options.k, options.part)
+    if not is_systematic(method) and policy.name != "coded":
+        raise UserError(
+            f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
+            f"only, not with {policy.name}"
+        )
     rules = Rules(
-        workers=options.workers or options.k + 1,
+        workers=options.workers or len(method.tasks(options.k)),
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=options.hang_timeout_ms / 1000,

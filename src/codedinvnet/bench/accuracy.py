@@ -1,0 +1,255 @@
+"""`codedinvnet bench accuracy`: every method on every data set, one resumable grid."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from codedinvnet.bench.erasures import Score, score, task_outputs
+from codedinvnet.bench.grid import AccuracyGrid, Trial, check_possible, load_grid, trials
+from codedinvnet.bench.parts import DataSet
+from codedinvnet.bench.rows import (
+    SCHEMA_VERSION,
+    Row,
+    append_row,
+    key_of,
+    newest,
+    pack_counts,
+    read_rows,
+)
+from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.data import ImageSet, ImageSource, load_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import CodedMethod, NeRCC
+from codedinvnet.methods.systematic import Systematic
+from codedinvnet.serving.group import is_systematic
+
+QUICK_TEST_IMAGES = 1000
+QUICK_TRAINING_IMAGES = 5000
+QUICK_STEPS = 30
+"""Of each trained part."""
+QUICK_SEEDS = 1
+
+
+def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
+    """Return a grid of the same trials that takes minutes: short trainings, one seed."""
+
+    def shorter(part: Any) -> Any:
+        steps = min(QUICK_STEPS, part.steps_per_epoch)
+        return part.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
+
+    datasets = {
+        name: settings.model_copy(
+            update={
+                part: shorter(getattr(settings, part))
+                for part in ("classifier", "backup", "parity")
+            }
+        )
+        for name, settings in grid.datasets.items()
+    }
+    blocks = tuple(
+        block.model_copy(update={"seeds": block.seeds[:QUICK_SEEDS]}) for block in grid.blocks
+    )
+    return grid.model_copy(update={"datasets": datasets, "blocks": blocks, "groupings": 1})
+
+
+def first_images(source: ImageSource, count: int) -> ImageSource:
+    """Return the first images of a source."""
+    if len(source) <= count:
+        return source
+    images, labels = source.batch(torch.arange(count))
+    return ImageSet(source.name, source.classes, images, labels, f"{source.source}, first {count}")
+
+
+def run(
+    grid_file: Path,
+    *,
+    out: Path,
+    save_dir: Path,
+    data_dir: Path | None,
+    device: torch.device,
+    download: bool = False,
+    quick: bool = False,
+    only: Collection[str] = (),
+) -> dict[str, Any]:
+    """Do the trials of a grid that are not done yet, one row each.
+
+    A trial that raises becomes a row with its error, and is tried again by the next run.
+
+    Args:
+        grid_file: the grid's settings.
+        out: the rows.
+        save_dir: trained parts go to `bench/NAME` below it.
+        data_dir: where the image sets lie.
+        device: what to compute on.
+        download: download image sets into `data_dir`.
+        quick: short trainings on few images, 1,000 test images, one grouping, one seed.
+        only: data sets to do; all of the grid's, if it is empty.
+
+    Returns:
+        How many trials the grid has, were done now, were kept, and failed.
+
+    Raises:
+        UserError: one line, before any work, if the grid asks for what cannot be done.
+    """
+    grid = load_grid(grid_file)
+    if quick:
+        grid = quick_grid(grid)
+    folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
+    for name in only:
+        if name not in grid.datasets:
+            known = ", ".join(grid.datasets)
+            raise UserError(f"--dataset: {name!r} is not one of {grid_file}'s: {known}")
+    wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
+    datasets: dict[str, DataSet] = {}
+    for name in dict.fromkeys(trial.dataset for trial in wanted):
+        train = load_images(name, "train", data_dir=data_dir, download=download)
+        test = load_images(name, "test", data_dir=data_dir, download=download)
+        if quick:
+            test = first_images(test, QUICK_TEST_IMAGES)
+        limit = QUICK_TRAINING_IMAGES if quick else None
+        datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
+    for trial in wanted:
+        data = datasets[trial.dataset]
+        sizes = data.load(trial.bundle).info.group_sizes
+        check_possible(trial, data.test.shape, len(data.test), sizes)
+    done = newest(read_rows(out))
+    counts = {"trials": len(wanted), "kept": 0, "done": 0, "failed": 0}
+    bench = _Bench(grid, quick)
+    with tqdm(total=len(wanted), desc="accuracy", unit="trial", dynamic_ncols=True) as bar:
+        for trial in wanted:
+            data = datasets[trial.dataset]
+            settings = bench.settings(trial, data)
+            key = key_of(trial.as_dict(), settings)
+            bar.set_postfix_str(trial.name(), refresh=True)
+            if key in done and done[key]["error"] is None:
+                counts["kept"] += 1
+            else:
+                row = bench.row(trial, data, settings, key)
+                append_row(out, row)
+                counts["failed" if row["error"] else "done"] += 1
+                if row["error"]:
+                    bar.write(f"failed: {trial.name()}: {row['error']}", file=sys.stderr)
+            bar.update()
+    return counts
+
+
+class _Bench:
+    """Does trials; logits that several methods share are computed once.
+
+    Args:
+        grid: for the numbers of groupings and patterns.
+        quick: noted in the rows.
+    """
+
+    def __init__(self, grid: AccuracyGrid, quick: bool) -> None:
+        self.grid, self.quick = grid, quick
+
+    def settings(self, trial: Trial, data: DataSet) -> dict[str, Any]:
+        """Return everything that a trial's figures depend on."""
+        return {
+            "groupings": trial.groupings,
+            "grouping_seed": self.grid.grouping_seed,
+            "patterns": self.grid.patterns,
+            "quick": self.quick,
+            **data.depends(trial),
+        }
+
+    def row(self, trial: Trial, data: DataSet, settings: Mapping[str, Any], key: str) -> Row:
+        """Do a trial and return its row; an error is a row, too."""
+        row: Row = {
+            "schema_version": SCHEMA_VERSION,
+            "benchmark": "accuracy",
+            "key": key,
+            **trial.as_dict(),
+            "settings": dict(settings),
+            "commit": describe_commit(),
+            "machine": describe_machine(),
+            "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        began = time.monotonic()
+        try:
+            figures = self.figures(trial, data)
+        except Exception as error:  # one trial must not take the others with it
+            return {
+                **row,
+                "seconds": round(time.monotonic() - began, 1),
+                "error": f"{type(error).__name__}: {error}",
+            }
+        return {**row, **figures, "error": None}
+
+    def figures(self, trial: Trial, data: DataSet) -> dict[str, Any]:
+        """Make the method, train what it needs, and score it."""
+        began = time.monotonic()
+        method = data.method(trial)
+        prepared = time.monotonic()
+        systematic = is_systematic(method)
+        own = None
+        if isinstance(method, Systematic):
+            own = data.logits(trial.base, trial.seed, "test")
+        elif systematic:
+            own = task_outputs(method, data.test)
+        labels = data.test.batch(torch.arange(len(data.test)))[1]
+        if own is not None:
+            direct = method.direct(own.to(data.device))
+            assert direct is not None
+            logits = direct.cpu()
+        else:
+            logits = data.logits(trial.base, trial.seed, "test")
+        result = score(
+            method,
+            data.test,
+            k=trial.k,
+            missing=trial.missing,
+            corrupt=trial.corrupt,
+            groupings=trial.groupings,
+            seed=self.grid.grouping_seed,
+            patterns=self.grid.patterns,
+            majority=data.majority(),
+            own=own,
+        )
+        return {
+            **describe_score(result),
+            "normal": round(float((logits.argmax(1) == labels).float().mean()), 6),
+            "systematic": systematic,
+            "r": method.r,
+            "parameters": method.parameters,
+            "classes": list(data.test.classes),
+            **_chosen(method),
+            "seconds": round(time.monotonic() - began, 1),
+            "preparing_seconds": round(prepared - began, 1),
+        }
+
+
+def _chosen(method: CodedMethod) -> dict[str, Any]:
+    """Return what was chosen on validation images."""
+    if isinstance(method, NeRCC):
+        smoothing = [method.encoder_smoothing, method.decoder_smoothing]
+        return {"chosen": {"smoothing": smoothing}}
+    return {}
+
+
+def describe_score(result: Score) -> dict[str, Any]:
+    """Return a score for a row: figures rounded to what they can carry, counts packed."""
+
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 6)
+
+    return {
+        "complete": rounded(result.complete),
+        "recovered": rounded(result.recovered),
+        "recovered_std": rounded(result.std),
+        "answered": rounded(result.answered),
+        "patterns": [[list(lost), round(a, 6)] for lost, a in result.patterns.items()],
+        "confusion": result.confusion.tolist(),
+        "groups": [
+            {"correct": pack_counts(c.correct), "scored": pack_counts(c.scored)}
+            for c in result.counts
+        ],
+    }

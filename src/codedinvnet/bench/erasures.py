@@ -1,0 +1,243 @@
+"""Erase workers of coding groups and count the right answers, group by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.data import Groups, ImageSource, random_groups
+from codedinvnet.evaluation import bootstrap_std
+from codedinvnet.methods import CodedMethod
+from codedinvnet.serving.group import is_systematic
+
+BATCH = 250
+"""Images in one forward pass."""
+GROUP_BATCH = 100
+"""Groups of which one task is computed at a time."""
+CORRUPTION = 10.0
+"""Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Right answers of one grouping, by group: (G,) int64 each."""
+
+    correct: Tensor
+    scored: Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """What erasures did to a method's answers; accuracies in 0..1.
+
+    Attributes:
+        complete: accuracy with nobody missing. A systematic code's answers are then the direct
+            ones; a non-systematic code decodes even these.
+        recovered: accuracy of the answers that the erasures concern: of a systematic code the
+            erased members', of another everybody's; everybody's, too, if workers are corrupt.
+        std: of one grouping's `recovered`, by a bootstrap over its groups.
+        answered: share of these answers that the outputs determined. The others count as the
+            majority class.
+        patterns: accuracy by erasure pattern, over all groupings.
+        counts: right and scored answers by group, for each grouping.
+        confusion: (classes, classes) int64, true class by answered class, of scored answers.
+    """
+
+    complete: float
+    recovered: float | None
+    std: float | None
+    answered: float | None
+    patterns: dict[tuple[int, ...], float]
+    counts: list[Counts]
+    confusion: Tensor
+
+
+def erasure_patterns(workers: int, missing: int, limit: int, seed: int) -> list[tuple[int, ...]]:
+    """Return sets of missing workers: all, or a sample of `limit` distinct ones.
+
+    Args:
+        workers: how many a group has.
+        missing: how many of them are missing.
+        limit: the most that are wanted.
+        seed: of the sample.
+    """
+    if math.comb(workers, missing) <= limit:
+        return list(combinations(range(workers), missing))
+    generator = torch.Generator().manual_seed(seed)
+    found: set[tuple[int, ...]] = set()
+    while len(found) < limit:
+        drawn = torch.randperm(workers, generator=generator)[:missing]
+        found.add(tuple(sorted(drawn.tolist())))
+    return sorted(found)
+
+
+def task_outputs(method: CodedMethod, source: ImageSource) -> Tensor:
+    """Return the output of every image's own data task, (N, n), of a systematic code."""
+    parts = []
+    for rows in torch.arange(len(source)).split(BATCH):
+        images, _ = source.batch(rows)
+        parts.append(method.compute(0, images[:, None]).cpu())
+    return torch.cat(parts)
+
+
+def group_outputs(
+    method: CodedMethod, source: ImageSource, members: Tensor, own: Tensor | None
+) -> dict[int, Tensor]:
+    """Return the outputs (G, n) of all tasks of groups (G, k).
+
+    Args:
+        method: the code.
+        source: the images.
+        members: rows of the source.
+        own: the outputs of the images' own tasks, if the code is systematic. All workers run the
+            same network, so a copy's output is the same.
+    """
+    needs = method.tasks(members.shape[1])
+    outputs: dict[int, Tensor] = {}
+    joint = []
+    for task, wanted in needs.items():
+        if own is not None and len(wanted) == 1:
+            outputs[task] = own[members[:, wanted[0]]]
+        else:
+            joint.append(task)
+    parts: dict[int, list[Tensor]] = {task: [] for task in joint}
+    for rows in members.split(GROUP_BATCH) if joint else ():
+        images, _ = source.batch(rows.flatten())
+        queries = images.unflatten(0, tuple(rows.shape))
+        for task in joint:
+            parts[task].append(method.compute(task, queries[:, list(needs[task])]).cpu())
+    return outputs | {task: torch.cat(found) for task, found in parts.items()}
+
+
+def answers(method: CodedMethod, outputs: Mapping[int, Tensor], k: int) -> Tensor:
+    """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer."""
+    groups = len(next(iter(outputs.values())))
+    found = torch.full((groups, k), -1)
+    device = getattr(method, "device", torch.device("cpu"))
+    for rows in torch.arange(groups).split(max(1, 4 * BATCH // k)):
+        batch = {task: output[rows].to(device) for task, output in outputs.items()}
+        for member, logits in method.decode(batch, k).items():
+            found[rows, member] = logits.argmax(1).cpu()
+    return found
+
+
+def corrupt_some(
+    outputs: Mapping[int, Tensor], count: int, generator: torch.Generator
+) -> dict[int, Tensor]:
+    """Return the outputs (G, n) with Gaussian noise on `count` random tasks of every group."""
+    tasks = sorted(outputs)
+    order = torch.rand(len(outputs[tasks[0]]), len(tasks), generator=generator).argsort(dim=1)
+    found = dict(outputs)
+    for place, task in enumerate(tasks):
+        hit = (order[:, :count] == place).any(dim=1)
+        output = outputs[task].clone()
+        noise = torch.randn(int(hit.sum()), output.shape[1], generator=generator)
+        output[hit] += CORRUPTION * output.std() * noise
+        found[task] = output
+    return found
+
+
+def score(
+    method: CodedMethod,
+    source: ImageSource,
+    *,
+    k: int,
+    missing: int,
+    groupings: int,
+    seed: int,
+    patterns: int,
+    majority: int,
+    corrupt: int = 0,
+    own: Tensor | None = None,
+    progress: bool = True,
+) -> Score:
+    """Erase workers in every pattern and score what is decoded.
+
+    Args:
+        method: the code, in groups of k.
+        source: the images.
+        k: the group size.
+        missing: how many workers of every group are missing.
+        groupings: how many random groupings; those of a seed are the same for every method.
+        seed: of the groupings, and of the sample of patterns.
+        patterns: the most patterns to try.
+        majority: the class that a missing answer counts as.
+        corrupt: how many of every group's other workers send noise.
+        own: `task_outputs`, if they are known.
+        progress: show a progress bar.
+    """
+    count, classes = len(source), len(source.classes)
+    truth = torch.cat([source.batch(rows)[1] for rows in torch.arange(count).split(5000)])
+    systematic = is_systematic(method)
+    if systematic and own is None:
+        own = task_outputs(method, source)
+    tasks = sorted(method.tasks(k))
+    lost_sets = [
+        tuple(tasks[i] for i in lost)
+        for lost in erasure_patterns(len(tasks), missing, patterns, seed)
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    counts: list[Counts] = []
+    confusion = torch.zeros(classes, classes, dtype=torch.long)
+    by_pattern = {lost: [0, 0] for lost in lost_sets}
+    noise = torch.Generator().manual_seed(seed)
+    complete = answered = 0
+    bar = tqdm(
+        total=groupings * len(lost_sets),
+        desc=f"erase, k={k}",
+        unit="pattern",
+        leave=False,
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+    for _ in range(groupings):
+        groups = random_groups(count, k, generator)
+        labels = truth[groups.members]
+        outputs = group_outputs(method, source, groups.members, own if systematic else None)
+        whole = answers(method, outputs, k)
+        complete += int(((whole == labels) & groups.counted).sum())
+        correct = torch.zeros(len(labels), dtype=torch.long)
+        scored = torch.zeros(len(labels), dtype=torch.long)
+        for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
+            rest = {task: output for task, output in outputs.items() if task not in lost}
+            found = answers(method, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
+            answered += int(((found >= 0) & concerned).sum())
+            found = torch.where(found < 0, majority, found)
+            hits = (found == labels) & concerned
+            correct += hits.sum(1)
+            scored += concerned.sum(1)
+            by_pattern[lost][0] += int(hits.sum())
+            by_pattern[lost][1] += int(concerned.sum())
+            pairs = labels[concerned] * classes + found[concerned]
+            confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+            bar.update()
+        counts.append(Counts(correct, scored))
+    bar.close()
+    total = sum(int(c.scored.sum()) for c in counts)
+    right = sum(int(c.correct.sum()) for c in counts)
+    spread = [bootstrap_std(c.correct[:, None], c.scored[:, None], seed) for c in counts if total]
+    return Score(
+        complete=complete / (count * groupings),
+        recovered=right / total if total else None,
+        std=sum(spread) / len(spread) if spread else None,
+        answered=answered / total if total else None,
+        patterns={lost: a / b for lost, (a, b) in by_pattern.items() if b},
+        counts=counts,
+        confusion=confusion,
+    )
+
+
+def _concerned(
+    lost_sets: list[tuple[int, ...]], groups: Groups, systematic: bool
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Yield each pattern with the answers (G, k) that count in it."""
+    k = groups.members.shape[1]
+    for lost in lost_sets:
+        members = torch.tensor([not systematic or i in lost for i in range(k)])
+        yield lost, groups.counted & members

@@ -1,0 +1,195 @@
+"""The grid of `bench accuracy`: what its settings file says, and the trials it stands for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from codedinvnet.config import PartSettings, Positive, Section, describe
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS, NEEDS, Need
+from codedinvnet.methods.parm import check_tiles
+
+Base = Literal["invertible", "resnet"]
+BASES: tuple[Base, ...] = ("invertible", "resnet")
+
+GroupSize = Annotated[int, Field(ge=2)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class DataSetSettings(Section):
+    """One image set: the bundle that serves it, and how the rivals' parts are trained."""
+
+    bundle: str
+    """A shipped bundle's name, or a folder."""
+    classifier: PartSettings
+    """The plain base model."""
+    backup: PartSettings
+    parity: PartSettings
+    """Parity models and learned codes."""
+
+
+class Block(Section):
+    """A product of choices, each combination a trial."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: tuple[str, ...] | None = None
+    """All of the grid's, if it is missing."""
+    bases: Annotated[tuple[Base, ...], Field(min_length=1)] = ("invertible",)
+    k: Annotated[tuple[GroupSize, ...], Field(min_length=1)] = (2, 4, 10)
+    missing: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    corrupt: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """Of the workers that do answer, those that send noise."""
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    """Of what is trained; a trial in which nothing is uses the first alone."""
+    groupings: Positive | None = None
+    """Fewer than the grid's, for what is slow."""
+    bundle: str | None = None
+    """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
+    label: str | None = None
+    """The method's name in the tables."""
+
+
+class AccuracyGrid(Section):
+    """A settings file of `bench accuracy`."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    datasets: Annotated[dict[str, DataSetSettings], Field(min_length=1)]
+    groupings: Positive = 5
+    """Random groupings of the test images; the same for every method at one k."""
+    grouping_seed: Count = 0
+    patterns: Positive = 30
+    """Most erasure patterns that are tried; more are sampled."""
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of the results."""
+
+    label: str
+    method: str
+    dataset: str
+    base: Base
+    k: int
+    missing: int
+    corrupt: int
+    seed: int
+    bundle: str
+    groupings: int
+
+    def name(self) -> str:
+        """Return it in words."""
+        return (
+            f"{self.label} on {self.dataset} ({self.base}), k = {self.k}, "
+            f"{self.missing} missing, "
+            + (f"{self.corrupt} corrupt, " if self.corrupt else "")
+            + f"seed {self.seed}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for a row."""
+        return asdict(self)
+
+
+def load_grid(path: Path) -> AccuracyGrid:
+    """Read and validate a grid.
+
+    Raises:
+        UserError: one line, if it cannot be read, a key or value is wrong, or a method or data
+            set is unknown.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the grid {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"the grid {path} is not JSON: {error}") from error
+    try:
+        grid = AccuracyGrid.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, AccuracyGrid, raw)}") from error
+    for number, block in enumerate(grid.blocks):
+        for field, given, known in (
+            ("methods", block.methods, tuple(METHODS)),
+            ("datasets", block.datasets or (), tuple(grid.datasets)),
+        ):
+            for name in given:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                    raise UserError(f"{path}: blocks.{number}.{field}: unknown {name!r}: {hint}")
+        for name in block.methods:
+            if NEEDS[name] is Need.MODEL and "resnet" in block.bases:
+                raise UserError(
+                    f"{path}: blocks.{number}.bases: {name} needs the invertible base model"
+                )
+            if NEEDS[name] is not Need.MODEL and block.bundle is not None:
+                raise UserError(
+                    f"{path}: blocks.{number}.bundle: {name} runs on the data set's base models"
+                )
+    return grid
+
+
+def trained(method: str, base: Base) -> bool:
+    """Tell whether a trial depends on weights that the benchmark trains, and so on a seed."""
+    return base == "resnet" or NEEDS[method] not in (Need.MODEL, Need.CLASSIFIER)
+
+
+def trials(grid: AccuracyGrid) -> Iterator[Trial]:
+    """Yield the grid's trials, each once, so that those that share weights follow each other."""
+    seen: set[Trial] = set()
+    for block in grid.blocks:
+        datasets = block.datasets or tuple(grid.datasets)
+        for dataset, base, method in product(datasets, block.bases, block.methods):
+            seeds = block.seeds if trained(method, base) else block.seeds[:1]
+            choices = product(seeds, block.k, block.missing, block.corrupt)
+            for seed, k, missing, corrupt in choices:
+                bundle = block.bundle or grid.datasets[dataset].bundle
+                trial = Trial(
+                    label=block.label or method,
+                    method=method,
+                    dataset=dataset,
+                    base=base,
+                    k=k,
+                    missing=missing,
+                    corrupt=corrupt,
+                    seed=seed,
+                    bundle=bundle.format(dataset=dataset, k=k),
+                    groupings=min(block.groupings or grid.groupings, grid.groupings),
+                )
+                if trial not in seen:
+                    seen.add(trial)
+                    yield trial
+
+
+def check_possible(
+    trial: Trial, image_shape: tuple[int, int, int], images: int, group_sizes: tuple[int, ...]
+) -> None:
+    """Refuse a trial that cannot be done.
+
+    Args:
+        trial: what is asked for.
+        image_shape: (C, H, W).
+        images: how many test images there are.
+        group_sizes: those that the bundle's encoder serves.
+
+    Raises:
+        UserError: one line.
+    """
+    if trial.k > images:
+        raise UserError(f"{trial.name()}: there are only {images} test images")
+    if trial.method == "parm-concat":
+        check_tiles(trial.k, image_shape)
+    if trial.method == "coded-invnet" and trial.k not in group_sizes:
+        sizes = f"{group_sizes[0]} to {group_sizes[-1]}"
+        raise UserError(f"{trial.name()}: bundle {trial.bundle!r} serves groups of {sizes}")
+    if trial.missing + trial.corrupt > trial.k - 1:
+        raise UserError(f"{trial.name()}: one of the k must be left that is neither")

@@ -1,0 +1,323 @@
+"""What the trials of `bench accuracy` are made of: base models, trained parts, methods.
+
+Trained parts lie below the benchmark's folder, one folder each, and are trained on the first use;
+an interrupted training goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.bench.grid import Base, DataSetSettings, Trial
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.checkpoint import load_checkpoint, load_modules
+from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.config import PartSettings
+from codedinvnet.data import ImageSource, random_groups, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.methods import (
+    NEEDS,
+    ApproxIFER,
+    CodedInvNet,
+    CodedMethod,
+    ConcatParM,
+    LearnedCode,
+    Need,
+    NeRCC,
+    Oracle,
+    ParM,
+    Replication,
+    RobustApproxIFER,
+    SmallBackup,
+    Uncoded,
+)
+from codedinvnet.methods.nercc import tune
+from codedinvnet.nn.resnet import ResNet, width_of_cost
+from codedinvnet.report import count_macs
+from codedinvnet.trained import PART, WITH_PARTS, backup_network, untrained_part, with_part
+from codedinvnet.training.classifier import ClassifierStage, all_logits
+from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
+from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
+
+TUNING_IMAGES = 1000
+"""Validation images on which NeRCC's regularisers are chosen."""
+
+
+class DataSet:
+    """One image set with its base models and the parts trained for them.
+
+    Args:
+        name: of the image set.
+        settings: from the grid.
+        train: its training images.
+        test: its test images.
+        folder: where trained parts lie.
+        device: what to compute on.
+        limit: most training images, and a tenth of it validation images, that are used.
+
+    Raises:
+        UserError: if the bundle does not exist or does not take these images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: DataSetSettings,
+        train: ImageSource,
+        test: ImageSource,
+        folder: Path,
+        device: torch.device,
+        limit: int | None = None,
+    ) -> None:
+        self.name, self.settings, self.device = name, settings, device
+        self.train, self.test, self.folder = train, test, folder / name
+        self.bundles: dict[str, Bundle] = {}
+        self.bundle = self.load(settings.bundle)
+        data = self.bundle.info.provenance.settings.data
+        # The bundle's own split: no validation image was trained on.
+        self.train_rows, self.validation_rows = split_indices(
+            len(train), data.validation, self.bundle.info.provenance.settings.seed
+        )
+        if limit is not None:
+            self.train_rows = self.train_rows[:limit]
+            self.validation_rows = self.validation_rows[: max(1, limit // 10)]
+        self._majority: int | None = None
+        self._parts: dict[Path, nn.Module] = {}
+        self._logits: dict[tuple[Base, int, str], Tensor] = {}
+
+    def load(self, name: str) -> Bundle:
+        """Load a bundle, once.
+
+        Raises:
+            UserError: if there is none of that name, or it takes other images.
+        """
+        if name not in self.bundles:
+            bundle = load_bundle(name, self.device)
+            if bundle.info.input.shape != self.test.shape:
+                raise UserError(
+                    f"data set {self.name!r} has images of shape {self.test.shape}, "
+                    f"but bundle {name!r} takes {bundle.info.input.shape}"
+                )
+            self.bundles[name] = bundle
+        return self.bundles[name]
+
+    def majority(self) -> int:
+        """Return the most frequent class of the training images."""
+        if self._majority is None:
+            labels = [self.train.batch(rows)[1] for rows in self.train_rows.split(5000)]
+            self._majority = int(torch.cat(labels).bincount().argmax())
+        return self._majority
+
+    # Base models
+
+    def classifier(self, base: Base, seed: int) -> ImageClassifier:
+        """Return a base model; the plain one is trained on the first use."""
+        if base == "invertible":
+            return classifier_of(self.bundle.model)
+        return cast(ImageClassifier, self._resnet(seed))
+
+    def _macs(self, network: nn.Module) -> int:
+        return count_macs(lambda: network(torch.rand(1, *self.bundle.model.input_shape)))
+
+    @cached_property
+    def served_macs(self) -> int:
+        """Multiply-adds of g(f(x)) for one image."""
+        model = copy.deepcopy(self.bundle.model).to("cpu")
+        return self._macs(nn.Sequential(model.network, model.head))
+
+    @cached_property
+    def resnet_width(self) -> int:
+        """Width of the plain base model: the largest that costs no more than g(f(x))."""
+
+        def cost(width: int) -> int:
+            return self._macs(self._resnet_of(width).eval())
+
+        return width_of_cost(cost, self.served_macs)
+
+    def _resnet_of(self, width: int) -> ResNet:
+        return ResNet(self.bundle.model.input_shape[0], len(self.test.classes), width=width)
+
+    def _resnet(self, seed: int) -> nn.Module:
+        """Return the plain base model, of about the served one's cost."""
+        info, part = self.bundle.info.provenance.settings, self.settings.classifier
+        depends = {"width": self.resnet_width, **self._images()}
+
+        def make() -> nn.Module:
+            padding = self.bundle.model.settings.padding
+            return ImageClassifier(self._resnet_of(self.resnet_width), padding)
+
+        def stage(module: nn.Module) -> Stage:
+            return ClassifierStage(
+                module,
+                self.train,
+                self.train_rows,
+                self.validation_rows,
+                part,
+                flip=info.training.flip,
+                shift=info.training.shift,
+            )
+
+        return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
+
+    # Trained parts
+
+    def _images(self) -> dict[str, Any]:
+        """Return which images a part is trained on."""
+        return {"images": len(self.train_rows), "bundle": weights_digest(self.settings.bundle)}
+
+    def _trained(
+        self,
+        folder: Path,
+        seed: int,
+        part: PartSettings,
+        make: Callable[[], nn.Module],
+        stage: Callable[[nn.Module], Stage],
+        depends: dict[str, Any],
+    ) -> nn.Module:
+        """Return a part; train it, or what is left of its training, if it is not finished."""
+        folder = folder / f"seed{seed}"
+        if folder not in self._parts:
+            torch.manual_seed(seed)
+            module = make().to(self.device)
+            settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
+            if not _load_finished(module, folder, settings, part.epochs):
+                train_stage(
+                    stage(module),
+                    folder,
+                    epochs=part.epochs,
+                    seed=seed,
+                    settings=settings,
+                    resume=LATEST,
+                )
+            self._parts[folder] = module.eval().requires_grad_(False)
+        return self._parts[folder]
+
+    def logits(self, base: Base, seed: int, split: str) -> Tensor:
+        """Return a base model's logits (N, classes) of the train, validation or test images."""
+        key = (base, seed if base == "resnet" else 0, split)
+        if key not in self._logits:
+            source = self.test if split == "test" else self.train
+            rows = {
+                "train": self.train_rows,
+                "validation": self.validation_rows,
+                "test": torch.arange(len(self.test)),
+            }[split]
+            self._logits[key] = all_logits(
+                self.classifier(base, seed),
+                source,
+                rows,
+                description=f"{self.name}, {base}: {split} logits",
+            )
+        return self._logits[key]
+
+    def _taught(self, base: Base, seed: int) -> tuple[Taught, Taught]:
+        return (
+            Taught(self.train, self.train_rows, self.logits(base, seed, "train")),
+            Taught(self.train, self.validation_rows, self.logits(base, seed, "validation")),
+        )
+
+    def part(self, trial: Trial) -> nn.Module:
+        """Return the part that a trial's method needs beside its base model."""
+        name, base, seed, k = trial.method, trial.base, trial.seed, trial.k
+        classifier = self.classifier(base, seed)
+        depends = {"method": name, "base": base, "k": k, **self._images()}
+        if base == "resnet":
+            depends["classifier"] = self.settings.classifier.model_dump(mode="json")
+        if name == SmallBackup.name:
+            depends["width"] = width_of_cost(
+                lambda width: self._macs(backup_network(self.bundle.model, width).eval()),
+                self.served_macs // k,
+            )
+        settings = self.settings.backup if name == SmallBackup.name else self.settings.parity
+
+        def make() -> nn.Module:
+            return untrained_part(name, classifier, self.bundle.model, k, depends)
+
+        def stage(module: nn.Module) -> Stage:
+            train, validation = self._taught(base, seed)
+            if name == SmallBackup.name:
+                options = self.bundle.info.provenance.settings.training
+                return ClassifierStage(
+                    module,
+                    self.train,
+                    self.train_rows,
+                    self.validation_rows,
+                    settings,
+                    flip=options.flip,
+                    shift=options.shift,
+                    teacher=train.logits,
+                )
+            if name == LearnedCode.name:
+                coder = cast(nn.ModuleDict, module)
+                return LearnedCodeStage(coder, classifier, train, validation, k, settings)
+            encode = ConcatParM.encode if name == ConcatParM.name else ParM.encode
+            return ParityStage(module, encode, train, validation, k, settings)
+
+        folder = self.folder / f"{name}-of-{base}-k{k}"
+        return self._trained(folder, seed, settings, make, stage, depends)
+
+    def validation_groups(self, k: int, images: int = TUNING_IMAGES) -> tuple[Tensor, Tensor]:
+        """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
+        rows = self.validation_rows[:images]
+        members = random_groups(len(rows), k, torch.Generator().manual_seed(k)).members
+        queries, labels = self.train.batch(rows[members.flatten()])
+        return queries.unflatten(0, tuple(members.shape)), labels.view_as(members)
+
+    # Methods
+
+    def method(self, trial: Trial) -> CodedMethod:
+        """Return a trial's method with everything it needs, trained if it was not."""
+        k, stragglers = trial.k, max(1, trial.missing)
+        if trial.method == CodedInvNet.name:
+            return self.load(trial.bundle).method(k)
+        if trial.method == Oracle.name:
+            return Oracle(self.load(trial.bundle).model, k)
+        classifier = self.classifier(trial.base, trial.seed)
+        if trial.method in WITH_PARTS:
+            return with_part(trial.method, classifier, self.part(trial), k)
+        if trial.method == NeRCC.name:
+            groups, labels = self.validation_groups(k)
+            return tune(classifier, groups, labels, stragglers=stragglers)
+        if trial.method == ApproxIFER.name:
+            return ApproxIFER(classifier, k, stragglers=stragglers)
+        if trial.method == RobustApproxIFER.name:
+            return RobustApproxIFER(classifier, k, stragglers=stragglers)
+        return (
+            Uncoded(classifier, k) if trial.method == Uncoded.name else Replication(classifier, k)
+        )
+
+    def depends(self, trial: Trial) -> dict[str, Any]:
+        """Return what a trial's result depends on beside the grid: its key in the results."""
+        need, part = NEEDS[trial.method], self.settings
+        found: dict[str, Any] = {
+            "bundle": weights_digest(trial.bundle),
+            "test_images": len(self.test),
+            "train_images": len(self.train_rows),
+        }
+        if trial.base == "resnet":
+            found["classifier"] = part.classifier.model_dump(mode="json")
+        if need is Need.BACKUP:
+            found["backup"] = part.backup.model_dump(mode="json")
+        if need in (Need.PARITY_MODEL, Need.LEARNED_CODE):
+            found["parity"] = part.parity.model_dump(mode="json")
+        return found
+
+
+def _load_finished(module: nn.Module, folder: Path, settings: dict[str, Any], epochs: int) -> bool:
+    """Fill a module from its finished training; return whether there is one with these settings."""
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    if not (last.is_file() and best.is_file()):
+        return False
+    _, header = load_checkpoint(last)
+    if header["epoch"] < epochs or differing_keys(header["settings"], settings):
+        return False
+    tensors, _ = load_checkpoint(best)
+    load_modules({PART: module}, tensors, best)
+    return True

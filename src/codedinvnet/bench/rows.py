@@ -1,0 +1,96 @@
+"""Result rows: one JSON object a line, appended as trials end, read again by tables and plots.
+
+A row carries its settings, commit, machine, seed and time. Interrupted writing costs the last line
+alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codedinvnet.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Row: TypeAlias = dict[str, Any]
+
+
+def key_of(*parts: Any) -> str:
+    """Return a short name of JSON values that differs when they do."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pack_counts(counts: Tensor) -> str:
+    """Write whole numbers (n,) from 0 to 65,535 as compressed text."""
+    if len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) < 2**16:
+        raise ValueError(f"counts must lie in 0..65535, got {counts.min()} to {counts.max()}")
+    raw = counts.numpy().astype("<u2").tobytes()
+    return base64.b64encode(zlib.compress(raw, 9)).decode()
+
+
+def unpack_counts(text: str) -> Tensor:
+    """Return what `pack_counts` wrote, (n,) int64."""
+    raw = zlib.decompress(base64.b64decode(text))
+    return torch.from_numpy(np.frombuffer(raw, "<u2").astype(np.int64))
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file; a line that an interrupted writer left unfinished is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        content = file.seek(0, os.SEEK_END)
+        if content:
+            file.seek(content - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                whole = file.read().rfind(b"\n") + 1
+                file.truncate(whole)
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file, oldest first; [] if there is none.
+
+    Raises:
+        UserError: if a whole line is not a row of this schema.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # behind the last newline: unfinished
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        version = row.get("schema_version") if isinstance(row, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path}, line {number}: schema version {version}; "
+                f"this release reads version {SCHEMA_VERSION}"
+            )
+        rows.append(row)
+    return rows
+
+
+def newest(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return the last row of every trial, by its key, in the order of these last ones."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.pop(row["key"], None)
+        found[row["key"]] = row
+    return found

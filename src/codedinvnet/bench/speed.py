@@ -1,0 +1,407 @@
+"""`codedinvnet bench inverse|embed|train`: how fast the i-ResNet is, beside the published way.
+
+The arms of a comparison run in turn, round after round, so that what else the machine does hits
+them alike. A ratio is that of two medians; its spread is the smallest and largest ratio of one
+round. Errors are measured on what the timed calls returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
+from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
+from codedinvnet.data import ImageSource, load_images, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.model import build_network
+from codedinvnet.nn.iresnet import IResNet, IResNetBlock
+from codedinvnet.nn.lipschitz import project
+from codedinvnet.training.network import NetworkStage
+
+SCHEMA = 1
+EXACT, COARSE = 1e-6, 2e-4
+"""The errors that the inverses are compared at (pixels in 0..1, the largest of all)."""
+EXACT_TOLERANCE, COARSE_TOLERANCE = 1e-6, 2e-4
+"""Tolerances of a block's residual that reach them on the shipped bundles."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        rounds: of every comparison but that with the slow plain inverse.
+        plain_rounds: of that one.
+        seconds: that each arm runs in a round, at least.
+        batch: images inverted, or trained on, at once.
+        embed_batches: images embedded at once.
+        plain_iterations: of the plain inverse.
+    """
+
+    rounds: int
+    plain_rounds: int
+    seconds: float
+    batch: int = 128
+    embed_batches: tuple[int, ...] = (1, 128)
+    plain_iterations: int = 100
+
+
+FULL = Sizes(rounds=15, plain_rounds=5, seconds=0.5)
+QUICK = Sizes(rounds=5, plain_rounds=1, seconds=0.1)
+
+
+Arms = Mapping[str, Callable[[], Any]]
+Times = Mapping[str, Sequence[float]]
+
+
+def interleave(
+    arms: Arms, *, rounds: int, seconds: float, device: torch.device, label: str
+) -> dict[str, list[float]]:
+    """Time the arms in turn.
+
+    Args:
+        arms: what to call, by name.
+        rounds: how often each has its turn; every other round goes backwards.
+        seconds: how long a turn lasts at least: fast arms are called more than once.
+        device: is waited for before the clock is read.
+        label: of the progress bar.
+
+    Returns:
+        For each arm one figure a round: ms of a call.
+    """
+
+    def turn(call: Callable[[], Any], count: int) -> float:
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(count):
+            call()
+        _wait(device)
+        return (time.perf_counter() - began) / count
+
+    counts: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    with tqdm(total=(rounds + 1) * len(arms), desc=label, unit="turn", dynamic_ncols=True) as bar:
+        for name in names:
+            first = turn(arms[name], 1)  # loads and allocates
+            once = first if first > seconds else turn(arms[name], 1)
+            counts[name] = max(1, math.ceil(seconds / once))
+            bar.update()
+        for number in range(rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                times[name].append(1000 * turn(arms[name], counts[name]))
+                bar.update()
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Return the median, smallest and largest of times in ms."""
+    return {
+        "median": round(statistics.median(times), 4),
+        "min": round(min(times), 4),
+        "max": round(max(times), 4),
+    }
+
+
+def ratio(name: str, times: Times, slow: str, fast: str) -> dict[str, Any]:
+    """Return how many times faster one arm is: of the medians, and the spread over rounds."""
+    rounds = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+    return {
+        name: round(statistics.median(times[slow]) / statistics.median(times[fast]), 3),
+        f"{name}_spread": [round(min(rounds), 3), round(max(rounds), 3)],
+    }
+
+
+def unfolded(bundle: Bundle) -> IResNet:
+    """Return a network with constrained convolutions and a bundle's weights, in evaluation mode.
+
+    Raises:
+        UserError: if the bundle's network is no i-ResNet.
+    """
+    info, device = bundle.info.model, next(bundle.model.parameters()).device
+    network = build_network(info.network, bundle.model.input_shape)
+    if not isinstance(network, IResNet) or network.coefficient is None:
+        raise UserError(
+            f"bundle {bundle.info.name!r} has an i-RevNet: it has no constraint to fold and no "
+            "iteration to invert it by, so there is nothing to compare"
+        )
+    state = network.state_dict()  # the power iteration's vectors are not in a bundle
+    network.load_state_dict({**state, **bundle.model.network.state_dict()})
+    project(network, iterations=50)
+    return network.to(device).eval().requires_grad_(False)
+
+
+class SpeedBench:
+    """The comparisons; each returns its figures.
+
+    Args:
+        bundle: whose network is measured.
+        source: images to embed.
+        sizes: how much is measured.
+    """
+
+    def __init__(self, bundle: Bundle, source: ImageSource, sizes: Sizes) -> None:
+        self.bundle, self.source, self.sizes = bundle, source, sizes
+        self.served = cast(IResNet, bundle.model.network)
+        self.device = next(bundle.model.parameters()).device
+        self.unfolded = unfolded(bundle)
+        self.published = PublishedIResNet(self.unfolded).to(self.device).eval()
+        self.published.requires_grad_(False)
+        self.folded = self.published.folded()
+
+    def images(self, count: int, start: int = 0) -> Tensor:
+        """Return so many images (B, C, H, W) as the network takes them, from a row on."""
+        rows = (torch.arange(count) + start) % len(self.source)
+        return self.bundle.model.prepare(self.source.batch(rows)[0].to(self.device))
+
+    # Parts
+
+    @torch.inference_mode()
+    def embed(self) -> dict[str, Any]:
+        """Compare the served network with the published one, that one folded, and ours unfolded."""
+        arms: dict[str, Callable[[Tensor], Tensor]] = {
+            "published": self.published,
+            "published, folded": self.folded,
+            "ours, unfolded": self.unfolded,
+            "ours, served": self.served,
+        }
+        report: dict[str, Any] = {}
+        for batch in self.sizes.embed_batches:
+            x = self.images(batch)
+            calls = {name: partial(network, x) for name, network in arms.items()}
+            times = interleave(
+                calls,
+                rounds=self.sizes.rounds,
+                seconds=self.sizes.seconds,
+                device=self.device,
+                label=f"embed {batch}",
+            )
+            expected = self.unfolded(x)
+            tag = f"batch{batch}"
+            for key, slow in {
+                "": "published",
+                "folded_": "published, folded",
+                "unfolded_": "ours, unfolded",
+            }.items():
+                report |= ratio(f"embed_ratio_{key}{tag}", times, slow, "ours, served")
+            report[f"embed_ms_{tag}"] = {name: summary(values) for name, values in times.items()}
+            report[f"embed_difference_{tag}"] = {
+                name: float((call() - expected).abs().max()) for name, call in calls.items()
+            }
+        return report
+
+    @torch.inference_mode()
+    def inverse(self) -> dict[str, Any]:
+        """Compare the checked inverse with a hundred and with ten unchecked iterations.
+
+        Every arm inverts the latents that its own network gives the same images.
+        """
+        sizes, served = self.sizes, self.served
+        x = self.images(sizes.batch)
+        latents: dict[PublishedIResNet | IResNet, Tensor] = {
+            network: network(x) for network in (self.published, self.folded, served)
+        }
+        found: dict[str, Tensor] = {}
+
+        def unchecked(name: str, network: PublishedIResNet | IResNet, count: int) -> Arms:
+            z = latents[network]
+
+            def call() -> None:
+                found[name] = unchecked_inverse(network, z, count)
+
+            return {name: call}
+
+        def checked(name: str, network: IResNet, tolerance: float) -> Arms:
+            def call() -> None:
+                found[name] = network.inverse(latents[network], tolerance=tolerance)
+
+            return {name: call}
+
+        # In float32 no inverse of these latents comes nearer than their own rounding, about 1.5e-6
+        # for the shipped network: the error is reached in float64, and both ratios are given.
+        published, wide = copy.deepcopy(self.published).double(), copy.deepcopy(served).double()
+        latents |= {network: network(x.double()) for network in (published, wide)}
+        plain = interleave(
+            {
+                **unchecked("plain", self.published, sizes.plain_iterations),
+                **checked("exact", served, EXACT_TOLERANCE),
+                **unchecked("plain, float64", published, sizes.plain_iterations),
+                **checked("exact, float64", wide, EXACT_TOLERANCE),
+            },
+            rounds=sizes.plain_rounds,
+            seconds=sizes.seconds,
+            device=self.device,
+            label="inverse, exact",
+        )
+        iterations = {"exact": self.iterations()}
+        ten = interleave(
+            {
+                **unchecked("ten", self.folded, 10),
+                **unchecked("ten_served", served, 10),
+                **checked("coarse", served, COARSE_TOLERANCE),
+            },
+            rounds=sizes.rounds,
+            seconds=sizes.seconds,
+            device=self.device,
+            label="inverse, coarse",
+        )
+        iterations["coarse"] = self.iterations()
+        times = {**plain, **ten}
+        return {
+            **ratio("inverse_ratio_plain", times, "plain", "exact"),
+            **ratio("inverse_ratio_plain_float64", times, "plain, float64", "exact, float64"),
+            **ratio("inverse_ratio_ten", times, "ten", "coarse"),
+            **ratio("inverse_ratio_ten_served", times, "ten_served", "coarse"),
+            "inverse_batch": sizes.batch,
+            "inverse_plain_iterations": sizes.plain_iterations,
+            "inverse_tolerance": {"exact": EXACT_TOLERANCE, "coarse": COARSE_TOLERANCE},
+            "inverse_iterations": iterations,
+            "inverse_error": {name: float((back - x).abs().max()) for name, back in found.items()},
+            "inverse_ms": {name: summary(values) for name, values in times.items()},
+        }
+
+    def iterations(self) -> float:
+        """Return the iterations of the last inverse: the slowest sample's, mean over blocks."""
+        blocks = [step for step in self.served.steps() if isinstance(step, IResNetBlock)]
+        return round(statistics.mean(block.iterations for block in blocks), 2)
+
+    def train(self) -> dict[str, Any]:
+        """Compare a training step with one that recomputes all norms in the forward pass.
+
+        Both are the step of the network's training stage with the bundle's settings, but for the
+        network: the published one has nothing to project.
+        """
+        ours, plain = self.stage(), self.stage()
+        plain.network = cast(IResNet, PublishedIResNet(cast(IResNet, ours.network)).to(self.device))
+        plain.head.load_state_dict(ours.head.state_dict())
+        plain.optimizer = torch.optim.AdamW(
+            [*plain.network.parameters(), *plain.head.parameters()],
+            lr=plain.options.learning_rate,
+            weight_decay=plain.options.weight_decay,
+        )
+        losses: dict[str, list[float]] = {"plain": [], "ours": []}
+
+        def arm(name: str, stage: NetworkStage) -> Callable[[], None]:
+            def call() -> None:
+                done = len(losses[name])
+                losses[name].append(stage.step(0, done % stage.steps_per_epoch)["loss"])
+
+            return call
+
+        times = interleave(
+            {"plain": arm("plain", plain), "ours": arm("ours", ours)},
+            rounds=self.sizes.rounds,
+            seconds=self.sizes.seconds,
+            device=self.device,
+            label="train",
+        )
+        return {
+            **ratio("train_ratio", times, "plain", "ours"),
+            "train_batch": ours.options.batch_size,
+            "train_ms": {name: summary(values) for name, values in times.items()},
+            "train_first_loss": {name: values[0] for name, values in losses.items()},
+            "train_last_loss": {name: values[-1] for name, values in losses.items()},
+        }
+
+    def stage(self) -> NetworkStage:
+        """Return the training stage of the bundle's settings on these images, initialised."""
+        settings = self.bundle.info.provenance.settings
+        options = settings.training.model_copy(
+            update={"objective": "classification", "batch_size": self.sizes.batch}
+        )
+        data = settings.data.model_copy(update={"validation": len(self.source) // 10})
+        changed = settings.model_copy(update={"training": options, "data": data})
+        stage = NetworkStage(changed, self.source, self.device)
+        stage.network.train()
+        stage.start_epoch(0, torch.Generator().manual_seed(0))
+        return stage
+
+
+PARTS = ("inverse", "embed", "train")
+
+
+def run(
+    part: str,
+    name: str,
+    *,
+    quick: bool = False,
+    data_dir: Path | None = None,
+    device: torch.device | str = "cpu",
+    sizes: Sizes | None = None,
+) -> dict[str, Any]:
+    """Run one comparison.
+
+    Args:
+        part: one of PARTS.
+        name: of a shipped bundle, or a folder.
+        quick: a shorter version, whose figures are rough.
+        data_dir: where the image sets lie; None takes the images in the package.
+        device: that the networks are on.
+        sizes: how much is measured; None chooses by `quick`.
+
+    Returns:
+        One report: the figures, and what they were measured with.
+
+    Raises:
+        UserError: if the bundle cannot be loaded, or has no i-ResNet.
+    """
+    bundle = load_bundle(name, device)
+    data = bundle.info.provenance.settings.data.name
+    source = load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
+    bench = SpeedBench(bundle, source, sizes or (QUICK if quick else FULL))
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    figures = getattr(bench, part)()
+    return {
+        "schema_version": SCHEMA,
+        "bundle": name,
+        "images": len(source),
+        "quick": quick,
+        "device": str(torch.device(device)),
+        "machine": describe_machine(),
+        "cores": os.cpu_count(),
+        **figures,
+        "parts": {part: {"commit": describe_commit(), "began": began}},
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return a report as text: a row for each arm, then the ratios."""
+    lines = []
+    for key, arms in report.items():
+        stem, found, tag = key.partition("_ms")
+        if not found:
+            continue
+        errors = report.get(f"{stem}_error", report.get(f"{stem}_difference{tag}", {}))
+        title = " ".join([stem, *tag.split("_")]).strip()
+        lines.append(
+            f"{title:<28}{'ms':>10}{'min':>10}{'max':>10}{'largest error' if errors else '':>16}"
+        )
+        for name, times in arms.items():
+            error = f"{errors[name]:.1e}" if name in errors else ""
+            cells = "".join(f"{times[column]:>10.3f}" for column in ("median", "min", "max"))
+            lines.append(f"  {name:<26}{cells}{error:>16}".rstrip())
+        lines.append("")
+    for key, value in report.items():
+        if f"{key}_spread" in report:
+            low, high = report[f"{key}_spread"]
+            lines.append(f"{key:<28}{value:>10.2f}   ({low:.2f} to {high:.2f} over the rounds)")
+    lines += ["", f"{report['bundle']}, {report['machine']}, {report['cores']} cores"]
+    return "\n".join(lines)

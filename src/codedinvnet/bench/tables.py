@@ -1,0 +1,302 @@
+"""Tables of `bench accuracy`, made from its rows alone: Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from codedinvnet.bench.compare import paired_difference, pooled
+from codedinvnet.bench.erasures import Counts
+from codedinvnet.bench.rows import Row, newest, read_rows, unpack_counts
+from codedinvnet.checkpoint import write_atomically
+
+OURS = "coded-invnet"
+
+
+class Published(NamedTuple):
+    """A figure of a paper, in %."""
+
+    label: str
+    dataset: str
+    k: int
+    normal: float | None
+    recovered: float
+    source: str
+
+
+_BARS = "ApproxIFER's repository, Bar_plots.py"
+PUBLISHED = (
+    Published("approxifer", "mnist", 10, 99.0, 87.2, _BARS),
+    Published("approxifer", "fashion", 10, 97.0, 73.0, _BARS),
+    Published("approxifer", "cifar10", 10, 94.0, 77.4, _BARS),
+    Published("parm", "mnist", 10, 99.0, 59.2, _BARS),
+    Published("parm", "fashion", 10, 97.0, 59.0, _BARS),
+    Published("parm", "cifar10", 10, 94.0, 20.4, _BARS),
+    Published("coded-invnet", "(not named)", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract"),
+    Published("parm", "(not named)", 10, None, 53.4, "Dinh & Lee, ICML 2021, abstract: 32.5 less"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on one base model in one setting, over its seeds; accuracies in 0..1."""
+
+    label: str
+    dataset: str
+    base: str
+    k: int
+    missing: int
+    corrupt: int
+    rows: tuple[Row, ...]
+
+    def mean(self, figure: str) -> float | None:
+        """Return the mean of a figure over the seeds; None if a seed has none."""
+        values = [row[figure] for row in self.rows]
+        return None if None in values else statistics.fmean(values)
+
+    def std(self, figure: str) -> float | None:
+        """Return the standard deviation over the seeds; None for a single one."""
+        values = [row[figure] for row in self.rows]
+        return None if None in values or len(values) < 2 else statistics.stdev(values)
+
+    @property
+    def overhead(self) -> float:
+        """Extra tasks per query."""
+        return float(self.rows[0]["r"]) / self.k
+
+    @property
+    def systematic(self) -> bool:
+        """Whether it has direct answers."""
+        return bool(self.rows[0]["systematic"])
+
+    def counts(self) -> list[Counts]:
+        """Return right and scored answers by group, for each grouping, summed over the seeds."""
+        return pooled(
+            [
+                [
+                    Counts(unpack_counts(g["correct"]), unpack_counts(g["scored"]))
+                    for g in row["groups"]
+                ]
+                for row in self.rows
+            ]
+        )
+
+
+def lines_of(rows: Iterable[Row]) -> list[Line]:
+    """Put the newest finished rows together, seeds of one trial on one line.
+
+    Rows of other settings than the newest of their line (longer trainings, another bundle) are
+    left out.
+    """
+    found: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
+    for row in newest(rows).values():
+        if row["error"] is None:
+            words = (row["dataset"], row["label"], row["base"])
+            place = (*words, row["k"], row["missing"], row["corrupt"])
+            found.setdefault(place, []).append(row)
+    return [
+        Line(
+            label,
+            dataset,
+            base,
+            k,
+            missing,
+            corrupt,
+            tuple(row for row in rows if row["settings"] == rows[-1]["settings"]),
+        )
+        for (dataset, label, base, k, missing, corrupt), rows in found.items()
+    ]
+
+
+def best_bases(lines: Iterable[Line]) -> list[Line]:
+    """Keep of every method, data set, k and number of lost workers the best base model."""
+    best: dict[tuple[str, str, int, int, int], Line] = {}
+    for line in lines:
+        place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
+        value = line.mean("recovered")
+        if value is None:
+            continue
+        old = best[place].mean("recovered") if place in best else None
+        if old is None or value > old:
+            best[place] = line
+    return list(best.values())
+
+
+def percent(value: float | None, spread: float | None = None) -> str:
+    """Return a share in %, with its spread if there is one; "" for None."""
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+COLUMNS = (
+    "data set",
+    "k",
+    "missing",
+    "corrupt",
+    "method",
+    "base",
+    "overhead",
+    "normal",
+    "nobody missing",
+    "recovered",
+    "seeds",
+    "source",
+)
+
+
+def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Return the cells of the main table, a row a line; published figures stand among ours.
+
+    `nobody missing` is filled for non-systematic codes alone: they have no direct answers, so that
+    this, and not the base model's normal accuracy, is what their users get when all is well.
+    """
+    cells = []
+    for line in lines:
+        recovered = line.mean("recovered")
+        spread = line.std("recovered")
+        complete = None if line.systematic else line.mean("complete")
+        cells.append(
+            (
+                line.dataset,
+                str(line.k),
+                str(line.missing),
+                str(line.corrupt),
+                line.label,
+                line.base,
+                f"{100 * line.overhead:.0f} %",
+                percent(line.mean("normal"), line.std("normal")),
+                percent(complete, None if complete is None else line.std("complete")),
+                percent(recovered, spread),
+                str(len(line.rows)),
+                "measured",
+            )
+        )
+    shown = {line.dataset for line in lines}
+    for figure in PUBLISHED:
+        if figure.dataset in shown or figure.dataset.startswith("("):
+            cells.append(
+                (
+                    figure.dataset,
+                    str(figure.k),
+                    "1",
+                    "0",
+                    figure.label,
+                    "",
+                    "10 %",
+                    "" if figure.normal is None else f"{figure.normal:.1f}",
+                    "",
+                    f"{figure.recovered:.1f}",
+                    "",
+                    f"published: {figure.source}",
+                )
+            )
+    return sorted(cells, key=lambda c: (c[0].startswith("("), c[0], *map(int, c[1:4]), c[4]))
+
+
+MARGIN_COLUMNS = (
+    "data set",
+    "k",
+    "missing",
+    "corrupt",
+    "rival",
+    "its best base",
+    "its recovered",
+    "ours",
+    "margin, points",
+    "95 %",
+    "p",
+    "ours is",
+)
+
+
+def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ...]]:
+    """Return the cells of the comparison of our bundle with each rival on its best base model."""
+    best = best_bases(lines)
+    reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
+    cells = []
+    for line in best:
+        own = reference.get((line.dataset, line.k, line.missing, line.corrupt))
+        if own is None or line.label == ours:
+            continue
+        found = paired_difference(own.counts(), line.counts())
+        verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
+        cells.append(
+            (
+                line.dataset,
+                str(line.k),
+                str(line.missing),
+                str(line.corrupt),
+                line.label,
+                line.base,
+                percent(line.mean("recovered")),
+                percent(own.mean("recovered")),
+                f"{found.margin:+.2f}",
+                f"{found.low:+.2f} to {found.high:+.2f}",
+                f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001",
+                verdict,
+            )
+        )
+    return sorted(cells, key=lambda c: (c[0], *map(int, c[1:4]), c[4]))
+
+
+def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rows = [columns, ["---"] * len(columns), *cells]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def as_csv(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """Return the same as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the Markdown page of a file of rows."""
+    lines = lines_of(rows)
+    kept = newest(rows).values()
+    failed = [row for row in kept if row["error"] is not None]
+    machines = sorted({row["machine"] for row in kept})
+    single = any(len(line.rows) == 1 for line in lines)
+    text = [
+        "# Accuracy of every method\n",
+        "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
+        "missing workers concern, mean over erasure patterns and random groupings; of a "
+        "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
+        "is well. Corrupt workers send noise; then all answers are scored. ± is the standard "
+        "deviation over seeds of the training"
+        + ("; where there is one seed, none is given.\n" if single else ".\n"),
+        markdown(COLUMNS, figures_table(lines)),
+        "\n## Ours against each rival on its best base model\n",
+        "Tested on the same groups, by a bootstrap over groups.\n",
+        markdown(MARGIN_COLUMNS, margins_table(lines)),
+    ]
+    if failed:
+        text.append("\n## Failed trials\n")
+        columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
+        fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
+        text.append(markdown(columns, [[str(row[f]) for f in fields] for row in failed]))
+    if any(row["settings"]["quick"] for row in kept):
+        text.append("\nThis is the quick version: short trainings and few images.\n")
+    text.append(f"\nMeasured on {'; '.join(machines)}.\n")
+    return "\n".join(text)
+
+
+def write(rows_file: Path) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+    rows = read_rows(rows_file)
+    if not rows:
+        return []
+    page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
+    write_atomically(page, report(rows).encode())
+    write_atomically(table, as_csv(COLUMNS, figures_table(lines_of(rows))).encode())
+    return [page, table]

@@ -1,0 +1,148 @@
+"""ApproxIFER: rational interpolation through any classifier, and a locator of wrong workers.
+
+Soleymani, Ali, Mahdavifar & Avestimehr, *ApproxIFER: A Model-Agnostic Approach to Resilient and
+Robust Prediction Serving Systems*, AAAI 2022. Berrut, *Rational functions for guaranteed and
+experimentally well-conditioned global interpolation*, 1988.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.errors import UserError
+from codedinvnet.methods.interpolation import Interpolating, second_kind
+
+MEETS = 1e-12
+"""Points closer than this are one point: cosines of equal angles differ by some 1e-16."""
+
+
+def berrut_matrix(points: Tensor, nodes: Tensor) -> Tensor:
+    """Return the weights of Berrut's rational interpolant.
+
+    r(z) = Σ_i (−1)^i y_i / (z − node_i) / Σ_i (−1)^i / (z − node_i), with i the rank among *these*
+    nodes, which keeps r free of poles whichever are missing. Where z meets a node, the
+    singularity is removable, and r is the node's value.
+
+    Args:
+        points: (P,) float64, where r is wanted.
+        nodes: (N,) float64, distinct, in any order.
+
+    Returns:
+        (P, N) float64; its rows sum to 1.
+    """
+    rank = nodes.argsort().argsort()
+    signs = 1.0 - 2.0 * (rank % 2).to(nodes)
+    difference = points[:, None] - nodes[None, :]
+    meets = difference.abs() < MEETS
+    weights = signs / difference.masked_fill(meets, 1.0)
+    weights = torch.where(meets.any(dim=1, keepdim=True), meets.to(nodes), weights)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
+    """Find the workers whose outputs no rational function of the code's degree explains.
+
+    Algorithms 1 and 2 of the paper. For every class, polynomials P and Q of degree k + E − 1 are
+    sought with P(β_i) = y_i Q(β_i) for all i: Q vanishes where y is wrong. The E nodes with the
+    smallest |Q| get a vote, and the E nodes with most votes are the wrong ones. Here P and Q are
+    written in Chebyshev polynomials and normed to 1, which the paper's monomials with Q(0) = 1 do
+    not allow to be well conditioned.
+
+    Args:
+        values: outputs (B, n, classes).
+        nodes: their β, (n,) float64, n ≥ 2(k + E).
+        k: queries in a group.
+        errors: E, how many to find.
+
+    Returns:
+        (B, n) bool, E of them true in each row.
+    """
+    degree = k + errors
+    basis = [torch.ones_like(nodes), nodes]
+    while len(basis) < degree:
+        basis.append(2 * nodes * basis[-1] - basis[-2])
+    vandermonde = torch.stack(basis[:degree], dim=1)
+    y = values.transpose(1, 2).to(nodes)
+    y = y / y.abs().amax(dim=2, keepdim=True).clamp_min(1e-12)
+    right = -y[..., None] * vandermonde
+    system = torch.cat([vandermonde.expand_as(right), right], dim=3)
+    # The right singular vector of the smallest singular value: the P and Q that fit best.
+    q = torch.linalg.svd(system, full_matrices=False).Vh[..., -1, degree:]
+    sizes = (vandermonde @ q[..., None])[..., 0].abs()
+    suspects = sizes.topk(errors, dim=2, largest=False).indices
+    votes = torch.zeros_like(sizes).scatter_(2, suspects, 1.0).sum(dim=1)
+    wrong = votes.topk(errors, dim=1).indices
+    return torch.zeros_like(votes, dtype=torch.bool).scatter_(1, wrong, True)
+
+
+class ApproxIFER(Interpolating):
+    """Berrut's interpolant as encoder and decoder, for any k and S (paper, sections 3 and 4).
+
+    Without errors there are k + S workers; to locate E wrong ones, 2(k + E) + S. The points are
+    those of the published code, β_i = cos(iπ / workers); with `closed` those of the paper's text,
+    which end at −1. For some k and S they meet the α, where the interpolant is the node's value.
+
+    Args:
+        classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
+        k: queries in a group.
+        stragglers: S, the outputs that may be missing.
+        errors: E, the outputs that may be wrong.
+        closed: whether the last β is −1.
+
+    Raises:
+        UserError: if k is below 2, or the stragglers or errors are below 0.
+    """
+
+    name = "approxifer"
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        k: int,
+        *,
+        stragglers: int = 1,
+        errors: int = 0,
+        closed: bool = False,
+    ) -> None:
+        if errors < 0:
+            raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
+        self.errors = errors
+        workers = 2 * (k + errors) + stragglers if errors else k + stragglers
+        super().__init__(
+            classifier,
+            k,
+            workers=workers,
+            stragglers=stragglers,
+            nodes=second_kind(max(1, workers), closed=closed),
+        )
+
+    def encoding_matrix(self) -> Tensor:
+        return berrut_matrix(self.nodes, self.points)
+
+    def decoding_matrix(self, tasks: tuple[int, ...]) -> Tensor:
+        return berrut_matrix(self.points, self.nodes[list(tasks)])
+
+    def answers(self, tasks: tuple[int, ...], values: Tensor) -> Tensor:
+        """Decode from the outputs that are not found wrong, a set of them at a time."""
+        if not self.errors:
+            return super().answers(tasks, values)
+        wrong = locate_errors(values, self.nodes[list(tasks)], self.k, self.errors)
+        patterns, which = wrong.unique(dim=0, return_inverse=True)
+        answers = values.new_empty(len(values), self.k, values.shape[2])
+        for number, pattern in enumerate(patterns):
+            rows, kept = which == number, ~pattern
+            used = tuple(t for t, keep in zip(tasks, kept.tolist(), strict=True) if keep)
+            answers[rows] = super().answers(used, values[rows][:, kept])
+        return answers
+
+
+class RobustApproxIFER(ApproxIFER):
+    """ApproxIFER's Byzantine variant: one worker may be wrong (paper, section 4)."""
+
+    name = "approxifer-byzantine"
+
+    def __init__(
+        self, classifier: nn.Module, k: int, *, stragglers: int = 1, errors: int = 1
+    ) -> None:
+        super().__init__(classifier, k, stragglers=stragglers, errors=errors)

@@ -1,0 +1,233 @@
+"""ParM: a parity *model* whose output stands for the whole group, and its learned-code sibling.
+
+Kosaian, Rashmi & Venkataraman, *Parity Models: Erasure-Coded Resilience for Prediction Serving
+Systems*, SOSP 2019; *Learning-Based Coded Computation*, IEEE JSAIT 2020.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.errors import UserError
+from codedinvnet.methods.systematic import OneParity
+from codedinvnet.model import prepare
+
+
+class ParM(OneParity):
+    """The parity model sees the average image; its output is the sum of the members' logits.
+
+    Addition as the encoder and subtraction as the decoder (SOSP'19, section 3.2). The sum of the
+    images is divided by k, which the first layer of a parity model could do as well. Groups have
+    exactly k members, since the parity model was trained on averages of k.
+
+    Args:
+        classifier: maps images (B, C, H, W) to logits (B, classes).
+        parity_model: of the classifier's architecture; maps a parity image to the sum of logits.
+        k: queries in a group.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+
+    name = "parm"
+    fixed_size = True
+
+    def __init__(self, classifier: nn.Module, parity_model: nn.Module, k: int) -> None:
+        super().__init__(classifier, k, parity_model)
+        self.parity_model = parity_model
+
+    @staticmethod
+    def encode(images: Tensor) -> Tensor:
+        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats."""
+        return images.mean(dim=1)
+
+    def compute_extra(self, task: int, queries: Tensor) -> Tensor:
+        began = time.perf_counter()
+        parity = self.encode(prepare(queries, 0))
+        self.encode_seconds = time.perf_counter() - began
+        total: Tensor = self.parity_model(parity)
+        return total
+
+    def decode_missing(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        others = [outputs[i] for i in range(size) if i != member]
+        return outputs[self.k] - torch.stack(others).sum(dim=0)
+
+
+class ParityModel(nn.Module):
+    """A classifier whose output is taken k-fold.
+
+    A copy of the served classifier in this place begins near the sum it shall learn: on the
+    average image it returns something like the average logits.
+
+    Args:
+        classifier: maps images (B, C, H, W) to logits (B, classes).
+        k: members of a group.
+    """
+
+    def __init__(self, classifier: nn.Module, k: int) -> None:
+        super().__init__()
+        self.classifier, self.k = classifier, k
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map parity images (B, C, H, W) to sums of logits (B, classes)."""
+        total: Tensor = self.k * self.classifier(images)
+        return total
+
+
+def grid_shape(k: int) -> tuple[int, int]:
+    """Return (rows, columns) of the squarest grid of k cells; 4 -> (2, 2), 2 -> (1, 2)."""
+    rows = next(n for n in range(int(k**0.5), 0, -1) if k % n == 0)
+    return rows, k // rows
+
+
+def check_tiles(k: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse groups whose images do not tile one image.
+
+    Raises:
+        UserError: if the grid of k images does not divide the image.
+    """
+    rows, columns = grid_shape(k)
+    _, height, width = image_shape
+    if height % rows or width % columns:
+        raise UserError(
+            f"parm-concat cannot tile k = {k} images: a grid of {rows}x{columns} does not divide "
+            f"{height}x{width} pixels; use k = 4"
+        )
+
+
+class ConcatParM(ParM):
+    """ParM with its image-specific encoder: small copies of the images in a grid (section 4.2.3).
+
+    Each image is averaged down to its cell.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+
+    name = "parm-concat"
+
+    @staticmethod
+    def encode(images: Tensor) -> Tensor:
+        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats.
+
+        Raises:
+            UserError: if the grid does not divide the image.
+        """
+        batch, k, channels, height, width = images.shape
+        check_tiles(k, (channels, height, width))
+        rows, columns = grid_shape(k)
+        small = F.avg_pool2d(images.flatten(0, 1), (rows, columns))
+        grid = small.view(batch, rows, columns, channels, height // rows, width // columns)
+        return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
+
+
+class ConvEncoder(nn.Module):
+    """The learned encoder: convolutions with growing dilation over the stacked images.
+
+    JSAIT 2020, section IV-B. The k images are the input channels, and colour channels are encoded
+    each on its own by the same weights, so that one encoder serves grey and colour images.
+
+    Args:
+        k: images in a group.
+        width: channels of the inner layers for each of the k images (the paper's code: 20).
+    """
+
+    def __init__(self, k: int, width: int = 20) -> None:
+        super().__init__()
+        hidden = k * width
+        layers: list[nn.Module] = []
+        before = k
+        for dilation in (1, 1, 2, 4, 8, 1):
+            layers.append(nn.Conv2d(before, hidden, 3, padding=dilation, dilation=dilation))
+            layers.append(nn.ReLU())
+            before = hidden
+        last = nn.Conv2d(hidden, 1, 1)
+        # It begins as the average image, a parity that the classifier has some idea of.
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map groups (B, k, C, H, W) of floats to parity images (B, C, H, W)."""
+        by_colour = images.transpose(1, 2)
+        encoded: Tensor = self.layers(by_colour.flatten(0, 1))
+        return images.mean(dim=1) + encoded.view(by_colour.shape[:2] + images.shape[3:])
+
+
+class LinearDecoder(nn.Module):
+    """The learned decoder: fully connected layers over all outputs, the missing ones zero.
+
+    JSAIT 2020, section IV-C. A plain subtraction runs beside the layers, so that it begins there.
+
+    Args:
+        k: members of a group.
+        classes: length of an output.
+        width: hidden units for each class of each output.
+    """
+
+    def __init__(self, k: int, classes: int, width: int = 8) -> None:
+        super().__init__()
+        self.k, self.classes = k, classes
+        hidden = width * (k + 1) * classes
+        last = nn.Linear(hidden, k * classes)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(
+            nn.Linear((k + 1) * classes, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            last,
+        )
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Map outputs (B, k + 1, classes), parity last, to the members' logits (B, k, classes).
+
+        One member's output is zero, and only its logits are of use.
+        """
+        subtracted = self.k * outputs[:, -1] - outputs[:, :-1].sum(dim=1)
+        learned: Tensor = self.layers(outputs.flatten(1))
+        return subtracted[:, None] + learned.view(-1, self.k, self.classes)
+
+
+class LearnedCode(OneParity):
+    """A learned encoder and decoder around the unchanged classifier (JSAIT 2020, section III).
+
+    All workers run the same classifier, the parity worker on the encoder's image.
+
+    Args:
+        classifier: maps images (B, C, H, W) to logits (B, classes).
+        encoder: maps groups (B, k, C, H, W) to images.
+        decoder: maps outputs (B, k + 1, classes) to logits (B, k, classes).
+        k: queries in a group.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+
+    name = "parm-learned"
+    fixed_size = True
+
+    def __init__(
+        self, classifier: nn.Module, encoder: nn.Module, decoder: nn.Module, k: int
+    ) -> None:
+        super().__init__(classifier, k, encoder, decoder)
+        self.encoder, self.decoder = encoder, decoder
+
+    def compute_extra(self, task: int, queries: Tensor) -> Tensor:
+        began = time.perf_counter()
+        parity = self.encoder(prepare(queries, 0))
+        self.encode_seconds = time.perf_counter() - began
+        logits: Tensor = self.classifier(parity)
+        return logits
+
+    def decode_missing(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        zero = torch.zeros_like(outputs[self.k])
+        stacked = [zero if i == member else outputs[i] for i in range(size)] + [outputs[self.k]]
+        answers: Tensor = self.decoder(torch.stack(stacked, dim=1))
+        return answers[:, member]

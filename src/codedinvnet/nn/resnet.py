@@ -1,0 +1,89 @@
+"""A plain residual classifier: what the codes that need no invertible network run on as well.
+
+He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, with basic blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with batch normalisation beside a shortcut."""
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or before != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, before, H, W) to (B, channels, H / stride, W / stride)."""
+        h = F.relu(self.norm1(self.conv1(x)))
+        out: Tensor = F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+        return out
+
+
+class ResNet(nn.Module):
+    """Stages of basic blocks, each of twice the channels and half the size of the one before.
+
+    Args:
+        channels: image channels.
+        classes: number of classes.
+        width: channels of the first stage (ResNet-18: 64).
+        blocks: blocks per stage (ResNet-18: 2, 2, 2, 2).
+        squeeze: factor by which pixels become channels first; 2 makes a small network cheaper.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        width: int,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        squeeze: int = 1,
+    ) -> None:
+        super().__init__()
+        self.squeeze = squeeze
+        self.stem = nn.Conv2d(channels * squeeze**2, width, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        stages: list[nn.Module] = []
+        before = width
+        for stage, count in enumerate(blocks):
+            after = width * 2**stage
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                stages.append(BasicBlock(before, after, stride))
+                before = after
+        self.stages = nn.Sequential(*stages)
+        self.classify = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, classes)."""
+        h = F.pixel_unshuffle(x, self.squeeze) if self.squeeze > 1 else x
+        h = self.stages(F.relu(self.norm(self.stem(h))))
+        logits: Tensor = self.classify(h.mean(dim=(2, 3)))
+        return logits
+
+
+def width_of_cost(cost: Callable[[int], int], budget: int) -> int:
+    """Return the largest width whose cost is within the budget; at least 1.
+
+    Args:
+        cost: multiply-adds of a network by its width; rises with it.
+        budget: multiply-adds.
+    """
+    width = 1
+    while cost(width + 1) <= budget:
+        width += 1
+    return width

@@ -1,0 +1,57 @@
+"""Which worker comes first: a heap of their keys, so that a choice need not look at all of them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from typing import TypeAlias
+
+Key: TypeAlias = tuple[int, int]
+"""The smallest comes first."""
+SLACK = 4
+"""The heap is rebuilt when it holds so many times as many entries as there are workers."""
+
+
+class WorkerOrder:
+    """Workers by key; a new key costs O(log n), the first worker O(log n) amortised.
+
+    Entries of the heap are not moved when a key changes: a new one is pushed, and an old one is
+    thrown away when it comes to the top.
+
+    Args:
+        size: how many workers there are, numbered from 0; none has a key yet.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._keys: list[Key | None] = [None] * size
+        self._heap: list[tuple[Key, int]] = []
+
+    def update(self, worker: int, key: Key | None) -> None:
+        """Give a worker a key; with None it is not to be chosen."""
+        if key == self._keys[worker]:
+            return
+        self._keys[worker] = key
+        if key is None:
+            return
+        heapq.heappush(self._heap, (key, worker))
+        if len(self._heap) > SLACK * len(self._keys) + SLACK:
+            self._heap = [(k, i) for i, k in enumerate(self._keys) if k is not None]
+            heapq.heapify(self._heap)
+
+    def first(self, excluded: Collection[int] = ()) -> int | None:
+        """Return the worker with the smallest key, or None if all with a key are excluded."""
+        heap, keys = self._heap, self._keys
+        passed: list[tuple[Key, int]] = []
+        found: int | None = None
+        while heap:
+            key, worker = heap[0]
+            if keys[worker] != key:
+                heapq.heappop(heap)
+            elif worker in excluded:
+                passed.append(heapq.heappop(heap))
+            else:
+                found = worker
+                break
+        for entry in passed:
+            heapq.heappush(heap, entry)
+        return found

@@ -1,0 +1,1 @@
+"""The service simulated: imagined workers and time, the service's own rules."""

@@ -1,0 +1,125 @@
+"""Distributions of times, and streams of draws from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from codedinvnet.config import Section
+
+CHUNK = 8192
+"""Draws that a stream makes at once."""
+Time = Annotated[float, Field(ge=0)]
+
+
+class Distribution(Section):
+    """A distribution of times, in ms; a superset of the delays of a faults file.
+
+    `empirical` is what was measured: draws are quantiles of the values, interpolated between
+    neighbours, so that a sample and a list of evenly spaced quantiles mean the same. Nothing is
+    drawn beyond the largest value.
+    """
+
+    distribution: Literal["constant", "exponential", "lognormal", "pareto", "empirical"] = (
+        "constant"
+    )
+    ms: Time = 0.0
+    """The time itself, the mean, the median (lognormal), or the least time (pareto)."""
+    shape: Annotated[float, Field(gt=0)] = 1.5
+    """Pareto: the tail's exponent; lognormal: the standard deviation of the logarithm."""
+    plus_ms: Time = 0.0
+    """Added to every draw."""
+    values_ms: tuple[Time, ...] = ()
+    """Of an empirical distribution; in a file, `file` may name another that holds them, as a JSON
+    list or one a line."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, raw: Any) -> Any:
+        """Take a plain number as a constant time, and read a file of values."""
+        if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+            return {"ms": raw}
+        if isinstance(raw, dict) and isinstance(raw.get("file"), str) and "values_ms" not in raw:
+            rest = {key: value for key, value in raw.items() if key != "file"}
+            return {**rest, "values_ms": read_times(Path(raw["file"]))}
+        return raw
+
+    @model_validator(mode="after")
+    def _has_values(self) -> Distribution:
+        if (self.distribution == "empirical") != bool(self.values_ms):
+            raise ValueError("an empirical distribution has values_ms or a file; no other has")
+        return self
+
+    @property
+    def mean_ms(self) -> float:
+        """The mean; infinite for a Pareto tail with an exponent of at most 1."""
+        if self.distribution == "empirical":
+            values = np.sort(np.asarray(self.values_ms))
+            # of the piecewise linear quantile function
+            mean = float((values[1:] + values[:-1]).mean() / 2) if len(values) > 1 else values[0]
+        elif self.distribution == "lognormal":
+            mean = self.ms * math.exp(self.shape**2 / 2)
+        elif self.distribution == "pareto":
+            mean = self.ms * self.shape / (self.shape - 1) if self.shape > 1 else math.inf
+        else:
+            mean = self.ms
+        return float(mean) + self.plus_ms
+
+    def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        """Return draws (count,) in seconds."""
+        if self.distribution == "exponential":
+            times = self.ms * generator.standard_exponential(count)
+        elif self.distribution == "lognormal":
+            times = self.ms * np.exp(self.shape * generator.standard_normal(count))
+        elif self.distribution == "pareto":
+            times = self.ms * (1 + generator.pareto(self.shape, count))
+        elif self.distribution == "empirical":
+            values = np.sort(np.asarray(self.values_ms))
+            times = np.interp(generator.random(count), np.linspace(0, 1, len(values)), values)
+        else:
+            times = np.full(count, self.ms)
+        return (times + self.plus_ms) / 1000
+
+    def stream(self, generator: np.random.Generator) -> Iterator[float]:
+        """Yield draws in seconds, without end."""
+        if self.distribution == "constant":
+            return itertools.repeat((self.ms + self.plus_ms) / 1000)
+        return _chunks(self, generator)
+
+
+def _chunks(distribution: Distribution, generator: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from distribution.draw(generator, CHUNK).tolist()
+
+
+def uniforms(generator: np.random.Generator) -> Iterator[float]:
+    """Yield numbers in 0..1, without end."""
+    while True:
+        yield from generator.random(CHUNK).tolist()
+
+
+def read_times(path: Path) -> tuple[float, ...]:
+    """Read times in ms: a JSON list of numbers, or a number a line.
+
+    Raises:
+        ValueError: if the file cannot be read or holds anything else, or nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    try:
+        raw = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
+        values = tuple(float(value) for value in raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a list of times in ms") from error
+    if not values or any(not 0 <= value < math.inf for value in values):
+        raise ValueError(f"{path} must hold times of at least 0 ms, and at least one")
+    return values

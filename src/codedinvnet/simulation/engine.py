@@ -1,0 +1,356 @@
+"""The simulation: SimPy's clock, imagined workers, and the service's own rules.
+
+`Scheduler` is the one that the service runs. Here as there it is told what happens and when, and
+what it says is carried out: a task keeps its worker busy for a drawn time instead of a forward
+pass. Nothing is decided in this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+from tqdm import tqdm
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import (
+    Action,
+    Answer,
+    AnswerDecoded,
+    Decode,
+    Fail,
+    Replace,
+    Scheduler,
+    Send,
+)
+from codedinvnet.simulation.distributions import uniforms
+from codedinvnet.simulation.fates import Cause, Fates
+from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy
+
+PROGRESS_STEP = 2000
+"""Requests between two movements of the progress bar."""
+
+
+@dataclass
+class Records:
+    """What became of every request, in the order of arrival, and what it took.
+
+    Attributes:
+        latency: (requests,) seconds until the last answer; infinite if one is missing.
+        decoded: (requests,) decoded answers.
+        missing: (requests,) queries without an answer.
+        right: (requests,) expected share of right answers.
+        batch: images of a request.
+        seconds: from the start to the last arrival.
+        busy: seconds that workers were busy until then.
+        computing: seconds of computing in all tasks, without trips and stragglers.
+        tasks: given to workers.
+        hedges: copies of late queries.
+        replaced: workers.
+        complete: False if the simulation was stopped early.
+    """
+
+    latency: np.ndarray
+    decoded: np.ndarray
+    missing: np.ndarray
+    right: np.ndarray
+    batch: int
+    seconds: float
+    busy: float
+    computing: float
+    tasks: int
+    hedges: int
+    replaced: int
+    complete: bool
+
+
+class Simulation:
+    """One run of a scenario.
+
+    Arrivals, times and stragglers come from generators of their own, so that policies that are
+    compared with the same seed meet the same arrivals (common random numbers).
+
+    Args:
+        scenario: what to simulate.
+        accuracy: of direct and decoded answers; by default the scenario's, or its bundle's.
+        limit: (seconds, count): stop as soon as more than `count` requests took longer, the first
+            ones, which `warmup` leaves out, not counted.
+
+    Raises:
+        UserError: if the accuracy is not known, or not for every group that may be decoded.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        accuracy: Accuracy | None = None,
+        limit: tuple[float, int] | None = None,
+    ) -> None:
+        self.scenario = scenario
+        self.scheduler = Scheduler(scenario.rules, scenario.code)
+        self.env = simpy.Environment()
+        self.batch = scenario.arrivals.batch
+        self.requests = math.ceil(scenario.queries / self.batch)
+        self._limit, self._over = limit, 0
+        self._first = int(scenario.warmup * self.requests)
+        accuracy = accuracy or accuracy_of(scenario)
+        self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
+        sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()
+        self._right_decoded = {m: accuracy.decoded(scenario.r, m) for m in sizes}
+
+        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        self._arrivals = scenario.arrivals.times(generators[0], self.requests).tolist()
+        self._service = scenario.service.stream(generators[1])
+        self._encode = scenario.encode.stream(generators[2])
+        self._trip = scenario.trip.stream(generators[3])
+        self._front_end = scenario.front_end.stream(generators[4])
+        self._decode = scenario.decode.stream(generators[5])
+        self._restart = scenario.restart.stream(generators[6])
+        self._unsure = uniforms(generators[7])
+        self._fates = Fates(scenario, np.random.SeedSequence([scenario.seed, 1]))
+
+        self._request_of: dict[int, int] = {}
+        """Unanswered query -> its request."""
+        self._size_of: dict[int, int] = {}
+        """Query that is being decoded -> the size of its group."""
+        self._left = [self.batch] * self.requests
+        self._latency = [0.0] * self.requests
+        self._decoded = [0] * self.requests
+        self._missing = [0] * self.requests
+        self._right = [0.0] * self.requests
+        self._lives = [0] * scenario.workers
+        """Of each worker, how often it was replaced."""
+        self._began = [0.0] * scenario.workers
+        """When a worker began what it does."""
+        self._open = self.requests
+        self._end = self.env.event()
+        self._timer_at = math.inf
+        self._busy = self._computing = 0.0
+        self._seconds = 0.0
+        self._bar: Any = None
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            Send: self._send,
+            Answer: self._answer,
+            Decode: self._start_decoding,
+            AnswerDecoded: self._answer_decoded,
+            Fail: self._fail,
+            Replace: self._replace,
+        }
+
+    def run(self, progress: bool = False) -> Records:
+        """Simulate until every request has come to its end; return what became of them."""
+        self._bar = tqdm(
+            total=self.requests,
+            desc=f"{self.scenario.name}, {self.scenario.policy}",
+            unit="request",
+            disable=not progress,
+            dynamic_ncols=True,
+        )
+        with self._bar, _without_collector():
+            self.env.process(self._arrive())
+            for burst in self._fates.bursts:
+                self.env.process(self._burst(burst))
+            self.env.run(until=self._end)
+            self._bar.update(self.requests - self._open - self._bar.n)
+        return Records(
+            latency=np.array(self._latency),
+            decoded=np.array(self._decoded),
+            missing=np.array(self._missing),
+            right=np.array(self._right) / self.batch,
+            batch=self.batch,
+            seconds=self._seconds or self.env.now,
+            busy=self._busy,
+            computing=self._computing,
+            tasks=self.scheduler.sent,
+            hedges=self.scheduler.hedges,
+            replaced=sum(self._lives),
+            complete=self._open == 0,
+        )
+
+    # Load
+
+    def _arrive(self) -> Generator[simpy.Event, Any, None]:
+        env, scheduler, batch = self.env, self.scheduler, self.batch
+        patience = self.scenario.deadline_ms / 1000
+        for request, at in enumerate(self._arrivals):
+            yield env.timeout(max(0.0, at - env.now))
+            now = env.now
+            taken = scheduler.submit(now, batch, now + patience)
+            if request % PROGRESS_STEP == 0 and request:
+                self._bar.update(PROGRESS_STEP)
+            if taken is None:  # refused, which is no answer
+                self._missing[request] = batch
+                self._right[request] = batch * self._right_missing
+                self._latency[request] = math.inf
+                self._close(request)
+                continue
+            numbers, actions = taken
+            for number in numbers:
+                self._request_of[number] = request
+            self._fates.meet(numbers)
+            self._latency[request] = -now
+            self._do(actions)
+        self._seconds = env.now
+        self._settle_accounts()
+
+    def _settle_accounts(self) -> None:
+        """Count, at the last arrival, how long workers have been at what they do."""
+        now = self.env.now
+        for index, worker in enumerate(self.scheduler.workers):
+            if worker.running is not None:
+                self._busy += now - self._began[index]
+
+    # Actions
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        """Carry out what the rules say, and set the clock for what they want next."""
+        carry_out = self._carry_out
+        for action in actions:
+            call = carry_out.get(type(action))
+            if call is not None:  # free checks and what is forgotten cost no time
+                call(action)
+        at = self.scheduler.next_timer()
+        if at is not None and at < self._timer_at:
+            self._timer_at = at
+            self._after(at - self.env.now, self._on_timer, at)
+
+    def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+        event = self.env.timeout(max(0.0, seconds))
+        event.callbacks.append(lambda _: call(*arguments))
+
+    def _on_timer(self, at: float) -> None:
+        if at == self._timer_at:  # otherwise an earlier one took its place
+            self._timer_at = math.inf
+            self._do(self.scheduler.on_timer(max(at, self.env.now)))
+
+    def _send(self, action: Send) -> None:
+        worker, scenario = action.worker, self.scenario
+        computing = next(self._service)
+        parity = action.task >= scenario.k and scenario.coding.coded
+        if parity:
+            computing += next(self._encode) * action.size
+        self._computing += computing
+        query = action.members[0] if action.size == 1 else None
+        fate = self._fates.of(worker, query, self.env.now)
+        self._began[worker] = self.env.now
+        life = self._lives[worker]
+        if fate is None:
+            busy = computing + next(self._trip)
+            self._after(busy, self._done, worker, life, action.attempt, 0.0)
+        elif fate.crashes:
+            self._after(0.0, self._crash, worker, life)
+        elif not fate.hangs:
+            busy = computing * fate.factor + fate.blocked + next(self._trip)
+            self._after(busy, self._done, worker, life, action.attempt, fate.held)
+
+    def _done(self, worker: int, life: int, attempt: int, held: float) -> None:
+        if life != self._lives[worker]:
+            return  # it was replaced meanwhile
+        now = self.env.now
+        if not self._seconds:
+            self._busy += now - self._began[worker]
+        if held > 0:
+            self._after(held, self._arrived, attempt)
+            self._do(self.scheduler.released(now, worker, attempt))
+        else:
+            self._do(self.scheduler.result(now, attempt))
+
+    def _arrived(self, attempt: int) -> None:
+        self._do(self.scheduler.result(self.env.now, attempt))
+
+    def _crash(self, worker: int, life: int) -> None:
+        if life == self._lives[worker]:
+            self._do(self.scheduler.worker_lost(self.env.now, worker, "crashed"))
+
+    def _replace(self, action: Replace) -> None:
+        if not self._seconds:
+            self._busy += self.env.now - self._began[action.worker]
+        self._lives[action.worker] += 1
+        self._after(next(self._restart), self._up, action.worker)
+
+    def _up(self, worker: int) -> None:
+        self._do(self.scheduler.worker_up(self.env.now, worker))
+
+    def _start_decoding(self, action: Decode) -> None:
+        for query in action.wanted:
+            self._size_of[query] = action.size
+        self._after(next(self._decode), self._decoded_all, tuple(action.wanted))
+
+    def _decoded_all(self, queries: Sequence[int]) -> None:
+        for query in queries:
+            sure = not self.scenario.unsure or next(self._unsure) >= self.scenario.unsure
+            self._do(self.scheduler.decoded(self.env.now, query, sure))
+
+    # Ends
+
+    def _answer(self, action: Answer) -> None:
+        self._finish(action.query, self._right_direct)
+
+    def _answer_decoded(self, action: AnswerDecoded) -> None:
+        size = self._size_of[action.query]
+        self._decoded[self._request_of[action.query]] += 1
+        self._finish(action.query, self._right_decoded[size])
+
+    def _fail(self, action: Fail) -> None:
+        request = self._request_of[action.query]
+        self._missing[request] += 1
+        self._latency[request] = math.inf
+        self._finish(action.query, self._right_missing)
+
+    def _finish(self, query: int, right: float) -> None:
+        request = self._request_of.pop(query)
+        self._size_of.pop(query, None)
+        self._right[request] += right
+        self._left[request] -= 1
+        if not self._left[request]:
+            self._latency[request] += self.env.now + next(self._front_end)
+            self._close(request)
+
+    def _close(self, request: int) -> None:
+        self._open -= 1
+        if self._limit is not None and request >= self._first:
+            seconds, most = self._limit
+            self._over += self._latency[request] > seconds
+            if self._over > most and not self._end.triggered:
+                self._end.succeed()
+        if not self._open and not self._end.triggered:
+            self._end.succeed()
+
+    # Stragglers that do not wait for a task
+
+    def _burst(self, burst: Cause) -> Generator[simpy.Event, Any, None]:
+        while True:
+            yield self.env.timeout(next(burst.gaps))
+            self._fates.begin(burst, self.env.now)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Switch the search for cyclic garbage off: there is none, and a million timers to look at."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def accuracy_of(scenario: Scenario) -> Accuracy:
+    """Return the accuracy that a scenario says, or its bundle's.
+
+    Raises:
+        UserError: if it says neither, or if the bundle has none.
+    """
+    if scenario.accuracy is not None:
+        return scenario.accuracy
+    if scenario.bundle is None:
+        raise UserError(f"{scenario.name}: give the scenario a bundle or an accuracy")
+    return bundle_accuracy(scenario.bundle)

@@ -1,0 +1,133 @@
+"""What a simulation came to: percentiles and shares with 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from codedinvnet.simulation.engine import Records, Simulation
+from codedinvnet.simulation.scenario import Accuracy, Scenario
+
+SCHEMA = 1
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p995": 0.995, "p999": 0.999}
+SECTIONS = 30
+"""Consecutive stretches of a run that intervals come from, at most."""
+FEWEST_SECTIONS = 5
+"""With fewer there is no interval."""
+TAIL = 10
+"""Requests beyond a percentile that a section must hold in the mean."""
+SECONDS_PER_MILLION = 120.0
+"""What a million queries may take on one core."""
+
+
+class Estimate(NamedTuple):
+    """A value, and its 95 % interval if the run was long enough for one."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def percentile(values: np.ndarray, share: float) -> float:
+    """Return the value (n,) that `share` of the values do not exceed, as `bench` counts it."""
+    place = min(len(values) - 1, int(share * len(values)))
+    return float(np.partition(values, place)[place])
+
+
+def estimate(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], sections: int
+) -> Estimate:
+    """Estimate a statistic of values (n,) in order of time, and how sure it is.
+
+    By sectioning: the run is cut into consecutive stretches, long enough to be nearly independent
+    though neighbouring requests are not, and the statistic's scatter over them gives the interval
+    around the whole run's (Asmussen and Glynn, Stochastic Simulation, 2007, section III.5a).
+    """
+    whole = statistic(values)
+    if sections < FEWEST_SECTIONS or not math.isfinite(whole):
+        return Estimate(whole, None)
+    parts = np.array([statistic(part) for part in np.array_split(values, sections)])
+    if not np.isfinite(parts).all():
+        return Estimate(whole, None)
+    scatter = math.sqrt(((parts - whole) ** 2).sum() / (sections - 1) / sections)
+    half = float(student.ppf(0.975, sections - 1)) * scatter
+    return Estimate(whole, (whole - half, whole + half))
+
+
+def sections_for(count: int, share: float) -> int:
+    """Return into how many sections `count` values are cut for a percentile."""
+    return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
+
+
+def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
+    """Return the figures of a run; times in ms, None for one that some requests never reached.
+
+    A request with a query that was not answered counts as infinitely late.
+    """
+    first = int(scenario.warmup * len(records.latency))
+    latency = 1000 * records.latency[first:]
+    found: dict[str, Any] = {}
+
+    def put(name: str, measured: Estimate, digits: int) -> None:
+        finite = math.isfinite(measured.value)
+        found[name] = round(measured.value, digits) if finite else None
+        interval = measured.interval
+        found[f"{name}_95"] = interval and [round(bound, digits) for bound in interval]
+
+    for name, share in QUANTILES.items():
+
+        def quantile(part: np.ndarray, share: float = share) -> float:
+            return percentile(part, share)
+
+        put(f"{name}_ms", estimate(latency, quantile, sections_for(len(latency), share)), 3)
+    stretches = min(SECTIONS, len(latency))
+    shares = {
+        "accuracy": records.right,
+        "decoded_share": records.decoded / records.batch,
+        "missing_share": records.missing / records.batch,
+    }
+    for name, values in shares.items():
+        put(name, estimate(values[first:], lambda part: float(part.mean()), stretches), 6)
+    queries = len(records.latency) * records.batch
+    ideal = queries * scenario.service.mean_ms / 1000
+    return {
+        **found,
+        "requests": len(records.latency),
+        "queries": queries,
+        "work_per_query": round(records.computing / ideal, 4),
+        "tasks_per_query": round(records.tasks / queries, 4),
+        "hedges_per_query": round(records.hedges / queries, 4),
+        "utilisation": round(records.busy / (scenario.workers * records.seconds), 4),
+        "workers_replaced": records.replaced,
+        "simulated_seconds": round(records.seconds, 3),
+    }
+
+
+def simulate(
+    scenario: Scenario, accuracy: Accuracy | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Simulate a scenario and return its figures, with what the simulation itself took.
+
+    Raises:
+        UserError: if the accuracy is not known.
+    """
+    simulation = Simulation(scenario, accuracy)
+    began = time.process_time()
+    records = simulation.run(progress)
+    seconds = time.process_time() - began
+    figures = summarise(records, scenario)
+    per_million = 1e6 * seconds / figures["queries"]
+    return {
+        "schema_version": SCHEMA,
+        "kind": "simulated",
+        "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
+        "load": round(scenario.arrivals.qps / scenario.capacity_qps, 4),
+        **figures,
+        "cpu_seconds": round(seconds, 2),
+        "cpu_seconds_per_million": round(per_million, 1),
+        "million_in_two_minutes": per_million <= SECONDS_PER_MILLION,
+    }

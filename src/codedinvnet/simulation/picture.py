@@ -1,0 +1,94 @@
+"""The map: p99.9 by load for each policy and straggler model, and which policy wins where."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from codedinvnet.simulation.sweep import BASELINE, Cell, winners
+
+COLOURS = {
+    "uncoded": "#777777",
+    "replicate": "#0072b2",
+    "hedge": "#e69f00",
+    "coded": "#cc3311",
+    "coded+hedge": "#009e73",
+}
+"""Told apart by colour-blind readers, too (after Okabe and Ito)."""
+
+
+def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw one panel for each straggler model and batch size; a strip below shows the winner.
+
+    Args:
+        rows: of a sweep.
+        path: PNG, PDF or SVG.
+    """
+    cells = {Cell(**row["cell"]): row for row in rows}
+    models = list(dict.fromkeys(cell.stragglers for cell in cells))
+    batches = sorted({cell.batch for cell in cells})
+    policies = [policy for policy in COLOURS if any(c.policy == policy for c in cells)]
+    best = winners(rows)
+    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False}):
+        width, height = 3.4 * len(batches) + 0.6, 1.8 * len(models) + 1.0
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(len(models), len(batches), squeeze=False, sharex=True)
+        for axis, (model, batch) in zip(axes.flat, itertools.product(models, batches), strict=True):
+            own = {c: row for c, row in cells.items() if (c.stragglers, c.batch) == (model, batch)}
+            if not own:
+                axis.set_axis_off()
+                continue
+            _panel(axis, own, policies)
+            _strip(axis, {c.load: best[model, batch, c.load] for c in own})
+            images = "single images" if batch == 1 else f"requests of {batch}"
+            axis.set_title(f"{model}, {images}", fontsize=8)
+        for axis in axes[-1]:
+            axis.set_xlabel("load, share of capacity")
+        figure.supylabel("p99.9 (ms)", fontsize=8)
+        figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
+        handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+
+
+def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[str]) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    for policy in policies:
+        line = sorted(
+            ((c.load, row) for c, row in own.items() if c.policy == policy), key=lambda at: at[0]
+        )
+        loads = [load for load, _ in line]
+        values = [np.nan if row["p999_ms"] is None else row["p999_ms"] for _, row in line]
+        style = "--" if policy == BASELINE else "-"
+        axis.plot(loads, values, style, color=COLOURS[policy], marker=".", markersize=4)
+        for load, row in line:
+            if row["p999_ms"] is not None and row["p999_ms_95"] is not None:
+                low, high = row["p999_ms_95"]
+                bounds = [max(low, 0.1 * row["p999_ms"]), high]  # the axis is logarithmic
+                axis.plot([load, load], bounds, color=COLOURS[policy], linewidth=0.8)
+    axis.grid(axis="y", linewidth=0.3, alpha=0.5)
+
+
+def _strip(axis: Any, winner: Mapping[float, str]) -> None:
+    loads = sorted(winner)
+    edges = [(a + b) / 2 for a, b in itertools.pairwise(loads)]
+    first = loads[0] - (edges[0] - loads[0] if edges else 0.05)
+    last = loads[-1] + (loads[-1] - edges[-1] if edges else 0.05)
+    bounds = [first, *edges, last]
+    for load, (left, right) in zip(loads, itertools.pairwise(bounds), strict=True):
+        axis.axvspan(left, right, 0, 0.045, color=COLOURS[winner[load]], linewidth=0)
+    axis.set_xlim(first, last)

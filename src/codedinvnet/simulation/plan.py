@@ -1,0 +1,257 @@
+"""How many workers does it take? For every policy, k and r, the fewest that meet a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import QUANTILES, summarise
+from codedinvnet.simulation.scenario import Accuracy, Scenario
+
+GROWTH = 1.5
+"""By so much the number of workers grows while it is too small."""
+MOST = 16
+"""Times the fewest workers that the load can need: more will not help."""
+FINE = 0.02
+"""The search ends when the number is known to this share of it, or to one worker."""
+SEARCH_SHARE = 1 / 3
+"""The part of the requests that a step of the search simulates."""
+
+
+class Candidate(NamedTuple):
+    """A way to serve. For hedging, 1/k is the share of queries that may be copied."""
+
+    policy: str
+    k: int
+    r: int
+
+    def __str__(self) -> str:
+        if POLICIES[self.policy].coded:
+            return f"{self.policy}, k = {self.k}, r = {self.r}"
+        if POLICIES[self.policy].hedged:
+            return f"{self.policy}, at most {100 / self.k:.0f} % copies"
+        return self.policy
+
+    @property
+    def fewest(self) -> int:
+        """Workers that it needs at any load."""
+        policy = POLICIES[self.policy]
+        return self.k + self.r if policy.coded else policy.copies
+
+
+@dataclass(frozen=True)
+class Target:
+    """What answers must meet."""
+
+    p999_ms: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a candidate.
+
+    Attributes:
+        candidate: the way to serve.
+        workers: the fewest that meet the target; None if no number does.
+        figures: of the run with that many workers, or with the most that were tried.
+        reason: why that many, or what is missed.
+    """
+
+    candidate: Candidate
+    workers: int | None
+    figures: dict[str, Any]
+    reason: str
+
+
+def candidates(accuracy: Accuracy, policies: Iterable[str] = POLICIES) -> list[Candidate]:
+    """Return every policy with every k and r whose accuracy is known."""
+    coded = [(k, r) for r, sizes in sorted(accuracy.recovered.items()) for k in sorted(sizes)]
+    found = []
+    for policy in policies:
+        if POLICIES[policy].coded:
+            found += [Candidate(policy, k, r) for k, r in coded]
+        elif POLICIES[policy].hedged:
+            found += [Candidate(policy, k, 1) for k in sorted({k for k, _ in coded} or {10})]
+        else:
+            found.append(Candidate(policy, 10, 1))
+    return found
+
+
+class Probe(NamedTuple):
+    """What one run came to."""
+
+    lack: str
+    """What of the target was missed; nothing if it was met."""
+    figures: dict[str, Any]
+    """Empty if the run was stopped early."""
+
+
+class Planner:
+    """Searches the number of workers by simulation.
+
+    All numbers of workers and all candidates meet the same arrivals (the scenario's seed), so that
+    they differ by what they are, not by luck. A run is stopped as soon as too many requests were
+    late, so what is hopeless costs little.
+
+    Args:
+        base: load, times and stragglers; its queries are those of the last, longest run.
+        accuracy: of direct and decoded answers.
+        target: what is to be met.
+        step: called with a few words after each run.
+    """
+
+    def __init__(
+        self,
+        base: Scenario,
+        accuracy: Accuracy,
+        target: Target,
+        step: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.base, self.accuracy, self.target, self.step = base, accuracy, target, step
+
+    def judge(self, candidate: Candidate) -> Verdict:
+        """Find the fewest workers with which a candidate meets the target."""
+        target = self.target
+        if self.accuracy.normal < target.accuracy:
+            reason = f"even direct answers are right in {self.accuracy.normal:.4f} alone"
+            return Verdict(candidate, None, {}, reason)
+        busy = self.base.service.mean_ms + self.base.trip.mean_ms
+        load = self.base.arrivals.qps * busy / 1000
+        named = [s.worker + 1 for s in self.base.stragglers if s.worker is not None]
+        bursts = [s.workers for s in self.base.stragglers if s.workers is not None]
+        low = max(candidate.fewest, math.ceil(load), *named, *bursts)
+        most = MOST * low
+        short = max(1000, round(SEARCH_SHARE * self.base.queries))
+
+        good, bad, lack = low, low - 1, ""
+        while (probe := self._probe(candidate, good, short)).lack:
+            if good == most:
+                return self._missed(candidate, most, short)
+            lack = probe.lack
+            good, bad = min(most, math.ceil(GROWTH * good)), good
+        while good - bad > max(1, FINE * good):
+            middle = (good + bad) // 2
+            probe = self._probe(candidate, middle, short)
+            if probe.lack:
+                bad, lack = middle, probe.lack
+            else:
+                good = middle
+        while (probe := self._probe(candidate, good, self.base.queries)).lack:
+            if good >= most:  # the short runs were lucky
+                return self._missed(candidate, most, self.base.queries)
+            lack = probe.lack
+            good = min(most, good + max(1, round(FINE * good)))
+        if lack:
+            why = f"fewer miss the {lack} target"
+        elif good == candidate.fewest:
+            why = "its tasks need no fewer"
+        else:
+            why = "the load and the stragglers allow no fewer"
+        return Verdict(candidate, good, probe.figures, why)
+
+    def rank(self, wanted: Iterable[Candidate]) -> list[Verdict]:
+        """Judge all candidates; fewest workers first, then least work, then what fails."""
+        verdicts = [self.judge(candidate) for candidate in wanted]
+        return sorted(
+            verdicts,
+            key=lambda v: (
+                v.workers if v.workers is not None else math.inf,
+                v.figures.get("work_per_query", math.inf),
+            ),
+        )
+
+    def _probe(
+        self, candidate: Candidate, workers: int, queries: int, to_the_end: bool = False
+    ) -> Probe:
+        """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
+        policy, k, r = candidate
+        scenario = self.base.updated(policy=policy, k=k, r=r, workers=workers, queries=queries)
+        requests = math.ceil(scenario.queries / scenario.arrivals.batch)
+        counted = requests - int(scenario.warmup * requests)
+        over = counted - 1 - int(QUANTILES["p999"] * counted)
+        limit = None if to_the_end else (self.target.p999_ms / 1000, over)
+        records = Simulation(scenario, self.accuracy, limit).run()
+        self.step(f"{candidate}: {workers} workers")
+        if not records.complete:
+            return Probe("p99.9", {})
+        figures = summarise(records, scenario)
+        late = figures["p999_ms"]
+        if late is None or late > self.target.p999_ms:
+            return Probe("p99.9", figures)
+        return Probe("accuracy" if figures["accuracy"] < self.target.accuracy else "", figures)
+
+    def _missed(self, candidate: Candidate, workers: int, queries: int) -> Verdict:
+        """Say what a candidate misses with as many workers as were tried."""
+        lack, figures = self._probe(candidate, workers, queries, to_the_end=True)
+        late = figures["p999_ms"]
+        if lack == "accuracy":
+            what = f"accuracy is {figures['accuracy']:.4f}"
+        elif late is None:
+            what = "one answer in a thousand never comes"
+        else:
+            what = f"p99.9 is {late:.0f} ms"
+        return Verdict(candidate, None, figures, f"{what} with {workers} workers: more do not help")
+
+
+def runs_expected(count: int) -> int:
+    """Return about how many runs the ranking of so many candidates takes, for a progress bar."""
+    return 9 * count
+
+
+def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str, Any]:
+    """Return a plan as one JSON object; the base's workers, policy, k and r mean nothing in it."""
+    dumped = base.model_dump(mode="json", exclude_defaults=True)
+    for key in ("workers", "policy", "k", "r"):
+        dumped.pop(key, None)
+    return {
+        "schema_version": 1,
+        "kind": "plan",
+        "scenario": dumped,
+        "p999_ms": target.p999_ms,
+        "min_accuracy": target.accuracy,
+        "ranking": [
+            {
+                "method": str(verdict.candidate),
+                **verdict.candidate._asdict(),
+                "workers": verdict.workers,
+                "reason": verdict.reason,
+                "figures": verdict.figures,
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def table(plan: dict[str, Any]) -> list[str]:
+    """Return the lines of a plan's table."""
+    width = max(len(row["method"]) for row in plan["ranking"])
+    lines = [f"{'':<{width}}  workers  p99.9 ms  accuracy   work  reason"]
+    for row in plan["ranking"]:
+        figures = row["figures"]
+        late, right = figures.get("p999_ms"), figures.get("accuracy")
+        lines.append(
+            f"{row['method']:<{width}}  "
+            f"{'-' if row['workers'] is None else row['workers']:>7}  "
+            f"{'-' if late is None else f'{late:.1f}':>8}  "
+            f"{'-' if right is None else f'{right:.4f}':>8}  "
+            f"{figures.get('work_per_query', math.nan):>5.2f}  {row['reason']}"
+        )
+    return lines
+
+
+def check_target(target: Target) -> None:
+    """Refuse a target that means nothing.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not 0 < target.p999_ms < math.inf:
+        raise UserError(f"--p999-ms: must be above 0, got {target.p999_ms}")
+    if not 0 <= target.accuracy <= 1:
+        raise UserError(f"--min-accuracy: must lie in 0..1, got {target.accuracy}")

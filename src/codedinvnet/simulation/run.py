@@ -1,0 +1,260 @@
+"""`codedinvnet simulate` and `codedinvnet plan`: from what was asked for to a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.simulation import measured, plan
+from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.engine import accuracy_of
+from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.picture import draw_map
+from codedinvnet.simulation.scenario import (
+    Scenario,
+    bundle_accuracy,
+    load_scenario,
+    parse_scenario,
+)
+from codedinvnet.simulation.stragglers import stragglers
+from codedinvnet.simulation.sweep import helps_up_to, load_sweep, run_sweep, winners
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulateOptions:
+    """What `codedinvnet simulate` was asked for; None leaves the scenario's value."""
+
+    scenario: Path
+    policy: str | None = None
+    workers: int | None = None
+    k: int | None = None
+    r: int | None = None
+    qps: float | None = None
+    batch: int | None = None
+    queries: int | None = None
+    seed: int | None = None
+    stragglers: str | None = None
+    measured: Path | None = None
+    out: Path | None = None
+    picture: Path | None = None
+
+
+CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed")
+
+
+def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
+    """Simulate a scenario, repeat measured runs, or run a sweep; return a report and its lines.
+
+    Raises:
+        UserError: if a file or a value is wrong, before anything is simulated.
+    """
+    provenance = {"machine": describe_machine(), "commit": describe_commit()}
+    changes = {key: value for key in CHANGES if (value := getattr(options, key)) is not None}
+    sweep = load_sweep(options.scenario)
+    if sweep is not None:
+        if changes or options.stragglers or options.measured:
+            raise UserError(f"{options.scenario} is a sweep: its file alone says what is simulated")
+        if options.out is None:
+            raise UserError(f"{options.scenario} is a sweep: name the file of its rows with --out")
+        rows = run_sweep(sweep, options.out, provenance)
+        if options.picture is not None:
+            draw_map(rows, options.picture)
+        return _sweep_report(rows)
+    if options.out is not None or options.picture is not None:
+        raise UserError("--out and --picture belong to a sweep (see configs/bench)")
+    scenario = load_scenario(options.scenario)
+    if options.stragglers is not None:
+        service, batch = scenario.service.mean_ms, options.batch or scenario.arrivals.batch
+        model = stragglers(options.stragglers, service, batch)
+        changes["stragglers"] = [straggler.model_dump() for straggler in model]
+    scenario = scenario.updated(**changes)
+    if options.measured is not None:
+        return _validate(scenario, options.measured, provenance)
+    found = {**simulate(scenario, progress=True), **provenance}
+    return found, [f"{key:<24} {value}" for key, value in found.items()]
+
+
+def _validate(
+    base: Scenario, path: Path, provenance: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Simulate the settings of measured runs and compare."""
+    runs = measured.read_runs(path)
+    scenarios = [measured.scenario_of(run, base) for run in runs]
+    accuracy = accuracy_of(base)
+    rows: list[dict[str, Any]] = []
+    for run, scenario in zip(runs, scenarios, strict=True):
+        figures = simulate(scenario, accuracy, progress=True)
+        percentiles = measured.compare(run, figures)
+        rows.append({"name": run.name, "percentiles": percentiles, "simulated": figures})
+    cells = [cell for row in rows for cell in row["percentiles"].values()]
+    report = {
+        "schema_version": 1,
+        "kind": "validation",
+        "measured": str(path),
+        "agree": sum(cell["agrees"] for cell in cells),
+        "compared": len(cells),
+        "runs": rows,
+        **provenance,
+    }
+    return report, measured.table(rows)
+
+
+def _sweep_report(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    best, helps = winners(rows), helps_up_to(rows)
+    report = {
+        "schema_version": 1,
+        "kind": "map",
+        "rows": len(rows),
+        "wins": [
+            {"stragglers": model, "batch": batch, "load": load, "policy": policy}
+            for (model, batch, load), policy in best.items()
+        ],
+        "helps_up_to_load": [
+            {"stragglers": model, "batch": batch, "policy": policy, "load": load}
+            for (model, batch, policy), load in helps.items()
+        ],
+    }
+    lines = [f"{'stragglers':<12} {'batch':>5}  policy that wins at each load"]
+    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in best):
+        wins = [
+            f"{load:.0%} {policy}"
+            for (m, b, load), policy in best.items()
+            if (m, b) == (model, batch)
+        ]
+        lines.append(f"{model:<12} {batch:>5}  {', '.join(wins)}")
+    lines += ["", f"{'stragglers':<12} {'batch':>5}  helps up to a load of"]
+    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in helps):
+        ends = [
+            f"{policy} {'none' if load is None else f'{load:.0%}'}"
+            for (m, b, policy), load in helps.items()
+            if (m, b) == (model, batch)
+        ]
+        lines.append(f"{model:<12} {batch:>5}  {', '.join(ends)}")
+    return report, lines
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What `codedinvnet plan` was asked for; the command line explains the fields."""
+
+    bundle: str
+    qps: float
+    p999_ms: float
+    min_accuracy: float
+    scenario: Path | None = None
+    service_ms: float | None = None
+    encode_ms: float | None = None
+    stragglers: str | None = None
+    batch: int | None = None
+    policy: tuple[str, ...] = ()
+    k: tuple[int, ...] = ()
+    queries: int | None = None
+    seed: int | None = None
+
+
+DEFAULT_QUERIES = 40_000
+DEFAULT_STRAGGLERS = "pareto"
+
+
+def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
+    """Rank the ways to serve by the workers that they need; return a report and its lines.
+
+    Raises:
+        UserError: if a value is wrong, before anything is simulated.
+    """
+    target = plan.Target(options.p999_ms, options.min_accuracy)
+    plan.check_target(target)
+    base = _plan_base(options)
+    accuracy = base.accuracy or bundle_accuracy(options.bundle)
+    unknown = set(options.policy) - set(POLICIES)
+    if unknown:
+        raise UserError(f"--policy: {sorted(unknown)[0]!r} is not one of {', '.join(POLICIES)}")
+    wanted = plan.candidates(accuracy, options.policy or tuple(POLICIES))
+    if options.k:
+        known = sorted({candidate.k for candidate in wanted})
+        wrong = set(options.k) - {k for sizes in accuracy.recovered.values() for k in sizes}
+        if wrong:
+            raise UserError(f"--k: no accuracy is known of k = {min(wrong)}; known: {known}")
+        wanted = [c for c in wanted if c.k in options.k or c.policy in ("uncoded", "replicate")]
+    began = time.process_time()
+    with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
+
+        def step(words: str) -> None:
+            bar.total = max(bar.total, bar.n + 1)
+            bar.set_postfix_str(words, refresh=False)
+            bar.update()
+
+        verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
+        bar.total = bar.n
+    found = {
+        **plan.report(verdicts, base, target),
+        "bundle": options.bundle,
+        "cpu_seconds": round(time.process_time() - began, 1),
+        "machine": describe_machine(),
+        "commit": describe_commit(),
+    }
+    lines = [
+        f"{base.arrivals.qps:g} images a second, service {base.service.mean_ms:.2f} ms "
+        f"(encoding + {base.encode.mean_ms:.2f} ms for each of a group), "
+        f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
+        "",
+        *plan.table(found),
+    ]
+    return found, lines
+
+
+def _plan_base(options: PlanOptions) -> Scenario:
+    """Return load, times and stragglers: the options', else the scenario's, else measured here."""
+    if options.scenario is not None:
+        base = load_scenario(options.scenario)
+    else:
+        service, encode = options.service_ms, options.encode_ms
+        if service is None or encode is None:
+            here = measured_times(options.bundle)
+            service = here[0] if service is None else service
+            encode = here[1] if encode is None else encode
+        raw = {
+            "name": "plan",
+            "queries": DEFAULT_QUERIES,
+            "arrivals": {"qps": options.qps},
+            "service": service,
+            "encode": encode,
+            "workers": 1,
+            "policy": "uncoded",
+        }
+        base = parse_scenario(raw, "plan")
+    changes: dict[str, Any] = {"qps": options.qps, "workers": 10_000, "policy": "uncoded"}
+    changes |= {
+        key: value
+        for key in ("batch", "queries", "seed")
+        if (value := getattr(options, key)) is not None
+    }
+    if options.service_ms is not None:
+        changes["service"] = Distribution(ms=options.service_ms).model_dump()
+    if options.encode_ms is not None:
+        changes["encode"] = Distribution(ms=options.encode_ms).model_dump()
+    base = base.updated(**changes)
+    name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
+    if name is not None:
+        model = stragglers(name, base.service.mean_ms, base.arrivals.batch)
+        base = base.updated(stragglers=[straggler.model_dump() for straggler in model])
+    return base
+
+
+def measured_times(name: str) -> tuple[float, float]:
+    """Return what it takes here to embed an image, and to encode each of a group, in ms."""
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import info_report
+
+    bundle = load_bundle(name)
+    largest = max(bundle.info.group_sizes)
+    report = info_report(bundle, (largest,))
+    return report["embedding_ms"], report[f"encoder_ms_k{largest}"] / largest

@@ -1,0 +1,312 @@
+"""What is simulated: load, workers, rules, times, stragglers, accuracy; read from JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from codedinvnet.config import Positive, Section, describe
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Policy, Rules
+from codedinvnet.simulation.codes import ErasureCode
+from codedinvnet.simulation.distributions import Distribution, Time
+
+PENDING_PER_WORKER = 200
+"""Unanswered queries before the service refuses more, unless `max_pending` says otherwise."""
+LEAST_PENDING = 2000
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Arrivals(Section):
+    """When requests come. `qps` counts images, of which a request brings `batch`.
+
+    `bursts` alternates between calm and busy times of exponential length: while it is busy the
+    rate is `burst_factor` times the calm one, and the mean over both is `qps`.
+    """
+
+    kind: Literal["poisson", "uniform", "bursts"] = "poisson"
+    qps: Annotated[float, Field(gt=0)]
+    batch: Positive = 1
+    burst_factor: Annotated[float, Field(ge=1)] = 3.0
+    burst_ms: Annotated[float, Field(gt=0)] = 1000.0
+    calm_ms: Annotated[float, Field(gt=0)] = 9000.0
+
+    def times(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        """Return the times (count,) in seconds at which requests come, ascending."""
+        rate = self.qps / self.batch
+        if self.kind == "uniform":
+            return np.arange(1, count + 1) / rate
+        units = np.cumsum(generator.standard_exponential(count))  # Poisson at rate 1
+        if self.kind == "poisson":
+            return units / rate
+        # The same events on a clock that runs faster while it is busy.
+        calm, busy = self.calm_ms / 1000, self.burst_ms / 1000
+        slow = rate * (calm + busy) / (calm + self.burst_factor * busy)
+        cycles = math.ceil(units[-1] / (slow * (calm + busy))) + 1
+        times, passed = [np.zeros(1)], [np.zeros(1)]
+        while passed[-1][-1] < units[-1]:
+            lengths = generator.standard_exponential((cycles, 2)) * (calm, busy)
+            rates = np.array([slow, slow * self.burst_factor])
+            times.append(times[-1][-1] + np.cumsum(lengths))
+            passed.append(passed[-1][-1] + np.cumsum(lengths * rates))
+        return np.interp(units, np.concatenate(passed), np.concatenate(times))
+
+
+class Straggler(Section):
+    """Why some answers are late. A faults file's `slow`, `hold`, `hang` and `crash` mean the same.
+
+    slow: the worker is blocked before it computes; hold: its answer is held back while it goes on;
+    hang: it never answers; crash: it dies; factor: it computes so many times slower; burst: every
+    now and then `workers` of them, drawn anew, compute `factor` times slower for a while.
+    """
+
+    kind: Literal["slow", "hold", "hang", "crash", "factor", "burst"]
+    worker: Annotated[int, Field(ge=0)] | None = None
+    """None: every worker."""
+    from_s: Time = 0.0
+    until_s: float | None = None
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each task to be hit; with `per_request`, of each request."""
+    per_request: bool = False
+    """Hit one data task of a request, when it is first sent (Dinh & Lee, section 4.3)."""
+    delay: Distribution | None = None
+    """Of slow and hold; of burst, how long one lasts."""
+    factor: Annotated[float, Field(gt=0)] | None = None
+    """Of factor and burst."""
+    every_s: Annotated[float, Field(gt=0)] | None = None
+    """Of burst: the mean time from one to the next."""
+    workers: Positive | None = None
+    """Of burst."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_scale(cls, raw: Any) -> Any:
+        """Drop what a fault written by the service says of corruption, if it corrupts nothing."""
+        if isinstance(raw, dict) and raw.get("kind") != "corrupt":
+            return {key: value for key, value in raw.items() if key != "scale"}
+        return raw
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Straggler:
+        needed = {
+            "slow": ("delay",),
+            "hold": ("delay",),
+            "factor": ("factor",),
+            "burst": ("delay", "factor", "every_s", "workers"),
+        }.get(self.kind, ())
+        given = {"delay", "factor", "every_s", "workers"} & {
+            name for name, value in self if value is not None
+        }
+        if given != set(needed):
+            has = ", ".join(needed) or "none of delay, factor, every_s and workers"
+            raise ValueError(f"a straggler of kind {self.kind!r} has {has}")
+        if self.per_request and self.kind not in ("slow", "hold", "hang", "crash"):
+            raise ValueError(f"a straggler of kind {self.kind!r} is not per_request")
+        return self
+
+    def hits(self, worker: int, now: float) -> bool:
+        """Tell whether it is on for a worker at this time (seconds)."""
+        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
+        return on and self.worker in (None, worker)
+
+
+class Accuracy(Section):
+    """How often answers are right, by how they were made."""
+
+    normal: Share
+    """Of direct answers."""
+    recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
+    """r -> group size -> of decoded answers, as measured."""
+    missing: Share
+    """Of the guess that stands in for a missing answer: the share of the largest class."""
+
+    def decoded(self, r: int, size: int) -> float:
+        """Return the accuracy of an answer decoded in a group of `size` with r parities.
+
+        Between measured sizes it is interpolated linearly; a group of one is a plain copy.
+
+        Raises:
+            UserError: if no size as large was measured.
+        """
+        known = {1: self.normal, **self.recovered.get(r, {})}
+        sizes = sorted(known)
+        if size > sizes[-1]:
+            raise UserError(
+                f"no accuracy is known of groups of {size} with r = {r}; known: "
+                + (", ".join(map(str, sizes[1:])) or "none")
+            )
+        return float(np.interp(size, sizes, [known[s] for s in sizes]))
+
+
+class Scenario(Section):
+    """One simulation. Times of the rules are in ms, as on `serve`'s command line.
+
+    A task takes trip + service (a parity of m images + m times encode) on its worker, and what
+    stragglers add. A request's latency is that of its last answer, plus `front_end`.
+    """
+
+    name: str = "scenario"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    queries: Positive = 100_000
+    warmup: Annotated[float, Field(ge=0, lt=0.9)] = 0.05
+    """The share of the requests, from the first, that is not counted."""
+    arrivals: Arrivals
+    workers: Positive = 11
+    policy: str = "coded"
+    k: Positive = 10
+    r: Positive = 1
+    routing: str = "least-loaded"
+    deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
+    group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
+    hang_timeout_ms: Annotated[float, Field(gt=0)] = 3000.0
+    max_pending: Positive | None = None
+    service: Distribution
+    """Computing a data task; a parity task's embedding, too."""
+    encode: Distribution = Distribution()
+    """Encoding a parity query, for each image of its group."""
+    trip: Distribution = Distribution()
+    """A task's way to its worker and back, during which the worker does nothing else."""
+    front_end: Distribution = Distribution()
+    """What a request costs besides: protocol and heads."""
+    decode: Distribution = Distribution()
+    """Decoding."""
+    restart: Distribution = Distribution(ms=300.0)
+    """From a worker's loss until another is in its place."""
+    unsure: Share = 0.0
+    """Of the decoded answers: those that coded+hedge checks by a copy."""
+    stragglers: tuple[Straggler, ...] = ()
+    bundle: str | None = None
+    """Where the accuracy comes from, unless `accuracy` says it."""
+    accuracy: Accuracy | None = None
+
+    @field_validator("policy", "routing")
+    @classmethod
+    def _known(cls, value: str, info: Any) -> str:
+        known = tuple(POLICIES) if info.field_name == "policy" else ROUTINGS
+        if value not in known:
+            raise ValueError(f"not one of {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Scenario:
+        coded = POLICIES[self.policy].coded
+        if coded and self.k < 2:
+            raise ValueError(f"policy {self.policy} needs k of at least 2")
+        needed = self.k + self.r if coded else POLICIES[self.policy].copies
+        if self.workers < needed:
+            what = f"with k = {self.k} and r = {self.r} " if coded else ""
+            raise ValueError(
+                f"{self.workers} workers are too few: policy {self.policy} {what}needs {needed}"
+            )
+        for straggler in self.stragglers:
+            named = (straggler.worker or 0) + 1
+            if max(named, straggler.workers or 0) > self.workers:
+                raise ValueError(f"a straggler names more than the {self.workers} workers")
+        if not 0 < self.service.mean_ms < math.inf:
+            raise ValueError("service must take some time, and a finite one in the mean")
+        return self
+
+    @property
+    def rules(self) -> Rules:
+        """The service's rules, as `codedinvnet serve` makes them of its options."""
+        pending = max(LEAST_PENDING, PENDING_PER_WORKER * self.workers)
+        return Rules(
+            workers=self.workers,
+            policy=POLICIES[self.policy],
+            group_timeout=self.group_timeout_ms / 1000,
+            hang_timeout=self.hang_timeout_ms / 1000,
+            hedge_share=1 / self.k,
+            max_pending=self.max_pending or pending,
+            routing=self.routing,
+        )
+
+    @property
+    def coding(self) -> Policy:
+        """The policy."""
+        return POLICIES[self.policy]
+
+    @property
+    def code(self) -> ErasureCode | None:
+        """The code; None for a policy without one."""
+        return ErasureCode(self.k, self.r) if self.coding.coded else None
+
+    @property
+    def capacity_qps(self) -> float:
+        """Images a second at which all workers would be busy with data tasks alone."""
+        return 1000 * self.workers / (self.service.mean_ms + self.trip.mean_ms)
+
+    def updated(self, **changes: Any) -> Scenario:
+        """Return a copy with some values changed, validated anew; `qps` and `batch`, too.
+
+        Raises:
+            UserError: if they do not fit.
+        """
+        raw = self.model_dump()
+        for key in ("qps", "batch"):
+            if key in changes:
+                raw["arrivals"][key] = changes.pop(key)
+        return parse_scenario({**raw, **changes}, self.name)
+
+
+def parse_scenario(raw: Any, where: str) -> Scenario:
+    """Validate a scenario; `where` names its origin in errors.
+
+    Raises:
+        UserError: one line that says what is wrong.
+    """
+    try:
+        return Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe(error, Scenario, raw)}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: if it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a scenario file.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    return parse_scenario(read_json(path), str(path))
+
+
+def bundle_accuracy(name: str) -> Accuracy:
+    """Return what a bundle's own figures say of its accuracy on the test split.
+
+    Raises:
+        UserError: if there is no such bundle, or no figures in it.
+    """
+    from codedinvnet.bundle import load_bundle  # loads PyTorch, which a simulation does without
+
+    info = load_bundle(name).info
+    found = {
+        figures["k"]: figures
+        for key, figures in info.figures.items()
+        if key.startswith("test_k") and isinstance(figures, dict)
+    }
+    if not found:
+        raise UserError(f"bundle {name!r} has no test figures: give the scenario an accuracy")
+    return Accuracy(
+        normal=next(iter(found.values()))["normal_accuracy"],
+        recovered={1: {k: figures["recovered_accuracy"] for k, figures in found.items()}},
+        missing=1 / len(info.classes),
+    )

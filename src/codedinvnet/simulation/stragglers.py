@@ -1,0 +1,101 @@
+"""Straggler models by name, and from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from codedinvnet.config import Section, describe
+from codedinvnet.errors import UserError
+from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.scenario import Straggler, read_json
+
+Model = tuple[Straggler, ...]
+
+
+def _none(service_ms: float, batch: int) -> Model:
+    return ()
+
+
+def _held(service_ms: float, batch: int) -> Model:
+    delay = Distribution(ms=100.0)
+    share = min(1.0, 0.01 * batch)
+    return (Straggler(kind="hold", probability=share, per_request=True, delay=delay),)
+
+
+def _exponential(service_ms: float, batch: int) -> Model:
+    delay = Distribution(distribution="exponential", ms=5 * service_ms)
+    return (Straggler(kind="slow", probability=0.02, delay=delay),)
+
+
+def _pareto(service_ms: float, batch: int) -> Model:
+    delay = Distribution(distribution="pareto", ms=2 * service_ms, shape=1.5)
+    return (Straggler(kind="slow", probability=0.01, delay=delay),)
+
+
+def _slower(service_ms: float, batch: int) -> Model:
+    return (Straggler(kind="factor", worker=0, factor=3.0),)
+
+
+def _bursts(service_ms: float, batch: int) -> Model:
+    lasts = Distribution(distribution="exponential", ms=20 * service_ms)
+    every = service_ms / 5  # seconds: a tenth of the time one is on
+    return (Straggler(kind="burst", factor=5.0, workers=3, every_s=every, delay=lasts),)
+
+
+def _hung(service_ms: float, batch: int) -> Model:
+    # One task of worker 0 in a thousand never ends; the service replaces the worker.
+    return (Straggler(kind="hang", worker=0, probability=0.001),)
+
+
+STRAGGLERS: dict[str, Callable[[float, int], Model]] = {
+    "none": _none,
+    "held": _held,
+    "exponential": _exponential,
+    "pareto": _pareto,
+    "slower": _slower,
+    "bursts": _bursts,
+    "hung": _hung,
+}
+"""Name -> model, given the mean service time in ms and the images of a request.
+
+none: nobody straggles. held: one data task in a hundred is answered 100 ms late, at most one of a
+request, which for requests of ten is the paper's model (Dinh & Lee, section 4.3). exponential: 2 %
+of the tasks block their worker for five service times in the mean. pareto: 1 % block it for at
+least two, with a tail of exponent 1.5. slower: worker 0 is three times slower for good. bursts:
+three workers at once, drawn anew, compute five times slower for 20 service times in the mean, every
+200. hung: one task in a thousand of worker 0 never ends.
+"""
+
+
+class FaultsFile(Section):
+    """A faults file of the service, or one with the simulator's stragglers."""
+
+    seed: int = 0
+    faults: tuple[Straggler, ...]
+
+
+def stragglers(name: str, service_ms: float, batch: int) -> Model:
+    """Return a straggler model by its name, or from a faults file.
+
+    Args:
+        name: of STRAGGLERS, or a path.
+        service_ms: the mean service time.
+        batch: images of a request.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if name in STRAGGLERS:
+        return STRAGGLERS[name](service_ms, batch)
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"stragglers {name!r}: neither a file nor one of {', '.join(STRAGGLERS)}")
+    raw: Any = read_json(path)
+    try:
+        return FaultsFile.model_validate(raw).faults
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, FaultsFile, raw)}") from error

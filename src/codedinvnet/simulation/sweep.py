@@ -1,0 +1,174 @@
+"""Sweeps: every policy at every load under every straggler model, one row each, resumable."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, ValidationError
+from tqdm import tqdm
+
+from codedinvnet.config import Positive, Section, describe
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.simulation.engine import accuracy_of
+from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.scenario import Scenario, read_json
+from codedinvnet.simulation.stragglers import stragglers
+
+BASELINE = "uncoded"
+MARGIN = 0.05
+"""Percentiles that differ by less count as equal."""
+
+
+class Cell(NamedTuple):
+    """One place in the grid."""
+
+    stragglers: str
+    batch: int
+    load: float
+    policy: str
+
+
+class Sweep(Section):
+    """The contents of a sweep file: a scenario and what is varied in it."""
+
+    base: Scenario
+    loads: Annotated[tuple[float, ...], Field(min_length=1)]
+    """Shares of the capacity of the base's workers."""
+    policies: tuple[str, ...] = tuple(POLICIES)
+    stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names or faults files."""
+    batches: tuple[Positive, ...] = (1,)
+
+    def scenarios(self) -> Iterator[tuple[Cell, Scenario]]:
+        """Yield every cell with its scenario.
+
+        Raises:
+            UserError: if one cannot be simulated.
+        """
+        grid = itertools.product(self.stragglers, self.batches, self.loads, self.policies)
+        for model, batch, load, policy in grid:
+            causes = stragglers(model, self.base.service.mean_ms, batch)
+            scenario = self.base.updated(
+                policy=policy,
+                batch=batch,
+                qps=load * self.base.capacity_qps,
+                stragglers=[cause.model_dump() for cause in causes],
+            )
+            yield Cell(model, batch, load, policy), scenario
+
+
+def load_sweep(path: Path) -> Sweep | None:
+    """Read a sweep file; None if it is a single scenario.
+
+    Raises:
+        UserError: if it is wrong.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict) or "base" not in raw:
+        return None
+    try:
+        return Sweep.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, Sweep, raw)}") from error
+
+
+def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Simulate every cell whose row is not in the file yet, and return all rows of the grid.
+
+    Args:
+        sweep: the grid.
+        out: JSONL; each row is appended as soon as it is known.
+        provenance: written into every row.
+
+    Raises:
+        UserError: if a scenario cannot be simulated; before any is.
+    """
+    accuracy = accuracy_of(sweep.base)
+    wanted = list(sweep.scenarios())
+    done = {}
+    for row in read_rows(out) if out.is_file() else []:
+        done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
+    rows = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
+        for cell, scenario in bar:
+            dumped = scenario.model_dump(mode="json", exclude_defaults=True)
+            key = json.dumps([cell._asdict(), dumped], sort_keys=True)
+            if key not in done:
+                bar.set_postfix_str(f"{cell.stragglers}, {cell.policy} at {cell.load:.0%}")
+                row = simulate(scenario, accuracy)
+                stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+                row = {"cell": cell._asdict(), **row, **provenance, "time": stamp}
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                done[key] = row
+            rows.append(done[key])
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a sweep.
+
+    Raises:
+        UserError: if the file holds anything else.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or "cell" not in row or "scenario" not in row:
+            raise UserError(f"{path}, line {number} is no row of a sweep")
+        rows.append(row)
+    return rows
+
+
+def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], str]:
+    """Return for each (stragglers, batch, load) the policy that wins.
+
+    Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work.
+    """
+    places: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cell = Cell(**row["cell"])
+        places.setdefault((cell.stragglers, cell.batch, cell.load), []).append(row)
+    found = {}
+    for place, here in places.items():
+        lowest = min(map(_late, here))
+        good = [row for row in here if _late(row) <= (1 + MARGIN) * lowest]
+        found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
+    return found
+
+
+def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str], float | None]:
+    """Return for each (stragglers, batch, policy) the highest load up to which it helps.
+
+    It helps where its p99.9 is more than 5 % below that of doing nothing, at this and every lower
+    load; None if it does not at the lowest one.
+    """
+    late = {Cell(**row["cell"]): _late(row) for row in rows}
+    found: dict[tuple[str, int, str], float | None] = {}
+    for cell in sorted(late, key=lambda cell: cell.load):
+        place = (cell.stragglers, cell.batch, cell.policy)
+        baseline = late.get(cell._replace(policy=BASELINE))
+        if cell.policy == BASELINE or baseline is None:
+            continue
+        lower = [c.load for c in late if c._replace(load=0) == cell._replace(load=0)]
+        previous = max((load for load in lower if load < cell.load), default=None)
+        if late[cell] < (1 - MARGIN) * baseline and found.get(place) == previous:
+            found[place] = cell.load
+        else:
+            found.setdefault(place, None)
+    return found
+
+
+def _late(row: Mapping[str, Any]) -> float:
+    late = row["p999_ms"]
+    return float("inf") if late is None else float(late)

@@ -1,0 +1,105 @@
+"""The rivals' trained parts as files: what they are made of, and methods made from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from codedinvnet.bundle import Bundle, weights_digest
+from codedinvnet.checkpoint import load_checkpoint, load_modules
+from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.errors import UserError
+from codedinvnet.methods import CodedMethod, ConcatParM, LearnedCode, ParM, SmallBackup
+from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel, check_tiles
+from codedinvnet.model import CodedModel
+from codedinvnet.nn.resnet import ResNet
+
+PART = "part"
+"""The module's name in a checkpoint."""
+WITH_PARTS = (ParM.name, ConcatParM.name, LearnedCode.name, SmallBackup.name)
+"""The methods that need a trained part beside a classifier."""
+BACKUP_BLOCKS, BACKUP_SQUEEZE = (1, 1, 1), 2
+"""Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
+
+
+def backup_network(model: CodedModel, width: int) -> ResNet:
+    """Return an untrained small backup of a width, for padded images of a model."""
+    return ResNet(
+        model.input_shape[0],
+        len(model.settings.classes),
+        width=width,
+        blocks=BACKUP_BLOCKS,
+        squeeze=BACKUP_SQUEEZE,
+    )
+
+
+def untrained_part(
+    name: str, classifier: ImageClassifier, model: CodedModel, k: int, made_with: Mapping[str, Any]
+) -> nn.Module:
+    """Return a method's part before its training.
+
+    Args:
+        name: of the method, one of WITH_PARTS.
+        classifier: the served one.
+        model: whose images the part takes.
+        k: members of a group.
+        made_with: `width` of a small backup.
+    """
+    if name == SmallBackup.name:
+        network = backup_network(model, int(made_with["width"]))
+        return ImageClassifier(network, model.settings.padding)
+    if name == LearnedCode.name:
+        decoder = LinearDecoder(k, len(model.settings.classes))
+        return nn.ModuleDict({"encoder": ConvEncoder(k), "decoder": decoder})
+    return ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
+
+
+def with_part(name: str, classifier: ImageClassifier, part: nn.Module, k: int) -> CodedMethod:
+    """Return the method that is made of a classifier and a trained part."""
+    if name == SmallBackup.name:
+        return SmallBackup(classifier, part, k)
+    if name == LearnedCode.name:
+        assert isinstance(part, nn.ModuleDict)
+        return LearnedCode(classifier, part["encoder"], part["decoder"], k)
+    return (ConcatParM if name == ConcatParM.name else ParM)(classifier, part, k)
+
+
+def method_for(
+    loaded: Bundle, bundle: str | Path, name: str, k: int, part: Path | None
+) -> CodedMethod:
+    """Return a method for a bundle, with the part in a checkpoint if it needs one.
+
+    Args:
+        loaded: the bundle.
+        bundle: its name or folder.
+        name: of the method.
+        k: members of a group.
+        part: what `bench accuracy` left, `best.safetensors` in the part's folder.
+
+    Raises:
+        UserError: if the part is missing, not needed, or was trained for something else.
+    """
+    if name not in WITH_PARTS:
+        if part is not None:
+            raise UserError(f"--part: {name} needs no trained part")
+        return loaded.coded(name, k)
+    if part is None:
+        raise UserError(f"--part: {name} needs the part that `codedinvnet bench accuracy` trained")
+    if name == ConcatParM.name:
+        check_tiles(k, loaded.info.input.shape)
+    tensors, header = load_checkpoint(part)
+    made_with = header.get("settings", {})
+    wanted = {"method": name, "base": "invertible", "k": k, "bundle": weights_digest(bundle)}
+    for key, value in wanted.items():
+        if made_with.get(key) != value:
+            found = made_with.get(key)
+            raise UserError(f"--part: {part} was trained for {key} {found!r}, not {value!r}")
+    classifier = classifier_of(loaded.model)
+    module = untrained_part(name, classifier, loaded.model, k, made_with)
+    load_modules({PART: module}, tensors, part)
+    device = next(loaded.model.parameters()).device
+    return with_part(name, classifier, module.to(device).eval().requires_grad_(False), k)

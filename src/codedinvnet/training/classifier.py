@@ -1,0 +1,135 @@
+"""Plain classifiers: the base model of the rivals, and the small backup, distilled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from codedinvnet.config import PartSettings
+from codedinvnet.data import ImageSource
+from codedinvnet.model import prepare
+from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.network import augment
+
+EVALUATION_BATCH = 250
+WARMUP = 0.1
+DISTILLED_SHARE = 0.7
+"""Of the loss: how far the small classifier follows its teacher rather than the labels."""
+
+
+@torch.no_grad()
+def all_logits(
+    classifier: nn.Module, source: ImageSource, rows: Tensor, *, description: str
+) -> Tensor:
+    """Classify images of a source in batches, with a progress bar.
+
+    Args:
+        classifier: maps images (B, C, H, W) to logits; in evaluation mode.
+        source: the images.
+        rows: which (N,).
+        description: of the bar.
+
+    Returns:
+        Logits (N, classes) on the CPU.
+    """
+    device = next(classifier.parameters()).device
+    parts = []
+    bar = tqdm(
+        rows.split(EVALUATION_BATCH), desc=description, unit="batch", leave=False, file=sys.stderr
+    )
+    for part in bar:
+        logits: Tensor = classifier(source.batch(part)[0].to(device))
+        parts.append(logits.float().cpu())
+    return torch.cat(parts)
+
+
+class ClassifierStage:
+    """Train a classifier on labels, and on a teacher's logits if there are any.
+
+    Args:
+        classifier: maps images (B, C, H, W) to logits; it is trained in place.
+        source: the training images.
+        train_rows: which to train on.
+        validation_rows: which to score on.
+        part: how to train.
+        flip: mirror half of the images.
+        shift: shift images by up to so many pixels.
+        teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
+    """
+
+    name = "classifier"
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        source: ImageSource,
+        train_rows: Tensor,
+        validation_rows: Tensor,
+        part: PartSettings,
+        *,
+        flip: bool,
+        shift: int,
+        teacher: Tensor | None = None,
+    ) -> None:
+        self.classifier, self.source, self.part = classifier, source, part
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.flip, self.shift, self.teacher = flip, shift, teacher
+        self.device = next(classifier.parameters()).device
+        self.steps_per_epoch = part.steps_per_epoch
+        self.total_steps = part.epochs * part.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(
+            classifier.parameters(), lr=part.learning_rate, weight_decay=part.weight_decay
+        )
+        self.generator = torch.Generator()
+        self.order = torch.arange(len(train_rows))
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the classifier."""
+        return {"part": self.classifier}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the one optimiser."""
+        return {"optimizer": self.optimizer}
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Draw the order of the images; an epoch goes round it as often as it must."""
+        self.generator = generator
+        self.order = torch.randperm(len(self.train_rows), generator=generator)
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        """Do one step on one batch."""
+        part = self.part
+        factor = warmup_cosine(epoch * self.steps_per_epoch + index, self.total_steps, WARMUP)
+        set_rate(self.optimizer, part.learning_rate * factor)
+        places = (index * part.batch_size + torch.arange(part.batch_size)) % len(self.order)
+        chosen = self.order[places]
+        images, labels = self.source.batch(self.train_rows[chosen])
+        x = prepare(images.to(self.device), 0)
+        logits = self.classifier(augment(x, self.flip, self.shift, self.generator))
+        loss = F.cross_entropy(logits, labels.to(self.device))
+        if self.teacher is not None:
+            soft = self.teacher[chosen].to(self.device).softmax(1)
+            distilled = F.cross_entropy(logits, soft)
+            loss = DISTILLED_SHARE * distilled + (1 - DISTILLED_SHARE) * loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": float(loss.detach())}
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        """Score by accuracy on the validation images."""
+        logits = all_logits(
+            self.classifier, self.source, self.validation_rows, description="validation"
+        )
+        labels = self.source.batch(self.validation_rows)[1]
+        accuracy = float((logits.argmax(1) == labels).float().mean())
+        return accuracy, {"validation_accuracy": accuracy}
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return none."""
+        return {}

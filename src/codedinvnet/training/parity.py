@@ -1,0 +1,207 @@
+"""ParM's trained parts: a parity model by distillation, and a learned encoder and decoder.
+
+Kosaian et al., SOSP 2019, section 3.3; IEEE JSAIT 2020, section III. Groups are drawn anew in every
+step, and the classifier's logits of all images are computed once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.config import PartSettings
+from codedinvnet.data import ImageSource, random_groups
+from codedinvnet.errors import UserError
+from codedinvnet.model import prepare
+from codedinvnet.training.loop import set_rate, warmup_cosine
+
+BATCH = 250
+WARMUP = 0.1
+GRADIENT_NORM = 5.0
+
+
+class Taught(NamedTuple):
+    """Images with the logits that the served classifier gives them."""
+
+    source: ImageSource
+    rows: Tensor
+    """Rows of the source, (N,)."""
+    logits: Tensor
+    """(N, classes), on the CPU."""
+
+
+class GroupStage(ABC):
+    """What training on freshly drawn groups of k has in common.
+
+    Args:
+        module: what is trained, in place.
+        train: the training images.
+        validation: the validation images.
+        k: members of a group.
+        part: how to train.
+
+    Raises:
+        UserError: if there are too few images for a group.
+    """
+
+    name: str
+
+    def __init__(
+        self, module: nn.Module, train: Taught, validation: Taught, k: int, part: PartSettings
+    ) -> None:
+        if min(len(train.rows), len(validation.rows)) < k:
+            raise UserError(f"groups of k={k} cannot be drawn from {len(validation.rows)} images")
+        self.module, self.train, self.validation, self.k = module, train, validation, k
+        self.part = part
+        self.device = next(module.parameters()).device
+        self.steps_per_epoch = part.steps_per_epoch
+        self.total_steps = part.epochs * part.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=part.learning_rate, weight_decay=part.weight_decay
+        )
+        self.generator = torch.Generator()
+
+    @abstractmethod
+    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of groups: images (B, k, C, H, W), logits (B, k, classes), labels."""
+
+    @abstractmethod
+    def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Return every member's logits (B, k, classes) as if it alone were missing."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what is trained."""
+        return {"part": self.module}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the one optimiser."""
+        return {"optimizer": self.optimizer}
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Keep the epoch's generator."""
+        self.generator = generator
+
+    def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
+        images, labels = taught.source.batch(taught.rows[places.flatten()])
+        x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
+        return x, taught.logits[places].to(self.device), labels.view_as(places).to(self.device)
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        """Do one step on freshly drawn groups."""
+        part = self.part
+        factor = warmup_cosine(epoch * self.steps_per_epoch + index, self.total_steps, WARMUP)
+        set_rate(self.optimizer, part.learning_rate * factor)
+        count = len(self.train.rows)
+        size = min(part.batch_size, count // self.k)
+        places = torch.randperm(count, generator=self.generator)[: size * self.k]
+        loss = self.loss(*self.groups(self.train, places.view(size, self.k)))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+        return {"loss": float(loss.detach())}
+
+    def validate(self) -> tuple[float, Mapping[str, float]]:
+        """Score by recovered accuracy in one fixed grouping of the validation images."""
+        generator = torch.Generator().manual_seed(self.k)
+        drawn = random_groups(len(self.validation.rows), self.k, generator)
+        per_batch = max(1, BATCH // self.k)
+        correct = 0
+        batches = zip(drawn.members.split(per_batch), drawn.counted.split(per_batch), strict=True)
+        for members, counted in batches:
+            images, logits, labels = self.groups(self.validation, members)
+            with torch.no_grad():
+                hits = self.decoded(images, logits).argmax(2) == labels
+            correct += int((hits.cpu() & counted).sum())
+        accuracy = correct / len(self.validation.rows)
+        return accuracy, {"validation_recovered": accuracy}
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return none."""
+        return {}
+
+
+class ParityStage(GroupStage):
+    """Train a parity model: its output on the parity image shall be the sum of the logits.
+
+    The loss is the mean square of the difference, as in SOSP 2019.
+
+    Args:
+        parity_model: maps parity images (B, C, H, W) to sums of logits.
+        encode: maps groups (B, k, C, H, W) to parity images.
+        train: the training images.
+        validation: the validation images.
+        k: members of a group.
+        part: how to train.
+    """
+
+    name = "parity model"
+
+    def __init__(
+        self,
+        parity_model: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        train: Taught,
+        validation: Taught,
+        k: int,
+        part: PartSettings,
+    ) -> None:
+        super().__init__(parity_model, train, validation, k, part)
+        self.encode = encode
+
+    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.mse_loss(self.module(self.encode(images)), logits.sum(dim=1))
+
+    def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
+        # All members share one error: decoded y_i = P − Σ_{j≠i} y_j = y_i + (P − Σ y_j).
+        error: Tensor = self.module(self.encode(images)) - logits.sum(dim=1)
+        return logits + error[:, None]
+
+
+class LearnedCodeStage(GroupStage):
+    """Train an encoder and a decoder around a classifier that stays as it is.
+
+    The loss is the cross-entropy of the decoded answers against the labels, over all positions.
+
+    Args:
+        coder: its `encoder` maps groups to parity images, its `decoder` outputs to logits.
+        classifier: images to logits, in evaluation mode; gradients flow through it, none into it.
+        train: the training images.
+        validation: the validation images.
+        k: members of a group.
+        part: how to train.
+    """
+
+    name = "learned code"
+
+    def __init__(
+        self,
+        coder: nn.ModuleDict,
+        classifier: nn.Module,
+        train: Taught,
+        validation: Taught,
+        k: int,
+        part: PartSettings,
+    ) -> None:
+        super().__init__(coder, train, validation, k, part)
+        self.coder, self.classifier = coder, classifier.requires_grad_(False)
+
+    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        decoded = self.decoded(images, logits)
+        return F.cross_entropy(decoded.flatten(0, 1), labels.flatten())
+
+    def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
+        parity = self.classifier(self.coder["encoder"](images))
+        outputs = torch.cat([logits, parity[:, None]], dim=1)
+        answers = []
+        for i in range(self.k):
+            kept = torch.ones(self.k + 1, 1, dtype=outputs.dtype, device=outputs.device)
+            kept[i] = 0
+            answers.append(self.coder["decoder"](outputs * kept)[:, i])
+        return torch.stack(answers, dim=1)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet.bench import accuracy
+from codedinvnet.bench.rows import newest, read_rows
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS
+from codedinvnet.training.parity import ParityStage
+from tests.conftest import Command
+
+PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
+BLOCKS: list[dict[str, Any]] = [
+    {"methods": ["none", "replication", "approxifer", "nercc"], "bases": ["invertible", "resnet"]},
+    {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
+    {"methods": ["parm-concat"]},
+    {"methods": ["parm-learned"], "k": [2]},
+    {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
+]
+
+
+def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
+    grid = {
+        "name": "tiny",
+        "datasets": {
+            "mnist": {"bundle": str(bundle), "classifier": PART, "backup": PART, "parity": PART}
+        },
+        "groupings": 2,
+        "patterns": 30,
+        "blocks": [{"k": [4], **block} for block in (BLOCKS if blocks is None else blocks)],
+    }
+    path.write_text(json.dumps(grid))
+    return path
+
+
+def run(grid: Path, folder: Path, data_dir: Path, **more: Any) -> dict[str, Any]:
+    return accuracy.run(
+        grid,
+        out=folder / "rows.jsonl",
+        save_dir=folder / "runs",
+        data_dir=data_dir,
+        device=torch.device("cpu"),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    bundle_folder: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A grid with every method, done."""
+    folder = tmp_path_factory.mktemp("accuracy")
+    grid = write_grid(folder / "grid.json", bundle_folder)
+    counts = run(grid, folder, data_dir)
+    assert counts == {"trials": 17, "kept": 0, "done": 17, "failed": 0}
+    return folder, grid
+
+
+def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
+    rows = read_rows(finished[0] / "rows.jsonl")
+    assert {row["method"] for row in rows} == set(METHODS)
+    assert len({row["key"] for row in rows}) == len(rows) == 17
+    for row in rows:
+        assert row["error"] is None
+        assert row["schema_version"] == 1
+        for field in ("commit", "machine", "seed", "seconds", "settings", "began"):
+            assert row[field] not in (None, ""), field
+        assert 0 <= row["recovered"] <= 1
+        assert len(row["groups"]) == 2
+        assert sum(map(sum, row["confusion"])) > 0
+
+
+def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> None:
+    rows = read_rows(finished[0] / "rows.jsonl")
+    one = {(r["method"], r["base"]): r for r in rows if r["missing"] == 1}
+    normal = one["none", "invertible"]["normal"]
+    assert one["coded-invnet", "invertible"]["normal"] == normal
+    assert one["oracle", "invertible"]["recovered"] == pytest.approx(normal, abs=0.01)
+    assert one["replication", "invertible"]["recovered"] == pytest.approx(normal)
+    assert one["none", "invertible"]["answered"] == 0.0
+    assert not one["nercc", "resnet"]["systematic"]
+    assert len(one["nercc", "resnet"]["chosen"]["smoothing"]) == 2
+    assert one["approxifer-byzantine", "invertible"]["r"] == 2 * 5 + 1 - 4
+    two = {r["method"]: r for r in rows if r["missing"] == 2}
+    assert two["coded-invnet"]["answered"] == 0.0
+    assert two["small-backup"]["answered"] > 0.5
+
+
+def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
+    finished: tuple[Path, Path], data_dir: Path
+) -> None:
+    folder, grid = finished
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
+    assert len(before) == 2 * 5  # resnet, backup, parm, parm-concat, parm-learned: last and best
+    counts = run(grid, folder, data_dir)
+    assert counts == {"trials": 17, "kept": 17, "done": 0, "failed": 0}
+    bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
+    blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
+    assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
+
+
+def test_another_setting_is_another_trial(
+    finished: tuple[Path, Path], data_dir: Path, tmp_path: Path
+) -> None:
+    folder, grid = finished
+    raw = json.loads(grid.read_text())
+    raw["groupings"] = 1
+    raw["blocks"] = raw["blocks"][:1]
+    other = tmp_path / "grid.json"
+    other.write_text(json.dumps(raw))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes((folder / "rows.jsonl").read_bytes())
+    counts = accuracy.run(
+        other,
+        out=rows,
+        save_dir=folder / "runs",
+        data_dir=data_dir,
+        device=torch.device("cpu"),
+    )
+    assert (counts["kept"], counts["done"]) == (0, 8)
+
+
+def test_a_trial_that_raises_is_a_row_and_is_tried_again(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [{"methods": ["none", "replication", "coded-invnet"]}]
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    figures = accuracy._Bench.figures
+
+    def breaks(self: Any, trial: Any, data: Any) -> dict[str, Any]:
+        if trial.method == "replication":
+            raise RuntimeError("out of luck")
+        return figures(self, trial, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy._Bench, "figures", breaks)
+        assert run(grid, tmp_path, data_dir)["failed"] == 1
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row["error"] for row in rows] == [None, "RuntimeError: out of luck", None]
+    counts = run(grid, tmp_path, data_dir)
+    assert (counts["kept"], counts["done"], counts["failed"]) == (2, 1, 0)
+    assert all(r["error"] is None for r in newest(read_rows(tmp_path / "rows.jsonl")).values())
+
+
+def test_a_killed_grid_goes_on_where_it_stopped(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder)
+    rows = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "codedinvnet", "bench", "accuracy", str(grid)]
+    command += ["--out", str(rows), "--save-dir", str(tmp_path / "runs")]
+    command += ["--data-dir", str(data_dir), "--device", "cpu"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while len(read_rows(rows)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    there = read_rows(rows)
+    assert 2 <= len(there) < 17
+    with open(rows, "ab") as file:  # and the line that was being written
+        file.write(b'{"schema_version": 1, "key": "half of a')
+    counts = run(grid, tmp_path, data_dir)
+    assert counts == {"trials": 17, "kept": len(there), "done": 17 - len(there), "failed": 0}
+    found = read_rows(rows)
+    assert found[: len(there)] == there
+    assert len({row["key"] for row in found}) == len(found) == 17
+
+
+def test_an_interrupted_training_goes_on(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_part = {**PART, "epochs": 3}
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["parm"]}])
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["mnist"]["parity"] = raw_part
+    grid.write_text(json.dumps(raw))
+    step, steps = ParityStage.step, []
+
+    def interrupted(self: Any, epoch: int, index: int) -> Any:
+        steps.append(epoch)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, epoch, index)
+
+    monkeypatch.setattr(ParityStage, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(grid, tmp_path, data_dir)
+    assert steps == [0, 0, 0, 1, 1]
+    assert read_rows(tmp_path / "rows.jsonl") == []
+    assert run(grid, tmp_path, data_dir)["done"] == 1
+    assert steps[5:] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        ([{"methods": ["pram"]}], "unknown 'pram': did you mean 'parm'?"),
+        ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
+        ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
+        ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
+        ([{"methods": ["oracle"], "bundle": "nowhere/{dataset}"}], "no bundle 'nowhere/mnist'"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    blocks: list[dict[str, Any]],
+    told: str,
+    call: Command,
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    out = tmp_path / "rows.jsonl"
+    outcome = call("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_an_unknown_image_set_and_choice(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    with pytest.raises(UserError, match=r"--dataset: 'fashion' is not one of .*: mnist"):
+        run(grid, tmp_path, data_dir, only=["fashion"])
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["mnits"] = raw["datasets"].pop("mnist")
+    grid.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="mnits"):
+        run(grid, tmp_path, data_dir)
+
+
+def test_the_command_writes_rows_tables_and_figures(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(
+        tmp_path / "grid.json", bundle_folder, [{"methods": ["coded-invnet", "approxifer"]}]
+    )
+    out = tmp_path / "results" / "rows.jsonl"
+    words = ["bench", "accuracy", grid, "--out", out, "--data-dir", data_dir]
+    words += ["--save-dir", tmp_path / "runs", "--quick", "--json", "--device", "cpu"]
+    outcome = call(*words)
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert (report["done"], report["failed"]) == (2, 0)
+    names = {Path(p).name for p in report["written"]}
+    assert names == {"rows.md", "rows.csv", "rows-k.png"}  # k = 10 is not in this grid
+    assert "quick version" in (out.parent / "rows.md").read_text()
+    assert all(row["settings"]["quick"] for row in read_rows(out))
+    assert all(len(row["groups"]) == 1 for row in read_rows(out))

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.bench.erasures import (
+    Score,
+    corrupt_some,
+    erasure_patterns,
+    score,
+    task_outputs,
+)
+from codedinvnet.data import ImageSet
+from codedinvnet.methods import (
+    ApproxIFER,
+    CodedMethod,
+    NeRCC,
+    ParM,
+    Replication,
+    RobustApproxIFER,
+    SmallBackup,
+    Uncoded,
+)
+
+CLASSES = ("a", "b", "c", "d")
+N = 41
+"""No multiple of any k: the last group is filled up."""
+
+
+class Brightness(nn.Module):
+    """Logits of 4 classes by the images' brightness, linear; shifted, it is wrong for some."""
+
+    def __init__(self, shift: float = 0.0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images if images.is_floating_point() else images.float() / 255
+        level = 3 * x.mean(dim=(1, 2, 3)) + self.shift
+        slopes = torch.arange(4, dtype=torch.float32)
+        # argmax of 2·l·c − c² is the class nearest to the level, and linear in it.
+        logits: Tensor = self.factor * (2 * level[:, None] * slopes - slopes**2)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (N,), generator=generator)
+    images = (labels * 85).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
+    return ImageSet("levels", CLASSES, images, labels, "test")
+
+
+def scored(method: CodedMethod, source: ImageSet, k: int, missing: int = 1, **more: int) -> Score:
+    settings: dict[str, Any] = {"groupings": 2, "seed": 0, "patterns": 1000, "majority": 1, **more}
+    return score(method, source, k=k, missing=missing, **settings)
+
+
+def test_patterns_are_all_or_a_seeded_sample() -> None:
+    assert erasure_patterns(4, 2, 6, 0) == list(combinations(range(4), 2))
+    assert erasure_patterns(5, 0, 1, 0) == [()]
+    sample = erasure_patterns(11, 3, 30, 0)
+    assert len(set(sample)) == 30
+    assert all(len(set(lost)) == 3 and max(lost) < 11 for lost in sample)
+    assert sample == erasure_patterns(11, 3, 30, 0) != erasure_patterns(11, 3, 30, 1)
+
+
+@pytest.mark.parametrize("k", [2, 4, 10])
+def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
+    classifier = Brightness()
+    for method in (
+        ParM(classifier, Brightness(factor=k), k),
+        Replication(classifier, k),
+        SmallBackup(classifier, Brightness(), k),
+    ):
+        found = scored(method, source, k)
+        assert (found.complete, found.recovered, found.answered) == (1.0, 1.0, 1.0), method.name
+        assert found.std == 0.0
+        assert int(found.confusion.diagonal().sum()) == int(found.confusion.sum()) == 2 * N
+        for counts in found.counts:
+            assert len(counts.scored) == -(-N // k)
+            assert int(counts.scored.sum()) == N
+            assert torch.equal(counts.scored, counts.correct)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_missing_answer_counts_as_the_majority_class(source: ImageSet, k: int) -> None:
+    found = scored(Uncoded(Brightness(), k), source, k)
+    share = float((source.labels == 1).float().mean())
+    assert found.recovered == pytest.approx(share)
+    assert found.answered == 0.0
+    assert found.complete == 1.0
+    assert found.confusion[:, 1].tolist() == found.confusion.sum(1).tolist()
+    assert found.confusion.sum(1).tolist() == [
+        2 * int((source.labels == c).sum()) for c in range(4)
+    ]
+
+
+def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None:
+    backup = Brightness(shift=0.6)
+    right = (backup(source.images).argmax(1) == source.labels).float().mean()
+    found = scored(SmallBackup(Brightness(), backup, 4), source, 4)
+    assert 0 < float(right) < 1
+    assert found.recovered == pytest.approx(float(right))
+    assert found.std is not None
+    assert found.std > 0
+
+
+def test_a_worse_base_model_shows_in_complete(source: ImageSet) -> None:
+    wrong = Brightness(shift=0.6)
+    right = float((wrong(source.images).argmax(1) == source.labels).float().mean())
+    assert scored(Uncoded(wrong, 4), source, 4).complete == pytest.approx(right)
+
+
+@pytest.mark.parametrize("missing", [2, 3])
+def test_several_missing(source: ImageSet, missing: int) -> None:
+    k = 4
+    backup = scored(SmallBackup(Brightness(), Brightness(), k), source, k, missing)
+    # Patterns in which the backup is lost, too, leave their members unanswered.
+    lost_backup = sum(missing - 1 for lost in combinations(range(5), missing) if 4 in lost)
+    erased = sum(sum(i < 4 for i in lost) for lost in combinations(range(5), missing))
+    assert backup.answered == pytest.approx(1 - lost_backup / erased)
+    assert len(backup.patterns) == len(list(combinations(range(5), missing)))
+    parm = scored(ParM(Brightness(), Brightness(factor=k), k), source, k, missing)
+    assert parm.answered == 0.0  # one parity makes up for one loss
+    copies = scored(Replication(Brightness(), k), source, k, missing)
+    pairs = list(combinations(range(2 * k), missing))
+    both = sum({i, k + i} <= set(lost) for lost in pairs for i in range(k))
+    assert copies.answered == pytest.approx(1 - both / sum(i in p for p in pairs for i in range(k)))
+
+
+@pytest.mark.parametrize("kind", [ApproxIFER, NeRCC])
+def test_codes_without_direct_answers_are_scored_on_everybody(
+    source: ImageSet, kind: type[ApproxIFER | NeRCC]
+) -> None:
+    k = 4
+    method = kind(Brightness(), k)
+    found = scored(method, source, k)
+    assert int(found.counts[0].scored.sum()) == N * (k + 1)
+    assert found.complete < 1.0 or found.recovered != 1.0
+    nobody = scored(method, source, k, missing=0)
+    assert nobody.recovered == nobody.complete == found.complete
+    assert int(nobody.counts[0].scored.sum()) == N
+    none = scored(Uncoded(Brightness(), k), source, k, missing=0)
+    assert none.recovered is None
+    assert none.answered is None
+    more = scored(kind(Brightness(), k, stragglers=1), source, k, missing=2)
+    assert more.answered == 0.0
+
+
+def test_corrupt_workers_are_told_apart_by_the_byzantine_variant_alone(source: ImageSet) -> None:
+    k = 4
+    robust, plain = RobustApproxIFER(Brightness(), k), ApproxIFER(Brightness(), k)
+    honest = scored(robust, source, k)
+    noisy = scored(robust, source, k, corrupt=1)
+    assert honest.recovered is not None
+    assert noisy.recovered is not None
+    assert noisy.recovered > honest.recovered - 0.1
+    assert noisy.complete == honest.complete
+    harmed, whole = scored(plain, source, k, corrupt=1), scored(plain, source, k)
+    assert harmed.recovered is not None
+    assert whole.recovered is not None
+    assert harmed.recovered < whole.recovered - 0.1
+    copied = scored(Replication(Brightness(), k), source, k, corrupt=1)
+    assert int(copied.counts[0].scored.sum()) == N * 2 * k  # everybody's answers
+
+
+def test_noise_hits_so_many_tasks_of_every_group() -> None:
+    outputs = {t: torch.randn(50, 3, generator=torch.Generator().manual_seed(t)) for t in (0, 2, 5)}
+    for count in range(4):
+        found = corrupt_some(outputs, count, torch.Generator().manual_seed(0))
+        hits = torch.stack([(found[t] != outputs[t]).any(1) for t in outputs])
+        assert hits.sum(0).tolist() == [count] * 50
+        assert bool((hits.float().mean(1) < 1).all()) == (count < 3)
+
+
+def test_positions_are_scored_by_pattern(source: ImageSet) -> None:
+    """A parity model that is wrong makes every position wrong; a direct answer is not touched."""
+    k = 4
+    method = ParM(Brightness(), Brightness(shift=9.0, factor=k), k)
+    found = scored(method, source, k)
+    assert found.complete == 1.0
+    assert found.recovered is not None
+    assert found.recovered < 0.6
+    assert set(found.patterns) == {(0,), (1,), (2,), (3,)}
+    total = sum(int(c.correct.sum()) for c in found.counts)
+    assert found.recovered == pytest.approx(total / (2 * N))
+
+
+def test_groupings_are_the_same_for_every_method_and_a_prefix_of_more(source: ImageSet) -> None:
+    a = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, groupings=3)
+    b = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, groupings=1)
+    assert torch.equal(a.counts[0].correct, b.counts[0].correct)
+    assert not torch.equal(a.counts[0].correct, a.counts[1].correct)
+    c = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, seed=5)
+    assert not torch.equal(a.counts[0].correct, c.counts[0].correct)
+
+
+def test_known_outputs_are_used(source: ImageSet) -> None:
+    method = Uncoded(Brightness(), 4)
+    own = task_outputs(method, source)
+    assert own.shape == (N, 4)
+    flipped = scored(method, source, 4)
+    other = score(
+        method,
+        source,
+        k=4,
+        missing=1,
+        groupings=1,
+        seed=0,
+        patterns=10,
+        majority=1,
+        own=own.flip(1),
+    )
+    assert flipped.complete == 1.0
+    assert other.complete < 0.5

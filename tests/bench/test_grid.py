@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS, NEEDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PART = {"epochs": 1}
+
+
+def raw(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    data = {"bundle": "mnist", "classifier": PART, "backup": PART, "parity": PART}
+    return {"name": "g", "datasets": {"mnist": data, "fashion": data}, "blocks": blocks, **more}
+
+
+def written(folder: Path, *blocks: dict[str, Any], **more: Any) -> Path:
+    path = folder / "grid.json"
+    path.write_text(json.dumps(raw(*blocks, **more)))
+    return path
+
+
+def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
+    grid = load_grid(ROOT / "configs" / "bench" / "accuracy.json")
+    found = list(trials(grid))
+    assert set(grid.datasets) == {"mnist", "fashion"}
+    assert {t.method for t in found} == set(METHODS)
+    for method in ("parm", "approxifer", "nercc"):
+        for dataset in grid.datasets:
+            cells = {(t.base, t.k) for t in found if (t.method, t.dataset) == (method, dataset)}
+            assert cells >= {(b, k) for b in ("invertible", "resnet") for k in (2, 4, 10)}
+    assert len({t.seed for t in found if t.method == "parm"}) == 3
+    for trial in found:
+        check_possible(trial, (1, 28, 28), 10_000, tuple(range(2, 11)))
+
+
+def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
+    block = {"methods": ["none", "parm"], "k": [2, 4], "seeds": [1, 2], "missing": [0, 1]}
+    grid = load_grid(written(tmp_path, block, {**block, "methods": ["parm"], "k": [2]}))
+    found = list(trials(grid))
+    assert len(found) == len(set(found)) == 2 * (2 * 2 + 2 * 2 * 2)
+    assert {t.seed for t in found if t.method == "none"} == {1}
+    assert {t.seed for t in found if t.method == "parm"} == {1, 2}
+
+
+def test_seeds_matter_where_something_is_trained() -> None:
+    assert trained("approxifer", "resnet")
+    assert not trained("approxifer", "invertible")
+    assert trained("small-backup", "invertible")
+    assert not trained("coded-invnet", "invertible")
+    assert set(NEEDS) == set(METHODS)
+
+
+def test_a_blocks_bundle_label_and_groupings(tmp_path: Path) -> None:
+    block = {
+        "methods": ["coded-invnet"],
+        "datasets": ["fashion"],
+        "k": [4],
+        "bundle": "runs/{dataset}/fusion-k{k}/bundle",
+        "label": "paper",
+        "groupings": 9,
+    }
+    (trial,) = trials(load_grid(written(tmp_path, block, groupings=3)))
+    assert trial.bundle == "runs/fashion/fusion-k4/bundle"
+    assert (trial.label, trial.method, trial.groupings) == ("paper", "coded-invnet", 3)
+    assert trial.name() == "paper on fashion (invertible), k = 4, 1 missing, seed 1"
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"methods": ["pram"]}, r"blocks\.0\.methods: unknown 'pram': did you mean 'parm'"),
+        ({"methods": ["zzz"]}, "unknown 'zzz': known: none, replication, parm"),
+        ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
+        ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
+        ({"methods": ["parm"], "bundle": "x"}, r"bundle: parm runs on the data set's base models"),
+        ({"methods": ["parm"], "bases": ["vgg"]}, r"blocks\.0\.bases"),
+        ({"methods": ["parm"], "k": [1]}, r"blocks\.0\.k.*greater than or equal to 2"),
+        ({"methods": []}, r"blocks\.0\.methods"),
+        ({"methods": ["parm"], "kk": [2]}, r"unknown key 'blocks\.0\.kk': did you mean 'k'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, block: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        load_grid(written(tmp_path, block))
+    assert "\n" not in str(caught.value)
+    assert "grid.json" in str(caught.value)
+
+
+def test_a_misspelt_key_of_a_data_set(tmp_path: Path) -> None:
+    grid = raw({"methods": ["parm"]})
+    grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], "parity": {"epoch": 3}}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    told = r"unknown key 'datasets\.mnist\.parity\.epoch': did you mean 'epochs'"
+    with pytest.raises(UserError, match=told):
+        load_grid(tmp_path / "grid.json")
+
+
+def test_files_that_are_no_grids(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the grid"):
+        load_grid(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"bad\.json is not JSON"):
+        load_grid(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"methods": ["parm-concat"], "k": [10]}, "cannot tile k = 10"),
+        ({"methods": ["coded-invnet"], "k": [12]}, "serves groups of 2 to 10"),
+        ({"methods": ["parm"], "k": [500]}, "only 200 test images"),
+        ({"methods": ["parm"], "k": [2], "missing": [2]}, "one of the k must be left"),
+        ({"methods": ["parm"], "k": [4], "missing": [2], "corrupt": [2]}, "2 corrupt, seed 1: one"),
+    ],
+)
+def test_what_cannot_be_done(tmp_path: Path, block: dict[str, Any], told: str) -> None:
+    trial = next(trials(load_grid(written(tmp_path, block))))
+    with pytest.raises(UserError, match=told):
+        check_possible(trial, (1, 28, 28), 200, tuple(range(2, 11)))

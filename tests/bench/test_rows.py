@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from codedinvnet.bench.rows import (
+    SCHEMA_VERSION,
+    append_row,
+    key_of,
+    newest,
+    pack_counts,
+    read_rows,
+    unpack_counts,
+)
+from codedinvnet.errors import UserError
+
+
+def row(key: str, value: int = 0) -> dict[str, object]:
+    return {"schema_version": SCHEMA_VERSION, "key": key, "value": value}
+
+
+@pytest.mark.parametrize("values", [[], [0], [65535, 0, 3], list(range(1000))])
+def test_counts_come_back(values: list[int]) -> None:
+    counts = torch.tensor(values, dtype=torch.long)
+    text = pack_counts(counts)
+    assert text.isascii()
+    assert torch.equal(unpack_counts(text), counts)
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_counts_that_do_not_fit_are_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.65535"):
+        pack_counts(torch.tensor([1, value]))
+
+
+def test_counts_of_a_thousand_groups_are_short() -> None:
+    counts = torch.randint(7, 11, (1000,), generator=torch.Generator().manual_seed(0))
+    assert len(pack_counts(counts)) < 600
+
+
+def test_rows_are_appended_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert read_rows(path) == []
+    append_row(path, row("a", 1))
+    append_row(path, row("b", 2))
+    assert read_rows(path) == [row("a", 1), row("b", 2)]
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_an_unfinished_line_is_ignored_and_cut_off(tmp_path: Path, whole: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    for i in range(whole):
+        append_row(path, row(str(i)))
+    with open(path, "ab") as file:
+        file.write(json.dumps(row("x")).encode()[:-5])
+    assert [r["key"] for r in read_rows(path)] == [str(i) for i in range(whole)]
+    append_row(path, row("next"))
+    assert [r["key"] for r in read_rows(path)] == [*map(str, range(whole)), "next"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("{", "line 2: not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],
+)
+def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row("a"))
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=told):
+        read_rows(path)
+
+
+def test_the_newest_row_of_a_trial_counts() -> None:
+    rows = [row("a", 1), row("b", 2), row("a", 3)]
+    assert list(newest(rows).values()) == [row("b", 2), row("a", 3)]
+
+
+def test_keys_differ_with_what_they_are_of() -> None:
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    assert len({key_of({"a": 1}), key_of({"a": 2}), key_of({"a": 1}, {}), key_of("a")}) == 4

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from codedinvnet import stages
+from codedinvnet.bench import speed
+from codedinvnet.bench.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, operator_norm
+from tests.conftest import Command, make_run, tiny_settings
+
+TINY = speed.Sizes(
+    rounds=2, plain_rounds=1, seconds=0.0, batch=8, embed_batches=(1, 4), plain_iterations=40
+)
+
+
+def network() -> IResNet:
+    torch.manual_seed(0)
+    made = IResNet((1, 8, 8), blocks=(1, 2), strides=(1, 2), hidden=(6, 5), coefficient=0.8)
+    with torch.no_grad():
+        for layer in constrained_layers(made):
+            layer.weight.mul_(5.0)
+    constrain_exactly(made)
+    return made.eval().requires_grad_(False)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def parts(bundle: Bundle, held_out: ImageSet) -> speed.SpeedBench:
+    return speed.SpeedBench(bundle, held_out, TINY)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_published_network_computes_what_ours_does(training: bool) -> None:
+    net, x = network(), noise(3, 1, 8, 8)
+    published = PublishedIResNet(net).train(training)
+    torch.testing.assert_close(published(x), net(x), rtol=0.0, atol=1e-5)
+    assert sum(isinstance(m, NormalisedConv2d) for m in published.modules()) == 9
+    plain = published.folded()
+    torch.testing.assert_close(plain(x), net(x), rtol=0.0, atol=1e-5)
+    assert not any(isinstance(m, NormalisedConv2d) for m in plain.modules())
+    assert not list(plain.buffers())
+
+
+@pytest.mark.parametrize("kernel", [3, 1])
+def test_published_convolution_keeps_its_bound_and_its_raw_weight(kernel: int) -> None:
+    torch.manual_seed(0)
+    raw = torch.nn.Conv2d(3, 4, kernel, padding=kernel // 2)
+    size = (5, 4) if kernel > 1 else (1, 1)
+    with torch.no_grad():
+        raw.weight.mul_(3.0 / operator_norm(raw, size))
+    conv = NormalisedConv2d(raw, (5, 4), 0.8).train()
+    assert torch.equal(conv.weight, raw.weight)
+    for _ in range(2000):
+        conv.power_step()
+    assert operator_norm(conv.folded(), size) == pytest.approx(0.8, rel=1e-4)
+    x = noise(2, 3, 5, 4)
+    torch.testing.assert_close(
+        conv(x) - conv(0 * x), 0.8 / 3 * (raw(x) - raw(0 * x)), rtol=1e-4, atol=1e-5
+    )
+    # What it computes does not depend on the weight's length, so the gradient is across it.
+    (slope,) = torch.autograd.grad(conv(x).square().sum(), conv.weight)
+    cosine = torch.cosine_similarity(slope.flatten(), conv.weight.flatten(), dim=0)
+    assert abs(float(cosine.detach())) < 1e-3
+    assert float(slope.norm()) > 1e-2
+
+
+def test_published_convolution_goes_on_with_its_vectors_only_in_training() -> None:
+    conv = NormalisedConv2d(torch.nn.Conv2d(3, 4, 3, padding=1), (5, 4), 0.8)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.roll(1, dims=1))  # another operator than the vectors' one
+    before = conv.v.clone()
+    conv.eval()(noise(1, 3, 5, 4))
+    assert torch.equal(conv.v, before)
+    conv.train()(noise(1, 3, 5, 4))
+    assert not torch.equal(conv.v, before)
+    for _ in range(100):
+        conv.power_step()
+    norm = torch.dot(conv.u.flatten(), conv.apply_operator(conv.v).flatten())
+    assert float(norm.detach()) == pytest.approx(operator_norm(conv, (5, 4)), rel=1e-4)
+
+
+def test_unchecked_inverse_approaches_the_checked_one() -> None:
+    net, x = network(), noise(3, 1, 8, 8)
+    for inverted in (net, PublishedIResNet(net).eval()):
+        z = inverted(x)
+        errors = [float((unchecked_inverse(inverted, z, n) - x).abs().max()) for n in (1, 5, 60)]
+        assert errors[0] > 3 * errors[1] > 3 * errors[2]
+        assert errors[2] < 1e-5
+
+
+class Clock:
+    """Stands still but for the arms, which move it on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.calls: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def arm(self, name: str, *seconds: float) -> Callable[[], None]:
+        left = list(seconds)
+
+        def call() -> None:
+            self.calls.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return call
+
+
+def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    times = speed.interleave(
+        {"slow": clock.arm("slow", 9.0, 4.0), "fast": clock.arm("fast", 1.0, 0.4)},
+        rounds=3,
+        seconds=1.0,
+        device=torch.device("cpu"),
+        label="test",
+    )
+    assert times["slow"] == pytest.approx([4000.0] * 3)
+    assert times["fast"] == pytest.approx([400.0] * 3)
+    warm = ["slow", "fast", "fast"]
+    forward, backward = ["slow", *["fast"] * 3], [*["fast"] * 3, "slow"]
+    assert clock.calls == [*warm, *forward, *backward, *forward]
+
+
+def test_a_ratio_is_that_of_the_medians() -> None:
+    times = {"slow": [2.0, 4.0, 9.0], "fast": [1.0, 1.0, 3.0]}
+    assert speed.ratio("r", times, "slow", "fast") == {"r": 4.0, "r_spread": [2.0, 4.0]}
+    assert speed.summary(times["slow"]) == {"median": 4.0, "min": 2.0, "max": 9.0}
+
+
+def test_embed(parts: speed.SpeedBench) -> None:
+    found = parts.embed()
+    for tag in ("batch1", "batch4"):
+        assert found[f"embed_ratio_{tag}"] > 0
+        low, high = found[f"embed_ratio_{tag}_spread"]
+        assert low <= high
+        assert set(found[f"embed_ms_{tag}"]) == {
+            "published",
+            "published, folded",
+            "ours, unfolded",
+            "ours, served",
+        }
+        assert max(found[f"embed_difference_{tag}"].values()) < 1e-5
+
+
+def test_inverse(parts: speed.SpeedBench) -> None:
+    found = parts.inverse()
+    error = found["inverse_error"]
+    assert max(error["plain"], error["exact"]) < 1e-5
+    assert max(error["plain, float64"], error["exact, float64"]) <= speed.EXACT
+    assert error["exact"] < error["coarse"] <= speed.COARSE
+    assert set(found["inverse_ms"]) == set(error)
+    assert 1 < found["inverse_iterations"]["coarse"] < found["inverse_iterations"]["exact"] < 40
+    assert {"inverse_ratio_plain", "inverse_ratio_ten"} <= found.keys()
+
+
+def test_train(parts: speed.SpeedBench) -> None:
+    found = parts.train()
+    first, last = found["train_first_loss"], found["train_last_loss"]
+    assert first["plain"] == pytest.approx(first["ours"], rel=0.02)
+    assert last["ours"] != first["ours"]
+    assert found["train_batch"] == TINY.batch
+    assert found["train_ratio"] > 0
+
+
+def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
+    bench = speed.SpeedBench(load_bundle("mnist"), sample_images("mnist"), TINY)
+    x = bench.images(64)
+
+    def error(network: IResNet, x: Tensor, tolerance: float) -> float:
+        with torch.inference_mode():
+            return float((network.inverse(network(x), tolerance=tolerance) - x).abs().max())
+
+    assert error(bench.served, x, speed.COARSE_TOLERANCE) <= speed.COARSE
+    # In float32 the latents' own rounding is left, which a hundred plain iterations leave, too.
+    with torch.inference_mode():
+        plain = unchecked_inverse(bench.served, bench.served(x), 100)
+    limit = max(speed.EXACT, 1.1 * float((plain - x).abs().max()))
+    assert error(bench.served, x, speed.EXACT_TOLERANCE) <= limit < 2 * speed.EXACT
+    wide = copy.deepcopy(bench.served).double()
+    assert error(wide, x.double(), speed.EXACT_TOLERANCE) <= speed.EXACT
+
+
+def test_commands(
+    call: Command, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "QUICK", replace(TINY, plain_iterations=5))
+    out = tmp_path / "speed.json"
+    reports = []
+    for part in speed.PARTS:
+        outcome = call("bench", part, bundle_folder, "--quick", "--json", "--out", out)
+        assert outcome.code == 0, outcome.err
+        reports.append(json.loads(outcome.out))
+        assert set(reports[-1]["parts"]) == {part}
+    merged = json.loads(out.read_text())
+    assert set(merged["parts"]) == set(speed.PARTS)
+    assert {"machine", "cores", "device", "schema_version", "bundle"} <= merged.keys()
+    assert all(merged[key] == value for r in reports for key, value in r.items() if key != "parts")
+    ratios = {key for key in merged if "_ratio" in key and not key.endswith("spread")}
+    wanted = {
+        "inverse_ratio_plain",
+        "inverse_ratio_ten",
+        "embed_ratio_batch1",
+        "embed_ratio_batch4",
+        "train_ratio",
+    }
+    assert wanted <= ratios
+    assert all(f"{key}_spread" in merged for key in ratios)
+
+
+def test_table_for_people(
+    call: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "QUICK", TINY)
+    outcome = call("bench", "embed", bundle_folder, "--quick")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    rows = [line for line in lines if line.startswith("  ours, served")]
+    assert [len(row.removeprefix("  ours, served").split()) for row in rows] == [4, 4]
+    assert any(line.startswith("embed_ratio_batch1 ") for line in lines)
+
+
+def test_an_irevnet_is_refused(tmp_path: Path, data_dir: Path) -> None:
+    run = make_run(tiny_settings("recovery", "irevnet"), tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    with pytest.raises(UserError, match="i-RevNet"):
+        speed.run("embed", str(run.fusion_folder(4) / "bundle"), quick=True)

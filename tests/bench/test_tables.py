@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet.bench import plots, tables
+from codedinvnet.bench.rows import SCHEMA_VERSION, append_row, key_of, pack_counts
+
+GROUPS, K = 100, 10
+
+
+def row(
+    label: str,
+    recovered: float,
+    *,
+    dataset: str = "mnist",
+    base: str = "invertible",
+    k: int = K,
+    seed: int = 1,
+    error: str | None = None,
+    systematic: bool = True,
+    epochs: int = 1,
+) -> dict[str, Any]:
+    """Return a row in which every group has the same share of right answers, or one more."""
+    generator = torch.Generator().manual_seed(seed)
+    extra = (torch.rand(GROUPS, generator=generator) < (recovered * k) % 1).long()
+    correct = int(recovered * k) + extra
+    trial = {
+        "label": label,
+        "method": label,
+        "dataset": dataset,
+        "base": base,
+        "k": k,
+        "missing": 1,
+        "corrupt": 0,
+        "seed": seed,
+    }
+    settings = {"quick": False, "epochs": epochs}
+    figures: dict[str, Any] = {
+        "normal": 0.95,
+        "complete": 0.95 if systematic else 0.9,
+        "recovered": recovered,
+        "systematic": systematic,
+        "r": 1,
+        "confusion": [[8, 2], [1, 9]],
+        "classes": ["cat", "dog"],
+        "groups": [
+            {"correct": pack_counts(correct), "scored": pack_counts(torch.full((GROUPS,), k))}
+        ],
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": key_of(trial, settings),
+        **trial,
+        "settings": settings,
+        "machine": "a machine",
+        **({} if error else figures),
+        "error": error,
+    }
+
+
+def cells_of(columns: tuple[str, ...], table: list[tuple[str, ...]]) -> list[dict[str, str]]:
+    return [dict(zip(columns, line, strict=True)) for line in table]
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    return [
+        row("coded-invnet", 0.93),
+        row("parm", 0.50, seed=1),
+        row("parm", 0.54, seed=2),
+        row("parm", 0.40, base="resnet", seed=1),
+        row("approxifer", 0.80, systematic=False),
+        row("approxifer", 0.88, base="resnet", systematic=False),
+        row("small-backup", 0.97),
+        row("nercc", 0.0, error="RuntimeError: out of luck"),
+    ]
+
+
+def test_seeds_share_a_line_with_mean_and_spread(rows: list[dict[str, Any]]) -> None:
+    table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
+    (parm,) = [c for c in table if (c["method"], c["base"]) == ("parm", "invertible")]
+    assert parm["recovered"] == "52.00 ± 2.83"
+    assert parm["seeds"] == "2"
+    (ours,) = [c for c in table if c["method"] == "coded-invnet" and c["source"] == "measured"]
+    assert ours["recovered"] == "93.00"
+    assert ours["overhead"] == "10 %"
+    assert ours["nobody missing"] == ""
+    assert not [c for c in table if c["method"] == "nercc"]
+
+
+def test_codes_without_direct_answers_have_a_column_of_their_own(
+    rows: list[dict[str, Any]],
+) -> None:
+    table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
+    found = {
+        c["nobody missing"]
+        for c in table
+        if (c["method"], c["source"]) == ("approxifer", "measured")
+    }
+    assert found == {"90.00"}
+
+
+def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[str, Any]]) -> None:
+    table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
+    published = [c for c in table if c["source"].startswith("published")]
+    assert {(c["method"], c["data set"], c["recovered"]) for c in published} == {
+        ("approxifer", "mnist", "87.2"),
+        ("parm", "mnist", "59.2"),
+        ("coded-invnet", "(not named)", "85.9"),
+        ("parm", "(not named)", "53.4"),
+    }
+
+
+def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -> None:
+    table = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(rows)))
+    found = {c["rival"]: c for c in table}
+    assert set(found) == {"parm", "approxifer", "small-backup"}
+    assert found["parm"]["its best base"] == "invertible"
+    assert found["approxifer"]["its best base"] == "resnet"
+    assert found["approxifer"]["its recovered"] == "88.00"
+    assert found["parm"]["ours is"] == "above"
+    assert found["parm"]["p"] == "< 0.001"
+    assert found["small-backup"]["ours is"] == "below"
+    assert float(found["approxifer"]["margin, points"]) == pytest.approx(5, abs=1)
+
+
+def test_rows_of_older_settings_are_left_out() -> None:
+    rows = [row("parm", 0.2, seed=s, epochs=1) for s in (1, 2)]
+    rows += [row("parm", 0.6, seed=1, epochs=9)]
+    (line,) = tables.lines_of(rows)
+    assert line.mean("recovered") == 0.6
+    assert line.std("recovered") is None
+
+
+def test_a_failed_trial_is_a_row_with_its_error(rows: list[dict[str, Any]]) -> None:
+    page = tables.report(rows)
+    assert "## Failed trials" in page
+    assert "| mnist | 10 | 1 | 0 | nercc | invertible | 1 | RuntimeError: out of luck |" in page
+    again = tables.report([*rows, row("nercc", 0.7, systematic=False)])
+    assert "Failed trials" not in again
+
+
+def test_files_are_made_from_the_rows_alone(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.jsonl"
+    assert tables.write(path) == plots.write(path) == []
+    for one in [*rows, row("coded-invnet", 0.95, k=4), row("parm", 0.7, k=4, dataset="fashion")]:
+        append_row(path, one)
+    page, table = tables.write(path)
+    assert page.read_text().startswith("# Accuracy of every method\n")
+    assert "Measured on a machine." in page.read_text()
+    with open(table, newline="") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == list(tables.COLUMNS)
+    assert {r["method"] for r in read} >= {"coded-invnet", "parm", "approxifer", "small-backup"}
+    pictures = plots.write(path)
+    assert [p.name for p in pictures] == [
+        f"accuracy-{name}.png" for name in ("k", "unavailability", "confusion")
+    ]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
+
+
+def test_what_is_lost_is_a_share_of_the_true_class() -> None:
+    (line,) = tables.lines_of([row("parm", 0.5)])
+    assert plots._lost_shares(line).tolist() == [[0.0, 20.0], [10.0, 0.0]]
+
+
+def test_overall_accuracy_charges_codes_without_direct_answers_for_whole_groups() -> None:
+    (systematic,) = tables.lines_of([row("parm", 0.55)])
+    (other,) = tables.lines_of([row("approxifer", 0.55, systematic=False)])
+    assert plots.overall(systematic, 0.0) == pytest.approx(0.95)
+    assert plots.overall(systematic, 0.05) == pytest.approx(0.95 * 0.95 + 0.05 * 0.55)
+    assert plots.overall(other, 0.0) == pytest.approx(0.9)
+    assert plots.overall(other, 0.05) == pytest.approx(0.45 * 0.9 + 0.55 * 0.55)
+    with pytest.raises(ValueError, match=r"0\.\.1/11"):
+        plots.overall(systematic, 0.1)

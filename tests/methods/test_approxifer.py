@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from codedinvnet.errors import UserError
+from codedinvnet.methods import ApproxIFER, CodedMethod, RobustApproxIFER
+from codedinvnet.methods.approxifer import berrut_matrix, locate_errors
+from codedinvnet.methods.interpolation import first_kind, second_kind
+from codedinvnet.serving.group import is_systematic
+from tests.methods.linear import SHAPE, Linear, images, outputs_of, without
+
+
+def berrut(z: float, nodes: list[float], values: list[float]) -> float:
+    """Berrut's formula as it is written, away from the nodes."""
+    terms = [(1.0 - 2.0 * (rank % 2)) / (z - node) for rank, node in enumerate(nodes)]
+    weighted = sum(term * value for term, value in zip(terms, values, strict=True))
+    return weighted / sum(terms)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
+def test_the_matrix_is_the_formula(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    nodes = torch.rand(n, dtype=torch.float64, generator=generator).sort().values
+    values = torch.rand(n, dtype=torch.float64, generator=generator)
+    points = torch.linspace(-1.3, 1.7, 11, dtype=torch.float64)
+    found = berrut_matrix(points, nodes) @ values
+    expected = [berrut(z, nodes.tolist(), values.tolist()) for z in points.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
+def test_at_a_node_the_interpolant_is_the_nodes_value(n: int) -> None:
+    nodes = second_kind(n, closed=False)
+    identity = torch.eye(n, dtype=torch.float64)
+    torch.testing.assert_close(berrut_matrix(nodes, nodes), identity, rtol=0.0, atol=0.0)
+    beside = berrut_matrix(nodes + 1e-9, nodes)
+    torch.testing.assert_close(beside, identity, rtol=0.0, atol=1e-6)
+
+
+def test_signs_follow_the_rank_among_the_nodes_that_are_there() -> None:
+    """With the index among all nodes, signs would repeat and the interpolant have poles."""
+    nodes = second_kind(6, closed=True)
+    kept = nodes[[0, 1, 3, 4, 5]]
+    points = torch.linspace(-0.99, 0.99, 400, dtype=torch.float64)
+    assert float(berrut_matrix(points, kept).abs().sum(1).max()) < 10
+    shuffled = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        berrut_matrix(points, kept[shuffled]), berrut_matrix(points, kept)[:, shuffled]
+    )
+
+
+def test_points_lie_where_the_paper_puts_them() -> None:
+    assert first_kind(3).tolist() == pytest.approx(
+        [math.cos(math.pi / 6), 0.0, math.cos(5 * math.pi / 6)]
+    )
+    assert second_kind(4, closed=False).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
+    assert second_kind(3, closed=True).tolist() == pytest.approx([1, 0, -1])
+
+
+def collides(k: int, workers: int) -> bool:
+    """Tell whether some (2j + 1) / 2k is some i / workers."""
+    odd = {Fraction(2 * j + 1, 2 * k) for j in range(k)}
+    return bool(odd & {Fraction(i, workers) for i in range(workers)})
+
+
+def test_the_known_collisions() -> None:
+    assert all(collides(k, k + s) for k in (3, 5, 9) for s in (1, 3))
+    assert all(collides(k, k + 2) for k in (2, 6, 10))
+    assert not any(collides(k, k + 1) for k in (2, 4, 10))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("stragglers", [0, 1, 2, 3])
+@pytest.mark.parametrize("k", range(2, 12))
+def test_weights_are_finite_and_sum_to_one_at_every_pattern(
+    k: int, stragglers: int, closed: bool
+) -> None:
+    method = ApproxIFER(Linear(), k, stragglers=stragglers, closed=closed)
+    assert (method.r, len(method.tasks(k))) == (stragglers, k + stragglers)
+    ones = torch.ones(k + stragglers, dtype=torch.float64)
+    torch.testing.assert_close(method.encoding.sum(1), ones)
+    for lost in combinations(range(k + stragglers), min(stragglers, 2)):
+        kept = tuple(t for t in range(k + stragglers) if t not in lost)
+        decoding = method.decoding_matrix(kept)
+        torch.testing.assert_close(decoding.sum(1), ones[:k])
+        assert float(decoding.abs().max()) < 100
+
+
+@pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 1), (4, 1), (3, 3), (6, 2), (10, 1)])
+def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
+    k: int, stragglers: int
+) -> None:
+    """A linear model of a mixture is the mixture of its outputs: two matrix products."""
+    classifier = Linear()
+    method = ApproxIFER(classifier, k, stragglers=stragglers)
+    as_method: CodedMethod = method
+    assert not is_systematic(as_method)
+    group = images(k)
+    direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()
+    outputs = outputs_of(method, group)
+    for count in range(stragglers + 2):
+        for lost in combinations(range(k + stragglers), count):
+            rest = without(outputs, *lost)
+            answers = method.decode(rest, k)
+            if count > stragglers:
+                assert answers == {}
+                assert method.recoverable(frozenset(rest), k) == frozenset()
+                continue
+            assert set(answers) == set(range(k)) == method.recoverable(frozenset(rest), k)
+            kept = [t for t in range(k + stragglers) if t not in lost]
+            encode = berrut_matrix(method.nodes[kept], first_kind(k))
+            decode = berrut_matrix(first_kind(k), method.nodes[kept])
+            expected = torch.einsum("kn,nm,bmc->bkc", decode, encode, direct)
+            found = torch.stack([answers[i] for i in range(k)], dim=1)
+            torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
+
+
+def test_equal_queries_are_answered_exactly() -> None:
+    """The interpolant of a constant is the constant, whoever is missing."""
+    method = ApproxIFER(Linear(), 4)
+    group = images(1).expand(-1, 4, -1, -1, -1)
+    right = Linear()(group[:, 0])
+    outputs = outputs_of(method, group)
+    for lost in range(5):
+        for answer in method.decode(without(outputs, lost), 4).values():
+            torch.testing.assert_close(answer, right)
+
+
+def test_where_a_worker_meets_a_query_it_computes_that_query() -> None:
+    method = ApproxIFER(Linear(), 3)
+    (worker, member) = next(
+        (i, j)
+        for i in range(4)
+        for j in range(3)
+        if abs(float(method.nodes[i] - method.points[j])) < 1e-12
+    )
+    group = images(3)
+    torch.testing.assert_close(method.compute(worker, group), Linear()(group[:, member]))
+
+
+def test_it_has_no_direct_answers_and_needs_everybody() -> None:
+    method = ApproxIFER(Linear(), 4)
+    group = images(4)
+    assert method.direct(method.compute(0, group)) is None
+    assert all(needs == (0, 1, 2, 3) for needs in method.tasks(4).values())
+    with pytest.raises(ValueError, match="a group of approxifer has 4 members, got 3"):
+        method.tasks(3)
+
+
+def test_bytes_are_mixed_like_the_floats_they_stand_for() -> None:
+    classifier = Linear()
+    method = ApproxIFER(classifier, 4)
+    group = torch.randint(0, 256, (2, 4, *SHAPE), dtype=torch.uint8)
+    torch.testing.assert_close(
+        method.compute(1, group), method.compute(1, group.double() / 255), atol=1e-5, rtol=0
+    )
+
+
+def test_a_corrupt_worker_moves_the_answers() -> None:
+    method = ApproxIFER(Linear(), 4)
+    outputs = outputs_of(method, images(4))
+    clean = method.residual(outputs, 4)
+    corrupt = {**outputs, 2: outputs[2].clone()}
+    corrupt[2][1] += 100.0
+    found = method.residual(corrupt, 4)
+    assert clean is not None
+    assert found is not None
+    moved = found > 2 * clean
+    assert moved.tolist() == [False, True, False, False, False]
+    assert method.residual(without(outputs, 0), 4) is None
+
+
+@pytest.mark.parametrize("scale", [0.5, 10.0, 1000.0])
+@pytest.mark.parametrize(("k", "errors"), [(2, 1), (3, 1), (4, 1), (4, 2), (10, 1)])
+def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float) -> None:
+    method = ApproxIFER(Linear(), k, stragglers=1, errors=errors)
+    workers = 2 * (k + errors) + 1
+    assert len(method.tasks(k)) == workers
+    group = images(k, batch=2)
+    outputs = outputs_of(method, group)
+    clean = method.answers(
+        tuple(range(workers)), torch.stack([outputs[t] for t in range(workers)], dim=1)
+    )
+    assert bool(clean.isfinite().all())
+    generator = torch.Generator().manual_seed(0)
+    for wrong in list(combinations(range(workers), errors))[:: max(1, errors * 5)]:
+        straggler = next(t for t in range(workers) if t not in wrong)
+        kept = tuple(t for t in range(workers) if t != straggler)
+        bad: dict[int, Tensor] = without(outputs, straggler)
+        for task in wrong:
+            noise = torch.randn(bad[task].shape, dtype=torch.float64, generator=generator)
+            bad[task] = bad[task] + scale * noise
+        values = torch.stack([bad[t] for t in kept], dim=1)
+        located = locate_errors(values, method.nodes[list(kept)], k, errors)
+        expected = torch.tensor([[t in wrong for t in kept]] * 2)
+        assert torch.equal(located, expected), wrong
+        answers = method.decode(bad, k)
+        used = tuple(t for t in kept if t not in wrong)
+        matrix = berrut_matrix(method.points, method.nodes[list(used)])
+        honest = torch.stack([outputs[t] for t in used], dim=1)
+        found = torch.stack([answers[i] for i in range(k)], dim=1)
+        torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, honest))
+
+
+def test_the_byzantine_variant_has_the_workers_of_the_paper() -> None:
+    method = RobustApproxIFER(Linear(), 4)
+    assert (method.name, method.errors, method.workers) == ("approxifer-byzantine", 1, 11)
+    assert method.needed == 10
+
+
+def test_wrong_numbers_are_the_users_error() -> None:
+    with pytest.raises(UserError, match="k must be at least 2, got 1"):
+        ApproxIFER(Linear(), 1)
+    with pytest.raises(UserError, match="stragglers must be at least 0, got -1"):
+        ApproxIFER(Linear(), 4, stragglers=-1)
+    with pytest.raises(UserError, match="errors must be at least 0, got -1"):
+        ApproxIFER(Linear(), 4, errors=-1)

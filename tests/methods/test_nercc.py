@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from scipy.interpolate import CubicSpline, make_smoothing_spline
+from torch import Tensor, nn
+
+from codedinvnet.errors import UserError
+from codedinvnet.methods import NeRCC
+from codedinvnet.methods.interpolation import first_kind, second_kind
+from codedinvnet.methods.nercc import natural_spline_matrix, smoothing_spline_matrix, tune
+from codedinvnet.serving.group import is_systematic
+from tests.methods.linear import Linear, images, outputs_of, without
+
+POINTS = torch.linspace(-1.2, 1.2, 41, dtype=torch.float64)
+
+
+def rising(n: int) -> Tensor:
+    return first_kind(n).flip(0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 10])
+def test_without_smoothing_it_is_the_natural_spline(n: int) -> None:
+    knots = rising(n)
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    inside = POINTS.clamp(knots[0], knots[-1])
+    expected = CubicSpline(knots.numpy(), values.numpy(), bc_type="natural")(inside.numpy())
+    found = natural_spline_matrix(inside, knots) @ values
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("n", [3, 4, 10])
+def test_outside_the_knots_it_is_the_tangent(n: int) -> None:
+    knots = rising(n)
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    spline = CubicSpline(knots.numpy(), values.numpy(), bc_type="natural")
+    for end, beyond in ((float(knots[0]), -1.5), (float(knots[-1]), 1.5)):
+        expected = float(spline(end)) + (beyond - end) * float(spline(end, 1))
+        point = torch.tensor([beyond], dtype=torch.float64)
+        assert float(natural_spline_matrix(point, knots) @ values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("smoothing", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("n", [5, 10])
+def test_with_smoothing_it_is_scipys_where_scipy_has_one(n: int, smoothing: float) -> None:
+    """scipy minimises the sum of squares instead of their mean, so its λ is n times ours."""
+    knots = rising(n)
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    expected = make_smoothing_spline(knots.numpy(), values.numpy(), lam=n * smoothing)
+    inside = POINTS.clamp(knots[0], knots[-1])
+    found = smoothing_spline_matrix(inside, knots, smoothing) @ values
+    torch.testing.assert_close(
+        found, torch.from_numpy(expected(inside.numpy())), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1e-4, 10.0])
+@pytest.mark.parametrize("n", [2, 3, 4, 11])
+def test_lines_are_reproduced_exactly(n: int, smoothing: float) -> None:
+    knots = second_kind(n, closed=True)
+    found = smoothing_spline_matrix(POINTS, knots, smoothing) @ (3.0 - 2.0 * knots)
+    torch.testing.assert_close(found, 3.0 - 2.0 * POINTS)
+
+
+def test_one_knot_gives_a_constant_and_much_smoothing_a_line() -> None:
+    one = smoothing_spline_matrix(POINTS, torch.tensor([0.3], dtype=torch.float64), 0.1)
+    torch.testing.assert_close(one, torch.ones_like(one))
+    knots = rising(6)
+    values = knots**2
+    line = smoothing_spline_matrix(POINTS, knots, 1e8) @ values
+    torch.testing.assert_close(line.diff(n=2), torch.zeros(39, dtype=torch.float64))
+    design = torch.stack([torch.ones_like(knots), knots], dim=1)
+    solution = torch.linalg.lstsq(design, values[:, None]).solution[:, 0]
+    torch.testing.assert_close(line, solution[0] + solution[1] * POINTS, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_the_knots_does_not_matter() -> None:
+    knots = rising(6)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        smoothing_spline_matrix(POINTS, knots[order], 1e-3),
+        smoothing_spline_matrix(POINTS, knots, 1e-3)[:, order],
+    )
+
+
+@pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 2), (4, 1), (10, 1)])
+def test_queries_on_a_line_are_answered_exactly_at_every_pattern(k: int, stragglers: int) -> None:
+    """The splines keep lines, and a linear model maps a line to a line."""
+    classifier = Linear()
+    method = NeRCC(classifier, k, stragglers=stragglers, encoder_smoothing=0.3)
+    assert not is_systematic(method)
+    start, end = images(2).unbind(1)
+    group = torch.stack([start + float(a) * (end - start) for a in first_kind(k)], dim=1)
+    outputs = outputs_of(method, group)
+    for count in range(stragglers + 1):
+        for lost in combinations(range(k + stragglers), count):
+            answers = method.decode(without(outputs, *lost), k)
+            assert set(answers) == set(range(k))
+            for i in range(k):
+                right = classifier(group[:, i]).detach()
+                torch.testing.assert_close(answers[i], right, rtol=0.0, atol=1e-9)
+    too_few = without(outputs, *range(stragglers + 1))
+    assert method.decode(too_few, k) == {}
+    assert method.recoverable(frozenset(too_few), k) == frozenset()
+
+
+@pytest.mark.parametrize("k", [2, 4, 10])
+def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None:
+    classifier = Linear()
+    method = NeRCC(classifier, k, encoder_smoothing=1e-3, decoder_smoothing=1e-2)
+    group = images(k)
+    direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()
+    outputs = outputs_of(method, group)
+    encode = smoothing_spline_matrix(second_kind(k + 1, closed=False), first_kind(k), 1e-3)
+    for lost in range(k + 1):
+        kept = [t for t in range(k + 1) if t != lost]
+        decode = smoothing_spline_matrix(first_kind(k), method.nodes[kept], 1e-2)
+        expected = torch.einsum("kn,nm,bmc->bkc", decode, encode[kept], direct)
+        answers = method.decode(without(outputs, lost), k)
+        found = torch.stack([answers[i] for i in range(k)], dim=1)
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
+
+
+class Steps(nn.Module):
+    """A classifier with sharp steps, for which smoothing matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        brightness = images.double().mean(dim=(1, 2, 3))
+        levels = torch.linspace(0, 1, 5, dtype=torch.float64)
+        return -self.weight * 100 * (brightness[:, None] - levels).abs()
+
+
+def test_tuning_finds_the_best_pair_on_the_groups_it_is_given() -> None:
+    group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
+    classifier = Steps()
+    labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
+    candidates = (0.0, 1e-3, 1.0)
+
+    def accuracy(method: NeRCC) -> int:
+        outputs = outputs_of(method, group)
+        found = [
+            torch.stack([a.argmax(1) for a in method.decode(without(outputs, t), 4).values()], 1)
+            for t in range(5)
+        ]
+        return sum(int((f == labels).sum()) for f in found)
+
+    tuned = tune(classifier, group, labels, candidates=candidates)
+    all_pairs = {
+        (e, d): accuracy(NeRCC(classifier, 4, encoder_smoothing=e, decoder_smoothing=d))
+        for e in candidates
+        for d in candidates
+    }
+    assert len(set(all_pairs.values())) > 1
+    assert all_pairs[tuned.encoder_smoothing, tuned.decoder_smoothing] == max(all_pairs.values())
+
+
+def test_negative_smoothing_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="smoothings must be at least 0, got -1"):
+        NeRCC(Linear(), 4, encoder_smoothing=-1.0)

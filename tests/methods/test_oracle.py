@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from codedinvnet.config import EncoderSettings, NetworkSettings
+from codedinvnet.methods import CodedInvNet, Oracle
+from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.nn.lipschitz import constrain_exactly
+from tests.methods.linear import outputs_of, without
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> CodedModel:
+    torch.manual_seed(0)
+    model = CodedModel(
+        ModelSettings(
+            image_shape=(1, 8, 8),
+            padding=0,
+            classes=("a", "b", "c"),
+            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
+            encoder=EncoderSettings(kind="lean", width=4, side_features=4),
+            head_hidden=16,
+        )
+    )
+    nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
+    constrain_exactly(model.network)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("size", range(1, K + 1))
+def test_every_erasure_position_is_answered_as_if_nobody_were_missing(
+    model: CodedModel, size: int
+) -> None:
+    method = Oracle(model, K)
+    group = torch.rand(3, size, 1, 8, 8, dtype=torch.float64)
+    outputs = outputs_of(method, group)
+    right = [model.classify(model.embed(group[:, i])) for i in range(size)]
+    for lost in range(size):
+        answers = method.decode(without(outputs, lost), size)
+        assert set(answers) == set(range(size))
+        for member in range(size):
+            torch.testing.assert_close(answers[member], right[member], rtol=0.0, atol=1e-3)
+    residual = method.residual(outputs, size)
+    assert residual is not None
+    assert float(residual.max()) < 1e-5
+    assert method.encode_seconds > 0
+
+
+def test_it_differs_from_the_encoder_that_was_never_trained(model: CodedModel) -> None:
+    group = torch.rand(3, K, 1, 8, 8, dtype=torch.float64)
+    encoder = CodedInvNet(model, K)
+    residual = encoder.residual(outputs_of(encoder, group), K)
+    assert residual is not None
+    assert float(residual.min()) > 1e-4
+
+
+def test_two_missing_are_not_decoded(model: CodedModel) -> None:
+    method = Oracle(model, K)
+    outputs = outputs_of(method, torch.rand(3, K, 1, 8, 8, dtype=torch.float64))
+    assert set(method.decode(without(outputs, 0, 2), K)) == {1, 3}
+    assert set(method.decode(without(outputs, 0, K), K)) == {1, 2, 3}

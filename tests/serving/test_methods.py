@@ -1,0 +1,137 @@
+"""The other codes behind the real front end: those that a bundle's model is enough for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import FROM_MODEL, METHODS, NEEDS, CodedInvNet, CodedMethod, Need
+from codedinvnet.serving.frontend import Answered, FrontEnd
+from codedinvnet.serving.pool import InProcessPool, WorkerSpec
+from codedinvnet.serving.scheduler import POLICIES, Rules
+from codedinvnet.serving.serve import ServeOptions, check, make_front_end
+from codedinvnet.trained import WITH_PARTS, method_for
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+def offline(method: CodedMethod, group: np.ndarray, lost: int | None) -> np.ndarray:
+    """Return the probabilities (k, classes) of a whole group when a task is missing."""
+    queries = torch.from_numpy(group)[None]
+    outputs = {
+        task: method.compute(task, queries[:, list(needs)])
+        for task, needs in method.tasks(K).items()
+        if task != lost
+    }
+    answers = method.decode(outputs, K)
+    return torch.cat([answers[i].softmax(1) for i in range(K)]).numpy()
+
+
+async def served(method: CodedMethod, images: np.ndarray, hung: int | None) -> list[Answered]:
+    pool = InProcessPool(method)
+    tasks = len(method.tasks(K))
+    rules = Rules(
+        workers=tasks,
+        policy=POLICIES["coded"],
+        group_timeout=0.05,
+        hang_timeout=60.0,
+        routing="round-robin",
+    )
+    front = FrontEnd(method, pool, rules, (1, 28, 28), deadline=60.0)
+    await front.start()
+    try:
+        if hung is not None:
+            pool.hang(hung)
+        found = await front.infer(images)
+        if hung is not None:
+            pool.kill(hung)
+    finally:
+        await front.stop()
+    return [answer for answer in found if isinstance(answer, Answered)]
+
+
+@pytest.mark.parametrize("hung", [None, 0, 3])
+@pytest.mark.parametrize("name", ["approxifer", "nercc", "oracle"])
+def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int | None) -> None:
+    method = mnist.coded(name, K)
+    images = sample_images("mnist").images[:K].numpy()
+    found = asyncio.run(served(method, images, hung))
+    assert len(found) == K
+    given = np.stack([answer.probabilities for answer in found])
+    if name == "oracle":  # which is as good as nobody missing
+        np.testing.assert_allclose(given, offline(method, images, None), atol=1e-3)
+        assert hung is None or found[hung].outcome == "decoded"
+        return
+    assert all(answer.outcome == "decoded" for answer in found)
+    # Answered as soon as enough of the tasks are there: without a hung worker, any but one.
+    possible = [hung] if hung is not None else [None, *range(K + 1)]
+    distances = [np.abs(offline(method, images, lost) - given).max() for lost in possible]
+    assert min(distances) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["approxifer", "nercc"])
+def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, name: str) -> None:
+    method = mnist.coded(name, K)
+    images = sample_images("mnist").images[: K - 1].numpy()
+    found = asyncio.run(served(method, images, hung=1))
+    assert len(found) == K - 1
+    filled = np.concatenate([images, np.zeros_like(images[:1])])
+    given = np.stack([answer.probabilities for answer in found])
+    np.testing.assert_allclose(given, offline(method, filled, 1)[: K - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(FROM_MODEL))
+def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
+    options = ServeOptions("mnist", k=K, method=name)
+    check(options)
+    front = make_front_end(options, mnist)
+    assert isinstance(front.method, METHODS[name])
+    assert front.rules.workers == len(front.method.tasks(K))
+    loaded = WorkerSpec("mnist", K, method=name).load()
+    assert loaded.name == front.method.name == name
+
+
+def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:
+    assert set(FROM_MODEL) == {
+        name
+        for name, need in NEEDS.items()
+        if need in (Need.MODEL, Need.CLASSIFIER) and name not in ("none", "replication")
+    }
+    assert set(FROM_MODEL) | set(WITH_PARTS) == set(METHODS) - {"none", "replication"}
+    for name in WITH_PARTS:
+        options = ServeOptions("mnist", k=K, method=name)
+        check(options)
+        with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
+            make_front_end(options, mnist)
+        with pytest.raises(UserError, match="is not one of coded-invnet, oracle"):
+            mnist.coded(name, K)
+    with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
+        check(ServeOptions("mnist", method="none"))  # that is a policy
+    with pytest.raises(UserError, match="--part: nercc needs no trained part"):
+        method_for(mnist, "mnist", "nercc", K, Path("x"))
+
+
+def test_names_are_those_of_the_classes() -> None:
+    for name, kind in METHODS.items():
+        assert vars(kind)["name"] == name
+    assert METHODS["coded-invnet"] is CodedInvNet
+
+
+@pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
+def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
+    told = re.escape(f"goes with the policy coded only, not with {policy}")
+    with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
+        make_front_end(ServeOptions("mnist", k=K, method="nercc", policy=policy), mnist)

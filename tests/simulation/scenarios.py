@@ -1,0 +1,39 @@
+"""Scenarios of the tests, small enough to be simulated in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
+
+ACCURACY = Accuracy(
+    normal=0.98, recovered={1: {2: 0.97, 4: 0.96, 10: 0.90}, 2: {4: 0.95}}, missing=0.1
+)
+
+
+def scenario(**changes: Any) -> Scenario:
+    """Return an uncoded service on one worker at half its capacity, unless told otherwise."""
+    raw: dict[str, Any] = {
+        "queries": 2000,
+        "policy": "uncoded",
+        "workers": 1,
+        "service": 10,
+        "accuracy": ACCURACY.model_dump(),
+        **changes,
+    }
+    if "arrivals" not in raw:
+        raw["arrivals"] = {"qps": raw.pop("qps", 50.0), "batch": raw.pop("batch", 1)}
+    return parse_scenario(raw, "test")
+
+
+class Watched(Simulation):
+    """A simulation that notes how every query ends."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.ended: list[int] = []
+
+    def _finish(self, query: int, right: float) -> None:
+        self.ended.append(query)
+        super()._finish(query, right)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+
+from codedinvnet.simulation.distributions import CHUNK, Distribution, uniforms
+
+MODELS: list[tuple[dict[str, Any], Any]] = [
+    ({"distribution": "exponential", "ms": 7}, stats.expon(scale=7)),
+    ({"distribution": "lognormal", "ms": 7, "shape": 0.5}, stats.lognorm(0.5, scale=7)),
+    ({"distribution": "pareto", "ms": 7, "shape": 2.5}, stats.pareto(2.5, scale=7)),
+    ({"distribution": "empirical", "values_ms": [4, 2, 8]}, None),
+]
+
+
+@pytest.mark.parametrize(("raw", "exact"), MODELS, ids=[raw["distribution"] for raw, _ in MODELS])
+def test_draws_follow_the_distribution(raw: dict[str, Any], exact: Any) -> None:
+    draws = 1000 * Distribution(**raw).draw(np.random.default_rng(0), 20_000)
+    if exact is None:  # piecewise uniform: half between 2 and 4, half between 4 and 8
+        assert np.mean(draws < 4) == pytest.approx(0.5, abs=0.01)
+        assert draws.min() >= 2
+        assert draws.max() <= 8
+    else:
+        assert stats.kstest(draws, exact.cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("raw", [raw for raw, _ in MODELS])
+def test_the_mean_is_that_of_the_draws(raw: dict[str, Any]) -> None:
+    distribution = Distribution(**raw, plus_ms=3)
+    draws = 1000 * distribution.draw(np.random.default_rng(1), 400_000)
+    assert draws.mean() == pytest.approx(distribution.mean_ms, rel=0.02)
+
+
+def test_a_heavy_tail_has_no_mean() -> None:
+    assert Distribution(distribution="pareto", ms=1, shape=1).mean_ms == math.inf
+
+
+def test_quantiles_of_a_sample_stand_for_the_sample() -> None:
+    sample = np.random.default_rng(2).gamma(3, 5, 50_000)
+    fitted = Distribution(
+        distribution="empirical", values_ms=tuple(np.quantile(sample, np.linspace(0, 1, 501)))
+    )
+    draws = 1000 * fitted.draw(np.random.default_rng(3), 50_000)
+    for share in (0.1, 0.5, 0.9, 0.99):
+        assert np.quantile(draws, share) == pytest.approx(np.quantile(sample, share), rel=0.03)
+
+
+def test_a_number_is_a_constant_time() -> None:
+    distribution = Distribution.model_validate(2.5)
+    assert distribution == Distribution(ms=2.5)
+    stream = distribution.stream(np.random.default_rng(0))
+    assert list(itertools.islice(stream, 3)) == [0.0025] * 3
+
+
+def test_streams_go_on_beyond_a_chunk_and_repeat() -> None:
+    model = Distribution(distribution="exponential", ms=1)
+    one, again = (
+        list(itertools.islice(model.stream(np.random.default_rng(5)), CHUNK + 10)) for _ in "ab"
+    )
+    assert one == again
+    assert len(set(one)) == CHUNK + 10
+    shares = list(itertools.islice(uniforms(np.random.default_rng(5)), CHUNK + 10))
+    assert 0 <= min(shares) < 0.01
+    assert 0.99 < max(shares) < 1
+
+
+@pytest.mark.parametrize("text", ["[1, 2.5, 3]", "1\n2.5\n3\n"])
+def test_values_from_a_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "times"
+    path.write_text(text)
+    found = Distribution.model_validate({"distribution": "empirical", "file": str(path)})
+    assert found.values_ms == (1, 2.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"distribution": "empirical"}, "has values_ms or a file"),
+        ({"distribution": "constant", "values_ms": [1]}, "no other has"),
+        ({"distribution": "empirical", "values_ms": [-1]}, "greater than or equal to 0"),
+        ({"distribution": "empirical", "file": "missing"}, "cannot read missing"),
+        ({"distribution": "pareto", "ms": 1, "shape": 0}, "greater than 0"),
+        ({"distribution": "gamma", "ms": 1}, "constant"),
+        ({"ms": -1}, "greater than or equal to 0"),
+        ({"ms": math.inf}, "finite"),
+        (True, "dictionary"),
+    ],
+)
+def test_what_is_no_distribution(raw: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Distribution.model_validate(raw)
+
+
+@pytest.mark.parametrize("text", ["", "one two", "[1, null]", "1 -2", "{}"])
+def test_a_file_that_holds_no_times(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "times"
+    path.write_text(text)
+    with pytest.raises(ValidationError, match="times"):
+        Distribution.model_validate({"distribution": "empirical", "file": str(path)})

@@ -1,0 +1,332 @@
+"""The simulated service against queueing theory, and its books."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES, Scheduler
+from codedinvnet.simulation.engine import Records, Simulation
+from codedinvnet.simulation.scenario import Scenario
+from tests.simulation.scenarios import ACCURACY, Watched, scenario
+
+EXPONENTIAL = {"distribution": "exponential", "ms": 10}
+
+
+def run(**changes: Any) -> Records:
+    return Simulation(scenario(**changes)).run()
+
+
+def mean_ms(records: Records) -> float:
+    return float(1000 * records.latency[len(records.latency) // 20 :].mean())
+
+
+# Queueing theory: what is simulated must have the sojourn times that are known exactly.
+
+
+def test_poisson_arrivals_and_exponential_service() -> None:
+    """M/M/1: sojourn times are exponential with the rate mu - lambda."""
+    found = run(service=EXPONENTIAL, qps=50, queries=40_000)
+    assert mean_ms(found) == pytest.approx(1000 / (100 - 50), rel=0.05)
+    for share in (0.5, 0.9, 0.99):
+        exact = -1000 * math.log(1 - share) / (100 - 50)
+        assert 1000 * np.quantile(found.latency, share) == pytest.approx(exact, rel=0.08)
+    assert found.busy / found.seconds == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("service", "squared_variation"),
+    [({"ms": 10}, 0.0), ({"distribution": "lognormal", "ms": 8, "shape": 0.6}, None)],
+    ids=["constant", "lognormal"],
+)
+def test_poisson_arrivals_and_any_service(
+    service: dict[str, Any], squared_variation: float | None
+) -> None:
+    """M/D/1 and M/G/1: the mean wait by Pollaczek and Khinchine."""
+    if squared_variation is None:
+        squared_variation = math.exp(service["shape"] ** 2) - 1
+    given = scenario(service=service, qps=60, queries=30_000)
+    mean = given.service.mean_ms
+    rho = 60 * mean / 1000
+    wait = rho * mean * (1 + squared_variation) / (2 * (1 - rho))
+    assert mean_ms(Simulation(given).run()) == pytest.approx(mean + wait, rel=0.05)
+
+
+def gi_m_1_wait(rate: float, mu: float, stages: int) -> float:
+    """Return the mean wait of a queue that gets every `stages`-th of Poisson arrivals (GI/M/1)."""
+
+    def excess(sigma: float) -> float:
+        return float((rate / (rate + mu * (1 - sigma))) ** stages - sigma)
+
+    sigma = brentq(excess, 0, 1 - 1e-6)
+    return float(sigma / (mu * (1 - sigma)))
+
+
+def erlang_c_wait(rate: float, mu: float, servers: int) -> float:
+    """Return the mean wait of a queue with several servers (M/M/c)."""
+    a = rate / mu
+    terms = [a**i / math.factorial(i) for i in range(servers)]
+    last = a**servers / math.factorial(servers) * servers / (servers - a)
+    return last / (sum(terms) + last) / (servers * mu - rate)
+
+
+def test_round_robin_gives_each_worker_erlang_arrivals() -> None:
+    found = run(service=EXPONENTIAL, workers=4, routing="round-robin", qps=280, queries=40_000)
+    exact = 1000 * (0.01 + gi_m_1_wait(280, 100, 4))
+    assert mean_ms(found) == pytest.approx(exact, rel=0.05)
+
+
+def test_least_loaded_lies_between_one_queue_for_all_and_turns() -> None:
+    """Tasks are bound to a worker when they come, which one queue for all (M/M/c) need not do."""
+    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=40_000)
+    best = 10 + 1000 * erlang_c_wait(280, 100, 4)
+    worst = 10 + 1000 * gi_m_1_wait(280, 100, 4)
+    assert best < mean_ms(found) < worst
+    assert mean_ms(found) < best + 0.5 * (worst - best)
+
+
+def test_many_workers_wait_as_one_queue_would() -> None:
+    """With an idle worker at hand nearly always, routing cannot matter (M/M/c)."""
+    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=30_000)
+    exact = 10 + 1000 * erlang_c_wait(7000, 100, 100)
+    assert mean_ms(found) == pytest.approx(exact, rel=0.02)
+
+
+def test_the_first_of_two_copies() -> None:
+    """The smaller of two exponential times is exponential with half the mean."""
+    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=15_000)
+    assert mean_ms(found) == pytest.approx(5, rel=0.03)
+    assert 1000 * np.quantile(found.latency, 0.99) == pytest.approx(5 * math.log(100), rel=0.05)
+    # now and then a query is answered before its second copy begins, which is then dropped
+    assert 1.98 * 15_000 < found.tasks < 2 * 15_000
+
+
+def test_a_batch_waits_for_its_last_image() -> None:
+    """The largest of ten exponential times: the harmonic number H10."""
+    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=50_000)
+    exact = 10 * sum(1 / i for i in range(1, 11))
+    assert mean_ms(found) == pytest.approx(exact, rel=0.03)
+
+
+def test_uniform_arrivals_do_not_wait() -> None:
+    found = run(arrivals={"kind": "uniform", "qps": 99})
+    assert 1000 * found.latency == pytest.approx(10, abs=1e-6)
+
+
+# The code
+
+
+def test_a_parity_answers_for_the_one_that_is_held() -> None:
+    hold = {"kind": "hold", "probability": 0.2, "per_request": True, "delay": 100}
+    arrivals = {"kind": "uniform", "qps": 4, "batch": 4}
+    settings = {"workers": 5, "k": 4, "queries": 8000, "arrivals": arrivals, "stragglers": [hold]}
+    bare = run(**settings)
+    coded = run(**settings, policy="coded", encode=0.5, decode=1, front_end=2)
+    hit = bare.latency > 0.1
+    assert hit.mean() == pytest.approx(0.2, rel=0.1)
+    assert 1000 * bare.latency[hit] == pytest.approx(110, abs=1e-6)
+    # the same requests are hit; parity: 10 ms + 4 × 0.5, decoding 1, protocol 2
+    assert (coded.decoded == hit).all()
+    assert 1000 * coded.latency[hit] == pytest.approx(15, abs=1e-6)
+    assert 1000 * coded.latency[~hit] == pytest.approx(12, abs=1e-6)
+    assert coded.right[hit] == pytest.approx((3 * 0.98 + 0.96) / 4)
+    assert coded.right[~hit] == pytest.approx(0.98)
+    assert coded.tasks == 10_000
+    assert coded.computing == pytest.approx(8000 * 0.010 + 2000 * 0.012)
+
+
+def test_two_parities_answer_for_two() -> None:
+    slow = [
+        {"kind": "slow", "probability": 0.1, "per_request": True, "delay": 100} for _ in range(2)
+    ]
+    arrivals = {"kind": "uniform", "qps": 4, "batch": 4}
+    settings = {"workers": 6, "k": 4, "queries": 8000, "arrivals": arrivals, "stragglers": slow}
+    one, two = run(**settings, policy="coded"), run(**settings, policy="coded", r=2)
+    assert (one.decoded < 2).all()
+    assert (two.decoded == 2).any()
+    assert (two.latency < 0.03).all()
+    assert (one.latency > 0.1).any()
+
+
+def test_groups_that_time_out_are_smaller_and_more_accurate() -> None:
+    hold = {"kind": "hold", "probability": 0.05, "per_request": True, "delay": 200}
+    found = run(
+        workers=11, qps=100, policy="coded", k=10, queries=20_000, service=30, stragglers=[hold]
+    )
+    decoded = found.right[found.decoded > 0]
+    # 20 ms bring two more queries in the mean
+    assert decoded.mean() > ACCURACY.decoded(1, 5)
+    assert {ACCURACY.decoded(1, m) for m in (2, 3, 4)} <= set(decoded)
+
+
+# Stragglers
+
+
+def test_a_slower_worker_and_the_queue_behind_it() -> None:
+    factor = {"kind": "factor", "worker": 0, "factor": 3}
+    found = run(workers=2, qps=1, routing="round-robin", stragglers=[factor])
+    assert sorted(set((1000 * found.latency).round(3))) == pytest.approx([10, 30])
+
+
+def test_a_blocked_worker_is_busy_and_a_held_answer_leaves_it_free() -> None:
+    settings = {"arrivals": {"kind": "uniform", "qps": 40}, "queries": 4000}
+    slow = run(**settings, stragglers=[{"kind": "slow", "delay": 10}])
+    held = run(**settings, stragglers=[{"kind": "hold", "delay": 10}])
+    assert slow.busy / slow.seconds == pytest.approx(0.8, abs=0.01)
+    assert held.busy / held.seconds == pytest.approx(0.4, abs=0.01)
+    assert slow.computing == held.computing
+    assert slow.latency == pytest.approx(held.latency)
+
+
+def test_bursts_slow_several_workers_for_a_while() -> None:
+    burst = {"kind": "burst", "workers": 2, "factor": 4, "every_s": 1, "delay": 300}
+    found = run(workers=4, qps=20, queries=20_000, routing="round-robin", stragglers=[burst])
+    late = 1000 * found.latency > 39
+    # half of the workers for 0.3 s of every second; bursts may overlap the last one's end
+    assert late.mean() == pytest.approx(0.5 * (1 - math.exp(-0.3)), rel=0.15)
+
+
+def test_a_hung_worker_is_replaced_and_its_query_sent_again() -> None:
+    hang = {"kind": "hang", "worker": 0, "from_s": 1.0, "until_s": 1.5}
+    found = run(workers=2, qps=20, queries=400, hang_timeout_ms=500, restart=100, stragglers=[hang])
+    assert found.replaced == 1
+    assert not found.missing.any()
+    # as long as the rules wait, then sent again elsewhere
+    assert 1000 * found.latency.max() == pytest.approx(510, abs=10.1)
+
+
+def test_a_crash_is_noticed_at_once() -> None:
+    crash = {"kind": "crash", "probability": 0.01}
+    found = run(workers=3, qps=20, queries=4000, stragglers=[crash])
+    assert found.replaced > 10
+    assert not found.missing.any()
+    assert 1000 * found.latency.max() < 100
+
+
+def test_overload_refuses_and_ends() -> None:
+    found = run(qps=200, queries=4000, max_pending=20)
+    assert found.missing.mean() == pytest.approx(0.5, abs=0.05)
+    assert np.isinf(found.latency[found.missing > 0]).all()
+    assert found.busy / found.seconds == pytest.approx(1, abs=0.01)
+    late = run(qps=200, queries=4000, deadline_ms=50)
+    assert late.missing.sum() > 1000
+    assert found.right.mean() == pytest.approx(0.5 * 0.98 + 0.5 * 0.1, abs=0.05)
+
+
+# Books
+
+TROUBLE = [
+    {"kind": "slow", "probability": 0.05, "delay": {"distribution": "pareto", "ms": 20}},
+    {"kind": "hold", "probability": 0.1, "per_request": True, "delay": 50},
+    {"kind": "hang", "probability": 0.002},
+    {"kind": "crash", "probability": 0.002},
+    {"kind": "burst", "workers": 3, "factor": 5, "every_s": 1, "delay": 200},
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("batch", [1, 7])
+def test_every_query_ends_once(policy: str, batch: int) -> None:
+    simulation = Watched(
+        scenario(
+            policy=policy,
+            workers=6,
+            k=4,
+            qps=300,
+            batch=batch,
+            queries=2800,
+            hang_timeout_ms=300,
+            deadline_ms=1000,
+            max_pending=150,
+            unsure=0.3,
+            service=EXPONENTIAL,
+            stragglers=TROUBLE,
+        )
+    )
+    found = simulation.run()
+    refused = int((found.missing == batch).sum()) * batch
+    assert len(simulation.ended) == len(set(simulation.ended))
+    assert 2800 - refused <= len(simulation.ended) <= 2800
+    assert found.complete
+    assert found.replaced > 0
+    assert not simulation.scheduler.queries
+    assert np.isinf(found.latency[found.missing > 0]).all()
+    assert (found.latency[found.missing == 0] > 0).all()
+    assert (found.decoded + found.missing <= batch).all()
+    assert POLICIES[policy].coded == bool(found.decoded.any())
+    assert POLICIES[policy].hedged == (found.hedges > 0)
+
+
+def test_the_rules_are_the_services_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[int] = []
+    original = Scheduler.submit
+
+    def submit(self: Scheduler, now: float, count: int, deadline: float) -> Any:
+        submitted.append(count)
+        return original(self, now, count, deadline)
+
+    monkeypatch.setattr("codedinvnet.serving.scheduler.Scheduler.submit", submit)
+    simulation = Simulation(scenario(queries=100, batch=4))
+    assert type(simulation.scheduler) is Scheduler
+    simulation.run()
+    assert submitted == [4] * 25
+
+
+def busy_scenario(**changes: Any) -> Scenario:
+    settings = {
+        "policy": "coded+hedge",
+        "workers": 6,
+        "k": 4,
+        "qps": 300,
+        "service": EXPONENTIAL,
+        "stragglers": TROUBLE,
+        **changes,
+    }
+    return scenario(**settings)
+
+
+def test_a_seed_repeats_a_run() -> None:
+    one, again, other = (Simulation(busy_scenario(seed=seed)).run() for seed in (1, 1, 2))
+    for name in ("latency", "decoded", "missing", "right"):
+        assert (getattr(one, name) == getattr(again, name)).all()
+    assert (one.tasks, one.busy, one.hedges) == (again.tasks, again.busy, again.hedges)
+    assert (one.latency != other.latency).any()
+
+
+def test_policies_meet_the_same_arrivals() -> None:
+    times = {policy: Simulation(busy_scenario(policy=policy))._arrivals for policy in POLICIES}
+    assert len({tuple(arrivals) for arrivals in times.values()}) == 1
+
+
+def test_a_hopeless_run_is_stopped() -> None:
+    given = scenario(service=EXPONENTIAL, qps=80, queries=20_000)
+    stopped = Simulation(given, limit=(0.03, 20)).run()
+    assert not stopped.complete
+    assert stopped.seconds < 20_000 / 80 / 4
+    assert Simulation(given, limit=(10.0, 20)).run().complete
+
+
+def test_a_run_leaves_no_cyclic_garbage_and_the_collector_on() -> None:
+    """The collector is off while a run lasts, which nothing may rely on."""
+    simulation = Simulation(busy_scenario())
+    gc.collect()
+    gc.disable()
+    try:
+        simulation.run()
+        assert not gc.isenabled()
+        assert gc.collect() < 200  # a cycle a query would be 2,000
+    finally:
+        gc.enable()
+    Simulation(busy_scenario(queries=10)).run()
+    assert gc.isenabled()
+
+
+def test_groups_of_unknown_accuracy_are_refused() -> None:
+    with pytest.raises(UserError, match="no accuracy is known of groups of 5 with r = 2; known: 4"):
+        Simulation(scenario(policy="coded", workers=12, r=2))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench.load import percentile as bench_percentile
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import (
+    QUANTILES,
+    SECONDS_PER_MILLION,
+    SECTIONS,
+    estimate,
+    percentile,
+    sections_for,
+    simulate,
+    summarise,
+)
+from tests.simulation.scenarios import scenario
+
+
+@pytest.mark.parametrize("count", [1, 10, 999, 1000])
+def test_percentiles_are_those_of_the_benchmarks(count: int) -> None:
+    values = np.random.default_rng(0).exponential(size=count)
+    for share in QUANTILES.values():
+        assert percentile(values, share) == bench_percentile(values.tolist(), share)
+
+
+def test_intervals_hold_the_truth_nineteen_times_in_twenty() -> None:
+    generator, share, held = np.random.default_rng(0), 0.99, 0
+    for _ in range(300):
+        values = generator.exponential(size=20_000)
+        found = estimate(values, lambda v: percentile(v, share), sections_for(20_000, share))
+        assert found.interval is not None
+        low, high = found.interval
+        assert low < found.value < high
+        held += low <= -math.log(1 - share) <= high
+    assert 0.90 <= held / 300 <= 0.985
+
+
+def test_neighbours_that_are_alike_widen_an_interval() -> None:
+    generator = np.random.default_rng(0)
+    alone = generator.standard_normal(30_000)
+    alike = np.repeat(generator.standard_normal(300), 100)
+    widths = []
+    for values in (alone, alike):
+        found = estimate(values, lambda v: float(v.mean()), SECTIONS)
+        assert found.interval is not None
+        widths.append(found.interval[1] - found.interval[0])
+    assert widths[1] > 5 * widths[0]
+
+
+def test_no_interval_for_a_short_run_or_an_endless_wait() -> None:
+    assert sections_for(1000, 0.999) < 5
+    assert estimate(np.arange(1000.0), lambda v: percentile(v, 0.999), 0).interval is None
+    endless = np.array([1.0] * 999 + [math.inf])
+    found = estimate(endless, lambda v: percentile(v, 0.999), 10)
+    assert found.value == math.inf
+    assert found.interval is None
+
+
+def test_figures_of_a_run() -> None:
+    given = scenario(
+        policy="coded",
+        workers=11,
+        qps=200,
+        batch=10,
+        queries=30_000,
+        encode=0.5,
+        trip=1,
+        warmup=0.1,
+    )
+    records = Simulation(given).run()
+    found = summarise(records, given)
+    counted = 1000 * records.latency[300:]
+    assert found["p99_ms"] == pytest.approx(percentile(counted, 0.99), abs=1e-3)
+    low, high = found["p50_ms_95"]
+    assert low <= found["p50_ms"] <= high
+    assert found["p999_ms_95"] is None  # 2700 requests are too few
+    assert found["tasks_per_query"] == pytest.approx(1.1, rel=0.005)
+    assert found["work_per_query"] == pytest.approx(1.15, rel=0.005)  # a parity takes 10 + 5 ms
+    assert found["utilisation"] == pytest.approx(200 * (11 + 0.1 * 16) / 11_000, rel=0.02)
+    assert found["accuracy"] == pytest.approx(0.98, abs=0.01)
+    assert (found["requests"], found["queries"]) == (3000, 30_000)
+
+
+def test_lost_requests_count_as_infinitely_late() -> None:
+    given = scenario(qps=200, queries=4000, deadline_ms=50)
+    found = summarise(Simulation(given).run(), given)
+    assert found["p99_ms"] is None
+    assert found["missing_share"] > 0.1
+    assert found["accuracy"] < 0.9
+
+
+def test_a_million_queries_in_two_minutes() -> None:
+    """On the processor time of a part of them; the time of a whole million stands in the docs."""
+    row = simulate(scenario(policy="coded+hedge", workers=11, qps=500, queries=20_000))
+    assert row["cpu_seconds_per_million"] <= SECONDS_PER_MILLION
+    assert row["million_in_two_minutes"] is True
+    assert row["scenario"]["policy"] == "coded+hedge"
+
+
+def test_ten_thousand_workers_cost_no_more_than_ten() -> None:
+    """A linear search over the workers would be a hundred times slower."""
+    few, many = (
+        simulate(scenario(policy="coded", workers=n, qps=50 * n, queries=20_000))
+        for n in (20, 10_000)
+    )
+    assert many["cpu_seconds"] < 3 * few["cpu_seconds"] + 1

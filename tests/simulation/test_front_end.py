@@ -1,0 +1,213 @@
+"""The simulation against the service's real front end, in virtual time.
+
+`FrontEnd` runs as it is, on an event loop whose clock jumps to the next event instead of waiting,
+over workers that sleep for a drawn time. Both draw arrivals and service times from the same
+generators in the same order, so that without faults every single latency must be the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from codedinvnet.methods import CodedMethod
+from codedinvnet.serving.faults import FaultyPool, Schedule
+from codedinvnet.serving.frontend import Answered, FrontEnd
+from codedinvnet.serving.pool import Death, Result, Task, WorkerPool
+from codedinvnet.simulation.codes import ErasureCode
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import percentile
+from codedinvnet.simulation.scenario import Scenario
+from tests.simulation.scenarios import scenario
+
+A_MOMENT = 1e-9
+"""By so much the clock jumps beyond the next event, so that no rounding leaves it in front."""
+
+
+class Leap(selectors.SelectSelector):
+    """A selector that lets the time pass instead of waiting."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everybody waits, and nothing will happen"
+        if timeout > 0:
+            self.now += timeout + A_MOMENT
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time; work for a thread is done at once."""
+
+    def __init__(self) -> None:
+        self.leap = Leap()
+        super().__init__(self.leap)
+
+    def time(self) -> float:
+        return self.leap.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, call: Callable[..., Any], *arguments: Any
+    ) -> asyncio.Future[Any]:
+        future = self.create_future()
+        future.set_result(call(*arguments))
+        return future
+
+
+class Rules(ErasureCode):
+    """A method that computes nothing."""
+
+    name, parameters, encode_seconds = "nothing", 0, 0.0
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        return torch.zeros(queries.shape[0], 1)
+
+    def direct(self, output: Tensor) -> Tensor:
+        return torch.zeros(output.shape[0], 2)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        answered = self.recoverable(frozenset(outputs), size)
+        return {member: torch.zeros(len(next(iter(outputs.values()))), 2) for member in answered}
+
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        return None
+
+
+class SleepingPool:
+    """Workers that sleep for a drawn time and answer nothing."""
+
+    def __init__(self, service: Iterator[float]) -> None:
+        self.on_death: Death | None = None
+        self.service = service
+
+    async def start(self, size: int) -> None: ...
+
+    async def call(self, worker: int, task: Task) -> Result:
+        seconds = next(self.service)
+        await asyncio.sleep(seconds)
+        return Result(np.zeros(1, np.float32), seconds)
+
+    async def replace(self, worker: int) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def pid(self, worker: int) -> int | None:
+        return None
+
+
+def serve(
+    given: Scenario, monkeypatch: pytest.MonkeyPatch, faults: Schedule | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Serve a scenario's requests with the real front end: latencies, and decoded answers."""
+    simulation = Simulation(given)  # for its draws alone
+    pool: WorkerPool = SleepingPool(simulation._service)
+    if faults is not None:
+        pool = FaultyPool(pool, faults)
+    batch = given.arrivals.batch
+    images = np.zeros((batch, 1, 1, 1), np.uint8)
+    latency, decoded = np.zeros(simulation.requests), np.zeros(simulation.requests)
+    loop = VirtualLoop()
+    clock = SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)
+    monkeypatch.setattr("codedinvnet.serving.frontend.time", clock)
+    monkeypatch.setattr("codedinvnet.serving.faults.time", clock)
+
+    async def request(front: FrontEnd, number: int) -> None:
+        began = loop.time()
+        answers = await front.infer(images)
+        latency[number] = loop.time() - began
+        for answer in answers:
+            assert isinstance(answer, Answered)
+            decoded[number] += answer.outcome == "decoded"
+
+    async def run() -> None:
+        method = cast(CodedMethod, Rules(given.k, given.r))
+        deadline = given.deadline_ms / 1000
+        front = FrontEnd(method, pool, given.rules, (1, 1, 1), deadline=deadline)
+        await front.start()
+        requests = []
+        for number, at in enumerate(simulation._arrivals):
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            requests.append(loop.create_task(request(front, number)))
+        await asyncio.gather(*requests)
+        await front.stop()
+
+    main: Coroutine[Any, Any, None] = run()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
+    return latency, decoded
+
+
+@pytest.mark.parametrize(
+    ("policy", "batch"),
+    [
+        ("uncoded", 1),
+        ("replicate", 1),
+        ("hedge", 1),
+        ("coded", 1),
+        ("coded", 7),
+        ("coded+hedge", 1),
+    ],
+)
+def test_every_latency_is_the_front_ends(
+    policy: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = scenario(
+        policy=policy,
+        workers=6,
+        k=4,
+        qps=60,
+        batch=batch,
+        queries=600 * batch,
+        service={"distribution": "lognormal", "ms": 40, "shape": 0.7},
+    )
+    records = Simulation(given).run()
+    latency, decoded = serve(given, monkeypatch)
+    np.testing.assert_allclose(latency, records.latency, atol=1e-5)
+    assert (decoded == records.decoded).all()
+    coded = policy.startswith("coded")
+    assert coded == bool(decoded.any())  # there was something to decode
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "hold", "probability": 0.3, "per_request": True, "delay": {"ms": 300}},
+        {
+            "kind": "slow",
+            "probability": 0.04,
+            "delay": {"distribution": "exponential", "ms": 200},
+        },
+    ],
+    ids=["held", "blocked"],
+)
+@pytest.mark.parametrize("policy", ["uncoded", "coded+hedge"])
+def test_injected_faults_mean_the_same(
+    fault: dict[str, Any], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service's own fault injection draws its own fates: the distributions must agree."""
+    given = scenario(
+        policy=policy,
+        workers=8,
+        k=4,
+        qps=60,
+        batch=4,
+        queries=6000,
+        service={"distribution": "lognormal", "ms": 40, "shape": 0.3},
+        stragglers=[fault],
+    )
+    records = Simulation(given).run()
+    latency, decoded = serve(given, monkeypatch, Schedule.model_validate({"faults": [fault]}))
+    for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, 0.12)):
+        simulated, served = (percentile(v, share) for v in (records.latency, latency))
+        assert simulated == pytest.approx(served, rel=tolerance)
+    assert records.decoded.mean() == pytest.approx(decoded.mean(), rel=0.15, abs=0.01)

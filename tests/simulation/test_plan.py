@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import percentile
+from codedinvnet.simulation.plan import (
+    Candidate,
+    Planner,
+    Target,
+    candidates,
+    check_target,
+    report,
+    table,
+)
+from tests.simulation.scenarios import ACCURACY, scenario
+
+UNCODED = Candidate("uncoded", 10, 1)
+BASE = scenario(
+    workers=100, qps=400, queries=6000, service={"distribution": "exponential", "ms": 10}
+)
+HELD = [{"kind": "hold", "probability": 0.02, "per_request": True, "delay": 100}]
+
+
+def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
+    found = candidates(ACCURACY)
+    coded = [(c.k, c.r) for c in found if c.policy == "coded"]
+    assert coded == [(2, 1), (4, 1), (10, 1), (4, 2)]
+    assert [c.k for c in found if c.policy == "hedge"] == [2, 4, 10]
+    assert [str(c) for c in found if c.policy in ("uncoded", "replicate")] == [
+        "uncoded",
+        "replicate",
+    ]
+    assert str(Candidate("coded", 4, 2)) == "coded, k = 4, r = 2"
+    assert str(Candidate("hedge", 4, 1)) == "hedge, at most 25 % copies"
+
+
+def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
+    def late(workers: int, queries: int) -> float:
+        given = BASE.updated(workers=workers, queries=queries)
+        records = Simulation(given).run()
+        return 1000 * percentile(records.latency[int(0.05 * queries) :], 0.999)
+
+    target = Target(p999_ms=90, accuracy=0.9)
+    verdict = Planner(BASE, ACCURACY, target).judge(UNCODED)
+    assert verdict.workers is not None
+    assert late(verdict.workers, 6000) <= 90
+    fewer = next(n for n in range(4, 50) if late(n, 2000) <= 90 and late(n, 6000) <= 90)
+    assert verdict.workers == fewer
+    assert verdict.figures["p999_ms"] == pytest.approx(late(verdict.workers, 6000), abs=1e-3)
+    assert verdict.reason == "fewer miss the p99.9 target"
+
+
+def test_what_no_number_of_workers_mends() -> None:
+    base = scenario(workers=100, qps=200, queries=6000, stragglers=HELD)
+    planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9))
+    verdict = planner.judge(UNCODED)
+    assert verdict.workers is None
+    assert "p99.9 is 110 ms with 32 workers: more do not help" in verdict.reason
+    assert planner.judge(Candidate("replicate", 10, 1)).workers is not None
+
+
+def test_the_ranking_is_by_workers_then_by_work() -> None:
+    base = scenario(workers=100, qps=400, batch=4, queries=12_000, stragglers=HELD)
+    steps: list[str] = []
+    planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9), steps.append)
+    ways = [UNCODED, Candidate("replicate", 10, 1), Candidate("coded", 4, 1)]
+    found = planner.rank(ways)
+    assert [v.candidate.policy for v in found] == ["coded", "replicate", "uncoded"]
+    assert found[0].workers is not None
+    assert found[1].workers is not None
+    assert found[0].workers < found[1].workers
+    assert len(steps) >= 8
+    plan = report(found, base, planner.target)
+    assert [row["workers"] for row in plan["ranking"]] == [v.workers for v in found]
+    assert plan["ranking"][0]["method"] == "coded, k = 4, r = 1"
+    lines = table(plan)
+    assert lines[1].startswith("coded, k = 4, r = 1")
+    assert lines[3].split()[:2] == ["uncoded", "-"]
+
+
+def test_accuracy_rules_out_what_is_fast_enough() -> None:
+    base = scenario(
+        workers=100,
+        qps=100,
+        batch=10,
+        queries=10_000,
+        stragglers=[{"kind": "hold", "probability": 0.5, "per_request": True, "delay": 100}],
+    )
+    coded = Candidate("coded", 10, 1)
+    share = 0.5 / 10  # of the answers is decoded
+    exact = ACCURACY.normal - share * (ACCURACY.normal - ACCURACY.decoded(1, 10))
+    lenient = Planner(base, ACCURACY, Target(60, exact - 0.001)).judge(coded)
+    assert lenient.workers is not None
+    strict = Planner(base, ACCURACY, Target(60, exact + 0.001)).judge(coded)
+    assert strict.workers is None
+    assert "accuracy is 0.97" in strict.reason
+    hopeless = Planner(base, ACCURACY, Target(60, 0.99)).judge(UNCODED)
+    assert hopeless.workers is None
+    assert "even direct answers are right in 0.9800" in hopeless.reason
+
+
+def test_targets_that_mean_nothing() -> None:
+    with pytest.raises(UserError, match="--p999-ms: must be above 0"):
+        check_target(Target(0, 0.5))
+    with pytest.raises(UserError, match=r"--min-accuracy: must lie in 0..1, got 97"):
+        check_target(Target(100, 97))

@@ -1,0 +1,179 @@
+"""The two commands, from the command line to what they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.simulation import run
+from tests.conftest import Command
+
+SCENARIO: dict[str, Any] = {
+    "name": "small",
+    "bundle": "mnist",
+    "queries": 600,
+    "arrivals": {"qps": 300},
+    "workers": 11,
+    "policy": "coded",
+    "k": 4,
+    "service": {"distribution": "exponential", "ms": 10},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps(SCENARIO))
+    return path
+
+
+def test_simulate_prints_one_report(file: Path, call: Command) -> None:
+    words = ("--policy", "hedge", "--workers", "7", "--qps", "200", "--seed", "5", "--json")
+    outcome = call("simulate", file, *words)
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    changed = report["scenario"]
+    assert (changed["policy"], changed["workers"], changed["seed"]) == ("hedge", 7, 5)
+    assert changed["arrivals"]["qps"] == 200
+    assert report["queries"] == 600
+    figures = load_bundle("mnist").info.figures["test_k4"]
+    assert report["accuracy"] == pytest.approx(figures["normal_accuracy"])
+    assert {"machine", "commit", "p999_ms", "utilisation"} <= set(report)
+    assert "600/600" in outcome.err  # the progress bar, which is gone to its end
+    again = json.loads(call("simulate", file, *words).out)
+    for figure in ("p50_ms", "p99_ms", "tasks_per_query"):
+        assert again[figure] == report[figure]
+
+
+def test_simulate_prints_lines(file: Path, call: Command) -> None:
+    outcome = call("simulate", file, "--stragglers", "slower", "--batch", "4", "--k", "2")
+    assert outcome.code == 0
+    found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
+    assert float(found["p50_ms"]) > 0
+    assert "'factor': 3.0" in found["scenario"]
+
+
+def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, call: Command) -> None:
+    row = {
+        "schema_version": 1,
+        "kind": "latency",
+        "name": "idle",
+        "policy": "uncoded",
+        "workers": 11,
+        "k": 10,
+        "qps": 10,
+        "requests": 400,
+        "service": 20,
+        "p50_ms": 21,
+        "p99_ms": 200,
+    }
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n")
+    report = json.loads(call("simulate", file, "--measured", rows, "--json").out)
+    assert (report["agree"], report["compared"]) == (1, 2)
+    assert report["runs"][0]["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
+    lines = call("simulate", file, "--measured", rows).out.splitlines()
+    assert lines[-1].startswith("1 of 2 percentiles within 15%")
+
+
+def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
+    path, out, picture = (tmp_path / name for name in ("sweep.json", "rows.jsonl", "map.png"))
+    sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3, 0.6], "stragglers": ["none", "hung"]}
+    path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded", "hedge"]}))
+    outcome = call("simulate", path, "--out", out, "--picture", picture)
+    assert outcome.code == 0
+    assert len(out.read_text().splitlines()) == 12
+    assert picture.stat().st_size > 10_000
+    assert "policy that wins at each load" in outcome.out
+    report = json.loads(call("simulate", path, "--out", out, "--json").out)
+    assert report["rows"] == 12
+    assert len(report["wins"]) == 4
+    assert len(report["helps_up_to_load"]) == 4
+    assert call("simulate", path).code == 2
+    assert call("simulate", path, "--out", out, "--seed", "1").code == 2
+
+
+def test_plan_prints_a_ranking(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "100", "--p999-ms", "60", "--min-accuracy", "0.97"]
+    times = ["--service-ms", "10", "--encode-ms", "0.1", "--stragglers", "held", "--batch", "4"]
+    ways = ["--policy", "uncoded", "--policy", "coded", "--k", "4", "--queries", "6000"]
+    outcome = call(*words, *times, *ways, "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    best, worst = report["ranking"]
+    assert (best["method"], worst["method"]) == ("coded, k = 4, r = 1", "uncoded")
+    assert best["workers"] >= 5
+    assert best["figures"]["p999_ms"] <= 60
+    assert worst["workers"] is None
+    assert "p99.9 is 11" in worst["reason"]
+    assert report["scenario"]["service"] == {"ms": 10}
+    assert report["cpu_seconds"] > 0
+    lines = call(*words, *times, *ways).out.splitlines()
+    assert lines[0].startswith("100 images a second, service 10.00 ms")
+    assert any(line.startswith("coded, k = 4") for line in lines)
+
+
+def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> None:
+    options = run.PlanOptions("mnist", 50, 100, 0.9, scenario=file)
+    base = run._plan_base(options)
+    assert base.service.mean_ms == 10
+    assert base.arrivals.qps == 50
+    assert base.stragglers == ()
+    timed = run._plan_base(run.PlanOptions("mnist", 50, 100, 0.9))
+    assert 0.1 < timed.service.mean_ms < 1000
+    assert 0 < timed.encode.mean_ms < timed.service.mean_ms
+    assert timed.stragglers[0].kind == "slow"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "3"], "3 workers are too few: policy coded"),
+        (["--policy", "prayer"], "policy: not one of uncoded"),
+        (["--qps", "0"], "arrivals.qps"),
+        (["--stragglers", "sleepy"], "neither a file nor one of"),
+        (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
+        (["--picture", "map.png"], "belong to a sweep"),
+        (["--r", "2"], "no accuracy is known of groups of 2 with r = 2; known: none"),
+        (["--k", "11", "--workers", "20"], "no accuracy is known of groups of 11"),
+    ],
+)
+def test_simulate_refuses_in_one_line(
+    file: Path, words: list[str], message: str, call: Command
+) -> None:
+    outcome = call("simulate", file, *words)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--p999-ms", "0"], "--p999-ms: must be above 0"),
+        (["--min-accuracy", "97"], "--min-accuracy: must lie in 0..1"),
+        (["--policy", "prayer"], "--policy: 'prayer' is not one of"),
+        (["--k", "7"], "--k: no accuracy is known of k = 7; known: [2, 4, 10]"),
+        (["--stragglers", "sleepy"], "neither a file nor one of"),
+        (["--qps", "-1"], "qps"),
+    ],
+)
+def test_plan_refuses_in_one_line(words: list[str], message: str, call: Command) -> None:
+    good = ["mnist", "--qps", "10", "--p999-ms", "60", "--service-ms", "10", "--encode-ms", "1"]
+    outcome = call("plan", *good, *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_plan_knows_its_bundles(call: Command) -> None:
+    times = ("--service-ms", "10", "--encode-ms", "1")
+    outcome = call("plan", "nothing", "--qps", "10", "--p999-ms", "60", *times)
+    assert outcome.code == 2
+    assert "no bundle 'nothing'" in outcome.err

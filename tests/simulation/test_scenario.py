@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.errors import UserError
+from codedinvnet.serving.faults import EXAMPLE, Schedule
+from codedinvnet.serving.serve import ServeOptions, make_front_end
+from codedinvnet.simulation.scenario import (
+    Arrivals,
+    Straggler,
+    bundle_accuracy,
+    load_scenario,
+    parse_scenario,
+)
+from codedinvnet.simulation.stragglers import STRAGGLERS, stragglers
+from codedinvnet.simulation.sweep import load_sweep
+from tests.simulation.scenarios import ACCURACY, scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "configs" / "bench").glob("simulate-*.json"))
+
+
+def test_the_shipped_files_are_valid() -> None:
+    assert len(FILES) >= 4
+    for path in FILES:
+        sweep = load_sweep(path)
+        if sweep is None:
+            load_scenario(path)
+        else:
+            assert len(list(sweep.scenarios())) > 100
+
+
+def test_a_scenario_survives_its_row() -> None:
+    given = load_scenario(ROOT / "configs" / "bench" / "simulate-pareto.json")
+    dumped = json.loads(json.dumps(given.model_dump(mode="json", exclude_defaults=True)))
+    assert parse_scenario(dumped, "row") == given
+    accurate = scenario()
+    dumped = json.loads(json.dumps(accurate.model_dump(mode="json", exclude_defaults=True)))
+    assert parse_scenario(dumped, "row") == accurate
+
+
+def test_the_rules_are_those_of_serve() -> None:
+    """Same options, same rules, but for how many queries may wait."""
+    options = ServeOptions("mnist", k=4, workers=7, policy="coded+hedge", max_pending=500)
+    front = make_front_end(options, load_bundle("mnist"))
+    same = scenario(k=4, workers=7, policy="coded+hedge", max_pending=500)
+    assert same.rules == front.rules
+
+
+# Arrivals
+
+
+@pytest.mark.parametrize("kind", ["poisson", "uniform", "bursts"])
+def test_arrivals_have_the_rate_that_was_asked_for(kind: Any) -> None:
+    arrivals = Arrivals(kind=kind, qps=400, batch=4, burst_ms=100, calm_ms=300)
+    times = arrivals.times(np.random.default_rng(0), 100_000)
+    assert times.shape == (100_000,)
+    assert (np.diff(times) >= 0).all()
+    assert 100_000 / times[-1] == pytest.approx(100, rel=0.03)
+
+
+def test_bursts_are_busier_than_poisson_arrivals() -> None:
+    spread = {}
+    for kind in ("poisson", "bursts"):
+        raw = {"kind": kind, "qps": 1000, "burst_factor": 5, "burst_ms": 1000, "calm_ms": 9000}
+        times = Arrivals.model_validate(raw).times(np.random.default_rng(0), 200_000)
+        counts = np.histogram(times, np.arange(0, times[-1], 0.1))[0]
+        spread[kind] = counts.var() / counts.mean()
+    assert spread["poisson"] == pytest.approx(1, rel=0.1)
+    assert spread["bursts"] > 10
+    # calm and busy rates: 1 and 5 parts, busy for a tenth of the time
+    calm = 1000 * 10 / (9 + 5)
+    assert np.median(counts) == pytest.approx(calm / 10, rel=0.05)
+    assert np.quantile(counts, 0.97) > 0.8 * 5 * calm / 10
+
+
+# Accuracy
+
+
+def test_accuracy_between_measured_sizes() -> None:
+    assert ACCURACY.decoded(1, 1) == ACCURACY.normal
+    assert ACCURACY.decoded(1, 2) == 0.97
+    assert ACCURACY.decoded(1, 3) == pytest.approx(0.965)
+    assert ACCURACY.decoded(1, 7) == pytest.approx(0.93)
+    assert ACCURACY.decoded(2, 4) == 0.95
+    with pytest.raises(UserError, match="groups of 11 with r = 1; known: 2, 4, 10"):
+        ACCURACY.decoded(1, 11)
+    with pytest.raises(UserError, match="with r = 3; known: none"):
+        ACCURACY.decoded(3, 2)
+
+
+def test_a_bundles_own_figures() -> None:
+    found = bundle_accuracy("mnist")
+    figures = load_bundle("mnist").info.figures
+    assert found.normal == figures["test_k2"]["normal_accuracy"]
+    for k in (2, 4, 10):
+        assert found.decoded(1, k) == figures[f"test_k{k}"]["recovered_accuracy"]
+    assert found.missing == 0.1
+    with pytest.raises(UserError, match="no bundle"):
+        bundle_accuracy("nothing")
+
+
+# Stragglers
+
+
+def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
+    faults = Schedule.model_validate_json(EXAMPLE).model_dump(mode="json")["faults"]
+    path = tmp_path / "faults.json"
+    kept = [fault for fault in faults if fault["kind"] != "corrupt"]
+    path.write_text(json.dumps({"seed": 1, "faults": kept}))
+    found = stragglers(str(path), 10, 1)
+    assert [s.kind for s in found] == ["slow", "hold", "crash"]
+    assert found[0].worker == 3
+    assert found[1].delay is not None
+    assert found[1].delay.mean_ms == 100
+
+
+@pytest.mark.parametrize("name", STRAGGLERS)
+def test_models_by_name(name: str) -> None:
+    found = stragglers(name, 20.0, 1)
+    assert all(isinstance(straggler, Straggler) for straggler in found)
+    assert bool(found) == (name != "none")
+    scenario(workers=11, stragglers=[straggler.model_dump() for straggler in found])
+
+
+def test_a_straggler_is_on_in_its_time() -> None:
+    straggler = Straggler.model_validate({"kind": "hang", "worker": 2, "from_s": 1, "until_s": 2})
+    assert straggler.hits(2, 1.0)
+    assert not straggler.hits(2, 2.0)
+    assert not straggler.hits(1, 1.5)
+
+
+def test_unknown_stragglers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a file nor one of none, held"):
+        stragglers("sleepy", 10, 1)
+    path = tmp_path / "faults.json"
+    path.write_text('{"faults": [{"kind": "corrupt"}]}')
+    with pytest.raises(UserError, match=r"faults.0.kind"):
+        stragglers(str(path), 10, 1)
+
+
+def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
+    (ten,), (one,) = stragglers("held", 20.0, 10), stragglers("held", 20.0, 1)
+    assert (ten.kind, ten.per_request) == ("hold", True)
+    assert ten.probability == pytest.approx(0.1)
+    assert one.probability == 0.01
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
+        ({"routing": "random"}, "routing: not one of least-loaded"),
+        ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
+        ({"policy": "replicate"}, "1 workers are too few: policy replicate needs 2"),
+        ({"policy": "coded", "k": 1, "workers": 9}, "k of at least 2"),
+        ({"qps": 0.0}, "arrivals.qps: input should be greater than 0"),
+        ({"qps": math.nan}, "arrivals.qps"),
+        ({"service": 0}, "service must take some time"),
+        ({"service": {"distribution": "pareto", "ms": 1, "shape": 1}}, "finite one in the mean"),
+        ({"workesr": 3}, "unknown key 'workesr': did you mean 'workers'"),
+        ({"queries": 0}, "queries"),
+        ({"warmup": 1}, "warmup"),
+        ({"stragglers": [{"kind": "slow"}]}, "'slow' has delay"),
+        ({"stragglers": [{"kind": "hang", "delay": 1}]}, "'hang' has none of delay"),
+        ({"stragglers": [{"kind": "burst", "factor": 2}]}, "has delay, factor, every_s, workers"),
+        (
+            {"stragglers": [{"kind": "factor", "factor": 2, "per_request": True}]},
+            "'factor' is not per_request",
+        ),
+        ({"stragglers": [{"kind": "hang", "worker": 1}]}, "names more than the 1 workers"),
+    ],
+)
+def test_scenarios_that_cannot_be(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        scenario(**changes)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*: No such file"):
+        load_scenario(tmp_path / "missing.json")
+    path = tmp_path / "scenario.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_scenario(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"scenario.json"):
+        load_scenario(path)

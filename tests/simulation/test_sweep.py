@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.simulation.picture import draw_map
+from codedinvnet.simulation.sweep import (
+    Sweep,
+    helps_up_to,
+    load_sweep,
+    read_rows,
+    run_sweep,
+    winners,
+)
+from tests.simulation.scenarios import scenario
+
+SWEEP = Sweep(
+    base=scenario(workers=6, k=4, queries=300),
+    loads=(0.2, 0.5),
+    policies=("uncoded", "coded"),
+    stragglers=("none", "held"),
+    batches=(1, 4),
+)
+
+
+def row(load: float, policy: str, late: float | None, **cell: Any) -> dict[str, Any]:
+    place = {"stragglers": "held", "batch": 1, "load": load, "policy": policy, **cell}
+    interval = None if late is None else [0.9 * late, 1.1 * late]
+    work = {"uncoded": 1.0, "hedge": 1.05, "coded": 1.1}.get(policy, 2.0)
+    figures = {"p999_ms": late, "p999_ms_95": interval, "work_per_query": work}
+    return {"cell": place, **figures, "scenario": {}}
+
+
+ROWS = [
+    row(0.2, "uncoded", 100.0),
+    row(0.5, "uncoded", 110.0),
+    row(0.8, "uncoded", 200.0),
+    row(0.2, "coded", 30.0),
+    row(0.5, "coded", 120.0),
+    row(0.8, "coded", 150.0),
+    row(0.2, "hedge", 40.0),
+    row(0.5, "hedge", 50.0),
+    row(0.8, "hedge", None),
+    row(0.2, "replicate", 300.0),
+]
+
+
+def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    rows = run_sweep(SWEEP, out, {"commit": "abc"})
+    assert len(rows) == 16
+    assert read_rows(out) == rows
+    assert all(r["commit"] == "abc" and "time" in r for r in rows)
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join(lines[:10]) + "\n")
+    assert [json.dumps(r["cell"]) for r in run_sweep(SWEEP, out, {})] == [
+        json.dumps(r["cell"]) for r in rows
+    ]
+    assert out.read_text().splitlines()[:10] == lines[:10]
+    assert len(read_rows(out)) == 16
+    wider = SWEEP.model_copy(update={"loads": (0.2, 0.5, 0.7)})
+    assert len(run_sweep(wider, out, {})) == 24
+    assert len(read_rows(out)) == 24
+
+
+def test_a_row_tells_the_load() -> None:
+    for cell, given in SWEEP.scenarios():
+        assert given.arrivals.qps == pytest.approx(cell.load * 600)  # six workers, 10 ms
+        assert (given.policy, given.arrivals.batch) == (cell.policy, cell.batch)
+        assert bool(given.stragglers) == (cell.stragglers == "held")
+
+
+def test_who_wins_and_how_far_each_helps() -> None:
+    assert winners(ROWS) == {
+        ("held", 1, 0.2): "coded",
+        ("held", 1, 0.5): "hedge",
+        ("held", 1, 0.8): "coded",
+    }
+    assert helps_up_to(ROWS) == {
+        ("held", 1, "coded"): 0.2,  # at 0.5 it does harm
+        ("held", 1, "hedge"): 0.5,
+        ("held", 1, "replicate"): None,
+    }
+
+
+def test_a_few_percent_are_no_win() -> None:
+    rows = [row(0.2, "uncoded", 100.0), row(0.2, "coded", 97.0), row(0.2, "hedge", 104.0)]
+    assert list(winners(rows).values()) == ["uncoded"]
+    assert set(helps_up_to(rows).values()) == {None}
+    never = [row(0.2, "uncoded", None), row(0.2, "coded", None), row(0.2, "hedge", None)]
+    assert list(winners(never).values()) == ["uncoded"]
+    assert set(helps_up_to(never).values()) == {None}
+
+
+def test_the_map_is_drawn_from_rows(tmp_path: Path) -> None:
+    rows = [*ROWS, row(0.2, "coded+hedge", 20.0, stragglers="none", batch=10)]
+    path = tmp_path / "pictures" / "map.png"
+    draw_map(rows, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    first = path.read_bytes()
+    draw_map([{**r, "p999_ms": 50.0} for r in rows], path)
+    assert path.read_bytes() != first
+
+
+def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    path.write_text('{"base": {}, "load": [0.5]}')
+    with pytest.raises(UserError, match="unknown key 'load': did you mean 'loads'"):
+        load_sweep(path)
+    path.write_text('{"arrivals": {}}')
+    assert load_sweep(path) is None
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"kind": "latency"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl, line 1 is no row of a sweep"):
+        read_rows(rows)
+    rows.write_text("{\n")
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_rows(rows)

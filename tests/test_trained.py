@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.checkpoint import module_tensors, save_checkpoint
+from codedinvnet.classifier import classifier_of
+from codedinvnet.errors import UserError
+from codedinvnet.methods import METHODS
+from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.trained import PART, WITH_PARTS, method_for, untrained_part, with_part
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+def saved(path: Path, mnist: Bundle, name: str, **changed: Any) -> tuple[Path, torch.nn.Module]:
+    """Write a part as `bench accuracy` does, with weights that are not the initial ones."""
+    made_with = {
+        "method": name,
+        "base": "invertible",
+        "k": K,
+        "bundle": weights_digest("mnist"),
+        "width": 5,
+        **changed,
+    }
+    part = untrained_part(name, classifier_of(mnist.model), mnist.model, K, made_with)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    save_checkpoint(path, module_tensors({PART: part}), {"settings": made_with})
+    return path, part
+
+
+@pytest.mark.parametrize("name", WITH_PARTS)
+def test_a_part_comes_back_as_a_method_also_in_a_worker(
+    name: str, mnist: Bundle, tmp_path: Path
+) -> None:
+    path, part = saved(tmp_path / "best.safetensors", mnist, name)
+    method = method_for(mnist, "mnist", name, K, path)
+    assert type(method) is METHODS[name]
+    group = torch.rand(2, K, 1, 28, 28)
+    expected = with_part(name, classifier_of(mnist.model), part.eval(), K).compute(K, group)
+    torch.testing.assert_close(method.compute(K, group), expected)
+    worker = WorkerSpec("mnist", K, method=name, part=path).load()
+    torch.testing.assert_close(worker.compute(K, group), expected)
+    assert not any(p.requires_grad for p in mnist.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"k": 3}, "trained for k 3, not 4"),
+        ({"base": "resnet"}, "trained for base 'resnet', not 'invertible'"),
+        ({"bundle": "other"}, "trained for bundle 'other'"),
+        ({"method": "parm-concat"}, "trained for method 'parm-concat', not 'parm'"),
+    ],
+)
+def test_parts_of_something_else_are_refused(
+    changed: dict[str, Any], told: str, mnist: Bundle, tmp_path: Path
+) -> None:
+    path, _ = saved(tmp_path / "best.safetensors", mnist, "parm", **changed)
+    with pytest.raises(UserError, match=told):
+        method_for(mnist, "mnist", "parm", K, path)
+
+
+def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint at"):
+        method_for(mnist, "mnist", "parm", K, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"cannot tile k = 10"):
+        method_for(mnist, "mnist", "parm-concat", 10, tmp_path / "none.safetensors")

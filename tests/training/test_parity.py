@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.config import PartSettings
+from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import LearnedCode, ParM
+from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel
+from codedinvnet.nn.resnet import ResNet
+from codedinvnet.training.classifier import ClassifierStage, all_logits
+from codedinvnet.training.loop import train_stage
+from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
+
+PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
+ROWS = (torch.arange(600), torch.arange(600, 700))
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSet:
+    return sample_images("mnist")
+
+
+@pytest.fixture(scope="module")
+def classifier(source: ImageSet) -> ImageClassifier:
+    """A small classifier that is right most of the time."""
+    torch.manual_seed(0)
+    small = ImageClassifier(ResNet(1, 10, width=8, blocks=(1, 1, 1), squeeze=2), padding=2)
+    part = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
+    stage = ClassifierStage(small, source, *ROWS, part, flip=False, shift=0)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    small.train()
+    for index in range(part.steps_per_epoch):
+        stage.step(0, index)
+    return small.eval().requires_grad_(False)
+
+
+def taught(classifier: ImageClassifier, source: ImageSet) -> tuple[Taught, Taught]:
+    train, validation = (
+        Taught(source, rows, all_logits(classifier, source, rows, description="logits"))
+        for rows in ROWS
+    )
+    return train, validation
+
+
+def test_a_plain_classifier_learns(classifier: ImageClassifier, source: ImageSet) -> None:
+    logits = all_logits(classifier, source, ROWS[1], description="logits")
+    labels = source.batch(ROWS[1])[1]
+    assert float((logits.argmax(1) == labels).float().mean()) > 0.6
+    assert not logits.requires_grad
+
+
+def test_a_teacher_is_followed_even_where_it_is_wrong(source: ImageSet) -> None:
+    """With a teacher that calls everything 7, so does its pupil."""
+    torch.manual_seed(0)
+    pupil = ImageClassifier(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), padding=2)
+    teacher = torch.full((600, 10), -20.0)
+    teacher[:, 7] = 20.0
+    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=True, shift=1, teacher=teacher)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    for index in range(20):
+        stage.step(0, index)
+    pupil.eval()
+    found = all_logits(pupil, source, ROWS[1], description="logits").argmax(1)
+    assert float((found == 7).float().mean()) > 0.9
+
+
+def test_a_parity_model_learns_the_sum(
+    classifier: ImageClassifier, source: ImageSet, tmp_path: Path
+) -> None:
+    k = 2
+    model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
+    stage = ParityStage(model, ParM.encode, *taught(classifier, source), k, PART)
+    model.eval()
+    before, _ = stage.validate()
+    header = train_stage(stage, tmp_path, epochs=2, seed=1, settings={})
+    assert header["score"] > before
+    assert header["score"] == stage.validate()[0]
+    # The stage's score is the accuracy of the method's own decoding.
+    method = ParM(classifier, model.eval(), k)
+    rows = ROWS[1]
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(k)).view(-1, k)
+    images, labels = source.batch(rows[order.flatten()])
+    group = images.unflatten(0, (-1, k))
+    outputs = {t: method.compute(t, group[:, list(m)]) for t, m in method.tasks(k).items()}
+    hits = 0
+    for lost in range(k):
+        rest = {t: o for t, o in outputs.items() if t != lost}
+        hits += int((method.decode(rest, k)[lost].argmax(1) == labels.view(-1, k)[:, lost]).sum())
+    assert hits / 100 == pytest.approx(header["score"])
+
+
+def test_the_served_classifier_stays_as_it_is(
+    classifier: ImageClassifier, source: ImageSet
+) -> None:
+    before = {key: value.clone() for key, value in classifier.state_dict().items()}
+    k = 2
+    torch.manual_seed(1)
+    coder = nn.ModuleDict({"encoder": ConvEncoder(k, 4), "decoder": LinearDecoder(k, 10, 1)})
+    stage = LearnedCodeStage(coder, classifier, *taught(classifier, source), k, PART)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    first = {key: value.clone() for key, value in coder.state_dict().items()}
+    losses = [stage.step(0, index)["loss"] for index in range(30)]
+    assert sum(losses[-6:]) < sum(losses[:6])
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    changed = {
+        key.split(".")[0] for key, v in coder.state_dict().items() if (v != first[key]).any()
+    }
+    assert changed == {"encoder", "decoder"}
+
+
+def test_decoded_is_what_the_learned_code_decodes(
+    classifier: ImageClassifier, source: ImageSet
+) -> None:
+    k = 3
+    torch.manual_seed(1)
+    coder = nn.ModuleDict({"encoder": ConvEncoder(k, 2), "decoder": LinearDecoder(k, 10, 1)})
+    for parameter in coder.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    stage = LearnedCodeStage(coder, classifier, *taught(classifier, source), k, PART)
+    places = torch.arange(9).view(3, k)
+    images, logits, _ = stage.groups(stage.validation, places)
+    with torch.no_grad():
+        decoded = stage.decoded(images, logits)
+    method = LearnedCode(classifier, coder["encoder"], coder["decoder"], k)
+    outputs = {t: method.compute(t, images[:, list(m)]) for t, m in method.tasks(k).items()}
+    for lost in range(k):
+        rest = {t: o for t, o in outputs.items() if t != lost}
+        torch.testing.assert_close(
+            method.decode(rest, k)[lost], decoded[:, lost], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_too_few_images_for_a_group(classifier: ImageClassifier, source: ImageSet) -> None:
+    train, validation = taught(classifier, source)
+    few = Taught(source, validation.rows[:3], validation.logits[:3])
+    with pytest.raises(UserError, match="groups of k=4 cannot be drawn from 3 images"):
+        ParityStage(ParityModel(classifier, 4), ParM.encode, train, few, 4, PART)
+
+
+def test_a_bundles_network_may_become_a_parity_model() -> None:
+    bundle = load_bundle("mnist")
+    own = copy.deepcopy(classifier_of(bundle.model)).requires_grad_(True)
+    model = ParityModel(own, 2)
+    model(torch.rand(2, 1, 28, 28)).sum().backward()
+    gradients = [p.grad is not None for p in model.parameters()]
+    assert all(gradients)
+    assert not any(p.requires_grad for p in bundle.model.parameters())
