@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,19 @@ def paper_table(result: dict[str, Any]) -> str:
     )
 
 
+POLICIES = ("coded", "uncoded", "hedge", "coded+hedge")
+
+
+def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> str:
+    """Return the ratios of p99.9, with their intervals."""
+    parts = []
+    for policy in policies:
+        name = f"{kind}p999_ratio_{policy.replace('+', '_')}"
+        low, high = result[f"{name}_95"]
+        parts.append(f"{policy} {result[name]:.2f} ({low:.2f} to {high:.2f})")
+    return ", ".join(parts)
+
+
 def serve_table(result: dict[str, Any]) -> str:
     """What `bench serve` found."""
     arms = result["straggler_arms"]
@@ -180,6 +194,8 @@ def serve_table(result: dict[str, Any]) -> str:
         "none": "nobody straggles",
         "held": "one answer in ten requests held back 100 ms",
         "blocked": "the worker blocked for 100 ms instead",
+        "even none": "evenly spaced requests, nobody straggles",
+        "even held": "evenly spaced requests, one answer in ten held back",
         "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a "
         "hundred held back",
     }
@@ -192,9 +208,9 @@ def serve_table(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"p99.9 with held answers over p99.9 without stragglers (uncoded): coded "
-        f"{result['p999_ratio_coded']:.2f}, uncoded {result['p999_ratio_uncoded']:.2f}, hedge "
-        f"{result['p999_ratio_hedge']:.2f}, coded+hedge {result['p999_ratio_coded_hedge']:.2f}. "
+        f"p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
+        f"{tail_ratios(result, '', POLICIES)}; with evenly spaced requests "
+        f"{tail_ratios(result, 'even_', POLICIES[:2])}. "
         f"When nobody straggles, at 30 % of capacity ({result['capacity_qps']:.0f} single images "
         f"a second), coded costs {100 * (result['light_p50_ratio'] - 1):+.1f} % of p50. The front "
         f"end adds {result['front_end_ms']:.2f} ms to a forward pass of "
