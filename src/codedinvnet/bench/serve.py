@@ -76,7 +76,7 @@ class Sizes:
     """Blocked workers, evenly spaced requests and single images, too."""
 
 
-FULL = Sizes(20_000, 1000, 3000, 3000, 5, 4000, 600.0, 15.0)
+FULL = Sizes(20_000, 1000, 3000, 3000, 4, 4000, 600.0, 15.0)
 QUICK = Sizes(
     500, 200, 300, 100, 1, 0, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
 )
@@ -453,10 +453,10 @@ class ServeBench:
         single = {**hold, "probability": HELD_SHARE / 10}
         policies, count = self.sizes.policies, self.sizes.straggler_requests
         batch = Load(rate, count, 10)
-        arms = [Arm("none", policy, None, batch) for policy in ("uncoded", "coded")]
+        fewer = Load(rate, count // 4, 10)
+        arms = [Arm("none", "uncoded", None, batch), Arm("none", "coded", None, fewer)]
         arms += [Arm("held", policy, hold, batch) for policy in policies]
         if more:
-            fewer = Load(rate, count // 4, 10)
             evenly = Load(rate, count // 3, 10, poisson=False)
             alone = Load(single_rate, self.sizes.single_queries, 1)
             arms += [Arm("blocked", policy, block, fewer) for policy in policies]
