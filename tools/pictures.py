@@ -15,7 +15,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from playwright.async_api import async_playwright
+from playwright.async_api import ViewportSize, async_playwright
 
 from codedinvnet.bench.load import server
 from codedinvnet.bundle import load_bundle, shipped_bundles
@@ -23,7 +23,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.demo import draw_group
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-SIZE = {"width": 1280, "height": 1000}
+SIZE = ViewportSize(width=1280, height=1000)
 RATE = 40
 """Queries a second that the page sends."""
 
