@@ -83,14 +83,31 @@ QUICK = Sizes(
 
 
 def run(
-    name: str, *, quick: bool, data_dir: Path | None, seed: int, log: Path, parts: Sequence[str]
+    name: str,
+    *,
+    quick: bool,
+    data_dir: Path | None,
+    seed: int,
+    log: Path,
+    parts: Sequence[str],
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Run the parts that were asked for; all if none was named.
+
+    Args:
+        name: of the bundle.
+        quick: take a minute.
+        data_dir: where the image sets lie; None: the shipped test images.
+        seed: of arrivals, faults and groups.
+        log: where the servers' logs go.
+        parts: some of PARTS.
+        out: where the report is written, after each part.
 
     Returns:
         One report: the figures, and what they were measured with.
     """
-    return asyncio.run(_run(name, QUICK if quick else FULL, quick, data_dir, seed, log, parts))
+    sizes = QUICK if quick else FULL
+    return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
 
 
 PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "soak")
@@ -106,6 +123,7 @@ async def _run(
     seed: int,
     log: Path,
     parts: Sequence[str],
+    out: Path | None,
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     bundle = load_bundle(name)
@@ -130,6 +148,8 @@ async def _run(
             began = time.strftime("%Y-%m-%dT%H:%M:%S")
             report |= await getattr(bench, part)()
             report["parts"][part] = {"commit": describe_commit(), "began": began}
+            if out is not None:
+                save(report, out)
     return report
 
 

@@ -73,9 +73,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         log=arguments.log,
         parts=arguments.part,
+        out=arguments.out,
     )
-    if arguments.out is not None:
-        serve.save(report, arguments.out)
     print_report(report, as_json=arguments.json)
 
 
