@@ -146,7 +146,7 @@ class DataSet:
 
     def _resnet(self, seed: int) -> nn.Module:
         """Return the plain base model, of about the served one's cost."""
-        info, part = self.bundle.info.provenance.settings, self.settings.classifier
+        part = self.settings.classifier
         depends = {"width": self.resnet_width, **self._images()}
 
         def make() -> nn.Module:
@@ -154,19 +154,27 @@ class DataSet:
             return ImageClassifier(self._resnet_of(self.resnet_width), padding)
 
         def stage(module: nn.Module) -> Stage:
-            return ClassifierStage(
-                module,
-                self.train,
-                self.train_rows,
-                self.validation_rows,
-                part,
-                flip=info.training.flip,
-                shift=info.training.shift,
-            )
+            return self._classifier_stage(module, part)
 
         return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
 
     # Trained parts
+
+    def _classifier_stage(
+        self, module: nn.Module, part: PartSettings, teacher: Tensor | None = None
+    ) -> Stage:
+        """Return the training of a classifier, its images varied as the bundle's were."""
+        options = self.bundle.info.provenance.settings.training
+        return ClassifierStage(
+            module,
+            self.train,
+            self.train_rows,
+            self.validation_rows,
+            part,
+            flip=options.flip,
+            shift=options.shift,
+            teacher=teacher,
+        )
 
     def _images(self) -> dict[str, Any]:
         """Return which images a part is trained on."""
@@ -243,17 +251,7 @@ class DataSet:
         def stage(module: nn.Module) -> Stage:
             train, validation = self._taught(base, seed)
             if name == SmallBackup.name:
-                options = self.bundle.info.provenance.settings.training
-                return ClassifierStage(
-                    module,
-                    self.train,
-                    self.train_rows,
-                    self.validation_rows,
-                    settings,
-                    flip=options.flip,
-                    shift=options.shift,
-                    teacher=train.logits,
-                )
+                return self._classifier_stage(module, settings, train.logits)
             if name == LearnedCode.name:
                 coder = cast(nn.ModuleDict, module)
                 return LearnedCodeStage(coder, classifier, train, validation, k, settings)

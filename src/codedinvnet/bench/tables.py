@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
@@ -63,6 +63,12 @@ class Line:
         """Return the standard deviation over the seeds; None for a single one."""
         values = [row[figure] for row in self.rows]
         return None if None in values or len(values) < 2 else statistics.stdev(values)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The cells that a table's row begins with: data set, k, missing, corrupt, method, base."""
+        counts = map(str, (self.k, self.missing, self.corrupt))
+        return (self.dataset, *counts, self.label, self.base)
 
     @property
     def overhead(self) -> float:
@@ -163,12 +169,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
         complete = None if line.systematic else line.mean("complete")
         cells.append(
             (
-                line.dataset,
-                str(line.k),
-                str(line.missing),
-                str(line.corrupt),
-                line.label,
-                line.base,
+                *line.place,
                 f"{100 * line.overhead:.0f} %",
                 percent(line.mean("normal"), line.std("normal")),
                 percent(complete, None if complete is None else line.std("complete")),
@@ -196,7 +197,12 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                     f"published: {figure.source}",
                 )
             )
-    return sorted(cells, key=lambda c: (c[0].startswith("("), c[0], *map(int, c[1:4]), c[4]))
+    return sorted(cells, key=_order)
+
+
+def _order(cells: Sequence[str]) -> tuple[Any, ...]:
+    """Sort rows by data set, k, missing, corrupt and method; data sets without a name last."""
+    return (cells[0].startswith("("), cells[0], *map(int, cells[1:4]), cells[4])
 
 
 MARGIN_COLUMNS = (
@@ -228,12 +234,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
         verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
         cells.append(
             (
-                line.dataset,
-                str(line.k),
-                str(line.missing),
-                str(line.corrupt),
-                line.label,
-                line.base,
+                *line.place,
                 percent(line.mean("recovered")),
                 percent(own.mean("recovered")),
                 f"{found.margin:+.2f}",
@@ -242,7 +243,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
                 verdict,
             )
         )
-    return sorted(cells, key=lambda c: (c[0], *map(int, c[1:4]), c[4]))
+    return sorted(cells, key=_order)
 
 
 def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
