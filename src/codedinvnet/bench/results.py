@@ -32,6 +32,7 @@ COMMANDS = {
 }
 PICTURES = {
     "accuracy.jsonl": ("accuracy-k.png", "accuracy-unavailability.png", "accuracy-confusion.png"),
+    "latency.jsonl": ("latency-tails.png", "latency-accuracy.png"),
     "map.jsonl": ("map.png",),
 }
 """What the commands draw beside their rows."""
