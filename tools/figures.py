@@ -1,14 +1,18 @@
-"""Measure the shipped bundles on the whole test splits, and render the figures into README.md.
+"""Measure the shipped bundles on the whole test splits, and render all figures.
+
+They go into README.md, between its marks, and into docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
     python tools/figures.py --costs                  measure times and multiply-adds alone
     python tools/figures.py                          render what is in docs/results
+    python tools/figures.py --page results/quick     render the page of another folder into it
 
 In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
 `codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
-`runs/mnist/fusion-k2/evaluation.json`. What is missing the README calls not measured.
+`runs/mnist/fusion-k2/evaluation.json`; the rows of the other benchmarks are `make bench`'s. What is
+missing is called not measured.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codedinvnet.bench.results import headlines, page
 from codedinvnet.bundle import load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json
 from codedinvnet.methods import Evidence
@@ -27,6 +32,7 @@ from codedinvnet.stages import evaluation_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
 SIZES = (2, 4, 10)
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -255,7 +261,14 @@ def sections() -> dict[str, str]:
         "paper": paper_table(json.loads(paper.read_text(encoding="utf-8")))
         if paper.is_file()
         else "What they reach has not been measured in this version.",
+        **headlines(RESULTS),
     }
+
+
+def write_page(folder: Path, path: Path) -> None:
+    """Render a folder of results into a page; its pictures are linked relative to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(folder, folder.relative_to(path.parent).as_posix()), encoding="utf-8")
 
 
 def main() -> None:
@@ -267,12 +280,17 @@ def main() -> None:
     parser.add_argument(
         "--costs", action="store_true", help="measure the times, on a quiet machine"
     )
+    parser.add_argument("--page", type=Path, help="render this folder's results.md alone")
     arguments = parser.parse_args()
+    if arguments.page is not None:
+        write_page(arguments.page, arguments.page / "results.md")
+        return
     for name in arguments.bundle:
         if arguments.data_dir:
             update(name, measure(name, arguments.data_dir))
         if arguments.data_dir or arguments.costs:
             update(name, {"info": info_report(load_bundle(name), SIZES)})
+    write_page(RESULTS, PAGE)
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text(encoding="utf-8"), sections()), encoding="utf-8")
 

@@ -90,11 +90,11 @@ def _add_ablation(benches: Commands) -> None:
     sub.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/ablation.jsonl"),
         help="a line a trial; finished ones in it are kept (runs/ablation.jsonl)",
     )
+    sub.add_argument("--save-dir", type=Path, help="for runs (runs/ablation)")
     sub.add_argument(
-        "--save-dir", type=Path, default=Path("runs/ablation"), help="for runs (runs/ablation)"
+        "--quick", action="store_true", help="minutes: one image set, one seed, short trainings"
     )
     sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
@@ -105,13 +105,15 @@ def _ablation(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import ablation
     from codedinvnet.stages import choose_device
 
+    name = "ablation-quick" if arguments.quick else "ablation"
     results = ablation.run(
         arguments.grid,
-        arguments.out,
-        save_dir=arguments.save_dir,
+        arguments.out or Path("runs") / f"{name}.jsonl",
+        save_dir=arguments.save_dir or Path("runs") / name,
         data_dir=arguments.data_dir,
         device=choose_device(arguments.device),
         test=not arguments.no_test,
+        quick=arguments.quick,
     )
     print(ablation.table(results))
 
