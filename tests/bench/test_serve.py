@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from codedinvnet.bench.load import Reply
 from codedinvnet.bundle import load_bundle
 from codedinvnet.data import sample_images
 from tests.conftest import Command
+from tests.processes import descendants, needs_proc, survivors, wait_until
 
 TINY = serve.Sizes(
     chaos_queries=120,
@@ -109,6 +112,27 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     merged = json.loads(out.read_text())
     assert set(merged["parts"]) == {"pool", "soak"}
     assert merged["pool_first_10_of_11_ms"] == found["pool_first_10_of_11_ms"]
+
+
+@needs_proc
+def test_a_terminated_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = ("bench", "serve", "--quick", "--part", "soak", "--log", str(tmp_path / "log"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codedinvnet", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:  # the server, and its fork server, resource tracker and workers
+        assert wait_until(lambda: len(descendants(process.pid)) > 5, timeout=60)
+        started = descendants(process.pid)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert survivors(started) == []
 
 
 def test_unknown_part(call: Command) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,11 +21,30 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def guarded(call: Callable[[], None]) -> int:
-    """Turn a user's mistake into one line on standard error and exit code 2."""
+    """Turn a user's mistake into one line on standard error and exit code 2.
+
+    SIGTERM ends a command as Ctrl-C does: what it has started, servers for one, ends with it.
+    """
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     try:
-        call()
+        with _terminated_as_interrupted():
+            call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
