@@ -236,8 +236,8 @@ def test_slow_blocks_the_worker(clock: Clock) -> None:
     async def work(pool: FaultyPool, inner: InnerPool) -> None:
         result = await pool.call(1, task(7))
         assert clock.slept == [0.1]
-        assert result.held == 0
-        await pool.call(0, task(8))
+        assert (result.held, result.blocked) == (0, 0.1)
+        assert (await pool.call(0, task(8))).blocked == 0
         assert clock.slept == [0.1]
         assert inner.calls == [(1, 7), (0, 8)]
 

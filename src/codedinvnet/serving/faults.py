@@ -145,12 +145,14 @@ class FaultyPool:
         self.began = time.monotonic()
 
     async def call(self, worker: int, task: Task) -> Result:
-        generator, held = self.generators[worker], 0.0
+        generator, held, blocked = self.generators[worker], 0.0, 0.0
         now = time.monotonic() - self.began
         hit = [f for f in self.faults if self._drawn(f, generator, task) and f.hits(worker, now)]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                await self._block(worker, fault.delay.draw(generator))
+                delay = fault.delay.draw(generator)
+                blocked += delay
+                await self._block(worker, delay)
             elif fault.kind == "hold" and fault.delay is not None:
                 held += fault.delay.draw(generator)
             elif fault.kind == "hang":
@@ -166,7 +168,7 @@ class FaultyPool:
                 noise = np.random.default_rng(generator.getrandbits(63))
                 lie = fault.scale * noise.standard_normal(result.output.shape)
                 result = result._replace(output=(result.output + lie).astype(np.float32))
-        return result._replace(held=held)
+        return result._replace(held=held, blocked=blocked)
 
     async def _block(self, worker: int, seconds: float) -> None:
         """Sleep; a worker that is replaced meanwhile has lost its task."""
