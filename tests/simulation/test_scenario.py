@@ -160,6 +160,8 @@ def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
     ("changes", "words"),
     [
         ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
+        ({"backup": True}, "a backup goes with the policies that have a code"),
+        ({"backup": True, "policy": "coded", "workers": 12, "r": 2}, "and r = 1"),
         ({"routing": "random"}, "routing: not one of least-loaded"),
         ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
         ({"policy": "replicate"}, "1 workers are too few: policy replicate needs 2"),
