@@ -226,6 +226,7 @@ BENCH_EXAMPLES = """examples:
   codedinvnet bench embed mnist --json
   codedinvnet bench train mnist --json
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
+  codedinvnet bench latency --data-dir data --quick
 """
 
 
@@ -319,6 +320,34 @@ def _bench_parser(commands: Commands) -> None:
     sub.add_argument("--download", action="store_true", help="download into --data-dir")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+    _bench_latency_parser(benches)
+
+
+def _bench_latency_parser(benches: Commands) -> None:
+    """Add `bench latency`."""
+    sub = _command(
+        benches,
+        "latency",
+        _bench_latency,
+        "load the real service under every method of a grid; rows, tables and figures",
+        "codedinvnet bench latency --data-dir data --only batch=10 --only load=0.4",
+    )
+    add, grid = sub.add_argument, Path("configs/bench/latency.json")
+    add("grid", nargs="?", type=Path, default=grid, help=f"methods, loads, stragglers ({grid})")
+    add("--out", type=Path, help="rows; finished ones in it are kept (results/latency.jsonl)")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs of this method, batch, load, stragglers or run; repeatable",
+    )
+    add("--quick", action="store_true", help="six minutes: one setting, 3,000 queries a method")
+    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
+    add("--data-dir", type=Path, help="where the image sets lie")
+    add("--download", action="store_true", help="download into --data-dir")
+    add("--log", type=Path, default=Path("bench-latency.log"), help="servers' log")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _serve_parser(sub: argparse.ArgumentParser) -> None:
@@ -615,6 +644,25 @@ def _bench_accuracy(arguments: argparse.Namespace) -> None:
         only=arguments.dataset,
     )
     written = [*tables.write(out), *plots.write(out)]
+    _print({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
+
+
+def _bench_latency(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import latency, latency_plots, latency_tables
+
+    name = "latency-quick" if arguments.quick else "latency"
+    out = arguments.out or Path("results") / f"{name}.jsonl"
+    report = latency.run(
+        arguments.grid,
+        out=out,
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        log=arguments.log,
+        download=arguments.download,
+        quick=arguments.quick,
+        only=arguments.only,
+    )
+    written = [*latency_tables.write(out), *latency_plots.write(out)]
     _print({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
 
 
