@@ -10,7 +10,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.serving.faults import EXAMPLE, Schedule
+from codedinvnet.serving.faults import EXAMPLE, Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, make_front_end
 from codedinvnet.simulation.scenario import (
     Arrivals,
@@ -135,6 +135,13 @@ def test_a_straggler_is_on_in_its_time() -> None:
     assert straggler.hits(2, 1.0)
     assert not straggler.hits(2, 2.0)
     assert not straggler.hits(1, 1.5)
+
+
+def test_a_fault_as_the_service_dumps_it() -> None:
+    fault = Fault(kind="slow", delay=Delay(ms=20), spread=True)
+    found = Straggler.model_validate(fault.model_dump())
+    assert found.delay is not None
+    assert (found.kind, found.delay.ms) == ("slow", 20)
 
 
 def test_unknown_stragglers(tmp_path: Path) -> None:

@@ -106,10 +106,10 @@ def run(
     if any(arm.served.backup for arm in todo):
         bench.train_backup()  # before anything is measured, since training takes the processors
     seconds = {arm: bench.expected_seconds(arm) for arm in todo}
-    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, about {remaining} left {postfix}"
-    with tqdm(
-        total=sum(seconds.values()), desc="latency", bar_format=form, dynamic_ncols=True
-    ) as bar:
+    whole = sum(seconds.values())
+    words = f"latency, {len(todo)} runs in about {math.ceil(whole / 60)} min"
+    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+    with tqdm(total=whole, desc=words, bar_format=form, dynamic_ncols=True) as bar:
         for arm in todo:
             bar.set_postfix_str(arm.name(), refresh=True)
             row = bench.row(arm, settings[arm], keys[arm])
@@ -244,7 +244,7 @@ class LatencyBench:
             "service_ms": grid.service_ms,
             "qps": round(self.rate(arm), 3),
             "requests": math.ceil(grid.queries / arm.batch),
-            "stragglers": [f.model_dump(mode="json", exclude_none=True) for f in faults],
+            "stragglers": [f.model_dump(mode="json", exclude_defaults=True) for f in faults],
             "seed": grid.seed + arm.run,
             "settings": dict(settings),
             "commit": describe_commit(),
@@ -279,7 +279,7 @@ class LatencyBench:
 
     async def _measure(self, arm: Arm, faults: Iterable[Fault], row: Row) -> dict[str, Any]:
         """Serve, load, and return the figures of a run."""
-        wait = Fault(kind="slow", delay=Delay(ms=self.grid.wait_ms))
+        wait = Fault(kind="slow", delay=Delay(ms=self.grid.wait_ms), spread=True)
         schedule = {
             "seed": row["seed"],
             "faults": [f.model_dump(mode="json") for f in (wait, *faults)],

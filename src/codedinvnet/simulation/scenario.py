@@ -86,10 +86,10 @@ class Straggler(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_scale(cls, raw: Any) -> Any:
-        """Drop what a fault written by the service says of corruption, if it corrupts nothing."""
+    def _as_the_services(cls, raw: Any) -> Any:
+        """Drop what a fault of the service says of corruption, and when in a task it is blocked."""
         if isinstance(raw, dict) and raw.get("kind") != "corrupt":
-            return {key: value for key, value in raw.items() if key != "scale"}
+            return {key: value for key, value in raw.items() if key not in ("scale", "spread")}
         return raw
 
     @model_validator(mode="after")
