@@ -1,10 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format wheel clean
+# Image sets: from data/ if it is there, else downloaded into the cache.
+DATA := $(if $(wildcard data),--data-dir data)
+BENCHMARKS := accuracy latency serve inverse embed train ablation map
+
+.PHONY: help setup demo test lint format wheel clean bench bench-quick
+.PHONY: bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed-dev  ## create .venv with everything a developer needs
 
@@ -22,6 +27,63 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 format: .venv/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# A benchmark that fails does not keep the others from running (-k); they run one after another.
+bench-quick: .venv/.installed  ## every benchmark in short, into results/quick
+	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=quick-%) quick-page
+
+bench: .venv/.installed  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
+	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
+
+quick-accuracy:
+	$(BIN)/codedinvnet bench accuracy configs/bench/accuracy.json --quick $(DATA) \
+	  --out results/quick/accuracy.jsonl --save-dir runs/quick
+
+quick-latency:
+	$(BIN)/codedinvnet bench latency configs/bench/latency.json --quick $(DATA) \
+	  --out results/quick/latency.jsonl --save-dir runs/quick
+
+quick-serve:
+	$(BIN)/codedinvnet bench serve mnist --quick --out results/quick/serve.json
+
+quick-inverse quick-embed quick-train: quick-%:
+	$(BIN)/codedinvnet bench $* mnist --quick --out results/quick/speed.json
+
+quick-ablation:
+	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json --quick $(DATA) \
+	  --out results/quick/ablation.jsonl --save-dir runs/quick/ablation
+
+quick-map:
+	$(BIN)/codedinvnet simulate configs/bench/simulate-map-quick.json \
+	  --out results/quick/map.jsonl --picture results/quick/map.png
+
+quick-page:
+	$(BIN)/python tools/figures.py --page results/quick
+
+bench-accuracy:
+	$(BIN)/codedinvnet bench accuracy configs/bench/accuracy.json $(DATA) \
+	  --out docs/results/accuracy.jsonl
+
+bench-latency:
+	$(BIN)/codedinvnet bench latency configs/bench/latency.json $(DATA) \
+	  --out docs/results/latency.jsonl
+
+bench-serve:
+	$(BIN)/codedinvnet bench serve mnist $(DATA) --out docs/results/serve.json
+
+bench-inverse bench-embed bench-train: bench-%:
+	$(BIN)/codedinvnet bench $* mnist --out docs/results/speed.json
+
+bench-ablation:
+	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json $(DATA) \
+	  --out docs/results/ablation.jsonl
+
+bench-map:
+	$(BIN)/codedinvnet simulate configs/bench/simulate-map.json \
+	  --out docs/results/map.jsonl --picture docs/results/map.png
+
+bench-page:
+	$(BIN)/python tools/figures.py
 
 wheel: .venv/.installed-dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from codedinvnet import cli
-from tools.figures import render, sections
+from codedinvnet.bench.results import page
+from codedinvnet.cli import paper, paper_main
+from codedinvnet.cli.command_line import build_parser
+from tools.figures import PAGE, RESULTS, render, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -56,6 +58,10 @@ def test_figures_are_those_measured() -> None:
     assert render(TEXT, sections()) == TEXT
 
 
+def test_the_results_page_is_of_the_rows_beside_it() -> None:
+    assert page(RESULTS, "results") == PAGE.read_text(encoding="utf-8")
+
+
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what they write must not land in the repository
     namespace: dict[str, Any] = {"__name__": "readme"}
@@ -68,9 +74,9 @@ def test_own_command_parses(line: str) -> None:
     words = shlex.split(line)[1:]
     if words in ([], ["--help"]) or "--help" in words:
         with pytest.raises(SystemExit):
-            cli._parser().parse_args(words)
+            build_parser().parse_args(words)
         return
-    arguments = cli._parser().parse_args(words)
+    arguments = build_parser().parse_args(words)
     assert callable(arguments.run)
     check_files(arguments)
 
@@ -78,9 +84,9 @@ def test_own_command_parses(line: str) -> None:
 @pytest.mark.parametrize("line", PAPER)
 def test_paper_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[argparse.Namespace] = []
-    monkeypatch.setattr(cli, "_paper", parsed.append)
+    monkeypatch.setattr(paper, "_paper", parsed.append)
     words: Sequence[str] = shlex.split(line)[2:]
-    assert cli.paper_main(words) == 0
+    assert paper_main(words) == 0
     assert len(parsed) == 1
     check_files(parsed[0])
 
@@ -95,7 +101,7 @@ def check_files(arguments: argparse.Namespace) -> None:
 
 def test_a_wrong_command_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> None:
     def parse(line: str) -> NoReturn:
-        cli._parser().parse_args(shlex.split(line)[1:])
+        build_parser().parse_args(shlex.split(line)[1:])
         raise AssertionError(f"{line} was accepted")
 
     with pytest.raises(SystemExit):

@@ -1,23 +1,29 @@
-"""Measure the shipped bundles on the whole test splits, and render the figures into README.md.
+"""Measure the shipped bundles on the whole test splits, and render all figures.
+
+They go into README.md, between its marks, and into docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
     python tools/figures.py --costs                  measure times and multiply-adds alone
     python tools/figures.py                          render what is in docs/results
+    python tools/figures.py --page results/quick     render the page of another folder into it
 
 In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
 `codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
-`runs/mnist/fusion-k2/evaluation.json`. What is missing the README calls not measured.
+`runs/mnist/fusion-k2/evaluation.json`; the rows of the other benchmarks are `make bench`'s. What is
+missing is called not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codedinvnet.bench.results import headlines, page
 from codedinvnet.bundle import load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json
 from codedinvnet.methods import Evidence
@@ -26,6 +32,7 @@ from codedinvnet.stages import evaluation_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
 SIZES = (2, 4, 10)
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -153,6 +160,19 @@ def paper_table(result: dict[str, Any]) -> str:
     )
 
 
+POLICIES = ("coded", "uncoded", "hedge", "coded+hedge")
+
+
+def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> str:
+    """Return the ratios of p99.9, with their intervals."""
+    parts = []
+    for policy in policies:
+        name = f"{kind}p999_ratio_{policy.replace('+', '_')}"
+        low, high = result[f"{name}_95"]
+        parts.append(f"{policy} {result[name]:.2f} ({low:.2f} to {high:.2f})")
+    return ", ".join(parts)
+
+
 def serve_table(result: dict[str, Any]) -> str:
     """What `bench serve` found."""
     arms = result["straggler_arms"]
@@ -180,6 +200,8 @@ def serve_table(result: dict[str, Any]) -> str:
         "none": "nobody straggles",
         "held": "one answer in ten requests held back 100 ms",
         "blocked": "the worker blocked for 100 ms instead",
+        "even none": "evenly spaced requests, nobody straggles",
+        "even held": "evenly spaced requests, one answer in ten held back",
         "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a "
         "hundred held back",
     }
@@ -192,9 +214,9 @@ def serve_table(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"p99.9 with held answers over p99.9 without stragglers (uncoded): coded "
-        f"{result['p999_ratio_coded']:.2f}, uncoded {result['p999_ratio_uncoded']:.2f}, hedge "
-        f"{result['p999_ratio_hedge']:.2f}, coded+hedge {result['p999_ratio_coded_hedge']:.2f}. "
+        f"p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
+        f"{tail_ratios(result, '', POLICIES)}; with evenly spaced requests "
+        f"{tail_ratios(result, 'even_', POLICIES[:2])}. "
         f"When nobody straggles, at 30 % of capacity ({result['capacity_qps']:.0f} single images "
         f"a second), coded costs {100 * (result['light_p50_ratio'] - 1):+.1f} % of p50. The front "
         f"end adds {result['front_end_ms']:.2f} ms to a forward pass of "
@@ -239,7 +261,14 @@ def sections() -> dict[str, str]:
         "paper": paper_table(json.loads(paper.read_text(encoding="utf-8")))
         if paper.is_file()
         else "What they reach has not been measured in this version.",
+        **headlines(RESULTS),
     }
+
+
+def write_page(folder: Path, path: Path) -> None:
+    """Render a folder of results into a page; its pictures are linked relative to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(folder, folder.relative_to(path.parent).as_posix()), encoding="utf-8")
 
 
 def main() -> None:
@@ -251,12 +280,17 @@ def main() -> None:
     parser.add_argument(
         "--costs", action="store_true", help="measure the times, on a quiet machine"
     )
+    parser.add_argument("--page", type=Path, help="render this folder's results.md alone")
     arguments = parser.parse_args()
+    if arguments.page is not None:
+        write_page(arguments.page, arguments.page / "results.md")
+        return
     for name in arguments.bundle:
         if arguments.data_dir:
             update(name, measure(name, arguments.data_dir))
         if arguments.data_dir or arguments.costs:
             update(name, {"info": info_report(load_bundle(name), SIZES)})
+    write_page(RESULTS, PAGE)
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text(encoding="utf-8"), sections()), encoding="utf-8")
 

@@ -53,6 +53,8 @@ class NetworkSettings(Section):
     nonlinearity: Literal["elu", "relu", "softplus"] = "elu"
     head_hidden: Annotated[int, Field(ge=0)] = 0
     """Width of a hidden layer in the head g (0: none)."""
+    head_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels of a convolution in front of the head g's linear layers, averaged over the image."""
     head_pooled: bool = False
     """Whether the heads average the latent over the image before their linear layers."""
 

@@ -86,7 +86,13 @@ def build_network(
 
 def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], classes: int) -> Head:
     """Build an untrained head g for latents (C, H, W)."""
-    return Head(latent_shape, classes, hidden=settings.head_hidden, pooled=settings.head_pooled)
+    return Head(
+        latent_shape,
+        classes,
+        hidden=settings.head_hidden,
+        channels=settings.head_channels,
+        pooled=settings.head_pooled,
+    )
 
 
 def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from codedinvnet import stages
 from codedinvnet.bench import ablation
 from codedinvnet.config import parse_settings
+from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
+MNIST = {"data": {"name": "mnist", "validation": 100, "padding": 2}}
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
 
 
@@ -23,7 +26,7 @@ def grid_file(folder: Path, **changes: Any) -> Path:
     raw = {
         "k": [2, 4],
         "base": base,
-        "data": {"mnist": {"data": {"name": "mnist", "validation": 100, "padding": 2}}},
+        "data": {"mnist": MNIST},
         "seeds": [1, 2],
         "rows": [
             {"name": "all", "change": {}},
@@ -170,3 +173,44 @@ def test_the_shipped_grid_changes_one_thing_at_a_time() -> None:
     assert set(steps.values()) == {8}  # an equal budget
     again = parse_settings(found[-1].settings.model_dump(mode="json"), "here")
     assert again == found[-1].settings
+
+
+def test_the_quick_version_takes_few_images_and_steps(data_dir: Path, tmp_path: Path) -> None:
+    pixels = {"name": "pixels", "change": {"fusion": tiny_settings("pixels")["fusion"]}}
+    data = {name: MNIST for name in ("mnist", "again")}
+    path = grid_file(tmp_path, rows=[{"name": "all", "change": {}}, pixels], data=data, k=[4])
+    rows = run(path, tmp_path, data_dir, quick=True)
+    assert [(row["row"], row["data"], row["seed"], row["quick"]) for row in rows] == [
+        ("all", "mnist", 1, True),
+        ("pixels", "mnist", 1, True),
+    ]
+    assert [row.get("error") for row in rows] == [None, None]
+    with np.load(tmp_path / "runs" / "images" / "mnist" / "train.npz") as written:
+        assert written["images"].shape == (800, 28, 28, 1)  # all that there are
+    found = load_images("mnist", "test", data_dir=tmp_path / "runs" / "images")
+    same = load_images("mnist", "test", data_dir=data_dir)
+    everything = torch.arange(len(same))
+    assert found.classes == same.classes
+    for one, other in zip(found.batch(everything), same.batch(everything), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_shipped_grid_in_quick_trains_for_seconds() -> None:
+    grid = ablation.load_grid(SHIPPED)
+    found = ablation.trials(grid, SHIPPED, quick=True)
+    assert len(found) == len(grid.rows)
+    for trial in found:
+        fusion = trial.settings.fusion
+        assert trial.settings.data.validation <= 1000
+        assert fusion.epochs <= 2
+        if fusion.objective == "pixels":
+            assert fusion.batch_size * fusion.discriminator_steps <= fusion.groups <= 480
+        else:
+            assert fusion.joint_epochs <= 2
+            assert fusion.steps_per_epoch <= 10
+    assert {trial.key for trial in found}.isdisjoint(t.key for t in ablation.trials(grid, SHIPPED))
+
+
+def test_the_quick_version_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no train images"):
+        run(grid_file(tmp_path), tmp_path, tmp_path, quick=True)

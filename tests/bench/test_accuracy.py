@@ -271,3 +271,29 @@ def test_the_command_writes_rows_tables_and_figures(
     assert "quick version" in (out.parent / "rows.md").read_text()
     assert all(row["settings"]["quick"] for row in read_rows(out))
     assert all(len(row["groups"]) == 1 for row in read_rows(out))
+
+
+def test_the_quick_version_without_images_does_what_needs_no_training(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder)
+    with pytest.warns(UserWarning, match="only what needs no training") as told:
+        counts = run(grid, tmp_path, tmp_path, quick=True)
+    assert len(told) == 1
+    assert counts["failed"] == 0
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {(row["method"], row["missing"]) for row in rows} == {
+        ("none", 1),
+        ("replication", 1),
+        ("approxifer", 1),
+        ("approxifer-byzantine", 1),
+        ("coded-invnet", 1),
+        ("coded-invnet", 2),
+        ("oracle", 1),
+    }
+    for row in rows:
+        assert row["base"] == "invertible"
+        assert (row["settings"]["test_images"], row["settings"]["train_images"]) == (1000, 0)
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    with pytest.raises(UserError, match="holds no train images"):
+        run(grid, tmp_path, tmp_path)

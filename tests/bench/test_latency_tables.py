@@ -9,63 +9,8 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench import latency_plots, latency_tables
-from codedinvnet.bench.latency import latency_figures
-from codedinvnet.bench.load import Reply
-from codedinvnet.bench.rows import SCHEMA_VERSION, append_row, key_of
-
-MACHINE = "a machine"
-
-
-def replies(milliseconds: np.ndarray, lost: int = 0) -> list[Reply]:
-    found = [Reply(f"{i}", (0,), ms / 1000, 200) for i, ms in enumerate(milliseconds)]
-    return found + [Reply("x", (0,), 0.1, 504) for _ in range(lost)]
-
-
-def row(
-    label: str,
-    milliseconds: np.ndarray,
-    *,
-    run: int = 1,
-    lost: int = 0,
-    accuracy: float = 0.99,
-    error: str | None = None,
-    stragglers: str = "pareto",
-    quick: bool = False,
-    wait_ms: float = 40.0,
-) -> dict[str, Any]:
-    arm = {"label": label, "batch": 10, "load": 0.4, "straggler_model": stragglers, "run": run}
-    settings = {"quick": quick, "wait_ms": wait_ms}
-    count = len(milliseconds) + lost
-    figures: dict[str, Any] = {
-        **latency_figures(replies(milliseconds, lost), quick=quick),
-        "queries": 10 * count,
-        "missing_share": lost / count,
-        "decoded_share": 0.02,
-        "accuracy": accuracy,
-        "work_per_query": 1.11,
-        "mean_service_ms": 42.1,
-        "processors_busy": 0.4,
-        "processors_busy_niced": None,
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "latency",
-        "key": key_of(arm, settings),
-        "name": f"{label}, run {run}",
-        **arm,
-        "dataset": "mnist",
-        "bundle": "mnist",
-        "workers": 11,
-        "k": 10,
-        "wait_ms": wait_ms,
-        "service_ms": 42.0,
-        "requests": count,
-        "settings": settings,
-        "machine": MACHINE,
-        "cores": 2,
-        **({} if error else figures),
-        "error": error,
-    }
+from codedinvnet.bench.rows import append_row
+from tests.bench.canned import MACHINE, latency_row
 
 
 def sample(seed: int, scale: float = 1.0, count: int = 1000) -> np.ndarray:
@@ -74,10 +19,12 @@ def sample(seed: int, scale: float = 1.0, count: int = 1000) -> np.ndarray:
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    found = [row("coded", sample(run), run=run) for run in (1, 2, 3)]
-    found += [row("uncoded", sample(run, 2.0), run=run, accuracy=0.993) for run in (1, 2, 3)]
-    found += [row("hedge", sample(1, 1.2))]
-    found += [row("replicate", sample(1), error="RuntimeError: out of luck")]
+    found = [latency_row("coded", sample(run), run=run) for run in (1, 2, 3)]
+    found += [
+        latency_row("uncoded", sample(run, 2.0), run=run, accuracy=0.993) for run in (1, 2, 3)
+    ]
+    found += [latency_row("hedge", sample(1, 1.2))]
+    found += [latency_row("replicate", sample(1), error="RuntimeError: out of luck")]
     return found
 
 
@@ -114,7 +61,7 @@ def test_a_single_run_has_the_interval_of_its_stretches(rows: list[dict[str, Any
 
 
 def test_lost_queries_are_infinitely_late() -> None:
-    (line,) = latency_tables.lines_of([row("uncoded", sample(1, count=980), lost=20)])
+    (line,) = latency_tables.lines_of([latency_row("uncoded", sample(1, count=980), lost=20)])
     assert line.latency("p50") is not None
     far = line.latency("p99")
     assert far is not None
@@ -126,16 +73,16 @@ def test_lost_queries_are_infinitely_late() -> None:
 
 
 def test_quick_rows_have_no_p999() -> None:
-    (line,) = latency_tables.lines_of([row("coded", sample(1, count=300), quick=True)])
+    (line,) = latency_tables.lines_of([latency_row("coded", sample(1, count=300), quick=True)])
     assert line.latency("p999") is None
     assert (latency_tables.tail(line) or [""])[0] == "p99"
-    text = latency_tables.latency_table([row("coded", sample(1, count=300), quick=True)])
+    text = latency_tables.latency_table([latency_row("coded", sample(1, count=300), quick=True)])
     assert "| – |" in text
     assert "quick version" in text
 
 
 def test_the_lowest_tail_is_bold_and_so_is_an_equal_one(rows: list[dict[str, Any]]) -> None:
-    rows.append(row("coded+hedge", sample(4, 0.5), stragglers="held"))
+    rows.append(latency_row("coded+hedge", sample(4, 0.5), stragglers="held"))
     found = {
         (cells[2], cells[3]): dict(zip(latency_tables.COLUMNS, cells, strict=True))
         for cells in latency_tables.cells(latency_tables.lines_of(rows))
@@ -158,13 +105,13 @@ def test_the_table_says_how_workers_behave_as_machines(rows: list[dict[str, Any]
 
 
 def test_older_settings_other_benchmarks_and_failures(rows: list[dict[str, Any]]) -> None:
-    old = [row("coded", sample(9, 5.0), run=run, wait_ms=1.0) for run in (1, 2)]
+    old = [latency_row("coded", sample(9, 5.0), run=run, wait_ms=1.0) for run in (1, 2)]
     other = {**rows[0], "kind": "accuracy", "key": "another"}
     found = latency_tables.lines_of([*old, other, *rows])
     assert [(x.label, len(x.rows)) for x in found] == [("uncoded", 3), ("hedge", 1), ("coded", 3)]
     page = latency_tables.report(rows)
     assert "| replicate, run 1 | RuntimeError: out of luck |" in page
-    again = latency_tables.report([*rows, row("replicate", sample(1))])
+    again = latency_tables.report([*rows, latency_row("replicate", sample(1))])
     assert "Failed runs" not in again
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ TINY = serve.Sizes(
     chaos_queries=120,
     overhead_queries=20,
     light_queries=60,
-    straggler_requests=20,
+    straggler_requests=24,
+    straggler_rounds=2,
     single_queries=30,
     soak_seconds=4.0,
     capacity_seconds=1.0,
@@ -114,3 +116,37 @@ def test_unknown_part(call: Command) -> None:
     assert outcome.code == 2
     assert "nonsense" in outcome.err
     assert "chaos" in outcome.err
+
+
+def canned(latency: float, count: int) -> list[Reply]:
+    return [
+        Reply(
+            f"q{i}", (i % 10,), latency * (1 + i / count), 200, f"q{i}", np.array([0]), ("direct",)
+        )
+        for i in range(count)
+    ]
+
+
+def test_stragglers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = bench(tmp_path)
+    turns: list[tuple[str, bool]] = []
+
+    async def capacity(size: int) -> float:
+        return 20.0 if size == 10 else 100.0
+
+    async def arm(options: tuple[str, ...], **more: Any) -> list[Reply]:
+        turns.append((options[1], more["faults"] is None))
+        assert more["rate"] == (50.0 if more["size"] == 1 else 10.0)
+        late = 0.1 if more["faults"] is not None and options[1] == "uncoded" else 0.0
+        return canned(0.02 + late, more["count"])
+
+    monkeypatch.setattr(parts, "_capacity", capacity)
+    monkeypatch.setattr(parts, "_arm", arm)
+    found = asyncio.run(parts.stragglers())
+    assert turns[: len(turns) // 2] == turns[len(turns) // 2 :]  # two rounds of the same arms
+    assert found["straggler_arms"]["held/coded"]["requests"] == TINY.straggler_requests
+    assert found["p999_ratio_coded"] == pytest.approx(1.0)
+    for kind in ("", "even_"):
+        assert found[f"{kind}p999_ratio_uncoded"] == pytest.approx(6.0)
+        low, high = found[f"{kind}p999_ratio_uncoded_95"]
+        assert 3 < low <= high < 9

@@ -5,62 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from codedinvnet.bench import plots, tables
-from codedinvnet.bench.rows import SCHEMA_VERSION, append_row, key_of, pack_counts
-
-GROUPS, K = 100, 10
-
-
-def row(
-    label: str,
-    recovered: float,
-    *,
-    dataset: str = "mnist",
-    base: str = "invertible",
-    k: int = K,
-    seed: int = 1,
-    error: str | None = None,
-    systematic: bool = True,
-    epochs: int = 1,
-) -> dict[str, Any]:
-    """Return a row in which every group has the same share of right answers, or one more."""
-    generator = torch.Generator().manual_seed(seed)
-    extra = (torch.rand(GROUPS, generator=generator) < (recovered * k) % 1).long()
-    correct = int(recovered * k) + extra
-    trial = {
-        "label": label,
-        "method": label,
-        "dataset": dataset,
-        "base": base,
-        "k": k,
-        "missing": 1,
-        "corrupt": 0,
-        "seed": seed,
-    }
-    settings = {"quick": False, "epochs": epochs}
-    figures: dict[str, Any] = {
-        "normal": 0.95,
-        "complete": 0.95 if systematic else 0.9,
-        "recovered": recovered,
-        "systematic": systematic,
-        "r": 1,
-        "confusion": [[8, 2], [1, 9]],
-        "classes": ["cat", "dog"],
-        "groups": [
-            {"correct": pack_counts(correct), "scored": pack_counts(torch.full((GROUPS,), k))}
-        ],
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "key": key_of(trial, settings),
-        **trial,
-        "settings": settings,
-        "machine": "a machine",
-        **({} if error else figures),
-        "error": error,
-    }
+from codedinvnet.bench.rows import append_row
+from tests.bench.canned import row
 
 
 def cells_of(columns: tuple[str, ...], table: list[tuple[str, ...]]) -> list[dict[str, str]]:
@@ -152,7 +100,8 @@ def test_files_are_made_from_the_rows_alone(rows: list[dict[str, Any]], tmp_path
         append_row(path, one)
     page, table = tables.write(path)
     assert page.read_text().startswith("# Accuracy of every method\n")
-    assert "Measured on a machine." in page.read_text()
+    assert page.read_text().endswith("Measured on a machine.\n")
+    assert "\n## fashion\n" in page.read_text()
     with open(table, newline="") as file:
         read = list(csv.DictReader(file))
     assert list(read[0]) == list(tables.COLUMNS)

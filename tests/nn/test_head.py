@@ -35,6 +35,19 @@ def test_a_linear_head_is_the_layer_that_it_says() -> None:
     torch.testing.assert_close(head(z), head.linear(F.elu(head.norm(z)).flatten(1)))
 
 
+def test_a_convolution_in_front_sees_neighbours_and_is_averaged() -> None:
+    torch.manual_seed(0)
+    head = Head(SHAPE, 3, channels=7)
+    assert head.conv is not None
+    assert head.linear.in_features == 7
+    z = latents()
+    maps = F.gelu(head.conv(F.elu(head.norm(z))))
+    assert maps.shape == (4, 7, *SHAPE[1:])
+    torch.testing.assert_close(head(z), head.linear(maps.mean(dim=(2, 3))))
+    shuffled = z[..., [1, 0, 2]]  # other neighbours, the same average
+    assert not torch.allclose(head(shuffled), head(z), atol=1e-3)
+
+
 def test_large_latents_are_pooled_unasked() -> None:
     assert Head((LARGEST_FLAT // 16, 4, 4), 2).pooled is False
     assert Head((LARGEST_FLAT // 16 + 1, 4, 4), 2).pooled is True

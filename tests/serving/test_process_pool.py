@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ import torch
 from codedinvnet.bundle import WEIGHTS, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.methods import CodedMethod
 from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed, WorkerSpec, run_task
 from codedinvnet.serving.process_pool import Connection, ProcessPool
 from tests.processes import alive, descendants, needs_proc, parent, state, survivors, wait_until
@@ -368,5 +370,35 @@ def test_the_fork_server_is_lost() -> None:
             assert survivors(pids) == []
             await asyncio.gather(pool.replace(0), pool.replace(1))
             await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+
+    asyncio.run(run())
+
+
+class Telltale:
+    """A method whose output says what its process has done to itself."""
+
+    k = 4
+    encode_seconds = 0.0
+
+    def compute(self, task: int, queries: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
+
+
+class TelltaleSpec(WorkerSpec):
+    def load(self) -> CodedMethod:
+        return Telltale()  # type: ignore[return-value]
+
+
+@needs_proc
+def test_workers_neither_pause_nor_interrupt() -> None:
+    async def run() -> None:
+        pool = ProcessPool(TelltaleSpec("mnist", 4))
+        await pool.start(1)
+        try:
+            frozen, policy = (await pool.call(0, data_task(1, 0))).output
+        finally:
+            await asyncio.wait_for(pool.stop(), 20)
+        assert frozen > 1000  # PyTorch's objects; the collector passes them over
+        assert policy == os.SCHED_BATCH
 
     asyncio.run(run())

@@ -13,15 +13,17 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
 from codedinvnet import stages
+from codedinvnet.bench.accuracy import first_images
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle
 from codedinvnet.checkpoint import write_text
 from codedinvnet.config import (
@@ -31,12 +33,18 @@ from codedinvnet.config import (
     describe,
     parse_settings,
 )
+from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import network_settings
 
 SCHEMA = 1
+QUICK_IMAGES: dict[Split, int] = {"train": 6000, "test": 1000}
+QUICK_VALIDATION = 1000
+QUICK_EPOCHS, QUICK_STEPS = 2, 10
+QUICK_GROUPS = 480
+"""Of the paper's objective."""
 
 
 class AblationRow(Section):
@@ -107,20 +115,63 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def trials(grid: Grid, path: Path) -> list[Trial]:
+def hastened(settings: Settings) -> Settings:
+    """Return settings that train for seconds, for `--quick`."""
+    fusion, data = settings.fusion, settings.data
+    shorter: dict[str, int]
+    if isinstance(fusion, PixelFusionSettings):
+        shorter = {"groups": min(fusion.groups, QUICK_GROUPS)}
+    else:
+        shorter = {
+            "steps_per_epoch": min(fusion.steps_per_epoch, QUICK_STEPS),
+            "joint_epochs": min(fusion.joint_epochs, QUICK_EPOCHS),
+        }
+    shorter["epochs"] = min(fusion.epochs, QUICK_EPOCHS)
+    validation = min(data.validation, QUICK_VALIDATION)
+    changed = {
+        "data": data.model_copy(update={"validation": validation}),
+        "fusion": fusion.model_copy(update=shorter),
+    }
+    return settings.model_copy(update=changed)
+
+
+def write_few_images(names: Iterable[str], data_dir: Path | None, folder: Path) -> None:
+    """Write the first images of image sets to a folder, as `load_images` finds them there.
+
+    Raises:
+        UserError: if a set is not there.
+    """
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split, count in QUICK_IMAGES.items():
+            source = first_images(load_images(name, split, data_dir=data_dir), count)
+            images, labels = source.batch(torch.arange(len(source)))
+            np.savez(
+                folder / name / f"{split}.npz",
+                images=images.permute(0, 2, 3, 1).numpy(),
+                labels=labels.numpy(),
+                classes=np.array(source.classes),
+            )
+
+
+def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
     """Return every trial of a grid, all settings checked, before any work is done.
+
+    The quick version has the first image set and the first seed alone, and short trainings.
 
     Raises:
         UserError: if a row's settings are wrong.
     """
     found = []
-    for data, change in grid.data.items():
-        for seed in grid.seeds:
+    most = 1 if quick else None
+    for data, change in list(grid.data.items())[:most]:
+        for seed in grid.seeds[:most]:
             for number, row in enumerate(grid.rows):
                 raw = merge(merge(grid.base, change), row.change)
                 raw |= {"name": f"{data}-{number:02d}-{seed}", "seed": seed}
                 raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
                 settings = parse_settings(raw, f"{path}, row {row.name!r}")
+                settings = hastened(settings) if quick else settings
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
                 for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
                     found.append(Trial(row=row.name, data=data, sizes=sizes, settings=settings))
@@ -152,6 +203,7 @@ def run(
     data_dir: Path | None,
     device: torch.device,
     test: bool = True,
+    quick: bool = False,
 ) -> list[dict[str, Any]]:
     """Run what is missing of a grid, and read the test split once all trials have ended.
 
@@ -162,16 +214,21 @@ def run(
         data_dir: where the image sets lie.
         device: what to compute on.
         test: whether to read the test split in the end.
+        quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
-        UserError: if the grid is wrong.
+        UserError: if the grid is wrong; if images are missing, with `quick`.
     """
     grid = load_grid(path)
-    wanted = {trial.key: trial for trial in trials(grid, path)}
+    wanted = {trial.key: trial for trial in trials(grid, path, quick)}
+    if quick:
+        images = save_dir / "images"
+        write_few_images({t.settings.data.name for t in wanted.values()}, data_dir, images)
+        data_dir = images
     done = {row["key"]: row for row in read_results(out) if row["key"] in wanted}
     for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
         if "error" in done.get(key, {"error": ""}):
-            done[key] = _trained(trial, save_dir, data_dir, device)
+            done[key] = {**_trained(trial, save_dir, data_dir, device), "quick": quick}
             _write(out, wanted, done)
     if test:
         for key, trial in tqdm(wanted.items(), desc="test split", unit="trial"):

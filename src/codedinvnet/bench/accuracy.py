@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ import torch
 from tqdm import tqdm
 
 from codedinvnet.bench.erasures import Score, score, task_outputs
-from codedinvnet.bench.grid import AccuracyGrid, Trial, check_possible, load_grid, trials
+from codedinvnet.bench.grid import (
+    AccuracyGrid,
+    Trial,
+    check_possible,
+    load_grid,
+    needs_training_images,
+    trials,
+)
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
@@ -24,7 +32,7 @@ from codedinvnet.bench.rows import (
     read_rows,
 )
 from codedinvnet.bundle import describe_commit, describe_machine
-from codedinvnet.data import ImageSet, ImageSource, load_images
+from codedinvnet.data import SAMPLES, ImageSet, ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, NeRCC
 from codedinvnet.methods.systematic import Systematic
@@ -89,7 +97,8 @@ def run(
         data_dir: where the image sets lie.
         device: what to compute on.
         download: download image sets into `data_dir`.
-        quick: short trainings on few images, 1,000 test images, one grouping, one seed.
+        quick: short trainings on few images, 1,000 test images, one grouping, one seed. Where an
+            image set cannot be had, a warning says so, and only what needs no training is done.
         only: data sets to do; all of the grid's, if it is empty.
 
     Returns:
@@ -109,10 +118,13 @@ def run(
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
-        train = load_images(name, "train", data_dir=data_dir, download=download)
-        test = load_images(name, "test", data_dir=data_dir, download=download)
-        if quick:
-            test = first_images(test, QUICK_TEST_IMAGES)
+        train, test = _images(name, data_dir, download, quick)
+        if train is None:
+            wanted = [
+                trial
+                for trial in wanted
+                if trial.dataset != name or not needs_training_images(trial.method, trial.base)
+            ]
         limit = QUICK_TRAINING_IMAGES if quick else None
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
     for trial in wanted:
@@ -138,6 +150,24 @@ def run(
                     bar.write(f"failed: {trial.name()}: {row['error']}", file=sys.stderr)
             bar.update()
     return counts
+
+
+def _images(
+    name: str, data_dir: Path | None, download: bool, quick: bool
+) -> tuple[ImageSource | None, ImageSource]:
+    """Return training and test images; the quick version goes on with those in the package."""
+    try:
+        train = load_images(name, "train", data_dir=data_dir, download=download)
+        test = load_images(name, "test", data_dir=data_dir, download=download)
+    except UserError as error:
+        if not quick or name not in SAMPLES:
+            raise
+        warnings.warn(
+            f"{error}; {name}: only what needs no training, on the test images in the package",
+            stacklevel=2,
+        )
+        return None, sample_images(name)
+    return train, first_images(test, QUICK_TEST_IMAGES) if quick else test
 
 
 class _Bench:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from codedinvnet.config import PartSettings, Positive, Section, describe
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, NEEDS, Need
+from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
 from codedinvnet.methods.parm import check_tiles
 
 Base = Literal["invertible", "resnet"]
@@ -141,6 +141,11 @@ def load_grid(path: Path) -> AccuracyGrid:
 def trained(method: str, base: Base) -> bool:
     """Tell whether a trial depends on weights that the benchmark trains, and so on a seed."""
     return base == "resnet" or NEEDS[method] not in (Need.MODEL, Need.CLASSIFIER)
+
+
+def needs_training_images(method: str, base: Base) -> bool:
+    """Tell whether something is trained for a trial, or chosen on validation images."""
+    return trained(method, base) or method == NeRCC.name
 
 
 def trials(grid: AccuracyGrid) -> Iterator[Trial]:

@@ -58,7 +58,7 @@ class DataSet:
     Args:
         name: of the image set.
         settings: from the grid.
-        train: its training images.
+        train: its training images; None leaves out what is trained or chosen on them.
         test: its test images.
         folder: where trained parts lie.
         device: what to compute on.
@@ -72,21 +72,23 @@ class DataSet:
         self,
         name: str,
         settings: DataSetSettings,
-        train: ImageSource,
+        train: ImageSource | None,
         test: ImageSource,
         folder: Path,
         device: torch.device,
         limit: int | None = None,
     ) -> None:
         self.name, self.settings, self.device = name, settings, device
-        self.train, self.test, self.folder = train, test, folder / name
+        self._train, self.test, self.folder = train, test, folder / name
         self.bundles: dict[str, Bundle] = {}
         self.bundle = self.load(settings.bundle)
-        data = self.bundle.info.provenance.settings.data
-        # The bundle's own split: no validation image was trained on.
-        self.train_rows, self.validation_rows = split_indices(
-            len(train), data.validation, self.bundle.info.provenance.settings.seed
-        )
+        self.train_rows = self.validation_rows = torch.arange(0)
+        if train is not None:
+            # The bundle's own split: no validation image was trained on.
+            served = self.bundle.info.provenance.settings
+            self.train_rows, self.validation_rows = split_indices(
+                len(train), served.data.validation, served.seed
+            )
         if limit is not None:
             self.train_rows = self.train_rows[:limit]
             self.validation_rows = self.validation_rows[: max(1, limit // 10)]
@@ -110,8 +112,21 @@ class DataSet:
             self.bundles[name] = bundle
         return self.bundles[name]
 
+    @property
+    def train(self) -> ImageSource:
+        """The training images.
+
+        Raises:
+            UserError: if there are none.
+        """
+        if self._train is None:
+            raise UserError(f"data set {self.name!r} has no training images here")
+        return self._train
+
     def majority(self) -> int:
-        """Return the most frequent class of the training images."""
+        """Return the most frequent class of the training images; without them, the first class."""
+        if self._train is None:
+            return 0
         if self._majority is None:
             labels = [self.train.batch(rows)[1] for rows in self.train_rows.split(5000)]
             self._majority = int(torch.cat(labels).bincount().argmax())
@@ -148,7 +163,7 @@ class DataSet:
 
     def _resnet(self, seed: int) -> nn.Module:
         """Return the plain base model, of about the served one's cost."""
-        info, part = self.bundle.info.provenance.settings, self.settings.classifier
+        part = self.settings.classifier
         depends = {"width": self.resnet_width, **self._images()}
 
         def make() -> nn.Module:
@@ -156,19 +171,27 @@ class DataSet:
             return ImageClassifier(self._resnet_of(self.resnet_width), padding)
 
         def stage(module: nn.Module) -> Stage:
-            return ClassifierStage(
-                module,
-                self.train,
-                self.train_rows,
-                self.validation_rows,
-                part,
-                flip=info.training.flip,
-                shift=info.training.shift,
-            )
+            return self._classifier_stage(module, part)
 
         return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
 
     # Trained parts
+
+    def _classifier_stage(
+        self, module: nn.Module, part: PartSettings, teacher: Tensor | None = None
+    ) -> Stage:
+        """Return the training of a classifier, its images varied as the bundle's were."""
+        options = self.bundle.info.provenance.settings.training
+        return ClassifierStage(
+            module,
+            self.train,
+            self.train_rows,
+            self.validation_rows,
+            part,
+            flip=options.flip,
+            shift=options.shift,
+            teacher=teacher,
+        )
 
     def _images(self) -> dict[str, Any]:
         """Return which images a part is trained on."""
@@ -245,17 +268,7 @@ class DataSet:
         def stage(module: nn.Module) -> Stage:
             train, validation = self._taught(base, seed)
             if name == SmallBackup.name:
-                options = self.bundle.info.provenance.settings.training
-                return ClassifierStage(
-                    module,
-                    self.train,
-                    self.train_rows,
-                    self.validation_rows,
-                    settings,
-                    flip=options.flip,
-                    shift=options.shift,
-                    teacher=train.logits,
-                )
+                return self._classifier_stage(module, settings, train.logits)
             if name == LearnedCode.name:
                 coder = cast(nn.ModuleDict, module)
                 return LearnedCodeStage(coder, classifier, train, validation, k, settings)

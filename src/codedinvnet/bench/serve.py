@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ SAME = 1e-5
 """Largest difference of a direct answer's probabilities from the offline ones."""
 HELD_MS, HELD_SHARE = 100.0, 0.1
 """The paper's delay model (Dinh & Lee, section 4.3)."""
+RESAMPLES = 1000
+EVEN_POLICIES = ("uncoded", "coded")
+"""Compared under evenly spaced requests, too, which queue the least."""
 CAPACITY_SERVICE_TIMES = 5.0
 """Capacity is the highest rate at which p99 stays under so many service times."""
 
@@ -61,6 +64,8 @@ class Sizes:
     overhead_queries: int
     light_queries: int
     straggler_requests: int
+    straggler_rounds: int
+    """In how many turns each arm does its share of them."""
     single_queries: int
     soak_seconds: float
     capacity_seconds: float
@@ -68,24 +73,41 @@ class Sizes:
     routings: tuple[str, ...] = ("round-robin", "least-loaded")
     policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
     all_stragglers: bool = True
-    """Blocked workers and single images, too."""
+    """Blocked workers, evenly spaced requests and single images, too."""
 
 
-FULL = Sizes(20_000, 1000, 3000, 3000, 4000, 600.0, 15.0)
+FULL = Sizes(20_000, 1000, 3000, 3000, 4, 4000, 600.0, 15.0)
 QUICK = Sizes(
-    500, 200, 300, 100, 0, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
+    500, 200, 300, 100, 1, 0, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
 )
 
 
 def run(
-    name: str, *, quick: bool, data_dir: Path | None, seed: int, log: Path, parts: Sequence[str]
+    name: str,
+    *,
+    quick: bool,
+    data_dir: Path | None,
+    seed: int,
+    log: Path,
+    parts: Sequence[str],
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Run the parts that were asked for; all if none was named.
+
+    Args:
+        name: of the bundle.
+        quick: take a minute.
+        data_dir: where the image sets lie; None: the shipped test images.
+        seed: of arrivals, faults and groups.
+        log: where the servers' logs go.
+        parts: some of PARTS.
+        out: where the report is written, after each part.
 
     Returns:
         One report: the figures, and what they were measured with.
     """
-    return asyncio.run(_run(name, QUICK if quick else FULL, quick, data_dir, seed, log, parts))
+    sizes = QUICK if quick else FULL
+    return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
 
 
 PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "soak")
@@ -101,6 +123,7 @@ async def _run(
     seed: int,
     log: Path,
     parts: Sequence[str],
+    out: Path | None,
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     bundle = load_bundle(name)
@@ -125,7 +148,33 @@ async def _run(
             began = time.strftime("%Y-%m-%dT%H:%M:%S")
             report |= await getattr(bench, part)()
             report["parts"][part] = {"commit": describe_commit(), "began": began}
+            if out is not None:
+                save(report, out)
     return report
+
+
+class Load(NamedTuple):
+    """So many requests of `size` images, `rate` a second."""
+
+    rate: float
+    requests: int
+    size: int
+    poisson: bool = True
+    """Else evenly spaced."""
+
+
+class Arm(NamedTuple):
+    """One thing to compare: a policy under a fault and a load."""
+
+    kind: str
+    policy: str
+    fault: Mapping[str, Any] | None
+    load: Load
+
+    @property
+    def name(self) -> str:
+        """Its name in the report."""
+        return f"{self.kind}/{self.policy}"
 
 
 class EchoSpec(WorkerSpec):
@@ -174,14 +223,25 @@ class ServeBench:
         return [generator.randrange(len(self.images)) for _ in range(count)]
 
     async def load(
-        self, client: Client, *, rate: float, count: int, size: int, label: str
+        self,
+        client: Client,
+        *,
+        rate: float,
+        count: int,
+        size: int,
+        label: str,
+        poisson: bool = True,
+        seed: int | None = None,
     ) -> list[Reply]:
-        """Send requests of `size` images at Poisson times."""
+        """Send requests of `size` images at Poisson times, or evenly spaced."""
+        seed = self.seed if seed is None else seed
 
         async def call(i: int, due: float) -> Reply:
             return await client.infer(f"{label}-{i}", self.rows(i, size), due)
 
-        return await open_loop(call, rate=rate, count=count, seed=self.seed, label=label)
+        return await open_loop(
+            call, rate=rate, count=count, seed=seed, label=label, poisson=poisson
+        )
 
     async def warm(self, client: Client, size: int = 1) -> None:
         """Let every worker and path run once."""
@@ -351,6 +411,8 @@ class ServeBench:
         size: int,
         label: str,
         faults: Mapping[str, Any] | None = None,
+        poisson: bool = True,
+        seed: int | None = None,
     ) -> list[Reply]:
         """Serve with these options and faults, and load it."""
         with tempfile.TemporaryDirectory() as folder:
@@ -364,7 +426,15 @@ class ServeBench:
                 connect(process.address, self.name, self.images) as client,
             ):
                 await self.warm(client, size)
-                return await self.load(client, rate=rate, count=count, size=size, label=label)
+                return await self.load(
+                    client,
+                    rate=rate,
+                    count=count,
+                    size=size,
+                    label=label,
+                    poisson=poisson,
+                    seed=seed,
+                )
 
     async def light(self) -> dict[str, Any]:
         """Compare p50 of coded and uncoded at 30 % of capacity when nobody straggles."""
@@ -389,49 +459,53 @@ class ServeBench:
         }
 
     async def stragglers(self) -> dict[str, Any]:
-        """Compare policies when answers are held back, or workers blocked, for 100 ms."""
+        """Compare policies when answers are held back, or workers blocked, for 100 ms.
+
+        The arms take turns in short rounds, so that what else the machine does meets all of them.
+        """
         capacity = await self._capacity(10)
         rate = 0.5 * capacity
+        more = self.sizes.all_stragglers
+        single_rate = 0.5 * (self.capacity or await self._capacity(1)) if more else 0.0
         delay = {"distribution": "constant", "ms": HELD_MS}
         hold = {"kind": "hold", "probability": HELD_SHARE, "per_request": True, "delay": delay}
-        block = {"kind": "slow", "probability": HELD_SHARE, "per_request": True, "delay": delay}
-        policies = self.sizes.policies
-        arms: dict[str, dict[str, Any]] = {}
-        count = self.sizes.straggler_requests
-
-        async def arm(
-            name: str, policy: str, fault: Mapping[str, Any] | None, size: int, rate: float, n: int
-        ) -> None:
-            faults = None if fault is None else {"seed": self.seed, "faults": [fault]}
-            replies = await self._arm(
-                ("--policy", policy), rate=rate, count=n, size=size, label=name, faults=faults
-            )
-            arms[name] = summary(replies, self.labels)
-
-        for policy in ("uncoded", "coded"):
-            await arm(f"none/{policy}", policy, None, 10, rate, count)
-        for policy in policies:
-            await arm(f"held/{policy}", policy, hold, 10, rate, count)
+        block = {**hold, "kind": "slow"}
         single = {**hold, "probability": HELD_SHARE / 10}
-        more = policies if self.sizes.all_stragglers else ()
-        for policy in more:
-            await arm(f"blocked/{policy}", policy, block, 10, rate, count // 4)
-        single_rate = 0.5 * (self.capacity or await self._capacity(1)) if more else 0.0
-        for policy in more:
-            await arm(f"single/{policy}", policy, single, 1, single_rate, self.sizes.single_queries)
-        base = arms["none/uncoded"]["p999_ms"]
-        ratios = {
-            f"p999_ratio_{policy.replace('+', '_')}": round(
-                arms[f"held/{policy}"]["p999_ms"] / base, 3
-            )
-            for policy in policies
-        }
+        policies, count = self.sizes.policies, self.sizes.straggler_requests
+        batch = Load(rate, count, 10)
+        fewer = Load(rate, count // 4, 10)
+        arms = [Arm("none", "uncoded", None, batch), Arm("none", "coded", None, fewer)]
+        arms += [Arm("held", policy, hold, batch) for policy in policies]
+        if more:
+            evenly = Load(rate, count // 3, 10, poisson=False)
+            alone = Load(single_rate, self.sizes.single_queries, 1)
+            arms += [Arm("blocked", policy, block, fewer) for policy in policies]
+            arms += [Arm("even none", "uncoded", None, evenly)]
+            arms += [Arm("even held", policy, hold, evenly) for policy in EVEN_POLICIES]
+            arms += [Arm("single", policy, single, alone) for policy in policies]
+        rounds = self.sizes.straggler_rounds
+        replies: dict[str, list[Reply]] = {arm.name: [] for arm in arms}
+        for turn in range(rounds):
+            for arm in arms:
+                replies[arm.name] += await self._arm(
+                    ("--policy", arm.policy),
+                    rate=arm.load.rate,
+                    count=arm.load.requests // rounds,
+                    size=arm.load.size,
+                    label=f"{arm.name}, round {turn + 1} of {rounds}",
+                    faults=None if arm.fault is None else {"seed": turn, "faults": [arm.fault]},
+                    poisson=arm.load.poisson,
+                    seed=self.seed + turn,
+                )
+        found = {name: summary(answers, self.labels) for name, answers in replies.items()}
         return {
             "batch_capacity_rps": round(capacity, 2),
             "batch_rate_rps": round(rate, 2),
             "single_rate_qps": round(single_rate, 2),
-            **ratios,
-            "straggler_arms": arms,
+            "straggler_rounds": rounds,
+            **tail_ratios(replies, policies, "", self.seed),
+            **(tail_ratios(replies, EVEN_POLICIES, "even ", self.seed) if more else {}),
+            "straggler_arms": found,
         }
 
     async def soak(self) -> dict[str, Any]:
@@ -495,6 +569,39 @@ def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
         "decoded_share": round(outcomes.count("decoded") / max(1, len(outcomes)), 5),
         "accuracy": round(sum(right) / max(1, len(right)), 5),
     }
+
+
+def tail_ratios(
+    replies: Mapping[str, Sequence[Reply]], policies: Sequence[str], kind: str, seed: int
+) -> dict[str, Any]:
+    """Return p99.9 with held answers over p99.9 of uncoded without, with bootstrap intervals.
+
+    Args:
+        replies: of the arms `{kind}none/uncoded` and `{kind}held/{policy}`.
+        policies: to compare.
+        kind: "" or another word and a space.
+        seed: of the resampling.
+    """
+
+    def latencies(name: str) -> np.ndarray:
+        return np.array([1000 * reply.latency for reply in replies[name] if reply.ok])
+
+    generator = np.random.default_rng(seed)
+
+    def resampled(values: np.ndarray) -> np.ndarray:
+        draws = generator.choice(values, (RESAMPLES, len(values)))
+        return np.asarray(np.quantile(draws, 0.999, axis=1, method="higher"))
+
+    base = latencies(f"{kind}none/uncoded")
+    tail, tails = percentile(base.tolist(), 0.999), resampled(base)
+    found: dict[str, Any] = {}
+    for policy in policies:
+        held = latencies(f"{kind}held/{policy}")
+        name = f"{kind.replace(' ', '_')}p999_ratio_{policy.replace('+', '_')}"
+        found[name] = round(percentile(held.tolist(), 0.999) / tail, 3)
+        low, high = np.quantile(resampled(held) / tails, (0.025, 0.975))
+        found[f"{name}_95"] = [round(float(low), 3), round(float(high), 3)]
+    return found
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

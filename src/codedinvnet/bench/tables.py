@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
@@ -63,6 +63,12 @@ class Line:
         """Return the standard deviation over the seeds; None for a single one."""
         values = [row[figure] for row in self.rows]
         return None if None in values or len(values) < 2 else statistics.stdev(values)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The cells that a table's row begins with: data set, k, missing, corrupt, method, base."""
+        counts = map(str, (self.k, self.missing, self.corrupt))
+        return (self.dataset, *counts, self.label, self.base)
 
     @property
     def overhead(self) -> float:
@@ -163,12 +169,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
         complete = None if line.systematic else line.mean("complete")
         cells.append(
             (
-                line.dataset,
-                str(line.k),
-                str(line.missing),
-                str(line.corrupt),
-                line.label,
-                line.base,
+                *line.place,
                 f"{100 * line.overhead:.0f} %",
                 percent(line.mean("normal"), line.std("normal")),
                 percent(complete, None if complete is None else line.std("complete")),
@@ -196,7 +197,12 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                     f"published: {figure.source}",
                 )
             )
-    return sorted(cells, key=lambda c: (c[0].startswith("("), c[0], *map(int, c[1:4]), c[4]))
+    return sorted(cells, key=_order)
+
+
+def _order(cells: Sequence[str]) -> tuple[Any, ...]:
+    """Sort rows by data set, k, missing, corrupt and method; data sets without a name last."""
+    return (cells[0].startswith("("), cells[0], *map(int, cells[1:4]), cells[4])
 
 
 MARGIN_COLUMNS = (
@@ -228,12 +234,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
         verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
         cells.append(
             (
-                line.dataset,
-                str(line.k),
-                str(line.missing),
-                str(line.corrupt),
-                line.label,
-                line.base,
+                *line.place,
                 percent(line.mean("recovered")),
                 percent(own.mean("recovered")),
                 f"{found.margin:+.2f}",
@@ -242,7 +243,7 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
                 verdict,
             )
         )
-    return sorted(cells, key=lambda c: (c[0], *map(int, c[1:4]), c[4]))
+    return sorted(cells, key=_order)
 
 
 def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -260,35 +261,54 @@ def as_csv(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def report(rows: Sequence[Row]) -> str:
-    """Return the Markdown page of a file of rows."""
+def body(rows: Sequence[Row], heading: str = "##") -> str:
+    """Return figures and comparisons, a section a data set, and what is to be known of them."""
     lines = lines_of(rows)
-    kept = newest(rows).values()
-    failed = [row for row in kept if row["error"] is not None]
-    machines = sorted({row["machine"] for row in kept})
+    figures, margins = figures_table(lines), margins_table(lines)
     single = any(len(line.rows) == 1 for line in lines)
     text = [
-        "# Accuracy of every method\n",
         "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Corrupt workers send noise; then all answers are scored. ± is the standard "
         "deviation over seeds of the training"
-        + ("; where there is one seed, none is given.\n" if single else ".\n"),
-        markdown(COLUMNS, figures_table(lines)),
-        "\n## Ours against each rival on its best base model\n",
-        "Tested on the same groups, by a bootstrap over groups.\n",
-        markdown(MARGIN_COLUMNS, margins_table(lines)),
+        + ("; where there is one seed, none is given." if single else "."),
     ]
+    for dataset in dict.fromkeys(cells[0] for cells in figures):
+        text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
+        own = _without(margins, dataset)
+        if own:
+            text += [
+                "Ours against each rival on its best base model, tested on the same groups by a "
+                "bootstrap over groups:",
+                markdown(MARGIN_COLUMNS[1:], own).strip(),
+            ]
+    failed = [row for row in newest(rows).values() if row["error"] is not None]
     if failed:
-        text.append("\n## Failed trials\n")
         columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
         fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
-        text.append(markdown(columns, [[str(row[f]) for f in fields] for row in failed]))
-    if any(row["settings"]["quick"] for row in kept):
-        text.append("\nThis is the quick version: short trainings and few images.\n")
-    text.append(f"\nMeasured on {'; '.join(machines)}.\n")
-    return "\n".join(text)
+        cells = [[str(row[field]) for field in fields] for row in failed]
+        text += [f"{heading} Failed trials", markdown(columns, cells).strip()]
+    return "\n\n".join([*text, remarks(rows)])
+
+
+def _without(cells: Iterable[Sequence[str]], dataset: str) -> list[Sequence[str]]:
+    """Return the rows of a data set without the column that names it."""
+    return [row[1:] for row in cells if row[0] == dataset]
+
+
+def remarks(rows: Iterable[Row]) -> str:
+    """Return what the rows were measured on, and whether in the quick version."""
+    kept = newest(rows).values()
+    quick = any(row["settings"]["quick"] for row in kept)
+    return (
+        "This is the quick version: short trainings and few images. " if quick else ""
+    ) + f"Measured on {'; '.join(sorted({row['machine'] for row in kept}))}."
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the Markdown page of a file of rows."""
+    return f"# Accuracy of every method\n\n{body(rows)}\n"
 
 
 def write(rows_file: Path) -> list[Path]:

@@ -35,6 +35,7 @@ class Head(nn.Module):
         latent_shape: (C, H, W) of the latent.
         classes: number of classes.
         hidden: width of a hidden layer (0: none).
+        channels: of a 3×3 convolution in front, whose output is averaged over the image (0: none).
         pooled: average over the image before the linear layers.
     """
 
@@ -44,12 +45,14 @@ class Head(nn.Module):
         classes: int,
         *,
         hidden: int = 0,
+        channels: int = 0,
         pooled: bool = False,
     ) -> None:
         super().__init__()
-        self.pooled = is_pooled(latent_shape, pooled)
+        self.pooled = bool(channels) or is_pooled(latent_shape, pooled)
         self.norm = ActNorm(latent_shape[0])
-        inputs = linear_inputs(latent_shape, self.pooled)
+        self.conv = nn.Conv2d(latent_shape[0], channels, 3, padding=1) if channels else None
+        inputs = channels or linear_inputs(latent_shape, self.pooled)
         self.hidden = (
             nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU())
             if hidden
@@ -60,6 +63,8 @@ class Head(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map latents z (B, C, H, W) to logits (B, classes)."""
         features = F.elu(self.norm(z))
+        if self.conv is not None:
+            features = F.gelu(self.conv(features))
         flat = features.mean(dim=(2, 3)) if self.pooled else features.flatten(1)
         logits: Tensor = self.linear(self.hidden(flat))
         return logits

@@ -26,6 +26,7 @@ from codedinvnet.serving.pool import (
     WorkerDied,
     WorkerFailed,
     WorkerSpec,
+    freeze_loaded,
     run_task,
 )
 
@@ -44,6 +45,7 @@ class RayWorker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.method = spec.load()
+        freeze_loaded()
 
     def compute(self, number: int, images: np.ndarray) -> Result:
         """Compute a task."""

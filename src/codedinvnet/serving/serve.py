@@ -25,7 +25,7 @@ from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
 from codedinvnet.serving.metrics import JsonLines, logger
-from codedinvnet.serving.pool import WorkerPool, WorkerSpec
+from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
 from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
@@ -279,6 +279,7 @@ async def _serve(options: ServeOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(options) as (address, front):
+        freeze_loaded()
         rules = front.rules
         print(
             f"serving {options.bundle} on {address}: {rules.workers} workers, policy "

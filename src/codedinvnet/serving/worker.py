@@ -6,6 +6,7 @@ kills it with its parent, since a stopped process reads no socket.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,7 +17,7 @@ from multiprocessing import forkserver
 
 import numpy as np
 
-from codedinvnet.serving.pool import WorkerSpec, run_task
+from codedinvnet.serving.pool import WorkerSpec, freeze_loaded, run_task
 
 REQUEST = struct.Struct("<QIB4IQ")
 """attempt, task number, type, (members, C, H, W), bytes that follow."""
@@ -65,9 +66,21 @@ def die_with_parent() -> None:
             os._exit(0)
 
 
+def yield_to_front_end() -> None:
+    """Let the kernel not interrupt a process that wakes this one (Linux).
+
+    Otherwise the front end, as it hands out a batch's tasks on a machine with few cores, is put
+    aside by the first worker that it wakes, while other cores wait for the rest of the tasks.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def worker_main(stream: socket.socket, spec: WorkerSpec) -> None:
     """Serve tasks until the other end closes the stream."""
     die_with_parent()
+    yield_to_front_end()
     # A terminal's Ctrl-C and a service manager's stop reach every process: the front end drains
     # first, then closes the streams.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -78,6 +91,7 @@ def worker_main(stream: socket.socket, spec: WorkerSpec) -> None:
         message = f"{type(error).__name__}: {error}".encode()
         stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
         return
+    freeze_loaded()
     try:
         stream.sendall(REPLY.pack(0, READY, 0.0, 0.0, 0))
         while True:

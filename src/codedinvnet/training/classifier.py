@@ -13,11 +13,10 @@ from tqdm import tqdm
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.model import prepare
-from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.network import augment
+from codedinvnet.training.part import PartStage
 
 EVALUATION_BATCH = 250
-WARMUP = 0.1
 DISTILLED_SHARE = 0.7
 """Of the loss: how far the small classifier follows its teacher rather than the labels."""
 
@@ -48,7 +47,7 @@ def all_logits(
     return torch.cat(parts)
 
 
-class ClassifierStage:
+class ClassifierStage(PartStage):
     """Train a classifier on labels, and on a teacher's logits if there are any.
 
     Args:
@@ -76,60 +75,34 @@ class ClassifierStage:
         shift: int,
         teacher: Tensor | None = None,
     ) -> None:
-        self.classifier, self.source, self.part = classifier, source, part
+        super().__init__(classifier, part)
+        self.source, self.flip, self.shift, self.teacher = source, flip, shift, teacher
         self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.flip, self.shift, self.teacher = flip, shift, teacher
-        self.device = next(classifier.parameters()).device
-        self.steps_per_epoch = part.steps_per_epoch
-        self.total_steps = part.epochs * part.steps_per_epoch
-        self.optimizer = torch.optim.AdamW(
-            classifier.parameters(), lr=part.learning_rate, weight_decay=part.weight_decay
-        )
-        self.generator = torch.Generator()
         self.order = torch.arange(len(train_rows))
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return the classifier."""
-        return {"part": self.classifier}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the one optimiser."""
-        return {"optimizer": self.optimizer}
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the images; an epoch goes round it as often as it must."""
-        self.generator = generator
+        super().start_epoch(epoch, generator)
         self.order = torch.randperm(len(self.train_rows), generator=generator)
 
-    def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do one step on one batch."""
-        part = self.part
-        factor = warmup_cosine(epoch * self.steps_per_epoch + index, self.total_steps, WARMUP)
-        set_rate(self.optimizer, part.learning_rate * factor)
-        places = (index * part.batch_size + torch.arange(part.batch_size)) % len(self.order)
-        chosen = self.order[places]
+    def batch_loss(self, index: int) -> Tensor:
+        size = self.part.batch_size
+        chosen = self.order[(index * size + torch.arange(size)) % len(self.order)]
         images, labels = self.source.batch(self.train_rows[chosen])
         x = prepare(images.to(self.device), 0)
-        logits = self.classifier(augment(x, self.flip, self.shift, self.generator))
+        logits = self.module(augment(x, self.flip, self.shift, self.generator))
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
             soft = self.teacher[chosen].to(self.device).softmax(1)
             distilled = F.cross_entropy(logits, soft)
             loss = DISTILLED_SHARE * distilled + (1 - DISTILLED_SHARE) * loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by accuracy on the validation images."""
         logits = all_logits(
-            self.classifier, self.source, self.validation_rows, description="validation"
+            self.module, self.source, self.validation_rows, description="validation"
         )
         labels = self.source.batch(self.validation_rows)[1]
         accuracy = float((logits.argmax(1) == labels).float().mean())
         return accuracy, {"validation_accuracy": accuracy}
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return none."""
-        return {}

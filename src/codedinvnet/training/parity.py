@@ -6,7 +6,7 @@ step, and the classifier's logits of all images are computed once.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,11 +18,9 @@ from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
-from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.part import PartStage
 
 BATCH = 250
-WARMUP = 0.1
-GRADIENT_NORM = 5.0
 
 
 class Taught(NamedTuple):
@@ -35,7 +33,7 @@ class Taught(NamedTuple):
     """(N, classes), on the CPU."""
 
 
-class GroupStage(ABC):
+class GroupStage(PartStage):
     """What training on freshly drawn groups of k has in common.
 
     Args:
@@ -49,22 +47,15 @@ class GroupStage(ABC):
         UserError: if there are too few images for a group.
     """
 
-    name: str
+    gradient_norm = 5.0
 
     def __init__(
         self, module: nn.Module, train: Taught, validation: Taught, k: int, part: PartSettings
     ) -> None:
         if min(len(train.rows), len(validation.rows)) < k:
             raise UserError(f"groups of k={k} cannot be drawn from {len(validation.rows)} images")
-        self.module, self.train, self.validation, self.k = module, train, validation, k
-        self.part = part
-        self.device = next(module.parameters()).device
-        self.steps_per_epoch = part.steps_per_epoch
-        self.total_steps = part.epochs * part.steps_per_epoch
-        self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=part.learning_rate, weight_decay=part.weight_decay
-        )
-        self.generator = torch.Generator()
+        super().__init__(module, part)
+        self.train, self.validation, self.k = train, validation, k
 
     @abstractmethod
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,38 +65,17 @@ class GroupStage(ABC):
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return every member's logits (B, k, classes) as if it alone were missing."""
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what is trained."""
-        return {"part": self.module}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the one optimiser."""
-        return {"optimizer": self.optimizer}
-
-    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        """Keep the epoch's generator."""
-        self.generator = generator
-
     def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
         images, labels = taught.source.batch(taught.rows[places.flatten()])
         x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
         return x, taught.logits[places].to(self.device), labels.view_as(places).to(self.device)
 
-    def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do one step on freshly drawn groups."""
-        part = self.part
-        factor = warmup_cosine(epoch * self.steps_per_epoch + index, self.total_steps, WARMUP)
-        set_rate(self.optimizer, part.learning_rate * factor)
+    def batch_loss(self, index: int) -> Tensor:
         count = len(self.train.rows)
-        size = min(part.batch_size, count // self.k)
+        size = min(self.part.batch_size, count // self.k)
         places = torch.randperm(count, generator=self.generator)[: size * self.k]
-        loss = self.loss(*self.groups(self.train, places.view(size, self.k)))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), GRADIENT_NORM)
-        self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return self.loss(*self.groups(self.train, places.view(size, self.k)))
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
@@ -121,10 +91,6 @@ class GroupStage(ABC):
             correct += int((hits.cpu() & counted).sum())
         accuracy = correct / len(self.validation.rows)
         return accuracy, {"validation_recovered": accuracy}
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return none."""
-        return {}
 
 
 class ParityStage(GroupStage):

@@ -1,0 +1,215 @@
+"""The results page and README's two headline tables, rendered from the benchmarks' rows alone.
+
+A folder of results holds `accuracy.jsonl`, `latency.jsonl`, `map.jsonl`, `ablation.jsonl` and
+`speed.json`, as their commands leave them with `--out`. What is not there is called not measured,
+beside the command that measures it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from codedinvnet.bench import ablation, speed, tables
+from codedinvnet.bench.latency_tables import latency_table
+from codedinvnet.bench.rows import Row, newest, read_rows
+from codedinvnet.errors import UserError
+from codedinvnet.simulation import sweep
+
+HEADLINE_K = 10
+"""The hard case: an overhead of a tenth."""
+HEADLINE_LATENCY = (10, 0.4, "pareto")
+"""Images of a request, load, and straggler model of README's table."""
+
+COMMANDS = {
+    "accuracy.jsonl": "bench accuracy configs/bench/accuracy.json --data-dir data",
+    "latency.jsonl": "bench latency configs/bench/latency.json --data-dir data",
+    "map.jsonl": "simulate configs/bench/simulate-map.json",
+    "ablation.jsonl": "bench ablation configs/bench/ablation.json --data-dir data",
+    "speed.json": "bench inverse mnist",
+}
+PICTURES = {
+    "accuracy.jsonl": ("accuracy-k.png", "accuracy-unavailability.png", "accuracy-confusion.png"),
+    "latency.jsonl": ("latency-tails.png", "latency-accuracy.png"),
+    "map.jsonl": ("map.png",),
+}
+"""What the commands draw beside their rows."""
+
+
+def page(folder: Path, pictures: str) -> str:
+    """Return the Markdown page of a folder of results.
+
+    Args:
+        folder: where the rows and pictures lie.
+        pictures: the folder's path as seen from the page, for the links to its pictures.
+
+    Raises:
+        UserError: if a file is damaged.
+    """
+    sections: dict[str, tuple[str, Callable[[Path], str]]] = {
+        "Accuracy": ("accuracy.jsonl", accuracy_section),
+        "Latency": ("latency.jsonl", latency_section),
+        "Where each policy wins": ("map.jsonl", map_section),
+        "What each part of the design is worth": ("ablation.jsonl", ablation_section),
+        "Speed of the invertible network": ("speed.json", speed_section),
+    }
+    text = [
+        "# Results",
+        "Rendered from the benchmarks' rows by `python tools/figures.py`; nothing here is written "
+        "by hand. Figures of papers are marked as published.",
+    ]
+    for title, (name, render) in sections.items():
+        text += [f"## {title}", _measured(folder / name, render)]
+        drawn = [picture for picture in PICTURES.get(name, ()) if (folder / picture).is_file()]
+        text += [f"![{Path(picture).stem}]({pictures}/{picture})" for picture in drawn]
+    return "\n\n".join(text) + "\n"
+
+
+def headlines(folder: Path) -> dict[str, str]:
+    """Return README's tables by the names of their places."""
+    return {
+        "accuracy": _measured(folder / "accuracy.jsonl", headline_accuracy),
+        "latency": _measured(folder / "latency.jsonl", headline_latency),
+    }
+
+
+def _measured(path: Path, render: Callable[[Path], str]) -> str:
+    """Return what is rendered from a file, or that it was not measured if it is not there."""
+    if not path.is_file() or not path.stat().st_size:
+        command = f"codedinvnet {COMMANDS[path.name]} --out docs/results/{path.name}"
+        return f"Not measured yet; `{command}` measures it."
+    return render(path).strip()
+
+
+# Accuracy
+
+
+def accuracy_section(path: Path) -> str:
+    """Return for each data set the table of all methods and the comparison with the rivals."""
+    return tables.body(read_rows(path), "###")
+
+
+def headline_accuracy(path: Path) -> str:
+    """Return recovered accuracies at k = 10, methods down and data sets across."""
+    rows = read_rows(path)
+    best = [
+        line
+        for line in tables.best_bases(tables.lines_of(rows))
+        if (line.k, line.missing, line.corrupt) == (HEADLINE_K, 1, 0)
+    ]
+    datasets = sorted({line.dataset for line in best})
+    found = {(line.label, line.dataset): line for line in best}
+    labels = sorted({line.label for line in best}, key=lambda label: (label != tables.OURS, label))
+    cells = []
+    for label in labels:
+        own = [found.get((label, dataset)) for dataset in datasets]
+        overhead = next(line.overhead for line in own if line is not None)
+        values = [
+            "" if line is None else tables.percent(line.mean("recovered"), line.std("recovered"))
+            for line in own
+        ]
+        cells.append([label, f"{100 * overhead:.0f} %", *values])
+    for label in dict.fromkeys(figure.label for figure in tables.PUBLISHED):
+        published = {figure.dataset: figure for figure in tables.PUBLISHED if figure.label == label}
+        if published.keys() & set(datasets):
+            values = [
+                f"{published[dataset].recovered:.1f}" if dataset in published else ""
+                for dataset in datasets
+            ]
+            cells.append([f"{label}, published", "10 %", *values])
+    return "\n\n".join(
+        [
+            tables.markdown(["method", "overhead", *datasets], cells).strip(),
+            f"Accuracy in % of the answers that one missing worker of a group of {HEADLINE_K} "
+            "costs, on each method's better base model; all settings, tests of the differences "
+            "and sources of the published figures: [docs/results.md](docs/results.md). "
+            + tables.remarks(rows),
+        ]
+    )
+
+
+# Latency
+
+
+def latency_section(path: Path) -> str:
+    """Return the table of all settings."""
+    return latency_table(_latency_rows(path)).strip()
+
+
+def headline_latency(path: Path) -> str:
+    """Return the table of one load."""
+    rows = [row for row in _latency_rows(path) if _setting(row) == HEADLINE_LATENCY]
+    batch, load, model = HEADLINE_LATENCY
+    if not rows:
+        return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
+    return (
+        f"{latency_table(rows)}\nOther loads, single images and other stragglers: "
+        "[docs/results.md](docs/results.md)."
+    )
+
+
+def _latency_rows(path: Path) -> list[Row]:
+    return [row for row in newest(read_rows(path)).values() if row["error"] is None]
+
+
+def _setting(row: Row) -> tuple[int, float, str]:
+    return row["batch"], row["load"], row["straggler_model"]
+
+
+def _machines(rows: Iterable[Row]) -> str:
+    return f"Measured on {'; '.join(sorted({row['machine'] for row in rows}))}."
+
+
+# The rest
+
+
+def map_section(path: Path) -> str:
+    """Return which policy wins where, and up to which load each helps."""
+    rows = sweep.read_rows(path)
+    best, helps = sweep.winners(rows), sweep.helps_up_to(rows)
+    loads = sorted({load for _, _, load in best})
+    policies = list(dict.fromkeys(policy for _, _, policy in helps))
+    places = list(dict.fromkeys((model, batch) for model, batch, _ in best))
+    wins = [
+        [model, str(batch), *(best.get((model, batch, load), "") for load in loads)]
+        for model, batch in places
+    ]
+    ends = [
+        [model, str(batch), *(_share(helps.get((model, batch, p))) for p in policies)]
+        for model, batch in places
+    ]
+    shares = [f"{load:.0%}" for load in loads]
+    return "\n\n".join(
+        [
+            "Simulated with the service's own rules. The policy with the least work among those "
+            f"whose p99.9 is within {sweep.MARGIN:.0%} of the lowest, by load:",
+            tables.markdown(["stragglers", "images of a request", *shares], wins).strip(),
+            f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
+            "doing nothing:",
+            tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
+            f"{len(rows)} runs of {rows[0]['queries']:,} images each.",
+        ]
+    )
+
+
+def _share(load: float | None) -> str:
+    return "none" if load is None else f"{load:.0%}"
+
+
+def ablation_section(path: Path) -> str:
+    """Return the tables of `bench ablation`."""
+    results = ablation.read_results(path)
+    quick = any(row.get("quick") for row in results)
+    text = [ablation.table(results).strip(), _machines(results)]
+    return "\n\n".join([*text, *(["This is the quick version: short trainings."] if quick else [])])
+
+
+def speed_section(path: Path) -> str:
+    """Return the tables of `bench inverse`, `embed` and `train`."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    return f"```text\n{speed.table(report).strip()}\n```"

@@ -1,0 +1,133 @@
+"""The commands on a trained bundle: `evaluate`, `invert`, `info` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codedinvnet.cli.common import (
+    Commands,
+    add_bundle_options,
+    add_command,
+    add_data_options,
+    print_report,
+)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands on a bundle."""
+    sub = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "erase every member of every group and score the decoded answers",
+        "codedinvnet evaluate mnist --k 10 --data-dir data --json",
+    )
+    add_bundle_options(sub)
+    add_data_options(sub)
+    sub.add_argument("--k", type=int, default=10, help="group size (10)")
+    sub.add_argument(
+        "--split",
+        choices=("test", "validation", "train", "sample"),
+        default="test",
+        help="which images; sample: the 1,000 test images in the package (test)",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+    sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
+    sub.add_argument(
+        "--evidence",
+        choices=("both", "latent", "side"),
+        default="both",
+        help="answer from the decoded latent, the side features, or both (both)",
+    )
+    sub.add_argument("--pixel-mean", action="store_true", help="the average image in place of E")
+    sub.add_argument(
+        "--shuffle-parity", action="store_true", help="decode with another group's parity output"
+    )
+
+    sub = add_command(
+        commands,
+        "invert",
+        _invert,
+        "invert the network on real images and measure its Lipschitz bound",
+        "codedinvnet invert mnist --data-dir data --json",
+    )
+    add_bundle_options(sub)
+    add_data_options(sub)
+    sub.add_argument("--split", choices=("test", "sample"), default="test", help="images (test)")
+    sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block (1e-6)")
+    sub.add_argument("--limit", type=int, help="only the first images")
+
+    sub = add_command(
+        commands,
+        "info",
+        _info,
+        "describe a bundle: parameters, multiply-adds, times, provenance",
+        "codedinvnet info mnist --json",
+    )
+    add_bundle_options(sub)
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+
+    sub = add_command(
+        commands,
+        "demo",
+        _demo,
+        "recover erased predictions on shipped images, draw a group, serve through failures",
+        "codedinvnet demo --out demo-out",
+    )
+    sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
+    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import evaluation_report
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
+    report = evaluation_report(
+        bundle,
+        source,
+        split=arguments.split,
+        k=arguments.k,
+        groupings=arguments.groupings,
+        seed=arguments.seed,
+        evidence=arguments.evidence,
+        pixel_mean=arguments.pixel_mean,
+        shuffle_parity=arguments.shuffle_parity,
+    )
+    print_report(report, as_json=arguments.json)
+
+
+def _invert(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import inversion_report
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
+    report = inversion_report(
+        bundle.model, source, tolerance=arguments.tolerance, limit=arguments.limit
+    )
+    print_report({"bundle": bundle.info.name, "split": arguments.split, **report}, arguments.json)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.report import info_report
+    from codedinvnet.stages import choose_device
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    print_report(info_report(bundle), as_json=arguments.json)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import shipped_bundles
+    from codedinvnet.data import SAMPLES
+    from codedinvnet.demo import run_demo
+    from codedinvnet.serving.demo import run_serving_demo
+
+    names = [name for name in SAMPLES if name in shipped_bundles()]
+    run_demo(names, arguments.out, arguments.seed)
+    run_serving_demo(names[0], arguments.out, arguments.seed)

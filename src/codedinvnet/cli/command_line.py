@@ -1,0 +1,47 @@
+"""The project's command line: parse, and call one function."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from codedinvnet.cli import bench, bundles, serve, simulate, training
+from codedinvnet.cli.common import guarded
+
+# Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
+# and wrong usage answer at once.
+
+EXAMPLES = """examples:
+  codedinvnet demo
+  codedinvnet evaluate mnist --k 10 --data-dir data --json
+  codedinvnet info mnist
+  codedinvnet serve mnist --k 10
+  codedinvnet reproduce configs/mnist-recovery.json --data-dir data
+
+the paper's four commands are those of main.py: python main.py --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `codedinvnet`; return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.run
+    return guarded(lambda: command(arguments))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of `codedinvnet` with all its commands."""
+    parser = argparse.ArgumentParser(
+        prog="codedinvnet",
+        description="Prediction serving that survives slow and dead workers (Coded-InvNet).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    training.add_stages(commands)
+    bundles.add_commands(commands)
+    serve.add_commands(commands)
+    bench.add_commands(commands)
+    simulate.add_commands(commands)
+    training.add_reproduce(commands)
+    return parser

@@ -1,0 +1,86 @@
+"""What the commands share: adding one, its options, refusals, and reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from codedinvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from codedinvnet.config import Settings
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Turn a user's mistake into one line on standard error and exit code 2."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    try:
+        call()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = "finished epochs, shards and rows are kept (train, sample, fuse: --resume)"
+        print(f"interrupted; {kept}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command with its help and return its parser."""
+    sub = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run)
+    return sub
+
+
+def add_data_options(sub: argparse.ArgumentParser) -> None:
+    """Add what a command that reads an image set takes."""
+    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--download", action="store_true", help="download into --data-dir")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+
+
+def add_bundle_options(sub: argparse.ArgumentParser) -> None:
+    """Add what a command that reports on a bundle takes."""
+    sub.add_argument("bundle", help="name of a shipped bundle (mnist, fashion), or a folder")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def members_of(settings: Settings, asked: int | None) -> int:
+    """Return the group size asked for, or the settings'; raise UserError if it is below 2."""
+    if asked is not None and asked < 2:
+        raise UserError(f"k must be at least 2, got {asked}: a group of one is a plain copy")
+    return asked or settings.fusion.members
+
+
+def print_report(report: dict[str, Any], as_json: bool) -> None:
+    """Print a report: one JSON object, or a line a key."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    width = max(len(key) for key in report)
+    for key, value in report.items():
+        text = json.dumps(value) if isinstance(value, (dict, list)) else value
+        print(f"{key:<{width}}  {text}")

@@ -1,0 +1,99 @@
+"""The paper's command line, the one of `main.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codedinvnet.cli.common import guarded, members_of, print_report
+from codedinvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from codedinvnet.config import Settings
+
+EXAMPLES = """the four commands of the paper:
+  python ./main.py --config_file configs/mnist.json
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -sample_fusion
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2
+  python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -test_fusion
+"""
+
+
+def paper_main(argv: Sequence[str] | None = None) -> int:
+    """Run the paper's command line (`main.py`); return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Coded-InvNet, stage by stage, with the command line of the paper.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config_file", type=Path, required=True, help="settings file (JSON)")
+    add("--data_dir", type=Path, help="image sets (data, if it is there; else the usual places)")
+    add("--save_dir", type=Path, default=Path("runs"), help="where run folders lie (runs)")
+    add("--batch_size", type=int, help="of the stage that runs (its settings')")
+    add("--lr", type=float, help="learning rate of the stage that runs (its settings')")
+    add("--resume", type=int, default=0, help="epoch to go on from; 0: from the start")
+    add("--nactors", type=int, help="k, the queries in a group (the settings' fusion.members)")
+    add("--nsteps_save", type=int, default=16, help="batches of 128 targets in one saved shard")
+    add("-fusion", action="store_true", help="the fusion stages instead of the network's")
+    add("-sample_fusion", action="store_true", help="with -fusion: generate the data set")
+    add("-test_fusion", action="store_true", help="with -fusion: evaluate on the test split")
+    add("-test_inversion", action="store_true", help="invert the trained network on the test split")
+    add(
+        "-densityEstimation",
+        "--densityEstimation",
+        action="store_true",
+        help="train the network by maximum likelihood",
+    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: _paper(arguments))
+
+
+def _paper(arguments: argparse.Namespace) -> None:
+    from codedinvnet import stages
+
+    if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
+        raise UserError("-sample_fusion and -test_fusion go with -fusion")
+    if arguments.resume < 0 or arguments.nsteps_save < 1:
+        raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
+    run = stages.Run(
+        settings=_paper_settings(arguments),
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir or (Path("data") if Path("data").is_dir() else None),
+        device=stages.choose_device(arguments.device),
+        resume=arguments.resume,
+    )
+    members = members_of(run.settings, arguments.nactors)
+    if arguments.fusion:
+        if arguments.sample_fusion:
+            report = stages.sample(run, members, arguments.nsteps_save)
+        elif arguments.test_fusion:
+            report = stages.test_fusion(run, members)
+        else:
+            report = stages.fuse(run, members)
+    elif arguments.test_inversion:
+        report = stages.test_inversion(run)
+    else:
+        header = stages.train(run)
+        report = {"network": str(run.network_folder), **header["validation"]}
+    print_report(report, as_json=False)
+
+
+def _paper_settings(arguments: argparse.Namespace) -> Settings:
+    """Apply the flags to the stage that runs."""
+    from codedinvnet.config import load_settings, parse_settings
+
+    raw = load_settings(arguments.config_file).model_dump(mode="json")
+    if arguments.densityEstimation:
+        raw["name"] += "-density"
+        raw["training"]["objective"] = "density"
+    section = raw["fusion" if arguments.fusion else "training"]
+    if arguments.batch_size is not None:
+        section["batch_size"] = arguments.batch_size
+    if arguments.lr is not None:
+        section["learning_rate"] = arguments.lr
+    return parse_settings(raw, "command line")

@@ -1,0 +1,68 @@
+"""The command `serve`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codedinvnet.cli.common import Commands, add_command
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `serve`; the names of its options are the fields of `ServeOptions`."""
+    sub = add_command(
+        commands,
+        "serve",
+        _serve,
+        "serve a bundle over HTTP (Open Inference Protocol V2), through slow and dead workers",
+        "codedinvnet serve mnist --k 10 --policy coded --demo",
+    )
+    sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
+    add = sub.add_argument
+    add("--k", type=int, default=10, help="queries in a coding group (10)")
+    add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
+    add(
+        "--method",
+        default="coded-invnet",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
+        "parm, parm-concat, parm-learned or small-backup (coded-invnet)",
+    )
+    add("--part", type=Path, help="the checkpoint that `bench accuracy` left for that method and k")
+    add(
+        "--policy",
+        default="coded",
+        help="uncoded, replicate, hedge, coded or coded+hedge (coded)",
+    )
+    add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
+    add("--pool", default="local", help="local processes, or ray (local)")
+    add("--ray-address", help="a running Ray cluster; without it, one is started here")
+    add("--device", default="cpu", help="of the workers: cpu, cuda (cpu)")
+    add("--threads-per-worker", type=int, default=1, help="PyTorch threads of a worker (1)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--deadline-ms", type=float, default=5000, help="until a query fails (5000)")
+    add(
+        "--group-timeout-ms",
+        type=float,
+        default=20,
+        help="until a group is coded that is not full (20)",
+    )
+    add("--hang-timeout-ms", type=float, default=3000, help="until a silent worker goes (3000)")
+    add(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        help="coded+hedge: check decoded answers below it by a copy (0)",
+    )
+    add("--max-pending", type=int, default=2000, help="unanswered queries before 503 (2000)")
+    add("--max-batch", type=int, default=256, help="images of one request (256)")
+    add("--token-file", type=Path, help="clients must send the token in this file")
+    add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")
+    add("--demo", action="store_true", help="let the page send images and hurt workers")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from codedinvnet.serving.serve import ServeOptions, serve
+
+    options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    serve(ServeOptions(**options))

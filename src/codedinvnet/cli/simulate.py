@@ -1,0 +1,91 @@
+"""The commands that simulate: `simulate` and `plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from codedinvnet.cli.common import Commands, add_command
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `simulate` and `plan`."""
+    _add_simulate(commands)
+    _add_plan(commands)
+
+
+def _add_simulate(commands: Commands) -> None:
+    """Add `simulate`; the names of its options are the fields of `SimulateOptions`."""
+    sub = add_command(
+        commands,
+        "simulate",
+        _simulate,
+        "simulate the service with its own rules, at any number of workers",
+        "codedinvnet simulate configs/bench/simulate-pareto.json --policy hedge --workers 1000",
+    )
+    sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
+    add = sub.add_argument
+    add("--policy", help="uncoded, replicate, hedge, coded or coded+hedge (the scenario's)")
+    add("--workers", type=int, help="how many (the scenario's)")
+    add("--k", type=int, help="queries in a coding group (the scenario's)")
+    add("--r", type=int, help="parity queries in a coding group (the scenario's)")
+    add("--qps", type=float, help="images a second (the scenario's)")
+    add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--queries", type=int, help="images in all (the scenario's)")
+    add("--seed", type=int, help="of all draws (the scenario's)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
+    )
+    add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
+    add("--out", type=Path, help="of a sweep: its rows (JSONL); those that are there are kept")
+    add("--picture", type=Path, help="of a sweep: draw the map of p99.9 by load")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_plan(commands: Commands) -> None:
+    """Add `plan`; the names of its options are the fields of `PlanOptions`."""
+    sub = add_command(
+        commands,
+        "plan",
+        _plan,
+        "find the method, k and r that meet a target with the fewest workers, by simulation",
+        "codedinvnet plan mnist --qps 500 --p999-ms 150 --min-accuracy 0.97",
+    )
+    sub.add_argument("bundle", help="name of a shipped bundle, or a folder: its accuracy counts")
+    add = sub.add_argument
+    add("--qps", type=float, required=True, help="images a second")
+    add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
+    add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
+    add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
+    add("--service-ms", type=float, help="to embed an image (measured on this machine)")
+    add("--encode-ms", type=float, help="to encode, each image of a group (measured here)")
+    add(
+        "--stragglers",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
+        "(the scenario's, else pareto)",
+    )
+    add("--batch", type=int, help="images of a request (1)")
+    add("--policy", action="append", default=[], help="only this policy; repeatable")
+    add("--k", action="append", type=int, default=[], help="only this k; repeatable")
+    add("--queries", type=int, help="images in the longest run of each candidate (40000)")
+    add("--seed", type=int, help="of all draws (0)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import SimulateOptions, run_simulate
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    report, lines = run_simulate(SimulateOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.run import PlanOptions, run_plan
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    options |= {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
+    report, lines = run_plan(PlanOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
+from codedinvnet.bench.rows import append_row
+from codedinvnet.errors import UserError
+from tests.bench.canned import latency_row, row
+
+FILES = ("accuracy.jsonl", "latency.jsonl", "map.jsonl", "ablation.jsonl", "speed.json")
+BATCH, LOAD, MODEL = HEADLINE_LATENCY
+TIMES = np.arange(1000.0)
+
+
+def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, Any]:
+    return {
+        "cell": {"stragglers": "held", "batch": 10, "load": load, "policy": policy},
+        "scenario": {},
+        "p999_ms": late,
+        "work_per_query": work,
+        "queries": 20_000,
+    }
+
+
+def ablation_row(name: str, recovered: float, **more: Any) -> dict[str, Any]:
+    figures = {"normal_accuracy": 0.98, "recovered_accuracy": recovered}
+    scores = {"seconds": 60.0, "10": figures}
+    found = {"row": name, "data": "mnist", "seed": 1, "k": [10], "machine": "a machine"}
+    return {**found, "validation": scores, "test": scores, **more}
+
+
+SPEED = {
+    "bundle": "mnist",
+    "machine": "a machine",
+    "cores": 2,
+    "train_ratio": 1.4,
+    "train_ratio_spread": [1.3, 1.5],
+    "train_ms": {"plain": {"median": 210.0, "min": 200.0, "max": 220.0}},
+}
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    for one in rows:
+        append_row(path, one)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with every file."""
+    accuracy = [
+        row("coded-invnet", 0.93),
+        row("parm", 0.50, seed=1),
+        row("parm", 0.54, seed=2),
+        row("approxifer", 0.80, systematic=False),
+        row("approxifer", 0.88, base="resnet", systematic=False),
+        row("approxifer", 0.97, k=4, systematic=False),
+        row("coded-invnet", 0.89, dataset="fashion"),
+    ]
+    write(tmp_path / "accuracy.jsonl", accuracy)
+    latency = [latency_row("coded", TIMES + run, run=run) for run in (1, 2)]
+    latency += [latency_row("hedge", TIMES), latency_row("hedge", TIMES[:300], batch=BATCH + 1)]
+    latency += [latency_row("uncoded", TIMES, error="RuntimeError: no")]
+    write(tmp_path / "latency.jsonl", latency)
+    sweeps = [
+        sweep_row(0.2, "uncoded", 100.0, 1.0),
+        sweep_row(0.2, "coded", 60.0, 1.1),
+        sweep_row(0.5, "uncoded", 100.0, 1.0),
+        sweep_row(0.5, "coded", 99.0, 1.1),
+    ]
+    write(tmp_path / "map.jsonl", sweeps)
+    write(tmp_path / "ablation.jsonl", [ablation_row("all", 0.95), ablation_row("no g'", 0.91)])
+    (tmp_path / "speed.json").write_text(json.dumps(SPEED))
+    return tmp_path
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_what_was_not_measured_is_said_to_be_not_measured(tmp_path: Path) -> None:
+    text = page(tmp_path, "results")
+    assert text.count("Not measured yet; `codedinvnet ") == len(FILES)
+    for name in FILES:
+        assert f"--out docs/results/{name}` measures it." in text
+    assert "| --- |" not in text
+    assert all(table.startswith("Not measured yet; ") for table in headlines(tmp_path).values())
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_one_missing_file_costs_its_section_alone(folder: Path, missing: str) -> None:
+    assert "Not measured" not in page(folder, ".")
+    (folder / missing).unlink()
+    text = page(folder, ".")
+    assert text.count("Not measured yet") == 1
+    assert f"docs/results/{missing}" in text
+
+
+def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -> None:
+    found = section(page(folder, "."), "Accuracy")
+    mnist = found.split("### mnist")[1].split("###")[0]
+    assert "| 10 | 1 | 0 | parm | invertible | 10 % | 95.00 ± 0.00 |  | 52.00 ± 2.83 | 2 |" in mnist
+    assert "| 87.2 |  | published: ApproxIFER's repository, Bar_plots.py |" in mnist
+    assert "| margin, points | 95 % | p |" in mnist
+    assert "| 10 | 1 | 0 | approxifer | resnet | 88.00 | 93.00 | +" in mnist
+    fashion = found.split("### fashion")[1].split("###")[0]
+    assert "| 10 | 1 | 0 | coded-invnet | invertible |" in fashion
+    assert "margin" not in fashion  # no rival was measured on it
+    assert found.split("### (not named)")[1].count("published: Dinh & Lee") == 2
+
+
+def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> None:
+    lines = headlines(folder)["accuracy"].splitlines()
+    assert lines[0] == "| method | overhead | fashion | mnist |"
+    cells = [line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("|")]
+    assert [row[0] for row in cells] == [
+        "coded-invnet",
+        "approxifer",
+        "parm",
+        "approxifer, published",
+        "parm, published",
+    ]
+    assert lines[2] == "| coded-invnet | 10 % | 89.00 | 93.00 |"
+    assert lines[3] == "| approxifer | 10 % |  | 88.00 |"  # its better base; k = 4 is left out
+    assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
+
+
+def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Path) -> None:
+    found = section(page(folder, "."), "Latency")
+    lines = [line for line in found.splitlines() if line.startswith("| 1")]
+    assert [line.split(" | ")[3] for line in lines] == ["hedge", "hedge", "coded"]
+    assert lines[1].startswith(f"| {BATCH} | {LOAD:.0%} | {MODEL} | hedge | 500.0 (")
+    assert lines[2].endswith("| 2 |")  # runs
+    assert "every task waits 40.0 ms without a processor" in found
+    assert "uncoded" not in found  # it failed
+    headline = headlines(folder)["latency"]
+    assert headline.count("| hedge |") == 1
+    assert f"\n| {BATCH + 1} |" not in headline
+    assert "docs/results.md" in headline
+
+
+def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "latency.jsonl", [latency_row("coded", TIMES, batch=BATCH + 1)])
+    assert headlines(tmp_path)["latency"].startswith("Not measured yet for requests of 10")
+
+
+def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
+    text = page(folder, ".")
+    where = section(text, "Where each policy wins")
+    assert "| held | 10 | coded | uncoded |" in where
+    assert "| held | 10 | 20% |" in where
+    assert "4 runs of 20,000 images each." in where
+    worth = section(text, "What each part of the design is worth")
+    assert "| mnist, test split, k = 10 |" in worth
+    assert "| no g' | 98.00 | 91.00 | -4.00 | 60 |" in worth
+    assert "quick" not in worth
+    speeds = section(text, "Speed of the invertible network")
+    assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in speeds
+
+
+def test_quick_rows_are_marked(tmp_path: Path) -> None:
+    fast = row("coded-invnet", 0.93)
+    fast["settings"]["quick"] = True
+    write(tmp_path / "accuracy.jsonl", [fast])
+    write(tmp_path / "ablation.jsonl", [ablation_row("all", 0.9, quick=True)])
+    text = page(tmp_path, ".")
+    assert section(text, "Accuracy").count("This is the quick version") == 1
+    assert section(text, "What each part of the design is worth").count("the quick version") == 1
+    assert "the quick version" in headlines(tmp_path)["accuracy"]
+
+
+def test_pictures_are_linked_where_they_are(folder: Path) -> None:
+    assert "![" not in page(folder, "results")
+    (folder / "map.png").touch()
+    (folder / "accuracy-k.png").touch()
+    text = page(folder, "results")
+    assert "![map](results/map.png)" in section(text, "Where each policy wins")
+    assert "![accuracy-k](results/accuracy-k.png)" in section(text, "Accuracy")
+    assert text.count("![") == 2
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    (folder / "speed.json").write_text("{")
+    with pytest.raises(UserError, match=r"speed\.json is not JSON"):
+        page(folder, ".")

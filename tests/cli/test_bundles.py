@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bundle import load_bundle
+from tests.conftest import Command
+
+
+def evaluate(
+    call: Command, bundle_folder: Path, data_dir: Path, *words: str | Path
+) -> dict[str, Any]:
+    outcome = call("evaluate", bundle_folder, "--json", "--k", "4", "--data-dir", data_dir, *words)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert isinstance(report, dict)
+    return report
+
+
+def test_evaluate(call: Command, bundle_folder: Path, data_dir: Path) -> None:
+    report = evaluate(call, bundle_folder, data_dir)
+    assert report.keys() >= {
+        "dataset",
+        "split",
+        "images",
+        "k",
+        "normal_accuracy",
+        "recovered_accuracy",
+        "recovered_accuracy_std",
+        "worst_position_accuracy",
+        "agreement",
+        "groupings",
+    }
+    assert (report["dataset"], report["split"]) == ("mnist", "test")
+    assert (report["images"], report["k"], report["groupings"]) == (200, 4, 5)
+    assert report["worst_position_accuracy"] <= report["recovered_accuracy"]
+    assert len(report["position_accuracies"]) == 4
+
+
+def test_evaluate_is_repeatable_and_the_seed_counts(
+    call: Command, bundle_folder: Path, data_dir: Path
+) -> None:
+    first = evaluate(call, bundle_folder, data_dir)
+    assert evaluate(call, bundle_folder, data_dir) == first
+    other = evaluate(call, bundle_folder, data_dir, "--seed", "1", "--groupings", "2")
+    assert other["groupings"] == 2
+    assert other["position_accuracies"] != first["position_accuracies"]
+    assert other["normal_accuracy"] == first["normal_accuracy"]
+
+
+def test_evaluate_arms_and_splits(call: Command, bundle_folder: Path, data_dir: Path) -> None:
+    plain = evaluate(call, bundle_folder, data_dir)
+    mean = evaluate(call, bundle_folder, data_dir, "--pixel-mean")
+    shuffled = evaluate(call, bundle_folder, data_dir, "--shuffle-parity")
+    arms = [report["parity"] for report in (plain, mean, shuffled)]
+    assert arms == ["encoder", "pixel mean", "encoder, shuffled"]
+    latent = evaluate(call, bundle_folder, data_dir, "--evidence", "latent")
+    side = evaluate(call, bundle_folder, data_dir, "--evidence", "side")
+    reports = [plain, mean, shuffled, latent, side]
+    assert [report["evidence"] for report in reports] == ["both"] * 3 + ["latent", "side"]
+    assert len({tuple(report["position_accuracies"]) for report in reports}) == 5
+    sizes = {
+        split: evaluate(call, bundle_folder, data_dir, "--split", split)["images"]
+        for split in ("train", "validation", "sample")
+    }
+    assert sizes == {"train": 700, "validation": 100, "sample": 1000}
+
+
+def test_evaluate_as_a_table(call: Command, bundle_folder: Path, data_dir: Path) -> None:
+    outcome = call("evaluate", bundle_folder, "--k", "2", "--data-dir", data_dir)
+    assert outcome.code == 0
+    words = [line.split()[0] for line in outcome.out.splitlines()]
+    assert {"recovered_accuracy", "agreement", "machine"} <= set(words)
+
+
+def test_invert(call: Command, bundle_folder: Path, data_dir: Path) -> None:
+    outcome = call("invert", bundle_folder, "--json", "--data-dir", data_dir, "--limit", "30")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert report["images"] == 30
+    assert report["largest_error"] < 1e-4
+    assert 0 < report["largest_singular_value"] <= report["coefficient"] + 1e-5
+    assert report["coefficient"] == 0.9
+    assert report["iterations"] > 1
+    loose = call(
+        "invert", bundle_folder, "--json", "--split", "sample", "--limit", "30", "--tolerance", "1"
+    )
+    assert json.loads(loose.out)["iterations"] < report["iterations"]
+
+
+def test_info(call: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codedinvnet.report.REPEATS", 3)
+    outcome = call("info", bundle_folder, "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    model = load_bundle(bundle_folder).model
+    assert report["embedding_parameters"] == sum(p.numel() for p in model.network.parameters())
+    # One channel of 32 x 32, squeezed once and twice: 3x3, 1x1, 3x3 convolutions of 8 channels.
+    first = (4 * 8 * 9 + 8 * 8 + 8 * 4 * 9) * 16 * 16
+    second = (16 * 8 * 9 + 8 * 8 + 8 * 16 * 9) * 8 * 8
+    assert report["embedding_macs"] == first + second
+    assert report["head_macs"] == 32 * 32 * 10
+    assert 0 < report["encoder_macs_k2"] < report["encoder_macs_k4"] < 2 * report["encoder_macs_k2"]
+    assert "encoder_macs_k10" not in report  # not served
+    assert report["embedding_ms"] > 0
+    assert report["encoder_ms_k4"] > 0
+    assert report["group_sizes"] == [2, 3, 4]
+    assert report["provenance"]["settings"]["name"] == "tiny-recovery"
+
+
+def test_demo_names_only_what_ships(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr("codedinvnet.bundle.shipped_bundles", lambda: ("fashion", "other"))
+    monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, out, seed: asked.append(names))
+    assert call("demo", "--out", tmp_path).code == 0
+    assert asked == [["fashion"]]

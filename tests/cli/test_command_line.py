@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from codedinvnet.cli.command_line import build_parser
+from tests.conftest import Command
+
+
+def commands(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """Return the commands of a parser, of the whole command line if it is None."""
+    actions = (parser or build_parser())._actions
+    found = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
+def leaves() -> list[str]:
+    """Return every command that does something, `bench serve` and the like included."""
+    return [
+        " ".join([name, *rest])
+        for name, parser in commands().items()
+        for rest in [[sub] for sub in commands(parser)] or [[]]
+    ]
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_help_shows_an_example_that_parses(name: str, call: Command) -> None:
+    outcome = call(*name.split(), "--help")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    example = outcome.out.split("example:\n")[1].strip()
+    assert example.startswith(f"codedinvnet {name}")
+    assert callable(build_parser().parse_args(shlex.split(example)[1:]).run)
+
+
+def test_help_of_bench_lists_its_benchmarks(call: Command) -> None:
+    outcome = call("bench", "--help")
+    assert outcome.code == 0
+    examples = outcome.out.split("examples:\n")[1].strip().splitlines()
+    assert [shlex.split(e)[2] for e in examples] == list(commands(commands()["bench"]))
+    for example in examples:
+        assert callable(build_parser().parse_args(shlex.split(example)[1:]).run)
+
+
+def test_every_command_is_there(call: Command) -> None:
+    expected = ["train", "sample", "fuse", "evaluate", "invert", "info", "demo"]
+    expected += ["serve", "bench", "simulate", "plan", "reproduce"]
+    assert list(commands()) == expected
+    outcome = call("--help")
+    assert outcome.code == 0
+    listed = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
+    assert set(expected) <= set(listed)
+    assert "examples:\n  codedinvnet demo" in outcome.out
+
+
+def test_help_needs_no_heavy_imports() -> None:
+    code = (
+        "import sys\n"
+        "from codedinvnet.errors import UserError\n"
+        "before = set(sys.modules)\n"
+        "from codedinvnet.cli.command_line import build_parser\n"
+        "build_parser()\n"
+        "for module in set(sys.modules) - before: print(module)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "codedinvnet.cli.bench" in loaded
+    own = [module for module in loaded if module.startswith("codedinvnet")]
+    assert [module for module in own if not module.startswith("codedinvnet.cli")] == []
+    assert not {"torch", "numpy", "pydantic", "fastapi"} & set(loaded)
+
+
+def test_wrong_usage(call: Command) -> None:
+    assert call().code == 2
+    assert call("evaluate").code == 2
+    assert call("fly", "me").code == 2

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codedinvnet import stages
+from codedinvnet.bundle import load_bundle
+from codedinvnet.checkpoint import load_checkpoint
+from tests.cli.scene import ROOT, Scene, check_refusal, environment
+from tests.conftest import Command, digests, tiny_settings, write_settings
+
+
+def test_help_of_the_papers_command_line(call_paper: Command) -> None:
+    outcome = call_paper("--help")
+    assert outcome.code == 0
+    for line in ("-fusion --nactors 2 -sample_fusion", "-fusion --nactors 2 -test_fusion"):
+        assert f"main.py --config_file configs/mnist.json {line}\n" in outcome.out
+
+
+class TestPaper:
+    """The paper's commands, as printed."""
+
+    def run(self, tmp_path: Path, config: Path, data_dir: Path, flags: str) -> str:
+        command = [sys.executable, "main.py", "--config_file", str(config), *flags.split()]
+        places = ["--data_dir", str(data_dir), "--save_dir", str(tmp_path / "runs")]
+        done = subprocess.run(
+            [*command, *places], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_four_commands(self, data_dir: Path, tmp_path: Path, call_paper: Command) -> None:
+        config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
+        folder = tmp_path / "runs" / "tiny-pixels"
+        self.run(tmp_path, config, data_dir, "")
+        assert (folder / "network" / "network.safetensors").is_file()
+        self.run(tmp_path, config, data_dir, "-fusion --nactors 2 -sample_fusion")
+        assert list((folder / "fusion-k2" / "data").glob("train-*.safetensors"))
+        self.run(tmp_path, config, data_dir, "-fusion --nactors 2")
+        assert load_bundle(folder / "fusion-k2" / "bundle").info.group_sizes == (2,)
+        printed = self.run(tmp_path, config, data_dir, "-fusion --nactors 2 -test_fusion")
+        report = json.loads((folder / "fusion-k2" / "evaluation.json").read_text())
+        assert (report["k"], report["images"], report["split"]) == (2, 200, "test")
+        assert 0 <= report["recovered_accuracy"] <= 1
+        assert f"recovered_accuracy       {report['recovered_accuracy']}" in printed
+
+        places = ["--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
+        inversion = call_paper("--config_file", config, "-test_inversion", *places)
+        assert inversion.code == 0
+        figures = dict(line.split(maxsplit=1) for line in inversion.out.splitlines())
+        assert float(figures["largest_error"]) < 1e-4
+        assert float(figures["largest_singular_value"]) < 0.901
+
+    def test_nactors_chooses_the_group_size(
+        self, data_dir: Path, tmp_path: Path, recovery_run: stages.Run, call_paper: Command
+    ) -> None:
+        raw = tiny_settings("recovery")
+        raw["fusion"].update(epochs=1, joint_epochs=0)
+        config = write_settings(tmp_path / "own.json", raw)
+        shutil.copytree(recovery_run.network_folder, tmp_path / "runs" / raw["name"] / "network")
+        words = ["--config_file", config, "--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
+        assert call_paper(*words, "-fusion", "--nactors", "3").code == 0
+        bundle = load_bundle(tmp_path / "runs" / raw["name"] / "fusion-k3" / "bundle")
+        assert bundle.info.group_sizes == (2, 3)
+
+    def test_flags_change_the_stage_that_runs(
+        self, data_dir: Path, tmp_path: Path, call_paper: Command
+    ) -> None:
+        config = write_settings(tmp_path / "own.json", tiny_settings())
+        words = ["--config_file", config, "--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
+        assert call_paper(*words, "--batch_size", "350", "--lr", "0.01").code == 0
+        folder = tmp_path / "runs" / "tiny-recovery" / "network"
+        training = load_checkpoint(folder / "last.safetensors")[1]["settings"]["training"]
+        assert (training["batch_size"], training["learning_rate"]) == (350, 0.01)
+        refused = call_paper(*words, "--resume", "3")
+        assert refused.code == 2
+        assert "training.batch_size 350 -> 50" in refused.err
+
+    def test_density_has_a_folder_of_its_own(
+        self, data_dir: Path, tmp_path: Path, call_paper: Command
+    ) -> None:
+        raw = tiny_settings()
+        raw["training"].update(epochs=1, batch_size=350)
+        config = write_settings(tmp_path / "own.json", raw)
+        words = ["--config_file", config, "--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
+        outcome = call_paper(*words, "-densityEstimation")
+        assert outcome.code == 0
+        assert "validation_bits_per_dimension" in outcome.out
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-recovery-density"]
+
+
+BAD_PAPER: dict[str, tuple[list[str], str]] = {
+    "sample without fusion": (["-sample_fusion"], "go with -fusion"),
+    "test without fusion": (["-test_fusion"], "go with -fusion"),
+    "negative resume": (["--resume", "-1"], "--resume must be 0 or an epoch"),
+    "no steps": (["--nsteps_save", "0"], "--nsteps_save at least 1"),
+    "one actor": (["-fusion", "--nactors", "1"], "at least 2, got 1"),
+    "batch of one": (["--batch_size", "1"], "training.batch_size"),
+    "fusion batch of none": (["-fusion", "--batch_size", "0"], "fusion.batch_size"),
+    "rate not a number": (["--lr", "nan"], "training.learning_rate"),
+    "no encoder": (["-fusion", "--nactors", "2", "-test_fusion"], "no trained fusion encoder"),
+    "no checkpoint": (["-densityEstimation", "--resume", "2"], "no checkpoint"),
+    "another epoch": (["--resume", "2"], "is of epoch 3"),
+    "no fusion checkpoint": (["-fusion", "--nactors", "3", "--resume", "1"], "cannot resume"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAPER)
+def test_bad_input_of_the_papers_command_line(
+    case: str, recovery_run: stages.Run, data_dir: Path, tmp_path: Path, call_paper: Command
+) -> None:
+    words, said = BAD_PAPER[case]
+    scene = Scene(tmp_path, data_dir, recovery_run)
+    before = digests(tmp_path, data_dir)
+    places = ["--data_dir", data_dir, "--save_dir", scene.runs]
+    outcome = call_paper("--config_file", scene.config, *places, *words)
+    check_refusal(outcome.code, outcome.out, outcome.err, said)
+    assert digests(tmp_path, data_dir) == before
+
+
+def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "main.py", "--config_file", str(tmp_path / "no.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    check_refusal(done.returncode, done.stdout, done.stderr, "cannot read the settings file")

@@ -1,0 +1,97 @@
+"""A user's mistake is one line, and changes nothing, whatever the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet import stages
+from codedinvnet.bundle import WEIGHTS
+from tests.cli.scene import Scene, check_refusal
+from tests.conftest import Command, digests
+
+Words = Callable[[Scene], list[Any]]
+
+
+def train(s: Scene, config: Path, data: Path) -> list[Any]:
+    return ["train", config, "--data-dir", data, "--save-dir", s.runs]
+
+
+def stage(s: Scene, name: str, config: Path, *more: Any) -> list[Any]:
+    return [name, config, "--data-dir", s.data, "--save-dir", s.runs, *more]
+
+
+def use(s: Scene, name: str, bundle: Any, *more: Any) -> list[Any]:
+    return [name, bundle, "--data-dir", s.data, *more]
+
+
+BAD: dict[str, tuple[Words, str]] = {
+    "no data folder": (lambda s: train(s, s.config, s.root / "no"), "does not exist"),
+    "empty data folder": (lambda s: train(s, s.config, s.bundle), "holds no train images"),
+    "no settings": (lambda s: train(s, s.root / "no.json", s.data), "cannot read the settings"),
+    "settings not JSON": (lambda s: train(s, s.bundle / WEIGHTS, s.data), "not text"),
+    "unknown key": (
+        lambda s: train(s, s.changed("training", "epoch", 3), s.data),
+        "did you mean 'epochs'",
+    ),
+    "one member": (
+        lambda s: train(s, s.changed("fusion", "members", 1), s.data),
+        "fusion.members",
+    ),
+    "too many for validation": (
+        lambda s: train(s, s.changed("data", "validation", 800), s.data),
+        "cannot set 800 of 800 images aside",
+    ),
+    "size that no squeeze divides": (
+        lambda s: train(s, s.changed("data", "padding", 1), s.data),
+        "do not fit 1x30x30 inputs",
+    ),
+    "image of another size": (
+        lambda s: use(s, "evaluate", s.bundle, "--k", "2", "--data-dir", s.large),
+        "takes (1, 28, 28)",
+    ),
+    "invert another size": (
+        lambda s: use(s, "invert", s.bundle, "--data-dir", s.large),
+        "takes (1, 28, 28)",
+    ),
+    "k = 1": (lambda s: use(s, "evaluate", s.bundle, "--k", "1"), "groups of 2 to 4, got k = 1"),
+    "k = 5": (lambda s: use(s, "evaluate", s.bundle, "--k", "5"), "groups of 2 to 4, got k = 5"),
+    "sample k = 1": (lambda s: stage(s, "sample", s.pixels, "--k", "1"), "at least 2, got 1"),
+    "fuse k = 0": (lambda s: stage(s, "fuse", s.config, "--k", "0"), "at least 2, got 0"),
+    "no groupings": (
+        lambda s: use(s, "evaluate", s.bundle, "--k", "2", "--groupings", "0"),
+        "groupings must be at least 1",
+    ),
+    "unknown bundle": (lambda s: use(s, "evaluate", "minst"), "no bundle 'minst'"),
+    "info of no bundle": (lambda s: ["info", s.data], "neither a folder with bundle.json"),
+    "truncated weights": (lambda s: use(s, "evaluate", s.cut, "--k", "2"), "truncated"),
+    "info of truncated weights": (lambda s: ["info", s.cut, "--json"], "truncated"),
+    "negative limit": (lambda s: use(s, "invert", s.bundle, "--limit", "-1"), "limit"),
+    "no device": (
+        lambda s: use(s, "evaluate", s.bundle, "--device", "abacus"),
+        "cannot use the device 'abacus'",
+    ),
+    "sample of recovery": (lambda s: stage(s, "sample", s.config), "has no fusion data set"),
+    "sample before train": (lambda s: stage(s, "sample", s.pixels), "train it first"),
+    "fuse before train": (lambda s: stage(s, "fuse", s.pixels), "train it first"),
+    "resume with other settings": (
+        lambda s: stage(s, "train", s.changed("training", "weight_decay", 0.5), "--resume"),
+        "training.weight_decay 0.0005 -> 0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(
+    case: str, recovery_run: stages.Run, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    words, said = BAD[case]
+    scene = Scene(tmp_path, data_dir, recovery_run)
+    command = words(scene)
+    before = digests(tmp_path, data_dir)
+    outcome = call(*command)
+    check_refusal(outcome.code, outcome.out, outcome.err, said)
+    assert digests(tmp_path, data_dir) == before

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet import stages
+from codedinvnet.bundle import WEIGHTS, load_bundle
+from codedinvnet.checkpoint import load_checkpoint
+from tests.cli.scene import environment
+from tests.conftest import Command, tiny_settings, write_settings
+
+
+def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    words = ["reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs", "--json"]
+    began = time.monotonic()
+    first = call(*words)
+    middle = time.monotonic()
+    assert first.code == 0, first.err
+    report = json.loads(first.out)  # one object, and nothing else on standard output
+    assert report.keys() == {"bundle", "test_k2", "test_k4"}
+    folder = tmp_path / "runs" / "tiny-recovery"
+    checkpoints = [*folder.rglob("last.safetensors"), *folder.rglob("best.safetensors")]
+    assert len(checkpoints) == 6
+    stamps = {path: path.stat().st_mtime_ns for path in checkpoints}
+    weights = Path(report["bundle"]) / WEIGHTS
+    before = weights.read_bytes()
+    info = load_bundle(report["bundle"]).info
+    assert info.figures["test_k4"] == report["test_k4"]
+
+    again = time.monotonic()
+    second = call(*words)
+    seconds = time.monotonic() - again
+    assert second.code == 0, second.err
+    assert json.loads(second.out) == report
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == stamps
+    assert weights.read_bytes() == before
+    assert "epoch 1/" not in second.err + second.out
+    assert seconds < middle - began
+
+
+def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["training"]["epochs"] = 12
+    config = write_settings(tmp_path / "own.json", raw)
+    words = ["train", str(config), "--data-dir", str(data_dir), "--save-dir"]
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    last = broken / raw["name"] / "network" / "last.safetensors"
+    start = "import sys; from codedinvnet.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *words, str(broken)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not last.is_file():
+            assert process.poll() is None, "it ended before its first checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+    reached = load_checkpoint(last)[1]["epoch"]
+    assert 1 <= reached < 12
+    assert not (last.parent / "network.safetensors").exists()
+    resumed = call(*words, broken, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "epoch 12/12" in resumed.err + resumed.out
+    assert f"epoch {reached}/12" not in resumed.err + resumed.out
+    assert call(*words, unbroken).code == 0
+    for name in ("network.safetensors", "best.safetensors", "last.safetensors"):
+        expected, _ = load_checkpoint(unbroken / raw["name"] / "network" / name)
+        found, _ = load_checkpoint(broken / raw["name"] / "network" / name)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_interrupt_is_not_a_traceback(
+    call: Command, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: stages.Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "train", interrupted)
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    outcome = call("train", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
+    assert outcome.code == 130
+    assert "--resume" in outcome.err
+
+
+def test_device_reaches_the_stages(
+    call: Command, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[stages.Run] = []
+
+    def fake(run: stages.Run) -> dict[str, Any]:
+        seen.append(run)
+        return {"validation": {"x": 1.0}}
+
+    monkeypatch.setattr(stages, "train", fake)
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    outcome = call("train", config, "--data-dir", data_dir, "--device", "cpu", "--resume")
+    assert outcome.code == 0
+    (run,) = seen
+    assert (run.device, run.resume, run.save_dir) == (torch.device("cpu"), -1, Path("runs"))
+    assert outcome.out.splitlines() == [
+        "network  runs/tiny-recovery/network",
+        "x        1.0",
+    ]
+
+
+def test_save_dir_that_is_a_file(call: Command, data_dir: Path, tmp_path: Path) -> None:
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    outcome = call("train", config, "--data-dir", data_dir, "--save-dir", config)
+    assert outcome.code == 2
+    last = outcome.err.splitlines()[-1]  # the progress bar has begun above it
+    assert last.startswith("error: ")
+    assert str(config) in last
+    assert "Traceback" not in outcome.err

@@ -1,0 +1,34 @@
+"""The Makefile's benchmarks: their command lines parse, and name files that are there."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from codedinvnet.cli.command_line import build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ("accuracy", "serve", "inverse", "embed", "train", "ablation", "map")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("quick", "results/quick"), ("bench", "docs/results")]
+)
+def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", f"{kind}-{name}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    assert words[0] == ".venv/bin/codedinvnet"
+    arguments = build_parser().parse_args(words[1:])
+    assert arguments.out.parent == Path(folder)  # quick figures never reach the committed ones
+    assert getattr(arguments, "quick", kind == "quick") == (kind == "quick")
+    for key in ("grid", "scenario"):
+        if hasattr(arguments, key):
+            assert (ROOT / getattr(arguments, key)).is_file()
