@@ -1,11 +1,14 @@
-"""A row of `bench accuracy` without the benchmark."""
+"""Rows of `bench accuracy` and `bench latency` without the benchmarks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from codedinvnet.bench.latency import latency_figures
+from codedinvnet.bench.load import Reply
 from codedinvnet.bench.rows import SCHEMA_VERSION, key_of, pack_counts
 
 GROUPS, K = 100, 10
@@ -56,6 +59,63 @@ def row(
         **trial,
         "settings": settings,
         "machine": "a machine",
+        **({} if error else figures),
+        "error": error,
+    }
+
+
+MACHINE = "a machine"
+
+
+def replies(milliseconds: np.ndarray, lost: int = 0) -> list[Reply]:
+    found = [Reply(f"{i}", (0,), ms / 1000, 200) for i, ms in enumerate(milliseconds)]
+    return found + [Reply("x", (0,), 0.1, 504) for _ in range(lost)]
+
+
+def latency_row(
+    label: str,
+    milliseconds: np.ndarray,
+    *,
+    run: int = 1,
+    lost: int = 0,
+    accuracy: float = 0.99,
+    error: str | None = None,
+    stragglers: str = "pareto",
+    quick: bool = False,
+    wait_ms: float = 40.0,
+    batch: int = 10,
+) -> dict[str, Any]:
+    """Return a row of `bench latency` whose requests took so long, and some of which were lost."""
+    arm = {"label": label, "batch": batch, "load": 0.4, "straggler_model": stragglers, "run": run}
+    settings = {"quick": quick, "wait_ms": wait_ms}
+    count = len(milliseconds) + lost
+    figures: dict[str, Any] = {
+        **latency_figures(replies(milliseconds, lost), quick=quick),
+        "queries": batch * count,
+        "missing_share": lost / count,
+        "decoded_share": 0.02,
+        "accuracy": accuracy,
+        "work_per_query": 1.11,
+        "mean_service_ms": 42.1,
+        "processors_busy": 0.4,
+        "processors_busy_niced": None,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "latency",
+        "key": key_of(arm, settings),
+        "name": f"{label}, run {run}",
+        **arm,
+        "dataset": "mnist",
+        "bundle": "mnist",
+        "workers": 11,
+        "k": 10,
+        "wait_ms": wait_ms,
+        "service_ms": 42.0,
+        "requests": count,
+        "settings": settings,
+        "machine": MACHINE,
+        "cores": 2,
         **({} if error else figures),
         "error": error,
     }

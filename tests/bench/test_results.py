@@ -5,35 +5,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.bench.rows import append_row
 from codedinvnet.errors import UserError
-from tests.bench.canned import row
+from tests.bench.canned import latency_row, row
 
 FILES = ("accuracy.jsonl", "latency.jsonl", "map.jsonl", "ablation.jsonl", "speed.json")
 BATCH, LOAD, MODEL = HEADLINE_LATENCY
-
-
-def latency_row(label: str, run: int, **changes: Any) -> dict[str, Any]:
-    found = {
-        "schema_version": 1,
-        "key": f"{label}-{run}-{changes}",
-        "label": label,
-        "batch": BATCH,
-        "load": LOAD,
-        "straggler_model": MODEL,
-        "run": run,
-        "p50_ms": 50.0,
-        "p99_ms": 100.0 + 10 * run,
-        "p999_ms": 200.0,
-        "decoded_share": 0.0123,
-        "accuracy": 0.991,
-        "machine": "a machine",
-        "error": None,
-    }
-    return {**found, **changes}
+TIMES = np.arange(1000.0)
 
 
 def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, Any]:
@@ -81,9 +63,9 @@ def folder(tmp_path: Path) -> Path:
         row("coded-invnet", 0.89, dataset="fashion"),
     ]
     write(tmp_path / "accuracy.jsonl", accuracy)
-    latency = [latency_row("coded", run) for run in (1, 2)]
-    latency += [latency_row("hedge", 1), latency_row("hedge", 1, batch=1, p999_ms=None)]
-    latency += [latency_row("uncoded", 1, error="RuntimeError: no")]
+    latency = [latency_row("coded", TIMES + run, run=run) for run in (1, 2)]
+    latency += [latency_row("hedge", TIMES), latency_row("hedge", TIMES[:300], batch=BATCH + 1)]
+    latency += [latency_row("uncoded", TIMES, error="RuntimeError: no")]
     write(tmp_path / "latency.jsonl", latency)
     sweeps = [
         sweep_row(0.2, "uncoded", 100.0, 1.0),
@@ -148,19 +130,22 @@ def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> Non
     assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
 
 
-def test_latency_has_a_table_for_each_setting(folder: Path) -> None:
+def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Path) -> None:
     found = section(page(folder, "."), "Latency")
-    assert found.count("| method | p50 | p99 | p99.9 |") == 2
-    assert "| coded | 50.0 | 115.0 | 200.0 | 1.23 | 99.10 | 2 |" in found  # mean over two runs
-    assert "| hedge | 50.0 | 110.0 |  | 1.23 | 99.10 | 1 |" in found  # p99.9 of too short a run
+    lines = [line for line in found.splitlines() if line.startswith("| 1")]
+    assert [line.split(" | ")[3] for line in lines] == ["hedge", "hedge", "coded"]
+    assert lines[1].startswith(f"| {BATCH} | {LOAD:.0%} | {MODEL} | hedge | 500.0 (")
+    assert lines[2].endswith("| 2 |")  # runs
+    assert "every task waits 40.0 ms without a processor" in found
     assert "uncoded" not in found  # it failed
     headline = headlines(folder)["latency"]
     assert headline.count("| hedge |") == 1
-    assert f"{BATCH} images in ms, open loop at {LOAD:.0%} of capacity" in headline
+    assert f"\n| {BATCH + 1} |" not in headline
+    assert "docs/results.md" in headline
 
 
 def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "latency.jsonl", [latency_row("coded", 1, batch=BATCH + 1)])
+    write(tmp_path / "latency.jsonl", [latency_row("coded", TIMES, batch=BATCH + 1)])
     assert headlines(tmp_path)["latency"].startswith("Not measured yet for requests of 10")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.pool import InProcessPool
 from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription
 from codedinvnet.serving.scheduler import POLICIES, Rules
+from codedinvnet.simulation.distributions import Distribution
 
 K, WORKERS = 4, 6
 INFER = "/v2/models/mnist/infer"
@@ -161,6 +163,21 @@ class TestInfer:
             assert response.status_code == 200
             first = response.json()["outputs"][0]["data"][:10]
             np.testing.assert_allclose(first, expected(mnist, images[:1])[0], atol=1e-5)
+
+        using(mnist, body)
+
+    def test_the_time_that_was_spent_on_workers(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            began = time.monotonic()
+            response = await service.infer(images[:3])
+            elapsed = 1000 * (time.monotonic() - began)
+            header = response.headers["Server-Timing"]
+            found = re.fullmatch(r"work;dur=([\d.]+)", header)
+            assert found is not None, header
+            assert 0 < float(found.group(1)) < elapsed
+            times = (await service.client.get("/times")).json()
+            assert set(times) >= {"service", "trip"}
+            assert Distribution.model_validate(times["service"]).mean_ms < elapsed
 
         using(mnist, body)
 

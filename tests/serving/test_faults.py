@@ -138,6 +138,7 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
         ({"faults": [{"kind": "lazy"}]}, "faults.0.kind: input should be 'slow', 'hold', 'hang'"),
         ({"faults": [{"kind": "slow"}]}, "faults.0: a fault of kind 'slow' needs a delay"),
         ({"faults": [{"kind": "hold"}]}, "faults.0: a fault of kind 'hold' needs a delay"),
+        ({"faults": [{"kind": "hang", "spread": True}]}, "a fault of kind 'hang' is not spread"),
         ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
         ({"faults": [{"kind": "hang", "from_s": -1}]}, "faults.0.from_s: "),
         ({"faults": [{"kind": "hang", "probability": 0}]}, "faults.0.probability: "),
@@ -236,8 +237,8 @@ def test_slow_blocks_the_worker(clock: Clock) -> None:
     async def work(pool: FaultyPool, inner: InnerPool) -> None:
         result = await pool.call(1, task(7))
         assert clock.slept == [0.1]
-        assert result.held == 0
-        await pool.call(0, task(8))
+        assert (result.held, result.blocked) == (0, 0.1)
+        assert (await pool.call(0, task(8))).blocked == 0
         assert clock.slept == [0.1]
         assert inner.calls == [(1, 7), (0, 8)]
 
@@ -253,6 +254,43 @@ def test_slow_takes_its_time() -> None:
 
     assert run(work, {"kind": "slow", "delay": {"ms": 30}}) >= 0.029
     assert run(work, {"kind": "slow", "delay": {"ms": 0}}) < 10
+
+
+def test_a_delay_that_is_spread_is_the_same_in_all(clock: Clock) -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        early = []
+        for attempt in range(200):
+            clock.slept.clear()
+            result = await pool.call(1, task(attempt))
+            assert sum(clock.slept) == pytest.approx(0.1)
+            assert result.blocked == pytest.approx(0.1)
+            assert len(clock.slept) == 2
+            early.append(clock.slept[0])
+        assert min(early) < 0.01
+        assert max(early) > 0.09
+        assert len(inner.calls) == 200
+
+    run(work, {"kind": "slow", "worker": 1, "delay": MS_100, "spread": True})
+
+
+def test_a_worker_that_is_replaced_after_it_computed_has_lost_its_answer() -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        pool.generators[1] = Late()
+        call = asyncio.create_task(pool.call(1, task(7)))
+        await asyncio.sleep(0.05)
+        assert inner.calls == [(1, 7)]
+        assert not call.done()
+        await pool.replace(1)
+        with pytest.raises(WorkerDied, match="replaced while it was slow"):
+            await call
+
+    class Late(random.Random):
+        """Puts the whole delay behind the computing."""
+
+        def random(self) -> float:
+            return 0.0
+
+    run(work, {"kind": "slow", "delay": {"ms": 60_000}, "spread": True})
 
 
 @pytest.mark.parametrize(

@@ -644,6 +644,26 @@ def test_a_held_answer_leaves_the_worker_free(
     asyncio.run(run())
 
 
+def test_times_are_split_as_a_scenario_splits_them(method: CodedInvNet, images: np.ndarray) -> None:
+    """What faults block a worker for is neither computing nor a trip."""
+    slow = Fault(kind="slow", delay=Delay(ms=30))
+
+    async def run() -> None:
+        async with running(method, schedule=Schedule(faults=(slow,))) as (front, _):
+            found = answered(await front.infer(images[:K]))
+            assert all(0.03 <= answer.work_seconds <= answer.seconds for answer in found)
+            await until(lambda: front.times.encode.seen == 1)
+            times = front.times
+            assert (times.service.seen, times.trip.seen) == (K, K + 1)
+            assert all(value > 0 for value in times.service.values)
+            measured = front.metrics.registry.get_sample_value
+            encode = measured("codedinvnet_encode_seconds_sum")
+            assert times.encode.values == [pytest.approx((encode or 0.0) / K)]
+            assert min(times.trip.values) < 0.03
+
+    asyncio.run(run())
+
+
 def test_crashes_that_are_injected(method: CodedInvNet, images: np.ndarray) -> None:
     async def run() -> None:
         crash = Fault(kind="crash", worker=1, probability=0.5)

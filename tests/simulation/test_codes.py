@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from codedinvnet.methods import CodedInvNet
-from codedinvnet.simulation.codes import ErasureCode
+from codedinvnet.methods import CodedInvNet, SmallBackup
+from codedinvnet.simulation.codes import Backup, ErasureCode
 
 
 def subsets(tasks: list[int]) -> list[frozenset[int]]:
@@ -29,6 +29,17 @@ def test_one_parity_determines_what_coded_invnet_decodes(k: int) -> None:
     for size in (0, k + 1):
         with pytest.raises(ValueError, match="a group has 1 to"):
             code.tasks(size)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_backup_answers_for_everybody_as_the_small_backup_does(k: int) -> None:
+    method = SmallBackup.__new__(SmallBackup)
+    method.k = k
+    code = Backup(k)
+    for size in range(1, k + 1):
+        assert code.tasks(size) == method.tasks(size)
+        for available in subsets(list(code.tasks(size))):
+            assert code.recoverable(available, size) == method.recoverable(available, size)
 
 
 @pytest.mark.parametrize(("k", "r"), [(2, 1), (2, 2), (4, 2)])

@@ -10,8 +10,10 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
+from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.simulation.distributions import CHUNK, Distribution, uniforms
 
+EMPIRICAL: dict[str, Any] = {"distribution": "empirical", "values_ms": [1, 2, 3]}
 MODELS: list[tuple[dict[str, Any], Any]] = [
     ({"distribution": "exponential", "ms": 7}, stats.expon(scale=7)),
     ({"distribution": "lognormal", "ms": 7, "shape": 0.5}, stats.lognorm(0.5, scale=7)),
@@ -52,6 +54,19 @@ def test_quantiles_of_a_sample_stand_for_the_sample() -> None:
         assert np.quantile(draws, share) == pytest.approx(np.quantile(sample, share), rel=0.03)
 
 
+def test_uneven_quantiles_carry_a_tail() -> None:
+    sample = np.random.default_rng(2).pareto(3, 100_000)
+    fitted = Distribution(
+        distribution="empirical", values_ms=tuple(quantiles(sample)), shares=SHARES
+    )
+    draws = 1000 * fitted.draw(np.random.default_rng(3), 100_000)
+    for share in (0.1, 0.5, 0.9, 0.99, 0.999):
+        assert np.quantile(draws, share) == pytest.approx(np.quantile(sample, share), rel=0.2)
+    assert draws.mean() == pytest.approx(fitted.mean_ms, rel=0.1)
+    uneven = Distribution(distribution="empirical", values_ms=(0, 10, 110), shares=(0, 0.9, 1))
+    assert uneven.mean_ms == pytest.approx(0.9 * 5 + 0.1 * 60)
+
+
 def test_a_number_is_a_constant_time() -> None:
     distribution = Distribution.model_validate(2.5)
     assert distribution == Distribution(ms=2.5)
@@ -90,6 +105,9 @@ def test_values_from_a_file(tmp_path: Path, text: str) -> None:
         ({"distribution": "gamma", "ms": 1}, "constant"),
         ({"ms": -1}, "greater than or equal to 0"),
         ({"ms": math.inf}, "finite"),
+        ({**EMPIRICAL, "shares": [0, 1]}, "one for each"),
+        ({**EMPIRICAL, "shares": [0, 0.5, 0.9]}, "rise from 0 to 1"),
+        ({**EMPIRICAL, "shares": [0, 1, 1]}, "rise from 0 to 1"),
         (True, "dictionary"),
     ],
 )

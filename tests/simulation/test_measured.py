@@ -75,6 +75,14 @@ def test_a_simulated_run_meets_itself_and_no_slower_one() -> None:
     assert not compare(run, simulate(scenario_of(slower, given)))["p50"]["agrees"]
 
 
+def test_failed_runs_are_passed_over_and_open_percentiles_not_compared(tmp_path: Path) -> None:
+    failed = {key: ROW[key] for key in ("schema_version", "kind", "name")} | {"error": "no luck"}
+    lost = {**ROW, "error": None, "p50_ms": None, "p99_ms": None, "backup": True}
+    (run,) = read_runs(write(tmp_path / "rows.jsonl", failed, lost))
+    assert compare(run, {"p50_ms": 1.0, "p99_ms": 1.0, "p999_ms": 1.0}) == {}
+    assert scenario_of(run, scenario()).backup
+
+
 def figures(p50: float, p99: float | None) -> dict[str, Any]:
     return {"p50_ms": p50, "p99_ms": p99, "p999_ms": 1.0}
 

@@ -10,7 +10,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.serving.faults import EXAMPLE, Schedule
+from codedinvnet.serving.faults import EXAMPLE, Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, make_front_end
 from codedinvnet.simulation.scenario import (
     Arrivals,
@@ -137,6 +137,13 @@ def test_a_straggler_is_on_in_its_time() -> None:
     assert not straggler.hits(1, 1.5)
 
 
+def test_a_fault_as_the_service_dumps_it() -> None:
+    fault = Fault(kind="slow", delay=Delay(ms=20), spread=True)
+    found = Straggler.model_validate(fault.model_dump())
+    assert found.delay is not None
+    assert (found.kind, found.delay.ms) == ("slow", 20)
+
+
 def test_unknown_stragglers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a file nor one of none, held"):
         stragglers("sleepy", 10, 1)
@@ -160,6 +167,8 @@ def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
     ("changes", "words"),
     [
         ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
+        ({"backup": True}, "a backup goes with the policies that have a code"),
+        ({"backup": True, "policy": "coded", "workers": 12, "r": 2}, "and r = 1"),
         ({"routing": "random"}, "routing: not one of least-loaded"),
         ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
         ({"policy": "replicate"}, "1 workers are too few: policy replicate needs 2"),

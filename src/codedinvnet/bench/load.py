@@ -40,6 +40,7 @@ class Reply:
         probabilities: (B, classes).
         latency: seconds from when the request was due.
         error: what went wrong.
+        work: seconds of it that the server says it waited for workers (its `Server-Timing`).
     """
 
     identity: str
@@ -51,6 +52,7 @@ class Reply:
     outcomes: tuple[str, ...] = ()
     probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     error: str = ""
+    work: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -130,6 +132,7 @@ class Client:
             np.array(outputs["label"]["data"], np.int64),
             tuple(outputs["outcome"]["data"]),
             np.frombuffer(body[length:], "<f4").reshape(shape),
+            work=_work(response.headers.get("Server-Timing", "")),
         )
 
     async def metrics(self) -> dict[str, float]:
@@ -139,11 +142,23 @@ class Client:
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
+    async def times(self) -> dict[str, Any]:
+        """Return what the server's tasks took, as distributions of a scenario."""
+        async with self.session.get(f"{self.address}/times") as response:
+            found: dict[str, Any] = await response.json()
+        return found
+
     async def state(self) -> dict[str, Any]:
         """Return what the server's page shows."""
         async with self.session.get(f"{self.address}/page/state") as response:
             found: dict[str, Any] = await response.json()
         return found
+
+
+def _work(header: str) -> float:
+    """Return the seconds after `work` in a Server-Timing header; 0 without."""
+    found = re.search(r"\bwork;dur=([\d.]+)", header)
+    return float(found.group(1)) / 1000 if found else 0.0
 
 
 @asynccontextmanager
@@ -177,6 +192,7 @@ async def open_loop(
     seed: int,
     label: str,
     poisson: bool = True,
+    leave: bool = True,
 ) -> list[Reply]:
     """Send requests at their due times, whether or not earlier ones were answered.
 
@@ -187,11 +203,14 @@ async def open_loop(
         seed: of the arrival times.
         label: of the progress bar.
         poisson: exponential gaps; else equal ones.
+        leave: whether the progress bar stays when all is done.
     """
     generator = random.Random(seed)
     gaps = [generator.expovariate(rate) if poisson else 1 / rate for _ in range(count)]
     pending: list[asyncio.Task[Reply]] = []
-    bar = tqdm(total=count, desc=label, unit="request", dynamic_ncols=True, mininterval=1.0)
+    bar = tqdm(
+        total=count, desc=label, unit="request", dynamic_ncols=True, mininterval=1.0, leave=leave
+    )
     with bar, sparing_collector():
         due = time.perf_counter() + 0.05
         for i, gap in enumerate(gaps):
@@ -253,6 +272,22 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Serv
                 await process.wait()
         if errors is not None:
             errors.close()
+
+
+def processor_time() -> tuple[float, float, float] | None:
+    """Return what this machine's processors have done (Linux; else None).
+
+    Returns:
+        Seconds, summed over processors: busy, of these on behalf of niced processes, and in all.
+    """
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    words = path.read_text(encoding="ascii").split("\n", 1)[0].split()
+    user, nice, system, idle, wait, *more = (int(word) for word in words[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + sum(more)
+    return busy / tick, nice / tick, (busy + idle + wait) / tick
 
 
 def memory(pid: int) -> int:

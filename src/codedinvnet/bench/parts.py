@@ -46,6 +46,8 @@ from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 
+BEST = "best.safetensors"
+"""A trained part's checkpoint, beside that of its last epoch."""
 TUNING_IMAGES = 1000
 """Validation images on which NeRCC's regularisers are chosen."""
 
@@ -273,8 +275,15 @@ class DataSet:
             encode = ConcatParM.encode if name == ConcatParM.name else ParM.encode
             return ParityStage(module, encode, train, validation, k, settings)
 
-        folder = self.folder / f"{name}-of-{base}-k{k}"
-        return self._trained(folder, seed, settings, make, stage, depends)
+        return self._trained(self._part_folder(trial), seed, settings, make, stage, depends)
+
+    def _part_folder(self, trial: Trial) -> Path:
+        return self.folder / f"{trial.method}-of-{trial.base}-k{trial.k}"
+
+    def part_file(self, trial: Trial) -> Path:
+        """Return the checkpoint of a trial's part for `serve --part`; train it if need be."""
+        self.part(trial)
+        return self._part_folder(trial) / f"seed{trial.seed}" / BEST
 
     def validation_groups(self, k: int, images: int = TUNING_IMAGES) -> tuple[Tensor, Tensor]:
         """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
@@ -325,7 +334,7 @@ class DataSet:
 
 def _load_finished(module: nn.Module, folder: Path, settings: dict[str, Any], epochs: int) -> bool:
     """Fill a module from its finished training; return whether there is one with these settings."""
-    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    last, best = folder / "last.safetensors", folder / BEST
     if not (last.is_file() and best.is_file()):
         return False
     _, header = load_checkpoint(last)

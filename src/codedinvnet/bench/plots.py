@@ -65,7 +65,8 @@ def _panels(names: Sequence[str], height: float = 4.0) -> tuple[Figure, list[Axe
     return figure, list(axes[0])
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Put one legend of all panels beside them."""
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -120,7 +121,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
         axis.set_xlabel("k, queries in a group")
         axis.set_xticks(sorted({x.k for x in best if x.dataset == name}))
     axes[0].set_ylabel("recovered accuracy, %")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -145,7 +146,7 @@ def against_unavailability(lines: Sequence[Line], k: int = LOST_K) -> Figure | N
             )
         axis.set_xlabel("workers that are out, %")
     axes[0].set_ylabel(f"overall accuracy at k = {k}, %")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 

@@ -8,12 +8,12 @@ beside the command that measures it.
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from codedinvnet.bench import ablation, speed, tables
+from codedinvnet.bench.latency_tables import latency_table
 from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.simulation import sweep
@@ -134,16 +134,8 @@ def headline_accuracy(path: Path) -> str:
 
 
 def latency_section(path: Path) -> str:
-    """Return a table for each load, batch size and straggler model."""
-    rows = _latency_rows(path)
-    places = sorted({_setting(row) for row in rows})
-    text = []
-    for place in places:
-        batch, load, model = place
-        images = "Single images" if batch == 1 else f"Requests of {batch} images"
-        text.append(f"### {images} at {load:.0%} of capacity, stragglers: {model}")
-        text.append(latency_table([row for row in rows if _setting(row) == place]))
-    return "\n\n".join([*text, _machines(rows)])
+    """Return the table of all settings."""
+    return latency_table(_latency_rows(path)).strip()
 
 
 def headline_latency(path: Path) -> str:
@@ -152,32 +144,10 @@ def headline_latency(path: Path) -> str:
     batch, load, model = HEADLINE_LATENCY
     if not rows:
         return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
-    return "\n\n".join(
-        [
-            latency_table(rows),
-            f"Latency of requests of {batch} images in ms, open loop at {load:.0%} of capacity, "
-            f"stragglers: `{model}`; other loads, single images and other stragglers: "
-            f"[docs/results.md](docs/results.md). {_machines(rows)}",
-        ]
+    return (
+        f"{latency_table(rows)}\nOther loads, single images and other stragglers: "
+        "[docs/results.md](docs/results.md)."
     )
-
-
-def latency_table(rows: Sequence[Row]) -> str:
-    """Return the percentiles of one setting, a row a method; each is the mean over its runs."""
-    columns = ("method", "p50", "p99", "p99.9", "decoded", "accuracy", "runs")
-    cells = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-
-        def mean(key: str, own: Sequence[Row] = own) -> float | None:
-            values = [row[key] for row in own]
-            return None if None in values else statistics.fmean(values)
-
-        late = [mean(f"{percentile}_ms") for percentile in ("p50", "p99", "p999")]
-        shown = ["" if value is None else f"{value:.1f}" for value in late]
-        shares = [tables.percent(mean(key)) for key in ("decoded_share", "accuracy")]
-        cells.append([label, *shown, *shares, str(len(own))])
-    return tables.markdown(columns, cells).strip()
 
 
 def _latency_rows(path: Path) -> list[Row]:

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   codedinvnet bench embed mnist --json
   codedinvnet bench train mnist --json
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
+  codedinvnet bench latency --data-dir data --quick
 """
 
 SPEED_BENCHES = {
@@ -40,6 +41,7 @@ def add_commands(commands: Commands) -> None:
     _add_ablation(benches)
     _add_speed(benches)
     _add_accuracy(benches)
+    _add_latency(benches)
 
 
 def _add_serve(benches: Commands) -> None:
@@ -189,4 +191,49 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         only=arguments.dataset,
     )
     written = [*tables.write(out), *plots.write(out)]
+    print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
+
+
+def _add_latency(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "latency",
+        _latency,
+        "load the real service under every method of a grid; rows, tables and figures",
+        "codedinvnet bench latency --data-dir data --only batch=10 --only load=0.4",
+    )
+    add, grid = sub.add_argument, Path("configs/bench/latency.json")
+    add("grid", nargs="?", type=Path, default=grid, help=f"methods, loads, stragglers ({grid})")
+    add("--out", type=Path, help="rows; finished ones in it are kept (results/latency.jsonl)")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs of this method, batch, load, stragglers or run; repeatable",
+    )
+    add("--quick", action="store_true", help="minutes: one setting, 3,000 queries a method")
+    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
+    add("--data-dir", type=Path, help="where the image sets lie")
+    add("--download", action="store_true", help="download into --data-dir")
+    add("--log", type=Path, default=Path("bench-latency.log"), help="servers' log")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _latency(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bench import latency, latency_plots, latency_tables
+
+    name = "latency-quick" if arguments.quick else "latency"
+    out = arguments.out or Path("results") / f"{name}.jsonl"
+    report = latency.run(
+        arguments.grid,
+        out=out,
+        save_dir=arguments.save_dir,
+        data_dir=arguments.data_dir,
+        log=arguments.log,
+        download=arguments.download,
+        quick=arguments.quick,
+        only=arguments.only,
+    )
+    written = [*latency_tables.write(out), *latency_plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)

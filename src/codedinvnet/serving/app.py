@@ -215,12 +215,18 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         if len(data) >= COMPRESSED_FROM and "gzip" in headers.get("accept-encoding", ""):
             data = gzip.compress(data, 1)
             extra["Content-Encoding"] = "gzip"
+        work = max((answer.work_seconds for answer in answers), default=0.0)
+        extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
         return Response(data, media_type=kind, headers=extra)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         front.update_gauges()
         return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/times")
+    async def times() -> dict[str, Any]:
+        return front.times.distributions()
 
     page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
 

@@ -61,6 +61,9 @@ class Fault(Section):
     """Hit one data task of a request, not each task for itself (Dinh & Lee, section 4.3)."""
     delay: Delay | None = None
     """Of slow and hold."""
+    spread: bool = False
+    """Of slow: a random part of the delay comes after the computing instead of before it, so that
+    tasks that were given out together do not compute together."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """Of corrupt: the noise's standard deviation."""
 
@@ -68,6 +71,8 @@ class Fault(Section):
     def _delayed(self) -> Fault:
         if self.kind in ("slow", "hold") and self.delay is None:
             raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
+        if self.spread and self.kind != "slow":
+            raise ValueError(f"a fault of kind {self.kind!r} is not spread")
         return self
 
     def hits(self, worker: int, now: float) -> bool:
@@ -145,12 +150,15 @@ class FaultyPool:
         self.began = time.monotonic()
 
     async def call(self, worker: int, task: Task) -> Result:
-        generator, held = self.generators[worker], 0.0
+        generator, held, before, after = self.generators[worker], 0.0, 0.0, 0.0
         now = time.monotonic() - self.began
         hit = [f for f in self.faults if self._drawn(f, generator, task) and f.hits(worker, now)]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                await self._block(worker, fault.delay.draw(generator))
+                delay = fault.delay.draw(generator)
+                early = delay * generator.random() if fault.spread else delay
+                before, after = before + early, after + delay - early
+                await self._block(worker, early)
             elif fault.kind == "hold" and fault.delay is not None:
                 held += fault.delay.draw(generator)
             elif fault.kind == "hang":
@@ -166,7 +174,9 @@ class FaultyPool:
                 noise = np.random.default_rng(generator.getrandbits(63))
                 lie = fault.scale * noise.standard_normal(result.output.shape)
                 result = result._replace(output=(result.output + lie).astype(np.float32))
-        return result._replace(held=held)
+        if after > 0:
+            await self._block(worker, after)
+        return result._replace(held=held, blocked=before + after)
 
     async def _block(self, worker: int, seconds: float) -> None:
         """Sleep; a worker that is replaced meanwhile has lost its task."""

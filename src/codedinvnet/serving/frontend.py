@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from codedinvnet.serving.scheduler import (
     Scheduler,
     Send,
 )
+from codedinvnet.serving.times import Times
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on."""
@@ -60,6 +61,9 @@ class Answered(NamedTuple):
     outcome: str
     """`direct` or `decoded`."""
     seconds: float
+    work_seconds: float = 0.0
+    """Of these, until all that the answer is made of was here: queues and workers. The rest is the
+    front end's: heads and decoding."""
 
 
 class QueryFailed(Exception):
@@ -95,6 +99,8 @@ class Waiting:
     origin: Origin | None
     future: asyncio.Future[Answered]
     decoded: np.ndarray | None = None
+    ready: float = 0.0
+    """When all that its answer is made of was here."""
 
 
 @dataclass
@@ -151,6 +157,7 @@ class FrontEnd:
         self.image_shape = image_shape
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
+        self.times = Times()
         self.scheduler = Scheduler(rules, method)
         self.workers = [WorkerView() for _ in range(rules.workers)]
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
@@ -299,9 +306,11 @@ class FrontEnd:
             elif isinstance(action, Answer):
                 output = self._outputs[action.attempt]
                 self._jobs.append(Job(0, {0: output}, {action.query: 0}))
+                self._make_ready((action.query,))
             elif isinstance(action, Decode):
                 outputs = {task: self._output(a) for task, a in action.outputs.items()}
                 self._jobs.append(Job(action.size, outputs, action.wanted))
+                self._make_ready(action.wanted)
             elif isinstance(action, AnswerDecoded):
                 waiting = self._waiting.get(action.query)
                 if waiting is not None and waiting.decoded is not None:
@@ -321,6 +330,12 @@ class FrontEnd:
             self._decoding = True
             self._spawn(self._decode_jobs())
         self._set_timer()
+
+    def _make_ready(self, queries: Iterable[int]) -> None:
+        now = time.monotonic()
+        for query in queries:
+            if (waiting := self._waiting.get(query)) is not None:
+                waiting.ready = now
 
     def _output(self, attempt: int) -> np.ndarray:
         return self._filler_output if attempt == FILLER else self._outputs[attempt]
@@ -353,9 +368,9 @@ class FrontEnd:
         self.workers[action.worker].tasks += 1
         if action.task == self.method.k:
             self.metrics.groups.labels(str(action.size)).inc()
-        self._spawn(self._call(action.worker, task))
+        self._spawn(self._call(action.worker, task, time.monotonic()))
 
-    async def _call(self, worker: int, task: Task) -> None:
+    async def _call(self, worker: int, task: Task, began: float) -> None:
         kind = "parity" if task.number >= self.method.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
@@ -371,8 +386,12 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         else:
             self.metrics.worker_time.labels(kind).observe(result.seconds)
+            self.times.trip.add(time.monotonic() - began - result.seconds - result.blocked)
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
+                self.times.encode.add(result.encode_seconds / len(task.images))
+            else:
+                self.times.service.add(result.seconds)
             if result.held > 0:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)
@@ -390,7 +409,8 @@ class FrontEnd:
         if waiting is None or waiting.future.done():
             return
         seconds = time.monotonic() - waiting.began
-        waiting.future.set_result(Answered(probabilities, outcome, seconds))
+        work = waiting.ready - waiting.began
+        waiting.future.set_result(Answered(probabilities, outcome, seconds, work))
         self.metrics.answered(outcome, seconds)
         self._note(query, outcome)
 

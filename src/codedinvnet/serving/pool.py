@@ -60,6 +60,8 @@ class Result(NamedTuple):
     """The part of it that went into encoding; 0 for data tasks."""
     held: float = 0.0
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
+    blocked: float = 0.0
+    """For how many seconds injected faults kept the worker from the task."""
 
 
 @dataclass(frozen=True)

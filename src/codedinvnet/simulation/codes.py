@@ -27,6 +27,26 @@ class ErasureCode:
         return _recoverable(available, size)
 
 
+@dataclass(frozen=True)
+class Backup:
+    """A small classifier in place of a parity: its one task answers for every member.
+
+    Satisfies `serving.group.Code`, as `methods.SmallBackup` does.
+    """
+
+    k: int
+    r: int = 1
+    fixed_size: bool = False
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        """Return a data task for each member, and task k over all of them."""
+        return _tasks(self.k, 1, size)
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members that answered, or all once task k is here."""
+        return _everyone(size) if self.k in available else available
+
+
 @cache
 def _tasks(k: int, r: int, size: int) -> Mapping[int, tuple[int, ...]]:
     if not 1 <= size <= k:

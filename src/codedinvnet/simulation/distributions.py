@@ -39,6 +39,9 @@ class Distribution(Section):
     values_ms: tuple[Time, ...] = ()
     """Of an empirical distribution; in a file, `file` may name another that holds them, as a JSON
     list or one a line."""
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Of an empirical distribution: which quantiles the values are, from 0 to 1; without them
+    they are evenly spaced."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,15 +58,25 @@ class Distribution(Section):
     def _has_values(self) -> Distribution:
         if (self.distribution == "empirical") != bool(self.values_ms):
             raise ValueError("an empirical distribution has values_ms or a file; no other has")
+        if self.shares:
+            rising = all(a < b for a, b in itertools.pairwise(self.shares))
+            whole = (self.shares[0], self.shares[-1]) == (0.0, 1.0)
+            if len(self.shares) != len(self.values_ms) or not (rising and whole):
+                raise ValueError("shares must rise from 0 to 1, one for each of values_ms")
         return self
+
+    def _quantiles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return shares (n,) and the values (n,) there, of an empirical distribution."""
+        values = np.sort(np.asarray(self.values_ms))
+        return np.asarray(self.shares or np.linspace(0, 1, len(values))), values
 
     @property
     def mean_ms(self) -> float:
         """The mean; infinite for a Pareto tail with an exponent of at most 1."""
         if self.distribution == "empirical":
-            values = np.sort(np.asarray(self.values_ms))
-            # of the piecewise linear quantile function
-            mean = float((values[1:] + values[:-1]).mean() / 2) if len(values) > 1 else values[0]
+            shares, values = self._quantiles()  # of the piecewise linear quantile function
+            between = (values[1:] + values[:-1]) / 2
+            mean = float(between @ np.diff(shares)) if len(values) > 1 else values[0]
         elif self.distribution == "lognormal":
             mean = self.ms * math.exp(self.shape**2 / 2)
         elif self.distribution == "pareto":
@@ -81,8 +94,7 @@ class Distribution(Section):
         elif self.distribution == "pareto":
             times = self.ms * (1 + generator.pareto(self.shape, count))
         elif self.distribution == "empirical":
-            values = np.sort(np.asarray(self.values_ms))
-            times = np.interp(generator.random(count), np.linspace(0, 1, len(values)), values)
+            times = np.interp(generator.random(count), *self._quantiles())
         else:
             times = np.full(count, self.ms)
         return (times + self.plus_ms) / 1000

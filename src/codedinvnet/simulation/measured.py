@@ -41,6 +41,7 @@ class MeasuredRun(Section):
     workers: Positive
     k: Positive
     r: Positive = 1
+    backup: bool = False
     routing: str = "least-loaded"
     qps: float
     """Images a second."""
@@ -56,16 +57,16 @@ class MeasuredRun(Section):
     trip: Distribution | None = None
     front_end: Distribution | None = None
     decode: Distribution | None = None
-    p50_ms: float
+    p50_ms: float | None
+    """None of a percentile: so many requests were never answered, or the run was too short."""
     p50_ms_95: tuple[float, float] | None = None
-    p99_ms: float
+    p99_ms: float | None
     p99_ms_95: tuple[float, float] | None = None
     p999_ms: float | None = None
-    """None: the run was too short for it."""
     p999_ms_95: tuple[float, float] | None = None
 
 
-SETTINGS = ("name", "policy", "workers", "k", "r", "routing", "stragglers")
+SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "routing", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
 
@@ -96,7 +97,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         raise UserError(f"{path} is neither JSONL nor a report of bench serve: {error}") from error
     runs = []
     for where, row in rows:
-        if isinstance(row, dict) and row.get("kind") != "latency":
+        if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):
             continue
         try:
             runs.append(MeasuredRun.model_validate(row))

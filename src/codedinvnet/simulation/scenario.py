@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Policy, Rules
-from codedinvnet.simulation.codes import ErasureCode
+from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution, Time
 
 PENDING_PER_WORKER = 200
@@ -86,10 +86,10 @@ class Straggler(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_scale(cls, raw: Any) -> Any:
-        """Drop what a fault written by the service says of corruption, if it corrupts nothing."""
+    def _as_the_services(cls, raw: Any) -> Any:
+        """Drop what a fault of the service says of corruption, and when in a task it is blocked."""
         if isinstance(raw, dict) and raw.get("kind") != "corrupt":
-            return {key: value for key, value in raw.items() if key != "scale"}
+            return {key: value for key, value in raw.items() if key not in ("scale", "spread")}
         return raw
 
     @model_validator(mode="after")
@@ -161,6 +161,8 @@ class Scenario(Section):
     policy: str = "coded"
     k: Positive = 10
     r: Positive = 1
+    backup: bool = False
+    """The extra task is that of a small classifier for all members, in place of a parity."""
     routing: str = "least-loaded"
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
@@ -198,6 +200,8 @@ class Scenario(Section):
         coded = POLICIES[self.policy].coded
         if coded and self.k < 2:
             raise ValueError(f"policy {self.policy} needs k of at least 2")
+        if self.backup and (not coded or self.r != 1):
+            raise ValueError("a backup goes with the policies that have a code, and r = 1")
         needed = self.k + self.r if coded else POLICIES[self.policy].copies
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
@@ -232,9 +236,11 @@ class Scenario(Section):
         return POLICIES[self.policy]
 
     @property
-    def code(self) -> ErasureCode | None:
+    def code(self) -> ErasureCode | Backup | None:
         """The code; None for a policy without one."""
-        return ErasureCode(self.k, self.r) if self.coding.coded else None
+        if not self.coding.coded:
+            return None
+        return Backup(self.k) if self.backup else ErasureCode(self.k, self.r)
 
     @property
     def capacity_qps(self) -> float:

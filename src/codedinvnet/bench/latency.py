@@ -1,0 +1,439 @@
+"""`codedinvnet bench latency`: every method's tail latency on the real service, one resumable grid.
+
+Every run starts a service of its own and loads it in an open loop. Its eleven workers share this
+machine's few cores, so every task waits a stated time besides computing: workers behave as machines
+of their own as long as the processors are idle most of the time, which a row tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from codedinvnet.bench import accuracy
+from codedinvnet.bench.grid import AccuracyGrid, Trial, load_grid
+from codedinvnet.bench.latency_grid import (
+    Arm,
+    LatencyGrid,
+    arms,
+    chosen,
+    injected,
+    load_latency_grid,
+    quick_grid,
+)
+from codedinvnet.bench.load import Reply, connect, open_loop, processor_time, server
+from codedinvnet.bench.parts import DataSet
+from codedinvnet.bench.rows import SCHEMA_VERSION, Row, append_row, key_of, newest, read_rows
+from codedinvnet.bundle import (
+    Bundle,
+    describe_commit,
+    describe_machine,
+    load_bundle,
+    weights_digest,
+)
+from codedinvnet.data import load_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import SmallBackup
+from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.serving.faults import Delay, Fault
+from codedinvnet.simulation.figures import QUANTILES, estimate, percentile, sections_for
+
+WARM_REQUESTS = 30
+"""Sent one after another before a run, so that every worker has run and hedges know a p95."""
+SETTLE = 0.5
+"""Seconds after the last answer, in which tasks that nobody waits for come to their end."""
+START_SECONDS = 10
+"""What starting, warming and stopping a service takes, for the time left."""
+TAIL = 100
+"""The largest latencies that a row keeps."""
+PART_SEED = 1
+
+
+def run(
+    grid_file: Path,
+    *,
+    out: Path,
+    save_dir: Path,
+    data_dir: Path | None,
+    log: Path,
+    download: bool = False,
+    quick: bool = False,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Do the runs of a grid that are not done yet, one row each.
+
+    A run that raises becomes a row with its error, and is tried again by the next call.
+
+    Args:
+        grid_file: the grid's settings.
+        out: the rows.
+        save_dir: the small backup's trained part goes where `bench accuracy` keeps it.
+        data_dir: where the image sets lie.
+        log: where the servers' logs go.
+        download: download image sets into `data_dir`.
+        quick: one setting, one run of 3,000 queries for each method, a hastily trained backup.
+        only: words `KEY=VALUE` that runs must fit.
+
+    Returns:
+        How many runs were asked for, done now, kept, and failed.
+
+    Raises:
+        UserError: one line, before any work, if the grid asks for what cannot be done.
+    """
+    grid = load_latency_grid(grid_file)
+    if quick:
+        grid = quick_grid(grid)
+    wanted = chosen(list(arms(grid)), only)
+    bench = LatencyBench(grid, quick, save_dir, data_dir, download, log)
+    settings = {arm: bench.settings(arm) for arm in wanted}
+    done = newest(read_rows(out))
+    keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
+    todo = [a for a in wanted if keys[a] not in done or done[keys[a]]["error"] is not None]
+    counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
+    if any(arm.served.backup for arm in todo):
+        bench.train_backup()  # before anything is measured, since training takes the processors
+    seconds = {arm: bench.expected_seconds(arm) for arm in todo}
+    whole = sum(seconds.values())
+    words = f"latency, {len(todo)} runs in about {math.ceil(whole / 60)} min"
+    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+    with tqdm(total=whole, desc=words, bar_format=form, dynamic_ncols=True) as bar:
+        for arm in todo:
+            bar.set_postfix_str(arm.name(), refresh=True)
+            row = bench.row(arm, settings[arm], keys[arm])
+            append_row(out, row)
+            counts["failed" if row["error"] else "done"] += 1
+            if row["error"]:
+                bar.write(f"failed: {arm.name()}: {row['error']}", file=sys.stderr)
+            bar.update(seconds[arm])
+    return counts
+
+
+class LatencyBench:
+    """Does runs.
+
+    Args:
+        grid: their settings.
+        quick: noted in the rows; the backup is trained in seconds.
+        save_dir: see `run`.
+        data_dir: see `run`.
+        download: see `run`.
+        log: see `run`.
+
+    Raises:
+        UserError: if the bundle or its images are not there, or k is none of its group sizes.
+    """
+
+    def __init__(
+        self,
+        grid: LatencyGrid,
+        quick: bool,
+        save_dir: Path,
+        data_dir: Path | None,
+        download: bool,
+        log: Path,
+    ) -> None:
+        self.grid, self.quick, self.save_dir, self.log = grid, quick, save_dir, log
+        self.data_dir, self.download = data_dir, download
+        self.bundle: Bundle = load_bundle(grid.bundle)
+        sizes = self.bundle.info.group_sizes
+        if grid.k not in sizes:
+            raise UserError(f"bundle {grid.bundle!r} serves groups of {sizes[0]} to {sizes[-1]}")
+        self.dataset = self.bundle.info.provenance.settings.data.name
+        self.test = load_images(self.dataset, "test", data_dir=data_dir, download=download)
+        images, labels = self.test.batch(torch.arange(len(self.test)))
+        self.images, self.labels = images.numpy(), labels.numpy()
+        self.part: Path | None = None
+        backed = any("small-backup" in block.methods for block in grid.blocks)
+        self.part_settings = self._part_settings() if backed else None
+
+    def _part_settings(self) -> AccuracyGrid:
+        """Return the grid of `bench accuracy` that trains the backup."""
+        grid = load_grid(self.grid.parts)
+        found = grid.datasets.get(self.dataset)
+        if found is None or found.bundle != self.grid.bundle:
+            raise UserError(
+                f"{self.grid.parts}: datasets.{self.dataset} must have the bundle "
+                f"{self.grid.bundle!r}, for the small backup to be trained by it"
+            )
+        return accuracy.quick_grid(grid) if self.quick else grid
+
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """Return everything that a run's figures depend on beside the arm."""
+        grid = self.grid
+        found: dict[str, Any] = {
+            **grid.model_dump(mode="json", exclude={"name", "runs", "blocks", "parts"}),
+            "weights": weights_digest(grid.bundle),
+            "test_images": len(self.test),
+            "quick": self.quick,
+        }
+        if arm.served.backup and self.part_settings is not None:
+            found["backup"] = self.part_settings.datasets[self.dataset].backup.model_dump(
+                mode="json"
+            )
+        return found
+
+    def train_backup(self) -> None:
+        """Train the small backup as `bench accuracy` does; the part that it left is taken."""
+        assert self.part_settings is not None
+        grid = self.part_settings
+        data = DataSet(
+            self.dataset,
+            grid.datasets[self.dataset],
+            load_images(self.dataset, "train", data_dir=self.data_dir, download=self.download),
+            self.test,
+            self.save_dir / "bench" / (grid.name + ("-quick" if self.quick else "")),
+            torch.device("cpu"),
+            accuracy.QUICK_TRAINING_IMAGES if self.quick else None,
+        )
+        name = SmallBackup.name
+        trial = Trial(
+            label=name,
+            method=name,
+            dataset=self.dataset,
+            base="invertible",
+            k=self.grid.k,
+            missing=1,
+            corrupt=0,
+            seed=PART_SEED,
+            bundle=self.grid.bundle,
+            groupings=1,
+        )
+        self.part = data.part_file(trial)
+
+    def rate(self, arm: Arm) -> float:
+        """Return images a second."""
+        return arm.load * self.grid.capacity_qps
+
+    def expected_seconds(self, arm: Arm) -> int:
+        """Return about how long a run takes."""
+        return round(START_SECONDS + self.grid.queries / self.rate(arm))
+
+    def row(self, arm: Arm, settings: Mapping[str, Any], key: str) -> Row:
+        """Do a run and return its row; an error is a row, too."""
+        grid = self.grid
+        faults = injected(arm.stragglers, grid.service_ms, arm.batch)
+        row: Row = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "latency",
+            "key": key,
+            "name": arm.name(),
+            **arm.as_dict(),
+            "dataset": self.dataset,
+            "bundle": grid.bundle,
+            "workers": grid.workers,
+            "k": grid.k,
+            "r": 1,
+            "routing": "least-loaded",
+            "group_timeout_ms": grid.group_timeout_ms,
+            "hang_timeout_ms": grid.hang_timeout_ms,
+            "deadline_ms": grid.deadline_ms,
+            "wait_ms": grid.wait_ms,
+            "service_ms": grid.service_ms,
+            "qps": round(self.rate(arm), 3),
+            "requests": math.ceil(grid.queries / arm.batch),
+            "stragglers": [f.model_dump(mode="json", exclude_defaults=True) for f in faults],
+            "seed": grid.seed + arm.run,
+            "settings": dict(settings),
+            "commit": describe_commit(),
+            "machine": describe_machine(),
+            "cores": os.cpu_count(),
+            "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        began = time.monotonic()
+        try:
+            figures = asyncio.run(self._measure(arm, faults, row))
+        except Exception as error:  # one run must not take the others with it
+            words = f"{type(error).__name__}: {error}"
+            return {**row, "seconds": round(time.monotonic() - began, 1), "error": words}
+        return {**row, **figures, "seconds": round(time.monotonic() - began, 1), "error": None}
+
+    def _options(self, arm: Arm, faults_file: Path) -> list[str]:
+        """Return the command line of the service."""
+        grid, served = self.grid, arm.served
+        words: dict[str, Any] = {
+            "--policy": served.policy,
+            "--method": served.method,
+            "--k": grid.k,
+            "--workers": grid.workers,
+            "--group-timeout-ms": grid.group_timeout_ms,
+            "--hang-timeout-ms": grid.hang_timeout_ms,
+            "--deadline-ms": grid.deadline_ms,
+            "--faults": faults_file,
+        }
+        if served.backup:
+            words["--part"] = self.part
+        return [grid.bundle, *(str(word) for pair in words.items() for word in pair)]
+
+    async def _measure(self, arm: Arm, faults: Iterable[Fault], row: Row) -> dict[str, Any]:
+        """Serve, load, and return the figures of a run."""
+        wait = Fault(kind="slow", delay=Delay(ms=self.grid.wait_ms), spread=True)
+        schedule = {
+            "seed": row["seed"],
+            "faults": [f.model_dump(mode="json") for f in (wait, *faults)],
+        }
+        chooser = random.Random(row["seed"])
+        images = [
+            [chooser.randrange(len(self.images)) for _ in range(arm.batch)]
+            for _ in range(row["requests"])
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "faults.json"
+            path.write_text(json.dumps(schedule), encoding="utf-8")
+            async with (
+                server(*self._options(arm, path), log=self.log) as process,
+                connect(process.address, self.bundle.info.name, self.images) as client,
+            ):
+                for i in range(WARM_REQUESTS):
+                    await client.infer(f"warm-{i}", images[i % len(images)])
+
+                async def call(i: int, due: float) -> Reply:
+                    return await client.infer(f"{i}", images[i], due)
+
+                before, processors = await client.metrics(), processor_time()
+                replies = await open_loop(
+                    call,
+                    rate=self.rate(arm) / arm.batch,
+                    count=row["requests"],
+                    seed=row["seed"],
+                    label=arm.label,
+                    leave=False,
+                )
+                busy = _busy(processors, processor_time())
+                await asyncio.sleep(SETTLE)
+                after, times = await client.metrics(), await client.times()
+        return {
+            **latency_figures(replies, quick=self.quick),
+            **answer_figures(replies, self.labels),
+            **work_figures(before, after, row["requests"] * arm.batch, self.grid.wait_ms),
+            **self._times(replies, times),
+            **busy,
+        }
+
+    def _times(self, replies: Sequence[Reply], times: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fitted times of a run, for the simulator; the service has the wait in it."""
+        beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in replies if r.ok]
+        fitted: dict[str, Any] = {name: dict(found) for name, found in times.items()}
+        fitted["service"]["plus_ms"] = self.grid.wait_ms
+        if beyond:
+            fitted["front_end"] = {
+                "distribution": "empirical",
+                "values_ms": quantiles(beyond),
+                "shares": list(SHARES),
+            }
+        # Decoding is among what the front end costs.
+        return {**fitted, "decode": {"distribution": "constant", "ms": 0.0}}
+
+
+def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[str, Any]:
+    """Return the percentiles of a run's requests in ms, with 95 % intervals, and its quantiles.
+
+    A request that was not answered counts as infinitely late; None stands for that. The intervals
+    are by sectioning, as the simulator's; None where the run is too short for one.
+
+    Args:
+        replies: in the order of arrival.
+        quick: leave p99.9 out.
+    """
+    latency = np.array([1000 * reply.latency if reply.ok else math.inf for reply in replies])
+    found: dict[str, Any] = {}
+
+    def finite(value: float) -> float | None:
+        return round(float(value), 3) if math.isfinite(value) else None
+
+    for name, share in QUANTILES.items():
+        if (quick and name == "p999") or len(latency) * (1 - share) < 0.999:
+            found |= {f"{name}_ms": None, f"{name}_ms_95": None}
+            continue
+
+        def quantile(part: np.ndarray, share: float = share) -> float:
+            return percentile(part, share)
+
+        value, interval = estimate(latency, quantile, sections_for(len(latency), share))
+        found[f"{name}_ms"] = finite(value)
+        found[f"{name}_ms_95"] = interval and [finite(max(0.0, bound)) for bound in interval]
+    answered = latency[np.isfinite(latency)]
+    # Among all requests, so that a share of unanswered ones leaves the curve open.
+    cut = [share for share in SHARES if share * len(latency) <= len(answered)]
+    found["shares"] = cut
+    found["quantiles_ms"] = [finite(percentile(latency, share)) for share in cut]
+    found["tail_ms"] = [finite(value) for value in np.sort(latency)[::-1][:TAIL]]
+    return found
+
+
+def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
+    """Return how queries were answered; one without an answer counts as wrong.
+
+    Args:
+        replies: of all requests.
+        truth: (images,) labels.
+    """
+    answered = [reply for reply in replies if reply.ok]
+    queries = sum(len(reply.rows) for reply in replies)
+    rows = np.array([row for reply in answered for row in reply.rows], np.int64)
+    outcomes = np.array([outcome for reply in answered for outcome in reply.outcomes], str)
+    labels = np.array([label for reply in answered for label in reply.labels], np.int64)
+    right, decoded = labels == truth[rows], outcomes == "decoded"
+    count = int(decoded.sum())
+    return {
+        "queries": queries,
+        "errors": len(replies) - len(answered),
+        "missing_share": round(1 - len(rows) / queries, 6),
+        "decoded_share": round(count / queries, 6),
+        "accuracy": round(float(right.sum()) / queries, 6),
+        "decoded_accuracy": round(float(right[decoded].mean()), 6) if count else None,
+    }
+
+
+def work_figures(
+    before: Mapping[str, float], after: Mapping[str, float], queries: int, wait_ms: float
+) -> dict[str, Any]:
+    """Return what a run cost, from the server's metrics before and after it.
+
+    Work is how long workers were at tasks, the stated wait included and injected delays not, in
+    mean service times of a data task: 1 a query is what an uncoded service does.
+    """
+
+    def grown(name: str, kind: str) -> float:
+        key = f'codedinvnet_{name}{{task="{kind}"}}'
+        return after.get(key, 0.0) - before.get(key, 0.0)
+
+    seconds = {kind: grown("worker_seconds_sum", kind) for kind in ("data", "parity")}
+    finished = {kind: grown("worker_seconds_count", kind) for kind in ("data", "parity")}
+    mean = wait_ms + 1000 * seconds["data"] / finished["data"]
+    work = sum(1000 * seconds[kind] + wait_ms * finished[kind] for kind in seconds)
+    encode = "codedinvnet_encode_seconds_sum"
+    return {
+        "mean_service_ms": round(mean, 3),
+        "work_per_query": round(work / (queries * mean), 4),
+        "data_tasks_per_query": round(grown("tasks_total", "data") / queries, 4),
+        "extra_tasks_per_query": round(grown("tasks_total", "parity") / queries, 4),
+        "encode_ms_per_query": round(
+            1000 * (after.get(encode, 0.0) - before.get(encode, 0.0)) / queries, 4
+        ),
+    }
+
+
+def _busy(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> dict[str, Any]:
+    """Return the share of the processors' time that was used, and by niced processes, if known."""
+    if before is None or after is None:
+        return {"processors_busy": None, "processors_busy_niced": None}
+    busy, niced, whole = (b - a for a, b in zip(before, after, strict=True))
+    return {
+        "processors_busy": round(busy / max(whole, 1e-9), 4),
+        "processors_busy_niced": round(niced / max(whole, 1e-9), 4),
+    }

@@ -1,0 +1,128 @@
+"""Figures of `bench latency`, made from its rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from codedinvnet.bench.latency_grid import METHODS
+from codedinvnet.bench.latency_tables import TITLES, Line, lines_of, tail
+from codedinvnet.bench.plots import COLOURS, legend
+from codedinvnet.bench.rows import read_rows
+
+
+def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure | None:
+    """Draw lines into a panel a setting: straggler models across, kinds of load down."""
+    if not lines:
+        return None
+    down = list(dict.fromkeys((line.dataset, line.batch, line.load) for line in lines))
+    across = sorted({line.stragglers for line in lines})
+    figure, axes = plt.subplots(
+        len(down),
+        len(across),
+        figsize=(1.8 + 3.9 * len(across), 0.6 + 3.2 * len(down)),
+        squeeze=False,
+        constrained_layout=True,
+    )
+    for row, place in zip(axes, down, strict=True):
+        for axis, stragglers in zip(row, across, strict=True):
+            dataset, batch, load = place
+            images = "single images" if batch == 1 else f"batches of {batch}"
+            axis.set_title(f"{dataset}: {images}, {load:.0%}, {stragglers}", fontsize="small")
+            axis.grid(alpha=0.3, which="both")
+            shown = [x for x in lines if x.setting == (*place, stragglers)]
+            for line in shown:
+                draw(axis, line)
+            if not shown:
+                axis.set_axis_off()
+    legend(figure, list(axes.flat))
+    return figure
+
+
+def _colour(line: Line) -> tuple[float, float, float]:
+    colour: tuple[float, float, float] = COLOURS[2 * list(METHODS).index(line.label)]
+    return colour
+
+
+def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Return latencies in ms (n,) and the shares (n,) of requests that take longer.
+
+    Over several runs a latency is the geometric mean of theirs at one share. A share that stands
+    for less than one of all requests is left out.
+    """
+    count = sum(row["requests"] for row in line.rows)
+    by_run: list[Mapping[float, float]] = [
+        dict(zip(row["shares"], row["quantiles_ms"], strict=True)) for row in line.rows
+    ]
+    shares = [
+        share
+        for share in sorted(by_run[0])
+        if (1 - share) * count >= 1 and all(run.get(share) is not None for run in by_run)
+    ]
+    logs = [[np.log(max(run[share], 1e-6)) for run in by_run] for share in shares]
+    return np.exp(np.array(logs).reshape(len(shares), len(by_run)).mean(1)), 1 - np.array(shares)
+
+
+def tails(lines: Sequence[Line]) -> Figure | None:
+    """Draw the share of requests that take longer, on a logarithmic axis, against the latency."""
+
+    def draw(axis: Axes, line: Line) -> None:
+        latency, later = curve(line)
+        axis.plot(latency, later, color=_colour(line), label=line.label, linewidth=1.4)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("latency, ms", fontsize="small")
+        axis.set_ylabel("share of requests that take longer", fontsize="small")
+
+    return _panels(lines, draw)
+
+
+def against_accuracy(lines: Sequence[Line]) -> Figure | None:
+    """Draw overall accuracy against the farthest percentile, a point a method."""
+
+    def draw(axis: Axes, line: Line) -> None:
+        found = tail(line)
+        if found is None or not np.isfinite(found[1].value):
+            return
+        name, value = found
+        spread = line.spread("accuracy")
+        low, high = value.interval or (value.value, value.value)
+        axis.errorbar(
+            [value.value],
+            [100 * line.mean("accuracy")],
+            yerr=None if spread is None else [100 * spread],
+            xerr=[[max(0.0, value.value - low)], [max(0.0, high - value.value)]],
+            marker="o",
+            linestyle="none",
+            color=_colour(line),
+            label=line.label,
+        )
+        axis.set_xlabel(f"{TITLES[name]}, ms", fontsize="small")
+        axis.set_ylabel("overall accuracy, %", fontsize="small")
+
+    return _panels(lines, draw)
+
+
+FIGURES = {"tails": tails, "accuracy": against_accuracy}
+
+
+def write(rows_file: Path) -> list[Path]:
+    """Draw the figures of a file of rows beside it, as STEM-NAME.png; return what was written."""
+    lines = lines_of(read_rows(rows_file))
+    written = []
+    for name, draw in FIGURES.items():
+        figure = draw(lines)
+        if figure is not None:
+            path = rows_file.with_name(f"{rows_file.stem}-{name}.png")
+            figure.savefig(path, dpi=110)
+            plt.close(figure)
+            written.append(path)
+    return written

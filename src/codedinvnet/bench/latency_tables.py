@@ -1,0 +1,282 @@
+"""Tables of `bench latency`, made from its rows alone: Markdown and CSV."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from codedinvnet.bench.latency_grid import METHODS
+from codedinvnet.bench.rows import newest, read_rows
+from codedinvnet.bench.tables import as_csv, markdown, percent
+from codedinvnet.checkpoint import write_atomically
+from codedinvnet.simulation.figures import QUANTILES, Estimate
+
+TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
+FEWEST_RUNS = 3
+"""With fewer there is no interval over runs."""
+SAME = 0.05
+"""Tails within so much of the lowest count as equally low."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in one setting, over its runs."""
+
+    dataset: str
+    batch: int
+    load: float
+    stragglers: str
+    label: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def setting(self) -> tuple[str, int, float, str]:
+        """What methods are compared in."""
+        return self.dataset, self.batch, self.load, self.stragglers
+
+    def latency(self, name: str) -> Estimate | None:
+        """Return a percentile (of QUANTILES) in ms; None if the runs were too short for it.
+
+        It is that of all runs' requests together, where the largest latencies that the rows keep
+        reach down to it; else the geometric mean of the runs' own. The interval (95 %) is by
+        sectioning on the logarithm, with runs as the sections; a single run has its own.
+        """
+        values = [row[f"{name}_ms"] for row in self.rows]
+        if None in values:
+            share = QUANTILES[name]
+            never = any(row["missing_share"] > 1 - share for row in self.rows)
+            return Estimate(math.inf, None) if never else None
+        value = self._pooled(QUANTILES[name])
+        if value is None:
+            value = math.exp(statistics.fmean(map(math.log, values)))
+        if len(values) == 1:
+            return Estimate(value, self.rows[0][f"{name}_ms_95"])
+        half = half_width([math.log(v) for v in values], math.log(value))
+        if half is None:
+            return Estimate(value, None)
+        return Estimate(value, (value * math.exp(-half), value * math.exp(half)))
+
+    def _pooled(self, share: float) -> float | None:
+        """Return a percentile of all requests together, if the rows' tails hold it."""
+        count = sum(row["requests"] for row in self.rows)
+        rank = count - 1 - min(count - 1, int(share * count))  # from the largest
+        tails = [row["tail_ms"] for row in self.rows]
+        for row, tail in zip(self.rows, tails, strict=True):
+            if len(tail) <= rank and len(tail) < row["requests"]:
+                return None
+        merged = [math.inf if value is None else value for tail in tails for value in tail]
+        return float(sorted(merged, reverse=True)[rank])
+
+    def mean(self, figure: str) -> float:
+        """Return the mean of a figure over the runs."""
+        return statistics.fmean(row[figure] for row in self.rows)
+
+    def spread(self, figure: str) -> float | None:
+        """Return the half width of its 95 % interval; None with fewer than three runs."""
+        return half_width([row[figure] for row in self.rows], self.mean(figure))
+
+
+def half_width(values: Sequence[float], centre: float) -> float | None:
+    """Return half a 95 % interval around `centre` from runs' values; None if they are too few."""
+    n = len(values)
+    if n < FEWEST_RUNS or not all(map(math.isfinite, (*values, centre))):
+        return None
+    scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
+    return float(student.ppf(0.975, n - 1)) * scatter
+
+
+def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
+    """Put the newest finished rows together, runs of one arm on one line, settings in order.
+
+    Rows of other settings than the newest of their line are left out, and so are those of other
+    benchmarks.
+    """
+    found: dict[tuple[str, int, float, str, str], list[Mapping[str, Any]]] = {}
+    for row in newest(dict(row) for row in rows if row.get("kind") == "latency").values():
+        if row["error"] is None:
+            words = (row["straggler_model"], row["label"])
+            found.setdefault((row["dataset"], row["batch"], row["load"], *words), []).append(row)
+    methods = list(METHODS)
+    lines = [
+        Line(*place, tuple(row for row in rows if row["settings"] == rows[-1]["settings"]))
+        for place, rows in found.items()
+    ]
+    return sorted(
+        lines, key=lambda x: (x.dataset, -x.batch, x.load, x.stragglers, methods.index(x.label))
+    )
+
+
+def tail(line: Line) -> tuple[str, Estimate] | None:
+    """Return the name and value of a line's p99.9, else p99; None if it has none."""
+    for name in ("p999", "p99"):
+        value = line.latency(name)
+        if value is not None:
+            return name, value
+    return None
+
+
+def best(lines: Sequence[Line]) -> set[tuple[Any, ...]]:
+    """Return (setting, label) of the lines with the lowest tail of their setting, or an equal one.
+
+    Equal is within 5 %, as in the simulator's map.
+    """
+    tails = {(line.setting, line.label): found for line in lines if (found := tail(line))}
+    lowest: dict[Any, float] = {}
+    for (setting, _), (_, value) in tails.items():
+        lowest[setting] = min(lowest.get(setting, math.inf), value.value)
+    return {
+        place
+        for place, (_, value) in tails.items()
+        if value.value <= (1 + SAME) * lowest[place[0]] and math.isfinite(value.value)
+    }
+
+
+COLUMNS = (
+    "images of a request",
+    "load",
+    "stragglers",
+    "method",
+    *TITLES.values(),
+    "decoded",
+    "lost",
+    "accuracy",
+    "work",
+    "runs",
+)
+
+
+def _shown(value: Estimate | None, bold: bool) -> str:
+    if value is None:
+        return "–"
+    if not math.isfinite(value.value):
+        return "never"
+    text = f"**{value.value:.1f}**" if bold else f"{value.value:.1f}"
+    if value.interval is None:
+        return text
+    low, high = value.interval
+    return f"{text} ({low:.1f}–{high:.1f})"
+
+
+def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Return the cells of the table, a row a line; the lowest tails of a setting are bold."""
+    lowest = best(lines)
+    found = []
+    for line in lines:
+        farthest = tail(line)
+        good = (line.setting, line.label) in lowest
+        times = [
+            _shown(line.latency(name), good and farthest is not None and farthest[0] == name)
+            for name in TITLES
+        ]
+        found.append(
+            (
+                str(line.batch),
+                f"{line.load:.0%}",
+                line.stragglers,
+                line.label,
+                *times,
+                f"{100 * line.mean('decoded_share'):.2f} %",
+                f"{100 * line.mean('missing_share'):.2f} %",
+                percent(line.mean("accuracy"), line.spread("accuracy")),
+                f"{line.mean('work_per_query'):.2f}",
+                str(len(line.rows)),
+            )
+        )
+    return found
+
+
+def note(lines: Sequence[Line]) -> str:
+    """Return what must be known to read the table: how it was measured."""
+    rows = [row for line in lines for row in line.rows]
+
+    def span(figure: str, digits: int = 1, factor: float = 1.0) -> str:
+        values = [factor * row[figure] for row in rows if row[figure] is not None]
+        if not values:
+            return "an unknown share of"
+        low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+        return low if low == high else f"{low} to {high}"
+
+    def each(figure: str) -> str:
+        return ", ".join(str(value) for value in sorted({row[figure] for row in rows}))
+
+    quick = any(row["settings"]["quick"] for row in rows)
+    return (
+        "Latencies in ms from when a request was due until its last image was answered; "
+        "percentiles of all runs' requests together, with 95 % intervals over runs (of one run: "
+        f"over stretches of it); bold: the lowest tail of a setting, or within {SAME:.0%} of it. "
+        f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
+        f"k = {each('k')}. "
+        f"{each('workers')} workers share {each('cores')} cores: every task waits "
+        f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
+        f"machines of their own; the mean service time was {span('mean_service_ms')} ms, the "
+        f"processors were {span('processors_busy', 0, 100)} % busy "
+        f"({span('processors_busy_niced', 0, 100)} % with niced work of others). Load is a share "
+        f"of {each('workers')} workers / {each('service_ms')} ms; work is in service times a "
+        "query, without injected delays. A query without an answer is lost: it counts as "
+        "infinitely late and as wrong. "
+        + (
+            "This is the quick version: one short run, and a hastily trained backup. "
+            if quick
+            else ""
+        )
+        + f"Measured on {each('machine')}."
+    )
+
+
+def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the Markdown table of rows, with the note that it cannot be read without.
+
+    "" if no run has finished.
+    """
+    lines = lines_of(rows)
+    return f"{markdown(COLUMNS, cells(lines))}\n{note(lines)}\n" if lines else ""
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the Markdown page of rows."""
+    text = ["# Latency of every method\n", latency_table(rows)]
+    kept = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
+    failed = [(row["name"], str(row["error"])) for row in kept if row["error"] is not None]
+    if failed:
+        text += ["## Failed runs\n", markdown(("run", "error"), failed)]
+    return "\n".join(text)
+
+
+CSV_COLUMNS = (
+    *("dataset", "batch", "load", "stragglers", "method", "runs", "requests"),
+    *(f"{name}_ms{end}" for name in TITLES for end in ("", "_low", "_high")),
+    *("decoded_share", "missing_share", "accuracy", "work_per_query"),
+)
+
+
+def csv_cells(lines: Iterable[Line]) -> list[tuple[str, ...]]:
+    """Return the cells of the CSV: plain numbers, "" for what there is none of."""
+    found = []
+    for line in lines:
+        words: list[Any] = [*line.setting, line.label, len(line.rows)]
+        words.append(sum(row["requests"] for row in line.rows))
+        for name in TITLES:
+            value = line.latency(name)
+            bounds = ("", "") if value is None or value.interval is None else value.interval
+            words += ["" if value is None else value.value, *bounds]
+        words += [line.mean(f) for f in CSV_COLUMNS[-4:]]
+        found.append(tuple(f"{w:.6g}" if isinstance(w, float) else str(w) for w in words))
+    return found
+
+
+def write(rows_file: Path) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+    rows = read_rows(rows_file)
+    lines = lines_of(rows)
+    if not rows:
+        return []
+    page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
+    write_atomically(page, report(rows).encode())
+    write_atomically(table, as_csv(CSV_COLUMNS, csv_cells(lines)).encode())
+    return [page, table]

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench import latency
+from codedinvnet.bench.latency_grid import load_latency_grid
+from codedinvnet.bench.load import Reply, processor_time
+from codedinvnet.bench.rows import newest, read_rows
+from codedinvnet.errors import UserError
+from codedinvnet.simulation.measured import read_runs, scenario_of
+from codedinvnet.simulation.scenario import load_scenario
+from tests.conftest import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
+REAL = ["uncoded", "coded", "small-backup"]
+RUNS = 3
+
+
+def write_grid(folder: Path, bundle: Path, methods: list[str], /, **changes: Any) -> Path:
+    """Write a grid of a second's runs, and beside it the one that trains the backup."""
+    data = {"bundle": str(bundle), "classifier": PART, "backup": PART, "parity": PART}
+    parts = {"name": "tiny", "datasets": {"mnist": data}, "blocks": [{"methods": ["none"]}]}
+    (folder / "parts.json").write_text(json.dumps(parts))
+    block = {"batches": [4], "loads": [0.3], "stragglers": ["held"], "methods": methods}
+    grid = {
+        "name": "tiny",
+        "bundle": str(bundle),
+        "k": 4,
+        "workers": 5,
+        "wait_ms": 10,
+        "service_ms": 12,
+        "queries": 80,
+        "runs": 1,
+        "parts": "parts.json",
+        "blocks": [block],
+        **changes,
+    }
+    path = folder / "grid.json"
+    path.write_text(json.dumps(grid))
+    return path
+
+
+def run(grid: Path, folder: Path, data_dir: Path, **more: Any) -> dict[str, Any]:
+    return latency.run(
+        grid,
+        out=folder / "rows.jsonl",
+        save_dir=folder / "runs",
+        data_dir=data_dir,
+        log=folder / "log",
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    bundle_folder: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Three methods on the real service, done."""
+    folder = tmp_path_factory.mktemp("latency")
+    grid = write_grid(folder, bundle_folder, REAL)
+    counts = run(grid, folder, data_dir)
+    assert counts == {"runs": RUNS, "kept": 0, "done": RUNS, "failed": 0}
+    return folder, grid
+
+
+def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Path]) -> None:
+    rows = {row["label"]: row for row in read_rows(finished[0] / "rows.jsonl")}
+    assert list(rows) == REAL
+    for row in rows.values():
+        for field in ("commit", "machine", "seed", "seconds", "settings", "began", "cores"):
+            assert row[field] not in (None, ""), field
+        assert row["error"] is None
+        assert (row["requests"], row["queries"], row["errors"]) == (20, 80, 0)
+        assert row["qps"] == pytest.approx(0.3 * 5000 / 12, abs=1e-3)
+        assert row["p50_ms"] >= 10  # nobody is faster than the wait
+        assert row["p99_ms"] is None  # of twenty requests
+        assert row["mean_service_ms"] > 10
+        assert 0.5 < row["accuracy"] <= 1  # a tiny bundle
+        assert len(row["tail_ms"]) == 20
+        assert row["tail_ms"][0] == max(row["tail_ms"])
+        (fault,) = row["stragglers"]
+        assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
+        assert (row["processors_busy"] is None) == (processor_time() is None)
+    assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
+    assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0
+    for label in ("coded", "small-backup"):
+        assert rows[label]["extra_tasks_per_query"] == pytest.approx(0.25, abs=0.02)
+        assert 1 < rows[label]["work_per_query"] < 1.6
+    assert rows["small-backup"]["backup"]
+    assert rows["small-backup"]["policy"] == "coded"
+
+
+def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> None:
+    runs = read_runs(finished[0] / "rows.jsonl")
+    base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
+    for measured in runs:
+        scenario = scenario_of(measured, base)
+        assert scenario.service.mean_ms > 10  # the wait is a part of it
+        assert scenario.front_end.mean_ms > 0
+        assert scenario.trip.mean_ms > 0
+        assert scenario.decode.mean_ms == 0
+        assert scenario.arrivals.batch == 4
+    coded, backup = (scenario_of(r, base) for r in runs if r.policy == "coded")
+    assert coded.encode.mean_ms > 0
+    assert (coded.backup, backup.backup) == (False, True)
+
+
+def test_finished_runs_and_parts_are_kept(
+    finished: tuple[Path, Path], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, grid = finished
+
+    def no_training(*_: Any) -> None:
+        raise AssertionError("there is nothing to do")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latency.LatencyBench, "train_backup", no_training)
+        counts = run(grid, folder, data_dir)
+    assert counts == {"runs": RUNS, "kept": RUNS, "done": 0, "failed": 0}
+    (part,) = (folder / "runs" / "bench" / "tiny" / "mnist").rglob("best.safetensors")
+    before = part.stat().st_mtime_ns
+    bundle = Path(json.loads(grid.read_text())["bundle"])
+    bench = latency.LatencyBench(
+        load_latency_grid(write_grid(folder, bundle, REAL)),
+        False,
+        folder / "runs",
+        data_dir,
+        False,
+        folder / "log",
+    )
+    bench.train_backup()
+    assert bench.part == part
+    assert part.stat().st_mtime_ns == before
+
+
+def test_a_run_that_raises_is_a_row_and_is_tried_again(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, ["uncoded", "hedge"])
+    measured: list[str] = []
+
+    async def breaks(_: Any, arm: Any, faults: Any, row: Any) -> dict[str, Any]:
+        measured.append(arm.label)
+        if arm.label == "hedge" and len(measured) == 2:
+            raise RuntimeError("out of luck")
+        return {"p50_ms": 1.0}
+
+    monkeypatch.setattr(latency.LatencyBench, "_measure", breaks)
+    assert run(grid, tmp_path, data_dir)["failed"] == 1
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row["error"] for row in rows] == [None, "RuntimeError: out of luck"]
+    counts = run(grid, tmp_path, data_dir)
+    assert (counts["kept"], counts["done"], counts["failed"]) == (1, 1, 0)
+    assert measured == ["uncoded", "hedge", "hedge"]
+    assert all(r["error"] is None for r in newest(read_rows(tmp_path / "rows.jsonl")).values())
+    longer = write_grid(tmp_path, bundle_folder, ["uncoded", "hedge"], wait_ms=11)
+    assert run(longer, tmp_path, data_dir)["done"] == 2  # another setting is another run
+    assert run(longer, tmp_path, data_dir, only=["method=hedge"])["runs"] == 1
+
+
+def test_the_command_writes_rows_tables_and_figures(
+    finished: tuple[Path, Path], data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    folder, grid = finished
+    out = tmp_path / "rows.jsonl"
+    out.write_bytes((folder / "rows.jsonl").read_bytes())
+    words = ["bench", "latency", grid, "--out", out, "--data-dir", data_dir]
+    words += ["--save-dir", folder / "runs", "--log", tmp_path / "log", "--json"]
+    outcome = call(*words)
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert (report["kept"], report["done"], report["failed"]) == (RUNS, 0, 0)
+    names = [Path(path).name for path in report["written"]]
+    assert names == ["rows.md", "rows.csv", "rows-tails.png", "rows-accuracy.png"]
+    assert "5 workers share" in (tmp_path / "rows.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "told"),
+    [
+        ({"k": 5, "workers": 6}, [], "serves groups of 2 to 4"),
+        ({"parts": "missing.json"}, [], "cannot read the grid"),
+        ({}, ["--only", "method=parm"], "the grid has no method=parm"),
+        ({"bundle": "nowhere"}, [], "no bundle 'nowhere'"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    words: list[str],
+    told: str,
+    call: Command,
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, REAL, **changes)
+    out = tmp_path / "rows.jsonl"
+    outcome = call("bench", "latency", grid, "--data-dir", data_dir, "--out", out, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_backup_of_another_bundle_is_refused(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, REAL)
+    parts = json.loads((tmp_path / "parts.json").read_text())
+    parts["datasets"]["mnist"]["bundle"] = "mnist"
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    with pytest.raises(UserError, match=r"datasets.mnist must have the bundle"):
+        run(grid, tmp_path, data_dir)
+
+
+def reply(milliseconds: float, labels: list[int], outcomes: list[str], status: int = 200) -> Reply:
+    rows = tuple(range(len(labels)))
+    return Reply(
+        "q",
+        rows,
+        milliseconds / 1000,
+        status,
+        labels=np.array(labels),
+        outcomes=tuple(outcomes),
+    )
+
+
+def test_a_query_without_an_answer_is_wrong_and_infinitely_late() -> None:
+    truth = np.array([0, 1])
+    replies = [
+        reply(5, [0, 1], ["direct", "decoded"]),
+        reply(6, [0, 0], ["direct", "decoded"]),
+        reply(9, [0, 0], [], status=504),
+    ]
+    found = latency.answer_figures(replies, truth)
+    assert found["queries"] == 6
+    assert found["errors"] == 1
+    assert found["missing_share"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["decoded_share"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["accuracy"] == 0.5
+    assert found["decoded_accuracy"] == 0.5
+    times = latency.latency_figures(replies)
+    assert times["p50_ms"] == 6
+    assert times["tail_ms"] == [None, 6, 5]
+    assert max(times["shares"]) < 0.7
+    nobody = latency.answer_figures([reply(9, [0], [], status=503)], truth)
+    assert (nobody["missing_share"], nobody["decoded_accuracy"]) == (1, None)
+
+
+def test_percentiles_and_their_intervals() -> None:
+    latencies = np.random.default_rng(0).exponential(20, 10_000)
+    replies = [reply(ms, [0], ["direct"]) for ms in latencies]
+    found = latency.latency_figures(replies)
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        assert found[f"{name}_ms"] == pytest.approx(np.quantile(latencies, share), rel=0.05)
+        low, high = found[f"{name}_ms_95"] or (0, np.inf)
+        assert low < found[f"{name}_ms"] < high
+    assert len(found["tail_ms"]) == latency.TAIL
+    assert found["tail_ms"][0] == pytest.approx(latencies.max(), abs=1e-3)
+    assert latency.latency_figures(replies, quick=True)["p999_ms"] is None
+    assert latency.latency_figures(replies[:300])["p999_ms"] is None
+    assert latency.latency_figures(replies[:300])["p99_ms"] is not None
+
+
+def test_work_is_in_service_times_of_a_query() -> None:
+    def metrics(data: int, parity: int, data_s: float, parity_s: float) -> dict[str, float]:
+        kinds = {"data": (data, data_s), "parity": (parity, parity_s)}
+        found = {"codedinvnet_encode_seconds_sum": 0.1 * parity_s}
+        for kind, (count, seconds) in kinds.items():
+            found[f'codedinvnet_worker_seconds_sum{{task="{kind}"}}'] = seconds
+            found[f'codedinvnet_worker_seconds_count{{task="{kind}"}}'] = count
+            found[f'codedinvnet_tasks_total{{task="{kind}"}}'] = count
+        return found
+
+    found = latency.work_figures(metrics(10, 0, 1.0, 0.0), metrics(110, 10, 1.2, 0.05), 100, 38.0)
+    assert found["mean_service_ms"] == pytest.approx(40)  # 38 and 2 of computing
+    assert found["work_per_query"] == pytest.approx((100 * 40 + 10 * 43) / (100 * 40), abs=1e-4)
+    assert found["data_tasks_per_query"] == 1
+    assert found["extra_tasks_per_query"] == 0.1
+    assert found["encode_ms_per_query"] == pytest.approx(0.05)
+    nothing_extra = latency.work_figures({}, metrics(100, 0, 0.2, 0.0), 100, 38.0)
+    assert nothing_extra["work_per_query"] == 1
+
+
+@pytest.mark.skipif(not os.path.isfile("/proc/stat"), reason="reads /proc")
+def test_processor_time() -> None:
+    before = processor_time()
+    sum(i * i for i in range(3_000_000))
+    after = processor_time()
+    assert before is not None
+    assert after is not None
+    busy, niced, whole = (b - a for a, b in zip(before, after, strict=True))
+    assert 0 < busy <= whole
+    assert 0 <= niced <= busy

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bench.latency_grid import (
+    METHODS,
+    arms,
+    chosen,
+    injected,
+    load_latency_grid,
+    quick_grid,
+)
+from codedinvnet.errors import UserError
+from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.simulation.stragglers import stragglers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GRID: dict[str, Any] = {
+    "name": "test",
+    "bundle": "mnist",
+    "wait_ms": 8,
+    "service_ms": 10,
+    "runs": 2,
+    "parts": "accuracy.json",
+    "blocks": [
+        {"batches": [10], "loads": [0.4], "stragglers": ["pareto", "held"]},
+        {"batches": [1, 10], "loads": [0.4], "stragglers": ["held"], "methods": ["coded"]},
+    ],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "grid.json"
+    path.write_text(json.dumps({**GRID, **changes}))
+    return path
+
+
+def test_every_run_has_its_turn_before_the_next(tmp_path: Path) -> None:
+    found = list(arms(load_latency_grid(write(tmp_path))))
+    assert len(found) == len(set(found)) == 2 * (2 * len(METHODS) + 1)  # one arm is in both blocks
+    first = found[: 4 * len(METHODS)]
+    assert [arm.run for arm in first] == [1] * 12 + [2] * 12
+    assert [arm.label for arm in first[:6]] == list(METHODS)
+    assert {arm.batch for arm in first} == {10}
+    assert found[-1].name() == "single images at 40%, held: coded, run 2"
+
+
+def test_methods_are_served_by_policies_that_there_are() -> None:
+    assert {served.policy for served in METHODS.values()} == set(POLICIES)
+    assert METHODS["small-backup"].backup
+    assert METHODS["small-backup"].coded
+    assert not METHODS["hedge"].coded
+
+
+def test_capacity_is_stated_and_parts_lie_beside_the_grid(tmp_path: Path) -> None:
+    grid = load_latency_grid(write(tmp_path))
+    assert grid.capacity_qps == 1100
+    assert grid.parts == tmp_path / "accuracy.json"
+
+
+def test_the_shipped_grid_is_the_issues() -> None:
+    grid = load_latency_grid(ROOT / "configs" / "bench" / "latency.json")
+    found = list(arms(grid))
+    assert {(a.batch, a.load, a.stragglers, a.label) for a in found} == {
+        (batch, load, model, label)
+        for batch in (1, 10)
+        for load in (0.4, 0.7)
+        for model in ("held", "pareto", "slower")
+        for label in METHODS
+    }
+    assert grid.runs >= 3
+    assert grid.queries >= 10_000
+    assert grid.parts.is_file()
+    assert (found[0].batch, found[0].load) == (10, 0.4)
+
+
+def test_quick(tmp_path: Path) -> None:
+    found = list(arms(quick_grid(load_latency_grid(write(tmp_path)))))
+    assert [(a.batch, a.load, a.stragglers, a.run) for a in found] == [(10, 0.4, "pareto", 1)] * 6
+    assert quick_grid(load_latency_grid(write(tmp_path))).queries == 3000
+
+
+def test_only(tmp_path: Path) -> None:
+    wanted = list(arms(load_latency_grid(write(tmp_path))))
+    assert chosen(wanted, []) == wanted
+    found = chosen(wanted, ["method=coded", "method=hedge", "batch=10", "stragglers=held", "run=2"])
+    assert [arm.label for arm in found] == ["hedge", "coded"]
+    assert {(arm.batch, arm.run) for arm in found} == {(10, 2)}
+    assert chosen(wanted, ["load=0.40"]) == wanted
+    for word, told in (
+        ("coded", "'coded' is not KEY=VALUE with KEY of method, batch"),
+        ("policy=coded", "is not KEY=VALUE"),
+        ("method=codde", "has no method=codde; its values: coded, coded.hedge"),
+        ("batch=ten", "has no batch=ten; its values: 1, 10"),
+        ("load=0.9", "has no load=0.9"),
+    ):
+        with pytest.raises(UserError, match=told):
+            chosen(wanted, [word])
+
+
+def test_stragglers_are_the_simulators() -> None:
+    (pareto,), (model,) = injected("pareto", 42.0, 10), stragglers("pareto", 42.0, 10)
+    assert (pareto.kind, pareto.probability) == (model.kind, model.probability)
+    assert pareto.delay is not None
+    assert model.delay is not None
+    assert pareto.delay.model_dump() == model.delay.model_dump(
+        include={"distribution", "ms", "shape"}
+    )
+    (held,) = injected("held", 42.0, 10)
+    assert (held.kind, held.probability, held.per_request) == ("hold", 0.1, True)
+    assert injected("none", 42.0, 10) == []
+    (hung,) = injected("hung", 42.0, 10)
+    assert (hung.kind, hung.delay) == ("hang", None)
+
+
+def test_a_slower_worker_is_blocked_for_the_difference() -> None:
+    (slower,) = injected("slower", 42.0, 10)
+    assert (slower.kind, slower.worker, slower.probability) == ("slow", 0, 1.0)
+    assert slower.delay is not None
+    assert slower.delay.ms == 84.0  # with 42 of its own three times the others'
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"blocks": [{**GRID["blocks"][0], "methods": ["codde"]}]}, "did you mean 'coded'"),
+        ({"blocks": [{**GRID["blocks"][0], "stragglers": ["bursts"]}]}, "cannot inject 'burst'"),
+        ({"blocks": [{**GRID["blocks"][0], "stragglers": ["sleepy"]}]}, "neither a file nor one"),
+        ({"blocks": [{**GRID["blocks"][0], "loads": [1.0]}]}, "blocks.0.loads.0.*less than 1"),
+        ({"workers": 10}, "coded with k = 10 needs 11, got 10"),
+        ({"wait_ms": 0}, "wait_ms.*greater than 0"),
+        ({"weight_ms": 1}, "weight_ms"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        load_latency_grid(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_grid(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the grid"):
+        load_latency_grid(tmp_path / "missing.json")
+    path = tmp_path / "grid.json"
+    path.write_text("{oops")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_latency_grid(path)

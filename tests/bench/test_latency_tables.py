@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench import latency_plots, latency_tables
+from codedinvnet.bench.rows import append_row
+from tests.bench.canned import MACHINE, latency_row
+
+
+def sample(seed: int, scale: float = 1.0, count: int = 1000) -> np.ndarray:
+    return scale * (50 + np.random.default_rng(seed).exponential(20, count))
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    found = [latency_row("coded", sample(run), run=run) for run in (1, 2, 3)]
+    found += [
+        latency_row("uncoded", sample(run, 2.0), run=run, accuracy=0.993) for run in (1, 2, 3)
+    ]
+    found += [latency_row("hedge", sample(1, 1.2))]
+    found += [latency_row("replicate", sample(1), error="RuntimeError: out of luck")]
+    return found
+
+
+def test_percentiles_are_of_all_runs_together(rows: list[dict[str, Any]]) -> None:
+    uncoded, hedge, coded = latency_tables.lines_of(rows)
+    assert [x.label for x in (uncoded, hedge, coded)] == ["uncoded", "hedge", "coded"]
+    together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
+    for name, share in (("p99", 0.99), ("p995", 0.995), ("p999", 0.999)):
+        value = coded.latency(name)
+        assert value is not None
+        assert value.value == pytest.approx(together[int(share * 3000)], abs=1e-3)
+        assert value.interval is not None
+        assert value.interval[0] < value.value < value.interval[1]
+    median = coded.latency("p50")  # the tails that rows keep do not reach so far
+    assert median is not None
+    medians = [np.sort(sample(run))[500] for run in (1, 2, 3)]
+    assert median.value == pytest.approx(math.exp(np.log(medians).mean()), abs=1e-3)
+
+
+def test_intervals_are_students_over_runs_on_the_logarithm() -> None:
+    assert latency_tables.half_width([1.0, 2.0], 1.5) is None
+    assert latency_tables.half_width([1.0, math.inf, 2.0], 1.5) is None
+    half = latency_tables.half_width([1.0, 2.0, 3.0], 2.0)
+    assert half == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2) s / sqrt(n), s = 1
+
+
+def test_a_single_run_has_the_interval_of_its_stretches(rows: list[dict[str, Any]]) -> None:
+    hedge = latency_tables.lines_of(rows)[1]
+    median, far = hedge.latency("p50"), hedge.latency("p999")
+    assert median is not None
+    assert median.interval is not None
+    assert far is not None
+    assert far.interval is None  # a thousand requests are too few
+
+
+def test_lost_queries_are_infinitely_late() -> None:
+    (line,) = latency_tables.lines_of([latency_row("uncoded", sample(1, count=980), lost=20)])
+    assert line.latency("p50") is not None
+    far = line.latency("p99")
+    assert far is not None
+    assert far.value == math.inf
+    (cells,) = latency_tables.cells([line])
+    found = dict(zip(latency_tables.COLUMNS, cells, strict=True))
+    assert found["p99"] == "never"
+    assert found["lost"] == "2.00 %"
+
+
+def test_quick_rows_have_no_p999() -> None:
+    (line,) = latency_tables.lines_of([latency_row("coded", sample(1, count=300), quick=True)])
+    assert line.latency("p999") is None
+    assert (latency_tables.tail(line) or [""])[0] == "p99"
+    text = latency_tables.latency_table([latency_row("coded", sample(1, count=300), quick=True)])
+    assert "| – |" in text
+    assert "quick version" in text
+
+
+def test_the_lowest_tail_is_bold_and_so_is_an_equal_one(rows: list[dict[str, Any]]) -> None:
+    rows.append(latency_row("coded+hedge", sample(4, 0.5), stragglers="held"))
+    found = {
+        (cells[2], cells[3]): dict(zip(latency_tables.COLUMNS, cells, strict=True))
+        for cells in latency_tables.cells(latency_tables.lines_of(rows))
+    }
+    assert found["pareto", "coded"]["p99.9"].startswith("**")
+    assert not found["pareto", "uncoded"]["p99.9"].startswith("**")
+    assert found["held", "coded+hedge"]["p99.9"].startswith("**")  # alone in its setting
+    assert found["pareto", "uncoded"]["runs"] == "3"
+    assert found["pareto", "coded"]["accuracy"] == "99.00 ± 0.00"
+    assert found["pareto", "hedge"]["accuracy"] == "99.00"
+
+
+def test_the_table_says_how_workers_behave_as_machines(rows: list[dict[str, Any]]) -> None:
+    text = latency_tables.latency_table(rows)
+    assert text.startswith("| images of a request | load | stragglers | method | p50 |")
+    assert "11 workers share 2 cores: every task waits 40.0 ms without a processor" in text
+    assert "mean service time was 42.1 ms, the processors were 40 % busy" in text
+    assert MACHINE in text
+    assert latency_tables.latency_table([]) == ""
+
+
+def test_older_settings_other_benchmarks_and_failures(rows: list[dict[str, Any]]) -> None:
+    old = [latency_row("coded", sample(9, 5.0), run=run, wait_ms=1.0) for run in (1, 2)]
+    other = {**rows[0], "kind": "accuracy", "key": "another"}
+    found = latency_tables.lines_of([*old, other, *rows])
+    assert [(x.label, len(x.rows)) for x in found] == [("uncoded", 3), ("hedge", 1), ("coded", 3)]
+    page = latency_tables.report(rows)
+    assert "| replicate, run 1 | RuntimeError: out of luck |" in page
+    again = latency_tables.report([*rows, latency_row("replicate", sample(1))])
+    assert "Failed runs" not in again
+
+
+def test_the_curve_stops_where_it_stands_for_less_than_a_request(
+    rows: list[dict[str, Any]],
+) -> None:
+    hedge, coded = latency_tables.lines_of(rows)[1:]
+    for line, least in ((hedge, 1e-3), (coded, 1 / 3000)):
+        latency, later = latency_plots.curve(line)
+        assert (np.diff(latency) >= 0).all()
+        assert (np.diff(later) < 0).all()
+        assert least * 0.99 < later[-1] < 1.5 * least
+    latency, later = latency_plots.curve(hedge)
+    at = int(np.argmin(np.abs(later - 0.1)))
+    assert latency[at] == pytest.approx(np.quantile(sample(1, 1.2), 0.9), rel=0.02)
+
+
+def test_files_are_made_from_the_rows_alone(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "latency.jsonl"
+    assert latency_tables.write(path) == latency_plots.write(path) == []
+    for one in rows:
+        append_row(path, one)
+    page, table = latency_tables.write(path)
+    assert page.read_text().startswith("# Latency of every method\n")
+    with open(table, newline="") as file:
+        read = {line["method"]: line for line in csv.DictReader(file)}
+    assert set(read) == {"uncoded", "hedge", "coded"}
+    assert float(read["coded"]["p999_ms_low"]) < float(read["coded"]["p999_ms"])
+    assert read["hedge"]["p999_ms_low"] == ""
+    assert read["coded"]["requests"] == "3000"
+    pictures = latency_plots.write(path)
+    assert [p.name for p in pictures] == ["latency-tails.png", "latency-accuracy.png"]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
