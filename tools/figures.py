@@ -175,7 +175,7 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
 
 def serve_table(result: dict[str, Any]) -> str:
     """What `bench serve` found."""
-    arms = result["straggler_arms"]
+    arms = {**result["straggler_arms"], **result["variant_arms"]}
     spared = result["least_loaded"]
     low, high = result["decoded_accuracy_95"]
     lines = [

@@ -153,24 +153,33 @@ def canned(latency: float, count: int) -> list[Reply]:
 
 def test_stragglers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = bench(tmp_path)
-    turns: list[tuple[str, bool]] = []
+    turns: list[tuple[str, str]] = []
 
     async def capacity(size: int) -> float:
         return 20.0 if size == 10 else 100.0
 
     async def arm(options: tuple[str, ...], **more: Any) -> list[Reply]:
-        turns.append((options[1], more["faults"] is None))
+        fault = more["faults"] and more["faults"]["faults"][0]
+        turns.append((options[1], fault["kind"] if fault else "none"))
         assert more["rate"] == (50.0 if more["size"] == 1 else 10.0)
-        late = 0.1 if more["faults"] is not None and options[1] == "uncoded" else 0.0
+        late = 0.1 if fault and options[1] == "uncoded" else 0.0
         return canned(0.02 + late, more["count"])
 
     monkeypatch.setattr(parts, "_capacity", capacity)
     monkeypatch.setattr(parts, "_arm", arm)
     found = asyncio.run(parts.stragglers())
-    assert turns[: len(turns) // 2] == turns[len(turns) // 2 :]  # two rounds of the same arms
+    half = len(turns) // 2
+    assert turns[:half] == turns[half:]  # two rounds of the same arms
+    assert set(turns) == {("uncoded", "none"), *((p, "hold") for p in TINY.policies)}
     assert found["straggler_arms"]["held/coded"]["requests"] == TINY.straggler_requests
     assert found["p999_ratio_coded"] == pytest.approx(1.0)
     for kind in ("", "even_"):
         assert found[f"{kind}p999_ratio_uncoded"] == pytest.approx(6.0)
         low, high = found[f"{kind}p999_ratio_uncoded_95"]
         assert 3 < low <= high < 9
+
+    turns.clear()
+    found = asyncio.run(parts.variants())
+    assert {kind for _, kind in turns} == {"slow", "hold"}
+    assert found["variant_arms"]["single/hedge"]["requests"] == TINY.single_queries
+    assert found["variant_arms"]["blocked/uncoded"]["p50_ms"] > 100

@@ -49,6 +49,12 @@ SAME = 1e-5
 """Largest difference of a direct answer's probabilities from the offline ones."""
 HELD_MS, HELD_SHARE = 100.0, 0.1
 """The paper's delay model (Dinh & Lee, section 4.3)."""
+HOLD = {
+    "kind": "hold",
+    "probability": HELD_SHARE,
+    "per_request": True,
+    "delay": {"distribution": "constant", "ms": HELD_MS},
+}
 RESAMPLES = 1000
 EVEN_POLICIES = ("uncoded", "coded")
 """Compared under evenly spaced requests, too, which queue the least."""
@@ -72,14 +78,10 @@ class Sizes:
     """At each rate that is tried: too short a time flatters, since queues take time to grow."""
     routings: tuple[str, ...] = ("round-robin", "least-loaded")
     policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
-    all_stragglers: bool = True
-    """Blocked workers, evenly spaced requests and single images, too."""
 
 
 FULL = Sizes(20_000, 1000, 3000, 3000, 4, 4000, 600.0, 15.0)
-QUICK = Sizes(
-    500, 200, 300, 100, 1, 0, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"), all_stragglers=False
-)
+QUICK = Sizes(500, 200, 300, 100, 1, 100, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"))
 
 
 def run(
@@ -110,7 +112,7 @@ def run(
     return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
 
 
-PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "soak")
+PARTS = ("chaos", "pool", "overhead", "light", "stragglers", "variants", "soak")
 QUICK_PARTS = ("chaos", "pool", "overhead", "stragglers", "soak")
 """What a minute is enough for."""
 
@@ -459,30 +461,43 @@ class ServeBench:
         }
 
     async def stragglers(self) -> dict[str, Any]:
-        """Compare policies when answers are held back, or workers blocked, for 100 ms.
-
-        The arms take turns in short rounds, so that what else the machine does meets all of them.
-        """
+        """Compare policies when answers are held back for 100 ms, at half of capacity."""
         capacity = await self._capacity(10)
-        rate = 0.5 * capacity
-        more = self.sizes.all_stragglers
-        single_rate = 0.5 * (self.capacity or await self._capacity(1)) if more else 0.0
-        delay = {"distribution": "constant", "ms": HELD_MS}
-        hold = {"kind": "hold", "probability": HELD_SHARE, "per_request": True, "delay": delay}
-        block = {**hold, "kind": "slow"}
-        single = {**hold, "probability": HELD_SHARE / 10}
-        policies, count = self.sizes.policies, self.sizes.straggler_requests
-        batch = Load(rate, count, 10)
-        fewer = Load(rate, count // 4, 10)
-        arms = [Arm("none", "uncoded", None, batch), Arm("none", "coded", None, fewer)]
-        arms += [Arm("held", policy, hold, batch) for policy in policies]
-        if more:
-            evenly = Load(rate, count // 3, 10, poisson=False)
-            alone = Load(single_rate, self.sizes.single_queries, 1)
-            arms += [Arm("blocked", policy, block, fewer) for policy in policies]
-            arms += [Arm("even none", "uncoded", None, evenly)]
-            arms += [Arm("even held", policy, hold, evenly) for policy in EVEN_POLICIES]
-            arms += [Arm("single", policy, single, alone) for policy in policies]
+        rate, count = 0.5 * capacity, self.sizes.straggler_requests
+        policies = self.sizes.policies
+        poisson, even = Load(rate, count, 10), Load(rate, count, 10, poisson=False)
+        arms = [Arm("none", "uncoded", None, poisson), Arm("even none", "uncoded", None, even)]
+        arms += [Arm("held", policy, HOLD, poisson) for policy in policies]
+        arms += [Arm("even held", policy, HOLD, even) for policy in EVEN_POLICIES]
+        replies = await self._take_turns(arms)
+        return {
+            "batch_capacity_rps": round(capacity, 2),
+            "batch_rate_rps": round(rate, 2),
+            "straggler_rounds": self.sizes.straggler_rounds,
+            **tail_ratios(replies, policies, "", self.seed),
+            **tail_ratios(replies, EVEN_POLICIES, "even ", self.seed),
+            "straggler_arms": self._summaries(replies),
+        }
+
+    async def variants(self) -> dict[str, Any]:
+        """The same with the workers themselves blocked, and with single images."""
+        capacity = await self._capacity(10)
+        alone = 0.5 * (self.capacity or await self._capacity(1))
+        batches = Load(0.5 * capacity, self.sizes.straggler_requests // 4, 10)
+        singles = Load(alone, self.sizes.single_queries, 1)
+        block = {**HOLD, "kind": "slow"}
+        single = {**HOLD, "probability": HELD_SHARE / 10}
+        policies = self.sizes.policies
+        arms = [Arm("blocked", policy, block, batches) for policy in policies]
+        arms += [Arm("single", policy, single, singles) for policy in policies]
+        return {
+            "blocked_rate_rps": round(batches.rate, 2),
+            "single_rate_qps": round(alone, 2),
+            "variant_arms": self._summaries(await self._take_turns(arms)),
+        }
+
+    async def _take_turns(self, arms: Sequence[Arm]) -> dict[str, list[Reply]]:
+        """Load each arm in short rounds, so that what else the machine does meets all of them."""
         rounds = self.sizes.straggler_rounds
         replies: dict[str, list[Reply]] = {arm.name: [] for arm in arms}
         for turn in range(rounds):
@@ -497,16 +512,10 @@ class ServeBench:
                     poisson=arm.load.poisson,
                     seed=self.seed + turn,
                 )
-        found = {name: summary(answers, self.labels) for name, answers in replies.items()}
-        return {
-            "batch_capacity_rps": round(capacity, 2),
-            "batch_rate_rps": round(rate, 2),
-            "single_rate_qps": round(single_rate, 2),
-            "straggler_rounds": rounds,
-            **tail_ratios(replies, policies, "", self.seed),
-            **(tail_ratios(replies, EVEN_POLICIES, "even ", self.seed) if more else {}),
-            "straggler_arms": found,
-        }
+        return replies
+
+    def _summaries(self, replies: Mapping[str, Sequence[Reply]]) -> dict[str, Any]:
+        return {name: summary(answers, self.labels) for name, answers in replies.items()}
 
     async def soak(self) -> dict[str, Any]:
         """Load the service for minutes and watch its memory, descriptors and tasks."""

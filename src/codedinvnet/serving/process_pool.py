@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving import preload
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerFailed, WorkerSpec
 from codedinvnet.serving.worker import FAILED, READY, REPLY, pack_request, worker_main
 
@@ -25,8 +26,8 @@ STOP_TIMEOUT = 2.0
 STOP_POLL = 0.01
 
 
-def launch(process: BaseProcess) -> None:
-    """Start a process.
+def launch(process: BaseProcess, spec: WorkerSpec) -> None:
+    """Start a process that will load `spec`.
 
     The fork server is born deaf to SIGTERM, as its workers are: a service manager's stop reaches
     every process of a group, and workers do not outlive the fork server.
@@ -34,6 +35,7 @@ def launch(process: BaseProcess) -> None:
     resource_tracker.ensure_running()  # which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
+        preload.start_fork_server(spec)
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -66,7 +68,7 @@ class ProcessPool:
         self.on_death: Death | None = None
         self.connections: list[Connection] = []
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["codedinvnet.serving.worker"])
+        self.context.set_forkserver_preload(["codedinvnet.serving.worker", preload.__name__])
         self.stopping = False
 
     async def start(self, size: int) -> None:
@@ -93,7 +95,7 @@ class ProcessPool:
         process = self.context.Process(
             target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
         )
-        launched = asyncio.ensure_future(asyncio.to_thread(launch, process))
+        launched = asyncio.ensure_future(asyncio.to_thread(launch, process, self.spec))
         connection: Connection | None = None
         try:
             try:

@@ -17,6 +17,7 @@ from multiprocessing import forkserver
 
 import numpy as np
 
+from codedinvnet.serving import preload
 from codedinvnet.serving.pool import WorkerSpec, freeze_loaded, run_task
 
 REQUEST = struct.Struct("<QIB4IQ")
@@ -86,7 +87,7 @@ def worker_main(stream: socket.socket, spec: WorkerSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        method = spec.load()
+        method = preload.load(spec)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()
         stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
