@@ -73,7 +73,8 @@ def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
     monkeypatch.setattr(
-        preload.forkserver, "ensure_running", lambda: seen.append(os.environ.get(preload.VARIABLE))
+        "multiprocessing.forkserver.ensure_running",
+        lambda: seen.append(os.environ.get(preload.VARIABLE)),
     )
     plain = WorkerSpec("mnist", 4)
     for spec in (plain, WorkerSpec("mnist", 4, "cuda"), WorkerSpec("mnist", 4, threads=2)):

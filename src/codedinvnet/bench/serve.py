@@ -80,7 +80,7 @@ class Sizes:
     policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
 
 
-FULL = Sizes(20_000, 1000, 3000, 3000, 4, 4000, 600.0, 15.0)
+FULL = Sizes(20_000, 1000, 3000, 3000, 4, 2000, 600.0, 15.0)
 QUICK = Sizes(500, 200, 300, 100, 1, 100, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"))
 
 
