@@ -190,7 +190,7 @@ def serve_table(result: dict[str, Any]) -> str:
         f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms; with the default routing "
         f"{spared['decoded']} decoded, p99 {spared['p99_ms']:.1f} ms.",
         "",
-        f"Requests of ten images, open loop at half of capacity "
+        f"Requests of ten images at Poisson times, open loop at half of capacity "
         f"({result['batch_rate_rps']:.1f} a second), latency of the last image in ms:",
         "",
         "| | policy | p50 | p99 | p99.9 | decoded | accuracy |",
@@ -199,14 +199,16 @@ def serve_table(result: dict[str, Any]) -> str:
     words = {
         "none": "nobody straggles",
         "held": "one answer in ten requests held back 100 ms",
-        "blocked": "the worker blocked for 100 ms instead",
+        "blocked": f"at {result['blocked_rate_rps']:.1f} a second, the worker blocked for 100 ms "
+        "instead",
         "even none": "evenly spaced requests, nobody straggles",
         "even held": "evenly spaced requests, one answer in ten held back",
         "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a "
         "hundred held back",
     }
-    for name, arm in arms.items():
-        kind, policy = name.split("/")
+    order = list(words)
+    for name in sorted(arms, key=lambda name: order.index(name.split("/")[0])):
+        (kind, policy), arm = name.split("/"), arms[name]
         lines.append(
             f"| {words[kind]} | {policy} | {arm['p50_ms']:.1f} | {arm['p99_ms']:.1f} | "
             f"{arm['p999_ms']:.1f} | {percent(arm['decoded_share'])} % | "
@@ -225,9 +227,10 @@ def serve_table(result: dict[str, Any]) -> str:
         f"{result['soak_seconds'] / 60:.0f} minutes of load the front end's memory had grown by "
         f"{100 * result['soak_front_end_growth']:.1f} %, the workers' by "
         f"{100 * result['soak_workers_growth']:.1f} % since the first minute. Measured on "
-        f"{result['machine']}, {result['cores']} cores, which eleven workers, the front "
-        "end and the client share: the tails of the arms in which nobody straggles are mostly "
-        "waits for a core, and a capacity found by short probes flatters.",
+        f"{result['machine']}, {result['cores']} cores, which eleven workers, the front end and "
+        "the client share: of requests that come at random, one in a thousand waits for three or "
+        "four others, whoever straggles; evenly spaced ones hardly wait, as behind the paper's "
+        "barrier.",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Measured runs: their rows, the scenarios that repeat them, and how well they are met.
 
 A row is one JSON object of a JSONL file. What it must hold is `MeasuredRun`; other keys (commit,
-machine, time) may stand beside. `codedinvnet bench serve`'s report is understood, too.
+machine, time) may stand beside.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TIMES = ("service", "encode", "trip", "front_end", "decode")
 
 
 def read_runs(path: Path) -> list[MeasuredRun]:
-    """Read measured runs: JSONL rows of kind `latency` (others are passed over), or a report.
+    """Read measured runs: JSONL rows of kind `latency`; others are passed over.
 
     Raises:
         UserError: if there are none, or one is wrong.
@@ -81,20 +81,11 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the measured runs {path}: {error}") from error
-    rows: list[tuple[str, Any]]
     try:
-        report = json.loads(text)
-        whole = isinstance(report, dict) and "straggler_arms" in report
-    except json.JSONDecodeError:
-        whole = False
-    try:
-        if whole:
-            rows = [(str(path), row) for row in serve_rows(report)]
-        else:
-            lines = enumerate(text.splitlines(), start=1)
-            rows = [(f"{path}, line {i}", json.loads(line)) for i, line in lines if line.strip()]
+        lines = enumerate(text.splitlines(), start=1)
+        rows = [(f"{path}, line {i}", json.loads(line)) for i, line in lines if line.strip()]
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is neither JSONL nor a report of bench serve: {error}") from error
+        raise UserError(f"{path} is not JSONL: {error}") from error
     runs = []
     for where, row in rows:
         if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):
@@ -106,49 +97,6 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
     return runs
-
-
-def serve_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the arms of a report of `bench serve` as rows.
-
-    All its workers share the machine's cores, which the simulator's do not: agreement is to be
-    expected at low loads alone.
-
-    Raises:
-        UserError: if the report lacks a figure.
-    """
-    delay = {"ms": 100.0}
-    by_kind: dict[str, list[dict[str, Any]]] = {
-        "none": [],
-        "held": [{"kind": "hold", "probability": 0.1, "per_request": True, "delay": delay}],
-        "blocked": [{"kind": "slow", "probability": 0.1, "per_request": True, "delay": delay}],
-        "single": [{"kind": "hold", "probability": 0.01, "per_request": True, "delay": delay}],
-    }
-    rows = []
-    try:
-        for name, arm in report["straggler_arms"].items():
-            kind, policy = name.split("/")
-            batch = 1 if kind == "single" else 10
-            rate = "single_rate_qps" if kind == "single" else "batch_rate_rps"
-            rows.append(
-                {
-                    "schema_version": 1,
-                    "kind": "latency",
-                    "name": name,
-                    "policy": policy,
-                    "workers": 11,
-                    "k": 10,
-                    "qps": report[rate] * batch,
-                    "batch": batch,
-                    "stragglers": by_kind[kind],
-                    "service": report["forward_ms"],
-                    "front_end": report["front_end_ms"],
-                    **arm,
-                }
-            )
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the report of bench serve lacks {error}") from error
-    return rows
 
 
 def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
