@@ -17,7 +17,6 @@ from codedinvnet.simulation.measured import (
 )
 from tests.simulation.scenarios import scenario
 
-
 ROW: dict[str, Any] = {
     "schema_version": 1,
     "kind": "latency",
