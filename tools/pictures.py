@@ -24,7 +24,7 @@ from codedinvnet.demo import draw_group
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = ViewportSize(width=1280, height=1000)
-RATE = 40
+RATE = 60
 """Queries a second that the page sends."""
 
 
@@ -37,7 +37,7 @@ async def draw_page(path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("error: the page's picture needs Chromium: install it, or name a bundle")
-    times = ("--group-timeout-ms", "100", "--hang-timeout-ms", "6000", "--deadline-ms", "20000")
+    times = ("--group-timeout-ms", "500", "--hang-timeout-ms", "6000", "--deadline-ms", "20000")
     options = ("mnist", "--demo", "--k", "10", "--routing", "round-robin", *times)
     async with server(*options) as process, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
