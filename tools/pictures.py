@@ -47,7 +47,7 @@ async def draw_page(path: Path) -> None:
         await page.locator("#rate").evaluate(
             f"slider => {{ slider.value = {RATE}; slider.dispatchEvent(new Event('input')); }}"
         )
-        await page.wait_for_function("Number(document.getElementById('n-direct').textContent) > 99")
+        await page.wait_for_function("Number(document.getElementById('n-direct').textContent) > 900")
         await page.get_by_label("stop worker 7").click()
         await page.get_by_label("kill worker 3").click()
         await page.wait_for_function("Number(document.getElementById('n-decoded').textContent) > 4")
