@@ -26,6 +26,8 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = ViewportSize(width=1280, height=1000)
 RATE = 60
 """Queries a second that the page sends."""
+COUNTED = "Number(document.getElementById('n-{}').textContent)"
+"""What the page shows of an outcome."""
 
 
 async def draw_page(path: Path) -> None:
@@ -47,10 +49,12 @@ async def draw_page(path: Path) -> None:
         await page.locator("#rate").evaluate(
             f"slider => {{ slider.value = {RATE}; slider.dispatchEvent(new Event('input')); }}"
         )
-        await page.wait_for_function("Number(document.getElementById('n-direct').textContent) > 900")
+        await page.wait_for_function(
+            "Number(document.getElementById('n-direct').textContent) > 900"
+        )
         await page.get_by_label("stop worker 7").click()
         await page.get_by_label("kill worker 3").click()
-        await page.wait_for_function("Number(document.getElementById('n-decoded').textContent) > 4")
+        await page.wait_for_function(f"{COUNTED.format('decoded')} > 4")
         await page.screenshot(path=path)
         await browser.close()
 
