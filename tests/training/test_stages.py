@@ -281,8 +281,11 @@ def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> Non
     assert digests(recovery_run.save_dir) == before
 
 
-def test_irevnet_run(data_dir: Path, tmp_path: Path) -> None:
-    run = make_run(tiny_settings("recovery", "irevnet"), tmp_path, data_dir)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_irevnet_run(precision: str, data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings("recovery", "irevnet")
+    raw["training"]["precision"] = precision
+    run = make_run(raw, tmp_path, data_dir)
     stages.train(run)
     stages.fuse(run, 4)
     report = stages.test_fusion(run, 4)
@@ -408,6 +411,35 @@ def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -
     trained = (bundle.encode(images).latent - mean).square().mean()
     average = (bundle.with_pixel_mean().encode(images).latent - mean).square().mean()
     assert float(trained) < float(average)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_reduced_precision_is_of_passes_that_train(
+    joint: bool, recovery_run: stages.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(recovery_run.fusion_folder(4) / "bundle")
+    settings = recovery_run.settings.model_copy(
+        update={
+            "training": recovery_run.settings.training.model_copy(update={"precision": "bfloat16"})
+        }
+    )
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    stage = RecoveryStage(
+        settings, settings.fusion, recovery_run.images("train"), bundle.model, CPU, joint=joint
+    )
+    asked = []
+    forward = bundle.model.network.forward
+
+    def recorded(x: torch.Tensor) -> torch.Tensor:
+        asked.append(torch.is_autocast_enabled("cpu") and torch.is_grad_enabled())
+        return forward(x)
+
+    monkeypatch.setattr(bundle.model.network, "forward", recorded)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    before = len(asked)
+    stage.step(0, 0)
+    assert any(asked[before:]) == joint
+    assert all(p.dtype == torch.float32 for p in bundle.model.parameters())
 
 
 def test_a_step_sees_as_many_images_whatever_the_groups_size(recovery_run: stages.Run) -> None:

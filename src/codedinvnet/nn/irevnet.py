@@ -39,7 +39,7 @@ class CouplingBlock(InvertibleTransform):
             nn.BatchNorm2d(hidden),
             nn.ReLU(),
             nn.Conv2d(hidden, half, 3, padding=1, bias=False),
-        )
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=1)

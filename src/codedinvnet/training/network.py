@@ -62,6 +62,12 @@ def augment(x: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Te
     return x
 
 
+def reduced_precision(settings: Settings, device: torch.device) -> torch.autocast:
+    """Return the context in which passes through f have the precision that was asked for."""
+    reduced = settings.training.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
+
+
 class NetworkStage:
     """Train f and g (Dinh & Lee, section 3.1: i-ResNet with manifold mixup)."""
 
@@ -145,7 +151,9 @@ class NetworkStage:
         options = self.options
         steps = self.network.steps()
         if options.mixup == "none":
-            return F.cross_entropy(self.head(self.network(x)), labels)
+            with reduced_precision(self.settings, self.device):
+                z = self.network(x)
+            return F.cross_entropy(self.head(z.float()), labels)
         points = self.points if options.mixup == "manifold" else [0]
         point = points[int(torch.randint(len(points), (), generator=self.generator))]
         share = float(
@@ -154,11 +162,12 @@ class NetworkStage:
             )[0]
         )
         partner = torch.randperm(x.shape[0], generator=self.generator).to(x.device)
-        for position, transform in enumerate([*steps, nn.Identity()]):
-            if position == point:
-                x = share * x + (1 - share) * x[partner]
-            x = transform(x)
-        logits = self.head(x)
+        with reduced_precision(self.settings, self.device):
+            for position, transform in enumerate([*steps, nn.Identity()]):
+                if position == point:
+                    x = share * x + (1 - share) * x[partner]
+                x = transform(x)
+        logits = self.head(x.float())
         own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[partner])
         loss: Tensor = share * own + (1 - share) * other
         return loss

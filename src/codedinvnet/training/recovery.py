@@ -20,7 +20,7 @@ from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
-from codedinvnet.training.network import augment
+from codedinvnet.training.network import augment, reduced_precision
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 WARMUP = 0.1
@@ -117,7 +117,8 @@ class RecoveryStage:
         encoding = self.model.encoder(x.unflatten(0, shape))
         if self.joint:
             # One pass, so that batch statistics are of queries and parities together.
-            both = self.model.network(torch.cat([x, encoding.parity]))
+            with reduced_precision(self.settings, self.device):
+                both = self.model.network(torch.cat([x, encoding.parity])).float()
             flat, parity = both[:wanted], both[wanted:]
         else:
             flat = self.cached_latents()[order.to(self.device)]
