@@ -215,6 +215,16 @@ def load_settings(path: Path) -> Settings:
     return parse_settings(raw, str(path))
 
 
+def with_seed(settings: Settings, seed: int) -> Settings:
+    """Return the settings of a run of its own with another seed.
+
+    Raises:
+        UserError: if the seed is out of range.
+    """
+    raw = settings.model_dump()
+    return parse_settings({**raw, "name": f"{settings.name}-seed{seed}", "seed": seed}, "--seed")
+
+
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     """Validate settings; `where` names their origin in errors.
 

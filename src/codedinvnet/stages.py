@@ -28,7 +28,12 @@ from codedinvnet.bundle import (
     write_description,
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, write_json
-from codedinvnet.config import PixelFusionSettings, RecoveryFusionSettings, Settings
+from codedinvnet.config import (
+    FusionSettings,
+    PixelFusionSettings,
+    RecoveryFusionSettings,
+    Settings,
+)
 from codedinvnet.data import (
     ImageSet,
     ImageSource,
@@ -144,7 +149,8 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
     """Stage 3: train the fusion encoder, and write the bundle to `<fusion folder>/bundle`."""
-    settings, fusion = run.settings, run.settings.fusion
+    settings = run.settings
+    fusion = settings.fusion.model_copy(update={"members": members})
     source = run.images("train")
     network, head, network_header = load_trained_network(settings, run.network_folder, run.device)
     recovery = isinstance(fusion, RecoveryFusionSettings)
@@ -166,7 +172,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     stamp = {**settings.model_dump(mode="json"), "members": members}
     seconds = float(network_header["seconds"])
     header: dict[str, Any] = {}
-    for place, epochs, resume, stage in _phases(run, model, source, folder, members):
+    for place, epochs, resume, stage in _phases(run, fusion, model, source, folder):
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
@@ -195,16 +201,16 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
 
 
 def _phases(
-    run: Run, model: CodedModel, source: ImageSource, folder: Path, members: int
+    run: Run, fusion: FusionSettings, model: CodedModel, source: ImageSource, folder: Path
 ) -> Iterator[tuple[Path, int, int, Stage]]:
     """Yield folder, epochs, epoch to resume and stage of each phase of the fusion training.
 
     A stage is made only when the one before it has ended, since it starts from that one's weights.
     """
-    settings, fusion = run.settings, run.settings.fusion
+    settings = run.settings
     if isinstance(fusion, PixelFusionSettings):
-        data = load_fusion_data(settings, folder, members, "train")
-        stage = PixelStage(settings, fusion, source, model, data, members, run.device)
+        data = load_fusion_data(settings, folder, fusion.members, "train")
+        stage = PixelStage(settings, fusion, source, model, data, fusion.members, run.device)
         yield folder, fusion.epochs, run.resume, stage
         return
     epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}
@@ -263,9 +269,13 @@ def test_inversion(run: Run) -> dict[str, Any]:
     return inversion_report(model.eval(), run.images("test"))
 
 
-def reproduce(run: Run) -> dict[str, Any]:
-    """Run all stages that are not finished, evaluate on the test split, and complete the bundle."""
-    members = run.settings.fusion.members
+def reproduce(run: Run, members: int) -> dict[str, Any]:
+    """Run all stages that are not finished, evaluate on the test split, and complete the bundle.
+
+    Returns:
+        Where the bundle lies, the seconds that its training took, and `evaluation_report` for each
+        of the group sizes 2, 4 and 10 that it serves, or for `members`.
+    """
     train(run)
     if isinstance(run.settings.fusion, PixelFusionSettings):
         sample(run, members)
@@ -277,7 +287,7 @@ def reproduce(run: Run) -> dict[str, Any]:
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
     write_description(folder, info)
-    return {"bundle": str(folder), **figures}
+    return {"bundle": str(folder), "seconds": bundle.info.provenance.seconds, **figures}
 
 
 def evaluation_images(

@@ -26,7 +26,7 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     middle = time.monotonic()
     assert first.code == 0, first.err
     report = json.loads(first.out)  # one object, and nothing else on standard output
-    assert report.keys() == {"bundle", "test_k2", "test_k4"}
+    assert report.keys() == {"bundle", "seconds", "test_k2", "test_k4"}
     folder = tmp_path / "runs" / "tiny-recovery"
     checkpoints = [*folder.rglob("last.safetensors"), *folder.rglob("best.safetensors")]
     assert len(checkpoints) == 6
@@ -45,6 +45,25 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     assert weights.read_bytes() == before
     assert "epoch 1/" not in second.err + second.out
     assert seconds < middle - began
+
+
+def test_reproduce_with_another_seed_and_group_size(
+    call: Command, data_dir: Path, tmp_path: Path
+) -> None:
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    words = ["reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs", "--json"]
+    result = call(*words, "--seed", "8", "--k", "3")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report.keys() == {"bundle", "seconds", "test_k2"}
+    folder = tmp_path / "runs" / "tiny-recovery-seed8" / "fusion-k3" / "bundle"
+    assert report["bundle"] == str(folder)
+    info = load_bundle(folder).info
+    assert info.provenance.settings.seed == 8
+    assert info.group_sizes == (2, 3)
+    refused = call(*words, "--seed", "-1")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "seed" in refused.err
 
 
 def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,10 @@ def add_reproduce(commands: Commands) -> None:
     )
     _add_config_options(sub)
     add_data_options(sub)
+    sub.add_argument(
+        "--seed", type=int, help="another seed than the settings'; the run folder is NAME-seedSEED"
+    )
+    sub.add_argument("--k", type=int, help="group size (the settings' fusion.members)")
     sub.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -112,6 +117,10 @@ def _fuse(arguments: argparse.Namespace) -> None:
 
 def _reproduce(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
+    from codedinvnet.config import with_seed
 
     run = _run_of(arguments, 0 if arguments.fresh else -1)
-    print_report(stages.reproduce(run), as_json=arguments.json)
+    if arguments.seed is not None:
+        run = replace(run, settings=with_seed(run.settings, arguments.seed))
+    members = members_of(run.settings, arguments.k)
+    print_report(stages.reproduce(run, members), as_json=arguments.json)
