@@ -21,9 +21,7 @@ from tests.conftest import Command, tiny_settings, write_settings
 def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     config = write_settings(tmp_path / "own.json", tiny_settings())
     words = ["reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs", "--json"]
-    began = time.monotonic()
     first = call(*words)
-    middle = time.monotonic()
     assert first.code == 0, first.err
     report = json.loads(first.out)  # one object, and nothing else on standard output
     assert report.keys() == {"bundle", "seconds", "test_k2", "test_k4"}
@@ -36,15 +34,12 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     info = load_bundle(report["bundle"]).info
     assert info.figures["test_k4"] == report["test_k4"]
 
-    again = time.monotonic()
     second = call(*words)
-    seconds = time.monotonic() - again
     assert second.code == 0, second.err
     assert json.loads(second.out) == report
     assert {path: path.stat().st_mtime_ns for path in checkpoints} == stamps
     assert weights.read_bytes() == before
     assert "epoch 1/" not in second.err + second.out
-    assert seconds < middle - began
 
 
 def test_reproduce_with_another_seed_and_group_size(

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,7 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.serving.metrics import logger
 from tests.conftest import Command
-from tests.processes import alive, descendants, needs_proc, served, survivors
-
-http = pytest.importorskip("tritonclient.http")
+from tests.processes import alive, descendants, needs_proc, served, survivors, wait_until
 
 PATIENT = ("--deadline-ms", "30000")
 """For machines that are busy with other things."""
@@ -59,6 +59,7 @@ async def worker_pids(client: Client) -> list[int]:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    http = pytest.importorskip("tritonclient.http")
     log = tmp_path_factory.mktemp("serve") / "log"
     timeouts = {"connection_timeout": 60.0, "network_timeout": 60.0}
     with served("mnist", "--k", "4", "--workers", "6", *PATIENT, log=log) as process:
@@ -71,12 +72,16 @@ class TestTriton:
     """The protocol's own client, unchanged."""
 
     def request(self, images: np.ndarray, binary: bool = True) -> list[Any]:
+        import tritonclient.http as http
+
         datatype = {"uint8": "UINT8", "float32": "FP32"}[images.dtype.name]
         tensor = http.InferInput("images", list(images.shape), datatype)
         tensor.set_data_from_numpy(images, binary_data=binary)
         return [tensor]
 
     def wanted(self, binary: bool) -> list[Any]:
+        import tritonclient.http as http
+
         names = ("probabilities", "label", "outcome")
         return [http.InferRequestedOutput(name, binary_data=binary) for name in names]
 
@@ -290,6 +295,28 @@ def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     assert events == ["ready", "draining", "stopped"]
 
 
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_it_starts(number: signal.Signals, tmp_path: Path) -> None:
+    """As a terminal's Ctrl-C or a service manager's stop: to the whole process group."""
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "codedinvnet", "serve", "mnist", "--port", "0"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        with process:
+            assert wait_until(lambda: len(descendants(process.pid)) >= 2, 60)
+            below = descendants(process.pid)
+            os.killpg(process.pid, number)
+            assert process.wait(60) == 0
+    assert survivors(below) == []
+    text = (tmp_path / "log").read_text()
+    assert "serving mnist" not in text  # it was not up yet
+    assert "Traceback" not in text
+
+
 class TestRefused:
     """What cannot work is one line and exit code 2."""
 
@@ -328,6 +355,8 @@ class TestRefused:
             (["mnist", "--max-pending", "0"], "--max-pending"),
             (["mnist", "--max-batch", "0"], "--max-batch"),
             (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
+            (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 images"),
+            (["mnist", "--device", "abacus"], "--device: "),
             (["mnist", "--port", "99999"], "--port"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
             (["mnist", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),

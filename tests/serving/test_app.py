@@ -214,10 +214,11 @@ class TestInfer:
     ) -> None:
         async def body(service: Service) -> None:
             batch = np.repeat(images[:1], 32, axis=0)
-            for asked in ("gzip", "identity"):
+            for asked, given in (("gzip", "gzip"), ("identity", None), ("gzip; q=0, br", None)):
                 service.client.headers["Accept-Encoding"] = asked
                 response = await service.infer(batch)
-                assert response.headers.get("content-encoding", "identity") == asked
+                assert response.headers.get("content-encoding") == given
+                assert response.headers["vary"] == "Accept-Encoding"
                 assert len(response.json()["outputs"][0]["data"]) == 320
 
         using(mnist, body)
@@ -344,6 +345,30 @@ class TestBadRequests:
         using(mnist, body)
 
 
+def test_a_client_that_goes_away_is_no_fault_of_ours(
+    mnist: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(service: Service) -> None:
+        transport = service.client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        scope = {
+            "type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode(),
+            "query_string": b"", "headers": [(b"content-length", b"100")], "http_version": "1.1",
+            "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
+        }  # fmt: skip
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        await transport.app(scope, receive, send)
+
+    using(mnist, body)
+    assert "internal error" not in caplog.text
+
+
 class TestToken:
     OPEN = ("/v2/health/live", "/v2/health/ready", "/")
     CLOSED = ("/v2", "/v2/models/mnist", "/metrics", "/page/state", "/demo/images", "/nowhere")
@@ -365,6 +390,8 @@ class TestToken:
             client.headers["Authorization"] = f"Bearer {TOKEN}"
             for path in self.CLOSED[:-1]:
                 assert (await client.get(path)).status_code == 200
+            assert (await service.infer(images[:1])).status_code == 200
+            client.headers["Authorization"] = f"bearer {TOKEN}"  # of any case, says HTTP
             assert (await service.infer(images[:1])).status_code == 200
 
         using(mnist, body, token=TOKEN, demo=images)

@@ -16,7 +16,7 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving import faults as module
-from codedinvnet.serving.faults import EXAMPLE, Delay, Fault, FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.pool import Death, Origin, Result, Task, WorkerDied
 
 IMAGES = np.zeros((1, 1, 2, 2), np.uint8)
@@ -113,14 +113,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_example_is_a_schedule(tmp_path: Path) -> None:
-    made = load_schedule(write(tmp_path, EXAMPLE))
+def test_the_example_in_the_docs_is_a_schedule(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+    text = docs.read_text(encoding="utf-8").partition("```json\n")[2].partition("```")[0]
+    made = load_schedule(write(tmp_path, text))
     assert made.seed == 1
-    assert [fault.kind for fault in made.faults] == ["slow", "hold", "crash", "corrupt"]
-    slow, hold, crash, corrupt = made.faults
-    assert slow.delay == Delay(ms=30)
-    assert (hold.worker, hold.probability) == (None, 0.1)
+    assert [fault.kind for fault in made.faults] == ["slow", "hold", "crash", "hang", "corrupt"]
+    slow, hold, crash, hang, corrupt = made.faults
+    assert slow.delay == Delay(distribution="pareto", ms=20, shape=1.5)
+    assert (hold.worker, hold.probability, hold.per_request) == (None, 0.1, True)
     assert (crash.from_s, crash.until_s) == (10, 10.5)
+    assert hang.worker == 6
     assert corrupt.scale == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,8 +27,9 @@ from codedinvnet.serving.frontend import (
     Overloaded,
     QueryFailed,
 )
+from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerDied, run_task
-from codedinvnet.serving.scheduler import POLICIES, Rules
+from codedinvnet.serving.scheduler import POLICIES, Complete, Rules
 
 K, WORKERS = 4, 6
 PATIENCE = 60.0
@@ -324,11 +326,16 @@ def test_a_worker_is_started_until_it_starts(
 
     async def run() -> None:
         pool = Stubborn(method)
-        pool.problems = [WorkerDied("again"), OSError("no memory"), UserError("the bundle is gone")]
+        pool.problems = [
+            WorkerDied("again"),
+            OSError("no memory"),
+            EOFError("the fork server ended"),
+            UserError("the bundle is gone"),
+        ]
         async with running(method, pool=pool) as (front, _):
             pool.kill(0)
             await until(lambda: front.workers[0].restarts == 1)
-            assert front.workers[0].deaths == 4
+            assert front.workers[0].deaths == 5
             assert front.scheduler.workers[0].up
             answered(await front.infer(images[: 2 * K]))
 
@@ -385,6 +392,84 @@ def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
             answered(await front.infer(images[:8]))
             with pytest.raises(Overloaded):  # all or none
                 await front.infer(images[:9])
+
+    asyncio.run(run())
+
+
+def test_a_decoder_that_falls_behind_is_overload(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method, max_pending=4) as (front, _):
+            busy = threading.Event()
+            front._decoder.submit(busy.wait)
+            accepted = asyncio.create_task(front.infer(images[:4]))
+            await until(lambda: bool(front._waiting) and not front.scheduler.queries)
+            with pytest.raises(Overloaded):
+                await front.infer(images[:1])
+            busy.set()
+            answered(await accepted)
+            answered(await front.infer(images[:4]))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan"])
+def test_an_output_that_cannot_be_decoded_is_lost_alone(
+    wrong: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    class Foreign(InProcessPool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            result = await super()._work(worker, task)
+            if worker != 0 or task.number == K:
+                return result
+            bad = result.output[:1] if wrong == "shape" else np.full_like(result.output, np.nan)
+            return result._replace(output=bad)
+
+    async def run() -> None:
+        async with running(method, pool=Foreign(method), routing="round-robin") as (front, _):
+            for start in range(0, 24, K):
+                batch = images[start : start + K]
+                for row, answer in enumerate(answered(await front.infer(batch))):
+                    assert np.isfinite(answer.probabilities).all()
+                    if answer.outcome == "direct":
+                        np.testing.assert_allclose(
+                            answer.probabilities, direct(mnist, batch)[row], atol=1e-5
+                        )
+
+    asyncio.run(run())
+
+
+def test_a_job_does_not_fail_for_another(method: CodedInvNet, images: np.ndarray) -> None:
+    outputs = {
+        task: method.compute(task, torch.from_numpy(images[None, list(members)]))[0].numpy()
+        for task, members in method.tasks(K).items()
+        if task != 1
+    }
+    good = frontend.Job(K, outputs, {7: 1})
+    bad = frontend.Job(K, {**outputs, K: outputs[K][:1]}, {8: 1})
+    found = frontend.compute_apart(method, [good, bad])
+    assert isinstance(found[0], dict)
+    assert found[0].keys() == {7}
+    assert isinstance(found[1], Exception)
+
+
+def test_busy_workers_are_not_taken_for_hung_after_a_stall(
+    method: CodedInvNet, images: np.ndarray
+) -> None:
+    class Slow(InProcessPool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            def work() -> Result:
+                time.sleep(0.3)
+                return run_task(method, task.number, task.images)
+
+            return await asyncio.to_thread(work)
+
+    async def run() -> None:
+        async with running(method, pool=Slow(method), hang_timeout=0.8) as (front, _):
+            query = asyncio.create_task(front.infer(images[:K]))
+            await until(lambda: any(w.running is not None for w in front.scheduler.workers))
+            time.sleep(1.6)  # the answers come meanwhile
+            answered(await query)
+            assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
     asyncio.run(run())
 
@@ -594,6 +679,29 @@ def test_short_groups_with_and_without_fillers(
             pool.gates[1].set()
 
     asyncio.run(run())
+
+
+def test_agreement_is_not_measured_on_fillers(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    chosen: list[int] = []
+
+    def checked(*arguments: Any) -> tuple[bool, None]:
+        chosen.append(arguments[-1])
+        return True, None
+
+    monkeypatch.setattr(frontend, "check_group", checked)
+
+    async def run() -> None:
+        async with running(FixedSize(method.model, K)) as (front, _):
+            outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
+            for _ in range(40):
+                front._check(Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2}))
+            await until(lambda: len(chosen) == 40)
+
+    asyncio.run(run())
+    assert set(chosen) == {0, 1}
 
 
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(

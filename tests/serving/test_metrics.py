@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,12 @@ def test_two_services_count_for_themselves() -> None:
     one, other = Metrics(), Metrics()
     one.answered("direct", 0.1)
     assert value(other, "queries_total", outcome="direct") is None
+
+
+def test_no_agreement_before_the_first_check() -> None:
+    before = value(Metrics(), "live_recovered_agreement")
+    assert before is not None
+    assert math.isnan(before)
 
 
 def test_live_agreement() -> None:

@@ -43,7 +43,8 @@ async def started(
     try:
         yield pool, pids
     finally:
-        pids = pids + [connection.pid for connection in pool.connections]
+        now = [connection.process.pid for connection in pool.connections]
+        pids = pids + [pid for pid in now if pid is not None]
         await asyncio.wait_for(pool.stop(), 20)
     assert survivors(pids) == []
 
@@ -136,7 +137,7 @@ def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyP
     async def spawn_and_lose(pool: ProcessPool, worker: int) -> Connection:
         connection = await spawn(pool, worker)
         if worker == 1:
-            os.kill(connection.pid, signal.SIGKILL)
+            connection.process.kill()
             await until(lambda: connection.dead != "")
         return connection
 
@@ -248,6 +249,61 @@ def test_stop_ends_a_stopped_worker_too() -> None:
         with pytest.raises(WorkerDied, match="stopped"):
             await call
         assert deaths == []  # no one is to replace them
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = ProcessPool._spawn
+
+    async def all_but_the_last(pool: ProcessPool, worker: int) -> Connection:
+        if worker == 2:
+            await asyncio.sleep(60)
+        return await spawn(pool, worker)
+
+    async def run() -> None:
+        async with started(1) as (_, pids):  # so that the fork server is there
+            server = parent(pids[0])
+            monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
+            pool = ProcessPool(WorkerSpec("mnist", 4))
+            starting = asyncio.create_task(pool.start(3))
+            await until(lambda: len(descendants(server)) >= 3)
+            await asyncio.sleep(0.3)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            await asyncio.wait_for(pool.stop(), 20)
+            assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
+
+    asyncio.run(run())
+
+
+def test_whatever_keeps_workers_from_starting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> Connection:
+        raise EOFError("the fork server ended")
+
+    monkeypatch.setattr(ProcessPool, "_spawn", fail)
+
+    async def run() -> None:
+        with pytest.raises(UserError, match="cannot start: EOFError: the fork server ended"):
+            await ProcessPool(WorkerSpec("mnist", 4)).start(2)
+
+    asyncio.run(run())
+
+
+def test_a_number_that_may_be_anothers_by_now_is_not_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with started(1) as (pool, pids):
+            os.kill(pids[0], signal.SIGKILL)
+            await until(lambda: pool.connections[0].dead != "")
+            killed: list[int] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+                await pool.replace(0)
+            assert killed == []
 
     asyncio.run(run())
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,17 @@ from codedinvnet.serving.protocol import (
 MODEL = ModelDescription("mnist", (1, 2, 3), ("cat", "dog", "bird"), 4)
 PIXELS = [[[[0, 1, 2], [3, 4, 255]]]]
 """One image."""
+
+
+@contextmanager
+def at_most(limit: int) -> Iterator[None]:
+    """Let the body take at most so many bytes of memory at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -86,7 +99,7 @@ def test_compressed_bodies(encoding: str, compress: Callable[[bytes], bytes]) ->
 
 def test_a_small_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(bytes(50_000_000))
-    with pytest.raises(BadRequest, match="more than 1000 bytes"):
+    with at_most(1_000_000), pytest.raises(BadRequest, match="more than 1000 bytes"):
         decompress(bomb, "gzip", 1000)
 
 
@@ -216,8 +229,28 @@ def test_long_strings_do_not_fill_the_memory() -> None:
     model = ModelDescription("mnist", (1, 50, 100), ("cat",), 1)
     data = ["x" * 100_000] + [""] * 4999
     made = body(tensor(shape=[1, 1, 50, 100], data=data))
-    with pytest.raises(BadRequest, match="UINT8 values must be whole numbers"):
+    with at_most(50_000_000), pytest.raises(BadRequest, match="UINT8 values must be whole"):
         parse_request(made, None, model)
+
+
+def test_more_values_than_the_shape_are_refused_before_they_are_copied() -> None:
+    with pytest.raises(BadRequest, match=r"has 7 elements, but inputs\.0\.shape is \[1, 1, 2, 3\]"):
+        parse(body(tensor(data=[0] * 7)))
+
+
+def test_messages_do_not_repeat_long_values() -> None:
+    for made in (body(tensor(name="x" * 10_000)), body(tensor(datatype="x" * 10_000))):
+        with pytest.raises(BadRequest) as caught:
+            parse(made)
+        assert len(str(caught.value)) < 300
+
+
+def test_null_parameters_are_none() -> None:
+    made = json.loads(body(tensor(parameters=None)))
+    made["inputs"][0]["parameters"] = None
+    made["parameters"] = None
+    made["outputs"] = [{"name": "label", "parameters": None}]
+    assert parse(json.dumps(made).encode()).parameters == {}
 
 
 def test_deep_nesting() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from pathlib import Path
 
 import pytest
 
+from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.serving.serve import bind
+from codedinvnet.serving.serve import VALUE_LENGTH, ServeOptions, app_options, bind, read_token
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
@@ -35,3 +38,28 @@ def test_a_taken_port_is_told() -> None:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
             bind("127.0.0.1", port)
+
+
+def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
+    bundle = load_bundle("mnist")
+    pixels = 28 * 28
+    small = app_options(ServeOptions("mnist", max_batch=4), bundle, "").max_body
+    large = app_options(ServeOptions("mnist", max_batch=64), bundle, "").max_body
+    assert large - small == 60 * pixels * VALUE_LENGTH
+    spaced = json.dumps([1.0 / 3.0] * (4 * pixels), indent=8)
+    assert len(spaced) < small
+
+
+@pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])
+def test_what_is_no_token(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="holds no token"):
+        read_token(path)
+
+
+def test_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("secret\n", encoding="utf-8")
+    assert read_token(path) == "secret"
+    assert read_token(None) == ""

@@ -10,7 +10,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.serving.faults import EXAMPLE, Delay, Fault, Schedule
+from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, make_front_end
 from codedinvnet.simulation.scenario import (
     Arrivals,
@@ -111,10 +111,13 @@ def test_a_bundles_own_figures() -> None:
 
 
 def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
-    faults = Schedule.model_validate_json(EXAMPLE).model_dump(mode="json")["faults"]
+    faults = (
+        Fault(kind="slow", worker=3, delay=Delay(ms=30)),
+        Fault(kind="hold", probability=0.1, delay=Delay(ms=100)),
+        Fault(kind="crash", worker=5, from_s=10, until_s=10.5),
+    )
     path = tmp_path / "faults.json"
-    kept = [fault for fault in faults if fault["kind"] != "corrupt"]
-    path.write_text(json.dumps({"seed": 1, "faults": kept}))
+    path.write_text(Schedule(seed=1, faults=faults).model_dump_json())
     found = stragglers(str(path), 10, 1)
     assert [s.kind for s in found] == ["slow", "hold", "crash"]
     assert found[0].worker == 3

@@ -67,7 +67,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     unknown = set(arguments.part) - set(serve.PARTS)
     if unknown:
-        raise UserError(f"--part: {', '.join(unknown)} not one of {', '.join(serve.PARTS)}")
+        raise UserError(f"--part: {', '.join(sorted(unknown))} not one of {', '.join(serve.PARTS)}")
     report = serve.run(
         arguments.bundle,
         quick=arguments.quick,

@@ -58,6 +58,10 @@ def _paper(arguments: argparse.Namespace) -> None:
 
     if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
         raise UserError("-sample_fusion and -test_fusion go with -fusion")
+    if arguments.sample_fusion and arguments.test_fusion:
+        raise UserError("-sample_fusion and -test_fusion are two commands")
+    if arguments.test_inversion and arguments.fusion:
+        raise UserError("-test_inversion is of the network: it does not go with -fusion")
     if arguments.resume < 0 or arguments.nsteps_save < 1:
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
     run = stages.Run(

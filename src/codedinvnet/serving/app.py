@@ -9,6 +9,7 @@ import gzip
 import hmac
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
@@ -86,13 +88,15 @@ class TokenCheck:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
-        self.expected = f"Bearer {token}".encode()
+        self.expected = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http" and scope["path"] not in self.OPEN:
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
+            scheme, _, token = given.partition(b" ")
+            right = hmac.compare_digest(token.strip(), self.expected)
+            if scheme.lower() != b"bearer" or not right:
                 message = "a bearer token is needed: Authorization: Bearer TOKEN"
                 response = problem(401, message, {"WWW-Authenticate": "Bearer"})
                 await response(scope, receive, send)
@@ -123,12 +127,15 @@ async def read_body(request: Request, limit: int) -> bytes:
 def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     """Return the application; it starts the front end and stops it in the end."""
     model = options.model
+    large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await front.start()
-        yield
-        await front.stop()
+        try:
+            await front.start()
+            yield
+        finally:
+            await front.stop()
 
     app = FastAPI(title="codedinvnet", lifespan=lifespan, openapi_url=None)
     if options.token:
@@ -148,6 +155,10 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         reason = f"{type(error).__name__}: {error}"
         log_event("internal error", logging.ERROR, path=request.url.path, reason=reason)
         return problem(500, f"internal error: {type(error).__name__}")
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
@@ -195,8 +206,11 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
             plain = decompress(body, headers.get("content-encoding"), options.max_body)
             return parse_request(plain, headers.get(HEADER_LENGTH), model)
 
-        small = len(body) < LARGE_BODY and "content-encoding" not in headers
-        parsed = parse() if small else await asyncio.to_thread(parse)
+        if len(body) < LARGE_BODY and "content-encoding" not in headers:
+            parsed = parse()
+        else:
+            async with large:
+                parsed = await asyncio.to_thread(parse)
         if not parsed.accept_decoded and not front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
         try:
@@ -212,9 +226,11 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         data, head = render_response(parsed, answers, model)
         kind = "application/json" if head is None else "application/octet-stream"
         extra = {} if head is None else {HEADER_LENGTH: str(head)}
-        if len(data) >= COMPRESSED_FROM and "gzip" in headers.get("accept-encoding", ""):
-            data = gzip.compress(data, 1)
-            extra["Content-Encoding"] = "gzip"
+        if len(data) >= COMPRESSED_FROM:
+            extra["Vary"] = "Accept-Encoding"
+            if wants_gzip(headers.get("accept-encoding", "")):
+                data = gzip.compress(data, 1)
+                extra["Content-Encoding"] = "gzip"
         work = max((answer.work_seconds for answer in answers), default=0.0)
         extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
         return Response(data, media_type=kind, headers=extra)
@@ -241,6 +257,15 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     if options.demo is not None:
         add_demo(app, front, options.demo)
     return app
+
+
+def wants_gzip(accepted: str) -> bool:
+    """Tell whether an Accept-Encoding header asks for gzip; a weight of 0 forbids it."""
+    for part in accepted.lower().split(","):
+        coding, _, weight = part.partition(";")
+        if coding.strip() == "gzip":
+            return not re.fullmatch(r"q=0(\.0*)?", weight.replace(" ", ""))
+    return False
 
 
 def failed(found: list[Any]) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -17,13 +18,6 @@ from pydantic import Field, ValidationError, model_validator
 from codedinvnet.config import Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
-
-EXAMPLE = """{"seed": 1, "faults": [
-  {"kind": "slow", "worker": 3, "delay": {"distribution": "constant", "ms": 30}},
-  {"kind": "hold", "probability": 0.1, "delay": {"distribution": "constant", "ms": 100}},
-  {"kind": "crash", "worker": 5, "from_s": 10, "until_s": 10.5},
-  {"kind": "corrupt", "worker": 7, "scale": 2.0}
-]}"""
 
 
 class Delay(Section):
@@ -166,7 +160,8 @@ class FaultyPool:
                 raise WorkerDied("replaced while it hung")
             elif fault.kind == "crash":
                 if (pid := self.pool.pid(worker)) is not None:
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(pid, signal.SIGKILL)
                 raise WorkerDied("injected crash")
         result = await self.pool.call(worker, task)
         for fault in hit:

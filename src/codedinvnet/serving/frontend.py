@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import Metrics, log_event
@@ -46,6 +45,10 @@ CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on."""
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""
+STALLED = 0.5
+"""A timer that is later than this tells of an event loop that stood still."""
+CATCH_UP = 0.01
+"""Seconds in which it takes in what has come meanwhile, before anyone is called late."""
 STEADY = 10.0
 """A worker that lived so long starts with a clean record."""
 SHOWN_GROUPS = 6
@@ -154,7 +157,6 @@ class FrontEnd:
         seed: int = 0,
     ) -> None:
         self.method, self.pool, self.rules = method, pool, rules
-        self.image_shape = image_shape
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
         self.times = Times()
@@ -172,6 +174,7 @@ class FrontEnd:
         self._decoding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._catching_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random(seed)
         self._requests = 0
@@ -232,7 +235,13 @@ class FrontEnd:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            reason = f"{type(error).__name__}: {error}"
+            log_event("internal error", logging.ERROR, reason=reason)
 
     async def _watch_loop(self) -> None:
         while True:
@@ -263,7 +272,9 @@ class FrontEnd:
             raise Draining
         now = time.monotonic()
         limit = now + min(self.deadline, deadline or self.deadline)
-        taken = self.scheduler.submit(now, len(images), limit, accept_decoded)
+        # Those that wait for nothing but the decoder are over for the rules, but not for us.
+        full = len(self._waiting) + len(images) > self.rules.max_pending
+        taken = None if full else self.scheduler.submit(now, len(images), limit, accept_decoded)
         if taken is None:
             self.metrics.queries.labels("rejected").inc(len(images))
             raise Overloaded
@@ -351,8 +362,15 @@ class FrontEnd:
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
+        now, due = time.monotonic(), self._timer_at
+        if due is not None and now - due > STALLED and not self._catching_up:
+            # Answers may lie in the sockets: without them, busy workers would be taken for hung.
+            self._catching_up = True
+            self._timer = asyncio.get_running_loop().call_later(CATCH_UP, self._on_timer)
+            return
+        self._catching_up = False
         self._timer = self._timer_at = None
-        self._do(self.scheduler.on_timer(time.monotonic()))
+        self._do(self.scheduler.on_timer(now))
 
     def _send(self, action: Send) -> None:
         images = [self._images[query] for query in action.members]
@@ -374,7 +392,7 @@ class FrontEnd:
         kind = "parity" if task.number >= self.method.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
-            result = await self.pool.call(worker, task)
+            result = self._sound(kind, await self.pool.call(worker, task))
         except WorkerDied as error:
             running = self.scheduler.workers[worker].running
             if running is not None and running.identity == task.attempt:
@@ -396,6 +414,22 @@ class FrontEnd:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)
             self._take(task.attempt, result)
+
+    def _sound(self, kind: str, result: Result) -> Result:
+        """Return a result that can be decoded together with others'.
+
+        Raises:
+            WorkerFailed: if it cannot.
+        """
+        output = result.output
+        if kind == "data" and output.shape != self._filler_output.shape:
+            raise WorkerFailed(
+                f"its output has shape {output.shape}, not {self._filler_output.shape}: "
+                "it may have another bundle"
+            )
+        if not np.isfinite(output).all():
+            raise WorkerFailed("its output is not finite")
+        return result
 
     def _take(self, attempt: int, result: Result) -> None:
         self._outputs[attempt] = result.output
@@ -448,9 +482,10 @@ class FrontEnd:
             try:
                 await self.pool.replace(worker)
                 break
-            except (WorkerDied, UserError, OSError) as error:
+            except Exception as error:  # an EOFError of a dying fork server, for one: try again
                 view.deaths += 1
-                log_event("worker did not start", logging.ERROR, worker=worker, reason=str(error))
+                reason = f"{type(error).__name__}: {error}"
+                log_event("worker did not start", logging.ERROR, worker=worker, reason=reason)
         view.state, view.since = "up", time.monotonic()
         view.restarts += 1
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
@@ -464,17 +499,14 @@ class FrontEnd:
             while self._jobs:
                 jobs, self._jobs = self._jobs, []
                 began = time.perf_counter()
-                try:
-                    answers = await loop.run_in_executor(self._decoder, compute, self.method, jobs)
-                except Exception as error:  # a fault of ours: nobody may wait for it for ever
-                    reason = f"decoding failed: {type(error).__name__}: {error}"
-                    for query in (query for job in jobs for query in job.wanted):
-                        self._fail(Fail(query, reason))
-                        # Over for the rules, too; those answered directly they know no more.
-                        self._do(self.scheduler.decoded(time.monotonic(), query, True))
-                    continue
+                answers = await loop.run_in_executor(
+                    self._decoder, compute_apart, self.method, jobs
+                )
                 self.metrics.decode_time.observe(time.perf_counter() - began)
                 for job, found in zip(jobs, answers, strict=True):
+                    if isinstance(found, Exception):
+                        self._decoding_failed(job, found)
+                        continue
                     for query, probabilities in found.items():
                         if job.size == 0:
                             self._answer(query, probabilities, "direct")
@@ -482,6 +514,13 @@ class FrontEnd:
                             self._decoded(query, probabilities)
         finally:
             self._decoding = False
+
+    def _decoding_failed(self, job: Job, error: Exception) -> None:
+        """End a job's queries: nobody may wait for them for ever."""
+        for query in job.wanted:
+            self._fail(Fail(query, f"decoding failed: {type(error).__name__}: {error}"))
+            # Over for the rules, too; those answered directly they know no more.
+            self._do(self.scheduler.decoded(time.monotonic(), query, True))
 
     def _decoded(self, query: int, probabilities: np.ndarray) -> None:
         waiting = self._waiting.get(query)
@@ -497,8 +536,11 @@ class FrontEnd:
         if self._random.random() >= CHECKED_SHARE:
             return
         outputs = {task: self._output(a) for task, a in action.outputs.items()}
-        member = self._random.randrange(action.size)
         workers = dict(action.workers)
+        members = [task for task in workers if task < action.size]  # a filler proves nothing
+        if not members:
+            return
+        member = self._random.choice(members)
 
         async def check() -> None:
             loop = asyncio.get_running_loop()
@@ -559,6 +601,22 @@ def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarr
             for query, member in jobs[i].wanted.items():
                 found[i][query] = probabilities(answers[member][position][None])[0]
     return found
+
+
+def compute_apart(
+    method: CodedMethod, jobs: Sequence[Job]
+) -> list[dict[int, np.ndarray] | Exception]:
+    """Compute jobs together; if that fails, each for itself, so that none fails for another."""
+    try:
+        return list(compute(method, jobs))
+    except Exception:
+        found: list[dict[int, np.ndarray] | Exception] = []
+        for job in jobs:
+            try:
+                found += compute(method, [job])
+            except Exception as error:
+                found.append(error)
+        return found
 
 
 def probabilities(logits: Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import deque
 from typing import Any
@@ -100,9 +101,10 @@ class Metrics:
         )
         self.agreement = Gauge(
             "codedinvnet_live_recovered_agreement",
-            "Share of the last checks that agreed.",
+            "Share of the last checks that agreed; NaN before the first.",
             registry=registry,
         )
+        self.agreement.set(math.nan)
         self.residual = Gauge(
             "codedinvnet_parity_residual",
             "Running mean of |z_p - mean z| of the complete groups that a worker took part in, by "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import signal
 import socket
 from dataclasses import dataclass, field
@@ -29,11 +28,12 @@ STOP_POLL = 0.01
 def launch(process: BaseProcess, spec: WorkerSpec) -> None:
     """Start a process that will load `spec`.
 
-    The fork server is born deaf to SIGTERM, as its workers are: a service manager's stop reaches
-    every process of a group, and workers do not outlive the fork server.
+    The fork server is born deaf to SIGTERM and SIGINT, as its workers are: a service manager's stop
+    and a terminal's Ctrl-C reach every process of a group, and workers do not outlive the fork
+    server.
     """
-    resource_tracker.ensure_running()  # which unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    resource_tracker.ensure_running()  # which unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         preload.start_fork_server(spec)
         process.start()
@@ -45,7 +45,7 @@ def launch(process: BaseProcess, spec: WorkerSpec) -> None:
 class Connection:
     """One running worker."""
 
-    pid: int
+    process: BaseProcess
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     waiting: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
@@ -75,16 +75,24 @@ class ProcessPool:
         """Start the workers.
 
         Raises:
-            UserError: if one cannot load the bundle.
+            UserError: if one cannot start or load the bundle.
         """
-        started = await asyncio.gather(
-            *[self._spawn(worker) for worker in range(size)], return_exceptions=True
-        )
-        self.connections = [c for c in started if isinstance(c, Connection)]
+        spawned = [asyncio.ensure_future(self._spawn(worker)) for worker in range(size)]
+        try:
+            started = await asyncio.gather(*spawned, return_exceptions=True)
+        finally:  # when cancelled, too: `stop` must know whom to end
+            self.connections = [
+                task.result()
+                for task in spawned
+                if not task.cancelled() and task.exception() is None
+            ]
         for problem in started:
             if isinstance(problem, BaseException):
                 await self.stop()
-                raise problem
+                if isinstance(problem, UserError) or not isinstance(problem, Exception):
+                    raise problem
+                reason = f"{type(problem).__name__}: {problem}"
+                raise UserError(f"the workers cannot start: {reason}") from problem
         for worker, connection in enumerate(self.connections):
             if connection.dead and self.on_death is not None:  # while others were starting
                 self.on_death(worker, connection.dead)
@@ -105,8 +113,7 @@ class ProcessPool:
                     {launched}
                 )  # when cancelled, too: there is a process to end then
                 theirs.close()
-            assert process.pid is not None
-            connection = Connection(process.pid, *await asyncio.open_connection(sock=ours))
+            connection = Connection(process, *await asyncio.open_connection(sock=ours))
             await self._greet(worker, connection)
         except BaseException:
             if connection is not None:
@@ -127,7 +134,7 @@ class ProcessPool:
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
             raise WorkerDied(f"worker {worker} did not start") from error
         if status != READY:
-            raise UserError(f"worker {worker} cannot start: {message}")
+            raise UserError(f"worker {worker} cannot start: {' '.join(message.split())}")
 
     async def _listen(self, worker: int, connection: Connection) -> None:
         reader = connection.reader
@@ -176,17 +183,16 @@ class ProcessPool:
     async def _end(self, connection: Connection) -> None:
         """Wait for a worker whose stream is closed to end by itself; else kill it."""
         for _ in range(round(STOP_TIMEOUT / STOP_POLL)):
-            try:
-                os.kill(connection.pid, 0)
-            except ProcessLookupError:
+            if not connection.process.is_alive():
                 return
             await asyncio.sleep(STOP_POLL)
         self._kill(connection)
 
     def _kill(self, connection: Connection) -> None:
         connection.writer.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(connection.pid, signal.SIGKILL)
+        if connection.process.is_alive():  # its number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                connection.process.kill()
 
     async def stop(self) -> None:
         self.stopping = True
@@ -201,4 +207,4 @@ class ProcessPool:
 
     def pid(self, worker: int) -> int | None:
         connection = self.connections[worker]
-        return None if connection.dead else connection.pid
+        return None if connection.dead else connection.process.pid

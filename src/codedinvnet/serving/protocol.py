@@ -11,10 +11,10 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from codedinvnet.serving.frontend import Answered
 
@@ -23,12 +23,20 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"probabilities": "FP32", "label": "INT64", "outcome": "BYTES"}
 DTYPES: dict[str, Any] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 MICROSECONDS = 1e-6
+LONGEST_SHOWN = 100
+"""Characters of a client's value in a message."""
 LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
 
 
 class BadRequest(Exception):
     """The request cannot be understood; the message names the field."""
+
+
+Parameters = Annotated[
+    dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)
+]
+"""null is as good as none."""
 
 
 class _Part(BaseModel):
@@ -43,7 +51,7 @@ class InputTensor(_Part):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
     data: list[Any] | None = None
 
 
@@ -51,14 +59,14 @@ class RequestedOutput(_Part):
     """An output that the client wants."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class InferBody(_Part):
     """The JSON part of an inference request."""
 
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
     inputs: list[InputTensor]
     outputs: list[RequestedOutput] | None = None
 
@@ -131,12 +139,12 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
     images = read_images(parsed.inputs[0], tail, model)
     accept = parsed.parameters.get("accept_decoded", True)
     if not isinstance(accept, bool):
-        raise BadRequest(f"parameters.accept_decoded: must be true or false, got {accept!r}")
+        raise BadRequest(f"parameters.accept_decoded: must be true or false, got {short(accept)}")
     timeout = parsed.parameters.get("timeout")
     if timeout is not None and (
         isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
     ):
-        raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {timeout!r}")
+        raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {short(timeout)}")
     try:
         json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
     except (ValueError, RecursionError) as error:
@@ -151,13 +159,19 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
     )
 
 
+def short(value: Any) -> str:
+    """Return what a client sent, for a message: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """Split a body into its JSON part and the binary data behind it."""
     if header_length is None:
         return body, b""
     digits = header_length.isascii() and header_length.isdigit()
     if not digits or len(header_length) > 18:
-        raise BadRequest(f"{HEADER_LENGTH}: must be a number, got {header_length!r}")
+        raise BadRequest(f"{HEADER_LENGTH}: must be a number, got {short(header_length)}")
     length = int(header_length)
     if length > len(body):
         raise BadRequest(f"{HEADER_LENGTH}: {length} is more than the body's {len(body)} bytes")
@@ -187,13 +201,15 @@ def parse_json(head: bytes) -> InferBody:
 def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np.ndarray:
     """Return the images of an input (B, C, H, W), checked."""
     if tensor.name != INPUT:
-        raise BadRequest(f"inputs.0.name: must be {INPUT!r}, got {tensor.name!r}")
+        raise BadRequest(f"inputs.0.name: must be {INPUT!r}, got {short(tensor.name)}")
     if tensor.datatype not in DTYPES:
-        raise BadRequest(f"inputs.0.datatype: must be UINT8 or FP32, got {tensor.datatype!r}")
+        raise BadRequest(f"inputs.0.datatype: must be UINT8 or FP32, got {short(tensor.datatype)}")
     shape, wanted = tuple(tensor.shape), model.image_shape
     if len(shape) != 4 or shape[1:] != wanted or shape[0] < 1:
         dims = ", ".join(map(str, wanted))
-        raise BadRequest(f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {list(shape)}")
+        raise BadRequest(
+            f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {short(list(shape))}"
+        )
     if shape[0] > model.max_batch:
         raise BadRequest(f"inputs.0.shape: at most {model.max_batch} images, got {shape[0]}")
     dtype = DTYPES[tensor.datatype]
@@ -211,7 +227,7 @@ def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np
         expected = math.prod(shape) * dtype.itemsize
         if size != expected:
             raise BadRequest(
-                f"inputs.0.parameters.binary_data_size: {size!r}, but shape and datatype make "
+                f"inputs.0.parameters.binary_data_size: {short(size)}, but shape and datatype make "
                 f"{expected}"
             )
         if tensor.data is not None:
@@ -230,11 +246,15 @@ def from_json(tensor: InputTensor, dtype: Any, shape: tuple[int, ...]) -> np.nda
     """Return an input's JSON data, flat or nested, as an array."""
     if tensor.data is None:
         raise BadRequest("inputs.0.data: missing, and there is no binary data")
+    count = math.prod(shape)
+    if len(tensor.data) > count:
+        raise BadRequest(
+            f"inputs.0.data: has {len(tensor.data)} elements, but inputs.0.shape is {list(shape)}"
+        )
     values = np.asarray(tensor.data, object)  # of strings, numpy would make each the longest's size
     kinds = set(map(type, values.ravel()))
     if list in kinds:
         raise BadRequest("inputs.0.data: its rows differ in length")
-    count = math.prod(shape)
     if values.size != count or (values.ndim > 1 and values.shape != shape):
         raise BadRequest(
             f"inputs.0.data: has shape {list(values.shape)}, but inputs.0.shape is {list(shape)}"
@@ -258,7 +278,7 @@ def wanted_outputs(parsed: InferBody) -> tuple[tuple[str, bool], ...]:
     for i, output in enumerate(parsed.outputs):
         if output.name not in OUTPUTS:
             names = ", ".join(OUTPUTS)
-            raise BadRequest(f"outputs.{i}.name: {output.name!r} is not one of {names}")
+            raise BadRequest(f"outputs.{i}.name: {short(output.name)} is not one of {names}")
         binary = output.parameters.get("binary_data", default)
         if not isinstance(binary, bool):
             raise BadRequest(f"outputs.{i}.parameters.binary_data: must be true or false")

@@ -159,10 +159,10 @@ class RayPool:
         actor = self.actors[worker]
         if actor.dead:
             return
-        sign = actor.handle.whereabouts.options(concurrency_group="life").remote()
         try:
+            sign = actor.handle.whereabouts.options(concurrency_group="life").remote()
             await asyncio.wait_for(asyncio.ensure_future(sign), HEARTBEAT_TIMEOUT)
-        except (asyncio.TimeoutError, self.ray.exceptions.RayError):
+        except Exception:  # whatever it is: who cannot be asked is as good as dead
             self._bury(worker, actor, "no sign of life")
 
     def _bury(self, worker: int, actor: Actor, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
@@ -20,7 +21,7 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import FROM_MODEL
-from codedinvnet.serving.app import AppOptions, build_app
+from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
@@ -32,7 +33,9 @@ from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
 from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10
-"""Seconds that a stopping server waits for open requests."""
+"""Seconds that a stopping server waits for open requests beyond their deadline."""
+VALUE_LENGTH = 32
+"""Characters of a request's body for every value of its images, at most."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 DEMO_IMAGES = 100
@@ -93,6 +96,15 @@ def check(options: ServeOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
+    if options.max_batch > options.max_pending:
+        raise UserError(
+            f"--max-batch: a request of {options.max_batch} images could never be taken with "
+            f"--max-pending {options.max_pending}"
+        )
+    try:
+        torch.device(options.device)
+    except RuntimeError as error:
+        raise UserError(f"--device: {str(error).splitlines()[0]}") from error
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     if not 0 <= options.port <= 65535:
@@ -111,7 +123,7 @@ def read_token(path: Path | None) -> str:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--token-file: cannot read {path}: {error}") from error
-    if not token or not token.isascii():
+    if not token or not token.isascii() or not token.isprintable():
         raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
     return token
 
@@ -187,6 +199,7 @@ def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions
     info = bundle.info
     return AppOptions(
         model=ModelDescription(info.name, info.input.shape, info.classes, options.max_batch),
+        max_body=options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH + LARGE_BODY,
         token=token,
         demo=images,
         policy=options.policy,
@@ -217,9 +230,12 @@ def log_to_stderr() -> None:
     """Write the service's events as JSON lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    levels = {logger.name: logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}
+    for name, level in levels.items():
+        chosen = logging.getLogger(name)
+        chosen.handlers = [handler]
+        chosen.setLevel(level)
+        chosen.propagate = False
 
 
 class Server(uvicorn.Server):
@@ -255,14 +271,19 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
         await front.start()
         config = uvicorn.Config(
             build_app(front, app_options(options, bundle, token)),
-            log_level="warning",
+            log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=DRAIN_TIMEOUT,
+            timeout_graceful_shutdown=math.ceil(options.deadline_ms / 1000) + DRAIN_TIMEOUT,
             timeout_keep_alive=KEEP_ALIVE,
         )
         server = Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        await server.up.wait()
+        up = asyncio.create_task(server.up.wait())
+        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+        if not up.done():
+            up.cancel()
+            await task
+            raise UserError(f"the server on {options.host}:{options.port} ended while starting")
         host, port = listener.getsockname()[:2]
         try:
             yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", front
@@ -276,9 +297,18 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
 
 async def _serve(options: ServeOptions) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    starting = asyncio.current_task()
+
+    def told() -> None:
+        if starting is not None:
+            starting.cancel()
+        else:
+            stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     async with running(options) as (address, front):
+        starting = None
         freeze_loaded()
         rules = front.rules
         print(
@@ -295,4 +325,5 @@ async def _serve(options: ServeOptions) -> None:
 def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
-    asyncio.run(_serve(options))
+    with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
+        asyncio.run(_serve(options))

@@ -1,0 +1,34 @@
+"""The demonstration's table; `make demo` runs the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codedinvnet.bench.load import Reply
+from codedinvnet.serving.demo import table
+
+
+def reply(row: int, label: int, outcome: str, latency: float) -> Reply:
+    labels = np.array([label], np.int64)
+    return Reply("query", (row,), latency, 200, labels=labels, outcomes=(outcome,))
+
+
+def test_the_table_counts_by_outcome() -> None:
+    replies = [
+        reply(0, 7, "direct", 0.010),
+        reply(1, 3, "direct", 0.020),  # wrong
+        reply(2, 1, "decoded", 0.050),
+        Reply("query", (3,), 1.0, 503, error="overloaded"),
+    ]
+    lines = table(replies, np.array([7, 2, 1, 0])).splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["direct", "2", "50.0%"],
+        ["decoded", "1", "100.0%"],
+        ["failed", "1", "0.0%"],
+    ]
+    assert lines[2].split()[3:] == ["50.0", "50.0"]
+
+
+def test_what_did_not_happen_is_a_zero() -> None:
+    lines = table([reply(0, 7, "direct", 0.01)], np.array([7])).splitlines()
+    assert [line.split() for line in lines[2:]] == [["decoded", "0"], ["failed", "0"]]
