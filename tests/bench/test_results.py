@@ -137,11 +137,14 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert lines[1].startswith(f"| {BATCH} | {LOAD:.0%} | {MODEL} | hedge | 500.0 (")
     assert lines[2].endswith("| 2 |")  # runs
     assert "every task waits 40.0 ms without a processor" in found
-    assert "uncoded" not in found  # it failed
+    assert found.count("uncoded") == 1  # it failed
+    assert "### Failed runs\n\n| run | error |" in found
+    assert "| uncoded, run 1 | RuntimeError: no |" in found
     headline = headlines(folder)["latency"]
     assert headline.count("| hedge |") == 1
     assert f"\n| {BATCH + 1} |" not in headline
     assert "docs/results.md" in headline
+    assert "uncoded" not in headline
 
 
 def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:

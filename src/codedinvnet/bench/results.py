@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.bench import ablation, speed, tables
-from codedinvnet.bench.latency_tables import latency_table
-from codedinvnet.bench.rows import Row, newest, read_rows
+from codedinvnet.bench import ablation, latency_tables, speed, tables
+from codedinvnet.bench.rows import Row, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.simulation import sweep
 
@@ -134,24 +133,21 @@ def headline_accuracy(path: Path) -> str:
 
 
 def latency_section(path: Path) -> str:
-    """Return the table of all settings."""
-    return latency_table(_latency_rows(path)).strip()
+    """Return the table of all settings, and the runs that failed."""
+    return latency_tables.body(read_rows(path), "###").strip()
 
 
 def headline_latency(path: Path) -> str:
     """Return the table of one load."""
-    rows = [row for row in _latency_rows(path) if _setting(row) == HEADLINE_LATENCY]
+    kept = latency_tables.current(read_rows(path))
+    rows = [row for row in kept if row["error"] is None and _setting(row) == HEADLINE_LATENCY]
     batch, load, model = HEADLINE_LATENCY
     if not rows:
         return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
     return (
-        f"{latency_table(rows)}\nOther loads, single images and other stragglers: "
+        f"{latency_tables.latency_table(rows)}\nOther loads, single images and other stragglers: "
         "[docs/results.md](docs/results.md)."
     )
-
-
-def _latency_rows(path: Path) -> list[Row]:
-    return [row for row in newest(read_rows(path)).values() if row["error"] is None]
 
 
 def _setting(row: Row) -> tuple[int, float, str]:
