@@ -11,19 +11,22 @@ They go into README.md, between its marks, and into docs/results.md.
 In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
 `codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
-`runs/mnist/fusion-k2/evaluation.json`; the rows of the other benchmarks are `make bench`'s. What is
-missing is called not measured.
+`runs/mnist/fusion-k2/evaluation.json`; `pixels-NAME-kK.json` is what
+`codedinvnet reproduce CONFIG --k K --json` printed of the paper's objective, and `seed-NAME.json`
+what `codedinvnet reproduce CONFIG --seed N --json` did of another seed; the rows of the other
+benchmarks are `make bench`'s. What is missing is called not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codedinvnet.bench.results import headlines, page
+from codedinvnet.bench.tables import markdown
 from codedinvnet.bundle import load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json
 from codedinvnet.methods import Evidence
@@ -33,6 +36,8 @@ from codedinvnet.stages import evaluation_images
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+BUNDLES = ("mnist", "fashion", "cifar10")
+"""In the order of the tables."""
 SIZES = (2, 4, 10)
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -69,27 +74,71 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def bundle_table(results: dict[str, dict[str, Any]]) -> str:
-    """Accuracy of every bundle at every k, with the sanity arms."""
-    lines = [
-        "| bundle | k | overhead | normal | recovered | worst position | agreement | "
-        "latent alone | side alone |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+ABSENT = "not measured"
+
+
+def share(report: Mapping[str, Any] | None, key: str) -> str:
+    """A share of a report in %, or that it was not measured."""
+    return ABSENT if report is None else percent(report[key])
+
+
+def by_k(reports: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {report["k"]: report for report in reports}
+
+
+def bundle_rows(name: str, result: Mapping[str, Any], pixels: Mapping[int, Any]) -> list[list[str]]:
+    """The cells of a bundle's rows, a row a k; those of the paper's objective in the end."""
+    latent, side = by_k(result.get("latent", ())), by_k(result.get("side", ()))
+    rows = []
+    for row in result.get("evaluate", ()):
+        k = row["k"]
+        rows.append(
+            [
+                name,
+                str(k),
+                f"{100 / k:.0f} %",
+                percent(row["normal_accuracy"]),
+                f"{percent(row['recovered_accuracy'])} ± {percent(row['recovered_accuracy_std'])}",
+                percent(row["worst_position_accuracy"]),
+                percent(row["agreement"]),
+                share(latent.get(k), "recovered_accuracy"),
+                share(side.get(k), "recovered_accuracy"),
+                percent(pixels[k][f"test_k{k}"]["recovered_accuracy"]) if k in pixels else "–",
+            ]
+        )
+    return rows
+
+
+BUNDLE_COLUMNS = (
+    *("bundle", "k", "overhead", "normal", "recovered", "worst position", "agreement"),
+    *("latent alone", "side alone", "paper's objective"),
+)
+
+
+def bundle_table(
+    results: Mapping[str, Mapping[str, Any]],
+    pixels: Mapping[str, Mapping[int, Any]],
+    seeds: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Accuracy of every bundle at every k, with the sanity arms.
+
+    Args:
+        results: what was measured of each bundle; all of it may be missing.
+        pixels: bundle -> k -> what `reproduce` printed of the paper's objective.
+        seeds: bundle -> what `reproduce` printed of another seed.
+    """
+    measured = {name: result for name, result in results.items() if "evaluate" in result}
+    command = "python tools/figures.py --data-dir data"
+    if not measured:
+        return f"Not measured in this version; `{command}` measures it."
+    rows = [
+        row for name, result in measured.items() for row in bundle_rows(name, result, pixels[name])
     ]
-    for name, result in results.items():
-        arms = zip(result["evaluate"], result["latent"], result["side"], strict=True)
-        for row, latent, side in arms:
-            recovered = f"{percent(row['recovered_accuracy'])} ± "
-            recovered += percent(row["recovered_accuracy_std"])
-            lines.append(
-                f"| {name} | {row['k']} | {100 / row['k']:.0f} % | "
-                f"{percent(row['normal_accuracy'])} | {recovered} | "
-                f"{percent(row['worst_position_accuracy'])} | {percent(row['agreement'])} | "
-                f"{percent(latent['recovered_accuracy'])} | {percent(side['recovered_accuracy'])} |"
-            )
-    machine = next(iter(results.values()))["evaluate"][0]["machine"]
-    lines += [
-        "",
+    shown = {name: pixels[name] for name in measured if pixels[name]}
+    width = len(BUNDLE_COLUMNS) if shown else len(BUNDLE_COLUMNS) - 1
+    machine = next(iter(measured.values()))["evaluate"][0]["machine"]
+    lines = [
+        markdown(BUNDLE_COLUMNS[:width], [row[:width] for row in rows]),
         "Accuracy in % on the whole test split, against the labels; recovered is the mean over all "
         "erasure positions and 5 random groupings, ± the standard deviation of a bootstrap over "
         "groups. Beside it, the same recovery head answers from the decoded latent alone, and from "
@@ -97,53 +146,109 @@ def bundle_table(results: dict[str, dict[str, Any]]) -> str:
         f"it was trained for all three. Measured on {machine}.",
         "",
     ]
-    if "cifar10" in results:
+    if shown:
+        lines += [paper_training(shown), ""]
+    lines += [seed_line(name, seeds[name]) for name in measured if name in seeds]
+    if any(name in seeds for name in measured):
+        lines.append("")
+    if "cifar10" in measured:
         lines += [
             "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ "
             "slightly from the original's.",
             "",
         ]
-    for name, result in results.items():
-        shuffled, mean = result["shuffled"], result["pixel_mean"]
+    for name, result in measured.items():
+        shuffled, mean = result.get("shuffled"), result.get("pixel_mean")
+        k = next((report["k"] for report in (shuffled, mean) if report), SIZES[-1])
+        words = [
+            ABSENT if report is None else f"{share(report, 'recovered_accuracy')} %"
+            for report in (shuffled, mean)
+        ]
         lines.append(
-            f"Checks for {name} at k = {shuffled['k']}: with another group's parity output "
-            f"{percent(shuffled['recovered_accuracy'])} %, with the average image in place of E "
-            f"{percent(mean['recovered_accuracy'])} %."
+            f"Checks for {name} at k = {k}: with another group's parity output {words[0]}, with "
+            f"the average image in place of E {words[1]}."
         )
+    for name in results:
+        if name not in measured:
+            lines.append(f"Not measured: {name}; `{command} {name}` measures it.")
     return "\n".join(lines)
 
 
-def cost_table(results: dict[str, dict[str, Any]]) -> str:
+def paper_training(pixels: Mapping[str, Mapping[int, Any]]) -> str:
+    """How long training by the paper's objective took, beside the bundles' own."""
+
+    def minutes(seconds: float) -> str:
+        return f"{seconds / 60:.0f} minutes"
+
+    parts = []
+    for name, found in pixels.items():
+        theirs = [f"{minutes(found[k]['seconds'])} (k = {k})" for k in sorted(found)]
+        text = f"{name} {', '.join(theirs)}"
+        if name in shipped_bundles():
+            own = load_bundle(name).info.provenance.seconds
+            text += f", the bundle, which serves every k, {minutes(own)}"
+        parts.append(text)
+    return (
+        "Paper's objective: recovered accuracy with an encoder that was trained on pixels, for "
+        f"each k one of its own. Training took, the network's included: {'; '.join(parts)}."
+    )
+
+
+def seed_line(name: str, found: Mapping[str, Any]) -> str:
+    """What the bundle's training reached from another seed."""
+    sizes = [k for k in SIZES if f"test_k{k}" in found]
+    reports = [found[f"test_k{k}"] for k in sizes]
+    recovered = " / ".join(percent(report["recovered_accuracy"]) for report in reports)
+    seed = f"seed {found['training_seed']}" if "training_seed" in found else "another seed"
+    return (
+        f"With {seed}, {name} reaches {percent(reports[0]['normal_accuracy'])} normal and "
+        f"{recovered} recovered at k = {' / '.join(map(str, sizes))}."
+    )
+
+
+COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("embedding f, one image", "info", lambda i: f"{i['embedding_macs'] / 1e6:.1f} M"),
+    ("encoder E, ten images", "info", lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M"),
+    ("recovery head", "info", lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M"),
+    ("embedding f, time", "info", lambda i: f"{i['embedding_ms']:.1f} ms"),
+    ("encoder E, ten images, time", "info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
+    (
+        "largest inversion error (pixels in 0..1)",
+        "invert",
+        lambda i: f"{i['largest_error']:.1e}",
+    ),
+    (
+        "fixed-point iterations, mean",
+        "invert",
+        lambda i: f"{i['iterations']:.1f}" if "coefficient" in i else "none",
+    ),
+    (
+        "largest singular value (bound)",
+        "invert",
+        lambda i: (
+            f"{i['largest_singular_value']:.4f} ({i['coefficient']})"
+            if "coefficient" in i
+            else "no bound"
+        ),
+    ),
+)
+"""Label, section of a bundle's file, and how a cell is written from it."""
+
+
+def cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Multiply-adds and times of the parts, and what `invert` found."""
-    lines = [
-        "| | " + " | ".join(results) + " |",
-        "| --- |" + " --- |" * len(results),
+    if not any("info" in result or "invert" in result for result in results.values()):
+        return (
+            "Not measured in this version; `python tools/figures.py --data-dir data` measures it."
+        )
+    cells = [
+        [
+            label,
+            *(form(found[section]) if section in found else ABSENT for found in results.values()),
+        ]
+        for label, section, form in COSTS
     ]
-    info = [result["info"] for result in results.values()]
-    invert = [result["invert"] for result in results.values()]
-    rows: list[tuple[str, list[str]]] = [
-        ("embedding f, one image", [f"{i['embedding_macs'] / 1e6:.1f} M" for i in info]),
-        ("encoder E, ten images", [f"{i['encoder_macs_k10'] / 1e6:.1f} M" for i in info]),
-        ("recovery head", [f"{i['recovery_head_macs'] / 1e6:.2f} M" for i in info]),
-        ("embedding f, time", [f"{i['embedding_ms']:.1f} ms" for i in info]),
-        ("encoder E, ten images, time", [f"{i['encoder_ms_k10']:.1f} ms" for i in info]),
-        ("largest inversion error (pixels in 0..1)", [f"{i['largest_error']:.1e}" for i in invert]),
-        (
-            "fixed-point iterations, mean",
-            [f"{i['iterations']:.1f}" if "coefficient" in i else "none" for i in invert],
-        ),
-        (
-            "largest singular value (bound)",
-            [
-                f"{i['largest_singular_value']:.4f} ({i['coefficient']})"
-                if "coefficient" in i
-                else "no bound"
-                for i in invert
-            ],
-        ),
-    ]
-    lines += [f"| {label} | {' | '.join(values)} |" for label, values in rows]
-    return "\n".join(lines)
+    return markdown(("", *results), cells).strip()
 
 
 def paper_table(result: dict[str, Any]) -> str:
@@ -173,12 +278,75 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
     return ", ".join(parts)
 
 
+PART_FIGURES = {
+    "chaos": "least_loaded",
+    "pool": "pool_first_10_of_11_ms",
+    "overhead": "front_end_ms",
+    "light": "light_p50_ratio",
+    "stragglers": "straggler_arms",
+    "variants": "variant_arms",
+    "soak": "soak_seconds",
+}
+"""Part of `bench serve` -> a figure that it leaves."""
+FEWEST_FOR_P999 = 1000
+"""Of fewer requests it would be the maximum."""
+
+
 def serve_table(result: dict[str, Any]) -> str:
-    """What `bench serve` found."""
-    arms = {**result["straggler_arms"], **result["variant_arms"]}
+    """What `bench serve` found; parts that it was not asked for are called not measured."""
+    parts = {part for part, figure in PART_FIGURES.items() if figure in result}
+    lines = [chaos_text(result), ""] if "chaos" in parts else []
+    if parts & {"stragglers", "variants"}:
+        lines += [*arms_table(result), ""]
+    text = [TEXTS[part](result) for part in TEXTS if part in parts]
+    text.append(f"Measured on {result['machine']}, {result['cores']} cores, which {SHARING}")
+    lines.append(" ".join(text))
+    missing = [part for part in PART_FIGURES if part not in parts]
+    if missing:
+        words = " ".join(f"--part {part}" for part in missing)
+        command = f"codedinvnet bench serve mnist {words} --data-dir data"
+        lines += [
+            "",
+            f"Not measured in this version: {', '.join(missing)}; `{command} --out "
+            "docs/results/serve.json` measures it.",
+        ]
+    return "\n".join(lines)
+
+
+SHARING = (
+    "eleven workers, the front end and the client share: of requests that come at random, one in a "
+    "thousand waits for three or four others, whoever straggles; evenly spaced ones hardly wait, "
+    "as behind the paper's barrier."
+)
+TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "stragglers": lambda r: (
+        "p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
+        f"{tail_ratios(r, '', POLICIES)}; with evenly spaced requests "
+        f"{tail_ratios(r, 'even_', POLICIES[:2])}."
+    ),
+    "light": lambda r: (
+        f"When nobody straggles, at 30 % of capacity ({r['capacity_qps']:.0f} single images a "
+        f"second), coded costs {100 * (r['light_p50_ratio'] - 1):+.1f} % of p50."
+    ),
+    "overhead": lambda r: (
+        f"The front end adds {r['front_end_ms']:.2f} ms to a forward pass of "
+        f"{r['forward_ms']:.2f} ms."
+    ),
+    "pool": lambda r: f"Ten of eleven instant answers take {r['pool_first_10_of_11_ms']:.2f} ms.",
+    "soak": lambda r: (
+        f"After {r['soak_seconds'] / 60:.0f} minutes of load the front end's memory had grown by "
+        f"{100 * r['soak_front_end_growth']:.1f} %, the workers' by "
+        f"{100 * r['soak_workers_growth']:.1f} % since the first minute."
+    ),
+}
+"""Part -> a sentence."""
+
+
+def chaos_text(result: dict[str, Any]) -> str:
+    """What came of killing and stopping workers."""
     spared = result["least_loaded"]
     low, high = result["decoded_accuracy_95"]
-    lines = [
+    return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
         f"and another stopped every 10 s (k = 10, 11 workers in turn): {result['answered']:,} "
         f"answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
@@ -188,51 +356,44 @@ def serve_table(result: dict[str, Any]) -> str:
         f"{result['direct_labels_differ']} direct labels and "
         f"{result['direct_probabilities_differ']} direct probabilities off the offline ones. "
         f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms; with the default routing "
-        f"{spared['decoded']} decoded, p99 {spared['p99_ms']:.1f} ms.",
-        "",
-        f"Requests of ten images at Poisson times, open loop at half of capacity "
-        f"({result['batch_rate_rps']:.1f} a second), latency of the last image in ms:",
-        "",
-        "| | policy | p50 | p99 | p99.9 | decoded | accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+        f"{spared['decoded']} decoded, p99 {spared['p99_ms']:.1f} ms."
+    )
+
+
+def arms_table(result: dict[str, Any]) -> list[str]:
+    """The lines of the table of policies, under each kind of straggling."""
     words = {
         "none": "nobody straggles",
         "held": "one answer in ten requests held back 100 ms",
-        "blocked": f"at {result['blocked_rate_rps']:.1f} a second, the worker blocked for 100 ms "
-        "instead",
+        "blocked": "at {blocked_rate_rps:.1f} a second, the worker blocked for 100 ms instead",
         "even none": "evenly spaced requests, nobody straggles",
         "even held": "evenly spaced requests, one answer in ten held back",
-        "single": f"single images at {result['single_rate_qps']:.0f} a second, one in a "
-        "hundred held back",
+        "single": "single images at {single_rate_qps:.0f} a second, one in a hundred held back",
     }
-    order = list(words)
+    rate = f" ({result['batch_rate_rps']:.1f} a second)" if "batch_rate_rps" in result else ""
+    arms = {**result.get("straggler_arms", {}), **result.get("variant_arms", {})}
+    order, cells = list(words), []
     for name in sorted(arms, key=lambda name: order.index(name.split("/")[0])):
         (kind, policy), arm = name.split("/"), arms[name]
-        lines.append(
-            f"| {words[kind]} | {policy} | {arm['p50_ms']:.1f} | {arm['p99_ms']:.1f} | "
-            f"{arm['p999_ms']:.1f} | {percent(arm['decoded_share'])} % | "
-            f"{percent(arm['accuracy'])} |"
+        far = f"{arm['p999_ms']:.1f}" if arm["requests"] >= FEWEST_FOR_P999 else "–"
+        cells.append(
+            [
+                words[kind].format_map(result),
+                policy,
+                f"{arm['p50_ms']:.1f}",
+                f"{arm['p99_ms']:.1f}",
+                far,
+                f"{percent(arm['decoded_share'])} %",
+                percent(arm["accuracy"]),
+            ]
         )
-    lines += [
+    columns = ("", "policy", "p50", "p99", "p99.9", "decoded", "accuracy")
+    return [
+        f"Requests of ten images at Poisson times, open loop at half of capacity{rate}, latency of "
+        f"the last image in ms, p99.9 of {FEWEST_FOR_P999:,} requests or more:",
         "",
-        f"p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
-        f"{tail_ratios(result, '', POLICIES)}; with evenly spaced requests "
-        f"{tail_ratios(result, 'even_', POLICIES[:2])}. "
-        f"When nobody straggles, at 30 % of capacity ({result['capacity_qps']:.0f} single images "
-        f"a second), coded costs {100 * (result['light_p50_ratio'] - 1):+.1f} % of p50. The front "
-        f"end adds {result['front_end_ms']:.2f} ms to a forward pass of "
-        f"{result['forward_ms']:.2f} ms; ten of eleven instant answers take "
-        f"{result['pool_first_10_of_11_ms']:.2f} ms. After "
-        f"{result['soak_seconds'] / 60:.0f} minutes of load the front end's memory had grown by "
-        f"{100 * result['soak_front_end_growth']:.1f} %, the workers' by "
-        f"{100 * result['soak_workers_growth']:.1f} % since the first minute. Measured on "
-        f"{result['machine']}, {result['cores']} cores, which eleven workers, the front end and "
-        "the client share: of requests that come at random, one in a thousand waits for three or "
-        "four others, whoever straggles; evenly spaced ones hardly wait, as behind the paper's "
-        "barrier.",
+        markdown(columns, cells).strip(),
     ]
-    return "\n".join(lines)
 
 
 def render(text: str, sections: dict[str, str]) -> str:
@@ -247,24 +408,36 @@ def render(text: str, sections: dict[str, str]) -> str:
     return text
 
 
-def sections() -> dict[str, str]:
-    """Return every rendered section from the files in docs/results."""
-    results = {
-        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("mnist", "fashion", "cifar10")
-        if (RESULTS / f"{name}.json").is_file()
+def read(path: Path) -> dict[str, Any] | None:
+    """Return what a file holds; None if it is not there."""
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def sections(folder: Path = RESULTS) -> dict[str, str]:
+    """Return every rendered section from the files in a folder."""
+    shipped = shipped_bundles()
+    results = {}
+    for name in dict.fromkeys((*BUNDLES, *shipped)):
+        found = read(folder / f"{name}.json")
+        if found is not None or name in shipped:
+            results[name] = found or {}
+    pixels = {
+        name: {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
+        for name in results
     }
-    paper, serve = RESULTS / "paper-mnist-k2.json", RESULTS / "serve.json"
+    seeds = {name: found for name in results if (found := read(folder / f"seed-{name}.json"))}
+    paper, serve = read(folder / "paper-mnist-k2.json"), read(folder / "serve.json")
     return {
-        "bundles": bundle_table(results),
+        "bundles": bundle_table(results, pixels, seeds),
         "costs": cost_table(results),
-        "serve": serve_table(json.loads(serve.read_text(encoding="utf-8")))
-        if serve.is_file()
-        else "Not measured in this version.",
-        "paper": paper_table(json.loads(paper.read_text(encoding="utf-8")))
-        if paper.is_file()
+        "serve": serve_table(serve) if serve else "Not measured in this version.",
+        "paper": paper_table(paper)
+        if paper
         else "What they reach has not been measured in this version.",
-        **headlines(RESULTS),
+        **headlines(folder),
     }
 
 

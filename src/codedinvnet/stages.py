@@ -273,8 +273,8 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     """Run all stages that are not finished, evaluate on the test split, and complete the bundle.
 
     Returns:
-        Where the bundle lies, the seconds that its training took, and `evaluation_report` for each
-        of the group sizes 2, 4 and 10 that it serves, or for `members`.
+        Where the bundle lies, the seed and the seconds of its training, and `evaluation_report`
+        for each of the group sizes 2, 4 and 10 that it serves, or for `members`.
     """
     train(run)
     if isinstance(run.settings.fusion, PixelFusionSettings):
@@ -287,7 +287,12 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
     write_description(folder, info)
-    return {"bundle": str(folder), "seconds": bundle.info.provenance.seconds, **figures}
+    return {
+        "bundle": str(folder),
+        "training_seed": run.settings.seed,
+        "seconds": bundle.info.provenance.seconds,
+        **figures,
+    }
 
 
 def evaluation_images(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codedinvnet.bench.latency import latency_figures
 from codedinvnet.bench.load import Reply
@@ -25,11 +27,25 @@ def row(
     error: str | None = None,
     systematic: bool = True,
     epochs: int = 1,
+    weights: str = "first",
+    groupings: Sequence[float] = (),
+    groups: int = GROUPS,
+    **shared: Any,
 ) -> dict[str, Any]:
-    """Return a row in which every group has the same share of right answers, or one more."""
+    """Return a row in which every group has the same share of right answers, or one more.
+
+    Args:
+        weights: the bundle's.
+        groupings: recovered accuracy in each; one grouping, if it is empty.
+        groups: of a grouping.
+        shared: settings of `tables.SHARED`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    extra = (torch.rand(GROUPS, generator=generator) < (recovered * k) % 1).long()
-    correct = int(recovered * k) + extra
+
+    def correct(share: float) -> Tensor:
+        least, more = divmod(round(share * k * groups), groups)
+        return least + (torch.randperm(groups, generator=generator) < more).long()
+
     trial = {
         "label": label,
         "method": label,
@@ -39,8 +55,16 @@ def row(
         "missing": 1,
         "corrupt": 0,
         "seed": seed,
+        "bundle": dataset,
     }
-    settings = {"quick": False, "epochs": epochs}
+    settings: dict[str, Any] = {
+        "quick": False,
+        "grouping_seed": 0,
+        "patterns": 64,
+        "test_images": 1000,
+    }
+    settings |= {"train_images": 1000, "bundle": weights, "epochs": epochs, **shared}
+    scored = torch.full((groups,), k)
     figures: dict[str, Any] = {
         "normal": 0.95,
         "complete": 0.95 if systematic else 0.9,
@@ -50,7 +74,8 @@ def row(
         "confusion": [[8, 2], [1, 9]],
         "classes": ["cat", "dog"],
         "groups": [
-            {"correct": pack_counts(correct), "scored": pack_counts(torch.full((GROUPS,), k))}
+            {"correct": pack_counts(correct(share)), "scored": pack_counts(scored)}
+            for share in groupings or (recovered,)
         ],
     }
     return {
@@ -84,15 +109,21 @@ def latency_row(
     quick: bool = False,
     wait_ms: float = 40.0,
     batch: int = 10,
+    held_ms: float = 100.0,
+    machine: str = MACHINE,
+    cores: int = 2,
 ) -> dict[str, Any]:
     """Return a row of `bench latency` whose requests took so long, and some of which were lost."""
     arm = {"label": label, "batch": batch, "load": 0.4, "straggler_model": stragglers, "run": run}
-    settings = {"quick": quick, "wait_ms": wait_ms}
+    settings: dict[str, Any] = {"quick": quick, "wait_ms": wait_ms}
+    if label == "small-backup":
+        settings["backup"] = {"epochs": 1}
     count = len(milliseconds) + lost
     figures: dict[str, Any] = {
         **latency_figures(replies(milliseconds, lost), quick=quick),
         "queries": batch * count,
-        "missing_share": lost / count,
+        "errors": lost,
+        "missing_share": round(lost / count, 6),
         "decoded_share": 0.02,
         "accuracy": accuracy,
         "work_per_query": 1.11,
@@ -113,9 +144,10 @@ def latency_row(
         "wait_ms": wait_ms,
         "service_ms": 42.0,
         "requests": count,
+        "stragglers": [{"kind": "hold", "delay": {"ms": held_ms}}],
         "settings": settings,
-        "machine": MACHINE,
-        "cores": 2,
+        "machine": machine,
+        "cores": cores,
         **({} if error else figures),
         "error": error,
     }

@@ -114,6 +114,23 @@ def test_a_failed_trial_is_a_row_with_its_error_and_is_tried_again(
     assert not any("error" in row for row in run(path, tmp_path, data_dir, test=False))
 
 
+def scored(name: str, recovered: float, **more: Any) -> dict[str, Any]:
+    scores = {"normal_accuracy": 0.98, "recovered_accuracy": recovered}
+    row = {"row": name, "data": "mnist", "seed": 1, "k": [10]}
+    return {**row, "validation": {"seconds": 60.0, "10": scores}, **more}
+
+
+def test_margins_are_to_the_first_row_or_there_are_none() -> None:
+    rows = [scored("all", 0.95), scored("no g'", 0.91), scored("no E", 0.5)]
+    assert "| no E | 98.00 | 50.00 | -45.00 | 60 |" in ablation.table(rows)
+    rows[0] = {key: rows[0][key] for key in ("row", "data", "seed", "k")}
+    rows[0]["error"] = "RuntimeError: a | b\nand more"
+    text = ablation.table(rows)
+    assert "| all | | | failed: RuntimeError: a \\| b and more | |" in text
+    assert "| no g' | 98.00 | 91.00 |  | 60 |" in text
+    assert "| no E | 98.00 | 50.00 |  | 60 |" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -72,6 +72,38 @@ def test_lost_queries_are_infinitely_late() -> None:
     assert found["lost"] == "2.00 %"
 
 
+def test_a_lost_request_of_a_thousand_is_never_and_not_bold() -> None:
+    lost = latency_row("coded", sample(1, count=999), lost=1)
+    lines = latency_tables.lines_of([lost, latency_row("uncoded", sample(2, 2.0))])
+    uncoded, coded = latency_tables.cells(lines)
+    found = dict(zip(latency_tables.COLUMNS, coded, strict=True))
+    assert found["p99.9"] == "never"
+    assert found["p99"] not in ("–", "never")
+    assert "**" not in "".join(coded)  # its p99 is no match for the other's p99.9
+    assert uncoded[latency_tables.COLUMNS.index("p99.9")].startswith("**")
+
+
+def test_a_lost_request_of_three_thousand_leaves_the_percentile_of_all() -> None:
+    rows = [latency_row("coded", sample(run), run=run) for run in (1, 2)]
+    rows += [latency_row("coded", sample(3, count=999), run=3, lost=1)]
+    (line,) = latency_tables.lines_of(rows)
+    together = [*sample(1), *sample(2), *sample(3, count=999), math.inf]
+    found = line.latency("p999")
+    assert found is not None
+    assert found.value == pytest.approx(sorted(together)[2997], abs=1e-3)
+    assert found.interval is None  # one run has no finite p99.9
+    latency, _ = latency_plots.curve(line)
+    assert np.isfinite(latency).all()
+
+
+def test_percentiles_of_different_ranks_are_not_compared() -> None:
+    rows = [latency_row("coded", sample(1, 2.0)), latency_row("hedge", sample(1, count=300))]
+    lines = latency_tables.lines_of(rows)
+    assert [(latency_tables.tail(line) or [""])[0] for line in lines] == ["p99", "p999"]
+    assert [label for _, label in latency_tables.farthest(lines)] == ["coded"]
+    assert [label for _, label in latency_tables.best(lines)] == ["coded"]
+
+
 def test_quick_rows_have_no_p999() -> None:
     (line,) = latency_tables.lines_of([latency_row("coded", sample(1, count=300), quick=True)])
     assert line.latency("p999") is None
@@ -115,6 +147,41 @@ def test_older_settings_other_benchmarks_and_failures(rows: list[dict[str, Any]]
     assert "Failed runs" not in again
 
 
+@pytest.mark.parametrize(
+    "changed", [{"held_ms": 50.0}, {"machine": "another"}, {"cores": 8}, {"wait_ms": 1.0}]
+)
+def test_runs_that_were_made_otherwise_are_not_pooled(changed: dict[str, Any]) -> None:
+    rows = [latency_row("coded", sample(run), run=run) for run in (1, 2)]
+    last = latency_row("coded", sample(3), run=3, **changed)
+    (line,) = latency_tables.lines_of([*rows, last])
+    assert line.rows == (last,)
+
+
+def test_methods_are_compared_under_the_same_settings_and_faults() -> None:
+    rows = [latency_row(label, sample(1)) for label in ("uncoded", "coded")]
+    rows += [latency_row("coded", sample(1), stragglers="held", error="RuntimeError: no")]
+    backup = latency_row("small-backup", sample(2))  # has a setting of its own
+    assert len(latency_tables.lines_of([*rows, backup])) == 3
+    late = [latency_row("hedge", sample(2), wait_ms=1.0)]
+    late += [latency_row("hedge", sample(2), held_ms=50.0)]
+    for one in late:
+        (line,) = latency_tables.lines_of([*rows, one])
+        assert line.label == "hedge"
+    assert "Failed runs" in latency_tables.report([*rows, latency_row("hedge", sample(2))])
+    assert "Failed runs" not in latency_tables.report([*rows, late[0]])
+
+
+def test_quick_rows_count_where_a_data_set_has_no_others() -> None:
+    rows = [latency_row("coded", sample(1)), latency_row("coded", sample(2), run=2, quick=True)]
+    (line,) = latency_tables.lines_of(rows)
+    assert line.rows == (rows[0],)
+
+
+def test_errors_stay_in_their_cell() -> None:
+    page = latency_tables.report([latency_row("coded", sample(1), error="OSError: a | b\n  c")])
+    assert "| coded, run 1 | OSError: a \\| b c |\n" in page
+
+
 def test_the_curve_stops_where_it_stands_for_less_than_a_request(
     rows: list[dict[str, Any]],
 ) -> None:
@@ -124,6 +191,10 @@ def test_the_curve_stops_where_it_stands_for_less_than_a_request(
         assert (np.diff(latency) >= 0).all()
         assert (np.diff(later) < 0).all()
         assert least * 0.99 < later[-1] < 1.5 * least
+    latency, later = latency_plots.curve(coded)
+    together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
+    for value, share in list(zip(latency, later, strict=True))[-8:]:
+        assert value == pytest.approx(together[int((1 - share) * 3000 + 1e-6)], abs=1e-3)
     latency, later = latency_plots.curve(hedge)
     at = int(np.argmin(np.abs(later - 0.1)))
     assert latency[at] == pytest.approx(np.quantile(sample(1, 1.2), 0.9), rel=0.02)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.bench.rows import append_row
 from codedinvnet.errors import UserError
+from codedinvnet.simulation.sweep import load_sweep
 from tests.bench.canned import latency_row, row
 
 FILES = ("accuracy.jsonl", "latency.jsonl", "map.jsonl", "ablation.jsonl", "speed.json")
@@ -137,11 +139,14 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert lines[1].startswith(f"| {BATCH} | {LOAD:.0%} | {MODEL} | hedge | 500.0 (")
     assert lines[2].endswith("| 2 |")  # runs
     assert "every task waits 40.0 ms without a processor" in found
-    assert "uncoded" not in found  # it failed
+    assert found.count("uncoded") == 1  # it failed
+    assert "### Failed runs\n\n| run | error |" in found
+    assert "| uncoded, run 1 | RuntimeError: no |" in found
     headline = headlines(folder)["latency"]
     assert headline.count("| hedge |") == 1
     assert f"\n| {BATCH + 1} |" not in headline
     assert "docs/results.md" in headline
+    assert "uncoded" not in headline
 
 
 def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:
@@ -161,6 +166,31 @@ def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
     assert "quick" not in worth
     speeds = section(text, "Speed of the invertible network")
     assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in speeds
+
+
+def test_rows_of_an_earlier_sweep_are_left_out(folder: Path) -> None:
+    path = folder / "map.jsonl"
+    write(path, [sweep_row(0.5, "coded", 50.0, 1.1)])
+    where = section(page(folder, "."), "Where each policy wins")
+    assert "| held | 10 | coded | coded |" in where
+    assert "4 runs of 20,000 images each." in where
+    write(path, [{**sweep_row(0.2, "hedge", 9.0, 1.0), "scenario": {"workers": 20}}])
+    where = section(page(folder, "."), "Where each policy wins")
+    assert "| held | 10 | hedge |" in where
+    assert "1 runs of" in where
+
+
+def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:
+    found = load_sweep(Path(__file__).parents[2] / "configs" / "bench" / "simulate-map.json")
+    assert found is not None
+    rows = [
+        {
+            "cell": cell._asdict(),
+            "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
+        }
+        for cell, scenario in found.scenarios()
+    ]
+    assert results._current_cells(rows) == rows
 
 
 def test_quick_rows_are_marked(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
+    agreeing,
     append_row,
     key_of,
     newest,
@@ -82,3 +83,10 @@ def test_the_newest_row_of_a_trial_counts() -> None:
 def test_keys_differ_with_what_they_are_of() -> None:
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
     assert len({key_of({"a": 1}), key_of({"a": 2}), key_of({"a": 1}, {}), key_of("a")}) == 4
+
+
+def test_rows_that_were_made_otherwise_than_the_last_of_their_place_are_left_out() -> None:
+    rows = [{"at": "a", "of": 1}, {"at": "b", "of": 1}, {"at": "a", "of": 2}, {"at": "a", "of": 2}]
+    found = agreeing(rows, lambda row: row["at"], lambda row: row["of"])
+    assert found == rows[1:]
+    assert agreeing(rows[:3], lambda row: None, lambda row: row["of"]) == rows[2:3]

@@ -85,6 +85,62 @@ def test_rows_of_older_settings_are_left_out() -> None:
     assert line.std("recovered") is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"grouping_seed": 1},
+        {"patterns": 8},
+        {"test_images": 990, "groups": 99},
+        {"train_images": 10},
+        {"weights": "second"},
+    ],
+)
+def test_methods_are_compared_only_if_they_were_given_the_same(changed: dict[str, Any]) -> None:
+    old = [row("coded-invnet", 0.93), row("parm", 0.5), row("parm", 0.6, dataset="fashion")]
+    new = row("coded-invnet", 0.95, **changed)
+    lines = tables.lines_of([*old, new])
+    assert [(x.label, x.dataset) for x in lines] == [("parm", "fashion"), ("coded-invnet", "mnist")]
+    assert lines[1].rows == (new,)
+    assert tables.margins_table(lines) == []
+    again = tables.lines_of([*old, new, row("parm", 0.7, **changed)])
+    assert len(tables.margins_table(again)) == 1
+
+
+def test_quick_rows_count_where_a_data_set_has_no_others() -> None:
+    quick: dict[str, Any] = {"quick": True, "groups": 9, "test_images": 90}
+    full = [row("coded-invnet", 0.93), row("parm", 0.5)]
+    late = [row("parm", 0.1, **quick), row("coded-invnet", 0.8, dataset="fashion", **quick)]
+    lines = tables.lines_of([*full, *late])
+    assert {(x.label, x.dataset, x.mean("recovered")) for x in lines} == {
+        ("coded-invnet", "mnist", 0.93),
+        ("parm", "mnist", 0.5),
+        ("coded-invnet", "fashion", 0.8),
+    }
+    assert tables.remarks(full) == "Measured on a machine."
+    assert tables.remarks(late).startswith("This is the quick version: ")
+    assert tables.remarks([*full, *late]).startswith("The figures of fashion are of the quick ")
+
+
+def test_margins_are_differences_of_the_accuracies_beside_them() -> None:
+    rows = [
+        row("coded-invnet", 0.9, groupings=(0.95, 0.9, 0.85)),
+        row("oracle", 0.97),
+    ]
+    (found,) = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(rows)))
+    assert (found["ours"], found["its recovered"]) == ("95.00", "97.00")  # of the first grouping
+    assert found["margin, points"] == "-2.00"
+    assert "for these trained weights alone" in tables.report(rows)
+    assert "not corrected for the number of tests" in tables.report(rows)
+
+
+def test_failures_of_older_settings_are_left_out_and_errors_stay_in_their_cell() -> None:
+    failed = row("parm", 0.0, error="RuntimeError: a | b\n  and more", epochs=1)
+    page = tables.report([row("coded-invnet", 0.9), failed])
+    assert "| parm | invertible | 1 | RuntimeError: a \\| b and more |\n" in page
+    assert "Failed" not in tables.report([failed, row("parm", 0.5, epochs=9)])
+    assert "Failed" not in tables.report([failed, row("coded-invnet", 0.9, grouping_seed=1)])
+
+
 def test_a_failed_trial_is_a_row_with_its_error(rows: list[dict[str, Any]]) -> None:
     page = tables.report(rows)
     assert "## Failed trials" in page

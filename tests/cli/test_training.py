@@ -24,7 +24,8 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     first = call(*words)
     assert first.code == 0, first.err
     report = json.loads(first.out)  # one object, and nothing else on standard output
-    assert report.keys() == {"bundle", "seconds", "test_k2", "test_k4"}
+    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2", "test_k4"}
+    assert report["training_seed"] == tiny_settings()["seed"]
     folder = tmp_path / "runs" / "tiny-recovery"
     checkpoints = [*folder.rglob("last.safetensors"), *folder.rglob("best.safetensors")]
     assert len(checkpoints) == 6
@@ -50,7 +51,8 @@ def test_reproduce_with_another_seed_and_group_size(
     result = call(*words, "--seed", "8", "--k", "3")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert report.keys() == {"bundle", "seconds", "test_k2"}
+    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2"}
+    assert report["training_seed"] == 8
     folder = tmp_path / "runs" / "tiny-recovery-seed8" / "fusion-k3" / "bundle"
     assert report["bundle"] == str(folder)
     info = load_bundle(folder).info

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from codedinvnet import stages
 from codedinvnet.bench.accuracy import first_images
+from codedinvnet.bench.tables import one_line
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle
 from codedinvnet.checkpoint import write_text
 from codedinvnet.config import (
@@ -301,7 +302,10 @@ def _scored(
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown: mean and spread over seeds, and the margin to the first row."""
+    """Return the rows as Markdown: mean and spread over seeds, and the margin to the first row.
+
+    If that one failed, there are no margins.
+    """
     lines = []
     split = "test" if all("test" in row for row in results if "error" not in row) else "validation"
     sizes = sorted({k for row in results for k in row["k"]})
@@ -318,18 +322,19 @@ def _table(own: Sequence[Mapping[str, Any]], title: str, split: str, k: str) -> 
         "| --- | --- | --- | --- | --- |",
     ]
     reference: dict[int, float] = {}
-    for name in dict.fromkeys(row["row"] for row in own):
+    for number, name in enumerate(dict.fromkeys(row["row"] for row in own)):
         these = [row for row in own if row["row"] == name]
         failed = [row["error"] for row in these if "error" in row]
         if failed:
-            lines.append(f"| {name} | | | failed: {failed[0]} | |")
+            lines.append(f"| {name} | | | failed: {one_line(failed[0])} | |")
             continue
         recovered = {row["seed"]: 100 * row[split][k]["recovered_accuracy"] for row in these}
         normal = [100 * row[split][k]["normal_accuracy"] for row in these]
         seconds = statistics.mean(row[split]["seconds"] for row in these)
-        reference = reference or recovered
-        margins = [value - reference[seed] for seed, value in recovered.items()]
-        margin = "" if recovered is reference else _spread(margins, "+")
+        if number == 0:
+            reference = recovered
+        margins = [v - reference[seed] for seed, v in recovered.items() if seed in reference]
+        margin = _spread(margins, "+") if margins and number else ""
         lines.append(
             f"| {name} | {_spread(normal)} | {_spread(list(recovered.values()))} | "
             f"{margin} | {seconds:.0f} |"

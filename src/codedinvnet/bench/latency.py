@@ -32,6 +32,7 @@ from codedinvnet.bench.latency_grid import (
     chosen,
     injected,
     load_latency_grid,
+    long_enough,
     quick_grid,
 )
 from codedinvnet.bench.load import Reply, connect, open_loop, processor_time, server
@@ -354,7 +355,7 @@ def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[st
         return round(float(value), 3) if math.isfinite(value) else None
 
     for name, share in QUANTILES.items():
-        if (quick and name == "p999") or len(latency) * (1 - share) < 0.999:
+        if not long_enough(len(latency), share, quick):
             found |= {f"{name}_ms": None, f"{name}_ms_95": None}
             continue
 

@@ -22,6 +22,12 @@ from codedinvnet.simulation.stragglers import stragglers
 
 QUICK_QUERIES = 3000
 
+
+def long_enough(requests: int, share: float, quick: bool) -> bool:
+    """Return whether a run has a percentile: a request beyond it; the quick version no p99.9."""
+    return not (quick and share > 0.995) and requests * (1 - share) >= 0.999
+
+
 Milliseconds = Annotated[float, Field(gt=0)]
 Load = Annotated[float, Field(gt=0, lt=1)]
 

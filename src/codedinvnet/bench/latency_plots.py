@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codedinvnet.bench.latency_grid import METHODS
-from codedinvnet.bench.latency_tables import TITLES, Line, lines_of, tail
+from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend
 from codedinvnet.bench.rows import read_rows
 
@@ -55,20 +57,24 @@ def _colour(line: Line) -> tuple[float, float, float]:
 def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Return latencies in ms (n,) and the shares (n,) of requests that take longer.
 
-    Over several runs a latency is the geometric mean of theirs at one share. A share that stands
-    for less than one of all requests is left out.
+    They are those of all runs' requests together where the tails that rows keep reach down to
+    them, else the geometric means of the runs' own, as in the table. A share that stands for less
+    than one of all requests is left out, and so are those that the lost ones are among.
     """
     count = sum(row["requests"] for row in line.rows)
-    by_run: list[Mapping[float, float]] = [
+    by_run: list[Mapping[float, float | None]] = [
         dict(zip(row["shares"], row["quantiles_ms"], strict=True)) for row in line.rows
     ]
-    shares = [
-        share
-        for share in sorted(by_run[0])
-        if (1 - share) * count >= 1 and all(run.get(share) is not None for run in by_run)
-    ]
-    logs = [[np.log(max(run[share], 1e-6)) for run in by_run] for share in shares]
-    return np.exp(np.array(logs).reshape(len(shares), len(by_run)).mean(1)), 1 - np.array(shares)
+    found: dict[float, float] = {}
+    for share in sorted({share for run in by_run for share in run}):
+        value = line.pooled(share)
+        if value is None:
+            own = [run.get(share) for run in by_run]
+            logs = [math.inf if v is None else math.log(max(v, 1e-6)) for v in own]
+            value = math.exp(statistics.fmean(logs))
+        if (1 - share) * count >= 1 and math.isfinite(value):
+            found[share] = value
+    return np.array(list(found.values())), 1 - np.array(list(found))
 
 
 def tails(lines: Sequence[Line]) -> Figure | None:
@@ -87,9 +93,10 @@ def tails(lines: Sequence[Line]) -> Figure | None:
 
 def against_accuracy(lines: Sequence[Line]) -> Figure | None:
     """Draw overall accuracy against the farthest percentile, a point a method."""
+    tails = farthest(lines)
 
     def draw(axis: Axes, line: Line) -> None:
-        found = tail(line)
+        found = tails.get((line.setting, line.label))
         if found is None or not np.isfinite(found[1].value):
             return
         name, value = found

@@ -11,9 +11,9 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from codedinvnet.bench.latency_grid import METHODS
-from codedinvnet.bench.rows import newest, read_rows
-from codedinvnet.bench.tables import as_csv, markdown, percent
+from codedinvnet.bench.latency_grid import METHODS, long_enough
+from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
+from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.simulation.figures import QUANTILES, Estimate
 
@@ -47,23 +47,30 @@ class Line:
         reach down to it; else the geometric mean of the runs' own. The interval (95 %) is by
         sectioning on the logarithm, with runs as the sections; a single run has its own.
         """
+        share = QUANTILES[name]
+        for row in self.rows:
+            if not long_enough(row["requests"], share, row["settings"]["quick"]):
+                return None
+        # None stands for infinity now: that of a run which lost as many requests.
         values = [row[f"{name}_ms"] for row in self.rows]
-        if None in values:
-            share = QUANTILES[name]
-            never = any(row["missing_share"] > 1 - share for row in self.rows)
-            return Estimate(math.inf, None) if never else None
-        value = self._pooled(QUANTILES[name])
+        logs = [math.inf if v is None else math.log(v) for v in values]
+        value = self.pooled(share)
         if value is None:
-            value = math.exp(statistics.fmean(map(math.log, values)))
+            value = math.exp(statistics.fmean(logs))
+        if not math.isfinite(value):
+            return Estimate(math.inf, None)
         if len(values) == 1:
             return Estimate(value, self.rows[0][f"{name}_ms_95"])
-        half = half_width([math.log(v) for v in values], math.log(value))
+        half = half_width(logs, math.log(value))
         if half is None:
             return Estimate(value, None)
         return Estimate(value, (value * math.exp(-half), value * math.exp(half)))
 
-    def _pooled(self, share: float) -> float | None:
-        """Return a percentile of all requests together, if the rows' tails hold it."""
+    def pooled(self, share: float) -> float | None:
+        """Return a percentile of all requests together, in ms, if the rows' tails hold it.
+
+        It is infinite if as many requests were lost.
+        """
         count = sum(row["requests"] for row in self.rows)
         rank = count - 1 - min(count - 1, int(share * count))  # from the largest
         tails = [row["tail_ms"] for row in self.rows]
@@ -91,22 +98,36 @@ def half_width(values: Sequence[float], centre: float) -> float | None:
     return float(student.ppf(0.975, n - 1)) * scatter
 
 
-def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
-    """Put the newest finished rows together, runs of one arm on one line, settings in order.
+def _place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
+    """Return what tells a row's line from the others: the first fields of `Line`, in order."""
+    return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
 
-    Rows of other settings than the newest of their line are left out, and so are those of other
-    benchmarks.
+
+def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return the rows of this benchmark that belong together, failed ones, too.
+
+    A row that was written again replaces the old one. Of a data set only rows count that have the
+    settings of its last one (the backup's, which one method has, aside), of a setting those with
+    the faults that were injected last, and of a line those with its last settings, machine and
+    cores. Quick rows count where a data set has no others.
     """
-    found: dict[tuple[str, int, float, str, str], list[Mapping[str, Any]]] = {}
-    for row in newest(dict(row) for row in rows if row.get("kind") == "latency").values():
+    found = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
+    kept = sorted(found, key=lambda row: not row["settings"]["quick"])
+    kept = agreeing(
+        kept, lambda row: row["dataset"], lambda row: {**row["settings"], "backup": None}
+    )
+    kept = agreeing(kept, lambda row: _place(row)[:-1], lambda row: row["stragglers"])
+    return agreeing(kept, _place, lambda row: [row[f] for f in ("settings", "machine", "cores")])
+
+
+def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
+    """Put the finished rows of `current` together, runs of one arm on one line, in order."""
+    found: dict[tuple[str, int, float, str, str], list[Row]] = {}
+    for row in current(rows):
         if row["error"] is None:
-            words = (row["straggler_model"], row["label"])
-            found.setdefault((row["dataset"], row["batch"], row["load"], *words), []).append(row)
+            found.setdefault(_place(row), []).append(row)
     methods = list(METHODS)
-    lines = [
-        Line(*place, tuple(row for row in rows if row["settings"] == rows[-1]["settings"]))
-        for place, rows in found.items()
-    ]
+    lines = [Line(*place, tuple(runs)) for place, runs in found.items()]
     return sorted(
         lines, key=lambda x: (x.dataset, -x.batch, x.load, x.stragglers, methods.index(x.label))
     )
@@ -121,19 +142,33 @@ def tail(line: Line) -> tuple[str, Estimate] | None:
     return None
 
 
+def farthest(lines: Sequence[Line]) -> dict[tuple[Any, ...], tuple[str, Estimate]]:
+    """Return by (setting, label) the tails that can be compared.
+
+    In a setting they are all the same percentile; lines that do not have it are left out.
+    """
+    tails = {(line.setting, line.label): found for line in lines if (found := tail(line))}
+    beyond = {(setting, name) for (setting, _), (name, _) in tails.items()}
+    return {
+        (setting, label): (name, value)
+        for (setting, label), (name, value) in tails.items()
+        if name == "p999" or (setting, "p999") not in beyond
+    }
+
+
 def best(lines: Sequence[Line]) -> set[tuple[Any, ...]]:
     """Return (setting, label) of the lines with the lowest tail of their setting, or an equal one.
 
     Equal is within 5 %, as in the simulator's map.
     """
-    tails = {(line.setting, line.label): found for line in lines if (found := tail(line))}
+    tails = {place: value.value for place, (_, value) in farthest(lines).items()}
     lowest: dict[Any, float] = {}
-    for (setting, _), (_, value) in tails.items():
-        lowest[setting] = min(lowest.get(setting, math.inf), value.value)
+    for (setting, _), value in tails.items():
+        lowest[setting] = min(lowest.get(setting, math.inf), value)
     return {
         place
-        for place, (_, value) in tails.items()
-        if value.value <= (1 + SAME) * lowest[place[0]] and math.isfinite(value.value)
+        for place, value in tails.items()
+        if value <= (1 + SAME) * lowest[place[0]] and math.isfinite(value)
     }
 
 
@@ -168,10 +203,10 @@ def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     lowest = best(lines)
     found = []
     for line in lines:
-        farthest = tail(line)
-        good = (line.setting, line.label) in lowest
+        last = tail(line)
+        good = last is not None and (line.setting, line.label) in lowest
         times = [
-            _shown(line.latency(name), good and farthest is not None and farthest[0] == name)
+            _shown(line.latency(name), good and last is not None and last[0] == name)
             for name in TITLES
         ]
         found.append(
@@ -208,8 +243,10 @@ def note(lines: Sequence[Line]) -> str:
     quick = any(row["settings"]["quick"] for row in rows)
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
-        "percentiles of all runs' requests together, with 95 % intervals over runs (of one run: "
-        f"over stretches of it); bold: the lowest tail of a setting, or within {SAME:.0%} of it. "
+        "percentiles of all runs' requests together where the hundred largest of each reach down "
+        "to them, else the geometric mean of the runs' own, with 95 % intervals over runs (of one "
+        "run: over stretches of it); bold: the lowest tail of a setting, or within "
+        f"{SAME:.0%} of it. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
         f"k = {each('k')}. "
         f"{each('workers')} workers share {each('cores')} cores: every task waits "
@@ -238,14 +275,21 @@ def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{markdown(COLUMNS, cells(lines))}\n{note(lines)}\n" if lines else ""
 
 
+def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
+    """Return the Markdown section of the runs that failed; "" if none did."""
+    failed = [row for row in current(rows) if row["error"] is not None]
+    cells = [(one_line(row["name"]), one_line(row["error"])) for row in failed]
+    return f"{heading} Failed runs\n\n{markdown(('run', 'error'), cells)}" if failed else ""
+
+
+def body(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
+    """Return the table of rows, its note, and the runs that failed."""
+    return "\n".join(text for text in (latency_table(rows), failures(rows, heading)) if text)
+
+
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown page of rows."""
-    text = ["# Latency of every method\n", latency_table(rows)]
-    kept = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
-    failed = [(row["name"], str(row["error"])) for row in kept if row["error"] is not None]
-    if failed:
-        text += ["## Failed runs\n", markdown(("run", "error"), failed)]
-    return "\n".join(text)
+    return f"# Latency of every method\n\n{body(rows)}"
 
 
 CSV_COLUMNS = (

@@ -8,13 +8,12 @@ beside the command that measures it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.bench import ablation, speed, tables
-from codedinvnet.bench.latency_tables import latency_table
-from codedinvnet.bench.rows import Row, newest, read_rows
+from codedinvnet.bench import ablation, latency_tables, speed, tables
+from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.simulation import sweep
 
@@ -134,24 +133,21 @@ def headline_accuracy(path: Path) -> str:
 
 
 def latency_section(path: Path) -> str:
-    """Return the table of all settings."""
-    return latency_table(_latency_rows(path)).strip()
+    """Return the table of all settings, and the runs that failed."""
+    return latency_tables.body(read_rows(path), "###").strip()
 
 
 def headline_latency(path: Path) -> str:
     """Return the table of one load."""
-    rows = [row for row in _latency_rows(path) if _setting(row) == HEADLINE_LATENCY]
+    kept = latency_tables.current(read_rows(path))
+    rows = [row for row in kept if row["error"] is None and _setting(row) == HEADLINE_LATENCY]
     batch, load, model = HEADLINE_LATENCY
     if not rows:
         return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
     return (
-        f"{latency_table(rows)}\nOther loads, single images and other stragglers: "
+        f"{latency_tables.latency_table(rows)}\nOther loads, single images and other stragglers: "
         "[docs/results.md](docs/results.md)."
     )
-
-
-def _latency_rows(path: Path) -> list[Row]:
-    return [row for row in newest(read_rows(path)).values() if row["error"] is None]
 
 
 def _setting(row: Row) -> tuple[int, float, str]:
@@ -167,7 +163,7 @@ def _machines(rows: Iterable[Row]) -> str:
 
 def map_section(path: Path) -> str:
     """Return which policy wins where, and up to which load each helps."""
-    rows = sweep.read_rows(path)
+    rows = _current_cells(sweep.read_rows(path))
     best, helps = sweep.winners(rows), sweep.helps_up_to(rows)
     loads = sorted({load for _, _, load in best})
     policies = list(dict.fromkeys(policy for _, _, policy in helps))
@@ -192,6 +188,17 @@ def map_section(path: Path) -> str:
             f"{len(rows)} runs of {rows[0]['queries']:,} images each.",
         ]
     )
+
+
+def _current_cells(rows: Sequence[Row]) -> list[Row]:
+    """Return the newest row of every cell, of those whose scenario differs in its place alone."""
+    varied = ("arrivals", "policy", "stragglers")
+
+    def base(row: Row) -> dict[str, Any]:
+        return {key: value for key, value in row["scenario"].items() if key not in varied}
+
+    kept = agreeing(rows, lambda row: None, base)
+    return list({tuple(row["cell"].items()): row for row in kept}.values())
 
 
 def _share(load: float | None) -> str:

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from codedinvnet.errors import UserError
 SCHEMA_VERSION = 1
 
 Row: TypeAlias = dict[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 def key_of(*parts: Any) -> str:
@@ -94,3 +95,17 @@ def newest(rows: Iterable[Row]) -> dict[str, Row]:
         found.pop(row["key"], None)
         found[row["key"]] = row
     return found
+
+
+def agreeing(
+    rows: Sequence[AnyRow], place: Callable[[AnyRow], Any], made: Callable[[AnyRow], Any]
+) -> list[AnyRow]:
+    """Return the rows that were made as the last one of their place was.
+
+    Args:
+        rows: oldest first.
+        place: where a row stands; hashable. Rows of one place are compared with each other.
+        made: what must then be the same for all of them.
+    """
+    last = {place(row): made(row) for row in rows}
+    return [row for row in rows if made(row) == last[place(row)]]

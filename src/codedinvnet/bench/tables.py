@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
-from codedinvnet.bench.rows import Row, newest, read_rows, unpack_counts
+from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
 
 OURS = "coded-invnet"
+SHARED = ("quick", "grouping_seed", "patterns", "test_images", "train_images")
+"""Settings without which methods were not given the same groups, or not the same chances."""
 
 
 class Published(NamedTuple):
@@ -93,30 +95,40 @@ class Line:
         )
 
 
-def lines_of(rows: Iterable[Row]) -> list[Line]:
-    """Put the newest finished rows together, seeds of one trial on one line.
+def _place(row: Row) -> tuple[str, str, str, int, int, int]:
+    """Return what tells a row's line from the others: the first fields of `Line`, in order."""
+    words = (row["label"], row["dataset"], row["base"])
+    return (*words, row["k"], row["missing"], row["corrupt"])
 
-    Rows of other settings than the newest of their line (longer trainings, another bundle) are
-    left out.
+
+def current(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that may be compared with each other, failed ones, too.
+
+    A row that was written again replaces the old one. Of a data set only rows count that were made
+    as its last one was, as far as SHARED goes; of a bundle those with its last weights; of a line
+    those with its last settings. Quick rows count where a data set has no others.
     """
+    kept = sorted(newest(rows).values(), key=lambda row: not row["settings"]["quick"])
+    kept = agreeing(
+        kept,
+        lambda row: row["dataset"],
+        lambda row: [row["settings"].get(name) for name in SHARED],
+    )
+    kept = agreeing(
+        kept,
+        lambda row: (row["dataset"], row["bundle"]),
+        lambda row: row["settings"]["bundle"],
+    )
+    return agreeing(kept, _place, lambda row: row["settings"])
+
+
+def lines_of(rows: Iterable[Row]) -> list[Line]:
+    """Put the finished rows of `current` together, seeds of one trial on one line."""
     found: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
-    for row in newest(rows).values():
+    for row in current(rows):
         if row["error"] is None:
-            words = (row["dataset"], row["label"], row["base"])
-            place = (*words, row["k"], row["missing"], row["corrupt"])
-            found.setdefault(place, []).append(row)
-    return [
-        Line(
-            label,
-            dataset,
-            base,
-            k,
-            missing,
-            corrupt,
-            tuple(row for row in rows if row["settings"] == rows[-1]["settings"]),
-        )
-        for (dataset, label, base, k, missing, corrupt), rows in found.items()
-    ]
+            found.setdefault(_place(row), []).append(row)
+    return [Line(*place, tuple(rows)) for place, rows in found.items()]
 
 
 def best_bases(lines: Iterable[Line]) -> list[Line]:
@@ -222,7 +234,11 @@ MARGIN_COLUMNS = (
 
 
 def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ...]]:
-    """Return the cells of the comparison of our bundle with each rival on its best base model."""
+    """Return the cells of the comparison of our bundle with each rival on its best base model.
+
+    Accuracies are those on the groupings that both were given, so that the margin is their
+    difference.
+    """
     best = best_bases(lines)
     reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
     cells = []
@@ -230,13 +246,15 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
         own = reference.get((line.dataset, line.k, line.missing, line.corrupt))
         if own is None or line.label == ours:
             continue
-        found = paired_difference(own.counts(), line.counts())
+        ours_by, its_by = own.counts(), line.counts()
+        both = min(len(ours_by), len(its_by))
+        found = paired_difference(ours_by, its_by)
         verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
         cells.append(
             (
                 *line.place,
-                percent(line.mean("recovered")),
-                percent(own.mean("recovered")),
+                percent(_recovered(its_by[:both])),
+                percent(_recovered(ours_by[:both])),
                 f"{found.margin:+.2f}",
                 f"{found.low:+.2f} to {found.high:+.2f}",
                 f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001",
@@ -244,6 +262,16 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
             )
         )
     return sorted(cells, key=_order)
+
+
+def _recovered(groupings: Sequence[Counts]) -> float:
+    """Return the share of right answers, the mean over groupings."""
+    return statistics.fmean(float(g.correct.sum() / g.scored.sum()) for g in groupings)
+
+
+def one_line(value: Any) -> str:
+    """Return a value as text that fits a cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -279,15 +307,18 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         own = _without(margins, dataset)
         if own:
             text += [
-                "Ours against each rival on its best base model, tested on the same groups by a "
-                "bootstrap over groups:",
+                "Ours against each rival on its best base model, on the groupings that both were "
+                "given, tested on the same groups by a bootstrap over groups. Intervals and p hold "
+                "for these trained weights alone, not for another training (whose variance is the "
+                "± over seeds, where there are several), and p is not corrected for the number of "
+                "tests:",
                 markdown(MARGIN_COLUMNS[1:], own).strip(),
             ]
-    failed = [row for row in newest(rows).values() if row["error"] is not None]
+    failed = [row for row in current(rows) if row["error"] is not None]
     if failed:
         columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
         fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
-        cells = [[str(row[field]) for field in fields] for row in failed]
+        cells = [[one_line(row[field]) for field in fields] for row in failed]
         text += [f"{heading} Failed trials", markdown(columns, cells).strip()]
     return "\n\n".join([*text, remarks(rows)])
 
@@ -298,11 +329,13 @@ def _without(cells: Iterable[Sequence[str]], dataset: str) -> list[Sequence[str]
 
 
 def remarks(rows: Iterable[Row]) -> str:
-    """Return what the rows were measured on, and whether in the quick version."""
-    kept = newest(rows).values()
-    quick = any(row["settings"]["quick"] for row in kept)
+    """Return what the rows were measured on, and which of them in the quick version."""
+    kept = current(rows)
+    quick = sorted({row["dataset"] for row in kept if row["settings"]["quick"]})
+    every = quick == sorted({row["dataset"] for row in kept})
+    which = "This is the" if every else f"The figures of {', '.join(quick)} are of the"
     return (
-        "This is the quick version: short trainings and few images. " if quick else ""
+        f"{which} quick version: short trainings and few images. " if quick else ""
     ) + f"Measured on {'; '.join(sorted({row['machine'] for row in kept}))}."
 
 

@@ -103,14 +103,23 @@ def _add_ablation(benches: Commands) -> None:
     sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
 
 
+def _refuse_failures(failed: int, what: str, rows: Path) -> None:
+    """Raise UserError if trials failed, so that scripts notice."""
+    if failed:
+        raise UserError(
+            f"{failed} {what} failed; the errors are in {rows}, and the same command tries again"
+        )
+
+
 def _ablation(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import ablation
     from codedinvnet.stages import choose_device
 
     name = "ablation-quick" if arguments.quick else "ablation"
+    out = arguments.out or Path("runs") / f"{name}.jsonl"
     results = ablation.run(
         arguments.grid,
-        arguments.out or Path("runs") / f"{name}.jsonl",
+        out,
         save_dir=arguments.save_dir or Path("runs") / name,
         data_dir=arguments.data_dir,
         device=choose_device(arguments.device),
@@ -118,6 +127,7 @@ def _ablation(arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
     )
     print(ablation.table(results))
+    _refuse_failures(sum("error" in row for row in results), "of the trials", out)
 
 
 def _add_speed(benches: Commands) -> None:
@@ -192,6 +202,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     )
     written = [*tables.write(out), *plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
+    _refuse_failures(report["failed"], "of the trials", out)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -237,3 +248,4 @@ def _latency(arguments: argparse.Namespace) -> None:
     )
     written = [*latency_tables.write(out), *latency_plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
+    _refuse_failures(report["failed"], "of the runs", out)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bench import ablation, accuracy, latency
+from tests.conftest import Command
+
+COUNTS = {"kept": 0, "done": 1, "failed": 2}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "what"), [(accuracy, "accuracy", "trials"), (latency, "latency", "runs")]
+)
+def test_failures_are_told_after_the_report(
+    module: Any, name: str, what: str, call: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    words = ["bench", name, "grid.json", "--out", out, "--json"]
+    monkeypatch.setattr(module, "run", lambda *_, **__: COUNTS)
+    outcome = call(*words)
+    assert outcome.code == 2
+    assert json.loads(outcome.out)["failed"] == 2
+    assert outcome.err.startswith(f"error: 2 of the {what} failed; the errors are in {out}")
+    assert outcome.err.count("\n") == 1
+    monkeypatch.setattr(module, "run", lambda *_, **__: {**COUNTS, "failed": 0})
+    assert call(*words).code == 0
+
+
+def test_failures_of_the_ablation_are_told_after_its_table(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"row": "all", "data": "mnist", "seed": 1, "k": [10], "error": "RuntimeError: no"}
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: [row])
+    outcome = call("bench", "ablation", "grid.json", "--out", tmp_path / "rows.jsonl")
+    assert outcome.code == 2
+    assert "failed: RuntimeError: no" in outcome.out
+    assert outcome.err.startswith("error: 1 of the trials failed; the errors are in ")

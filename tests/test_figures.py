@@ -1,0 +1,132 @@
+"""What `python tools/figures.py` renders of whole and of partial files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.bundle import load_bundle
+from tools.figures import RESULTS, SIZES, sections
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files of both bundles and of the service."""
+    for name in ("mnist", "fashion", "serve"):
+        shutil.copy(RESULTS / f"{name}.json", tmp_path)
+    return tmp_path
+
+
+def keep(path: Path, *keys: str) -> None:
+    """Leave these keys alone in a file."""
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({key: found[key] for key in keys}))
+
+
+def reproduced(seconds: float, recovered: dict[int, float], **more: Any) -> str:
+    reports = {
+        f"test_k{k}": {"normal_accuracy": 0.991, "recovered_accuracy": value}
+        for k, value in recovered.items()
+    }
+    return json.dumps({"bundle": "runs/x", "seconds": seconds, **reports, **more})
+
+
+def rows(table: str, name: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+def test_an_empty_folder_is_not_measured(tmp_path: Path) -> None:
+    assert all(
+        text.startswith(("Not measured", "What they")) for text in sections(tmp_path).values()
+    )
+
+
+def test_a_bundle_with_costs_alone_is_not_measured_otherwise(folder: Path) -> None:
+    keep(folder / "fashion.json", "info")
+    found = sections(folder)
+    assert len(rows(found["bundles"], "mnist")) == len(SIZES)
+    assert rows(found["bundles"], "fashion") == []
+    command = "python tools/figures.py --data-dir data fashion"
+    assert f"Not measured: fashion; `{command}` measures it." in found["bundles"]
+    assert "| embedding f, one image | 14.7 M | 27.4 M |" in found["costs"]
+    assert "| fixed-point iterations, mean | 13.2 | not measured |" in found["costs"]
+
+
+def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
+    keep(folder / "mnist.json", "evaluate", "side", "pixel_mean")
+    (folder / "fashion.json").unlink()
+    found = sections(folder)
+    assert [row[7:] for row in rows(found["bundles"], "mnist")] == [["not measured", "98.83"]] * 3
+    checks = "with another group's parity output not measured, with the average image in place of E"
+    assert checks in found["bundles"]
+    assert "Not measured: fashion;" in found["bundles"]  # it is shipped
+    assert found["costs"].startswith("Not measured")
+
+
+@pytest.mark.parametrize("part", ["chaos", "stragglers", "variants", "soak"])
+def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, part: str) -> None:
+    whole = sections(folder)["serve"]
+    assert "Not measured" not in whole
+    path, figures = folder / "serve.json", json.loads((folder / "serve.json").read_text())
+    gone = {
+        "chaos": ("queries", "answered", "decoded", "least_loaded", "p50_ms"),
+        "stragglers": ("straggler_arms", "batch_rate_rps", "p999_ratio_coded"),
+        "variants": ("variant_arms", "blocked_rate_rps", "single_rate_qps"),
+        "soak": ("soak_seconds", "soak_workers_growth"),
+    }
+    keep(path, *(key for key in figures if key not in gone[part]))
+    text = sections(folder)["serve"]
+    assert f"Not measured in this version: {part}; " in text
+    assert f"bench serve mnist --part {part} --data-dir data --out" in text
+    assert len(text.split("Not measured")[0]) < len(whole)
+
+
+def test_a_part_alone(folder: Path) -> None:
+    keep(folder / "serve.json", "machine", "cores", "pool_first_10_of_11_ms")
+    text = sections(folder)["serve"]
+    assert text.startswith("Ten of eleven instant answers take")
+    assert "Not measured in this version: chaos, overhead, light, stragglers" in text
+
+
+def test_the_maximum_of_a_few_requests_is_no_p999(folder: Path) -> None:
+    path = folder / "serve.json"
+    figures = json.loads(path.read_text())
+    arms = figures["straggler_arms"]
+    arms["none/uncoded"] |= {"requests": 999, "p999_ms": 77.7}
+    arms["held/coded"] |= {"requests": 1000, "p999_ms": 88.8}
+    path.write_text(json.dumps(figures))
+    lines = sections(folder)["serve"].splitlines()
+    (few,) = [line for line in lines if line.startswith("| nobody straggles | uncoded |")]
+    assert " | – | " in few
+    assert "77.7" not in few
+    assert any("| coded |" in line and "| 88.8 |" in line for line in lines)
+
+
+def test_the_papers_objective_stands_beside_each_row(folder: Path) -> None:
+    assert "paper's objective" not in sections(folder)["bundles"]
+    (folder / "pixels-mnist-k2.json").write_text(reproduced(3000, {2: 0.7408}))
+    (folder / "pixels-mnist-k10.json").write_text(reproduced(6000, {10: 0.3}))
+    table = sections(folder)["bundles"]
+    assert table.splitlines()[0].endswith("| side alone | paper's objective |")
+    assert [row[-1] for row in rows(table, "mnist")] == ["74.08", "–", "30.00"]
+    assert [row[-1] for row in rows(table, "fashion")] == ["–", "–", "–"]
+    own = load_bundle("mnist").info.provenance.seconds / 60
+    assert (
+        "mnist 50 minutes (k = 2), 100 minutes (k = 10), the bundle, which serves every k, "
+        f"{own:.0f} minutes."
+    ) in table
+
+
+def test_another_seed_stands_below_the_table(folder: Path) -> None:
+    recovered = {2: 0.98, 4: 0.97, 10: 0.96}
+    (folder / "seed-fashion.json").write_text(reproduced(1, recovered, training_seed=7))
+    line = "With {}, fashion reaches 99.10 normal and 98.00 / 97.00 / 96.00 recovered at "
+    line += "k = 2 / 4 / 10."
+    assert line.format("seed 7") in sections(folder)["bundles"].splitlines()
+    (folder / "seed-fashion.json").write_text(reproduced(1, recovered))
+    assert line.format("another seed") in sections(folder)["bundles"].splitlines()
