@@ -100,6 +100,18 @@ def test_targets_embed_to_the_mean_latent(part: str, pixels: stages.Run) -> None
     assert float(trivial) > 5 * float(found)  # the average image alone is not the answer
 
 
+def test_reproduce_counts_the_time_of_sampling(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path, resume=-1)
+    report = stages.reproduce(run, 2)
+    sampled = json.loads((run.fusion_folder(2) / "sample.json").read_text())["seconds"]
+    trained = load_bundle(report["bundle"]).info.provenance.seconds
+    assert sampled > 0
+    assert report["seconds"] == pytest.approx(trained + sampled, abs=0.06)
+    again = stages.reproduce(run, 2)  # nothing is left to do: that takes no time worth counting
+    assert report["seconds"] <= again["seconds"] < report["seconds"] + sampled + 1
+    assert report["test_k2"] == again["test_k2"]
+
+
 def test_groups_use_all_rows_before_repeating() -> None:
     rows = torch.arange(100, 112)
     groups = draw_groups(rows, 10, 3, torch.Generator().manual_seed(0))
