@@ -77,6 +77,11 @@ def percent(value: float) -> str:
 ABSENT = "not measured"
 
 
+def number(value: float | None, digits: int = 1) -> str:
+    """A number; of requests that were never answered, null in a report, infinity."""
+    return "∞" if value is None else f"{value:.{digits}f}"
+
+
 def share(report: Mapping[str, Any] | None, key: str) -> str:
     """A share of a report in %, or that it was not measured."""
     return ABSENT if report is None else percent(report[key])
@@ -274,7 +279,7 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
     for policy in policies:
         name = f"{kind}p999_ratio_{policy.replace('+', '_')}"
         low, high = result[f"{name}_95"]
-        parts.append(f"{policy} {result[name]:.2f} ({low:.2f} to {high:.2f})")
+        parts.append(f"{policy} {number(result[name], 2)} ({number(low, 2)} to {number(high, 2)})")
     return ", ".join(parts)
 
 
@@ -345,18 +350,21 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
 def chaos_text(result: dict[str, Any]) -> str:
     """What came of killing and stopping workers."""
     spared = result["least_loaded"]
+    harm = ""
+    if "killed" in result:
+        harm = f", {result['killed']} times and {result['stopped']} times in all"
     low, high = result["decoded_accuracy_95"]
     return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
-        f"and another stopped every 10 s (k = 10, 11 workers in turn): {result['answered']:,} "
+        f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn): {result['answered']:,} "
         f"answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
         f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
         f"(95 % interval {percent(low)} to {percent(high)}; offline "
         f"{percent(result['evaluated_recovered_accuracy'])} % at k = 10), "
         f"{result['direct_labels_differ']} direct labels and "
         f"{result['direct_probabilities_differ']} direct probabilities off the offline ones. "
-        f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms; with the default routing "
-        f"{spared['decoded']} decoded, p99 {spared['p99_ms']:.1f} ms."
+        f"p50 {number(result['p50_ms'])} ms, p99 {number(result['p99_ms'])} ms; with the default routing "
+        f"{spared['decoded']} decoded, p99 {number(spared['p99_ms'])} ms."
     )
 
 
@@ -375,13 +383,13 @@ def arms_table(result: dict[str, Any]) -> list[str]:
     order, cells = list(words), []
     for name in sorted(arms, key=lambda name: order.index(name.split("/")[0])):
         (kind, policy), arm = name.split("/"), arms[name]
-        far = f"{arm['p999_ms']:.1f}" if arm["requests"] >= FEWEST_FOR_P999 else "–"
+        far = number(arm["p999_ms"]) if arm["requests"] >= FEWEST_FOR_P999 else "–"
         cells.append(
             [
                 words[kind].format_map(result),
                 policy,
-                f"{arm['p50_ms']:.1f}",
-                f"{arm['p99_ms']:.1f}",
+                number(arm["p50_ms"]),
+                number(arm["p99_ms"]),
                 far,
                 f"{percent(arm['decoded_share'])} %",
                 percent(arm["accuracy"]),

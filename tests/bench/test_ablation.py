@@ -61,7 +61,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
         return real_train(run)
 
     def stop(run: stages.Run, members: int) -> dict[str, Any]:
-        if run.settings.name == "mnist-01-1":
+        if run.settings.fusion.model_dump()["joint_epochs"] == 0:
             raise KeyboardInterrupt
         return real_fuse(run, members)
 
@@ -92,6 +92,52 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     assert "| mnist, test split, k = 2 |" in text
     assert "| mnist, test split, k = 4 |" in text
     assert text.count("±") == 2 * (2 * 2 + 1)  # normal and recovered of two rows, and one margin
+
+
+def test_a_changed_grid_trains_what_is_new_and_keeps_the_rest(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were inserted, edited or taken out: no trial meets another one's checkpoints."""
+    fused: list[str] = []
+    real = stages.fuse
+
+    def fuse(run: stages.Run, members: int) -> dict[str, Any]:
+        fused.append(run.settings.name)
+        return real(run, members)
+
+    monkeypatch.setattr(stages, "fuse", fuse)
+    reference = {"name": "all", "change": {}}
+    longer = {"name": "longer", "change": {"fusion": {"epochs": 2}}}
+    longest = {"name": "longer", "change": {"fusion": {"epochs": 3}}}
+    none = {"name": "no joint training", "change": {"fusion": {"joint_epochs": 0}}}
+    path = grid_file(tmp_path, rows=[reference, none], seeds=[1])
+    first = run(path, tmp_path, data_dir)
+    grid_file(tmp_path, rows=[reference, longer, none], seeds=[1])  # one in the middle
+    second = run(path, tmp_path, data_dir)
+    assert [first[0], first[1]] == [second[0], second[2]]
+    grid_file(tmp_path, rows=[reference, longest], seeds=[1])  # one edited, one taken out
+    third = run(path, tmp_path, data_dir)
+    assert third[0] == first[0]
+    assert ablation.read_results(tmp_path / "out.jsonl") == third
+    everything = ablation.read_everything(tmp_path / "out.jsonl")
+    assert [row["row"] for row in everything] == ["all", "longer", "longer", "no joint training"]
+    assert not any("error" in row for row in everything)
+    assert len(fused) == 4 == len(set(fused))
+    grid_file(tmp_path, rows=[reference, none], seeds=[1])  # and all is as it was
+    assert run(path, tmp_path, data_dir) == first
+    assert ablation.read_results(tmp_path / "out.jsonl") == first
+    assert len(fused) == 4
+    assert len(ablation.read_everything(tmp_path / "out.jsonl")) == 4
+
+
+def test_the_quick_version_shares_nothing_with_the_whole_one(tmp_path: Path) -> None:
+    path = grid_file(tmp_path)
+    grid = ablation.load_grid(path)
+    quick, whole = ablation.trials(grid, path, quick=True)[0], ablation.trials(grid, path)[0]
+    assert quick.settings == whole.settings  # short enough as they are
+    assert quick.key != whole.key
+    assert quick.run_settings.name != whole.run_settings.name
+    assert quick.network_name != whole.network_name
 
 
 def test_a_failed_trial_is_a_row_with_its_error_and_is_tried_again(

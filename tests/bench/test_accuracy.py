@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from codedinvnet.bench import accuracy
 from codedinvnet.bench.rows import newest, read_rows
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS
 from codedinvnet.training.parity import ParityStage
@@ -210,6 +212,38 @@ def test_an_interrupted_training_goes_on(
     assert read_rows(tmp_path / "rows.jsonl") == []
     assert run(grid, tmp_path, data_dir)["done"] == 1
     assert steps[5:] == [1, 1, 1, 2, 2, 2]
+
+
+def test_parts_of_other_settings_are_trained_anew(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Whatever of a setting changes, a trial is done again and no row is an error."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, bundle)
+    grid = write_grid(tmp_path / "grid.json", bundle, [{"methods": ["parm"]}])
+    headers = []
+
+    def done() -> None:
+        counts = run(grid, tmp_path, data_dir)
+        assert (counts["done"], counts["failed"]) == (1, 0), read_rows(tmp_path / "rows.jsonl")[-1]
+        (last,) = (tmp_path / "runs").rglob("last.safetensors")
+        headers.append(load_checkpoint(last)[1])
+
+    done()
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["mnist"]["parity"] = {**PART, "epochs": 2}  # more of them: not resumed
+    grid.write_text(json.dumps(raw))
+    done()
+    raw["datasets"]["mnist"]["parity"] = {**PART, "batch_size": 8}  # fewer: not taken for finished
+    grid.write_text(json.dumps(raw))
+    done()
+    tensors, header = load_checkpoint(bundle / "weights.safetensors")
+    other = {key: 1.01 * value for key, value in tensors.items()}
+    save_checkpoint(bundle / "weights.safetensors", other, header)
+    done()
+    assert [header["epoch"] for header in headers] == [1, 2, 1, 1]
+    digests = [header["settings"]["bundle"] for header in headers]
+    assert len(set(digests[:3])) == 1 != len(set(digests[2:]))
 
 
 @pytest.mark.parametrize(

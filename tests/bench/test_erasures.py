@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from codedinvnet.bench.erasures import (
     Score,
     corrupt_some,
-    erasure_patterns,
     score,
     task_outputs,
 )
@@ -59,15 +58,6 @@ def source() -> ImageSet:
 def scored(method: CodedMethod, source: ImageSet, k: int, missing: int = 1, **more: int) -> Score:
     settings: dict[str, Any] = {"groupings": 2, "seed": 0, "patterns": 1000, "majority": 1, **more}
     return score(method, source, k=k, missing=missing, **settings)
-
-
-def test_patterns_are_all_or_a_seeded_sample() -> None:
-    assert erasure_patterns(4, 2, 6, 0) == list(combinations(range(4), 2))
-    assert erasure_patterns(5, 0, 1, 0) == [()]
-    sample = erasure_patterns(11, 3, 30, 0)
-    assert len(set(sample)) == 30
-    assert all(len(set(lost)) == 3 and max(lost) < 11 for lost in sample)
-    assert sample == erasure_patterns(11, 3, 30, 0) != erasure_patterns(11, 3, 30, 1)
 
 
 @pytest.mark.parametrize("k", [2, 4, 10])

@@ -165,6 +165,35 @@ def test_a_run_that_raises_is_a_row_and_is_tried_again(
     assert run(longer, tmp_path, data_dir, only=["method=hedge"])["runs"] == 1
 
 
+def test_a_run_that_was_measured_with_other_faults_is_measured_again(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = tmp_path / "mine.json"
+
+    def write(ms: int) -> None:
+        delay = {"distribution": "exponential", "ms": ms}
+        faults.write_text(json.dumps({"faults": [{"kind": "slow", "delay": delay}]}))
+
+    async def measured(*_: Any) -> dict[str, Any]:
+        return {"p50_ms": 1.0}
+
+    monkeypatch.setattr(latency.LatencyBench, "_measure", measured)
+    block = {"batches": [4], "loads": [0.3], "methods": ["uncoded"]}
+    blocks = [{**block, "stragglers": [model]} for model in ("pareto", str(faults))]
+    grid = write_grid(tmp_path, bundle_folder, [], blocks=blocks)
+    write(20)
+    assert run(grid, tmp_path, data_dir)["done"] == 2
+    assert run(grid, tmp_path, data_dir)["kept"] == 2
+    write(30)
+    counts = run(grid, tmp_path, data_dir)
+    assert (counts["kept"], counts["done"]) == (1, 1)
+    after = read_rows(tmp_path / "rows.jsonl")[-1]
+    assert after["stragglers"][0]["delay"]["ms"] == 30
+    rows = [r for r in read_rows(tmp_path / "rows.jsonl") if r["key"] == after["key"]]
+    assert len(rows) == 2  # the same key, and the newest row counts
+    assert run(grid, tmp_path, data_dir)["kept"] == 2
+
+
 def test_the_command_writes_rows_tables_and_figures(
     finished: tuple[Path, Path], data_dir: Path, tmp_path: Path, call: Command
 ) -> None:

@@ -7,7 +7,15 @@ import time
 
 import pytest
 
-from codedinvnet.bench.load import Reply, descriptors, memory, open_loop, percentile, server
+from codedinvnet.bench.load import (
+    Reply,
+    descriptors,
+    memory,
+    open_loop,
+    percentile,
+    proportional_memory,
+    server,
+)
 from codedinvnet.errors import UserError
 
 
@@ -67,6 +75,8 @@ def test_a_server_that_cannot_start_is_reported() -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")
 def test_memory_and_descriptors() -> None:
     assert 10e6 < memory(os.getpid()) < 50e9
+    assert 10e6 < proportional_memory(os.getpid()) <= 1.1 * memory(os.getpid())
+    assert proportional_memory(2**22 + 1) == 0  # above the largest process number
     before = descriptors(os.getpid())
     read, write = os.pipe()
     assert descriptors(os.getpid()) == before + 2

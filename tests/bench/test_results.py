@@ -22,6 +22,7 @@ TIMES = np.arange(1000.0)
 
 def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, Any]:
     return {
+        "schema_version": 1,
         "cell": {"stragglers": "held", "batch": 10, "load": load, "policy": policy},
         "scenario": {},
         "p999_ms": late,

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench import serve
+from codedinvnet.bench import load, serve
 from codedinvnet.bench.load import Reply
 from codedinvnet.bundle import load_bundle
 from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
 from tests.conftest import Command
 from tests.processes import descendants, needs_proc, survivors, wait_until
 
@@ -27,6 +35,7 @@ TINY = serve.Sizes(
     single_queries=30,
     soak_seconds=4.0,
     capacity_seconds=1.0,
+    harm_seconds=0.2,
 )
 
 
@@ -61,10 +70,50 @@ def test_overhead_and_chaos(tmp_path: Path) -> None:
     found = asyncio.run(parts.chaos())
     for figures in (found, found["least_loaded"]):
         assert (figures["queries"], figures["answered"], figures["errors"]) == (120, 120, 0)
+        assert figures["killed"] > 0 < figures["stopped"]
         assert figures["direct"] + figures["decoded"] == 120
         assert figures["mismatched_ids"] == 0
         assert figures["direct_labels_differ"] == figures["direct_probabilities_differ"] == 0
     assert found["evaluated_recovered_accuracy"] > 0.9
+
+
+def test_what_ends_the_harm_ends_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its promise would be that of a service that nobody harms."""
+
+    async def state(_: Any) -> dict[str, Any]:
+        raise RuntimeError("no state")
+
+    monkeypatch.setattr(load.Client, "state", state)
+    with pytest.raises(RuntimeError, match="no state"):
+        asyncio.run(bench(tmp_path).chaos())
+
+
+def test_harm_counts_the_processes_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, sent = 11, []
+
+    def kill(pid: int, number: int) -> None:
+        if pid == gone:
+            raise ProcessLookupError
+        sent.append((pid, number))
+
+    class Client:
+        turns = 0
+
+        async def state(self) -> dict[str, Any]:
+            self.turns += 1
+            pids = [gone, None, 100 + self.turns]  # the chosen first is sometimes the one that left
+            return {"workers": [{"pid": pid} for pid in pids]}
+
+    monkeypatch.setattr(os, "kill", kill)
+    parts, harm = bench(tmp_path), serve.Harm()
+    parts.sizes = dataclasses.replace(TINY, harm_seconds=0.001)
+    asyncio.run(parts._harm(Client(), harm, 0.005))  # type: ignore[arg-type]
+    assert [pid for pid, number in sent if number == signal.SIGKILL] == harm.killed
+    assert [pid for pid, number in sent if number == signal.SIGSTOP] == harm.stopped
+    assert gone not in {*harm.killed, *harm.stopped}
+    assert 2 <= len(sent) < 6  # four turns, two of them with a stop, some at one that is gone
 
 
 def test_wrong_answers_are_found(tmp_path: Path) -> None:
@@ -113,6 +162,37 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(merged["parts"]) == {"pool", "soak"}
     assert merged["pool_first_10_of_11_ms"] == found["pool_first_10_of_11_ms"]
 
+    async def nothing(_: Any) -> dict[str, Any]:
+        raise AssertionError("nothing is measured")
+
+    monkeypatch.setattr(serve.ServeBench, "pool", nothing)
+    words = ("--quick", "--part", "pool", "--out", out, "--log", log)
+    outcome = call("bench", "serve", *words, "--seed", "1")
+    assert outcome.code == 2
+    assert f"{out} holds parts that were measured otherwise (seed 0 -> 1)" in outcome.err
+    assert json.loads(out.read_text()) == merged
+
+
+@pytest.mark.parametrize("key", ["weights", "cores", "device", "machine", "bundle", "quick"])
+def test_reports_of_other_settings_are_not_mixed(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "serve.json"
+    report = {**dict.fromkeys(serve.COMPARABLE, "this"), "parts": {"pool": {}}, "a": 1}
+    serve.save(report, path)
+    with pytest.raises(UserError, match=rf"serve.json holds .* \({key} 'this' -> 'that'\)"):
+        serve.save({**report, key: "that", "parts": {"soak": {}}}, path)
+    assert json.loads(path.read_text()) == report
+    path.write_text(json.dumps({k: v for k, v in report.items() if k != key}))  # of an old version
+    serve.save({**report, key: "that", "parts": {"soak": {}}}, path)
+    assert set(json.loads(path.read_text())["parts"]) == {"pool", "soak"}
+
+
+def test_the_committed_report_can_be_added_to() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "results" / "serve.json"
+    old = json.loads(path.read_text())
+    serve.check_mergeable({**old, "weights": "abc", "device": "cpu"}, path)
+    with pytest.raises(UserError, match="cores"):
+        serve.check_mergeable({**old, "cores": 1000}, path)
+
 
 @needs_proc
 def test_a_terminated_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -140,6 +220,88 @@ def test_unknown_part(call: Command) -> None:
     assert outcome.code == 2
     assert "nonsense" in outcome.err
     assert "chaos" in outcome.err
+
+
+def test_requests_without_an_answer_are_the_slowest() -> None:
+    answered = canned(0.02, 990)
+    lost = [Reply("lost", (0,), 0.001, 503) for _ in range(10)]  # refused at once
+    found = serve.summary([*answered, *lost], np.zeros(10))
+    assert found["errors"] == 10
+    assert found["p50_ms"] > 30
+    assert (found["p99_ms"], found["p999_ms"]) == (None, None)
+    assert math.isinf(max(serve.latencies(lost)))
+    replies = {"none/uncoded": canned(0.02, 1000), "held/coded": [*answered, *lost]}
+    ratios = serve.tail_ratios(replies, ["coded"], "", 0)
+    assert ratios["p999_ratio_coded"] is None
+    assert ratios["p999_ratio_coded_95"][1] is None
+
+
+def test_stretches_are_resampled_whole() -> None:
+    """Twenty slow requests in a row are one event: a resample may well miss it."""
+    times = [0.02] * 2000
+    burst = times[:1000] + [0.2] * 20 + times[1020:]
+    spread = [0.2 if i % 100 == 0 else 0.02 for i in range(2000)]
+
+    def replies(values: list[float]) -> list[Reply]:
+        return [Reply("q", (0,), value, 200) for value in values]
+
+    def low(values: list[float]) -> float:
+        arms = {"none/uncoded": replies(times), "held/coded": replies(values)}
+        return float(serve.tail_ratios(arms, ["coded"], "", 0)["p999_ratio_coded_95"][0])
+
+    assert low(spread) == pytest.approx(10)
+    assert low(burst) == pytest.approx(1)
+
+
+class Loaded:
+    """Stands in for the service: p99 is what `tails` says, try after try."""
+
+    def __init__(self, parts: serve.ServeBench, tails: Iterable[float]) -> None:
+        self.rates: list[float] = []
+        self.tails = iter(tails)
+
+        async def load(client: Any, *, rate: float, count: int, **_: Any) -> list[Reply]:
+            self.rates.append(round(rate, 3))
+            return [Reply("q", (0,), next(self.tails), 200)] * count
+
+        @asynccontextmanager
+        async def there(*_: Any, **__: Any) -> AsyncIterator[Any]:
+            yield self
+
+        self.load, self.there, self.address = load, there, ""
+        parts.load = load  # type: ignore[method-assign]
+
+    async def infer(self, *_: Any) -> Reply:
+        return Reply("q", (0,), 0.01, 200)
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def search(tails: Iterable[float]) -> tuple[float | str, list[float]]:
+        parts = bench(tmp_path)
+        loaded = Loaded(parts, tails)
+        monkeypatch.setattr(serve, "server", loaded.there)
+        monkeypatch.setattr(serve, "connect", loaded.there)
+        try:
+            return asyncio.run(parts._capacity(1)), loaded.rates
+        except UserError as error:
+            return str(error), loaded.rates
+
+    return search
+
+
+def test_a_rate_that_failed_once_is_tried_again(searched: Callable[..., Any]) -> None:
+    good, bad = 0.01, 0.2
+    capacity, rates = searched([good, bad, good, bad, bad])
+    assert capacity == 62.5
+    assert rates == [50, 62.5, 62.5, 78.125, 78.125]
+
+
+def test_a_service_that_keeps_nothing_up_is_given_up(searched: Callable[..., Any]) -> None:
+    told, rates = searched(itertools.repeat(0.2))
+    assert "does not keep up with 0.39 requests of 1 images a second" in told
+    assert "5 times the 10.0 ms" in told
+    assert len(rates) == 2 * (serve.REDUCTIONS + 1)
 
 
 def canned(latency: float, count: int) -> list[Reply]:

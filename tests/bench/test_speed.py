@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,6 +226,22 @@ def test_commands(
     }
     assert wanted <= ratios
     assert all(f"{key}_spread" in merged for key in ratios)
+
+
+def test_a_report_of_other_weights_is_refused_before_anything_is_measured(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "speed.json"
+    report = speed.run("embed", str(bundle_folder), sizes=TINY, out=out)
+    assert json.loads(out.read_text()) == report
+    out.write_text(json.dumps({**report, "weights": "others"}))
+
+    def nothing(_: speed.SpeedBench) -> dict[str, Any]:
+        raise AssertionError("nothing is measured")
+
+    monkeypatch.setattr(speed.SpeedBench, "train", nothing)
+    with pytest.raises(UserError, match=r"speed.json holds parts .* \(weights 'others' -> "):
+        speed.run("train", str(bundle_folder), sizes=TINY, out=out)
 
 
 def test_table_for_people(

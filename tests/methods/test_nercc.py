@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from itertools import combinations
 
 import pytest
@@ -136,8 +137,11 @@ class Steps(nn.Module):
         return -self.weight * 100 * (brightness[:, None] - levels).abs()
 
 
-def test_tuning_finds_the_best_pair_on_the_groups_it_is_given() -> None:
-    group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
+@pytest.mark.parametrize("stragglers", [0, 1, 2])
+def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64, generator=generator)
+    group = group.expand(-1, -1, 2, 4, 4)
     classifier = Steps()
     labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
     candidates = (0.0, 1e-3, 1.0)
@@ -145,19 +149,38 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given() -> None:
     def accuracy(method: NeRCC) -> int:
         outputs = outputs_of(method, group)
         found = [
-            torch.stack([a.argmax(1) for a in method.decode(without(outputs, t), 4).values()], 1)
-            for t in range(5)
+            torch.stack(
+                [a.argmax(1) for a in method.decode(without(outputs, *lost), 4).values()], 1
+            )
+            for lost in combinations(range(4 + stragglers), stragglers)
         ]
         return sum(int((f == labels).sum()) for f in found)
 
-    tuned = tune(classifier, group, labels, candidates=candidates)
-    all_pairs = {
-        (e, d): accuracy(NeRCC(classifier, 4, encoder_smoothing=e, decoder_smoothing=d))
-        for e in candidates
-        for d in candidates
-    }
+    def make(encoder: float, decoder: float) -> NeRCC:
+        return NeRCC(
+            classifier,
+            4,
+            stragglers=stragglers,
+            encoder_smoothing=encoder,
+            decoder_smoothing=decoder,
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the next test looks at it
+        tuned = tune(classifier, group, labels, stragglers=stragglers, candidates=candidates)
+    all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1
     assert all_pairs[tuned.encoder_smoothing, tuned.decoder_smoothing] == max(all_pairs.values())
+
+
+def test_a_best_regulariser_at_the_end_of_the_candidates_is_told() -> None:
+    group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
+    classifier = Steps()
+    labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
+    with pytest.warns(UserWarning, match=r"of the .*coder, 1, is at the end .*\(1 to 10\)"):
+        tuned = tune(classifier, group, labels, candidates=(1.0, 10.0))
+    assert 1.0 in (tuned.encoder_smoothing, tuned.decoder_smoothing)
+    tune(classifier, group, labels, candidates=(0.0,))  # nothing lies below 0
 
 
 def test_negative_smoothing_is_the_users_error() -> None:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.measured import (
+    MeasuredArm,
     MeasuredRun,
+    arms_of,
     compare,
     read_runs,
     scenario_of,
+    scenarios_of,
     table,
 )
 from tests.simulation.scenarios import scenario
@@ -61,23 +66,24 @@ def test_a_simulated_run_meets_itself_and_no_slower_one() -> None:
     """What a run of another seed came to stands in for a measured one."""
     slow = {"kind": "slow", "probability": 0.02, "delay": {"distribution": "exponential", "ms": 50}}
     raw = {key: ROW[key] for key in ("policy", "workers", "k", "qps")}
-    given = scenario(**raw, service=24, queries=30_000, stragglers=[slow])
+    given = scenario(**raw, service=24, queries=60_000, stragglers=[slow])
     truth = simulate(given.updated(seed=7))
     keys = [f"{name}_ms" for name in ("p50", "p99", "p999")]
-    row = {**ROW, "batch": 1, "requests": 30_000, "service": 24, "stragglers": [slow]}
+    row = {**ROW, "batch": 1, "requests": 60_000, "service": 24, "stragglers": [slow]}
     row |= {key: truth[key] for key in keys}
     run = MeasuredRun.model_validate(row)
-    again = compare(run, simulate(scenario_of(run, given)))
+    again = compare(MeasuredArm((run,)), [simulate(scenario_of(run, given))])
     assert all(cell["agrees"] for cell in again.values())
     slower = run.model_copy(update={"service": given.service.model_copy(update={"ms": 30.0})})
-    assert not compare(run, simulate(scenario_of(slower, given)))["p50"]["agrees"]
+    late = compare(MeasuredArm((run,)), [simulate(scenario_of(slower, given))])
+    assert late["p50"]["agrees"] is False
 
 
 def test_failed_runs_are_passed_over_and_open_percentiles_not_compared(tmp_path: Path) -> None:
     failed = {key: ROW[key] for key in ("schema_version", "kind", "name")} | {"error": "no luck"}
     lost = {**ROW, "error": None, "p50_ms": None, "p99_ms": None, "backup": True}
     (run,) = read_runs(write(tmp_path / "rows.jsonl", failed, lost))
-    assert compare(run, {"p50_ms": 1.0, "p99_ms": 1.0, "p999_ms": 1.0}) == {}
+    assert compare(MeasuredArm((run,)), [figures(1.0, 1.0)]) == {}
     assert scenario_of(run, scenario()).backup
 
 
@@ -87,20 +93,88 @@ def figures(p50: float, p99: float | None) -> dict[str, Any]:
 
 def test_agreement_is_within_a_share_or_the_interval_whichever_is_wider() -> None:
     run = MeasuredRun.model_validate(ROW)
-    found = compare(run, figures(28.7, 119.0))
-    assert set(found) == {"p50", "p99"}  # p99.9 was not measured
-    assert found["p50"]["agrees"]
-    assert found["p99"]["agrees"]
-    assert found["p99"]["allowed_ms"] == [50.0, 120.0]
-    assert not compare(run, figures(28.8, 80))["p50"]["agrees"]
-    assert not compare(run, figures(25, 121))["p99"]["agrees"]
-    assert not compare(run, figures(25, None))["p99"]["agrees"]
+
+    def agrees(p50: float, p99: float | None, given: MeasuredRun = run) -> list[bool | None]:
+        cells = compare(MeasuredArm((given,)), [figures(p50, p99)])
+        assert set(cells) == {"p50", "p99"}  # p99.9 was not measured
+        return [cell["agrees"] for cell in cells.values()]
+
+    assert agrees(28.7, 119.0) == [True, True]
+    cells = compare(MeasuredArm((run,)), [figures(25, 25)])
+    assert cells["p99"]["allowed_ms"] == [50.0, 120.0]
+    assert agrees(28.8, 80) == [False, True]
+    assert agrees(25, 121) == [True, False]
+    assert agrees(25, None) == [True, False]
     narrow = run.model_copy(update={"p99_ms_95": (79.0, 81.0)})
-    assert compare(narrow, figures(25, 91.9))["p99"]["agrees"]
-    lines = table([{"name": run.name, "percentiles": compare(run, figures(28.8, None))}])
+    assert agrees(25, 91.9, narrow) == [True, True]
+
+
+def test_what_came_out_of_too_few_requests_is_no_judge() -> None:
+    run = MeasuredRun.model_validate({**ROW, "requests": 1000, "p999_ms": 300.0})
+    arm = MeasuredArm((run,))
+    cells = compare(arm, [figures(28.8, None)])
+    assert [cell["agrees"] for cell in cells.values()] == [False, False, None]
+    lines = table([{"name": arm.name, "runs": 1, "percentiles": cells}])
     assert "28.8 no" in lines[1]
     assert "never no" in lines[1]
-    assert lines[-1].startswith("0 of 2 percentiles within 15%")
+    assert "300.0        1.0 ?" in lines[1]
+    assert lines[-2].startswith("0 of 2 percentiles within 15%")
+    assert (
+        lines[-1]
+        == "1 not judged (?): no interval, and fewer than ten requests beyond the percentile"
+    )
+    long = run.model_copy(update={"requests": 50_000})  # here 15 % mean something
+    assert compare(MeasuredArm((long,)), [figures(25, 80)])["p999"]["agrees"] is False
+
+
+def three_runs(**changes: Any) -> list[MeasuredRun]:
+    latencies = np.random.default_rng(0).exponential(20, (3, 1000))
+    rows = []
+    for number, times in enumerate(latencies, start=1):
+        ordered = np.sort(times)
+        found = {
+            f"p{n}_ms": ordered[int(s * 1000)] for n, s in ((50, 0.5), (99, 0.99), (999, 0.999))
+        }
+        row = {**ROW, **found, "name": f"{ROW['name']}, run {number}", "requests": 1000}
+        row |= {"p99_ms_95": None, "tail_ms": list(ordered[::-1][:100]), "key": str(number)}
+        rows.append(MeasuredRun.model_validate({**row, **changes}))
+    return rows
+
+
+def test_runs_of_an_arm_are_one() -> None:
+    runs = three_runs()
+    other = runs[1].model_copy(update={"key": "4", "settings": {"wait_ms": 1}})
+    slower = runs[2].model_copy(update={"service": None})
+    arms = arms_of([runs[0], runs[1], other, runs[2].model_copy(update={"p50_ms": 1.0}), slower])
+    assert [len(arm.runs) for arm in arms] == [3, 1]
+    assert arms[0].runs[2] == slower  # the newest of its key
+    assert arms[0].name == "pareto/coded at 40 %"
+    assert arms[1].name == "pareto/coded at 40 %, run 2"
+    scenarios = scenarios_of(arms[0], scenario(queries=500, seed=3))
+    assert [s.seed for s in scenarios] == [3, 4, 5]
+    assert [s.service.values_ms for s in scenarios] == [(20, 22, 24), (20, 22, 24), ()]
+
+
+def test_an_arms_percentiles_are_those_of_all_requests() -> None:
+    everything = np.random.default_rng(0).exponential(20, (3, 1000)).ravel()
+    (arm,) = arms_of(three_runs())
+    for name, share in (("p99", 0.99), ("p999", 0.999)):
+        value, interval = arm.percentile(name) or (0, None)
+        assert value == pytest.approx(np.sort(everything)[int(share * 3000)])
+        assert interval is not None
+        assert interval[0] < value < interval[1]
+    own = [run.p50_ms or 0 for run in arm.runs]
+    value, _ = arm.percentile("p50") or (0, None)  # the tails do not reach down to it
+    assert min(own) < value < max(own)
+    cells = compare(arm, [figures(value, 90.0)] * 3)
+    assert cells["p50"]["agrees"]
+    assert cells["p999"]["agrees"] is False  # judged: three runs have an interval
+    two = MeasuredArm(arm.runs[:2])
+    assert compare(two, [figures(value, 90.0)] * 2)["p999"]["agrees"] is None
+    tailless = MeasuredArm(tuple(run.model_copy(update={"tail_ms": ()}) for run in arm.runs))
+    value, _ = tailless.percentile("p999") or (0, None)
+    tops = [run.p999_ms or 0 for run in arm.runs]
+    assert value == pytest.approx(math.prod(tops) ** (1 / 3))
 
 
 @pytest.mark.parametrize(

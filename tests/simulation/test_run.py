@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,23 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n")
     report = json.loads(call("simulate", file, "--measured", rows, "--json").out)
-    assert (report["agree"], report["compared"]) == (1, 2)
-    assert report["runs"][0]["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
+    assert (report["agree"], report["compared"], report["too_few_requests"]) == (1, 1, 1)
+    (arm,) = report["arms"]
+    assert arm["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
+    assert (arm["runs"], len(arm["simulated"])) == (1, 1)
     lines = call("simulate", file, "--measured", rows).out.splitlines()
-    assert lines[-1].startswith("1 of 2 percentiles within 15%")
+    assert lines[-2].startswith("1 of 1 percentiles within 15%")
+
+
+def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call: Command) -> None:
+    path = tmp_path / "backup.json"
+    path.write_text(json.dumps({**SCENARIO, "backup": True}))
+    report = json.loads(call("simulate", path, "--json").out)
+    assert not {"accuracy", "accuracy_95"} & set(report)
+    assert report["decoded_share"] is not None
+    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "missing": 0.1}
+    path.write_text(json.dumps({**SCENARIO, "backup": True, "accuracy": given}))
+    assert 0.9 < json.loads(call("simulate", path, "--json").out)["accuracy"] <= 0.99
 
 
 def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
@@ -114,7 +128,10 @@ def test_plan_prints_a_ranking(call: Command) -> None:
     assert report["cpu_seconds"] > 0
     lines = call(*words, *times, *ways).out.splitlines()
     assert lines[0].startswith("100 images a second, service 10.00 ms")
-    assert any(line.startswith("coded, k = 4") for line in lines)
+    low, high = best["figures"]["p999_ms_95"] or (None, None)
+    shown = "-" if low is None else f"{low:.1f} to {high:.1f}"
+    assert any(line.startswith("coded, k = 4") and f" {shown}  " in line for line in lines)
+    assert "95 % interval" in lines[2]
 
 
 def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> None:
@@ -127,6 +144,12 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     assert 0.1 < timed.service.mean_ms < 1000
     assert 0 < timed.encode.mean_ms < timed.service.mean_ms
     assert timed.stragglers[0].kind == "slow"
+    given = run.PlanOptions("mnist", 50, 100, 0.9, service_ms=10, encode_ms=1, batch=10)
+    batches = run._plan_base(given)
+    requests = batches.queries / batches.arrivals.batch
+    assert requests == timed.queries == 53_000  # as sure of p99.9 as with single images
+    few = dataclasses.replace(given, queries=2000)
+    assert run._plan_base(few).queries == 2000
 
 
 @pytest.mark.parametrize(

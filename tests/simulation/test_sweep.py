@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.simulation.figures import FEWEST_SECTIONS, QUANTILES, sections_for
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     Sweep,
@@ -67,6 +68,32 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert len(read_rows(out)) == 24
 
 
+def test_a_sweep_that_was_interrupted_in_a_line_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    rows = run_sweep(SWEEP, out, {})
+    whole = out.read_bytes()
+    out.write_bytes(whole[: -len(json.dumps(rows[-1])) // 2])
+    again = run_sweep(SWEEP, out, {})
+    assert [r["p999_ms"] for r in again] == [r["p999_ms"] for r in rows]
+    assert len(read_rows(out)) == 16
+    assert read_rows(tmp_path / "nothing") == []
+
+
+def test_cells_have_as_many_requests_as_was_asked_for() -> None:
+    wide = SWEEP.model_copy(update={"requests": 200})
+    found = {cell.batch: given.queries for cell, given in wide.scenarios()}
+    assert found == {1: 300, 4: 800}
+
+
+def test_every_percentile_of_the_shipped_map_has_an_interval() -> None:
+    shipped = load_sweep(Path(__file__).resolve().parents[2] / "configs/bench/simulate-map.json")
+    assert shipped is not None
+    for cell, given in shipped.scenarios():
+        requests = given.queries // cell.batch
+        counted = requests - int(given.warmup * requests)
+        assert sections_for(counted, QUANTILES["p999"]) >= FEWEST_SECTIONS
+
+
 def test_a_row_tells_the_load() -> None:
     for cell, given in SWEEP.scenarios():
         assert given.arrivals.qps == pytest.approx(cell.load * 600)  # six workers, 10 ms
@@ -114,9 +141,9 @@ def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
     path.write_text('{"arrivals": {}}')
     assert load_sweep(path) is None
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"kind": "latency"}\n')
+    rows.write_text('{"schema_version": 1, "kind": "latency"}\n')
     with pytest.raises(UserError, match=r"rows.jsonl, line 1 is no row of a sweep"):
         read_rows(rows)
     rows.write_text("{\n")
-    with pytest.raises(UserError, match="line 1 is not JSON"):
+    with pytest.raises(UserError, match="line 1: not JSON"):
         read_rows(rows)

@@ -76,16 +76,35 @@ class Trial(Section):
     data: str
     sizes: tuple[int, ...]
     settings: Settings
+    """Their name is not looked at: `run_settings` has that of the trial's folder."""
+    quick: bool = False
 
     @property
     def key(self) -> str:
-        """What tells it from all others, its settings included."""
-        return json.dumps([self.row, self.data, self.sizes, self.settings.model_dump(mode="json")])
+        """What tells it from all others, its settings included, wherever in the grid it stands."""
+        settings = self.settings.model_dump(mode="json", exclude={"name"})
+        words = ["quick"] if self.quick else []
+        return json.dumps([self.row, self.data, self.sizes, settings, *words])
+
+    @property
+    def run_settings(self) -> Settings:
+        """The settings, with a name of this trial's own: no other one resumes its checkpoints."""
+        return self.settings.model_copy(update={"name": f"{self.data}-{_digest(self.key)}"})
+
+    @property
+    def network_name(self) -> str:
+        """The name of the network that it shares with all trials that train the same one."""
+        shared = [network_settings(self.settings), *(["quick"] if self.quick else [])]
+        return f"{self.data}-{_digest(json.dumps(shared, sort_keys=True))}"
 
     @property
     def members(self) -> int:
         """The largest size."""
         return max(self.sizes)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_grid(path: Path) -> Grid:
@@ -167,20 +186,31 @@ def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
     most = 1 if quick else None
     for data, change in list(grid.data.items())[:most]:
         for seed in grid.seeds[:most]:
-            for number, row in enumerate(grid.rows):
+            for row in grid.rows:
                 raw = merge(merge(grid.base, change), row.change)
-                raw |= {"name": f"{data}-{number:02d}-{seed}", "seed": seed}
+                raw |= {"name": data, "seed": seed}
                 raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
                 settings = parse_settings(raw, f"{path}, row {row.name!r}")
                 settings = hastened(settings) if quick else settings
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
                 for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
-                    found.append(Trial(row=row.name, data=data, sizes=sizes, settings=settings))
+                    found.append(
+                        Trial(row=row.name, data=data, sizes=sizes, settings=settings, quick=quick)
+                    )
     return found
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read finished trials; none if the file is not there.
+    """Read the trials of the grid that was run last; none if the file is not there.
+
+    Raises:
+        UserError: if a line is damaged.
+    """
+    return [row for row in read_everything(path) if not row.get("set_aside")]
+
+
+def read_everything(path: Path) -> list[dict[str, Any]]:
+    """Read all trials, those of other grids, too; none if the file is not there.
 
     Raises:
         UserError: if a line is damaged.
@@ -210,7 +240,8 @@ def run(
 
     Args:
         path: the grid file.
-        out: JSONL, one trial a line; finished trials in it are kept.
+        out: JSONL, one trial a line; finished trials in it are kept, those of other grids behind
+            this one's and marked (`set_aside`).
         save_dir: where runs and shared networks lie.
         data_dir: where the image sets lie.
         device: what to compute on.
@@ -226,7 +257,9 @@ def run(
         images = save_dir / "images"
         write_few_images({t.settings.data.name for t in wanted.values()}, data_dir, images)
         data_dir = images
-    done = {row["key"]: row for row in read_results(out) if row["key"] in wanted}
+    done = {row["key"]: row for row in read_everything(out)}
+    if done:
+        _write(out, wanted, done)
     for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
         if "error" in done.get(key, {"error": ""}):
             done[key] = {**_trained(trial, save_dir, data_dir, device), "quick": quick}
@@ -239,22 +272,25 @@ def run(
     return [done[key] for key in wanted]
 
 
-def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, "".join(json.dumps(done[key]) + "\n" for key in wanted if key in done))
+def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, Any]]) -> None:
+    """Write the wanted trials that are done, and behind them those of other grids, marked."""
+    for key, row in done.items():
+        row.pop("set_aside", None)
+        if key not in wanted:
+            row["set_aside"] = True
+    keys = [*(key for key in wanted if key in done), *(key for key in done if key not in wanted)]
+    write_text(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
 
 
 def _run(trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device) -> stages.Run:
     """Return the trial's run; its network's folder is shared by all trials with the same one."""
-    shared = network_settings(trial.settings)
-    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
     return stages.Run(
-        settings=trial.settings,
+        settings=trial.run_settings,
         save_dir=save_dir,
         data_dir=data_dir,
         device=device,
         resume=LATEST,
-        shared_network=save_dir / "networks" / f"{trial.data}-{digest}",
+        shared_network=save_dir / "networks" / trial.network_name,
     )
 
 

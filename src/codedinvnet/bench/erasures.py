@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from tqdm import tqdm
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.evaluation import bootstrap_std
 from codedinvnet.methods import CodedMethod
+from codedinvnet.methods.patterns import erasure_patterns
 from codedinvnet.serving.group import is_systematic
 
 BATCH = 250
@@ -56,25 +55,6 @@ class Score:
     patterns: dict[tuple[int, ...], float]
     counts: list[Counts]
     confusion: Tensor
-
-
-def erasure_patterns(workers: int, missing: int, limit: int, seed: int) -> list[tuple[int, ...]]:
-    """Return sets of missing workers: all, or a sample of `limit` distinct ones.
-
-    Args:
-        workers: how many a group has.
-        missing: how many of them are missing.
-        limit: the most that are wanted.
-        seed: of the sample.
-    """
-    if math.comb(workers, missing) <= limit:
-        return list(combinations(range(workers), missing))
-    generator = torch.Generator().manual_seed(seed)
-    found: set[tuple[int, ...]] = set()
-    while len(found) < limit:
-        drawn = torch.randperm(workers, generator=generator)[:missing]
-        found.add(tuple(sorted(drawn.tolist())))
-    return sorted(found)
 
 
 def task_outputs(method: CodedMethod, source: ImageSource) -> Tensor:

@@ -102,7 +102,7 @@ def run(
     settings = {arm: bench.settings(arm) for arm in wanted}
     done = newest(read_rows(out))
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
-    todo = [a for a in wanted if keys[a] not in done or done[keys[a]]["error"] is not None]
+    todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
     if any(arm.served.backup for arm in todo):
         bench.train_backup()  # before anything is measured, since training takes the processors
@@ -186,6 +186,19 @@ class LatencyBench:
             )
         return found
 
+    def faults(self, arm: Arm) -> list[Fault]:
+        """Return what makes an arm's workers straggle."""
+        return injected(arm.stragglers, self.grid.service_ms, arm.batch)
+
+    def is_done(self, arm: Arm, row: Row | None) -> bool:
+        """Tell whether an arm's row stands: without an error, and measured with today's faults.
+
+        A model's name, or a faults file's, says the same when what it stands for has changed.
+        """
+        if row is None or row["error"] is not None:
+            return False
+        return bool(row["stragglers"] == _dumped(self.faults(arm)))
+
     def train_backup(self) -> None:
         """Train the small backup as `bench accuracy` does; the part that it left is taken."""
         assert self.part_settings is not None
@@ -225,7 +238,7 @@ class LatencyBench:
     def row(self, arm: Arm, settings: Mapping[str, Any], key: str) -> Row:
         """Do a run and return its row; an error is a row, too."""
         grid = self.grid
-        faults = injected(arm.stragglers, grid.service_ms, arm.batch)
+        faults = self.faults(arm)
         row: Row = {
             "schema_version": SCHEMA_VERSION,
             "kind": "latency",
@@ -245,7 +258,7 @@ class LatencyBench:
             "service_ms": grid.service_ms,
             "qps": round(self.rate(arm), 3),
             "requests": math.ceil(grid.queries / arm.batch),
-            "stragglers": [f.model_dump(mode="json", exclude_defaults=True) for f in faults],
+            "stragglers": _dumped(faults),
             "seed": grid.seed + arm.run,
             "settings": dict(settings),
             "commit": describe_commit(),
@@ -336,6 +349,11 @@ class LatencyBench:
             }
         # Decoding is among what the front end costs.
         return {**fitted, "decode": {"distribution": "constant", "ms": 0.0}}
+
+
+def _dumped(faults: Iterable[Fault]) -> list[dict[str, Any]]:
+    """Return faults as they stand in a row."""
+    return [fault.model_dump(mode="json", exclude_defaults=True) for fault in faults]
 
 
 def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[str, Any]:

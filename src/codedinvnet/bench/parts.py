@@ -1,7 +1,7 @@
 """What the trials of `bench accuracy` are made of: base models, trained parts, methods.
 
 Trained parts lie below the benchmark's folder, one folder each, and are trained on the first use;
-an interrupted training goes on from its newest checkpoint.
+an interrupted training goes on from its newest checkpoint, one with other settings starts over.
 """
 
 from __future__ import annotations
@@ -206,13 +206,17 @@ class DataSet:
         stage: Callable[[nn.Module], Stage],
         depends: dict[str, Any],
     ) -> nn.Module:
-        """Return a part; train it, or what is left of its training, if it is not finished."""
+        """Return a part; train it, or what is left of its training, if it is not finished.
+
+        What was trained with other settings is trained anew.
+        """
         folder = folder / f"seed{seed}"
         if folder not in self._parts:
             torch.manual_seed(seed)
             module = make().to(self.device)
             settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
-            if not _load_finished(module, folder, settings, part.epochs):
+            _forget_others(folder, settings)
+            if not _load_finished(module, folder, part.epochs):
                 train_stage(
                     stage(module),
                     folder,
@@ -332,13 +336,23 @@ class DataSet:
         return found
 
 
-def _load_finished(module: nn.Module, folder: Path, settings: dict[str, Any], epochs: int) -> bool:
-    """Fill a module from its finished training; return whether there is one with these settings."""
+def _forget_others(folder: Path, settings: dict[str, Any]) -> None:
+    """Delete checkpoints of a training with other settings: it is neither finished nor resumed.
+
+    The newest goes first, so that an interruption leaves none that could pass for a whole training.
+    """
+    for path in (folder / "last.safetensors", folder / BEST):
+        if path.is_file() and differing_keys(load_checkpoint(path)[1]["settings"], settings):
+            path.unlink()
+
+
+def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:
+    """Fill a module from its finished training; return whether there is one."""
     last, best = folder / "last.safetensors", folder / BEST
     if not (last.is_file() and best.is_file()):
         return False
     _, header = load_checkpoint(last)
-    if header["epoch"] < epochs or differing_keys(header["settings"], settings):
+    if header["epoch"] < epochs:
         return False
     tensors, _ = load_checkpoint(best)
     load_modules({PART: module}, tensors, best)

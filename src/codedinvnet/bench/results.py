@@ -185,9 +185,14 @@ def map_section(path: Path) -> str:
             f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
             "doing nothing:",
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
-            f"{len(rows)} runs of {rows[0]['queries']:,} images each.",
+            f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each.",
         ]
     )
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _current_cells(rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,6 @@ Every part starts servers of its own and talks HTTP to them. Timings are compare
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -15,8 +14,8 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,16 +32,25 @@ from codedinvnet.bench.load import (
     memory,
     open_loop,
     percentile,
+    proportional_memory,
     server,
 )
-from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
+from codedinvnet.bundle import (
+    Bundle,
+    describe_commit,
+    describe_machine,
+    load_bundle,
+    weights_digest,
+)
 from codedinvnet.checkpoint import write_json
 from codedinvnet.data import ImageSource, load_images, sample_images
+from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
 from codedinvnet.report import median_ms
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.training.loop import differing_keys
 
 SCHEMA = 1
 SAME = 1e-5
@@ -56,10 +64,18 @@ HOLD = {
     "delay": {"distribution": "constant", "ms": HELD_MS},
 }
 RESAMPLES = 1000
+STRETCH = 50
+"""Consecutive requests that a bootstrap keeps together, since queues make neighbours alike."""
+STRETCHES = 10
+"""A run has at least so many stretches, shorter ones if need be."""
 EVEN_POLICIES = ("uncoded", "coded")
 """Compared under evenly spaced requests, too, which queue the least."""
 CAPACITY_SERVICE_TIMES = 5.0
 """Capacity is the highest rate at which p99 stays under so many service times."""
+REDUCTIONS = 12
+"""So often the search for the capacity lowers a rate that was too high from the start."""
+COMPARABLE = ("bundle", "weights", "images", "seed", "quick", "device", "machine", "cores")
+"""What parts of one report must have in common."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,14 @@ class Sizes:
     soak_seconds: float
     capacity_seconds: float
     """At each rate that is tried: too short a time flatters, since queues take time to grow."""
+    harm_seconds: float
+    """From one killed worker to the next; every other time one is stopped, too."""
     routings: tuple[str, ...] = ("round-robin", "least-loaded")
     policies: tuple[str, ...] = ("uncoded", "hedge", "coded", "coded+hedge")
 
 
-FULL = Sizes(20_000, 1000, 3000, 3000, 4, 2000, 600.0, 15.0)
-QUICK = Sizes(500, 200, 300, 100, 1, 100, 8.0, 2.0, ("round-robin",), ("uncoded", "coded"))
+FULL = Sizes(20_000, 1000, 3000, 3000, 4, 2000, 600.0, 15.0, 5.0)
+QUICK = Sizes(500, 200, 300, 100, 1, 100, 8.0, 2.0, 1.0, ("round-robin",), ("uncoded", "coded"))
 
 
 def run(
@@ -107,6 +125,9 @@ def run(
 
     Returns:
         One report: the figures, and what they were measured with.
+
+    Raises:
+        UserError: before anything is measured, if `out` holds parts of another bundle or machine.
     """
     sizes = QUICK if quick else FULL
     return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
@@ -138,6 +159,7 @@ async def _run(
     report: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": name,
+        "weights": weights_digest(name),
         "images": len(source),
         "seed": seed,
         "quick": quick,
@@ -145,6 +167,8 @@ async def _run(
         "cores": os.cpu_count(),
         "parts": {},
     }
+    if out is not None:
+        check_mergeable(report, out)
     for part in PARTS:
         if part in wanted:
             began = time.strftime("%Y-%m-%dT%H:%M:%S")
@@ -177,6 +201,14 @@ class Arm(NamedTuple):
     def name(self) -> str:
         """Its name in the report."""
         return f"{self.kind}/{self.policy}"
+
+
+@dataclass
+class Harm:
+    """What was done to the workers: whose processes were killed and stopped."""
+
+    killed: list[int] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
 
 
 class EchoSpec(WorkerSpec):
@@ -295,7 +327,7 @@ class ServeBench:
 
     async def chaos(self) -> dict[str, Any]:
         """Send single images while workers are killed and stopped, and check every answer."""
-        k, count = 10, self.sizes.chaos_queries
+        k, count, rate = 10, self.sizes.chaos_queries, 100.0
         found: dict[str, Any] = {}
         for routing in self.sizes.routings:
             # Groups have time to fill, and a stopped worker to do harm.
@@ -308,32 +340,38 @@ class ServeBench:
                 connect(process.address, self.name, self.images) as client,
             ):
                 await self.warm(client)
-                harm = asyncio.create_task(self._harm(client))
+                harm = Harm()
+                harming = asyncio.create_task(self._harm(client, harm, count / rate))
                 replies = await self.load(
-                    client, rate=100.0, count=count, size=1, label=f"chaos, {routing}"
+                    client, rate=rate, count=count, size=1, label=f"chaos, {routing}"
                 )
-                harm.cancel()
-                await asyncio.gather(harm, return_exceptions=True)
-            figures = self._checked(replies)
+                harming.cancel()
+                (ended,) = await asyncio.gather(harming, return_exceptions=True)
+                if isinstance(ended, Exception):
+                    raise ended  # what came after it met no harm
+            figures = {
+                "killed": len(harm.killed),
+                "stopped": len(harm.stopped),
+                **self._checked(replies),
+            }
             if routing == "round-robin":
                 found = {**figures, **self._offline(k)}
             else:
                 found["least_loaded"] = figures
         return found
 
-    async def _harm(self, client: Client) -> None:
-        """Kill a worker every 5 s and stop another every 10 s."""
-        generator, turn = random.Random(self.seed), 0
-        while True:
-            await asyncio.sleep(5.0)
-            turn += 1
+    async def _harm(self, client: Client, harm: Harm, seconds: float) -> None:
+        """Kill a worker every `harm_seconds`, and stop another every second time, for a while."""
+        generator, period = random.Random(self.seed), self.sizes.harm_seconds
+        for turn in range(1, math.ceil(seconds / period)):
+            await asyncio.sleep(period)
             workers = (await client.state())["workers"]
-            alive = [worker["pid"] for worker in workers if worker["pid"] is not None]
-            killed, stopped = generator.sample(alive, 2)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(killed, signal.SIGKILL)
-                if turn % 2 == 0:
-                    os.kill(stopped, signal.SIGSTOP)
+            harmed = {None, *harm.killed, *harm.stopped}
+            whole = [worker["pid"] for worker in workers if worker["pid"] not in harmed]
+            chosen = generator.sample(whole, min(2, len(whole)))
+            harm.killed += _signalled(chosen[:1], signal.SIGKILL)
+            if turn % 2 == 0:
+                harm.stopped += _signalled(chosen[1:], signal.SIGSTOP)
 
     def _checked(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """Compare every answer with the offline one."""
@@ -348,7 +386,6 @@ class ServeBench:
         direct, decoded = outcomes == "direct", outcomes == "decoded"
         right = labels == self.labels[rows]
         difference = np.abs(given - offline).max(1)
-        latencies = [1000 * reply.latency for reply in answered]
         n = int(decoded.sum())
         accuracy = float(right[decoded].mean()) if n else None
         return {
@@ -365,9 +402,7 @@ class ServeBench:
             "decoded_accuracy_95": None
             if accuracy is None
             else [round(v, 5) for v in wilson(accuracy, n)],
-            "p50_ms": round(percentile(latencies, 0.5), 2),
-            "p99_ms": round(percentile(latencies, 0.99), 2),
-            "p999_ms": round(percentile(latencies, 0.999), 2),
+            **percentiles(replies),
         }
 
     def _offline(self, k: int) -> dict[str, Any]:
@@ -379,8 +414,12 @@ class ServeBench:
         }
 
     async def _capacity(self, size: int) -> float:
-        """Return the highest rate of requests of `size` images that an uncoded service keeps up."""
-        best = 0.0
+        """Return the highest rate of requests of `size` images that an uncoded service keeps up.
+
+        Raises:
+            UserError: if it keeps none up.
+        """
+        best, reductions = 0.0, 0
         async with (
             server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
             connect(process.address, self.name, self.images) as client,
@@ -391,18 +430,38 @@ class ServeBench:
             service = statistics.median(reply.latency for reply in idle)
             rate = 0.5 / service
             while True:
-                count = max(50, round(rate * self.sizes.capacity_seconds))
-                replies = await self.load(
-                    client, rate=rate, count=count, size=size, label=f"capacity at {rate:.0f}/s"
-                )
-                latencies = [reply.latency for reply in replies]
-                p99 = percentile(latencies, 0.99)
-                if all(reply.ok for reply in replies) and p99 <= CAPACITY_SERVICE_TIMES * service:
+                if await self._keeps_up(client, rate, size, CAPACITY_SERVICE_TIMES * service):
                     best, rate = rate, rate * 1.25
                 elif best:
                     return best
+                elif reductions == REDUCTIONS:
+                    raise UserError(
+                        f"an uncoded service does not keep up with {rate:.2g} requests of {size} "
+                        f"images a second: their p99 stays above {CAPACITY_SERVICE_TIMES:g} times "
+                        f"the {1000 * service:.1f} ms of an idle one; stop what else is running, "
+                        f"and see {self.log}"
+                    )
                 else:
-                    rate /= 1.5
+                    rate, reductions = rate / 1.5, reductions + 1
+
+    async def _keeps_up(self, client: Client, rate: float, size: int, limit: float) -> bool:
+        """Tell whether p99 stays within a limit (seconds); a second try counts, too.
+
+        One pause of the machine is enough to spoil a p99.
+        """
+        count = max(50, round(rate * self.sizes.capacity_seconds))
+        for turn in range(2):
+            replies = await self.load(
+                client,
+                rate=rate,
+                count=count,
+                size=size,
+                label=f"capacity at {rate:.0f}/s",
+                seed=self.seed + turn,
+            )
+            if percentile(latencies(replies), 0.99) <= 1000 * limit and all(r.ok for r in replies):
+                return True
+        return False
 
     async def _arm(
         self,
@@ -451,7 +510,7 @@ class ServeBench:
                     size=1,
                     label=f"{policy} at 30 %",
                 )
-                values.append(1000 * statistics.median(reply.latency for reply in replies))
+                values.append(statistics.median(latencies(replies)))
         ratios = [c / u for c, u in zip(medians["coded"], medians["uncoded"], strict=True)]
         return {
             "capacity_qps": round(capacity, 1),
@@ -525,7 +584,6 @@ class ServeBench:
             connect(process.address, self.name, self.images) as client,
         ):
             await self.warm(client)
-            pids = [worker["pid"] for worker in (await client.state())["workers"]]
             seconds = self.sizes.soak_seconds
             load = asyncio.create_task(
                 self.load(client, rate=rate, count=int(rate * seconds), size=1, label="soak")
@@ -534,10 +592,11 @@ class ServeBench:
             while not load.done():
                 await asyncio.wait({load}, timeout=min(15.0, seconds / 8))
                 metrics = await client.metrics()
+                workers = [worker["pid"] for worker in (await client.state())["workers"]]
                 samples.append(
                     {
                         "front_end_mb": memory(process.pid) / 1e6,
-                        "workers_mb": sum(memory(pid) for pid in pids) / 1e6,
+                        "workers_mb": sum(map(proportional_memory, filter(None, workers))) / 1e6,
                         "descriptors": descriptors(process.pid),
                         "tasks": metrics["codedinvnet_asyncio_tasks"],
                     }
@@ -559,10 +618,38 @@ class ServeBench:
         }
 
 
+def _signalled(pids: Iterable[int], number: signal.Signals) -> list[int]:
+    """Send a signal to processes and return those that were there."""
+    found = []
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+        found.append(pid)
+    return found
+
+
+def latencies(replies: Iterable[Reply]) -> list[float]:
+    """Return the latency of each request in ms, infinite for one that was not answered."""
+    return [1000 * reply.latency if reply.ok else math.inf for reply in replies]
+
+
+def percentiles(replies: Sequence[Reply]) -> dict[str, float | None]:
+    """Return p50, p99 and p99.9 in ms; None for one that so many requests never reached."""
+    times = latencies(replies)
+    shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
+    return {name: _finite(percentile(times, share), 2) for name, share in shares.items()}
+
+
+def _finite(value: float, digits: int) -> float | None:
+    """Return a rounded value, or None for one that is infinite or not a number."""
+    return round(float(value), digits) if math.isfinite(value) else None
+
+
 def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
     """Return the latency percentiles, decoded share and accuracy of an arm."""
     answered = [reply for reply in replies if reply.ok]
-    latencies = [1000 * reply.latency for reply in answered]
     outcomes = [outcome for reply in answered for outcome in reply.outcomes]
     right = [
         int(label) == int(truth[row])
@@ -572,9 +659,7 @@ def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
     return {
         "requests": len(replies),
         "errors": len(replies) - len(answered),
-        "p50_ms": round(percentile(latencies, 0.5), 2),
-        "p99_ms": round(percentile(latencies, 0.99), 2),
-        "p999_ms": round(percentile(latencies, 0.999), 2),
+        **percentiles(replies),
         "decoded_share": round(outcomes.count("decoded") / max(1, len(outcomes)), 5),
         "accuracy": round(sum(right) / max(1, len(right)), 5),
     }
@@ -585,32 +670,38 @@ def tail_ratios(
 ) -> dict[str, Any]:
     """Return p99.9 with held answers over p99.9 of uncoded without, with bootstrap intervals.
 
+    Stretches of consecutive requests are resampled. None stands for a ratio of what is infinite.
+
     Args:
         replies: of the arms `{kind}none/uncoded` and `{kind}held/{policy}`.
         policies: to compare.
         kind: "" or another word and a space.
         seed: of the resampling.
     """
-
-    def latencies(name: str) -> np.ndarray:
-        return np.array([1000 * reply.latency for reply in replies[name] if reply.ok])
-
     generator = np.random.default_rng(seed)
-
-    def resampled(values: np.ndarray) -> np.ndarray:
-        draws = generator.choice(values, (RESAMPLES, len(values)))
-        return np.asarray(np.quantile(draws, 0.999, axis=1, method="higher"))
-
-    base = latencies(f"{kind}none/uncoded")
-    tail, tails = percentile(base.tolist(), 0.999), resampled(base)
+    base = np.array(latencies(replies[f"{kind}none/uncoded"]))
+    tail, tails = percentile(base.tolist(), 0.999), _resampled_tails(base, generator)
     found: dict[str, Any] = {}
     for policy in policies:
-        held = latencies(f"{kind}held/{policy}")
+        held = np.array(latencies(replies[f"{kind}held/{policy}"]))
         name = f"{kind.replace(' ', '_')}p999_ratio_{policy.replace('+', '_')}"
-        found[name] = round(percentile(held.tolist(), 0.999) / tail, 3)
-        low, high = np.quantile(resampled(held) / tails, (0.025, 0.975))
-        found[f"{name}_95"] = [round(float(low), 3), round(float(high), 3)]
+        with np.errstate(invalid="ignore"):  # infinite by infinite
+            ratios = np.sort(_resampled_tails(held, generator) / tails)
+        whole = percentile(held.tolist(), 0.999)
+        found[name] = _finite(whole / tail, 3) if math.isfinite(tail) else None
+        low, high = ratios[int(0.025 * RESAMPLES)], ratios[math.ceil(0.975 * RESAMPLES) - 1]
+        found[f"{name}_95"] = [_finite(low, 3), _finite(high, 3)]
     return found
+
+
+def _resampled_tails(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return p99.9 (RESAMPLES,) of values (n,) that were drawn in stretches, round the end."""
+    count = len(values)
+    length = max(1, min(STRETCH, count // STRETCHES))
+    starts = generator.integers(count, size=(RESAMPLES, math.ceil(count / length)))
+    places = (starts[:, :, None] + np.arange(length)) % count
+    draws = values[places.reshape(RESAMPLES, -1)[:, :count]]
+    return np.asarray(np.partition(draws, int(0.999 * count), axis=1)[:, int(0.999 * count)])
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -621,13 +712,43 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
+def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
+    """Refuse to put a report into a file that holds parts of another bundle, seed or machine.
+
+    What the file does not say counts as equal: older versions wrote less.
+
+    Raises:
+        UserError: naming the file and what differs.
+    """
+    old = _read_report(path)
+    both = [key for key in COMPARABLE if key in old and key in report]
+    changed = differing_keys({k: old[k] for k in both}, {k: report[k] for k in both})
+    if changed:
+        raise UserError(
+            f"{path} holds parts that were measured otherwise ({', '.join(changed)}): "
+            "write to another file with --out, or move this one away"
+        )
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no report of this benchmark: it is not an object")
+    return found
+
+
 def save(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report; parts that were measured before and are not in it stay in the file."""
-    old: dict[str, Any] = {}
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-    same = all(old.get(key) == report[key] for key in ("bundle", "images", "quick", "machine"))
-    if not same:
-        old = {}
+    """Write a report; parts that were measured before and are not in it stay in the file.
+
+    Raises:
+        UserError: if those were measured otherwise (`check_mergeable`).
+    """
+    check_mergeable(report, path)
+    old = _read_report(path)
     parts = {**old.get("parts", {}), **report["parts"]}
     write_json(path, {**old, **report, "parts": parts})

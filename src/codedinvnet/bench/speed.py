@@ -23,7 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
-from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
+from codedinvnet.bench.serve import check_mergeable, save
+from codedinvnet.bundle import (
+    Bundle,
+    describe_commit,
+    describe_machine,
+    load_bundle,
+    weights_digest,
+)
 from codedinvnet.data import ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_network
@@ -346,6 +353,7 @@ def run(
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
     sizes: Sizes | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Run one comparison.
 
@@ -356,30 +364,37 @@ def run(
         data_dir: where the image sets lie; None takes the images in the package.
         device: that the networks are on.
         sizes: how much is measured; None chooses by `quick`.
+        out: where the report is written, beside other parts that were measured likewise.
 
     Returns:
         One report: the figures, and what they were measured with.
 
     Raises:
-        UserError: if the bundle cannot be loaded, or has no i-ResNet.
+        UserError: before anything is measured, if the bundle cannot be loaded, has no i-ResNet, or
+            if `out` holds parts of another bundle or machine.
     """
     bundle = load_bundle(name, device)
     data = bundle.info.provenance.settings.data.name
     source = load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
     bench = SpeedBench(bundle, source, sizes or (QUICK if quick else FULL))
-    began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    figures = getattr(bench, part)()
-    return {
+    report: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": name,
+        "weights": weights_digest(name),
         "images": len(source),
         "quick": quick,
         "device": str(torch.device(device)),
         "machine": describe_machine(),
         "cores": os.cpu_count(),
-        **figures,
-        "parts": {part: {"commit": describe_commit(), "began": began}},
     }
+    if out is not None:
+        check_mergeable(report, out)
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    report |= getattr(bench, part)()
+    report["parts"] = {part: {"commit": describe_commit(), "began": began}}
+    if out is not None:
+        save(report, out)
+    return report
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -144,7 +144,6 @@ def _add_speed(benches: Commands) -> None:
 
 def _speed(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import speed
-    from codedinvnet.bench.serve import save
     from codedinvnet.stages import choose_device
 
     report = speed.run(
@@ -153,9 +152,8 @@ def _speed(arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
         data_dir=arguments.data_dir,
         device=choose_device(arguments.device),
+        out=arguments.out,
     )
-    if arguments.out is not None:
-        save(report, arguments.out)
     print(json.dumps(report) if arguments.json else speed.table(report))
 
 

@@ -69,7 +69,11 @@ def _add_plan(commands: Commands) -> None:
     add("--batch", type=int, help="images of a request (1)")
     add("--policy", action="append", default=[], help="only this policy; repeatable")
     add("--k", action="append", type=int, default=[], help="only this k; repeatable")
-    add("--queries", type=int, help="images in the longest run of each candidate (40000)")
+    add(
+        "--queries",
+        type=int,
+        help="images in the longest run of each candidate (those of 53000 requests)",
+    )
     add("--seed", type=int, help="of all draws (0)")
     add("--json", action="store_true", help="print one JSON object")
 

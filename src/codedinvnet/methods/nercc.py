@@ -8,6 +8,7 @@ Generalized Linear Models*, 1994, chapter 2, for the splines.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
 from codedinvnet.methods.interpolation import Interpolating, second_kind
+from codedinvnet.methods.patterns import erasure_patterns
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6
 """Regularisers for a group that was not tuned for."""
 CANDIDATES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
 """What `tune` tries for each of the two."""
+TUNING_PATTERNS = 100
+"""Sets of missing workers that `tune` tries at most; more are sampled."""
 
 
 def _curvature(knots: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,13 +167,16 @@ def tune(
     stragglers: int = 1,
     candidates: Sequence[float] = CANDIDATES,
 ) -> NeRCC:
-    """Choose the two regularisers by accuracy on validation groups, one worker missing in turn.
+    """Choose the two regularisers by accuracy on validation groups, S workers missing in turn.
+
+    Warns if the best of one of them is the largest candidate, or the smallest above 0: a better one
+    may lie beyond it.
 
     Args:
         classifier: as for `NeRCC`.
         groups: images (G, k, C, H, W).
         labels: (G, k).
-        stragglers: S; at least one worker is left out if S is above 0.
+        stragglers: S; every set of S workers is left out in turn, or a sample of the sets.
         candidates: what is tried for each λ.
 
     Returns:
@@ -177,6 +184,7 @@ def tune(
     """
     k = groups.shape[1]
     best: tuple[float, float, float] | None = None
+    lost_sets = erasure_patterns(k + stragglers, stragglers, TUNING_PATTERNS, 0)
     for encoder in candidates:
         coded = NeRCC(classifier, k, stragglers=stragglers, encoder_smoothing=encoder)
         outputs = {
@@ -192,14 +200,22 @@ def tune(
                 decoder_smoothing=decoder,
             )
             correct = 0
-            for missing in outputs if stragglers else [-1]:
-                rest = {task: output for task, output in outputs.items() if task != missing}
+            for lost in lost_sets:
+                rest = {task: output for task, output in outputs.items() if task not in lost}
                 answers = method.decode(rest, k)
                 found = torch.stack([answers[i].argmax(1) for i in range(k)], dim=1)
                 correct += int((found.cpu() == labels.cpu()).sum())
             if best is None or correct > best[0]:
                 best = (correct, encoder, decoder)
     assert best is not None
+    for part, chosen in zip(("encoder", "decoder"), best[1:], strict=True):
+        if len(candidates) > 1 and chosen > 0 and chosen in (min(candidates), max(candidates)):
+            warnings.warn(
+                f"nercc: the best regulariser of the {part}, {chosen:g}, is at the end of what "
+                f"was tried ({min(candidates):g} to {max(candidates):g}): a better one may lie "
+                "beyond",
+                stacklevel=2,
+            )
     return NeRCC(
         classifier,
         k,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ SECTIONS = 30
 """Consecutive stretches of a run that intervals come from, at most."""
 FEWEST_SECTIONS = 5
 """With fewer there is no interval."""
+FEWEST_RUNS = 3
+"""With fewer there is no interval over runs."""
 TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
 SECONDS_PER_MILLION = 120.0
@@ -58,6 +60,20 @@ def estimate(
     return Estimate(whole, (whole - half, whole + half))
 
 
+def over_runs(values: Sequence[float], whole: float) -> tuple[float, float] | None:
+    """Return a 95 % interval around all runs' percentile from the runs' own; None below three.
+
+    By sectioning on the logarithm, with runs as the sections. Values must be above 0.
+    """
+    count = len(values)
+    if count < FEWEST_RUNS or not all(0 < v < math.inf for v in (*values, whole)):
+        return None
+    squares = sum(math.log(value / whole) ** 2 for value in values)
+    scatter = math.sqrt(squares / (count - 1) / count)
+    factor = math.exp(float(student.ppf(0.975, count - 1)) * scatter)
+    return whole / factor, whole * factor
+
+
 def sections_for(count: int, share: float) -> int:
     """Return into how many sections `count` values are cut for a percentile."""
     return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
@@ -66,7 +82,8 @@ def sections_for(count: int, share: float) -> int:
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
-    A request with a query that was not answered counts as infinitely late.
+    A request with a query that was not answered counts as infinitely late. There is no accuracy of
+    a small backup that the scenario does not say: a bundle's is that of its code.
     """
     first = int(scenario.warmup * len(records.latency))
     latency = 1000 * records.latency[first:]
@@ -90,6 +107,8 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         "decoded_share": records.decoded / records.batch,
         "missing_share": records.missing / records.batch,
     }
+    if scenario.backup and scenario.accuracy is None:
+        del shares["accuracy"]
     for name, values in shares.items():
         put(name, estimate(values[first:], lambda part: float(part.mean()), stretches), 6)
     queries = len(records.latency) * records.batch

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +20,13 @@ from pydantic import ConfigDict, ValidationError
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.figures import QUANTILES, over_runs, sections_for
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 COMPARED = ("p50", "p99", "p999")
 TOLERANCE = 0.15
 """A simulated percentile is good within so much of the measured one, or within its interval."""
+TOO_FEW = "no interval, and fewer than ten requests beyond the percentile"
 
 
 class MeasuredRun(Section):
@@ -64,10 +69,59 @@ class MeasuredRun(Section):
     p99_ms_95: tuple[float, float] | None = None
     p999_ms: float | None = None
     p999_ms_95: tuple[float, float] | None = None
+    tail_ms: tuple[float | None, ...] = ()
+    """The largest latencies, from the largest, None for a request without an answer."""
+    key: str | None = None
+    """Of the newest row of several with one key alone it is true that the run was measured so."""
+    settings: Any = None
+    """What else the run depends on; runs of one arm have the same."""
+
+
+@dataclass(frozen=True)
+class MeasuredArm:
+    """Runs of the same settings, which differ by chance alone."""
+
+    runs: tuple[MeasuredRun, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of a run, of several without its number."""
+        name = self.runs[0].name
+        return name if len(self.runs) == 1 else re.sub(r",? run \d+$", "", name)
+
+    @property
+    def requests(self) -> int:
+        """Of all runs."""
+        return sum(run.requests for run in self.runs)
+
+    def percentile(self, name: str) -> tuple[float, tuple[float, float] | None] | None:
+        """Return a percentile (of QUANTILES) in ms and its 95 % interval; None if a run has none.
+
+        It is that of all runs' requests together where the latencies that the rows keep reach down
+        to it, else the geometric mean of the runs' own. A single run has its own interval, two runs
+        have none.
+        """
+        values = [getattr(run, f"{name}_ms") for run in self.runs]
+        if None in values:
+            return None
+        if len(values) == 1:
+            return values[0], getattr(self.runs[0], f"{name}_ms_95")
+        whole = self._pooled(QUANTILES[name])
+        if whole is None:
+            whole = statistics.geometric_mean(values)
+        return whole, over_runs(values, whole)
+
+    def _pooled(self, share: float) -> float | None:
+        rank = self.requests - 1 - min(self.requests - 1, int(share * self.requests))
+        if any(len(run.tail_ms) <= min(rank, run.requests - 1) for run in self.runs):
+            return None
+        tails = [math.inf if v is None else v for run in self.runs for v in run.tail_ms]
+        return sorted(tails, reverse=True)[rank]
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "routing", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
+LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
 
 
@@ -86,7 +140,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         rows = [(f"{path}, line {i}", json.loads(line)) for i, line in lines if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSONL: {error}") from error
-    runs = []
+    runs: list[MeasuredRun] = []
     for where, row in rows:
         if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):
             continue
@@ -97,6 +151,31 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
     return runs
+
+
+def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:
+    """Put runs of the same settings together, in the order of the first of each.
+
+    Of rows with the same key the last one counts.
+    """
+    newest = {run.key or f"line {place}": run for place, run in enumerate(runs)}
+    found: dict[str, list[MeasuredRun]] = {}
+    for run in newest.values():
+        arm = run.model_dump(mode="json", include={*SETTINGS, *RULES, *LOAD, "settings"})
+        del arm["name"]
+        found.setdefault(json.dumps(arm, sort_keys=True), []).append(run)
+    return [MeasuredArm(tuple(own)) for own in found.values()]
+
+
+def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[Scenario]:
+    """Return the scenarios that repeat an arm's runs, with the times of each, and other draws.
+
+    Raises:
+        UserError: if the settings do not fit together.
+    """
+    return [
+        scenario_of(run, base).updated(seed=base.seed + place) for place, run in enumerate(arm.runs)
+    ]
 
 
 def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
@@ -115,25 +194,33 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 
-def compare(run: MeasuredRun, figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each percentile what was measured and simulated, and whether they agree.
 
     They agree within 15 % of the measured value or within its 95 % interval, whichever is wider.
+    Where there is no interval and fewer than ten requests are beyond the percentile, nothing is
+    known of the measured value but that it came out once: `agrees` is None then.
+
+    Args:
+        arm: what was measured.
+        figures: of the simulation of each of its runs; their geometric mean is compared.
     """
     found = {}
     for name in COMPARED:
-        measured: float | None = getattr(run, f"{name}_ms")
+        measured = arm.percentile(name)
         if measured is None:
             continue
-        low, high = getattr(run, f"{name}_ms_95") or (measured, measured)
-        low, high = min(low, (1 - TOLERANCE) * measured), max(high, (1 + TOLERANCE) * measured)
-        simulated = figures[f"{name}_ms"]
-        value = math.inf if simulated is None else simulated
+        value, interval = measured
+        low, high = interval or (value, value)
+        low, high = min(low, (1 - TOLERANCE) * value), max(high, (1 + TOLERANCE) * value)
+        simulated = [figure[f"{name}_ms"] for figure in figures]
+        late = math.inf if None in simulated else statistics.geometric_mean(simulated)
+        few = sections_for(arm.requests, QUANTILES[name]) < 1
         found[name] = {
-            "measured_ms": measured,
-            "simulated_ms": simulated,
+            "measured_ms": round(value, 3),
+            "simulated_ms": round(late, 3) if math.isfinite(late) else None,
             "allowed_ms": [round(low, 3), round(high, 3)],
-            "agrees": low <= value <= high,
+            "agrees": None if interval is None and few else low <= late <= high,
         }
     return found
 
@@ -142,8 +229,9 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of comparisons, and how many percentiles agree."""
     width = max(len(row["name"]) for row in comparisons)
     head = "  ".join(f"{name:>10} {'simulated':>10}   " for name in COMPARED)
-    lines = [f"{'run':<{width}}  {head}"]
-    agreed = total = 0
+    lines = [f"{'arm':<{width}}  runs  {head}"]
+    marks = {True: "ok", False: "no", None: "? "}
+    judged: list[bool | None] = []
     for row in comparisons:
         cells = []
         for name in COMPARED:
@@ -151,13 +239,16 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             if cell is None:
                 cells.append(f"{'-':>10} {'-':>10}   ")
                 continue
-            agreed, total = agreed + cell["agrees"], total + 1
+            judged.append(cell["agrees"])
             simulated = cell["simulated_ms"]
             shown = "never" if simulated is None else f"{simulated:.1f}"
-            mark = "ok" if cell["agrees"] else "no"
-            cells.append(f"{cell['measured_ms']:>10.1f} {shown:>10} {mark}")
-        lines.append(f"{row['name']:<{width}}  {'  '.join(cells)}")
+            cells.append(f"{cell['measured_ms']:>10.1f} {shown:>10} {marks[cell['agrees']]}")
+        lines.append(f"{row['name']:<{width}}  {row['runs']:>4}  {'  '.join(cells)}".rstrip())
+    counted = [agrees for agrees in judged if agrees is not None]
     lines.append(
-        f"{agreed} of {total} percentiles within {TOLERANCE:.0%} or the measured 95 % interval"
+        f"{sum(counted)} of {len(counted)} percentiles within {TOLERANCE:.0%} "
+        "or the measured 95 % interval"
     )
+    if len(counted) < len(judged):
+        lines.append(f"{len(judged) - len(counted)} not judged (?): {TOO_FEW}")
     return lines

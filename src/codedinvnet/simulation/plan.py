@@ -231,14 +231,16 @@ def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str,
 def table(plan: dict[str, Any]) -> list[str]:
     """Return the lines of a plan's table."""
     width = max(len(row["method"]) for row in plan["ranking"])
-    lines = [f"{'':<{width}}  workers  p99.9 ms  accuracy   work  reason"]
+    lines = [f"{'':<{width}}  workers  p99.9 ms {'95 % interval':>15}  accuracy   work  reason"]
     for row in plan["ranking"]:
         figures = row["figures"]
         late, right = figures.get("p999_ms"), figures.get("accuracy")
+        interval = figures.get("p999_ms_95")
+        between = "-" if interval is None else "{:.1f} to {:.1f}".format(*interval)
         lines.append(
             f"{row['method']:<{width}}  "
             f"{'-' if row['workers'] is None else row['workers']:>7}  "
-            f"{'-' if late is None else f'{late:.1f}':>8}  "
+            f"{'-' if late is None else f'{late:.1f}':>8} {between:>15}  "
             f"{'-' if right is None else f'{right:.4f}':>8}  "
             f"{figures.get('work_per_query', math.nan):>5.2f}  {row['reason']}"
         )

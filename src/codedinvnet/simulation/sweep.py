@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
+from codedinvnet.bench import rows as results
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.serving.scheduler import POLICIES
@@ -44,6 +45,8 @@ class Sweep(Section):
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
     batches: tuple[Positive, ...] = (1,)
+    requests: Positive = 1
+    """The fewest of a cell: the base's queries are raised where `batch` makes fewer of them."""
 
     def scenarios(self) -> Iterator[tuple[Cell, Scenario]]:
         """Yield every cell with its scenario.
@@ -57,6 +60,7 @@ class Sweep(Section):
             scenario = self.base.updated(
                 policy=policy,
                 batch=batch,
+                queries=max(self.base.queries, self.requests * batch),
                 qps=load * self.base.capacity_qps,
                 stragglers=[cause.model_dump() for cause in causes],
             )
@@ -83,7 +87,8 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
 
     Args:
         sweep: the grid.
-        out: JSONL; each row is appended as soon as it is known.
+        out: JSONL; each row is appended as soon as it is known. A line that an interrupted sweep
+            left unfinished is simulated again.
         provenance: written into every row.
 
     Raises:
@@ -92,10 +97,9 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     accuracy = accuracy_of(sweep.base)
     wanted = list(sweep.scenarios())
     done = {}
-    for row in read_rows(out) if out.is_file() else []:
+    for row in read_rows(out):
         done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
     rows = []
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
         for cell, scenario in bar:
             dumped = scenario.model_dump(mode="json", exclude_defaults=True)
@@ -105,28 +109,22 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
                 row = simulate(scenario, accuracy)
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
                 row = {"cell": cell._asdict(), **row, **provenance, "time": stamp}
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                results.append_row(out, row)
                 done[key] = row
             rows.append(done[key])
     return rows
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a sweep.
+    """Read the rows of a sweep; [] if there is no file.
 
     Raises:
         UserError: if the file holds anything else.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict) or "cell" not in row or "scenario" not in row:
+    rows = results.read_rows(path)
+    for number, row in enumerate(rows, start=1):
+        if "cell" not in row or "scenario" not in row:
             raise UserError(f"{path}, line {number} is no row of a sweep")
-        rows.append(row)
     return rows
 
 
