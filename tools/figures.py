@@ -356,15 +356,15 @@ def chaos_text(result: dict[str, Any]) -> str:
     low, high = result["decoded_accuracy_95"]
     return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
-        f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn): {result['answered']:,} "
-        f"answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
+        f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn): "
+        f"{result['answered']:,} answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
         f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
         f"(95 % interval {percent(low)} to {percent(high)}; offline "
         f"{percent(result['evaluated_recovered_accuracy'])} % at k = 10), "
         f"{result['direct_labels_differ']} direct labels and "
         f"{result['direct_probabilities_differ']} direct probabilities off the offline ones. "
-        f"p50 {number(result['p50_ms'])} ms, p99 {number(result['p99_ms'])} ms; with the default routing "
-        f"{spared['decoded']} decoded, p99 {number(spared['p99_ms'])} ms."
+        f"p50 {number(result['p50_ms'])} ms, p99 {number(result['p99_ms'])} ms; with the default "
+        f"routing {spared['decoded']} decoded, p99 {number(spared['p99_ms'])} ms."
     )
 
 
