@@ -357,7 +357,8 @@ def chaos_text(result: dict[str, Any]) -> str:
     return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
         f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn): "
-        f"{result['answered']:,} answers, {result['errors']} errors, {result['mismatched_ids']} mismatched ids, "
+        f"{result['answered']:,} answers, {result['errors']} errors, "
+        f"{result['mismatched_ids']} mismatched ids, "
         f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
         f"(95 % interval {percent(low)} to {percent(high)}; offline "
         f"{percent(result['evaluated_recovered_accuracy'])} % at k = 10), "
