@@ -218,6 +218,11 @@ COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("embedding f, time", "info", lambda i: f"{i['embedding_ms']:.1f} ms"),
     ("encoder E, ten images, time", "info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
     (
+        "training, with one or two threads of a shared machine",
+        "info",
+        lambda i: f"{i['provenance']['seconds'] / 60:.0f} min",
+    ),
+    (
         "largest inversion error (pixels in 0..1)",
         "invert",
         lambda i: f"{i['largest_error']:.1e}",
