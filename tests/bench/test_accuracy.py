@@ -331,3 +331,17 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     with pytest.raises(UserError, match="holds no train images"):
         run(grid, tmp_path, tmp_path)
+
+
+def test_the_quick_version_asks_for_no_images_that_the_package_lacks(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["cifar10"] = raw["datasets"]["mnist"]
+    grid.write_text(json.dumps(raw))
+    assert run(grid, tmp_path, data_dir, quick=True)["trials"] == 1
+    with pytest.raises(UserError, match="cifar10"):
+        run(grid, tmp_path, data_dir, quick=True, only=["cifar10"])
+    with pytest.raises(UserError, match="cifar10"):
+        run(grid, tmp_path, data_dir)

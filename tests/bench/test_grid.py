@@ -28,15 +28,17 @@ def written(folder: Path, *blocks: dict[str, Any], **more: Any) -> Path:
 def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
     grid = load_grid(ROOT / "configs" / "bench" / "accuracy.json")
     found = list(trials(grid))
-    assert set(grid.datasets) == {"mnist", "fashion"}
+    assert set(grid.datasets) == {"mnist", "fashion", "cifar10"}
     assert {t.method for t in found} == set(METHODS)
     for method in ("parm", "approxifer", "nercc"):
         for dataset in grid.datasets:
             cells = {(t.base, t.k) for t in found if (t.method, t.dataset) == (method, dataset)}
-            assert cells >= {(b, k) for b in ("invertible", "resnet") for k in (2, 4, 10)}
+            sizes = (10,) if dataset == "cifar10" else (2, 4, 10)
+            assert cells >= {(b, k) for b in ("invertible", "resnet") for k in sizes}
     assert len({t.seed for t in found if t.method == "parm"}) == 3
     for trial in found:
-        check_possible(trial, (1, 28, 28), 10_000, tuple(range(2, 11)))
+        shape = (3, 32, 32) if trial.dataset == "cifar10" else (1, 28, 28)
+        check_possible(trial, shape, 10_000, tuple(range(2, 11)))
 
 
 def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:

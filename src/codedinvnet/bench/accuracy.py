@@ -99,7 +99,8 @@ def run(
         download: download image sets into `data_dir`.
         quick: short trainings on few images, 1,000 test images, one grouping, one seed. Where an
             image set cannot be had, a warning says so, and only what needs no training is done.
-        only: data sets to do; all of the grid's, if it is empty.
+        only: data sets to do. If it is empty, all of the grid's; in the quick version those of
+            which the package has images, if there are any.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -115,6 +116,8 @@ def run(
         if name not in grid.datasets:
             known = ", ".join(grid.datasets)
             raise UserError(f"--dataset: {name!r} is not one of {grid_file}'s: {known}")
+    if quick and not only:
+        only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):

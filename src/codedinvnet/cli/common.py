@@ -86,7 +86,7 @@ def add_data_options(sub: argparse.ArgumentParser) -> None:
 
 def add_bundle_options(sub: argparse.ArgumentParser) -> None:
     """Add what a command that reports on a bundle takes."""
-    sub.add_argument("bundle", help="name of a shipped bundle (mnist, fashion), or a folder")
+    sub.add_argument("bundle", help="a shipped bundle (mnist, fashion, cifar10), or a folder")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
