@@ -56,7 +56,7 @@ def test_a_bundle_with_costs_alone_is_not_measured_otherwise(folder: Path) -> No
     costs = {line.strip("| ").split(" | ")[0]: line for line in found["costs"].splitlines()}
     info = [json.loads((folder / f"{n}.json").read_text())["info"] for n in ("mnist", "fashion")]
     macs = " | ".join(f"{i['embedding_macs'] / 1e6:.1f} M" for i in info)
-    assert costs["embedding f, one image"] == f"| embedding f, one image | {macs} |"
+    assert costs["embedding f, one image"].startswith(f"| embedding f, one image | {macs} |")
     assert costs["fixed-point iterations, mean"].endswith(" | not measured |")
 
 
