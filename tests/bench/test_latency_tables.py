@@ -10,6 +10,7 @@ import pytest
 
 from codedinvnet.bench import latency_plots, latency_tables
 from codedinvnet.bench.rows import append_row
+from codedinvnet.simulation import figures
 from tests.bench.canned import MACHINE, latency_row
 
 
@@ -45,9 +46,9 @@ def test_percentiles_are_of_all_runs_together(rows: list[dict[str, Any]]) -> Non
 
 
 def test_intervals_are_students_over_runs_on_the_logarithm() -> None:
-    assert latency_tables.half_width([1.0, 2.0], 1.5) is None
-    assert latency_tables.half_width([1.0, math.inf, 2.0], 1.5) is None
-    half = latency_tables.half_width([1.0, 2.0, 3.0], 2.0)
+    assert figures.half_width([1.0, 2.0], 1.5) is None
+    assert figures.half_width([1.0, math.inf, 2.0], 1.5) is None
+    half = figures.half_width([1.0, 2.0, 3.0], 2.0)
     assert half == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2) s / sqrt(n), s = 1
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench import load, serve
+from codedinvnet.bench import load, reports, serve
 from codedinvnet.bench.load import Reply
 from codedinvnet.bundle import load_bundle
 from codedinvnet.data import sample_images
@@ -157,7 +157,7 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["bundle"] == "mnist"
     assert {"machine", "seed", "schema_version", "cores"} <= found.keys()
     assert set(found["parts"]) == {"pool"}
-    serve.save({**found, "parts": {"soak": {}}, "soak_errors": 0}, out)
+    reports.save({**found, "parts": {"soak": {}}, "soak_errors": 0}, out)
     merged = json.loads(out.read_text())
     assert set(merged["parts"]) == {"pool", "soak"}
     assert merged["pool_first_10_of_11_ms"] == found["pool_first_10_of_11_ms"]
@@ -176,22 +176,22 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("key", ["weights", "cores", "device", "machine", "bundle", "quick"])
 def test_reports_of_other_settings_are_not_mixed(tmp_path: Path, key: str) -> None:
     path = tmp_path / "serve.json"
-    report = {**dict.fromkeys(serve.COMPARABLE, "this"), "parts": {"pool": {}}, "a": 1}
-    serve.save(report, path)
+    report = {**dict.fromkeys(reports.COMPARABLE, "this"), "parts": {"pool": {}}, "a": 1}
+    reports.save(report, path)
     with pytest.raises(UserError, match=rf"serve.json holds .* \({key} 'this' -> 'that'\)"):
-        serve.save({**report, key: "that", "parts": {"soak": {}}}, path)
+        reports.save({**report, key: "that", "parts": {"soak": {}}}, path)
     assert json.loads(path.read_text()) == report
     path.write_text(json.dumps({k: v for k, v in report.items() if k != key}))  # of an old version
-    serve.save({**report, key: "that", "parts": {"soak": {}}}, path)
+    reports.save({**report, key: "that", "parts": {"soak": {}}}, path)
     assert set(json.loads(path.read_text())["parts"]) == {"pool", "soak"}
 
 
 def test_the_committed_report_can_be_added_to() -> None:
     path = Path(__file__).resolve().parents[2] / "docs" / "results" / "serve.json"
     old = json.loads(path.read_text())
-    serve.check_mergeable({"weights": "abc", "device": "cpu", **old}, path)
+    reports.check_mergeable({"weights": "abc", "device": "cpu", **old}, path)
     with pytest.raises(UserError, match="cores"):
-        serve.check_mergeable({**old, "cores": 1000}, path)
+        reports.check_mergeable({**old, "cores": 1000}, path)
 
 
 @needs_proc

@@ -426,6 +426,25 @@ def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -
     assert float(trained) < float(average)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mixup", ["none", "manifold"])
+def test_the_network_trains_in_the_precision_that_was_asked_for(
+    precision: str, mixup: str, data_dir: Path, tmp_path: Path
+) -> None:
+    raw = tiny_settings("recovery", "irevnet")
+    raw["training"] |= {"precision": precision, "mixup": mixup}
+    run = make_run(raw, tmp_path, data_dir)
+    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    convolutions = [m for m in stage.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    seen: list[torch.dtype] = []
+    convolutions[-1].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    seen.clear()  # of the initialisation
+    stage.step(0, 0)
+    assert seen == [getattr(torch, precision)]
+    assert stage.head.linear.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_reduced_precision_is_of_passes_that_train(
     joint: bool, recovery_run: stages.Run, monkeypatch: pytest.MonkeyPatch

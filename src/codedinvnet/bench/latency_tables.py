@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from codedinvnet.bench.latency_grid import METHODS, long_enough
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
-from codedinvnet.simulation.figures import QUANTILES, Estimate
+from codedinvnet.simulation.figures import QUANTILES, Estimate, half_width, over_runs, pooled
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
-FEWEST_RUNS = 3
-"""With fewer there is no interval over runs."""
 SAME = 0.05
 """Tails within so much of the lowest count as equally low."""
 
@@ -61,24 +57,15 @@ class Line:
             return Estimate(math.inf, None)
         if len(values) == 1:
             return Estimate(value, self.rows[0][f"{name}_ms_95"])
-        half = half_width(logs, math.log(value))
-        if half is None:
-            return Estimate(value, None)
-        return Estimate(value, (value * math.exp(-half), value * math.exp(half)))
+        return Estimate(value, over_runs([math.exp(log) for log in logs], value))
 
     def pooled(self, share: float) -> float | None:
         """Return a percentile of all requests together, in ms, if the rows' tails hold it.
 
         It is infinite if as many requests were lost.
         """
-        count = sum(row["requests"] for row in self.rows)
-        rank = count - 1 - min(count - 1, int(share * count))  # from the largest
         tails = [row["tail_ms"] for row in self.rows]
-        for row, tail in zip(self.rows, tails, strict=True):
-            if len(tail) <= rank and len(tail) < row["requests"]:
-                return None
-        merged = [math.inf if value is None else value for tail in tails for value in tail]
-        return float(sorted(merged, reverse=True)[rank])
+        return pooled(tails, [row["requests"] for row in self.rows], share)
 
     def mean(self, figure: str) -> float:
         """Return the mean of a figure over the runs."""
@@ -87,15 +74,6 @@ class Line:
     def spread(self, figure: str) -> float | None:
         """Return the half width of its 95 % interval; None with fewer than three runs."""
         return half_width([row[figure] for row in self.rows], self.mean(figure))
-
-
-def half_width(values: Sequence[float], centre: float) -> float | None:
-    """Return half a 95 % interval around `centre` from runs' values; None if they are too few."""
-    n = len(values)
-    if n < FEWEST_RUNS or not all(map(math.isfinite, (*values, centre))):
-        return None
-    scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
-    return float(student.ppf(0.975, n - 1)) * scatter
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:

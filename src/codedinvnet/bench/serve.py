@@ -35,6 +35,7 @@ from codedinvnet.bench.load import (
     proportional_memory,
     server,
 )
+from codedinvnet.bench.reports import check_mergeable, save
 from codedinvnet.bundle import (
     Bundle,
     describe_commit,
@@ -42,7 +43,6 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
-from codedinvnet.checkpoint import write_json
 from codedinvnet.data import ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
@@ -50,7 +50,6 @@ from codedinvnet.methods import CodedMethod
 from codedinvnet.report import median_ms
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.training.loop import differing_keys
 
 SCHEMA = 1
 SAME = 1e-5
@@ -74,8 +73,6 @@ CAPACITY_SERVICE_TIMES = 5.0
 """Capacity is the highest rate at which p99 stays under so many service times."""
 REDUCTIONS = 12
 """So often the search for the capacity lowers a rate that was too high from the start."""
-COMPARABLE = ("bundle", "weights", "images", "seed", "quick", "device", "machine", "cores")
-"""What parts of one report must have in common."""
 
 
 @dataclass(frozen=True)
@@ -710,45 +707,3 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return centre - half, centre + half
-
-
-def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
-    """Refuse to put a report into a file that holds parts of another bundle, seed or machine.
-
-    What the file does not say counts as equal: older versions wrote less.
-
-    Raises:
-        UserError: naming the file and what differs.
-    """
-    old = _read_report(path)
-    both = [key for key in COMPARABLE if key in old and key in report]
-    changed = differing_keys({k: old[k] for k in both}, {k: report[k] for k in both})
-    if changed:
-        raise UserError(
-            f"{path} holds parts that were measured otherwise ({', '.join(changed)}): "
-            "write to another file with --out, or move this one away"
-        )
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no report of this benchmark: it is not an object")
-    return found
-
-
-def save(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report; parts that were measured before and are not in it stay in the file.
-
-    Raises:
-        UserError: if those were measured otherwise (`check_mergeable`).
-    """
-    check_mergeable(report, path)
-    old = _read_report(path)
-    parts = {**old.get("parts", {}), **report["parts"]}
-    write_json(path, {**old, **report, "parts": parts})

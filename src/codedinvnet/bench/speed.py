@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
-from codedinvnet.bench.serve import check_mergeable, save
+from codedinvnet.bench.reports import check_mergeable, save
 from codedinvnet.bundle import (
     Bundle,
     describe_commit,

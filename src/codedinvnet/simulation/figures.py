@@ -60,18 +60,42 @@ def estimate(
     return Estimate(whole, (whole - half, whole + half))
 
 
+def half_width(values: Sequence[float], centre: float) -> float | None:
+    """Return half a 95 % interval around `centre` from runs' values; None if they are too few."""
+    n = len(values)
+    if n < FEWEST_RUNS or not all(map(math.isfinite, (*values, centre))):
+        return None
+    scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
+    return float(student.ppf(0.975, n - 1)) * scatter
+
+
 def over_runs(values: Sequence[float], whole: float) -> tuple[float, float] | None:
     """Return a 95 % interval around all runs' percentile from the runs' own; None below three.
 
     By sectioning on the logarithm, with runs as the sections. Values must be above 0.
     """
-    count = len(values)
-    if count < FEWEST_RUNS or not all(0 < v < math.inf for v in (*values, whole)):
+    half = half_width([math.log(value) for value in values], math.log(whole))
+    return None if half is None else (whole * math.exp(-half), whole * math.exp(half))
+
+
+def pooled(
+    tails: Sequence[Sequence[float | None]], requests: Sequence[int], share: float
+) -> float | None:
+    """Return a percentile of all runs' requests together, if the kept latencies reach down to it.
+
+    It is infinite if as many requests were lost.
+
+    Args:
+        tails: of each run the largest latencies, None for a request without an answer.
+        requests: how many each run had.
+        share: of the requests, below the percentile.
+    """
+    count = sum(requests)
+    rank = count - 1 - min(count - 1, int(share * count))  # from the largest
+    if any(len(tail) <= min(rank, own - 1) for tail, own in zip(tails, requests, strict=True)):
         return None
-    squares = sum(math.log(value / whole) ** 2 for value in values)
-    scatter = math.sqrt(squares / (count - 1) / count)
-    factor = math.exp(float(student.ppf(0.975, count - 1)) * scatter)
-    return whole / factor, whole * factor
+    merged = [math.inf if value is None else value for tail in tails for value in tail]
+    return float(sorted(merged, reverse=True)[rank])
 
 
 def sections_for(count: int, share: float) -> int:

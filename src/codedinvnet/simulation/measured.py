@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.figures import QUANTILES, over_runs, sections_for
+from codedinvnet.simulation.figures import QUANTILES, over_runs, pooled, sections_for
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 COMPARED = ("p50", "p99", "p999")
@@ -106,17 +106,12 @@ class MeasuredArm:
             return None
         if len(values) == 1:
             return values[0], getattr(self.runs[0], f"{name}_ms_95")
-        whole = self._pooled(QUANTILES[name])
+        whole = pooled(
+            [r.tail_ms for r in self.runs], [r.requests for r in self.runs], QUANTILES[name]
+        )
         if whole is None:
             whole = statistics.geometric_mean(values)
         return whole, over_runs(values, whole)
-
-    def _pooled(self, share: float) -> float | None:
-        rank = self.requests - 1 - min(self.requests - 1, int(share * self.requests))
-        if any(len(run.tail_ms) <= min(rank, run.requests - 1) for run in self.runs):
-            return None
-        tails = [math.inf if v is None else v for run in self.runs for v in run.tail_ms]
-        return sorted(tails, reverse=True)[rank]
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "routing", "stragglers")
