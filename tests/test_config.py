@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.config import (
+    LARGEST_MOSAIC,
     PixelFusionSettings,
     RecoveryFusionSettings,
     Settings,
@@ -220,8 +221,33 @@ def test_what_a_unet_has_not_is_refused(key: str) -> None:
     assert f"no {key}" in complaint(put(tiny_settings("pixels"), "fusion.encoder", encoder))
 
 
+@pytest.mark.parametrize("kind", ["unet", "lean"])
+def test_only_a_mosaic_does_more_for_few(kind: str) -> None:
+    encoder = {"kind": kind, "width": 4, "more_for_few": True}
+    assert "no more_for_few" in complaint(put(tiny_settings(), "fusion.encoder", encoder))
+
+
+def test_a_sum_cannot_be_decoded_from_some_latents() -> None:
+    assert "normal_share must be 1" in complaint(put(tiny_settings(), "fusion.normal_share", 0.5))
+
+
 def test_side_features_without_a_recovery_head_are_refused() -> None:
     assert "set head_hidden" in complaint(put(tiny_settings(), "fusion.head_hidden", 0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("fusion.head_hidden", 0, "set head_hidden"),
+        ("fusion.latent_weight", 0.05, "set latent_weight to 0"),
+        ("fusion.members", LARGEST_MOSAIC + 1, f"at most {LARGEST_MOSAIC} members"),
+    ],
+)
+def test_what_a_mosaic_cannot_do_is_refused(key: str, value: float, told: str) -> None:
+    raw = put(tiny_settings(), "fusion.encoder", {"kind": "mosaic", "width": 4})
+    raw = put(raw, "fusion.latent_weight", 0)
+    assert parse_settings(raw, "settings").fusion.encoder.kind == "mosaic"
+    assert told in complaint(put(raw, key, value))
 
 
 def test_other_faults_are_counted() -> None:

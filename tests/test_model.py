@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +19,8 @@ from codedinvnet.model import (
     decode_missing,
     prepare,
 )
-from codedinvnet.nn.fusion import LeanFusion, UNetFusion
+from codedinvnet.nn.fusion import LeanFusion, MosaicFusion, UNetFusion
+from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
@@ -178,15 +180,24 @@ def test_build_encoder_obeys_its_settings() -> None:
     assert isinstance(lean, LeanFusion)
     assert lean.down1[0].out_channels == 5
     assert lean.side_features == 3
+    mosaic = build_encoder(EncoderSettings(kind="mosaic", width=5, side_features=3), (2, 16, 8))
+    assert isinstance(mosaic, MosaicFusion)
+    assert mosaic.down1[0].out_channels == 5
+    assert mosaic.side_features == 3
     unet = build_encoder(EncoderSettings(kind="unet", width=6), (3, 32, 32))
     assert isinstance(unet, UNetFusion)
     assert len(unet.downs) == 5
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 8), (1, 8, 12), (1, 28, 28)])
-def test_the_lean_encoder_refuses_what_it_cannot_divide(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match=f"divisible by 8, got {shape[1]}x{shape[2]}"):
-        build_encoder(EncoderSettings(kind="lean", width=2), shape)
+@pytest.mark.parametrize("kind", ["lean", "mosaic"])
+def test_small_encoders_refuse_what_they_cannot_divide(
+    kind: str, shape: tuple[int, int, int]
+) -> None:
+    settings = EncoderSettings.model_validate({"kind": kind, "width": 2})
+    message = f"the {kind} encoder needs sides divisible by 8, got {shape[1]}x{shape[2]}"
+    with pytest.raises(UserError, match=message):
+        build_encoder(settings, shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 30), (1, 32, 16), (1, 16, 32), (3, 7, 7)])
@@ -195,7 +206,7 @@ def test_the_unet_refuses_what_it_cannot_halve(shape: tuple[int, int, int]) -> N
         build_encoder(EncoderSettings(kind="unet", width=2), shape)
 
 
-@pytest.mark.parametrize("kind", ["lean", "unet"])
+@pytest.mark.parametrize("kind", ["lean", "unet", "mosaic"])
 def test_an_encoder_that_is_built_can_encode(kind: str) -> None:
     served = []
     for side in range(2, 101, 2):
@@ -250,12 +261,52 @@ def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
     assert own.recovery_head.expand.out_features == 16
     # Each kind of evidence answers alone, and does not see the other.
     assert torch.equal(
-        own.recover_from_latent(latents, 4), own.recover(latents, torch.zeros_like(side), 4)
+        own.recover_from_latent(latents, side, 4), own.recover(latents, torch.zeros_like(side), 4)
     )
     alone = own.recover_from_side(side)
     assert alone.shape == found.shape
     assert not torch.allclose(own.recover_from_side(side.flip(0)), alone)
     plain = model(head_hidden=0)
     assert plain.recovery_head is None
-    assert torch.equal(plain.recover_from_latent(latents, 4), plain.classify(latents))
+    assert torch.equal(plain.recover_from_latent(latents, side, 4), plain.classify(latents))
     assert torch.equal(plain.recover(latents, side, 4), plain.classify(latents))
+
+
+def mosaic_settings(**changes: Any) -> ModelSettings:
+    return ModelSettings(
+        image_shape=(1, 16, 16),
+        padding=0,
+        classes=("a", "b", "c"),
+        network=NetworkSettings(**{**SMALL, **changes}),
+        encoder=EncoderSettings(kind="mosaic", width=4, side_features=5),
+        head_hidden=16,
+    )
+
+
+def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
+    torch.manual_seed(0)
+    coded = CodedModel(mosaic_settings()).eval()
+    head = coded.recovery_head
+    assert isinstance(head, MosaicHead)
+    images = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
+    parity = coded.encode(images)
+    side = coded.fuse(images).side
+    readings = head.read(coded.network(coded.parity_images(images)), 3)
+    torch.testing.assert_close(parity.side, torch.cat([side, readings], dim=2))
+    evidence, unused = parity.side[:, 1], torch.zeros(2, *coded.latent_shape)
+    logits = coded.recover(unused, evidence, 3)
+    torch.testing.assert_close(logits, head(evidence))
+    torch.testing.assert_close(
+        coded.recover_from_side(evidence), head(F.pad(side[:, 1], (0, head.readings)))
+    )
+    torch.testing.assert_close(
+        coded.recover_from_latent(unused, evidence, 3), head(F.pad(readings[:, 1], (5, 0)))
+    )
+
+
+def test_a_mosaic_needs_a_latent_that_its_cells_divide() -> None:
+    with pytest.raises(UserError, match="4x4 cells divide, got 2x2: change the network's strides"):
+        CodedModel(mosaic_settings(blocks=(1, 1, 1), strides=(1, 2, 2), hidden=(8, 8, 8)))
+    settings = mosaic_settings().model_copy(update={"head_hidden": 0})
+    with pytest.raises(UserError, match="set head_hidden"):
+        CodedModel(settings)

@@ -20,6 +20,9 @@ from codedinvnet.errors import UserError
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
+LARGEST_MOSAIC = 16
+"""Cells of the finest mosaic (`nn.fusion.GRIDS`)."""
+
 
 class Section(BaseModel):
     """A section of a settings file: unknown keys are refused, values are not changed later."""
@@ -105,18 +108,22 @@ class PartSettings(Section):
 class EncoderSettings(Section):
     """The fusion encoder E."""
 
-    kind: Literal["unet", "lean"]
+    kind: Literal["unet", "lean", "mosaic"]
     width: Positive
     """Channels of the first stage: the U-Net's filters (the paper: 64)."""
     side_features: Annotated[int, Field(ge=0)] = 0
     depth: Annotated[int, Field(ge=0)] = 0
-    """Further convolutions of the lean encoder at 1/4 and 1/8 of the images' size."""
+    """Further convolutions of the small encoders at 1/4 and 1/8 of the images' size."""
+    more_for_few: bool = False
+    """Mosaic: further stages for members of groups of up to 4, of which there are few."""
 
     @model_validator(mode="after")
-    def _lean_only(self) -> EncoderSettings:
+    def _small_only(self) -> EncoderSettings:
         for key in ("side_features", "depth"):
             if self.kind == "unet" and getattr(self, key):
-                raise ValueError(f"the U-Net has no {key}; use the lean encoder")
+                raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
+        if self.more_for_few and self.kind != "mosaic":
+            raise ValueError(f"the {self.kind} encoder has no more_for_few; use the mosaic")
         return self
 
 
@@ -157,6 +164,9 @@ class RecoveryFusionSettings(Section):
     latent_weight: Annotated[float, Field(ge=0)] = 0.05
     normal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the direct answers in joint training."""
+    normal_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a joint step's images that are answered directly, too. Only a mosaic can be trained
+    without the latents of all members, and its E learns longer than f needs to."""
     evidence_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the cross-entropies of answers from the decoded latent alone and from the side
     features alone."""
@@ -170,6 +180,15 @@ class RecoveryFusionSettings(Section):
             raise ValueError("epochs and joint_epochs are both 0: nothing would be trained")
         if self.encoder.side_features and not self.head_hidden:
             raise ValueError("encoder.side_features need a recovery head: set head_hidden")
+        if self.encoder.kind == "mosaic":
+            if not self.head_hidden:
+                raise ValueError("the mosaic encoder needs a recovery head: set head_hidden")
+            if self.latent_weight:
+                raise ValueError("a mosaic's latent is no mean: set latent_weight to 0")
+            if self.members > LARGEST_MOSAIC:
+                raise ValueError(f"a mosaic has at most {LARGEST_MOSAIC} members")
+        elif self.normal_share < 1:
+            raise ValueError("decoding needs all latents: normal_share must be 1")
         return self
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.config import EncoderSettings, NetworkSettings, Section
 from codedinvnet.errors import UserError
-from codedinvnet.nn.fusion import Encoding, FusionEncoder, LeanFusion, UNetFusion, uniform_weights
-from codedinvnet.nn.head import Head, RecoveryHead
+from codedinvnet.nn.fusion import (
+    GRIDS,
+    Encoding,
+    FusionEncoder,
+    LeanFusion,
+    MosaicFusion,
+    UNetFusion,
+    uniform_weights,
+)
+from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 
@@ -30,7 +39,11 @@ class ModelSettings(Section):
 
 
 class Parity(NamedTuple):
-    """What the parity worker sends: z_p (B, C, H, W) and side features (B, m, S)."""
+    """What the parity worker sends: z_p (B, C, H, W), and of each member a vector (B, m, n).
+
+    The vector is the member's side features; behind them, if the encoder keeps the members apart,
+    what was read from its cell of z_p.
+    """
 
     latent: Tensor
     side: Tensor
@@ -102,15 +115,19 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
         UserError: if the encoder cannot take images of that size.
     """
     channels, height, width = input_shape
-    if settings.kind == "lean":
+    if settings.kind != "unet":
         if height % 8 or width % 8:
-            raise UserError(f"the lean encoder needs sides divisible by 8, got {height}x{width}")
-        return LeanFusion(
-            channels,
-            width=settings.width,
-            side_features=settings.side_features,
-            depth=settings.depth,
-        )
+            raise UserError(
+                f"the {settings.kind} encoder needs sides divisible by 8, got {height}x{width}"
+            )
+        sizes = {
+            "width": settings.width,
+            "side_features": settings.side_features,
+            "depth": settings.depth,
+        }
+        if settings.kind == "mosaic":
+            return MosaicFusion(channels, **sizes, more_for_few=settings.more_for_few)
+        return LeanFusion(channels, **sizes)
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:
         raise UserError(
@@ -139,16 +156,32 @@ class CodedModel(nn.Module):
         self.latent_shape = self.network.latent_shape
         self.head = build_head(settings.network, self.latent_shape, len(settings.classes))
         self.encoder = build_encoder(settings.encoder, self.input_shape)
-        self.recovery_head = (
-            RecoveryHead(
-                self.latent_shape,
-                len(settings.classes),
-                hidden=settings.head_hidden,
-                side_features=settings.encoder.side_features,
-                pooled=settings.network.head_pooled,
+        self.recovery_head = self._recovery_head()
+
+    def _recovery_head(self) -> RecoveryHead | MosaicHead | None:
+        settings = self.settings
+        side, classes = settings.encoder.side_features, len(settings.classes)
+        if settings.encoder.kind == "mosaic":
+            if not settings.head_hidden:
+                raise UserError("the mosaic encoder needs a recovery head: set head_hidden")
+            _, height, width = self.latent_shape
+            rows, columns = GRIDS[-1]
+            if height % rows or width % columns:
+                raise UserError(
+                    f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
+                    f"got {height}x{width}: change the network's strides"
+                )
+            return MosaicHead(
+                self.latent_shape, classes, hidden=settings.head_hidden, side_features=side
             )
-            if settings.head_hidden
-            else None
+        if not settings.head_hidden:
+            return None
+        return RecoveryHead(
+            self.latent_shape,
+            classes,
+            hidden=settings.head_hidden,
+            side_features=side,
+            pooled=settings.network.head_pooled,
         )
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -178,7 +211,14 @@ class CodedModel(nn.Module):
         began = time.perf_counter()
         encoding = self.fuse(images, weights)
         self.encode_seconds = time.perf_counter() - began
-        return Parity(self.network(encoding.parity), encoding.side)
+        return self.parity(self.network(encoding.parity), encoding.side)
+
+    def parity(self, latent: Tensor, side: Tensor) -> Parity:
+        """Return what the parity worker sends, given z_p and the side features (B, m, S)."""
+        if isinstance(self.recovery_head, MosaicHead):
+            readings = self.recovery_head.read(latent, side.shape[1])
+            side = torch.cat([side, readings], dim=2)
+        return Parity(latent, side)
 
     def fuse(self, images: Tensor, weights: Tensor | None = None) -> Encoding:
         """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features.
@@ -198,27 +238,32 @@ class CodedModel(nn.Module):
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
 
         Args:
-            latents: (B, *latent_shape).
-            side: (B, S), the missing members' side features.
+            latents: (B, *latent_shape); unused if the encoder keeps the members apart.
+            side: (B, n), the missing members' vectors of `Parity.side`.
             members: m, the size of the groups.
 
         Returns:
             (B, classes).
         """
+        head = self.recovery_head
+        if isinstance(head, MosaicHead):
+            found: Tensor = head(side)
+            return found
         direct = self.classify(latents)
-        if self.recovery_head is None:
+        if head is None:
             return direct
-        logits: Tensor = self.recovery_head(latents, side, direct, members)
+        logits: Tensor = head(latents, side, direct, members)
         return logits
 
-    def recover_from_latent(self, latents: Tensor, members: int) -> Tensor:
-        """Map decoded latents to logits (B, classes) without their side features."""
+    def recover_from_latent(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
+        """Map decoded latents, or what was read from z_p, to logits without E's side features."""
+        head = self.recovery_head
+        if isinstance(head, MosaicHead):
+            return head.from_latent(side)
         direct = self.classify(latents)
-        if self.recovery_head is None:
-            return direct
-        return self.recovery_head.from_latent(latents, direct, members)
+        return direct if head is None else head.from_latent(latents, direct, members)
 
     def recover_from_side(self, side: Tensor) -> Tensor:
-        """Map side features (B, S) to logits (B, classes), without any latent."""
+        """Map vectors of `Parity.side` (B, n) to logits (B, classes), without any latent."""
         assert self.recovery_head is not None
         return self.recovery_head.from_side(side)

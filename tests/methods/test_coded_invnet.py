@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, CodedInvNet, CodedMethod
+from codedinvnet.methods import METHODS, CodedInvNet, CodedMethod, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity
 
 K = 4
@@ -196,7 +196,8 @@ def test_the_decoded_latent_answers_alone(exact: CodedInvNet, size: int) -> None
     alone = CodedInvNet(model, K, "latent")
     for erased in range(size):
         answers = alone.decode(without(outputs_of(exact, group), erased), size)
-        expected = model.recover_from_latent(model.embed(group[:, erased]), size)
+        side = model.encode(group).side[:, erased]
+        expected = model.recover_from_latent(model.embed(group[:, erased]), side, size)
         assert set(answers) == set(range(size))
         torch.testing.assert_close(answers[erased], expected)
 
@@ -266,3 +267,70 @@ def test_bytes_are_computed_like_the_floats_they_stand_for(method: CodedInvNet) 
         output = method.compute(task, members)
         assert output.dtype == torch.float32
         torch.testing.assert_close(output, method.compute(task, members / 255))
+
+
+@pytest.fixture(scope="module")
+def mosaic() -> CodedModel:
+    torch.manual_seed(0)
+    return (
+        CodedModel(
+            ModelSettings(
+                image_shape=(1, 16, 16),
+                padding=0,
+                classes=("a", "b", "c"),
+                network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
+                encoder=EncoderSettings(kind="mosaic", width=4, side_features=4),
+                head_hidden=16,
+            )
+        )
+        .double()
+        .eval()
+    )
+
+
+def large_images(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.rand(3, size, 1, 16, 16, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("evidence", ["both", "latent", "side"])
+def test_a_mosaic_makes_up_for_every_set_of_missing_members(
+    mosaic: CodedModel, evidence: Evidence, size: int
+) -> None:
+    method, group = CodedInvNet(mosaic, K, evidence), large_images(size)
+    outputs, parity = outputs_of(method, group), mosaic.encode(group)
+    answer = {
+        "both": lambda side: mosaic.recover(side, side, size),
+        "latent": lambda side: mosaic.recover_from_latent(side, side, size),
+        "side": mosaic.recover_from_side,
+    }[evidence]
+    for pattern in range(2**size):
+        missing = {i for i in range(size) if pattern >> i & 1}
+        here = without(outputs, *missing)
+        assert method.recoverable(frozenset(here), size) == set(range(size))
+        answers = method.decode(here, size)
+        assert set(answers) == set(range(size))
+        assert_direct(method, answers, group, set(range(size)) - missing)
+        for member in missing:
+            torch.testing.assert_close(answers[member], answer(parity.side[:, member]))
+        left = without(here, K)
+        assert method.recoverable(frozenset(left), size) == set(left)
+        assert set(method.decode(left, size)) == set(left)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_mosaics_residual_is_the_largest_between_decoded_and_direct(
+    mosaic: CodedModel, size: int
+) -> None:
+    method, group = CodedInvNet(mosaic, K), large_images(size)
+    outputs = outputs_of(method, group)
+    apart = [
+        method.decode(without(outputs, i), size)[i] - method.direct(outputs[i]) for i in range(size)
+    ]
+    expected = torch.stack(apart).square().mean(2).sqrt().amax(0)
+    residual = method.residual(outputs, size)
+    assert residual is not None
+    torch.testing.assert_close(residual, expected)
+    for task in outputs:
+        assert method.residual(without(outputs, task), size) is None

@@ -63,3 +63,26 @@ def test_two_missing_are_not_decoded(model: CodedModel) -> None:
     outputs = outputs_of(method, torch.rand(3, K, 1, 8, 8, dtype=torch.float64))
     assert set(method.decode(without(outputs, 0, 2), K)) == {1, 3}
     assert set(method.decode(without(outputs, 0, K), K)) == {1, 2, 3}
+
+
+def test_its_parity_is_a_mean_even_if_the_encoder_keeps_the_members_apart() -> None:
+    torch.manual_seed(0)
+    apart = CodedModel(
+        ModelSettings(
+            image_shape=(1, 16, 16),
+            padding=0,
+            classes=("a", "b", "c"),
+            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
+            encoder=EncoderSettings(kind="mosaic", width=4, side_features=4),
+            head_hidden=16,
+        )
+    )
+    constrain_exactly(apart.network)
+    method = Oracle(apart.double().eval(), K)
+    group = torch.rand(3, K, 1, 16, 16, dtype=torch.float64)
+    outputs = outputs_of(method, group)
+    assert method.recoverable(frozenset({0, 1, K}), K) == {0, 1}
+    assert set(method.decode(without(outputs, 0, 1), K)) == {2, 3}
+    answers = method.decode(without(outputs, 2), K)
+    direct = apart.classify(apart.embed(group[:, 2]))
+    torch.testing.assert_close(answers[2], direct, rtol=0.0, atol=1e-3)

@@ -5,12 +5,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from codedinvnet.config import LARGEST_MOSAIC
 from codedinvnet.nn.fusion import (
+    FEW,
+    GRIDS,
     FusionEncoder,
     LeanFusion,
+    MosaicFusion,
     PatchDiscriminator,
     PixelMean,
     UNetFusion,
+    mosaic_grid,
     uniform_weights,
     weighted_mean,
 )
@@ -27,6 +32,9 @@ def encoder(name: str) -> FusionEncoder:
     made: FusionEncoder
     if name.startswith("lean"):
         made = LeanFusion(CHANNELS, width=4, side_features=SIDE[name])
+    elif name.startswith("mosaic"):
+        more = name == "mosaic-more"
+        made = MosaicFusion(CHANNELS, width=4, side_features=3, depth=1, more_for_few=more)
     elif name.startswith("unet"):
         made = UNetFusion(CHANNELS, filters=3, depth=5 if name == "unet-5" else 3)
     else:
@@ -195,3 +203,99 @@ def test_a_lean_encoder_costs_at_most_half_an_embedding(side_features: int) -> N
     cost = multiply_adds(lean, torch.zeros(1, 10, 1, 32, 32))
     assert 1e6 < cost <= 20e6
     assert cost <= 0.5 * multiply_adds(IResNet((1, 32, 32)), torch.zeros(1, 1, 32, 32))
+
+
+def mosaic_groups(members: int) -> Tensor:
+    generator = torch.Generator().manual_seed(members)
+    return torch.rand(2, members, CHANNELS, 16, 16, dtype=torch.float64, generator=generator)
+
+
+def cells(parity: Tensor, members: int) -> list[Tensor]:
+    """Cut a mosaic (B, C, H, W) into its cells, row by row."""
+    rows, columns = mosaic_grid(members)
+    return [cell for row in parity.chunk(rows, 2) for cell in row.chunk(columns, 3)]
+
+
+@pytest.mark.parametrize("name", ["mosaic", "mosaic-more"])
+@pytest.mark.parametrize("members", range(1, LARGEST_MOSAIC + 1))
+def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, members: int) -> None:
+    network, x = encoder(name), mosaic_groups(members)
+    parity, side = network(x)
+    assert parity.shape == (2, CHANNELS, 16, 16)
+    assert side.shape == (2, members, 3)
+    assert network.keeps_apart
+    before = cells(parity, members)
+    assert len(before) in {rows * columns for rows, columns in GRIDS}
+    assert len(before) // 2 < members or len(before) == 2
+    for empty in before[members:]:
+        assert not empty.any()
+    for member in range(members):
+        changed = x.clone()
+        changed[:, member] = changed[:, member].flip(-1)
+        after = network(changed)
+        for place, (old, new) in enumerate(zip(before, cells(after.parity, members), strict=True)):
+            assert torch.allclose(old, new) is (place != member)
+        moved = (after.side - side).abs().amax((0, 2)) > 1e-6
+        assert moved.tolist() == [place == member for place in range(members)]
+
+
+def test_members_of_a_mosaic_change_places_with_their_order() -> None:
+    network, x, w = encoder("mosaic"), mosaic_groups(5), weights(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    before, after = network.encode(x, w), network.encode(x[:, order], w[:, order])
+    torch.testing.assert_close(after.side, before.side[:, order])
+    old, new = cells(before.parity, 5), cells(after.parity, 5)
+    for place, member in enumerate(order):
+        torch.testing.assert_close(new[place], old[member])
+
+
+def test_weights_scale_the_cells_of_a_mosaic() -> None:
+    network, x, w = encoder("mosaic"), mosaic_groups(3), weights(3)
+    plain, scaled = cells(network(x).parity, 3), cells(network.encode(x, w).parity, 3)
+    for i in range(3):
+        torch.testing.assert_close(scaled[i], 3 * w[:, i].view(2, 1, 1, 1) * plain[i])
+
+
+@pytest.mark.parametrize("members", [2, 4, 8, 16])
+def test_a_fresh_mosaic_draws_thumbnails(members: int) -> None:
+    network = MosaicFusion(CHANNELS, width=4).double()
+    with torch.no_grad():
+        for layer in network.coarse.values():
+            assert isinstance(layer, nn.Conv2d)
+            layer.weight.zero_()
+        for layer in network.fine.values():
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
+            layer.bias.zero_()
+    x = mosaic_groups(members)
+    for member, cell in enumerate(cells(network(x).parity, members)):
+        expected = nn.functional.avg_pool2d(x[:, member], mosaic_grid(members))
+        torch.testing.assert_close(cell, expected)
+
+
+def test_a_mosaic_is_full_at_some_size() -> None:
+    assert GRIDS[-1][0] * GRIDS[-1][1] == LARGEST_MOSAIC
+    with pytest.raises(ValueError, match=f"at most {LARGEST_MOSAIC} cells, got 17 members"):
+        mosaic_grid(LARGEST_MOSAIC + 1)
+
+
+@pytest.mark.parametrize("members", [1, 4, 5, 10])
+def test_a_mosaic_does_more_for_few_members_only(members: int) -> None:
+    network = encoder("mosaic-more")
+    assert isinstance(network, MosaicFusion)
+    before = network(mosaic_groups(members))
+    assert network.few is not None
+    assert network.few_to_side is not None
+    for parameter in [*network.few.parameters()]:
+        parameter.mul_(-1)
+    after = network(mosaic_groups(members))
+    few = members <= FEW
+    assert torch.allclose(after.parity, before.parity) is not few
+    assert torch.allclose(after.side, before.side) is not few
+
+
+def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding() -> None:
+    mosaic = MosaicFusion(3, width=16, side_features=96, depth=2, more_for_few=True)
+    for members in range(2, 11):
+        cost = multiply_adds(mosaic.eval(), torch.zeros(1, members, 3, 32, 32))
+        assert cost <= 0.5 * 82.3e6

@@ -101,6 +101,18 @@ def test_accuracy_rules_out_what_is_fast_enough() -> None:
     assert "even direct answers are right in 0.9800" in hopeless.reason
 
 
+def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> None:
+    held = [{"kind": "hold", "probability": 0.3, "delay": 100}]
+    base = scenario(workers=100, qps=200, queries=6000, stragglers=held)
+    target, way = Target(p999_ms=60, accuracy=0.5), Candidate("coded", 10, 1)
+    mean = Planner(base, ACCURACY, target).judge(way)
+    apart = Planner(base, ACCURACY, target, apart=True).judge(way)
+    assert apart.figures["decoded_share"] > 1.5 * mean.figures["decoded_share"] > 0
+    assert apart.figures["accuracy"] < mean.figures["accuracy"]
+    uncoded = Planner(base, ACCURACY, target, apart=True).judge(UNCODED)
+    assert uncoded.figures["decoded_share"] == 0
+
+
 def test_targets_that_mean_nothing() -> None:
     with pytest.raises(UserError, match="--p999-ms: must be above 0"):
         check_target(Target(0, 0.5))

@@ -352,7 +352,8 @@ def test_no_such_device() -> None:
     assert stages.choose_device("cpu") == CPU
 
 
-def test_training_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["lean", "mosaic"])
+def test_training_on_the_shipped_images_beats_chance_by_far(encoder: str, tmp_path: Path) -> None:
     """800 images to train on, 100 to choose the epoch, 100 held out (of 10 classes)."""
     data = write_images(tmp_path / "data", train=900, test=100)
     raw = tiny_settings("recovery")
@@ -365,8 +366,11 @@ def test_training_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> N
         joint_batch_size=16,
         joint_epochs=2,
         head_hidden=64,
-        encoder={"kind": "lean", "width": 8, "side_features": 8},
+        encoder={"kind": encoder, "width": 8, "side_features": 8},
     )
+    if encoder == "mosaic":  # whose finest cells are one place of the latent
+        raw["fusion"].update(latent_weight=0.0, normal_share=0.5)
+        raw["network"].update(blocks=[1, 1], strides=[1, 2], hidden=[16, 32])
     run = make_run(raw, tmp_path / "runs", data)
     stages.train(run)
     stages.fuse(run, 4)

@@ -43,6 +43,7 @@ class CodedInvNet:
         self.model = model
         self.k = k
         self.evidence = evidence
+        self.keeps_apart = model.encoder.keeps_apart
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
         self.device = next(model.parameters()).device
@@ -60,9 +61,10 @@ class CodedInvNet:
         return {**{i: (i,) for i in range(size)}, self.k: tuple(range(size))}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return the members that answered, and the missing one if it is alone and z_p is here."""
+        """Return the members that answered, and with z_p here all, or a missing one alone."""
         here = frozenset(i for i in range(size) if i in available)
-        return frozenset(range(size)) if len(here) >= size - 1 and self.k in available else here
+        decodable = self.k in available and (self.keeps_apart or len(here) >= size - 1)
+        return frozenset(range(size)) if decodable else here
 
     @torch.inference_mode()
     def compute(self, task: int, queries: Tensor) -> Tensor:
@@ -80,35 +82,49 @@ class CodedInvNet:
 
     @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        """Answer the members that sent their latent, and the missing one if it is alone."""
+        """Answer the members that sent their latent, and those missing that can be decoded."""
         here = [i for i in range(size) if i in outputs]
         answers: dict[int, Tensor] = {}
         if here:
             logits = self.direct(torch.cat([outputs[i] for i in here]))
             answers = dict(zip(here, logits.chunk(len(here)), strict=True))
-        missing = [i for i in range(size) if i not in outputs]
-        if len(missing) == 1 and self.k in outputs:
-            packed = outputs[self.k]
-            parity, side = packed[:, : self.latent_size], packed[:, self.latent_size :]
-            others = [outputs[i] for i in range(size) if i in outputs]
-            stacked = torch.stack(others, dim=1) if others else parity[:, None][:, :0]
-            latent = decode_missing(parity, stacked).unflatten(1, self.model.latent_shape)
-            member = side.unflatten(1, (size, -1))[:, missing[0]] if side.shape[1] else side
-            answers[missing[0]] = self._recovered(latent, member, size)
+        for member in sorted(self.recoverable(frozenset(outputs), size) - answers.keys()):
+            answers[member] = self._decoded(outputs, member, size)
         return answers
+
+    def _decoded(self, outputs: Mapping[int, Tensor], member: int, size: int) -> Tensor:
+        """Return logits (B, classes) of a missing member."""
+        packed = outputs[self.k]
+        latent, side = packed[:, : self.latent_size], packed[:, self.latent_size :]
+        if not self.keeps_apart:
+            others = [outputs[i] for i in range(size) if i in outputs]
+            stacked = torch.stack(others, dim=1) if others else latent[:, None][:, :0]
+            latent = decode_missing(latent, stacked)
+        own = side.unflatten(1, (size, -1))[:, member] if side.shape[1] else side
+        return self._recovered(latent.unflatten(1, self.model.latent_shape), own, size)
 
     def _recovered(self, latent: Tensor, side: Tensor, size: int) -> Tensor:
         if self.evidence == "latent":
-            return self.model.recover_from_latent(latent, size)
+            return self.model.recover_from_latent(latent, side, size)
         if self.evidence == "side":
             return self.model.recover_from_side(side)
         return self.model.recover(latent, side, size)
 
     @torch.inference_mode()
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return the root mean square of z_p − mean z, (B,)."""
+        """Return the root mean square of z_p − mean z, (B,).
+
+        If the encoder keeps the members apart, the largest of the members' decoded logits − direct
+        logits.
+        """
         if self.k not in outputs or any(i not in outputs for i in range(size)):
             return None
+        if self.keeps_apart:
+            distances = [
+                (self._decoded(outputs, i, size) - self.direct(outputs[i])).square().mean(dim=1)
+                for i in range(size)
+            ]
+            return torch.stack(distances).amax(dim=0).sqrt()
         mean = torch.stack([outputs[i] for i in range(size)]).mean(dim=0)
         difference = outputs[self.k][:, : self.latent_size] - mean
         return difference.square().mean(dim=1).sqrt()

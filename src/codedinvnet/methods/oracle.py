@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.methods.coded_invnet import CodedInvNet
-from codedinvnet.model import decode_missing
+from codedinvnet.model import CodedModel, decode_missing
 
 TOLERANCE = 1e-5
 """Of each block's inverse; the decoded latent's error is k times as large."""
@@ -25,6 +25,10 @@ class Oracle(CodedInvNet):
     """
 
     name = "oracle"
+
+    def __init__(self, model: CodedModel, k: int) -> None:
+        super().__init__(model, k)
+        self.keeps_apart = False  # its parity is a mean, whatever E makes
 
     @torch.inference_mode()
     def compute(self, task: int, queries: Tensor) -> Tensor:

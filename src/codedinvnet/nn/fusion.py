@@ -1,7 +1,8 @@
 """Fusion encoders: from the images of a coding group to the image of its parity query.
 
-Every encoder treats the images alike and meets them only in weighted averages, so the parity does
-not depend on their order, and one network serves every group size and every set of weights.
+Every encoder treats the images alike, and one network serves every group size and every set of
+weights. The images meet in weighted averages, so that the parity does not depend on their order;
+only the mosaic keeps them apart, each in a cell of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class FusionEncoder(nn.Module, ABC):
     """E(x, w): the image whose latent should be Σ w_i f(x_i)."""
 
     side_features: int = 0
+    keeps_apart: bool = False
+    """Whether the parity's latent holds the members side by side, not their mean."""
 
     @abstractmethod
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
@@ -68,14 +71,12 @@ def _stage(before: int, width: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-class LeanFusion(FusionEncoder):
-    """A small encoder: shared convolution stages, averaged, and a decoder of equal size.
+class _SharedStages(FusionEncoder):
+    """What the small encoders have in common: three shared stages and the side features.
 
-    The images are unshuffled to half their size, three shared stages see them at 1/2, 1/4 and
-    1/8, each stage's maps are averaged over the group, and a decoder with these averages as skips
-    makes a correction to the average image. Side features are a linear map of the last stage,
-    pooled; they cost next to nothing. Normalisation is by batch statistics while it trains and
-    folded into the convolutions before it is served.
+    The images are unshuffled to half their size, three stages see them at 1/2, 1/4 and 1/8. Side
+    features are a linear map of the last stage, pooled; they cost next to nothing. Normalisation is
+    by batch statistics while it trains and folded into the convolutions before it is served.
 
     Args:
         channels: image channels.
@@ -94,6 +95,39 @@ class LeanFusion(FusionEncoder):
         self.more2 = nn.ModuleList(_stage(2 * width, 2 * width) for _ in range(depth))
         self.down3 = _stage(2 * width, 4 * width, 2)
         self.more3 = nn.ModuleList(_stage(4 * width, 4 * width) for _ in range(depth))
+        self.to_side = nn.Linear(16 * width, side_features) if side_features else None
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map unshuffled images (N, 4C, H/2, W/2) to the three stages' maps."""
+        h1 = self.down1(x)
+        h2 = self.down2(h1)
+        for layer in self.more2:
+            h2 = h2 + layer(h2)
+        h3 = self.down3(h2)
+        for layer in self.more3:
+            h3 = h3 + layer(h3)
+        return h1, h2, h3
+
+    def side(self, h3: Tensor, batch: int, members: int) -> Tensor:
+        """Map the last stage's maps (B·m, 4·width, h, w) to side features (B, m, S)."""
+        if self.to_side is None:
+            return h3.new_zeros(batch, members, 0)
+        pooled = F.adaptive_avg_pool2d(h3, 2).flatten(1)
+        side: Tensor = self.to_side(pooled).unflatten(0, (batch, members))
+        return side
+
+
+class LeanFusion(_SharedStages):
+    """A small encoder: shared convolution stages, averaged, and a decoder of equal size.
+
+    Each stage's maps are averaged over the group, and a decoder with these averages as skips makes
+    a correction to the average image.
+    """
+
+    def __init__(
+        self, channels: int, *, width: int = 16, side_features: int = 0, depth: int = 0
+    ) -> None:
+        super().__init__(channels, width=width, side_features=side_features, depth=depth)
         self.bottom = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
         self.up2 = nn.Conv2d(4 * width, 8 * width, 1)
         self.merge2 = nn.Conv2d(4 * width, 2 * width, 3, padding=1)
@@ -102,17 +136,10 @@ class LeanFusion(FusionEncoder):
         nn.init.zeros_(self.merge1.weight)
         assert self.merge1.bias is not None
         nn.init.zeros_(self.merge1.bias)
-        self.to_side = nn.Linear(16 * width, side_features) if side_features else None
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
-        h1 = self.down1(F.pixel_unshuffle(x.flatten(0, 1), 2))
-        h2 = self.down2(h1)
-        for layer in self.more2:
-            h2 = h2 + layer(h2)
-        h3 = self.down3(h2)
-        for layer in self.more3:
-            h3 = h3 + layer(h3)
+        h1, h2, h3 = self.stages(F.pixel_unshuffle(x.flatten(0, 1), 2))
 
         def mean(h: Tensor) -> Tensor:
             return weighted_mean(h.unflatten(0, (batch, members)), weights)
@@ -123,12 +150,133 @@ class LeanFusion(FusionEncoder):
         d = F.pixel_shuffle(self.up1(d), 2)
         d = self.merge1(torch.cat([d, mean(h1)], dim=1))
         parity = weighted_mean(x, weights) + F.pixel_shuffle(d, 2)
-        if self.to_side is None:
-            side = x.new_zeros(batch, members, 0)
-        else:
-            pooled = F.adaptive_avg_pool2d(h3, 2).flatten(1)
-            side = self.to_side(pooled).unflatten(0, (batch, members))
-        return Encoding(parity, side)
+        return Encoding(parity, self.side(h3, batch, members))
+
+
+GRIDS = ((1, 2), (2, 2), (2, 4), (4, 4))
+"""Rows and columns of a mosaic, the smallest first."""
+FEW = 4
+"""Members of a group whose encoder may take longer for each."""
+
+
+def mosaic_grid(members: int) -> tuple[int, int]:
+    """Return the rows and columns of the smallest mosaic with a cell for each member.
+
+    Raises:
+        ValueError: if there are more members than cells in the largest.
+    """
+    for rows, columns in GRIDS:
+        if members <= rows * columns:
+            return rows, columns
+    raise ValueError(f"a mosaic has at most {rows * columns} cells, got {members} members")
+
+
+class MosaicFusion(_SharedStages):
+    """An encoder that keeps the members apart: each becomes a small picture in its own cell.
+
+    Member i's cell of the parity image is a linear map of its pixels and its three stages' maps,
+    all brought to the cell's size, with weights of their own for each of the four grids. f, which
+    is made of convolutions, then works on all cells at once, and `MosaicHead` reads member i's cell
+    of the latent. There is no sum to subtract the others from, so no error is amplified by the
+    group's size, and one parity makes up for any number of members (docs/decisions.md).
+
+    A fresh one draws thumbnails. Weights other than 1/m scale the cells.
+
+    Args:
+        channels: image channels.
+        width: channels of the first stage (the next have 2 and 4 times as many).
+        side_features: length of the side vector of a member (0: none).
+        depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
+        more_for_few: whether members of groups of up to 4, of which there are few to encode, go
+            through four further stages behind the second, which add to their side features.
+    """
+
+    keeps_apart = True
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        width: int = 16,
+        side_features: int = 0,
+        depth: int = 0,
+        more_for_few: bool = False,
+    ) -> None:
+        super().__init__(channels, width=width, side_features=side_features, depth=depth)
+        squeezed = 4 * channels
+        self.few = (
+            nn.ModuleList(
+                [
+                    _stage(2 * width, 4 * width),
+                    _stage(4 * width, 4 * width),
+                    _stage(4 * width, 6 * width, 2),
+                    _stage(6 * width, 6 * width),
+                ]
+            )
+            if more_for_few
+            else None
+        )
+        self.few_to_side = (
+            nn.Linear(24 * width, side_features) if more_for_few and side_features else None
+        )
+        self.fine = nn.ModuleDict()
+        self.coarse = nn.ModuleDict()
+        for grid in GRIDS:
+            extended = more_for_few and grid[0] * grid[1] <= FEW
+            fine = nn.Conv2d(squeezed + width, squeezed, grid, grid)
+            coarse = nn.Conv2d((12 if extended else 6) * width, squeezed, 1, bias=False)
+            with torch.no_grad():
+                fine.weight[:, :squeezed] = _thumbnail(channels, grid)
+                nn.init.zeros_(fine.weight[:, squeezed:])
+                coarse.weight.mul_(0.1)
+            self.fine[_key(grid)] = fine
+            self.coarse[_key(grid)] = coarse
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+        batch, members = x.shape[:2]
+        squeezed = F.pixel_unshuffle(x.flatten(0, 1), 2)
+        h1, h2, h3 = self.stages(squeezed)
+        rows, columns = grid = mosaic_grid(members)
+        tiles = self.fine[_key(grid)](torch.cat([squeezed, h1], dim=1))
+        height, width = tiles.shape[2:]
+        side, maps = self.side(h3, batch, members), [h2, h3]
+        if self.few is not None and members <= FEW:
+            maps.append(self._more(h2))
+            if self.few_to_side is not None:
+                pooled = F.adaptive_avg_pool2d(maps[-1], 2).flatten(1)
+                side = side + self.few_to_side(pooled).unflatten(0, (batch, members))
+        coarse = [F.adaptive_avg_pool2d(h, (height, width)) for h in maps]
+        tiles = tiles + self.coarse[_key(grid)](torch.cat(coarse, dim=1))
+        tiles = tiles.unflatten(0, (batch, members)) * (members * weights)[..., None, None, None]
+        cells = F.pad(tiles, (0,) * 7 + (rows * columns - members,))
+        canvas = cells.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5)
+        canvas = canvas.reshape(batch, -1, rows * height, columns * width)
+        return Encoding(F.pixel_shuffle(canvas, 2), side)
+
+    def _more(self, h: Tensor) -> Tensor:
+        """Map the second stage's maps to those of the stages for few members."""
+        assert self.few is not None
+        for layer in self.few:
+            after = layer(h)
+            h = h + after if after.shape == h.shape else after
+        return h
+
+
+def _key(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
+
+
+def _thumbnail(channels: int, grid: tuple[int, int]) -> Tensor:
+    """Return the kernel that averages unshuffled images down to a cell of the grid."""
+    rows, columns = grid
+    kernel = torch.zeros(4 * channels, 4 * channels, rows, columns)
+    for y in range(2 * rows):
+        for x in range(2 * columns):
+            source, target = 2 * (y % 2) + x % 2, 2 * (y // rows) + x // columns
+            for channel in range(channels):
+                kernel[4 * channel + target, 4 * channel + source, y // 2, x // 2] = 1.0
+    return kernel / (rows * columns)
 
 
 class UNetFusion(FusionEncoder):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.layers import ActNorm
 
 LARGEST_FLAT = 16384
@@ -138,4 +139,59 @@ class RecoveryHead(nn.Module):
     def _classified(self, features: Tensor, side: Tensor) -> Tensor:
         h = F.gelu(self.hidden_norm(self.expand(torch.cat([features, side], dim=1))))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
+        return logits
+
+
+class MosaicHead(nn.Module):
+    """g' for parities that keep their members apart (`MosaicFusion`).
+
+    The parity worker reads each member's cell of the latent: normalise, ELU, a 1×1 convolution,
+    GELU, and the average over the cell. These readings and the member's side features are
+    classified by two linear layers. It is trained to answer from either alone, too.
+
+    Args:
+        latent_shape: (C, H, W) of the latent.
+        classes: number of classes.
+        hidden: width of the hidden layer.
+        side_features: length of the encoder's side vector (0: none).
+        readings: length of what is read from a cell.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        hidden: int = 256,
+        side_features: int = 0,
+        readings: int = 128,
+    ) -> None:
+        super().__init__()
+        self.side_features, self.readings = side_features, readings
+        self.norm = ActNorm(latent_shape[0])
+        self.reader = nn.Conv2d(latent_shape[0], readings, 1)
+        self.expand = nn.Linear(side_features + readings, hidden)
+        self.hidden_norm = nn.LayerNorm(hidden)
+        self.classify = nn.Linear(hidden + side_features + readings, classes)
+
+    def read(self, z: Tensor, members: int) -> Tensor:
+        """Read the members' cells of parities' latents z (B, C, H, W), as (B, m, readings)."""
+        maps = F.gelu(self.reader(F.elu(self.norm(z))))
+        cells = F.adaptive_avg_pool2d(maps, mosaic_grid(members))
+        return cells.flatten(2)[..., :members].transpose(1, 2)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Classify by side features, then readings: (B, S + readings) to (B, classes)."""
+        h = F.gelu(self.hidden_norm(self.expand(evidence)))
+        logits: Tensor = self.classify(torch.cat([h, evidence], dim=1))
+        return logits
+
+    def from_latent(self, evidence: Tensor) -> Tensor:
+        """Classify by the readings of `evidence` alone."""
+        logits: Tensor = self(F.pad(evidence[:, self.side_features :], (self.side_features, 0)))
+        return logits
+
+    def from_side(self, evidence: Tensor) -> Tensor:
+        """Classify by the side features of `evidence` alone."""
+        logits: Tensor = self(F.pad(evidence[:, : self.side_features], (0, self.readings)))
         return logits

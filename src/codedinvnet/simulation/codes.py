@@ -31,7 +31,8 @@ class ErasureCode:
 class Backup:
     """A small classifier in place of a parity: its one task answers for every member.
 
-    Satisfies `serving.group.Code`, as `methods.SmallBackup` does.
+    Satisfies `serving.group.Code`, as `methods.SmallBackup` does, and `methods.CodedInvNet` with an
+    encoder that keeps the members apart.
     """
 
     k: int

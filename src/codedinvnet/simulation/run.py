@@ -21,6 +21,7 @@ from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.scenario import (
     Scenario,
     bundle_accuracy,
+    keeps_apart,
     load_scenario,
     parse_scenario,
 )
@@ -178,6 +179,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     plan.check_target(target)
     base = _plan_base(options)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
+    apart = base.accuracy is None and keeps_apart(options.bundle)
     unknown = set(options.policy) - set(POLICIES)
     if unknown:
         raise UserError(f"--policy: {sorted(unknown)[0]!r} is not one of {', '.join(POLICIES)}")
@@ -196,7 +198,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
             bar.set_postfix_str(words, refresh=False)
             bar.update()
 
-        verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
+        verdicts = plan.Planner(base, accuracy, target, step, apart).rank(wanted)
         bar.total = bar.n
     found = {
         **plan.report(verdicts, base, target),

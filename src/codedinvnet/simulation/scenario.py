@@ -162,7 +162,8 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     backup: bool = False
-    """The extra task is that of a small classifier for all members, in place of a parity."""
+    """The extra task alone makes up for any number of members: a small classifier's, in place of a
+    parity, or the parity of an encoder that keeps the members apart."""
     routing: str = "least-loaded"
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
@@ -293,6 +294,17 @@ def load_scenario(path: Path) -> Scenario:
         UserError: if it is not one.
     """
     return parse_scenario(read_json(path), str(path))
+
+
+def keeps_apart(name: str) -> bool:
+    """Tell whether one parity of a bundle makes up for any number of a group's members.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    from codedinvnet.bundle import load_bundle
+
+    return load_bundle(name).model.encoder.keeps_apart
 
 
 def bundle_accuracy(name: str) -> Accuracy:

@@ -10,6 +10,7 @@ Smaller groups come in larger numbers, so that every step sees about as many ima
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,22 @@ SETTLED = 0.8
 """From this share of joint training on, batch statistics are those that will be served."""
 
 
+class Passed(NamedTuple):
+    """Groups of m that went through E and f.
+
+    Attributes:
+        direct: latents (n, C, H, W) of the first n images, which are answered directly.
+        decoded: every member's decoded latent, (G, m, C, H, W); empty ones from a mosaic.
+        side: what the parity worker sends of every member, (G, m, n).
+        error: m·z_p − Σ z_j, (G, C, H, W); None from a mosaic.
+    """
+
+    direct: Tensor
+    decoded: Tensor
+    side: Tensor
+    error: Tensor | None
+
+
 class RecoveryStage:
     """Train E and g' with f and g frozen, or (`joint`) all four."""
 
@@ -45,6 +62,7 @@ class RecoveryStage:
         self.name = "joint" if joint else "recovery"
         self.settings, self.fusion, self.source, self.model = settings, fusion, source, model
         self.device, self.joint = device, joint
+        self.apart = model.encoder.keeps_apart
         self.batch_size = fusion.joint_batch_size if joint else fusion.batch_size
         self.rate = fusion.joint_learning_rate if joint else fusion.learning_rate
         self.steps_per_epoch = fusion.steps_per_epoch
@@ -110,34 +128,25 @@ class RecoveryStage:
             order = torch.randint(len(self.train_rows), (wanted,), generator=self.generator)
         images, labels = self.source.batch(self.train_rows[order])
         labels = labels.to(self.device)
-        x = self.model.prepare(images.to(self.device))
-        options, shape = self.settings.training, (groups, members)
-        if self.joint:
-            x = augment(x, options.flip, options.shift, self.generator)
-        encoding = self.model.encoder(x.unflatten(0, shape))
-        if self.joint:
-            # One pass, so that batch statistics are of queries and parities together.
-            with reduced_precision(self.settings, self.device):
-                both = self.model.network(torch.cat([x, encoding.parity])).float()
-            flat, parity = both[:wanted], both[wanted:]
-        else:
-            flat = self.cached_latents()[order.to(self.device)]
-            parity = self.model.network(encoding.parity)
-        z = flat.unflatten(0, shape)
-        # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
-        error = members * parity - z.sum(dim=1)
-        decoded = (z + error[:, None]).flatten(0, 1)
-        side = encoding.side.flatten(0, 1)
+        x = self.model.prepare(images.to(self.device)).unflatten(0, (groups, members))
+        passed = self._apart_pass(x) if self.apart else self._mean_pass(x, order)
+        side, decoded = passed.side.flatten(0, 1), passed.decoded.flatten(0, 1)
+        scalars: dict[str, float] = {}
         recovered = F.cross_entropy(self.model.recover(decoded, side, members), labels)
-        latent = error.square().mean()
-        loss = self.fusion.decoded_weight * recovered + self.fusion.latent_weight * latent
-        scalars = {"recovered": float(recovered.detach()), "latent": float(latent.detach())}
-        if self.fusion.evidence_weight and side.shape[1]:
-            alone = F.cross_entropy(self.model.recover_from_latent(decoded, members), labels)
+        loss = self.fusion.decoded_weight * recovered
+        scalars["recovered"] = float(recovered.detach())
+        if passed.error is not None:
+            latent = passed.error.square().mean()
+            loss = loss + self.fusion.latent_weight * latent
+            scalars["latent"] = float(latent.detach())
+        if self.fusion.evidence_weight and self.model.encoder.side_features:
+            from_latent = self.model.recover_from_latent(decoded, side, members)
+            alone = F.cross_entropy(from_latent, labels)
             alone = alone + F.cross_entropy(self.model.recover_from_side(side), labels)
             loss = loss + self.fusion.evidence_weight * alone
         if self.joint:
-            normal = F.cross_entropy(self.model.classify(flat), labels)
+            direct = self.model.classify(passed.direct)
+            normal = F.cross_entropy(direct, labels[: len(direct)])
             loss = loss + self.fusion.normal_weight * normal
             scalars["normal"] = float(normal.detach())
         self.optimizer.zero_grad(set_to_none=True)
@@ -149,6 +158,48 @@ class RecoveryStage:
         if self.joint:
             project(self.model.network)
         return scalars
+
+    def _varied(self, x: Tensor) -> Tensor:
+        """Augment images (G, m, C, H, W)."""
+        options = self.settings.training
+        varied = augment(x.flatten(0, 1), options.flip, options.shift, self.generator)
+        return varied.view_as(x)
+
+    def _mean_pass(self, x: Tensor, order: Tensor) -> Passed:
+        """Pass groups x (G, m, C, H, W), places `order` in `train_rows`, through E and f."""
+        members = x.shape[1]
+        if self.joint:
+            x = self._varied(x)
+        encoding = self.model.encoder(x)
+        if self.joint:
+            flat, parity = self._together(x.flatten(0, 1), encoding.parity)
+        else:
+            flat = self.cached_latents()[order.to(self.device)]
+            parity = self.model.network(encoding.parity)
+        z = flat.unflatten(0, x.shape[:2])
+        # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
+        error = members * parity - z.sum(dim=1)
+        return Passed(flat, z + error[:, None], encoding.side, error)
+
+    def _apart_pass(self, x: Tensor) -> Passed:
+        """Pass groups through an E that keeps the members apart, and some of them through f.
+
+        Nothing is subtracted from such a parity's latent, so the members' own are needed for the
+        direct answers' sake alone.
+        """
+        x = self._varied(x)
+        with reduced_precision(self.settings, self.device):
+            encoding = self.model.encoder(x)
+        answered = round(self.fusion.normal_share * x.shape[0] * x.shape[1]) if self.joint else 0
+        direct, parity = self._together(x.flatten(0, 1)[:answered], encoding.parity)
+        sent = self.model.parity(parity, encoding.side.float())
+        return Passed(direct, parity.new_zeros(*x.shape[:2], 0), sent.side, None)
+
+    def _together(self, queries: Tensor, parities: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed queries and parities in one pass, so that batch statistics are of both."""
+        with reduced_precision(self.settings, self.device):
+            both = self.model.network(torch.cat([queries, parities])).float()
+        return both[: len(queries)], both[len(queries) :]
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by normal accuracy plus recovered accuracy at the largest group size."""
