@@ -2,15 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from codedinvnet.bench.load import Reply
 from codedinvnet.bundle import load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from tests.bench.replies import canned
 from tests.conftest import Command
 from tests.processes import descendants, needs_proc, survivors, wait_until
 
@@ -138,12 +135,6 @@ def test_wrong_answers_are_found(tmp_path: Path) -> None:
     assert found["decoded_accuracy"] == 0.5
 
 
-def test_wilson() -> None:
-    low, high = serve.wilson(0.9, 100)
-    assert (low, high) == pytest.approx((0.826, 0.945), abs=1e-3)
-    assert serve.wilson(1.0, 10)[1] == pytest.approx(1.0)
-
-
 def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "QUICK", TINY)
     out = tmp_path / "serve.json"
@@ -220,97 +211,6 @@ def test_unknown_part(call: Command) -> None:
     assert outcome.code == 2
     assert "nonsense" in outcome.err
     assert "chaos" in outcome.err
-
-
-def test_requests_without_an_answer_are_the_slowest() -> None:
-    answered = canned(0.02, 990)
-    lost = [Reply("lost", (0,), 0.001, 503) for _ in range(10)]  # refused at once
-    found = serve.summary([*answered, *lost], np.zeros(10))
-    assert found["errors"] == 10
-    assert found["p50_ms"] > 30
-    assert (found["p99_ms"], found["p999_ms"]) == (None, None)
-    assert math.isinf(max(serve.latencies(lost)))
-    replies = {"none/uncoded": canned(0.02, 1000), "held/coded": [*answered, *lost]}
-    ratios = serve.tail_ratios(replies, ["coded"], "", 0)
-    assert ratios["p999_ratio_coded"] is None
-    assert ratios["p999_ratio_coded_95"][1] is None
-
-
-def test_stretches_are_resampled_whole() -> None:
-    """Twenty slow requests in a row are one event: a resample may well miss it."""
-    times = [0.02] * 2000
-    burst = times[:1000] + [0.2] * 20 + times[1020:]
-    spread = [0.2 if i % 100 == 0 else 0.02 for i in range(2000)]
-
-    def replies(values: list[float]) -> list[Reply]:
-        return [Reply("q", (0,), value, 200) for value in values]
-
-    def low(values: list[float]) -> float:
-        arms = {"none/uncoded": replies(times), "held/coded": replies(values)}
-        return float(serve.tail_ratios(arms, ["coded"], "", 0)["p999_ratio_coded_95"][0])
-
-    assert low(spread) == pytest.approx(10)
-    assert low(burst) == pytest.approx(1)
-
-
-class Loaded:
-    """Stands in for the service: p99 is what `tails` says, try after try."""
-
-    def __init__(self, parts: serve.ServeBench, tails: Iterable[float]) -> None:
-        self.rates: list[float] = []
-        self.tails = iter(tails)
-
-        async def load(client: Any, *, rate: float, count: int, **_: Any) -> list[Reply]:
-            self.rates.append(round(rate, 3))
-            return [Reply("q", (0,), next(self.tails), 200)] * count
-
-        @asynccontextmanager
-        async def there(*_: Any, **__: Any) -> AsyncIterator[Any]:
-            yield self
-
-        self.load, self.there, self.address = load, there, ""
-        parts.load = load  # type: ignore[method-assign]
-
-    async def infer(self, *_: Any) -> Reply:
-        return Reply("q", (0,), 0.01, 200)
-
-
-@pytest.fixture
-def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def search(tails: Iterable[float]) -> tuple[float | str, list[float]]:
-        parts = bench(tmp_path)
-        loaded = Loaded(parts, tails)
-        monkeypatch.setattr(serve, "server", loaded.there)
-        monkeypatch.setattr(serve, "connect", loaded.there)
-        try:
-            return asyncio.run(parts._capacity(1)), loaded.rates
-        except UserError as error:
-            return str(error), loaded.rates
-
-    return search
-
-
-def test_a_rate_that_failed_once_is_tried_again(searched: Callable[..., Any]) -> None:
-    good, bad = 0.01, 0.2
-    capacity, rates = searched([good, bad, good, bad, bad])
-    assert capacity == 62.5
-    assert rates == [50, 62.5, 62.5, 78.125, 78.125]
-
-
-def test_a_service_that_keeps_nothing_up_is_given_up(searched: Callable[..., Any]) -> None:
-    told, rates = searched(itertools.repeat(0.2))
-    assert "does not keep up with 0.39 requests of 1 images a second" in told
-    assert "5 times the 10.0 ms" in told
-    assert len(rates) == 2 * (serve.REDUCTIONS + 1)
-
-
-def canned(latency: float, count: int) -> list[Reply]:
-    return [
-        Reply(
-            f"q{i}", (i % 10,), latency * (1 + i / count), 200, f"q{i}", np.array([0]), ("direct",)
-        )
-        for i in range(count)
-    ]
 
 
 def test_stragglers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,11 @@ Every part starts servers of its own and talks HTTP to them. Timings are compare
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import random
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +28,12 @@ from codedinvnet.bench.load import (
     connect,
     descriptors,
     memory,
-    open_loop,
-    percentile,
     proportional_memory,
     server,
 )
 from codedinvnet.bench.reports import check_mergeable, save
+from codedinvnet.bench.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
+from codedinvnet.bench.serve_load import Loader
 from codedinvnet.bundle import (
     Bundle,
     describe_commit,
@@ -44,7 +42,6 @@ from codedinvnet.bundle import (
     weights_digest,
 )
 from codedinvnet.data import ImageSource, load_images, sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
 from codedinvnet.report import median_ms
@@ -62,17 +59,8 @@ HOLD = {
     "per_request": True,
     "delay": {"distribution": "constant", "ms": HELD_MS},
 }
-RESAMPLES = 1000
-STRETCH = 50
-"""Consecutive requests that a bootstrap keeps together, since queues make neighbours alike."""
-STRETCHES = 10
-"""A run has at least so many stretches, shorter ones if need be."""
 EVEN_POLICIES = ("uncoded", "coded")
 """Compared under evenly spaced requests, too, which queue the least."""
-CAPACITY_SERVICE_TIMES = 5.0
-"""Capacity is the highest rate at which p99 stays under so many service times."""
-REDUCTIONS = 12
-"""So often the search for the capacity lowers a rate that was too high from the start."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +215,7 @@ class Echo:
         return torch.zeros(queries.shape[0], 1)
 
 
-class ServeBench:
+class ServeBench(Loader):
     """The parts, each a coroutine that returns its figures.
 
     Args:
@@ -242,44 +230,11 @@ class ServeBench:
     def __init__(
         self, name: str, bundle: Bundle, source: ImageSource, sizes: Sizes, seed: int, log: Path
     ) -> None:
-        self.name, self.bundle, self.source, self.sizes = name, bundle, source, sizes
-        self.seed, self.log = seed, log
         images, labels = source.batch(torch.arange(len(source)))
-        self.images, self.labels = images.numpy(), labels.numpy()
+        super().__init__(name, images.numpy(), seed, log, sizes.capacity_seconds)
+        self.bundle, self.source, self.sizes = bundle, source, sizes
+        self.labels = labels.numpy()
         self.capacity = 0.0
-
-    def rows(self, request: int, count: int) -> list[int]:
-        """Return which images a request sends."""
-        generator = random.Random(f"{self.seed}/{request}")
-        return [generator.randrange(len(self.images)) for _ in range(count)]
-
-    async def load(
-        self,
-        client: Client,
-        *,
-        rate: float,
-        count: int,
-        size: int,
-        label: str,
-        poisson: bool = True,
-        seed: int | None = None,
-    ) -> list[Reply]:
-        """Send requests of `size` images at Poisson times, or evenly spaced."""
-        seed = self.seed if seed is None else seed
-
-        async def call(i: int, due: float) -> Reply:
-            return await client.infer(f"{label}-{i}", self.rows(i, size), due)
-
-        return await open_loop(
-            call, rate=rate, count=count, seed=seed, label=label, poisson=poisson
-        )
-
-    async def warm(self, client: Client, size: int = 1) -> None:
-        """Let every worker and path run once."""
-        for i in range(30):
-            await client.infer(f"warm-{i}", self.rows(i, size))
-
-    # Parts
 
     async def pool(self) -> dict[str, Any]:
         """Time the first 10 of 11 answers of workers that answer at once."""
@@ -409,90 +364,6 @@ class ServeBench:
             "evaluated_normal_accuracy": round(result.normal_accuracy, 5),
             "evaluated_recovered_accuracy": round(result.recovered_accuracy, 5),
         }
-
-    async def _capacity(self, size: int) -> float:
-        """Return the highest rate of requests of `size` images that an uncoded service keeps up.
-
-        Raises:
-            UserError: if it keeps none up.
-        """
-        best, reductions = 0.0, 0
-        async with (
-            server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
-            connect(process.address, self.name, self.images) as client,
-        ):
-            await self.warm(client, size)
-            # The service time: the median latency of a request that meets an idle service.
-            idle = [await client.infer(f"idle-{i}", self.rows(i, size)) for i in range(50)]
-            service = statistics.median(reply.latency for reply in idle)
-            rate = 0.5 / service
-            while True:
-                if await self._keeps_up(client, rate, size, CAPACITY_SERVICE_TIMES * service):
-                    best, rate = rate, rate * 1.25
-                elif best:
-                    return best
-                elif reductions == REDUCTIONS:
-                    raise UserError(
-                        f"an uncoded service does not keep up with {rate:.2g} requests of {size} "
-                        f"images a second: their p99 stays above {CAPACITY_SERVICE_TIMES:g} times "
-                        f"the {1000 * service:.1f} ms of an idle one; stop what else is running, "
-                        f"and see {self.log}"
-                    )
-                else:
-                    rate, reductions = rate / 1.5, reductions + 1
-
-    async def _keeps_up(self, client: Client, rate: float, size: int, limit: float) -> bool:
-        """Tell whether p99 stays within a limit (seconds); a second try counts, too.
-
-        One pause of the machine is enough to spoil a p99.
-        """
-        count = max(50, round(rate * self.sizes.capacity_seconds))
-        for turn in range(2):
-            replies = await self.load(
-                client,
-                rate=rate,
-                count=count,
-                size=size,
-                label=f"capacity at {rate:.0f}/s",
-                seed=self.seed + turn,
-            )
-            if percentile(latencies(replies), 0.99) <= 1000 * limit and all(r.ok for r in replies):
-                return True
-        return False
-
-    async def _arm(
-        self,
-        options: Sequence[str],
-        *,
-        rate: float,
-        count: int,
-        size: int,
-        label: str,
-        faults: Mapping[str, Any] | None = None,
-        poisson: bool = True,
-        seed: int | None = None,
-    ) -> list[Reply]:
-        """Serve with these options and faults, and load it."""
-        with tempfile.TemporaryDirectory() as folder:
-            extra: list[str] = ["--workers", "11", "--k", "10"]
-            if faults is not None:
-                path = Path(folder) / "faults.json"
-                path.write_text(json.dumps(faults), encoding="utf-8")
-                extra += ["--faults", str(path)]
-            async with (
-                server(self.name, *options, *extra, log=self.log) as process,
-                connect(process.address, self.name, self.images) as client,
-            ):
-                await self.warm(client, size)
-                return await self.load(
-                    client,
-                    rate=rate,
-                    count=count,
-                    size=size,
-                    label=label,
-                    poisson=poisson,
-                    seed=seed,
-                )
 
     async def light(self) -> dict[str, Any]:
         """Compare p50 of coded and uncoded at 30 % of capacity when nobody straggles."""
@@ -625,85 +496,3 @@ def _signalled(pids: Iterable[int], number: signal.Signals) -> list[int]:
             continue
         found.append(pid)
     return found
-
-
-def latencies(replies: Iterable[Reply]) -> list[float]:
-    """Return the latency of each request in ms, infinite for one that was not answered."""
-    return [1000 * reply.latency if reply.ok else math.inf for reply in replies]
-
-
-def percentiles(replies: Sequence[Reply]) -> dict[str, float | None]:
-    """Return p50, p99 and p99.9 in ms; None for one that so many requests never reached."""
-    times = latencies(replies)
-    shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
-    return {name: _finite(percentile(times, share), 2) for name, share in shares.items()}
-
-
-def _finite(value: float, digits: int) -> float | None:
-    """Return a rounded value, or None for one that is infinite or not a number."""
-    return round(float(value), digits) if math.isfinite(value) else None
-
-
-def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
-    """Return the latency percentiles, decoded share and accuracy of an arm."""
-    answered = [reply for reply in replies if reply.ok]
-    outcomes = [outcome for reply in answered for outcome in reply.outcomes]
-    right = [
-        int(label) == int(truth[row])
-        for reply in answered
-        for label, row in zip(reply.labels, reply.rows, strict=True)
-    ]
-    return {
-        "requests": len(replies),
-        "errors": len(replies) - len(answered),
-        **percentiles(replies),
-        "decoded_share": round(outcomes.count("decoded") / max(1, len(outcomes)), 5),
-        "accuracy": round(sum(right) / max(1, len(right)), 5),
-    }
-
-
-def tail_ratios(
-    replies: Mapping[str, Sequence[Reply]], policies: Sequence[str], kind: str, seed: int
-) -> dict[str, Any]:
-    """Return p99.9 with held answers over p99.9 of uncoded without, with bootstrap intervals.
-
-    Stretches of consecutive requests are resampled. None stands for a ratio of what is infinite.
-
-    Args:
-        replies: of the arms `{kind}none/uncoded` and `{kind}held/{policy}`.
-        policies: to compare.
-        kind: "" or another word and a space.
-        seed: of the resampling.
-    """
-    generator = np.random.default_rng(seed)
-    base = np.array(latencies(replies[f"{kind}none/uncoded"]))
-    tail, tails = percentile(base.tolist(), 0.999), _resampled_tails(base, generator)
-    found: dict[str, Any] = {}
-    for policy in policies:
-        held = np.array(latencies(replies[f"{kind}held/{policy}"]))
-        name = f"{kind.replace(' ', '_')}p999_ratio_{policy.replace('+', '_')}"
-        with np.errstate(invalid="ignore"):  # infinite by infinite
-            ratios = np.sort(_resampled_tails(held, generator) / tails)
-        whole = percentile(held.tolist(), 0.999)
-        found[name] = _finite(whole / tail, 3) if math.isfinite(tail) else None
-        low, high = ratios[int(0.025 * RESAMPLES)], ratios[math.ceil(0.975 * RESAMPLES) - 1]
-        found[f"{name}_95"] = [_finite(low, 3), _finite(high, 3)]
-    return found
-
-
-def _resampled_tails(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return p99.9 (RESAMPLES,) of values (n,) that were drawn in stretches, round the end."""
-    count = len(values)
-    length = max(1, min(STRETCH, count // STRETCHES))
-    starts = generator.integers(count, size=(RESAMPLES, math.ceil(count / length)))
-    places = (starts[:, :, None] + np.arange(length)) % count
-    draws = values[places.reshape(RESAMPLES, -1)[:, :count]]
-    return np.asarray(np.partition(draws, int(0.999 * count), axis=1)[:, int(0.999 * count)])
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the Wilson 95 % interval of a share of n."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half

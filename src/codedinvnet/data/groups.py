@@ -1,0 +1,75 @@
+"""Images set aside for validation, and random coding groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codedinvnet.errors import UserError
+
+
+def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Set some images of a training split aside for validation; the same ones for a same seed.
+
+    Args:
+        count: How many images there are.
+        validation: How many to set aside.
+        seed: Decides which.
+
+    Returns:
+        Indices (count - validation,) to train on and (validation,) to validate on, int64, sorted.
+
+    Raises:
+        UserError: If validation is negative, or leaves nothing to train on.
+    """
+    if not 0 <= validation < count:
+        raise UserError(
+            f"cannot set {validation} of {count} images aside for validation: "
+            f"it must be at least 0 and less than {count}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[validation:].sort().values, order[:validation].sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Coding groups of images.
+
+    Attributes:
+        members: (G, k) int64, indices of images; no group holds an image twice.
+        counted: (G, k) bool; False where an image only fills a group up, and its answer must
+            not count because it is counted in another group.
+    """
+
+    members: Tensor
+    counted: Tensor
+
+
+def random_groups(count: int, k: int, generator: torch.Generator) -> Groups:
+    """Put images in random coding groups so that each is counted exactly once.
+
+    When k does not divide count, other random images fill the last group up; these are not
+    counted.
+
+    Args:
+        count: How many images there are.
+        k: Images in a group.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        ceil(count / k) groups.
+
+    Raises:
+        UserError: If k is below 2 or above count.
+    """
+    if not 2 <= k <= count:
+        raise UserError(f"groups of k={k} cannot be made of {count} images: k is 2 to {count}")
+    order = torch.randperm(count, generator=generator)
+    missing = -count % k
+    whole = count - count % k  # images in whole groups; only these may fill the last one up
+    filling = order[torch.randperm(whole, generator=generator)[:missing]]
+    counted = torch.ones(count + missing, dtype=torch.bool)
+    counted[count:] = False
+    return Groups(torch.cat([order, filling]).reshape(-1, k), counted.reshape(-1, k))

@@ -1,0 +1,169 @@
+"""Image sources: sets held in memory, and folders that are decoded as they are read.
+
+Images stay as they were stored, uint8 in 0 to 255; the network pads and scales them.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import functional as transforms
+
+from codedinvnet.errors import UserError
+
+Split = Literal["train", "test"]
+
+
+class ImageSource(Protocol):
+    """Labelled images of one size, read by index."""
+
+    @property
+    def name(self) -> str:
+        """The image set's name."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label i is `classes[i]`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of every image, (channels, height, width)."""
+
+    @property
+    def source(self) -> str:
+        """Where the images were read, kept with results as provenance."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read some images.
+
+        Args:
+            indices: (B,) int64, each in 0 to len - 1.
+
+        Returns:
+            Images (B, C, H, W) uint8 in 0 to 255, and labels (B,) int64.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """An image set held in memory.
+
+    Attributes:
+        name: The image set's name.
+        classes: Class names.
+        images: (N, C, H, W) uint8 in 0 to 255.
+        labels: (N,) int64, each in 0 to len(classes) - 1.
+        source: Where the images were read; named in error messages.
+
+    Raises:
+        UserError: If the tensors are not as described above, or there are no images.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Tensor
+    labels: Tensor
+    source: str
+
+    def __post_init__(self) -> None:
+        """Check what the class promises."""
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8:
+            raise UserError(f"{self.source}: images are {images.dtype}, not uint8 (0 to 255)")
+        if images.ndim != 4:
+            raise UserError(f"{self.source}: images have {images.ndim} dimensions, not 4 (N,C,H,W)")
+        if images.numel() == 0:
+            raise UserError(f"{self.source}: images is empty, shape {tuple(images.shape)}")
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise UserError(f"{self.source}: labels must be one row of int64")
+        if len(labels) != len(images):
+            raise UserError(f"{self.source}: {len(images)} images but {len(labels)} labels")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise UserError(
+                f"{self.source}: labels run from {low} to {high}, outside the "
+                f"{len(self.classes)} classes of {self.name!r} (0 to {len(self.classes) - 1})"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of every image, (channels, height, width)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read some images; see `ImageSource.batch`."""
+        return self.images[indices], self.labels[indices]
+
+
+class ImageFolder:
+    """Images in one folder for each class, decoded when they are asked for (ImageNet's layout).
+
+    Each is converted to RGB, resized so that its shorter side is image_size * 256 / 224, and
+    cropped to the centre.
+
+    Args:
+        name: The image set's name.
+        folder: Holds one folder of images for each class.
+        image_size: Height and width of what `batch` returns, in pixels.
+        threads: How many images are decoded at the same time.
+
+    Raises:
+        UserError: If there are no class folders, one has no images, or image_size is below 1.
+    """
+
+    def __init__(self, name: str, folder: Path, image_size: int = 224, threads: int = 4) -> None:
+        """List the files; none is decoded yet."""
+        if image_size < 1:
+            raise UserError(f"image size {image_size} must be at least 1 pixel")
+        try:
+            found = datasets.ImageFolder(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: not an image folder: {error}") from error
+        self.name = name
+        self.classes: tuple[str, ...] = tuple(found.classes)
+        self.shape: tuple[int, int, int] = (3, image_size, image_size)
+        self.source = str(folder)
+        self._paths: list[str] = [path for path, _ in found.samples]
+        self._labels = torch.tensor(found.targets, dtype=torch.int64)
+        self._threads = threads
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._paths)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read some images; see `ImageSource.batch`.
+
+        Raises:
+            UserError: If an image cannot be decoded; it names the file.
+        """
+        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
+        paths = [self._paths[index] for index in indices.tolist()]
+        with ThreadPoolExecutor(self._threads) as pool:
+            for row, image in enumerate(pool.map(self._decode, paths)):
+                images[row] = image
+        return images, self._labels[indices]
+
+    def _decode(self, path: str) -> Tensor:
+        size = self.shape[1]
+        try:
+            image = datasets.folder.pil_loader(path)
+            image = transforms.resize(image, round(size * 256 / 224))
+            pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
+        except Exception as error:  # decoders raise all sorts of things on a damaged file
+            raise UserError(f"{path}: unreadable image: {error}") from error
+        return pixels

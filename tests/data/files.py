@@ -1,0 +1,58 @@
+"""Small image sets, written in each of the layouts, and read back."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from codedinvnet.data import ImageSource
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
+
+
+def write_npz(root: Path, name: str = "own", split: str = "train", **arrays: Any) -> Path:
+    path = root / name / f"{split}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    return path
+
+
+def idx_bytes(array: NDArray[np.uint8]) -> bytes:
+    magic = bytes((0, 0, 8, array.ndim))
+    return magic + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_idx(folder: Path, prefix: str = "train", packed: bool = False) -> tuple[Path, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for stem, array in (("images-idx3-ubyte", GREY), ("labels-idx1-ubyte", LABELS)):
+        content = idx_bytes(array)
+        path = folder / f"{prefix}-{stem}{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(content) if packed else content)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def write_folder(folder: Path, size: tuple[int, int] = (12, 9)) -> None:
+    for label, (class_name, colour) in enumerate((("cat", (255, 0, 0)), ("dog", (0, 0, 255)))):
+        (folder / class_name).mkdir(parents=True)
+        for number in range(label + 1):
+            Image.new("RGB", size, colour).save(folder / class_name / f"{number}.png")
+
+
+def everything(source: ImageSource) -> tuple[NDArray[np.uint8], list[int]]:
+    images, labels = source.batch(torch.arange(len(source)))
+    assert images.dtype == torch.uint8
+    assert labels.dtype == torch.int64
+    assert tuple(images.shape) == (len(source), *source.shape)
+    return images.numpy(), labels.tolist()

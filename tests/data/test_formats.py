@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torchvision import datasets
+
+from codedinvnet.data import Split, load_images
+from codedinvnet.data.formats import read_npz
+from codedinvnet.errors import UserError
+from tests.data.files import (
+    COLOUR,
+    GREY,
+    LABELS,
+    RNG,
+    everything,
+    idx_bytes,
+    write_idx,
+    write_npz,
+)
+
+# --- .npz files
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_npz_colour(tmp_path: Path, split: Split) -> None:
+    path = write_npz(tmp_path, split=split, images=COLOUR, labels=LABELS)
+    source = load_images("own", split, data_dir=tmp_path)
+    images, labels = everything(source)
+    assert np.array_equal(images, COLOUR.transpose(0, 3, 1, 2))
+    assert labels == LABELS.tolist()
+    assert source.shape == (3, 5, 4)
+    assert source.classes == ("0", "1", "2")
+    assert source.name == "own"
+    assert source.source == str(path)
+
+
+def test_npz_grey_has_one_channel_and_keeps_its_size(tmp_path: Path) -> None:
+    write_npz(tmp_path, images=GREY, labels=LABELS, classes=np.array(["a", "b", "c", "d"]))
+    source = load_images("own", "train", data_dir=tmp_path, image_size=32)
+    images, _ = everything(source)
+    assert np.array_equal(images, GREY[:, None])
+    assert source.classes == ("a", "b", "c", "d")
+
+
+def nan_images() -> NDArray[np.float32]:
+    images = COLOUR.astype(np.float32)
+    images[0, 0, 0, 0] = np.nan
+    return images
+
+
+BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "float": ({"images": COLOUR / 255, "labels": LABELS}, "'images' is float64, not uint8"),
+    "nan": ({"images": nan_images(), "labels": LABELS}, "'images' is float32 with NaN"),
+    "rank 2": ({"images": GREY[0], "labels": LABELS}, r"'images' has shape \(5, 4\)"),
+    "rank 5": ({"images": COLOUR[None], "labels": LABELS}, "'images' has shape"),
+    "channels first": (
+        {"images": COLOUR.transpose(0, 3, 1, 2)[..., [0, 1, 2, 3, 0]], "labels": LABELS},
+        "'images' has shape .* last dimension must be the 1 to 4 channels",
+    ),
+    "no images": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "images is empty"),
+    "no pixels": ({"images": COLOUR[:, :0], "labels": LABELS}, "images is empty"),
+    "float labels": ({"images": GREY, "labels": LABELS * 1.0}, "'labels' is float64"),
+    "labels of rank 2": ({"images": GREY, "labels": LABELS[:, None]}, "'labels' has shape"),
+    "too few labels": ({"images": GREY, "labels": LABELS[:5]}, "6 images but 5 labels"),
+    "negative label": (
+        {"images": GREY, "labels": LABELS.astype(int) - 1},
+        "labels run from -1 to 1, outside",
+    ),
+    "huge label": ({"images": GREY, "labels": LABELS.astype(int) * 10**12}, "'labels' holds 20+"),
+    "label beyond classes": (
+        {"images": GREY, "labels": LABELS, "classes": np.array(["a", "b"])},
+        "labels run from 0 to 2, outside the 2 classes",
+    ),
+    "classes not strings": (
+        {"images": GREY, "labels": LABELS, "classes": np.arange(3)},
+        "'classes' must be one row of strings",
+    ),
+    "missing": ({"image": GREY, "labels": LABELS}, "'images' is missing.*'image'.*image, labels"),
+    "missing labels": ({"images": GREY}, "'labels' is missing"),
+    "objects": ({"images": GREY.astype(object), "labels": LABELS}, "'images' is unreadable"),
+    "object labels": ({"images": GREY, "labels": LABELS.astype(object)}, "'labels' is unreadable"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_npz_array_is_named(tmp_path: Path, case: str) -> None:
+    arrays, message = BAD_ARRAYS[case]
+    path = write_npz(tmp_path, **arrays)
+    with pytest.raises(UserError, match=message) as caught:
+        load_images("own", "train", data_dir=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 300, -20])
+def test_npz_cut_short(tmp_path: Path, keep: int) -> None:
+    path = write_npz(tmp_path, images=COLOUR, labels=LABELS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_images("own", "train", data_dir=tmp_path)
+
+
+def test_npz_with_flipped_pixels(tmp_path: Path) -> None:
+    path = write_npz(tmp_path, images=COLOUR, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    at = content.index(COLOUR.tobytes()[:32])
+    content[at] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="'images' is unreadable"):
+        load_images("own", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_npz_that_is_another_file(tmp_path: Path, pickled: bool) -> None:
+    path = write_npz(tmp_path, images=GREY, labels=LABELS)
+    with path.open("wb") as stream:
+        if pickled:
+            pickle.dump({"images": [1]}, stream)
+        else:
+            np.save(stream, GREY)
+    with pytest.raises(UserError, match=re.escape(str(path)) + r": not a"):
+        load_images("own", "train", data_dir=tmp_path)
+
+
+def packed_npz() -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, images=GREY, labels=LABELS, classes=np.array(["a", "b", "c"]))
+    return stream.getvalue()
+
+
+@given(st.integers(0, len(packed_npz()) - 1), st.integers(0, 255))
+@settings(deadline=None, max_examples=300)
+def test_npz_with_any_byte_changed_is_read_or_refused(at: int, value: int) -> None:
+    content = bytearray(packed_npz())
+    content[at] = value
+    with contextlib.suppress(UserError):
+        images = read_npz(io.BytesIO(content), "own", "file").images
+        assert np.array_equal(images[:, 0].numpy(), GREY)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(6, 200), (8, 1)])  # zip version; encrypted
+def test_npz_of_a_kind_that_zipfile_refuses(tmp_path: Path, offset: int, value: int) -> None:
+    path = write_npz(tmp_path, images=GREY, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value  # the archive's list of files
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_images("own", "train", data_dir=tmp_path)
+
+
+# --- MNIST's idx files
+
+
+@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion", "FashionMNIST")])
+def test_idx(
+    tmp_path: Path, name: str, folder: str, packed: bool, split: Split, prefix: str
+) -> None:
+    write_idx(tmp_path / folder / "raw", prefix, packed)
+    source = load_images(name, split, data_dir=tmp_path)
+    images, labels = everything(source)
+    assert np.array_equal(images, GREY[:, None])
+    assert labels == LABELS.tolist()
+    assert source.source == str(tmp_path / folder / "raw")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("change", [-1, 3])
+def test_idx_of_wrong_length(tmp_path: Path, which: int, change: int) -> None:
+    path = write_idx(tmp_path / "MNIST" / "raw")[which]
+    whole = path.read_bytes()
+    path.write_bytes((whole + bytes(3))[: len(whole) + change])
+    with pytest.raises(UserError, match=f"{len(whole)} bytes in all, {len(whole) + change}") as e:
+        load_images("mnist", "train", data_dir=tmp_path)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("cut", [1, 8, 40])  # in the trailer, and in the pixels
+def test_idx_gz_cut_short(tmp_path: Path, cut: int) -> None:
+    path, _ = write_idx(tmp_path / "MNIST" / "raw", packed=True)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match="cut short: its header asks for 136 bytes") as caught:
+        load_images("mnist", "train", data_dir=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_idx_gz_that_is_not_gz(tmp_path: Path) -> None:
+    path, _ = write_idx(tmp_path / "MNIST" / "raw", packed=True)
+    path.write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_images("mnist", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes, too short"),
+        (b"<html>not found</html>", "starts with 3c68746d, not 00000803"),
+        (idx_bytes(LABELS) + bytes(20), "starts with 00000801, not 00000803"),
+    ],
+)
+def test_idx_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:
+    path, _ = write_idx(tmp_path / "MNIST" / "raw")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_images("mnist", "train", data_dir=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_idx_with_one_file_missing(tmp_path: Path, which: int) -> None:
+    path = write_idx(tmp_path / "MNIST" / "raw")[which]
+    path.unlink()
+    with pytest.raises(UserError, match=re.escape(str(path)) + " is missing"):
+        load_images("mnist", "train", data_dir=tmp_path)
+
+
+# --- CIFAR-10's batches
+
+
+def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.uint8]:
+    """Write tiny batches and make torchvision expect their md5."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    pixels = RNG.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+
+    def put(name: str, content: dict[str, Any]) -> str:
+        packed = pickle.dumps(content)
+        (folder / name).write_bytes(packed)
+        return hashlib.md5(packed).hexdigest()
+
+    batch = {"data": pixels.reshape(2, -1), "labels": [3, 9]}
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    train = [[name, put(name, batch)] for name in names]
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", train)
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", put("test_batch", batch)]])
+    meta = {"filename": "batches.meta", "key": "label_names"}
+    meta["md5"] = put("batches.meta", {"label_names": [str(label) for label in range(10)]})
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return pixels
+
+
+@pytest.mark.parametrize(("split", "batches"), [("train", 5), ("test", 1)])
+def test_cifar10_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split, batches: int
+) -> None:
+    pixels = write_cifar10(tmp_path, monkeypatch)
+    source = load_images("cifar10", split, data_dir=tmp_path)
+    images, labels = everything(source)
+    assert np.array_equal(images, np.concatenate([pixels] * batches))
+    assert labels == [3, 9] * batches
+    assert source.classes[3] == "cat"
+
+
+def test_damaged_cifar10_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path, monkeypatch)
+    folder = tmp_path / "cifar-10-batches-py"
+    (folder / "data_batch_3").write_bytes(b"short")
+    with pytest.raises(UserError, match=re.escape(str(folder)) + ".*damaged"):
+        load_images("cifar10", "train", data_dir=tmp_path)

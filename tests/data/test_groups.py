@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codedinvnet.data import random_groups, split_indices
+from codedinvnet.errors import UserError
+
+
+@given(st.data(), st.integers(1, 300), st.integers(0, 2**63 - 1))
+@settings(deadline=None)
+def test_split_indices(draw: st.DataObject, count: int, seed: int) -> None:
+    validation = draw.draw(st.integers(0, count - 1))
+    train, held = split_indices(count, validation, seed)
+    assert len(held) == validation
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(count))
+    again = split_indices(count, validation, seed)
+    assert torch.equal(train, again[0])
+    assert torch.equal(held, again[1])
+
+
+def test_split_indices_differ_by_seed_and_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = (split_indices(1000, 100, seed)[1] for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert first.tolist() != list(range(100))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("count", "validation"), [(5, 5), (5, 6), (5, -1), (0, 0)])
+def test_split_indices_refuses(count: int, validation: int) -> None:
+    with pytest.raises(UserError, match=f"cannot set {validation} of {count} images"):
+        split_indices(count, validation, 0)
+
+
+@given(st.data(), st.integers(2, 200), st.integers(0, 1000))
+@settings(deadline=None)
+def test_random_groups(draw: st.DataObject, count: int, seed: int) -> None:
+    k = draw.draw(st.integers(2, count))
+    groups = random_groups(count, k, torch.Generator().manual_seed(seed))
+    assert groups.members.shape == groups.counted.shape == (-(-count // k), k)
+    assert groups.members.dtype == torch.int64
+    assert groups.counted.dtype == torch.bool
+    assert sorted(groups.members[groups.counted].tolist()) == list(range(count))
+    assert all(len(set(group)) == k for group in groups.members.tolist())
+    assert groups.counted[:-1].all()
+    again = random_groups(count, k, torch.Generator().manual_seed(seed))
+    assert torch.equal(groups.members, again.members)
+
+
+def test_random_groups_are_random_filling_included() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [random_groups(1001, 4, generator) for _ in range(20)]
+    assert len({tuple(groups.members[0].tolist()) for groups in draws}) == 20
+    assert all(not groups.members[:-1].diff(dim=1).eq(1).all() for groups in draws)
+    # What fills the last group up comes from anywhere, not from the first groups.
+    rows = [
+        int((groups.members[:-1] == filler).nonzero()[0, 0])
+        for groups in draws
+        for filler in groups.members[-1][~groups.counted[-1]]
+    ]
+    assert max(rows) > 150
+    assert len(set(rows)) > 30
+
+
+@pytest.mark.parametrize(("count", "k"), [(10, 1), (10, 0), (10, 11), (1, 2), (0, 2)])
+def test_random_groups_refuses(count: int, k: int) -> None:
+    with pytest.raises(UserError, match=f"k={k} cannot be made of {count} images"):
+        random_groups(count, k, torch.Generator())

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codedinvnet.data import ImageFolder, ImageSet, Split, load_images
+from codedinvnet.errors import UserError
+from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
+
+# --- ImageSet
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64), "float32, not uint8"),
+        (torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "3 dimens"),
+        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2), "row of int64"),
+        (
+            torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
+            torch.zeros(2, 1, dtype=torch.int64),
+            "row of int64",
+        ),
+    ],
+)
+def test_image_set_is_checked(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=f"here: .*{message}"):
+        ImageSet("own", ("a",), images, labels, "here")
+
+
+def test_batch_takes_the_images_asked_for(tmp_path: Path) -> None:
+    write_npz(tmp_path, images=GREY, labels=LABELS)
+    images, labels = load_images("own", "train", data_dir=tmp_path).batch(torch.tensor([4, 2, 4]))
+    assert np.array_equal(images[:, 0].numpy(), GREY[[4, 2, 4]])
+    assert labels.tolist() == [1, 2, 1]
+
+
+# --- ImageFolder
+
+
+@pytest.mark.parametrize(
+    ("split", "folder"), [("train", "train"), ("test", "val"), ("test", "test")]
+)
+@pytest.mark.parametrize("below", ["imagenet", "."])
+def test_image_folder(tmp_path: Path, split: Split, folder: str, below: str) -> None:
+    write_folder(tmp_path / below / folder)
+    source = load_images("imagenet", split, data_dir=tmp_path, image_size=8)
+    images, labels = everything(source)
+    assert source.shape == (3, 8, 8)
+    assert source.classes == ("cat", "dog")
+    assert labels == [0, 1, 1]
+    assert (images[0] == np.array([255, 0, 0])[:, None, None]).all()
+    assert (images[1:] == np.array([0, 0, 255])[:, None, None]).all()
+    one, label = source.batch(torch.tensor([2]))
+    assert np.array_equal(one[0].numpy(), images[2])
+    assert label.tolist() == [1]
+
+
+def test_image_folder_resizes_and_crops_to_the_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+    pixels[:, 12:20] = 255  # a white bar in the middle of a wide black image
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "bar.png")
+    images, _ = ImageFolder("own", tmp_path, image_size=14).batch(torch.tensor([0]))
+    # 16 * 256/224 of 14 is 16, so nothing is resized: the crop keeps columns 9 to 22, rows 1 to 14.
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), pixels[1:15, 9:23])
+    small, _ = ImageFolder("own", tmp_path, image_size=7).batch(torch.tensor([0]))
+    assert small.shape == (1, 3, 7, 7)
+    assert small[0, :, :, 3].min() > 200
+    assert small[0, :, :, 0].max() < 50
+
+
+def test_image_folder_of_grey_images_is_rgb(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("L", (9, 9), 77).save(tmp_path / "a" / "grey.png")
+    images, _ = ImageFolder("own", tmp_path, image_size=8).batch(torch.tensor([0]))
+    assert images.shape == (1, 3, 8, 8)
+    assert images.unique().tolist() == [77]
+
+
+def test_image_folder_default_size_and_empty_batch(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own" / "train")
+    source = load_images("own", "train", data_dir=tmp_path)
+    assert source.batch(torch.tensor([], dtype=torch.int64))[0].shape == (0, 3, 224, 224)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    write_folder(tmp_path / "own" / "train", size=(64, 64))
+    path = tmp_path / "own" / "train" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    source = load_images("own", "train", data_dir=tmp_path, image_size=8)
+    source.batch(torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=re.escape(str(path)) + ": unreadable image"):
+        source.batch(torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("class_folder", [False, True])
+def test_image_folder_without_images(tmp_path: Path, class_folder: bool) -> None:
+    folder = tmp_path / "own" / "train"
+    (folder / "cat" if class_folder else folder).mkdir(parents=True)
+    with pytest.raises(UserError, match=re.escape(str(folder)) + ": not an image folder"):
+        load_images("own", "train", data_dir=tmp_path)
+
+
+def test_image_size_below_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own" / "train")
+    with pytest.raises(UserError, match="image size 0"):
+        load_images("own", "train", data_dir=tmp_path, image_size=0)
