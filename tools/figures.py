@@ -148,7 +148,8 @@ def bundle_table(
         "erasure positions and 5 random groupings, ± the standard deviation of a bootstrap over "
         "groups. Beside it, the same recovery head answers from the decoded latent alone, and from "
         "the missing member's side features alone, which is a small backup classifier of E's cost; "
-        f"it was trained for all three. Measured on {machine}.",
+        "it was trained for all three. Where E keeps the members apart (cifar10), the latent alone "
+        f"is what was read from the member's cell of z_p. Measured on {machine}.",
         "",
     ]
     if shown:

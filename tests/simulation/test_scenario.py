@@ -16,6 +16,7 @@ from codedinvnet.simulation.scenario import (
     Arrivals,
     Straggler,
     bundle_accuracy,
+    keeps_apart,
     load_scenario,
     parse_scenario,
 )
@@ -208,3 +209,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(UserError, match=r"scenario.json"):
         load_scenario(path)
+
+
+def test_only_a_mosaic_keeps_the_members_apart() -> None:
+    assert keeps_apart("cifar10")
+    assert not keeps_apart("mnist")
+    with pytest.raises(UserError, match="no bundle 'nothing'"):
+        keeps_apart("nothing")
