@@ -18,10 +18,11 @@ def subsets(tasks: list[int]) -> list[frozenset[int]]:
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_one_parity_determines_what_coded_invnet_decodes(k: int) -> None:
+@pytest.mark.parametrize("keeps_apart", [False, True])
+def test_one_parity_determines_what_coded_invnet_decodes(keeps_apart: bool, k: int) -> None:
     method = CodedInvNet.__new__(CodedInvNet)  # its rules need no network
-    method.k = k
-    code = ErasureCode(k)
+    method.k, method.keeps_apart = k, keeps_apart
+    code = Backup(k) if keeps_apart else ErasureCode(k)
     for size in range(1, k + 1):
         assert code.tasks(size) == method.tasks(size)
         for available in subsets(list(code.tasks(size))):
