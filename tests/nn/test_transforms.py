@@ -357,6 +357,28 @@ def test_fine_tolerances_are_met_where_latents_are_large() -> None:
         TransformSequence.inverse(narrow, z, tolerance=1e-6)
 
 
+def test_a_branch_that_is_too_coarse_for_the_tolerance_gets_finer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = block("elu")
+    narrow = copy.deepcopy(exact).float()
+    whole, calls = IResNetBlock.branch, 0
+
+    def coarse(self: IResNetBlock, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = whole(self, x)
+        return found + 1e-4 * (-1) ** calls if x.dtype == torch.float32 else found
+
+    monkeypatch.setattr(IResNetBlock, "branch", coarse)
+    z = noise(5, 2, 3, 4)
+    found = narrow.inverse(z, tolerance=1e-9)
+    assert narrow.iterations > 100
+    torch.testing.assert_close(found, exact.inverse(z, tolerance=1e-12), rtol=0.0, atol=1e-6)
+    with pytest.raises(NotConverged):
+        narrow.inverse(z.float(), tolerance=1e-5)
+
+
 def test_blocks_leave_their_input_alone() -> None:
     transform = block("elu")
     x = noise(3, 2, 3, 4)

@@ -5,6 +5,7 @@ Behrmann et al., *Invertible Residual Networks*, ICML 2019.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -117,8 +118,11 @@ class IResNetBlock(InvertibleTransform):
 
         The residual |x + F(x) - z| is checked per sample in every iteration; samples below the
         tolerance stop. Its value bounds the error of x by residual / (1 - Lip F).
+
+        If z is of a finer type than the weights, so is the branch in the second half of the
+        iterations: a sample that is still open then is held up by the branch's rounding.
         """
-        dtype = self.conv1.weight.dtype
+        evaluated = self
         with torch.no_grad():
             if not self.conv1.weight.is_contiguous():  # one layout for all that is added
                 z = z.contiguous(memory_format=torch.channels_last)
@@ -127,7 +131,9 @@ class IResNetBlock(InvertibleTransform):
             x, update, target = z.clone(), torch.empty_like(z), z
             residual = z.new_zeros(0)
             for self.iterations in range(1, max_iterations + 1):
-                torch.sub(target, self.branch(x.to(dtype)), out=update)
+                if self.iterations == max_iterations // 2 and x.dtype != self.conv1.weight.dtype:
+                    evaluated = copy.deepcopy(self).to(x.dtype)
+                torch.sub(target, evaluated.branch(x.to(evaluated.conv1.weight.dtype)), out=update)
                 residual = x.sub_(update).abs_().amax((1, 2, 3))
                 x, update = update, x
                 is_open = ~(residual <= tolerance)  # not `>`: NaN must stay open
@@ -210,9 +216,10 @@ class IResNet(TransformSequence):
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         """Invert the blocks one after another.
 
-        Branches are evaluated in the weights' precision. With a fine tolerance, what they are
-        subtracted from is kept in float64: latents grow far larger than what one branch adds, and
-        rounding them in every iteration and block would cost more than the branches' own rounding.
+        Branches are evaluated in the weights' precision, unless it turns out to be too coarse. With
+        a fine tolerance, what they are subtracted from is kept in float64: latents grow far larger
+        than what one branch adds, and rounding them in every iteration and block would cost more
+        than the branches' own rounding.
         """
         wide = z.double() if tolerance < FINE else z
         wide = super().inverse(wide, tolerance=tolerance, max_iterations=max_iterations)
