@@ -180,7 +180,7 @@ class DataSet:
     def _classifier_stage(
         self, module: nn.Module, part: PartSettings, teacher: Tensor | None = None
     ) -> Stage:
-        """Return the training of a classifier, its images varied as the bundle's were."""
+        """Return the training of a classifier, its images and precision as the bundle's were."""
         options = self.bundle.info.provenance.settings.training
         return ClassifierStage(
             module,
@@ -190,6 +190,7 @@ class DataSet:
             part,
             flip=options.flip,
             shift=options.shift,
+            reduced=options.precision == "bfloat16",
             teacher=teacher,
         )
 

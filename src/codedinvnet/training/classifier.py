@@ -58,6 +58,7 @@ class ClassifierStage(PartStage):
         part: how to train.
         flip: mirror half of the images.
         shift: shift images by up to so many pixels.
+        reduced: whether its passes run in bfloat16 while it trains.
         teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
     """
 
@@ -73,11 +74,12 @@ class ClassifierStage(PartStage):
         *,
         flip: bool,
         shift: int,
+        reduced: bool = False,
         teacher: Tensor | None = None,
     ) -> None:
         super().__init__(classifier, part)
         self.source, self.flip, self.shift, self.teacher = source, flip, shift, teacher
-        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.train_rows, self.validation_rows, self.reduced = train_rows, validation_rows, reduced
         self.order = torch.arange(len(train_rows))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
@@ -90,7 +92,9 @@ class ClassifierStage(PartStage):
         chosen = self.order[(index * size + torch.arange(size)) % len(self.order)]
         images, labels = self.source.batch(self.train_rows[chosen])
         x = prepare(images.to(self.device), 0)
-        logits = self.module(augment(x, self.flip, self.shift, self.generator))
+        x = augment(x, self.flip, self.shift, self.generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
             soft = self.teacher[chosen].to(self.device).softmax(1)
