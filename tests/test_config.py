@@ -222,9 +222,10 @@ def test_what_a_unet_has_not_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unet", "lean"])
-def test_only_a_mosaic_does_more_for_few(kind: str) -> None:
-    encoder = {"kind": kind, "width": 4, "more_for_few": True}
-    assert "no more_for_few" in complaint(put(tiny_settings(), "fusion.encoder", encoder))
+@pytest.mark.parametrize(("key", "value"), [("more_for_few", True), ("cell_width", 4)])
+def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> None:
+    encoder = {"kind": kind, "width": 4, key: value}
+    assert f"no {key}" in complaint(put(tiny_settings(), "fusion.encoder", encoder))
 
 
 def test_a_sum_cannot_be_decoded_from_some_latents() -> None:

@@ -116,14 +116,17 @@ class EncoderSettings(Section):
     """Further convolutions of the small encoders at 1/4 and 1/8 of the images' size."""
     more_for_few: bool = False
     """Mosaic: further stages for members of groups of up to 4, of which there are few."""
+    cell_width: Annotated[int, Field(ge=0)] = 0
+    """Mosaic: channels of the first stage of those that draw the cells alone; 0: there are none."""
 
     @model_validator(mode="after")
     def _small_only(self) -> EncoderSettings:
         for key in ("side_features", "depth"):
             if self.kind == "unet" and getattr(self, key):
                 raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
-        if self.more_for_few and self.kind != "mosaic":
-            raise ValueError(f"the {self.kind} encoder has no more_for_few; use the mosaic")
+        for key in ("more_for_few", "cell_width"):
+            if self.kind != "mosaic" and getattr(self, key):
+                raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
         return self
 
 

@@ -126,7 +126,12 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
             "depth": settings.depth,
         }
         if settings.kind == "mosaic":
-            return MosaicFusion(channels, **sizes, more_for_few=settings.more_for_few)
+            return MosaicFusion(
+                channels,
+                **sizes,
+                more_for_few=settings.more_for_few,
+                cell_width=settings.cell_width,
+            )
         return LeanFusion(channels, **sizes)
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:

@@ -33,8 +33,15 @@ def encoder(name: str) -> FusionEncoder:
     if name.startswith("lean"):
         made = LeanFusion(CHANNELS, width=4, side_features=SIDE[name])
     elif name.startswith("mosaic"):
-        more = name == "mosaic-more"
-        made = MosaicFusion(CHANNELS, width=4, side_features=3, depth=1, more_for_few=more)
+        more, cell_width = "more" in name, 3 if "own" in name else 0
+        made = MosaicFusion(
+            CHANNELS,
+            width=4,
+            side_features=3,
+            depth=1,
+            more_for_few=more,
+            cell_width=cell_width,
+        )
     elif name.startswith("unet"):
         made = UNetFusion(CHANNELS, filters=3, depth=5 if name == "unet-5" else 3)
     else:
@@ -216,7 +223,7 @@ def cells(parity: Tensor, members: int) -> list[Tensor]:
     return [cell for row in parity.chunk(rows, 2) for cell in row.chunk(columns, 3)]
 
 
-@pytest.mark.parametrize("name", ["mosaic", "mosaic-more"])
+@pytest.mark.parametrize("name", ["mosaic", "mosaic-more", "mosaic-own", "mosaic-own-more"])
 @pytest.mark.parametrize("members", range(1, LARGEST_MOSAIC + 1))
 def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, members: int) -> None:
     network, x = encoder(name), mosaic_groups(members)
@@ -279,9 +286,10 @@ def test_a_mosaic_is_full_at_some_size() -> None:
         mosaic_grid(LARGEST_MOSAIC + 1)
 
 
+@pytest.mark.parametrize("name", ["mosaic-more", "mosaic-own-more"])
 @pytest.mark.parametrize("members", [1, 4, 5, 10])
-def test_a_mosaic_does_more_for_few_members_only(members: int) -> None:
-    network = encoder("mosaic-more")
+def test_a_mosaic_does_more_for_few_members_only(name: str, members: int) -> None:
+    network = encoder(name)
     assert isinstance(network, MosaicFusion)
     before = network(mosaic_groups(members))
     assert network.few is not None
@@ -290,12 +298,37 @@ def test_a_mosaic_does_more_for_few_members_only(members: int) -> None:
         parameter.mul_(-1)
     after = network(mosaic_groups(members))
     few = members <= FEW
-    assert torch.allclose(after.parity, before.parity) is not few
+    draws = network.drawing is None
+    assert torch.allclose(after.parity, before.parity) is not (few and draws)
     assert torch.allclose(after.side, before.side) is not few
 
 
-def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding() -> None:
-    mosaic = MosaicFusion(3, width=16, side_features=96, depth=2, more_for_few=True)
+@pytest.mark.parametrize("members", [2, 10])
+def test_a_mosaic_with_stages_for_the_cells_draws_them_from_these_alone(members: int) -> None:
+    network = encoder("mosaic-own-more")
+    assert isinstance(network, MosaicFusion)
+    before = network(mosaic_groups(members))
+    for parameter in network.down1.parameters():
+        parameter.mul_(-1)
+    after = network(mosaic_groups(members))
+    torch.testing.assert_close(after.parity, before.parity)
+    assert not torch.allclose(after.side, before.side)
+    assert network.drawing is not None
+    for parameter in network.drawing.parameters():
+        parameter.mul_(-1)
+    last = network(mosaic_groups(members))
+    torch.testing.assert_close(last.side, after.side)
+    assert not torch.allclose(last.parity, after.parity)
+
+
+@pytest.mark.parametrize("widths", [(16, 0), (12, 12)])
+def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding(
+    widths: tuple[int, int],
+) -> None:
+    width, cell_width = widths
+    mosaic = MosaicFusion(
+        3, width=width, side_features=96, depth=2, more_for_few=True, cell_width=cell_width
+    )
     for members in range(2, 11):
         cost = multiply_adds(mosaic.eval(), torch.zeros(1, members, 3, 32, 32))
         assert cost <= 0.5 * 82.3e6

@@ -81,8 +81,11 @@ class Trial(Section):
 
     @property
     def key(self) -> str:
-        """What tells it from all others, its settings included, wherever in the grid it stands."""
-        settings = self.settings.model_dump(mode="json", exclude={"name"})
+        """What tells it from all others, its settings included, wherever in the grid it stands.
+
+        Defaults are left out: a new option does not make results of the old ones strangers.
+        """
+        settings = self.settings.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
         words = ["quick"] if self.quick else []
         return json.dumps([self.row, self.data, self.sizes, settings, *words])
 

@@ -71,31 +71,25 @@ def _stage(before: int, width: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-class _SharedStages(FusionEncoder):
-    """What the small encoders have in common: three shared stages and the side features.
+class _Stages(nn.Module):
+    """Three stages that see an image at 1/2, 1/4 and 1/8 of its size, unshuffled to the first.
 
-    The images are unshuffled to half their size, three stages see them at 1/2, 1/4 and 1/8. Side
-    features are a linear map of the last stage, pooled; they cost next to nothing. Normalisation is
-    by batch statistics while it trains and folded into the convolutions before it is served.
+    Normalisation is by batch statistics while it trains and folded into the convolutions before it
+    is served.
 
     Args:
         channels: image channels.
         width: channels of the first stage (the next have 2 and 4 times as many).
-        side_features: length of the side vector of a member (0: none).
         depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
     """
 
-    def __init__(
-        self, channels: int, *, width: int = 16, side_features: int = 0, depth: int = 0
-    ) -> None:
+    def __init__(self, channels: int, *, width: int, depth: int) -> None:
         super().__init__()
-        self.side_features = side_features
         self.down1 = _stage(4 * channels, width)
         self.down2 = _stage(width, 2 * width, 2)
         self.more2 = nn.ModuleList(_stage(2 * width, 2 * width) for _ in range(depth))
         self.down3 = _stage(2 * width, 4 * width, 2)
         self.more3 = nn.ModuleList(_stage(4 * width, 4 * width) for _ in range(depth))
-        self.to_side = nn.Linear(16 * width, side_features) if side_features else None
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map unshuffled images (N, 4C, H/2, W/2) to the three stages' maps."""
@@ -107,6 +101,26 @@ class _SharedStages(FusionEncoder):
         for layer in self.more3:
             h3 = h3 + layer(h3)
         return h1, h2, h3
+
+
+class _SharedStages(_Stages, FusionEncoder):
+    """What the small encoders have in common: the stages, shared by the members, and side features.
+
+    Side features are a linear map of the last stage, pooled; they cost next to nothing.
+
+    Args:
+        channels: image channels.
+        width: channels of the first stage.
+        side_features: length of the side vector of a member (0: none).
+        depth: further convolutions in the second and the third stage.
+    """
+
+    def __init__(
+        self, channels: int, *, width: int = 16, side_features: int = 0, depth: int = 0
+    ) -> None:
+        super().__init__(channels, width=width, depth=depth)
+        self.side_features = side_features
+        self.to_side = nn.Linear(16 * width, side_features) if side_features else None
 
     def side(self, h3: Tensor, batch: int, members: int) -> Tensor:
         """Map the last stage's maps (B·m, 4·width, h, w) to side features (B, m, S)."""
@@ -189,6 +203,8 @@ class MosaicFusion(_SharedStages):
         depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
         more_for_few: whether members of groups of up to 4, of which there are few to encode, go
             through four further stages behind the second, which add to their side features.
+        cell_width: channels of the first of three stages that draw the cells alone, as deep as the
+            others, which are left to the side features; 0: the same stages do both.
     """
 
     keeps_apart = True
@@ -201,9 +217,11 @@ class MosaicFusion(_SharedStages):
         side_features: int = 0,
         depth: int = 0,
         more_for_few: bool = False,
+        cell_width: int = 0,
     ) -> None:
         super().__init__(channels, width=width, side_features=side_features, depth=depth)
-        squeezed = 4 * channels
+        squeezed, drawn = 4 * channels, cell_width or width
+        self.drawing = _Stages(channels, width=cell_width, depth=depth) if cell_width else None
         self.few = (
             nn.ModuleList(
                 [
@@ -222,9 +240,9 @@ class MosaicFusion(_SharedStages):
         self.fine = nn.ModuleDict()
         self.coarse = nn.ModuleDict()
         for grid in GRIDS:
-            extended = more_for_few and grid[0] * grid[1] <= FEW
-            fine = nn.Conv2d(squeezed + width, squeezed, grid, grid)
-            coarse = nn.Conv2d((12 if extended else 6) * width, squeezed, 1, bias=False)
+            extended = more_for_few and grid[0] * grid[1] <= FEW and not cell_width
+            fine = nn.Conv2d(squeezed + drawn, squeezed, grid, grid)
+            coarse = nn.Conv2d((12 if extended else 6) * drawn, squeezed, 1, bias=False)
             with torch.no_grad():
                 fine.weight[:, :squeezed] = _thumbnail(channels, grid)
                 nn.init.zeros_(fine.weight[:, squeezed:])
@@ -236,16 +254,18 @@ class MosaicFusion(_SharedStages):
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
         squeezed = F.pixel_unshuffle(x.flatten(0, 1), 2)
-        h1, h2, h3 = self.stages(squeezed)
-        rows, columns = grid = mosaic_grid(members)
-        tiles = self.fine[_key(grid)](torch.cat([squeezed, h1], dim=1))
-        height, width = tiles.shape[2:]
-        side, maps = self.side(h3, batch, members), [h2, h3]
+        h1, *maps = self.stages(squeezed)
+        side = self.side(maps[-1], batch, members)
         if self.few is not None and members <= FEW:
-            maps.append(self._more(h2))
+            maps.append(self._more(maps[0]))
             if self.few_to_side is not None:
                 pooled = F.adaptive_avg_pool2d(maps[-1], 2).flatten(1)
                 side = side + self.few_to_side(pooled).unflatten(0, (batch, members))
+        if self.drawing is not None:
+            h1, *maps = self.drawing.stages(squeezed)
+        rows, columns = grid = mosaic_grid(members)
+        tiles = self.fine[_key(grid)](torch.cat([squeezed, h1], dim=1))
+        height, width = tiles.shape[2:]
         coarse = [F.adaptive_avg_pool2d(h, (height, width)) for h in maps]
         tiles = tiles + self.coarse[_key(grid)](torch.cat(coarse, dim=1))
         tiles = tiles.unflatten(0, (batch, members)) * (members * weights)[..., None, None, None]

@@ -1,6 +1,7 @@
 """The recovery objective: E and g' learn from the decoded predictions of all positions.
 
-Groups are drawn anew in every step, of a size m drawn from 2 to k. First f and g are frozen and
+Groups are drawn anew in every step, of a size m drawn from 2 to k; a mosaic has weights for each of
+its grids, and each grid gets as many steps as any other. First f and g are frozen and
 their latents are cached; then all four are trained together, with the direct answers' own
 cross-entropy beside the decoded ones', so that normal accuracy is kept.
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.model import CodedModel
+from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
 from codedinvnet.training.network import augment, reduced_precision
@@ -44,6 +46,16 @@ class Passed(NamedTuple):
     decoded: Tensor
     side: Tensor
     error: Tensor | None
+
+
+def draw_size(largest: int, apart: bool, generator: torch.Generator) -> int:
+    """Draw a group size from 2 to `largest`; if E keeps members apart, first the mosaic's grid."""
+    sizes = list(range(2, largest + 1))
+    if apart:
+        grids = list(dict.fromkeys(mosaic_grid(m) for m in sizes))
+        grid = grids[int(torch.randint(len(grids), (), generator=generator))]
+        sizes = [m for m in sizes if mosaic_grid(m) == grid]
+    return sizes[int(torch.randint(len(sizes), (), generator=generator))]
 
 
 class RecoveryStage:
@@ -119,7 +131,7 @@ class RecoveryStage:
         """Do one step on freshly drawn groups of one random size."""
         step = epoch * self.steps_per_epoch + index
         set_rate(self.optimizer, self.rate * warmup_cosine(step, self.total_steps, WARMUP))
-        members = int(torch.randint(2, self.fusion.members + 1, (), generator=self.generator))
+        members = draw_size(self.fusion.members, self.apart, self.generator)
         groups = self.batch_size * self.fusion.members // members
         wanted = groups * members
         if wanted <= len(self.train_rows):
