@@ -10,9 +10,11 @@ import torch
 
 from codedinvnet import stages
 from codedinvnet.bench import ablation
+from codedinvnet.bench.rows import append_row
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
+from tests.bench import canned
 from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
@@ -181,6 +183,16 @@ def test_margins_are_to_the_first_row_or_there_are_none() -> None:
     ("changes", "message"),
     [
         ({"seeds": "1"}, "seeds: "),
+        ({"seeds": []}, "seeds: "),
+        ({"data": {}}, "data: "),
+        ({"data": {"mnist": {}}}, "row 'all': missing key 'data'"),
+        ({"rows": []}, "rows: "),
+        (
+            {"rows": [{"name": "all", "change": {}}, {"name": "all", "change": {"seed": 2}}]},
+            "rows: there are 2 rows of the name 'all'",
+        ),
+        ({"base": {"training": {"epochs": 1}}}, "row 'all': missing key 'fusion'"),
+        ({"base": {"training": {"epochs": 1}, "fusion": 3}}, "row 'all': fusion: "),
         ({"row": []}, "unknown key 'row': did you mean 'rows'"),
         (
             {"rows": [{"name": "wider", "change": {"fusion": {"encoder": {"wide": 3}}}}]},
@@ -196,9 +208,45 @@ def test_a_wrong_grid_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
 
 
-def test_a_damaged_result_is_named(data_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.jsonl").write_text('{"key"', encoding="utf-8")
-    with pytest.raises(UserError, match=r"out\.jsonl, line 1 is damaged"):
+def own_key(name: str, settings: dict[str, Any]) -> str:
+    return json.dumps([name, "mnist", [10], settings])
+
+
+OWN = {"schema_version": 1, "key": own_key("x", {}), "row": "x", "data": "mnist", "k": [10]}
+OWN |= {"seed": 1, "error": "UserError: no"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"key"', "damaged"),
+        (b"\xff", "damaged"),
+        (b"[1]", "not of `bench ablation`"),
+        (b'{"row": "x"}', "not of `bench ablation`"),
+        (json.dumps({**OWN, "schema_version": 2}).encode(), "not of `bench ablation`"),
+        (json.dumps({**OWN, "key": "0" * 16}).encode(), "not of `bench ablation`"),
+        (json.dumps({**OWN, "key": json.dumps("abcd")}).encode(), "not of `bench ablation`"),
+        (json.dumps({**OWN, "row": "y"}).encode(), "not of `bench ablation`"),
+        (json.dumps({**OWN, "seed": None}).encode(), "not of `bench ablation`"),
+    ],
+)
+def test_a_file_of_anything_else_is_refused_as_it_is(
+    line: bytes, message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    content = json.dumps(OWN).encode() + b"\n" + line + b"\n"
+    out.write_bytes(content)
+    for quick in (False, True):
+        with pytest.raises(UserError, match=rf"out\.jsonl, line 2 is {message}") as caught:
+            run(grid_file(tmp_path), tmp_path, data_dir, quick=quick)
+        assert "\n" not in str(caught.value)
+    assert out.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.json", "out.jsonl"]
+
+
+def test_rows_of_another_benchmark_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    append_row(tmp_path / "out.jsonl", canned.row("parm", 0.5))
+    with pytest.raises(UserError, match=r"line 1 is not of `bench ablation`"):
         run(grid_file(tmp_path), tmp_path, data_dir)
 
 

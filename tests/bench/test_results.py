@@ -34,8 +34,9 @@ def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, A
 def ablation_row(name: str, recovered: float, **more: Any) -> dict[str, Any]:
     figures = {"normal_accuracy": 0.98, "recovered_accuracy": recovered}
     scores = {"seconds": 60.0, "10": figures}
+    key = json.dumps([name, "mnist", [10], {"seed": 1}])
     found = {"row": name, "data": "mnist", "seed": 1, "k": [10], "machine": "a machine"}
-    return {**found, "validation": scores, "test": scores, **more}
+    return {"schema_version": 1, "key": key, **found, "validation": scores, "test": scores, **more}
 
 
 SPEED = {

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 from codedinvnet import stages
@@ -60,13 +60,22 @@ class Grid(Section):
 
     base: dict[str, Any]
     """Settings without name, seed and data."""
-    data: dict[str, dict[str, Any]]
+    data: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """Image set -> what it changes in the base, its `data` section at least."""
-    seeds: tuple[int, ...]
-    rows: tuple[AblationRow, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    rows: Annotated[tuple[AblationRow, ...], Field(min_length=1)]
     """The first is the reference that the others are compared with."""
     k: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
     """Group sizes to score. The paper's objective trains an encoder for each."""
+
+    @field_validator("rows")
+    @classmethod
+    def _names_differ(cls, rows: tuple[AblationRow, ...]) -> tuple[AblationRow, ...]:
+        names = [row.name for row in rows]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"there are {names.count(name)} rows of the name {name!r}")
+        return rows
 
 
 class Trial(Section):
@@ -192,7 +201,8 @@ def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
             for row in grid.rows:
                 raw = merge(merge(grid.base, change), row.change)
                 raw |= {"name": data, "seed": seed}
-                raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
+                if isinstance(raw.get("fusion"), dict):  # what else it is, the settings refuse
+                    raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
                 settings = parse_settings(raw, f"{path}, row {row.name!r}")
                 settings = hastened(settings) if quick else settings
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
@@ -207,7 +217,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """Read the trials of the grid that was run last; none if the file is not there.
 
     Raises:
-        UserError: if a line is damaged.
+        UserError: if a line is damaged, or not of this benchmark.
     """
     return [row for row in read_everything(path) if not row.get("set_aside")]
 
@@ -216,17 +226,30 @@ def read_everything(path: Path) -> list[dict[str, Any]]:
     """Read all trials, those of other grids, too; none if the file is not there.
 
     Raises:
-        UserError: if a line is damaged.
+        UserError: if a line is damaged, or not of this benchmark.
     """
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except ValueError as error:  # not JSON, or not text at all
             raise UserError(f"{path}, line {number} is damaged: {error}") from error
+        if not _is_own(row):
+            raise UserError(f"{path}, line {number} is not of `bench ablation`: name another file")
+        rows.append(row)
     return rows
+
+
+def _is_own(row: Any) -> bool:
+    """Tell whether a line's value is a trial of this benchmark, by what its key says of it."""
+    try:
+        name, data, sizes, settings, *_ = json.loads(row["key"])
+        named = [row["schema_version"], row["row"], row["data"], row["k"], type(row["seed"])]
+        return isinstance(settings, dict) and named == [SCHEMA, name, data, sizes, int]
+    except (TypeError, KeyError, ValueError):
+        return False
 
 
 def run(
@@ -252,15 +275,16 @@ def run(
         quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
-        UserError: if the grid is wrong; if images are missing, with `quick`.
+        UserError: if the grid is wrong, or `out` holds what is not of this benchmark; if images
+            are missing, with `quick`.
     """
     grid = load_grid(path)
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
+    done = {row["key"]: row for row in read_everything(out)}
     if quick:
         images = save_dir / "images"
         write_few_images({t.settings.data.name for t in wanted.values()}, data_dir, images)
         data_dir = images
-    done = {row["key"]: row for row in read_everything(out)}
     if done:
         _write(out, wanted, done)
     for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
