@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,82 @@ def test_a_changed_grid_trains_what_is_new_and_keeps_the_rest(
     assert len(ablation.read_everything(tmp_path / "out.jsonl")) == 4
 
 
+def as_written(row: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return a row as earlier releases left it, with these options in its key, and its folder."""
+    key = json.dumps([row["row"], row["data"], row["k"], options])
+    kept = {name: value for name, value in row.items() if name not in ("folder", "test")}
+    return {**kept, "key": key}, f"mnist-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def test_results_of_earlier_releases_are_found_with_their_folders(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrote all options, of which there were fewer, the next left out those at defaults."""
+    path, out = grid_file(tmp_path, seeds=[1]), tmp_path / "out.jsonl"
+    rows = run(path, tmp_path, data_dir)
+    fewer = json.loads(rows[0]["key"])[3]
+    del fewer["fusion"]["encoder"]["cell_width"]
+    settings = parse_settings({**json.loads(rows[1]["key"])[3], "name": "any"}, "here")
+    short = settings.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    found = [as_written(row, spelt) for row, spelt in zip(rows, (fewer, short), strict=True)]
+    for row, (_, folder) in zip(rows, found, strict=True):
+        assert folder != row["folder"]
+        (tmp_path / "runs" / row["folder"]).rename(tmp_path / "runs" / folder)
+    failed = {name: value for name, value in rows[0].items() if name != "validation"}
+    lines = [{**failed, "error": "RuntimeError: no"}, *(old for old, _ in found), rows[1]]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(stages, "fuse", None)
+    again = run(path, tmp_path, data_dir)
+    assert [row["folder"] for row in again] == [folder for _, folder in found]
+    for row, before in zip(again, rows, strict=True):
+        assert row == {**before, "folder": row["folder"]}
+    assert ablation.read_everything(out) == again  # a trial has one row
+
+
+def test_a_key_tells_options_apart_and_keeps_what_is_no_option(tmp_path: Path) -> None:
+    trial = ablation.trials(ablation.load_grid(grid_file(tmp_path)), tmp_path)[0]
+    name, data, sizes, options = json.loads(trial.key)
+    options["fusion"]["decoded_weight"] = 0.5  # were it the default of another release, left out
+    other = json.dumps([name, data, sizes, options])
+    assert ablation._respelt(other) == other != trial.key
+    options["fusion"]["magic"] = 1
+    gone = json.dumps([name, data, sizes, options])
+    assert ablation._respelt(gone) == gone
+
+
+def test_a_new_version_of_a_training_makes_its_results_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = {"name": "pixels", "change": {"fusion": tiny_settings("pixels")["fusion"]}}
+    path = grid_file(tmp_path, rows=[{"name": "all", "change": {}}, pixels], seeds=[1], k=[4])
+
+    def names() -> list[tuple[str, str, str]]:
+        found = ablation.trials(ablation.load_grid(path), path)
+        return [(trial.key, trial.folder, trial.network_name) for trial in found]
+
+    first = names()
+    recovery, one = first
+    monkeypatch.setitem(ablation.TRAINING, "recovery", 2)
+    changed, same = names()
+    assert same == one
+    assert changed[0] != recovery[0]
+    assert changed[1] != recovery[1]
+    assert changed[2] == recovery[2]
+    assert ablation._respelt(changed[0]) == changed[0]
+    assert ablation._respelt(recovery[0]) == recovery[0]
+    monkeypatch.setitem(ablation.TRAINING, "network", 2)
+    for before, after in zip(first, names(), strict=True):
+        assert all(a != b for a, b in zip(after, before, strict=True))
+
+
 def test_the_quick_version_shares_nothing_with_the_whole_one(tmp_path: Path) -> None:
     path = grid_file(tmp_path)
     grid = ablation.load_grid(path)
     quick, whole = ablation.trials(grid, path, quick=True)[0], ablation.trials(grid, path)[0]
     assert quick.settings == whole.settings  # short enough as they are
     assert quick.key != whole.key
-    assert quick.run_settings.name != whole.run_settings.name
+    assert quick.folder != whole.folder
     assert quick.network_name != whole.network_name
 
 

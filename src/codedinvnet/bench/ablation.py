@@ -47,6 +47,15 @@ QUICK_EPOCHS, QUICK_STEPS = 2, 10
 QUICK_GROUPS = 480
 """Of the paper's objective."""
 
+TRAINING = {"mosaic": 2}
+"""Versions of the training code: of f and g ("network"), of an objective, of a kind of encoder. One
+that is not here is 1.
+
+Raise one with a change that no setting tells of, such as how a step draws its groups: results of
+the old code are then not taken for those of the new. A mosaic's grids are trained equally often
+since 2.
+"""
+
 
 class AblationRow(Section):
     """One change to the base."""
@@ -85,34 +94,45 @@ class Trial(Section):
     data: str
     sizes: tuple[int, ...]
     settings: Settings
-    """Their name is not looked at: `run_settings` has that of the trial's folder."""
+    """Their name is not looked at."""
     quick: bool = False
 
     @property
     def key(self) -> str:
-        """What tells it from all others, its settings included, wherever in the grid it stands.
-
-        Defaults are left out: a new option does not make results of the old ones strangers.
-        """
-        settings = self.settings.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        words = ["quick"] if self.quick else []
-        return json.dumps([self.row, self.data, self.sizes, settings, *words])
+        """What tells it from all others, its settings included, wherever in the grid it stands."""
+        fusion = self.settings.fusion
+        words = _words(("network", fusion.objective, fusion.encoder.kind), self.quick)
+        return _key(self.row, self.data, self.sizes, self.settings, words)
 
     @property
-    def run_settings(self) -> Settings:
-        """The settings, with a name of this trial's own: no other one resumes its checkpoints."""
-        return self.settings.model_copy(update={"name": f"{self.data}-{_digest(self.key)}"})
+    def folder(self) -> str:
+        """The name of a folder of its own: no other trial resumes its checkpoints."""
+        return f"{self.data}-{_digest(self.key)}"
 
     @property
     def network_name(self) -> str:
         """The name of the network that it shares with all trials that train the same one."""
-        shared = [network_settings(self.settings), *(["quick"] if self.quick else [])]
+        shared = [network_settings(self.settings), *_words(("network",), self.quick)]
         return f"{self.data}-{_digest(json.dumps(shared, sort_keys=True))}"
 
     @property
     def members(self) -> int:
         """The largest size."""
         return max(self.sizes)
+
+
+def _key(
+    row: str, data: str, sizes: Sequence[int], settings: Settings, words: Sequence[Any]
+) -> str:
+    """Return a trial's key. All options are in it, or one whose default changes would not show."""
+    options = settings.model_dump(mode="json", exclude={"name"})
+    return json.dumps([row, data, sizes, options, *words])
+
+
+def _words(parts: Iterable[str], quick: bool) -> list[Any]:
+    """Return what a key says beside the settings: versions of the training other than 1; quick."""
+    versions = [[part, TRAINING[part]] for part in parts if part in TRAINING]
+    return [*versions, *(["quick"] if quick else [])]
 
 
 def _digest(text: str) -> str:
@@ -238,7 +258,9 @@ def read_everything(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number} is damaged: {error}") from error
         if not _is_own(row):
             raise UserError(f"{path}, line {number} is not of `bench ablation`: name another file")
-        rows.append(row)
+        # Rows of a release that did not write its folder's name: it is that of the key it knew.
+        folder = row.get("folder", f"{row['data']}-{_digest(row['key'])}")
+        rows.append({**row, "key": _respelt(row["key"]), "folder": folder})
     return rows
 
 
@@ -250,6 +272,19 @@ def _is_own(row: Any) -> bool:
         return isinstance(settings, dict) and named == [SCHEMA, name, data, sizes, int]
     except (TypeError, KeyError, ValueError):
         return False
+
+
+def _respelt(key: str) -> str:
+    """Return a key as this release writes it: with the options that came since, at their defaults.
+
+    A key with options that are no more stays as it is.
+    """
+    row, data, sizes, options, *words = json.loads(key)
+    try:
+        settings = parse_settings({**options, "name": "any"}, row)
+    except UserError:
+        return key
+    return _key(row, data, sizes, settings, words)
 
 
 def run(
@@ -280,7 +315,10 @@ def run(
     """
     grid = load_grid(path)
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
-    done = {row["key"]: row for row in read_everything(out)}
+    done: dict[str, dict[str, Any]] = {}
+    for row in read_everything(out):
+        if _is_missing(done.get(row["key"])):
+            done[row["key"]] = row
     if quick:
         images = save_dir / "images"
         write_few_images({t.settings.data.name for t in wanted.values()}, data_dir, images)
@@ -288,13 +326,14 @@ def run(
     if done:
         _write(out, wanted, done)
     for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
-        if "error" in done.get(key, {"error": ""}):
-            done[key] = {**_trained(trial, save_dir, data_dir, device), "quick": quick}
+        if _is_missing(done.get(key)):
+            done[key] = _trained(trial, save_dir, data_dir, device)
             _write(out, wanted, done)
     if test:
         for key, trial in tqdm(wanted.items(), desc="test split", unit="trial"):
             if "error" not in done[key] and "test" not in done[key]:
-                done[key]["test"] = _scored(trial, save_dir, data_dir, device, "test")
+                there = _run(trial, done[key]["folder"], save_dir, data_dir, device)
+                done[key]["test"] = _scored(trial, there, "test")
                 _write(out, wanted, done)
     return [done[key] for key in wanted]
 
@@ -309,10 +348,17 @@ def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, 
     write_text(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
 
 
-def _run(trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device) -> stages.Run:
+def _is_missing(row: Mapping[str, Any] | None) -> bool:
+    """Tell whether a trial is still to be done: there is no row, or it has failed."""
+    return row is None or "error" in row
+
+
+def _run(
+    trial: Trial, folder: str, save_dir: Path, data_dir: Path | None, device: torch.device
+) -> stages.Run:
     """Return the trial's run; its network's folder is shared by all trials with the same one."""
     return stages.Run(
-        settings=trial.run_settings,
+        settings=trial.settings.model_copy(update={"name": folder}),
         save_dir=save_dir,
         data_dir=data_dir,
         device=device,
@@ -332,30 +378,29 @@ def _trained(
         "data": trial.data,
         "seed": trial.settings.seed,
         "k": list(trial.sizes),
+        "quick": trial.quick,
+        "folder": trial.folder,
         "commit": describe_commit(),
         "machine": describe_machine(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    run = _run(trial, save_dir, data_dir, device)
+    run = _run(trial, trial.folder, save_dir, data_dir, device)
     try:
         if not (run.network_folder / "network.safetensors").is_file():
             stages.train(run)
         if isinstance(trial.settings.fusion, PixelFusionSettings):
             stages.sample(run, trial.members)
         stages.fuse(run, trial.members)
-        row["validation"] = _scored(trial, save_dir, data_dir, device, "validation")
+        row["validation"] = _scored(trial, run, "validation")
     except (UserError, RuntimeError) as error:  # a row with its error, not a hole
         row["error"] = f"{type(error).__name__}: {error}"
     return row
 
 
-def _scored(
-    trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device, split: str
-) -> dict[str, Any]:
+def _scored(trial: Trial, run: stages.Run, split: str) -> dict[str, Any]:
     """Return what was measured, by group size."""
-    run = _run(trial, save_dir, data_dir, device)
-    bundle = load_bundle(run.fusion_folder(trial.members) / "bundle", device)
-    source = stages.evaluation_images(bundle, split, data_dir)
+    bundle = load_bundle(run.fusion_folder(trial.members) / "bundle", run.device)
+    source = stages.evaluation_images(bundle, split, run.data_dir)
     kept = ("normal_accuracy", "recovered_accuracy", "recovered_accuracy_std")
     scores: dict[str, Any] = {"seconds": bundle.info.provenance.seconds}
     for k in trial.sizes:
