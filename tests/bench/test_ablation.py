@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,32 @@ def test_a_failed_trial_is_a_row_with_its_error_and_is_tried_again(
     assert "failed: RuntimeError: out of memory" in ablation.table(rows)
     monkeypatch.setattr(stages, "fuse", real)
     assert not any("error" in row for row in run(path, tmp_path, data_dir, test=False))
+
+
+def test_a_trial_whose_bundle_is_gone_is_trained_anew_for_the_test_split(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fused = grid_file(tmp_path, seeds=[1]), []
+    before = run(path, tmp_path, data_dir, test=False)
+    real = stages.fuse
+
+    def fuse(run: stages.Run, members: int) -> dict[str, Any]:
+        fused.append(run.settings.name)
+        return real(run, members)
+
+    monkeypatch.setattr(stages, "fuse", fuse)
+    shutil.rmtree(tmp_path / "runs" / before[0]["folder"])
+    (tmp_path / "runs" / before[1]["folder"] / "fusion-k4/bundle/weights.safetensors").unlink()
+    assert run(path, tmp_path, data_dir, test=False) == before  # what is known is kept
+    assert fused == []
+    after = run(path, tmp_path, data_dir)
+    assert fused == [row["folder"] for row in before]
+    for row, old in zip(after, before, strict=True):
+        assert row["test"]["4"]
+        assert row["validation"]["4"] == old["validation"]["4"]
+    shutil.rmtree(tmp_path / "runs" / after[0]["folder"])
+    assert run(path, tmp_path, data_dir) == after  # what is read needs no bundle
+    assert len(fused) == 2
 
 
 def scored(name: str, recovered: float, **more: Any) -> dict[str, Any]:

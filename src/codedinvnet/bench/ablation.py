@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,13 @@ from tqdm import tqdm
 from codedinvnet import stages
 from codedinvnet.bench.accuracy import first_images
 from codedinvnet.bench.tables import one_line
-from codedinvnet.bundle import describe_commit, describe_machine, load_bundle
+from codedinvnet.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    describe_commit,
+    describe_machine,
+    load_bundle,
+)
 from codedinvnet.checkpoint import write_text
 from codedinvnet.config import (
     PixelFusionSettings,
@@ -317,7 +324,7 @@ def run(
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
     done: dict[str, dict[str, Any]] = {}
     for row in read_everything(out):
-        if _is_missing(done.get(row["key"])):
+        if "error" in done.get(row["key"], {"error": ""}):
             done[row["key"]] = row
     if quick:
         images = save_dir / "images"
@@ -325,15 +332,16 @@ def run(
         data_dir = images
     if done:
         _write(out, wanted, done)
+    places = _Places(save_dir, data_dir, device)
     for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
-        if _is_missing(done.get(key)):
-            done[key] = _trained(trial, save_dir, data_dir, device)
+        known = done.get(key, {"error": ""})
+        if "error" in known or (test and _has_lost_bundle(trial, known, places)):
+            done[key] = _trained(trial, places)
             _write(out, wanted, done)
     if test:
         for key, trial in tqdm(wanted.items(), desc="test split", unit="trial"):
             if "error" not in done[key] and "test" not in done[key]:
-                there = _run(trial, done[key]["folder"], save_dir, data_dir, device)
-                done[key]["test"] = _scored(trial, there, "test")
+                done[key]["test"] = _scored(trial, places.run(trial, done[key]["folder"]), "test")
                 _write(out, wanted, done)
     return [done[key] for key in wanted]
 
@@ -348,28 +356,38 @@ def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, 
     write_text(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
 
 
-def _is_missing(row: Mapping[str, Any] | None) -> bool:
-    """Tell whether a trial is still to be done: there is no row, or it has failed."""
-    return row is None or "error" in row
+@dataclass(frozen=True)
+class _Places:
+    """Where runs and image sets lie, and what to compute on."""
+
+    save_dir: Path
+    data_dir: Path | None
+    device: torch.device
+
+    def run(self, trial: Trial, folder: str) -> stages.Run:
+        """Return the trial's run in a folder; its network is shared by all with the same one."""
+        return stages.Run(
+            settings=trial.settings.model_copy(update={"name": folder}),
+            save_dir=self.save_dir,
+            data_dir=self.data_dir,
+            device=self.device,
+            resume=LATEST,
+            shared_network=self.save_dir / "networks" / trial.network_name,
+        )
 
 
-def _run(
-    trial: Trial, folder: str, save_dir: Path, data_dir: Path | None, device: torch.device
-) -> stages.Run:
-    """Return the trial's run; its network's folder is shared by all trials with the same one."""
-    return stages.Run(
-        settings=trial.settings.model_copy(update={"name": folder}),
-        save_dir=save_dir,
-        data_dir=data_dir,
-        device=device,
-        resume=LATEST,
-        shared_network=save_dir / "networks" / trial.network_name,
-    )
+def _bundle(trial: Trial, run: stages.Run) -> Path:
+    return run.fusion_folder(trial.members) / "bundle"
 
 
-def _trained(
-    trial: Trial, save_dir: Path, data_dir: Path | None, device: torch.device
-) -> dict[str, Any]:
+def _has_lost_bundle(trial: Trial, row: Mapping[str, Any], places: _Places) -> bool:
+    """Tell whether a trial's test split is still to be read, and what it trained is gone."""
+    bundle = _bundle(trial, places.run(trial, row["folder"]))
+    there = all((bundle / name).is_file() for name in (DESCRIPTION, WEIGHTS))
+    return "test" not in row and not there
+
+
+def _trained(trial: Trial, places: _Places) -> dict[str, Any]:
     """Train a trial and score it on the validation split."""
     row: dict[str, Any] = {
         "schema_version": SCHEMA,
@@ -384,7 +402,7 @@ def _trained(
         "machine": describe_machine(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    run = _run(trial, trial.folder, save_dir, data_dir, device)
+    run = places.run(trial, trial.folder)
     try:
         if not (run.network_folder / "network.safetensors").is_file():
             stages.train(run)
@@ -399,7 +417,7 @@ def _trained(
 
 def _scored(trial: Trial, run: stages.Run, split: str) -> dict[str, Any]:
     """Return what was measured, by group size."""
-    bundle = load_bundle(run.fusion_folder(trial.members) / "bundle", run.device)
+    bundle = load_bundle(_bundle(trial, run), run.device)
     source = stages.evaluation_images(bundle, split, run.data_dir)
     kept = ("normal_accuracy", "recovered_accuracy", "recovered_accuracy_std")
     scores: dict[str, Any] = {"seconds": bundle.info.provenance.seconds}
