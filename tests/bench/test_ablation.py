@@ -13,6 +13,7 @@ import torch
 from codedinvnet import stages
 from codedinvnet.bench import ablation
 from codedinvnet.bench.rows import append_row
+from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
@@ -383,6 +384,16 @@ def test_the_shipped_grid_changes_one_thing_at_a_time() -> None:
     assert again == found[-1].settings
 
 
+def seconds(runs: Path, row: dict[str, Any], parts: tuple[str, ...]) -> float:
+    """Return what the network, a sampling and the parts of the fusion training say they took."""
+    folder = runs / row["folder"] / "fusion-k4"
+    spent = sum(load_checkpoint(folder / part / "best.safetensors")[1]["seconds"] for part in parts)
+    (network,) = (runs / "networks").glob("*/network.safetensors")
+    if row["row"] == "pixels":
+        spent += json.loads((folder / "sample.json").read_text())["seconds"]
+    return float(spent + load_checkpoint(network)[1]["seconds"])
+
+
 def test_the_quick_version_takes_few_images_and_steps(data_dir: Path, tmp_path: Path) -> None:
     pixels = {"name": "pixels", "change": {"fusion": tiny_settings("pixels")["fusion"]}}
     data = {name: MNIST for name in ("mnist", "again")}
@@ -393,6 +404,10 @@ def test_the_quick_version_takes_few_images_and_steps(data_dir: Path, tmp_path: 
         ("pixels", "mnist", 1, True),
     ]
     assert [row.get("error") for row in rows] == [None, None]
+    for row, parts in zip(rows, (("recovery", "joint"), (".",)), strict=True):
+        assert row["test"]["seconds"] == row["validation"]["seconds"] > 0
+        spent = seconds(tmp_path / "runs", row, parts)
+        assert row["test"]["seconds"] == pytest.approx(spent, abs=0.11)  # both are rounded
     with np.load(tmp_path / "runs" / "images" / "mnist" / "train.npz") as written:
         assert written["images"].shape == (800, 28, 28, 1)  # all that there are
     found = load_images("mnist", "test", data_dir=tmp_path / "runs" / "images")
