@@ -17,6 +17,8 @@ from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
+from codedinvnet.model import build_encoder, build_network
+from codedinvnet.report import count_macs
 from tests.bench import canned
 from tests.conftest import tiny_settings
 
@@ -97,6 +99,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     assert "| mnist, test split, k = 2 |" in text
     assert "| mnist, test split, k = 4 |" in text
     assert text.count("±") == 2 * (2 * 2 + 1)  # normal and recovered of two rows, and one margin
+    assert text.count(" | 1 | ") == 2  # the row that it is to
 
 
 def test_a_changed_grid_trains_what_is_new_and_keeps_the_rest(
@@ -266,15 +269,48 @@ def scored(name: str, recovered: float, **more: Any) -> dict[str, Any]:
     return {**row, "validation": {"seconds": 60.0, "10": scores}, **more}
 
 
-def test_margins_are_to_the_first_row_or_there_are_none() -> None:
-    rows = [scored("all", 0.95), scored("no g'", 0.91), scored("no E", 0.5)]
-    assert "| no E | 98.00 | 50.00 | -45.00 | 60 |" in ablation.table(rows)
+def test_margins_are_to_the_row_that_is_named_seed_by_seed() -> None:
+    rows = [
+        scored("all", 0.95, against="all"),
+        scored("no g'", 0.91, against="all"),
+        scored("no E", 0.5, against="no g'", note="and no side features"),
+        scored("all", 0.97, against="all", seed=2),
+        scored("no g'", 0.92, against="all", seed=2),
+        scored("no E", 0.5, against="no g'", note="and no side features", seed=2),
+        scored("no E", 0.9, against="no g'", note="and no side features", seed=3),
+    ]
+    lines = ablation.table(rows).splitlines()
+    assert lines[2] == "| 1 | all | 98.00 ± 0.00 | 96.00 ± 1.41 |  |  | 60 |"
+    assert lines[3] == "| 2 | no g' | 98.00 ± 0.00 | 91.50 ± 0.71 | -4.50 ± 0.71 | 1 | 60 |"
+    assert lines[4].startswith("| 3 | no E (and no side features) | 98.00 ± 0.00 | 63.33 ± 23.09 |")
+    assert lines[4].endswith("| -41.50 ± 0.71 | 2 | 60 |")  # there is no other of seed 3
+
+
+def test_there_is_no_margin_to_a_row_that_failed() -> None:
+    rows = [scored("all", 0.95), scored("no g'", 0.91), scored("no E", 0.5, against="no g'")]
+    assert "| 2 | no g' | 98.00 | 91.00 | -4.00 | 1 | 60 |" in ablation.table(rows)  # to the first
     rows[0] = {key: rows[0][key] for key in ("row", "data", "seed", "k")}
     rows[0]["error"] = "RuntimeError: a | b\nand more"
     text = ablation.table(rows)
-    assert "| all | | | failed: RuntimeError: a \\| b and more | |" in text
-    assert "| no g' | 98.00 | 91.00 |  | 60 |" in text
-    assert "| no E | 98.00 | 50.00 |  | 60 |" in text
+    assert "| 1 | all | | | failed: RuntimeError: a \\| b and more | | |" in text
+    assert "| 2 | no g' | 98.00 | 91.00 |  |  | 60 |" in text
+    assert "| 3 | no E | 98.00 | 50.00 | -41.00 | 2 | 60 |" in text
+
+
+def test_a_grid_may_change_how_finished_rows_are_shown(data_dir: Path, tmp_path: Path) -> None:
+    names = ("all", "twice", "thrice")
+    rows: list[dict[str, Any]] = [{"name": name, "change": {}} for name in names]
+    path = grid_file(tmp_path, rows=rows, seeds=[1], k=[10])
+    for trial in ablation.trials(ablation.load_grid(path), path):
+        finished = {"schema_version": 1, "key": trial.key, **scored(trial.row, 0.9)}
+        append_row(tmp_path / "out.jsonl", finished)
+    first = run(path, tmp_path, data_dir, test=False)
+    assert [(row["against"], row["note"]) for row in first] == [("all", "")] * 3
+    rows[2] |= {"against": "twice", "note": "once more"}
+    grid_file(tmp_path, rows=rows, seeds=[1], k=[10])
+    second = run(path, tmp_path, data_dir, test=False)
+    assert second == [*first[:2], {**first[2], "against": "twice", "note": "once more"}]
+    assert ablation.read_results(tmp_path / "out.jsonl") == second
 
 
 @pytest.mark.parametrize(
@@ -287,7 +323,16 @@ def test_margins_are_to_the_first_row_or_there_are_none() -> None:
         ({"rows": []}, "rows: "),
         (
             {"rows": [{"name": "all", "change": {}}, {"name": "all", "change": {"seed": 2}}]},
-            "rows: there are 2 rows of the name 'all'",
+            "rows: two rows have the name 'all'",
+        ),
+        (
+            {
+                "rows": [
+                    {"name": "all", "against": "none", "change": {}},
+                    {"name": "none", "change": {}},
+                ]
+            },
+            "rows: 'all' is against 'none', no earlier row's name",
         ),
         ({"base": {"training": {"epochs": 1}}}, "row 'all': missing key 'fusion'"),
         ({"base": {"training": {"epochs": 1}, "fusion": 3}}, "row 'all': fusion: "),
@@ -367,21 +412,104 @@ def test_a_section_of_another_objective_replaces_the_base() -> None:
     assert base["fusion"] == {"objective": "recovery", "epochs": 2}
 
 
-def test_the_shipped_grid_changes_one_thing_at_a_time() -> None:
+PARTS = {
+    "fusion.objective": "objective",
+    "fusion.decoded_weight": "objective",
+    "fusion.latent_weight": "objective",
+    "fusion.evidence_weight": "loss of the evidence",
+    "fusion.epochs": "joint training",
+    "fusion.joint_epochs": "joint training",
+    "fusion.head_hidden": "recovery head",
+    "fusion.encoder.side_features": "side features",
+    "fusion.encoder.kind": "E",
+    "fusion.encoder.width": "E",
+    "fusion.encoder.depth": "E",
+    "fusion.encoder.cell_width": "E",
+    "training.mixup": "training of f",
+    "network.head_hidden": "g",
+    "network.kind": "f",
+    "network.hidden": "f",
+    "network.coefficient": "f",
+}
+"""What a setting belongs to, of which a row changes one."""
+PIXELS = "objective: pixels (the paper), f and g frozen, no recovery head or side features"
+
+
+def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        inner = isinstance(value, dict)
+        found |= leaves(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def changed_parts(one: ablation.Trial, other: ablation.Trial) -> set[str]:
+    """Name what differs in two trials; settings of the fusion that one objective alone has, or that
+    mean something else to the other, are of the objective."""
+    of_both = {"fusion.head_hidden": 0, "fusion.joint_epochs": 0}  # as the paper's objective has it
+    a, b = ({**of_both, **leaves(trial.settings.model_dump())} for trial in (one, other))
+    differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
+    if "fusion.objective" not in differ:
+        return {PARTS[key] for key in differ}
+    kept = {key for key in differ if key in of_both or not key.startswith("fusion.")}
+    kept |= {key for key in differ if key.startswith("fusion.encoder.")}
+    return {PARTS[key] for key in kept} | {"objective"}
+
+
+def images_seen(trial: ablation.Trial) -> tuple[int, int]:
+    """Return how many images f and g train on, and then E and what trains with it."""
+    settings, fusion = trial.settings, trial.settings.fusion
+    images = settings.training.epochs * (60_000 - settings.data.validation)
+    if fusion.objective == "pixels":
+        step = fusion.batch_size * fusion.discriminator_steps
+        groups = fusion.epochs * (fusion.groups // fusion.batch_size * fusion.batch_size // step)
+        return images, groups * step * fusion.members
+    frozen, joint = fusion.epochs * fusion.batch_size, fusion.joint_epochs * fusion.joint_batch_size
+    return images, fusion.steps_per_epoch * (frozen + joint) * fusion.members
+
+
+def first_trials() -> dict[str, ablation.Trial]:
+    """Return the shipped grid's trials of the first image set and seed, by row."""
     grid = ablation.load_grid(SHIPPED)
-    found = ablation.trials(grid, SHIPPED)
-    assert len(found) == len(grid.data) * len(grid.seeds) * len(grid.rows)
+    return {t.row: t for t in ablation.trials(grid, SHIPPED)[: len(grid.rows)]}
+
+
+def test_the_shipped_grid_changes_one_thing_at_a_time() -> None:
+    grid, found = ablation.load_grid(SHIPPED), first_trials()
+    assert len(ablation.trials(grid, SHIPPED)) == len(grid.data) * len(grid.seeds) * len(grid.rows)
     assert len(grid.seeds) >= 3
     assert grid.rows[0].change == {}
-    assert len({row.name for row in grid.rows}) == len(grid.rows)
-    steps = {
-        trial.row: trial.settings.fusion.epochs + trial.settings.fusion.joint_epochs
-        for trial in found
-        if trial.settings.fusion.objective == "recovery"
-    }
-    assert set(steps.values()) == {8}  # an equal budget
-    again = parse_settings(found[-1].settings.model_dump(mode="json"), "here")
-    assert again == found[-1].settings
+    first, *others = found.values()
+    changed = {trial.row: changed_parts(trial, found[trial.against]) for trial in others}
+    assert changed.pop(PIXELS) == {"objective", "joint training", "recovery head", "side features"}
+    assert {row for row, parts in changed.items() if len(parts) != 1} == set()
+    seen = {trial.row: images_seen(trial) for trial in found.values()}
+    assert seen.pop(PIXELS) == (165_000, 93_600)
+    assert set(seen.values()) == {(165_000, 96_000)}
+    assert "2.5 % fewer images" in found[PIXELS].note
+    again = parse_settings(first.settings.model_dump(mode="json"), "here")
+    assert again == first.settings
+
+
+def costs(trial: ablation.Trial) -> tuple[int, int]:
+    """Return the multiply-adds of f for an image and of E for a group of ten."""
+    settings, shape = trial.settings, (1, 32, 32)
+    network = build_network(settings.network, shape).eval()
+    encoder = build_encoder(settings.fusion.encoder, shape).eval()
+    group = torch.zeros(1, 10, *shape)
+    return count_macs(lambda: network(group[0, :1])), count_macs(lambda: encoder(group))
+
+
+def test_the_shipped_grid_compares_at_nearly_equal_cost() -> None:
+    found = first_trials()
+    mosaic, own = "E a mosaic, whose latent is no mean", "a mosaic with stages of the cells' own"
+    (design, lean), (irevnet, same), (_, shared), (_, apart) = (
+        costs(found[row]) for row in (next(iter(found)), "f: i-RevNet", mosaic, own)
+    )
+    assert irevnet / design == pytest.approx(1, abs=0.03)
+    assert same == lean
+    assert shared / lean == pytest.approx(0.81, abs=0.01)  # what their notes say
+    assert apart / shared == pytest.approx(1.07, abs=0.01)
 
 
 def seconds(runs: Path, row: dict[str, Any], parts: tuple[str, ...]) -> float:

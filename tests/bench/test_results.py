@@ -164,7 +164,7 @@ def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
     assert "4 runs of 20,000 images each." in where
     worth = section(text, "What each part of the design is worth")
     assert "| mnist, test split, k = 10 |" in worth
-    assert "| no g' | 98.00 | 91.00 | -4.00 | 60 |" in worth
+    assert "| 2 | no g' | 98.00 | 91.00 | -4.00 | 1 | 60 |" in worth
     assert "quick" not in worth
     speeds = section(text, "Speed of the invertible network")
     assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in speeds

@@ -1,7 +1,7 @@
 """`codedinvnet bench ablation`: what each part of the design is worth, one change at a time.
 
-A grid file names a base of settings, image sets, seeds and rows; a row is a change to the base. All
-trials of an image set train for the same number of images; networks that rows share are trained
+A grid file names a base of settings, image sets, seeds and rows; a row is a change to the base, and
+is compared with the row from which it differs in one thing. Networks that rows share are trained
 once. Every trial is one line of the output, written when it ends, so that an interrupted grid goes
 on where it stopped. The validation split is read as trials end, the test split once, after the
 last of them.
@@ -66,10 +66,14 @@ since 2.
 
 
 class AblationRow(Section):
-    """One change to the base."""
+    """A change to the base."""
 
     name: str
     change: dict[str, Any]
+    against: str | None = None
+    """The name of the earlier row that it changes one thing of; null: the first."""
+    note: str = ""
+    """What the table says behind the name. Unlike that, it may change when trials are done."""
 
 
 class Grid(Section):
@@ -81,17 +85,22 @@ class Grid(Section):
     """Image set -> what it changes in the base, its `data` section at least."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     rows: Annotated[tuple[AblationRow, ...], Field(min_length=1)]
-    """The first is the reference that the others are compared with."""
+    """The first is the design."""
     k: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
     """Group sizes to score. The paper's objective trains an encoder for each."""
 
     @field_validator("rows")
     @classmethod
-    def _names_differ(cls, rows: tuple[AblationRow, ...]) -> tuple[AblationRow, ...]:
-        names = [row.name for row in rows]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"there are {names.count(name)} rows of the name {name!r}")
+    def _each_has_a_name_and_an_earlier_row(
+        cls, rows: tuple[AblationRow, ...]
+    ) -> tuple[AblationRow, ...]:
+        earlier: list[str] = []
+        for row in rows:
+            if row.name in earlier:
+                raise ValueError(f"two rows have the name {row.name!r}")
+            if row.against not in (None, *earlier):
+                raise ValueError(f"{row.name!r} is against {row.against!r}, no earlier row's name")
+            earlier.append(row.name)
         return rows
 
 
@@ -103,6 +112,9 @@ class Trial(Section):
     sizes: tuple[int, ...]
     settings: Settings
     """Their name is not looked at."""
+    against: str
+    """The row to compare it with; its own, if it is the first."""
+    note: str
     quick: bool = False
 
     @property
@@ -236,7 +248,15 @@ def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
                 for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
                     found.append(
-                        Trial(row=row.name, data=data, sizes=sizes, settings=settings, quick=quick)
+                        Trial(
+                            row=row.name,
+                            data=data,
+                            sizes=sizes,
+                            settings=settings,
+                            against=row.against or grid.rows[0].name,
+                            note=row.note,
+                            quick=quick,
+                        )
                     )
     return found
 
@@ -348,10 +368,15 @@ def run(
 
 
 def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, Any]]) -> None:
-    """Write the wanted trials that are done, and behind them those of other grids, marked."""
+    """Write the wanted trials that are done, and behind them those of other grids, marked.
+
+    How a row is shown is as the grid has it now.
+    """
     for key, row in done.items():
         row.pop("set_aside", None)
-        if key not in wanted:
+        if key in wanted:
+            row |= wanted[key].model_dump(include={"against", "note"})
+        else:
             row["set_aside"] = True
     keys = [*(key for key in wanted if key in done), *(key for key in done if key not in wanted)]
     write_text(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
@@ -436,9 +461,9 @@ def _seconds(folder: Path, bundle: Bundle) -> float:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown: mean and spread over seeds, and the margin to the first row.
+    """Return the rows as Markdown: mean and spread over seeds, also of the margin to another row.
 
-    If that one failed, there are no margins.
+    If one of the two failed, there is no margin.
     """
     lines = []
     split = "test" if all("test" in row for row in results if "error" not in row) else "validation"
@@ -452,26 +477,31 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(own: Sequence[Mapping[str, Any]], title: str, split: str, k: str) -> list[str]:
     lines = [
-        f"| {title} | normal | recovered | to the reference | seconds of all stages |",
-        "| --- | --- | --- | --- | --- |",
+        f"| row | {title} | normal | recovered | margin | to row | seconds of all stages |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    reference: dict[int, float] = {}
-    for number, name in enumerate(dict.fromkeys(row["row"] for row in own)):
+    names = list(dict.fromkeys(row["row"] for row in own))
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    found: dict[str, dict[int, float]] = {}  # recovered accuracies in %, by row and seed
+    for name, number in numbers.items():
         these = [row for row in own if row["row"] == name]
+        note = these[0].get("note")
+        shown = f"| {number} | {name} ({note})" if note else f"| {number} | {name}"
         failed = [row["error"] for row in these if "error" in row]
         if failed:
-            lines.append(f"| {name} | | | failed: {one_line(failed[0])} | |")
+            lines.append(f"{shown} | | | failed: {one_line(failed[0])} | | |")
             continue
         recovered = {row["seed"]: 100 * row[split][k]["recovered_accuracy"] for row in these}
         normal = [100 * row[split][k]["normal_accuracy"] for row in these]
         seconds = statistics.mean(row[split]["seconds"] for row in these)
-        if number == 0:
-            reference = recovered
+        against = these[0].get("against", names[0])  # it is not in older rows
+        reference = found.get(against, {})
         margins = [v - reference[seed] for seed, v in recovered.items() if seed in reference]
-        margin = _spread(margins, "+") if margins and number else ""
+        margin = f"{_spread(margins, '+')} | {numbers[against]}" if margins else " | "
+        found[name] = recovered
         lines.append(
-            f"| {name} | {_spread(normal)} | {_spread(list(recovered.values()))} | "
-            f"{margin} | {seconds:.0f} |"
+            f"{shown} | {_spread(normal)} | {_spread(list(recovered.values()))} | {margin} | "
+            f"{seconds:.0f} |"
         )
     return [*lines, ""]
 
