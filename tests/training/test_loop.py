@@ -111,6 +111,9 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     assert header["classes"] == ["x"]
     last = load_checkpoint(tmp_path / "last.safetensors")[1]
     assert (last["epoch"], last["best_score"]) == (4, 0.9)
+    best = load_checkpoint(tmp_path / "best.safetensors")[1]
+    assert header == {**best, "seconds": last["seconds"]}  # the epochs behind the best took time
+    assert best["seconds"] < last["seconds"]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -131,6 +134,7 @@ def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
     header = run(stage, tmp_path, resume=LATEST)
     assert stage.drawn == []
     assert header["epoch"] == 2
+    assert header["seconds"] == load_checkpoint(tmp_path / "last.safetensors")[1]["seconds"]
     assert float(stage.module.weight.detach()) == 4
     assert (tmp_path / "last.safetensors").read_bytes() == before
 

@@ -106,7 +106,7 @@ def train_stage(
         keep: further entries for the checkpoints' headers.
 
     Returns:
-        The header of the best checkpoint.
+        The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
 
     Raises:
         UserError: if the checkpoint to resume is missing or does not fit.
@@ -189,7 +189,7 @@ def train_stage(
             writer.close()
     tensors, header = load_checkpoint(best)
     load_modules(stage.modules(), tensors, best)
-    return header
+    return {**header, "seconds": seconds}
 
 
 def _check_resumable(
