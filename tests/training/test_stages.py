@@ -11,7 +11,7 @@ import torch
 
 from codedinvnet import stages
 from codedinvnet.bundle import load_bundle
-from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
@@ -132,7 +132,7 @@ def test_resumed_sampling_keeps_whole_shards_and_mends_others(
     pixels: stages.Run, tmp_path: Path
 ) -> None:
     run = shared_network(pixels, tmp_path, **SHARDED)
-    stages.sample(run, 2, shard_batches=1)
+    report = stages.sample(run, 2, shard_batches=1)
     paths = shards(run)
     names = ["train-00000", "train-00001", "validation-00000"]
     assert [path.stem for path in paths] == names
@@ -140,13 +140,29 @@ def test_resumed_sampling_keeps_whole_shards_and_mends_others(
     paths[1].write_bytes(paths[1].read_bytes()[:500])
     paths[2].unlink()
     kept = paths[0].stat()
-    stages.sample(shared_network(pixels, tmp_path, resume=-1, **SHARDED), 2, shard_batches=1)
+    resumed = shared_network(pixels, tmp_path, resume=-1, **SHARDED)
+    again = stages.sample(resumed, 2, shard_batches=1)
     assert shards(run) == paths
     assert (paths[0].stat().st_mtime_ns, paths[0].stat().st_ino) == (kept.st_mtime_ns, kept.st_ino)
     for path, before in zip(paths, whole, strict=True):
         after = load_checkpoint(path)[0]
         assert torch.equal(after["groups"], before["groups"])
         assert torch.equal(after["targets"], before["targets"])
+    # The report is of kept shards, too.
+    assert again["largest_latent_error"] == report["largest_latent_error"] > 0
+    third = stages.sample(resumed, 2, shard_batches=1)
+    assert third["largest_latent_error"] == report["largest_latent_error"]
+
+
+def test_a_shard_that_states_no_error_is_made_anew(pixels: stages.Run, tmp_path: Path) -> None:
+    stages.sample(shared_network(pixels, tmp_path), 2)
+    run = shared_network(pixels, tmp_path, resume=-1)
+    (path, _) = shards(run)
+    tensors, header = load_checkpoint(path)
+    del header["largest_latent_error"]  # as an older release left it
+    save_checkpoint(path, tensors, header)
+    assert stages.sample(run, 2)["largest_latent_error"] > 0
+    assert load_checkpoint(path)[1]["largest_latent_error"] > 0
 
 
 def test_sampling_without_resume_makes_every_shard_anew(pixels: stages.Run, tmp_path: Path) -> None:

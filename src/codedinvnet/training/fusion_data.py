@@ -22,6 +22,8 @@ from codedinvnet.training.network import load_trained_network, network_settings
 
 INVERSION_BATCH = 128
 TOLERANCE = 1e-4  # a 25th of one grey level: the targets need no more
+ERROR = "largest_latent_error"
+"""In a shard's header and in the report: the largest difference between f(target) and mean z."""
 
 
 class FusionData(NamedTuple):
@@ -74,7 +76,8 @@ def sample_fusion_data(
     whole; with `resume`, shards that are there already are kept.
 
     Returns:
-        What was made, the largest difference between f(target) and mean z, and the seconds spent.
+        What is there, the largest difference between f(target) and mean z in it, and the seconds
+        that were spent on it now.
     """
     fusion = pixel_settings(settings)
     network, _, _ = load_trained_network(settings, network_folder, device)
@@ -95,14 +98,17 @@ def sample_fusion_data(
             for number, shard in enumerate(groups.split(per_shard)):
                 path = folder / "data" / f"{part}-{number:05d}.safetensors"
                 written.add(path)
-                if not (resume and _is_current(path, stamp, shard)):
+                error = _error_of_current(path, stamp, shard) if resume else None
+                if error is None:
                     targets, error = _invert_means(settings, source, network, shard, bar, device)
-                    worst = max(worst, error)
                     save_checkpoint(
-                        path, {"groups": shard, "targets": targets}, {"settings": stamp}
+                        path,
+                        {"groups": shard, "targets": targets},
+                        {"settings": stamp, ERROR: error},
                     )
                 else:
                     bar.update(len(shard))
+                worst = max(worst, error)
                 shards += 1
     for path in (folder / "data").glob("*.safetensors"):
         if path not in written:  # left by an earlier data set of more shards
@@ -111,7 +117,7 @@ def sample_fusion_data(
         "groups": total,
         "members": members,
         "shards": shards,
-        "largest_latent_error": worst,
+        ERROR: worst,
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -144,15 +150,17 @@ def _invert_means(
     return torch.cat(targets), worst
 
 
-def _is_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> bool:
+def _error_of_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> float | None:
+    """Return the latent error that a shard states; None if it must be made, or made anew."""
     if not path.is_file():
-        return False
+        return None
     try:
         tensors, header = load_checkpoint(path)
     except UserError:
-        return False
+        return None
     same = not differing_keys(header.get("settings"), stamp)
-    return same and torch.equal(tensors["groups"], groups)
+    error: float | None = header.get(ERROR)  # older releases did not state it
+    return error if same and torch.equal(tensors["groups"], groups) else None
 
 
 def load_fusion_data(settings: Settings, folder: Path, members: int, part: str) -> FusionData:
