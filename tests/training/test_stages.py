@@ -348,6 +348,26 @@ def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
     return -score
 
 
+def test_density_is_validated_in_the_middle_of_each_grey_level(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tiny_settings()
+    raw["training"].update(objective="density")
+    run = make_run(raw, tmp_path, data_dir)
+    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    seen: list[torch.Tensor] = []
+
+    def bits(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x.new_zeros(len(x))
+
+    monkeypatch.setattr(stage, "bits_per_dimension", bits)
+    stage.validate()
+    levels = torch.cat(seen) * 256 - 0.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert (round(float(levels.min())), round(float(levels.max()))) == (0, 255)
+
+
 def test_density_of_an_irevnet_is_refused(data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings(kind="irevnet")
     raw["training"]["objective"] = "density"

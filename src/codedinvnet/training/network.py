@@ -192,7 +192,8 @@ class NetworkStage:
             x = prepare(images.to(self.device), self.settings.data.padding)
             with torch.no_grad():
                 if self.density:
-                    bits += float(self.bits_per_dimension(x + 0.5 / 256).sum())
+                    middle = (x * 255 + 0.5) / 256  # of the noise that training adds
+                    bits += float(self.bits_per_dimension(middle).sum())
                 else:
                     logits = self.head(self.network(x))
                     correct += int((logits.argmax(1).cpu() == labels).sum())
