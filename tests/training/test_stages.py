@@ -12,15 +12,21 @@ import torch
 from codedinvnet import stages
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.config import RecoveryFusionSettings, parse_settings
+from codedinvnet.config import (
+    EncoderSettings,
+    PixelFusionSettings,
+    RecoveryFusionSettings,
+    parse_settings,
+)
 from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
-from codedinvnet.model import prepare
+from codedinvnet.model import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.fusion_data import draw_groups, load_fusion_data
 from codedinvnet.training.network import NetworkStage, load_trained_network
+from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings, write_images
 
@@ -70,6 +76,28 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     with torch.no_grad():
         expected = head(network(prepare(images, 2))).softmax(1)
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["unet", "lean"])
+def test_only_a_unet_starts_as_pix2pix_does(
+    kind: str, pixels: stages.Run, bundle_folder: Path
+) -> None:
+    fusion = pixels.settings.fusion
+    assert isinstance(fusion, PixelFusionSettings)
+    description = load_bundle(bundle_folder).info.model
+    encoder = EncoderSettings(kind=kind, width=4)  # type: ignore[arg-type]
+    model = CodedModel(description.model_copy(update={"encoder": encoder})).eval()
+    data = load_fusion_data(pixels.settings, pixels.fusion_folder(2), 2, "train")
+    source = pixels.images("train")
+    stage = PixelStage(pixels.settings, fusion, source, model, data, 2, CPU)
+    first = next(stage.discriminator.parameters()).detach()
+    assert float(first.std()) == pytest.approx(0.02, rel=0.2)
+    x, _ = stage.batch(0)
+    if kind == "lean":  # its correction to the average image starts at nothing
+        assert torch.equal(model.encoder(x).parity, x.mean(dim=1))
+    else:
+        first = next(model.encoder.parameters()).detach()
+        assert float(first.std()) == pytest.approx(0.02, rel=0.3)  # of 64 weights
 
 
 def test_inversion_of_the_trained_network(pixels: stages.Run) -> None:

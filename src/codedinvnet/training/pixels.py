@@ -17,7 +17,7 @@ from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
-from codedinvnet.nn.fusion import PatchDiscriminator
+from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
@@ -48,8 +48,9 @@ class PixelStage:
         ).to(device)
         model.requires_grad_(False)
         model.encoder.requires_grad_(True)
-        for module in (model.encoder, self.discriminator):
-            module.apply(_initialise)
+        self.discriminator.apply(_initialise)
+        if isinstance(model.encoder, UNetFusion):  # others have an initialisation of their own
+            model.encoder.apply(_initialise)
         betas = (0.0, 0.9)
         rate = fusion.learning_rate
         self.generator_optimizer = torch.optim.Adam(model.encoder.parameters(), rate, betas)
