@@ -174,14 +174,16 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     folder = run.fusion_folder(members)
     stamp = {**settings.model_dump(mode="json"), "members": members}
     seconds = float(network_header["seconds"])
-    header: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     for place, epochs, resume, stage in _phases(run, fusion, model, source, folder):
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
         seconds += float(header["seconds"])
+        figures = header["validation"]
     if recovery and isinstance(model.network, IResNet):
         constrain_exactly(model.network)
+        figures = dict(stage.validate()[1])
     info = BundleInfo(
         format_version=FORMAT_VERSION,
         name=settings.data.name,
@@ -197,10 +199,10 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
             seconds=round(seconds, 1),
             settings=settings,
         ),
-        figures={"validation": header["validation"]},
+        figures={"validation": figures},
     )
     save_bundle(folder / "bundle", info, model)
-    return {"bundle": str(folder / "bundle"), **header["validation"]}
+    return {"bundle": str(folder / "bundle"), **figures}
 
 
 def _phases(

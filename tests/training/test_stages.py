@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.fusion_data import draw_groups, load_fusion_data
+from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
@@ -276,6 +279,29 @@ def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
         phases[phase] = (header["stage"], header["epoch"], sorted(header["validation"]))
     figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
     assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 1, figures)}
+
+
+def test_figures_are_of_the_weights_that_ship(
+    recovery_run: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exaggerated(network: IResNet) -> None:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(1.0)
+
+    shutil.copytree(recovery_run.save_dir, tmp_path, dirs_exist_ok=True)
+    run = replace(recovery_run, save_dir=tmp_path, resume=LATEST)
+    before = stages.fuse(run, 4)
+    monkeypatch.setattr(stages, "constrain_exactly", exaggerated)
+    report = stages.fuse(run, 4)
+    bundle = load_bundle(report.pop("bundle"))
+    assert bundle.info.figures["validation"] == report
+    assert report["validation_normal"] < before["validation_normal"] - 0.3
+    images, labels = stages.evaluation_images(bundle, "validation", run.data_dir).batch(
+        torch.arange(100)
+    )
+    answers = bundle.classify(bundle.embed(images)).argmax(1)
+    assert float((answers == labels).float().mean()) == pytest.approx(report["validation_normal"])
 
 
 def test_frozen_phase_leaves_f_and_g_and_the_joint_phase_trains_them(
