@@ -168,8 +168,8 @@ class RecoveryFusionSettings(Section):
     normal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the direct answers in joint training."""
     normal_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a joint step's images that are answered directly, too. Only a mosaic can be trained
-    without the latents of all members, and its E learns longer than f needs to."""
+    """Share of a joint step's images, at least one, that are answered directly, too. Only a mosaic
+    can be trained without the latents of all members, and its E learns longer than f needs to."""
     evidence_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the cross-entropies of answers from the decoded latent alone and from the side
     features alone."""

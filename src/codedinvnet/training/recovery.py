@@ -202,7 +202,8 @@ class RecoveryStage:
         x = self._varied(x)
         with reduced_precision(self.settings, self.device):
             encoding = self.model.encoder(x)
-        answered = round(self.fusion.normal_share * x.shape[0] * x.shape[1]) if self.joint else 0
+        share = self.fusion.normal_share * x.shape[0] * x.shape[1]
+        answered = max(1, round(share)) if self.joint else 0
         direct, parity = self._together(x.flatten(0, 1)[:answered], encoding.parity)
         sent = self.model.parity(parity, encoding.side.float())
         return Passed(direct, parity.new_zeros(*x.shape[:2], 0), sent.side, None)
