@@ -442,6 +442,13 @@ def test_no_such_device() -> None:
     assert stages.choose_device("cpu") == CPU
 
 
+def test_gpus_compute_in_whole_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    stages.choose_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("encoder", ["lean", "mosaic"])
 def test_training_on_the_shipped_images_beats_chance_by_far(encoder: str, tmp_path: Path) -> None:
     """800 images to train on, 100 to choose the epoch, 100 held out (of 10 classes)."""
