@@ -251,6 +251,26 @@ def test_what_a_mosaic_cannot_do_is_refused(key: str, value: float, told: str) -
     assert told in complaint(put(raw, key, value))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "told"),
+    [
+        ({"kind": "mosaic", "width": 4}, "a mosaic's latent is no mean"),
+        ({"kind": "lean", "width": 4, "side_features": 3}, "set them to 0"),
+    ],
+)
+def test_what_pixels_cannot_train_is_refused(encoder: dict[str, Any], told: str) -> None:
+    raw = tiny_settings("pixels")
+    lean = put(raw, "fusion.encoder", {"kind": "lean", "width": 4})
+    assert parse_settings(lean, "settings").fusion.encoder.kind == "lean"
+    assert told in complaint(put(raw, "fusion.encoder", encoder))
+
+
+def test_pixels_of_a_network_without_an_inverse_are_refused() -> None:
+    raw = put(tiny_settings("pixels"), "network.coefficient", None)
+    assert "set network.coefficient" in complaint(raw)
+    assert parse_settings(put(raw, "network.kind", "irevnet"), "settings").network.kind == "irevnet"
+
+
 def test_other_faults_are_counted() -> None:
     raw = put(put(tiny_settings(), "training.epochs", 0), "training.batch_size", 0)
     assert "(and 1 more)" in complaint(raw)

@@ -146,6 +146,14 @@ class PixelFusionSettings(Section):
     discriminator_layers: Positive = 3
     encoder: EncoderSettings = EncoderSettings(kind="unet", width=64)
 
+    @model_validator(mode="after")
+    def _images_alone(self) -> PixelFusionSettings:
+        if self.encoder.kind == "mosaic":
+            raise ValueError("the targets are of means, but a mosaic's latent is no mean")
+        if self.encoder.side_features:
+            raise ValueError("nothing trains encoder.side_features: set them to 0")
+        return self
+
 
 class RecoveryFusionSettings(Section):
     """The recovery objective: E and g' learn from the decoded predictions, then f and g join."""
@@ -211,6 +219,13 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     training: TrainSettings
     fusion: FusionSettings
+
+    @model_validator(mode="after")
+    def _inverse_if_needed(self) -> Settings:
+        bounded = self.network.kind != "iresnet" or self.network.coefficient is not None
+        if not bounded and isinstance(self.fusion, PixelFusionSettings):
+            raise ValueError("the targets of the pixels need f's inverse: set network.coefficient")
+        return self
 
 
 def load_settings(path: Path) -> Settings:
