@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codedinvnet.config import EncoderSettings, NetworkSettings
+from codedinvnet.config import EncoderSettings, NetworkSettings, parse_settings
 from codedinvnet.errors import UserError
 from codedinvnet.model import (
     CodedModel,
@@ -17,6 +17,7 @@ from codedinvnet.model import (
     build_encoder,
     build_network,
     decode_missing,
+    model_settings,
     prepare,
 )
 from codedinvnet.nn.fusion import LeanFusion, MosaicFusion, UNetFusion
@@ -24,6 +25,7 @@ from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
+from tests.conftest import tiny_settings
 
 SMALL: dict[str, Any] = {"blocks": (1, 1), "strides": (1, 2), "hidden": (8, 8)}
 
@@ -54,6 +56,19 @@ def model(
             head_hidden=head_hidden,
         )
     ).eval()
+
+
+@pytest.mark.parametrize(("objective", "hidden"), [("recovery", 16), ("pixels", 0)])
+def test_a_runs_model_has_what_its_objective_trains(objective: str, hidden: int) -> None:
+    run = parse_settings(tiny_settings(objective), "here")
+    assert model_settings(run, (3, 8, 8), ("a", "b")) == ModelSettings(
+        image_shape=(3, 8, 8),
+        padding=2,
+        classes=("a", "b"),
+        network=run.network,
+        encoder=run.fusion.encoder,
+        head_hidden=hidden,
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 5, 3, 3, 4)])

@@ -262,6 +262,17 @@ def with_seed(settings: Settings, seed: int) -> Settings:
     return parse_settings({**raw, "name": f"{settings.name}-seed{seed}", "seed": seed}, "--seed")
 
 
+def with_members(settings: Settings, members: int) -> Settings:
+    """Return the settings for groups of k = `members`.
+
+    Raises:
+        UserError: if they do not allow groups of that size.
+    """
+    raw = settings.model_dump()
+    raw["fusion"]["members"] = members
+    return parse_settings(raw, f"k = {members}")
+
+
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     """Validate settings; `where` names their origin in errors.
 

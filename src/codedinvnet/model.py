@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import EncoderSettings, NetworkSettings, Section
+from codedinvnet.config import (
+    EncoderSettings,
+    NetworkSettings,
+    RecoveryFusionSettings,
+    Section,
+    Settings,
+)
 from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import (
     GRIDS,
@@ -36,6 +42,21 @@ class ModelSettings(Section):
     encoder: EncoderSettings
     head_hidden: int = 0
     """Hidden width of the recovery head; 0: decoded latents go to g."""
+
+
+def model_settings(
+    settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> ModelSettings:
+    """Return what the model of a run is built from, for images (C, H, W) of these classes."""
+    fusion = settings.fusion
+    return ModelSettings(
+        image_shape=image_shape,
+        padding=settings.data.padding,
+        classes=classes,
+        network=settings.network,
+        encoder=fusion.encoder,
+        head_hidden=fusion.head_hidden if isinstance(fusion, RecoveryFusionSettings) else 0,
+    )
 
 
 class Parity(NamedTuple):

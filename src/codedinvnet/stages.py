@@ -33,6 +33,7 @@ from codedinvnet.config import (
     PixelFusionSettings,
     RecoveryFusionSettings,
     Settings,
+    with_members,
 )
 from codedinvnet.data import (
     ImageSet,
@@ -43,10 +44,11 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.report import evaluation_report, inversion_report
+from codedinvnet.training.check import check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
 from codedinvnet.training.loop import LATEST, Stage, train_stage
 from codedinvnet.training.network import load_trained_network, train_network
@@ -123,11 +125,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Stage 1: train the invertible network and its head."""
+def train(run: Run, members: int | None = None) -> dict[str, Any]:
+    """Stage 1: train the invertible network and its head.
+
+    Args:
+        run: what to train, and where.
+        members: of the groups that it is for (None: the settings'); what the later stages could not
+            do with them is refused now.
+    """
+    source = run.images("train")
+    check_settings(run.settings, source, members or run.settings.fusion.members)
     return train_network(
         run.settings,
-        run.images("train"),
+        source,
         run.network_folder,
         device=run.device,
         resume=run.resume,
@@ -136,10 +146,11 @@ def train(run: Run) -> dict[str, Any]:
 
 def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
     """Stage 2: generate the fusion data set (the paper's objective alone needs one)."""
-    folder = run.fusion_folder(members)
+    source, folder = run.images("train"), run.fusion_folder(members)
+    check_settings(run.settings, source, members)
     report = sample_fusion_data(
         run.settings,
-        run.images("train"),
+        source,
         run.network_folder,
         folder,
         members=members,
@@ -156,22 +167,13 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
     """Stage 3: train the fusion encoder, and write the bundle to `<fusion folder>/bundle`."""
-    settings = run.settings
-    fusion = settings.fusion.model_copy(update={"members": members})
-    source = run.images("train")
+    settings, source = run.settings, run.images("train")
+    check_settings(settings, source, members)
+    fusion = with_members(settings, members).fusion
     network, head, network_header = load_trained_network(settings, run.network_folder, run.device)
     recovery = isinstance(fusion, RecoveryFusionSettings)
     torch.manual_seed(settings.seed)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=source.shape,
-            padding=settings.data.padding,
-            classes=source.classes,
-            network=settings.network,
-            encoder=fusion.encoder,
-            head_hidden=fusion.head_hidden if isinstance(fusion, RecoveryFusionSettings) else 0,
-        )
-    ).to(run.device)
+    model = CodedModel(model_settings(settings, source.shape, source.classes)).to(run.device)
     model.network.load_state_dict(network.state_dict())
     model.head.load_state_dict(head.state_dict())
     model.eval()
@@ -265,15 +267,8 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
 def test_inversion(run: Run) -> dict[str, Any]:
     """Invert the trained network on the test split."""
     network, _, header = load_trained_network(run.settings, run.network_folder, run.device)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=tuple(header["image_shape"]),
-            padding=run.settings.data.padding,
-            classes=tuple(header["classes"]),
-            network=run.settings.network,
-            encoder=run.settings.fusion.encoder,
-        )
-    ).to(run.device)
+    described = model_settings(run.settings, tuple(header["image_shape"]), tuple(header["classes"]))
+    model = CodedModel(described).to(run.device)
     model.network.load_state_dict(network.state_dict())
     return inversion_report(model.eval(), run.images("test"))
 
@@ -285,13 +280,15 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
         Where the bundle lies, the seed and the seconds of its training, and `evaluation_report`
         for each of the group sizes 2, 4 and 10 that it serves, or for `members`.
     """
-    train(run)
+    source = run.images("test")  # before the hours of training
+    if len(source) < members:
+        raise UserError(f"groups of {members} cannot be drawn from {len(source)} test images")
+    train(run, members)
     pixels = isinstance(run.settings.fusion, PixelFusionSettings)
     sampling = sample(run, members)["seconds"] if pixels else 0.0
     fuse(run, members)
     folder = run.fusion_folder(members) / "bundle"
     bundle = load_bundle(folder, run.device)
-    source = run.images("test")
     sizes: list[int] = [k for k in (2, 4, 10) if k in bundle.info.group_sizes] or [members]
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})

@@ -32,6 +32,9 @@ class Scene:
         self.bundle = self.runs / "tiny-recovery" / "fusion-k4" / "bundle"
         self.config = write_settings(root / "recovery.json", tiny_settings())
         self.pixels = write_settings(root / "pixels.json", tiny_settings("pixels"))
+        mosaic = tiny_settings()
+        mosaic["fusion"] |= {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
+        self.mosaic = write_settings(root / "mosaic.json", mosaic)
         self.cut = Path(shutil.copytree(self.bundle, root / "cut"))
         weights = self.cut / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -40,6 +43,8 @@ class Scene:
         for split in ("train", "test"):
             images = np.zeros((900, 32, 32), dtype=np.uint8)
             np.savez(self.large / "mnist" / split, images=images, labels=np.arange(900) % 10)
+        self.untested = Path(shutil.copytree(data_dir, root / "untested"))
+        (self.untested / "mnist" / "test.npz").unlink()
 
     def changed(self, section: str, key: str, value: Any) -> Path:
         raw = deepcopy(tiny_settings())

@@ -49,6 +49,34 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: train(s, s.changed("data", "padding", 1), s.data),
         "do not fit 1x30x30 inputs",
     ),
+    "size that the encoder cannot halve": (
+        lambda s: train(s, s.changed("data", "padding", 4), s.data),
+        "the lean encoder needs sides divisible by 8, got 36x36",
+    ),
+    "fewer validation images than members": (
+        lambda s: train(s, s.changed("data", "validation", 3), s.data),
+        "groups of 4 cannot be drawn from 3 validation images",
+    ),
+    "reproduce for more than a mosaic's cells": (
+        lambda s: stage(s, "reproduce", s.mosaic, "--k", "20", "--seed", "9"),
+        "k = 20: fusion: a mosaic has at most 16 members",
+    ),
+    "reproduce for more than the validation images": (
+        lambda s: stage(s, "reproduce", s.config, "--k", "101", "--seed", "9"),
+        "groups of 101 cannot be drawn from 100 validation images",
+    ),
+    "reproduce for more than the test images": (
+        lambda s: stage(s, "reproduce", s.config, "--k", "201", "--seed", "9"),
+        "groups of 201 cannot be drawn from 200 test images",
+    ),
+    "reproduce without test images": (
+        lambda s: stage(s, "reproduce", s.config, "--seed", "9", "--data-dir", s.untested),
+        "holds no test images",
+    ),
+    "fuse for more than a mosaic's cells": (
+        lambda s: stage(s, "fuse", s.mosaic, "--k", "17"),
+        "k = 17: fusion: a mosaic has at most 16 members",
+    ),
     "image of another size": (
         lambda s: use(s, "evaluate", s.bundle, "--k", "2", "--data-dir", s.large),
         "takes (1, 28, 28)",

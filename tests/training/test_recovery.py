@@ -9,7 +9,7 @@ import torch
 
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images
-from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
@@ -56,16 +56,7 @@ def test_some_image_of_a_joint_step_is_answered_directly(
     settings = parse_settings(raw, "here")
     assert isinstance(settings.fusion, RecoveryFusionSettings)
     source = load_images("mnist", "train", data_dir=data_dir)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=source.shape,
-            padding=settings.data.padding,
-            classes=source.classes,
-            network=settings.network,
-            encoder=settings.fusion.encoder,
-            head_hidden=settings.fusion.head_hidden,
-        )
-    )
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
     stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=True)
     counts = []
     classify = model.classify

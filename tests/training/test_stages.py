@@ -249,11 +249,16 @@ def test_fuse_with_data_of_other_settings(pixels: stages.Run, tmp_path: Path) ->
         stages.fuse(run, 2)
 
 
-def test_too_few_groups_for_one_step(pixels: stages.Run, tmp_path: Path) -> None:
+def test_every_stage_refuses_what_a_later_one_could_not_do(
+    pixels: stages.Run, tmp_path: Path
+) -> None:
     run = shared_network(pixels, tmp_path, batch_size=30)
-    stages.sample(run, 2)
-    with pytest.raises(UserError, match=r"do not make one step.* = 60"):
-        stages.fuse(run, 2)
+    before = digests(tmp_path)
+    for stage in (stages.train, stages.sample, stages.fuse, stages.reproduce):
+        with pytest.raises(UserError, match=r"do not make one step.* = 60"):
+            stage(run, 2)
+    assert digests(tmp_path) == before
+    assert not run.fusion_folder(2).exists()
 
 
 def test_stages_in_the_wrong_order(pixels: stages.Run, data_dir: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
-from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fusion_data import FusionData
@@ -57,14 +56,8 @@ class PixelStage:
         self.discriminator_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), rate, betas
         )
-        self.batches = len(data.groups) // fusion.batch_size
-        self.steps_per_epoch = self.batches // fusion.discriminator_steps
-        if not self.steps_per_epoch:
-            needed = fusion.batch_size * fusion.discriminator_steps
-            raise UserError(
-                f"fusion.groups {len(data.groups)} do not make one step: one needs "
-                f"batch_size x discriminator_steps = {needed}"
-            )
+        batches = len(data.groups) // fusion.batch_size
+        self.steps_per_epoch = batches // fusion.discriminator_steps
         _, rows = split_indices(len(source), settings.data.validation, settings.seed)
         images, labels = source.batch(rows)
         self.validation_images, self.validation_labels = images.to(device), labels.to(device)

@@ -1,0 +1,47 @@
+"""What later stages need of the settings, checked before the first one takes its hours."""
+
+from __future__ import annotations
+
+import torch
+
+from codedinvnet.config import PixelFusionSettings, Settings, with_members
+from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.model import CodedModel, model_settings
+
+
+def check_settings(settings: Settings, source: ImageSource, members: int) -> None:
+    """Refuse settings that some stage of a run could not work with.
+
+    Args:
+        settings: of the run.
+        source: the training images.
+        members: k, in place of the settings' own.
+
+    Raises:
+        UserError: if the groups are too large for the encoder or the images, if network, encoder
+            and images do not fit each other, or if the pixels' data set or discriminator do not.
+    """
+    fusion = with_members(settings, members).fusion
+    train, validation = split_indices(len(source), settings.data.validation, settings.seed)
+    for rows, part in ((train, "training"), (validation, "validation")):
+        if len(rows) < members:
+            raise UserError(
+                f"groups of {members} cannot be drawn from {len(rows)} {part} images: "
+                "change data.validation or the group size"
+            )
+    with torch.device("meta"):  # shapes without weights
+        model = CodedModel(model_settings(settings, source.shape, source.classes))
+    if isinstance(fusion, PixelFusionSettings):
+        needed = fusion.batch_size * fusion.discriminator_steps
+        if fusion.groups < needed:
+            raise UserError(
+                f"fusion.groups {fusion.groups} do not make one step: one needs "
+                f"batch_size x discriminator_steps = {needed}"
+            )
+        side = min(model.input_shape[1:])
+        if side >> fusion.discriminator_layers < 3:  # two convolutions of 4x4 follow the halvings
+            raise UserError(
+                f"fusion.discriminator_layers {fusion.discriminator_layers} are too many for "
+                f"images of {side} pixels"
+            )

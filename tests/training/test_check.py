@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from codedinvnet.config import load_settings, parse_settings
+from codedinvnet.data import ImageSet
+from codedinvnet.errors import UserError
+from codedinvnet.nn.fusion import PatchDiscriminator
+from codedinvnet.training.check import check_settings
+from tests.conftest import tiny_settings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
+Changes: TypeAlias = dict[str, dict[str, Any]]
+MOSAIC = {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
+
+
+def images(shape: tuple[int, int, int] = (1, 28, 28), count: int = 800) -> ImageSet:
+    """Return images that take no memory: one byte, seen from everywhere."""
+    return ImageSet(
+        name="none",
+        classes=tuple("abcdefghij"),
+        images=torch.zeros(1, dtype=torch.uint8).expand(count, *shape),
+        labels=torch.zeros(1, dtype=torch.int64).expand(count),
+        source="nowhere",
+    )
+
+
+def check(changes: Changes, members: int, objective: str = "recovery") -> None:
+    raw = tiny_settings(objective)
+    for section, values in changes.items():
+        raw[section] |= values
+    check_settings(parse_settings(raw, "here"), images(), members)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_settings_pass(path: Path) -> None:
+    settings = load_settings(path)
+    source = images(SHAPES[settings.data.name], 60_000)
+    for members in (2, 4, 10):
+        check_settings(settings, source, members)
+
+
+def test_nothing_is_drawn_from_the_generator() -> None:
+    before = torch.get_rng_state()
+    check({}, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("members", "changes", "told"),
+    [
+        (17, {"fusion": MOSAIC}, "k = 17: fusion: a mosaic has at most 16 members"),
+        (1, {}, "k = 1: fusion.members"),
+        (6, {"data": {"validation": 5}}, "groups of 6 cannot be drawn from 5 validation images"),
+        (6, {"data": {"validation": 795}}, "groups of 6 cannot be drawn from 5 training images"),
+        (4, {"data": {"validation": 800}}, "cannot set 800 of 800 images aside"),
+        (4, {"data": {"padding": 4}}, "lean encoder needs sides divisible by 8, got 36x36"),
+        (4, {"data": {"padding": 1}}, "network settings do not fit 1x30x30 inputs"),
+        (
+            4,
+            {
+                "fusion": MOSAIC,
+                "network": {"blocks": [1] * 3, "strides": [2] * 3, "hidden": [8] * 3},
+            },
+            "needs a latent that 4x4 cells divide, got 2x2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(members: int, changes: Changes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check(changes, members)
+
+
+def test_as_many_members_as_images_and_cells_allow_pass() -> None:
+    check({"fusion": MOSAIC}, 16)
+    check({"data": {"validation": 5}}, 5)
+    check({"data": {"validation": 795}}, 5)
+
+
+def test_a_unet_needs_square_images_that_it_can_halve() -> None:
+    settings = parse_settings(tiny_settings("pixels"), "here")
+    with pytest.raises(UserError, match=r"the U-Net needs square images .* got 32x36"):
+        check_settings(settings, images((1, 28, 32)), 2)
+
+
+@pytest.mark.parametrize("groups", [59, 60])
+def test_pixels_need_groups_for_one_step(groups: int) -> None:
+    changed = {"fusion": {"groups": groups, "batch_size": 20, "discriminator_steps": 3}}
+    if groups == 60:
+        check(changed, 2, "pixels")
+        return
+    with pytest.raises(UserError, match=r"groups 59 do not make one step: .* = 60"):
+        check(changed, 2, "pixels")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+def test_a_discriminator_is_refused_if_nothing_is_left_of_the_images(layers: int) -> None:
+    changed = {"fusion": {"discriminator_layers": layers}}
+    discriminator = PatchDiscriminator(1, 2, filters=4, layers=layers)
+    try:
+        discriminator(torch.zeros(2, 2, 1, 32, 32), torch.zeros(2, 1, 32, 32))
+    except RuntimeError:
+        with pytest.raises(UserError, match=f"layers {layers} are too many for images of 32"):
+            check(changed, 2, "pixels")
+    else:
+        check(changed, 2, "pixels")
