@@ -278,7 +278,7 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
 
     Returns:
         Where the bundle lies, the seed and the seconds of its training, and `evaluation_report`
-        for each of the group sizes 2, 4 and 10 that it serves, or for `members`.
+        for groups of `members` and each of the sizes 2, 4 and 10 that it serves.
     """
     source = run.images("test")  # before the hours of training
     if len(source) < members:
@@ -289,7 +289,7 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     fuse(run, members)
     folder = run.fusion_folder(members) / "bundle"
     bundle = load_bundle(folder, run.device)
-    sizes: list[int] = [k for k in (2, 4, 10) if k in bundle.info.group_sizes] or [members]
+    sizes = sorted({members, *{2, 4, 10}.intersection(bundle.info.group_sizes)})
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
     write_description(folder, info)

@@ -51,8 +51,8 @@ def test_reproduce_with_another_seed_and_group_size(
     result = call(*words, "--seed", "8", "--k", "3")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2"}
-    assert report["training_seed"] == 8
+    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2", "test_k3"}
+    assert (report["training_seed"], report["test_k3"]["k"]) == (8, 3)
     folder = tmp_path / "runs" / "tiny-recovery-seed8" / "fusion-k3" / "bundle"
     assert report["bundle"] == str(folder)
     info = load_bundle(folder).info
