@@ -11,11 +11,13 @@ import pytest
 
 from codedinvnet.config import (
     LARGEST_MOSAIC,
+    NetworkSettings,
     PixelFusionSettings,
     RecoveryFusionSettings,
     Settings,
     load_settings,
     parse_settings,
+    with_defaults,
 )
 from codedinvnet.errors import UserError
 from tests.conftest import tiny_settings, write_settings
@@ -335,6 +337,28 @@ def test_settings_cannot_be_changed() -> None:
     settings = parse_settings(tiny_settings(), "here")
     with pytest.raises(ValueError, match="frozen"):
         settings.seed = 5
+
+
+@pytest.mark.parametrize("objective", ["recovery", "pixels"])
+def test_stored_settings_are_filled_with_defaults(objective: str) -> None:
+    wanted = parse_settings(tiny_settings(objective), "here").model_dump(mode="json")
+    stored = {**deepcopy(wanted), "members": 4}
+    del stored["training"]["precision"], stored["fusion"]["encoder"]["cell_width"]
+    del stored["network"], wanted["network"]  # of a part that is stored alone
+    before = deepcopy(stored)
+    assert with_defaults(stored, wanted) == {**wanted, "members": 4}
+    assert stored == before
+    # A whole section that is newer, but nothing that is not asked for.
+    del stored["seed"]
+    wanted |= {"seed": 0, "network": NetworkSettings().model_dump(mode="json")}
+    assert with_defaults(stored, wanted) == {**wanted, "members": 4}
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.gone", 1), ("training.mixup", "other")])
+def test_stored_settings_of_another_kind_stay_as_they_are(key: str, value: Any) -> None:
+    stored = put(tiny_settings(), key, value)
+    assert with_defaults(stored, tiny_settings()) == stored
+    assert with_defaults({"rate": 0.1}, {"rate": 0.2}) == {"rate": 0.1}
 
 
 def load_published(path: Path, raw: dict[str, Any]) -> tuple[Settings, str]:

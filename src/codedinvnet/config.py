@@ -10,10 +10,11 @@ import difflib
 import inspect
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from codedinvnet.errors import UserError
 
@@ -271,6 +272,25 @@ def with_members(settings: Settings, members: int) -> Settings:
     raw = settings.model_dump()
     raw["fusion"]["members"] = members
     return parse_settings(raw, f"k = {members}")
+
+
+def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill stored settings, or a part of them, with the defaults of options that are newer.
+
+    Args:
+        stored: as an older release wrote them; keys that are no settings stay as they are.
+        wanted: whose settings are filled in.
+
+    Returns:
+        The stored values as JSON has them; unchanged if they are no settings of this release.
+    """
+    fields = {k: (f.annotation, f) for k, f in Settings.model_fields.items() if k in wanted}
+    part = create_model("Part", __base__=Section, **fields)  # type: ignore[call-overload]
+    try:
+        filled = part.model_validate({k: v for k, v in stored.items() if k in fields})
+    except ValidationError:
+        return dict(stored)
+    return {**stored, **filled.model_dump(mode="json")}
 
 
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:

@@ -17,7 +17,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged
-from codedinvnet.training.loop import differing_keys
+from codedinvnet.training.loop import changed_settings
 from codedinvnet.training.network import load_trained_network, network_settings
 
 INVERSION_BATCH = 128
@@ -158,7 +158,7 @@ def _error_of_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> floa
         tensors, header = load_checkpoint(path)
     except UserError:
         return None
-    same = not differing_keys(header.get("settings"), stamp)
+    same = not changed_settings(header.get("settings", {}), stamp)
     error: float | None = header.get(ERROR)  # older releases did not state it
     return error if same and torch.equal(tensors["groups"], groups) else None
 
@@ -180,7 +180,7 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, part: str) 
     groups, targets = [], []
     for path in paths:
         tensors, header = load_checkpoint(path)
-        changed = differing_keys(header.get("settings"), stamp)
+        changed = changed_settings(header.get("settings", {}), stamp)
         if changed:
             raise UserError(
                 f"{path} was generated with other settings ({', '.join(changed)}): generate it anew"

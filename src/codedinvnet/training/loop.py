@@ -27,6 +27,7 @@ from codedinvnet.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from codedinvnet.config import with_defaults
 from codedinvnet.errors import UserError
 
 LATEST = -1
@@ -195,7 +196,7 @@ def train_stage(
 def _check_resumable(
     header: Mapping[str, Any], settings: Mapping[str, Any], path: Path, resume: int
 ) -> None:
-    changed = differing_keys(header.get("settings", {}), settings)
+    changed = changed_settings(header.get("settings", {}), settings)
     if changed:
         raise UserError(
             f"{path} was trained with other settings ({', '.join(changed)}): "
@@ -205,6 +206,14 @@ def _check_resumable(
         raise UserError(
             f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
         )
+
+
+def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name the keys in which stored settings differ from those wanted, with both values.
+
+    Options that the stored ones are too old to have count as left at their defaults.
+    """
+    return differing_keys(with_defaults(stored, wanted), wanted)
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:

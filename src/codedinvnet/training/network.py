@@ -29,7 +29,7 @@ from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import (
-    differing_keys,
+    changed_settings,
     make_optimizer,
     set_rate,
     train_stage,
@@ -264,12 +264,9 @@ def load_trained_network(
     if not path.is_file():
         raise UserError(f"no trained network at {path}: train it first (`codedinvnet train`)")
     tensors, header = load_checkpoint(path)
-    wanted = network_settings(settings)
-    changed = [
-        difference
-        for key in ("seed", "data", "network")  # the split, too: no validation image was trained on
-        for difference in differing_keys(header["settings"].get(key), wanted[key], f"{key}.")
-    ]
+    # The split, too: no validation image was trained on.
+    wanted = settings.model_dump(mode="json", include={"seed", "data", "network"})
+    changed = changed_settings({k: v for k, v in header["settings"].items() if k in wanted}, wanted)
     if changed:
         raise UserError(
             f"{path} was trained with other settings ({', '.join(changed)}): train it anew"
