@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from codedinvnet.report import evaluation_report, inversion_report
 from codedinvnet.training.check import check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
 from codedinvnet.training.loop import LATEST, Stage, train_stage
-from codedinvnet.training.network import load_trained_network, train_network
+from codedinvnet.training.network import as_trained, load_trained_network, train_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 
@@ -167,10 +167,12 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
     """Stage 3: train the fusion encoder, and write the bundle to `<fusion folder>/bundle`."""
-    settings, source = run.settings, run.images("train")
-    check_settings(settings, source, members)
+    source = run.images("train")
+    check_settings(run.settings, source, members)
+    network, head, trained = load_trained_network(run.settings, run.network_folder, run.device)
+    settings = as_trained(run.settings, run.network_folder, trained)
+    run = replace(run, settings=settings)
     fusion = with_members(settings, members).fusion
-    network, head, network_header = load_trained_network(settings, run.network_folder, run.device)
     recovery = isinstance(fusion, RecoveryFusionSettings)
     torch.manual_seed(settings.seed)
     model = CodedModel(model_settings(settings, source.shape, source.classes)).to(run.device)
@@ -179,7 +181,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     model.eval()
     folder = run.fusion_folder(members)
     stamp = {**settings.model_dump(mode="json"), "members": members}
-    seconds = float(network_header["seconds"])
+    seconds = float(trained["seconds"])
     figures: dict[str, float] = {}
     for place, epochs, resume, stage in _phases(run, fusion, model, source, folder):
         header = train_stage(

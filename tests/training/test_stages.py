@@ -375,6 +375,29 @@ def test_what_was_made_before_an_option_was_there_is_used(
     load_fusion_data(run.settings, run.fusion_folder(2), 2, "train")
 
 
+def test_the_networks_own_training_section_counts(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path)
+    training = run.settings.training.model_copy(update={"epochs": 5, "weight_decay": 0.1})
+    run = replace(run, settings=run.settings.model_copy(update={"training": training}))
+    told = r"epochs 5 -> 3, weight_decay 0.1 -> 0.0005"
+    for stage in (stages.sample, stages.fuse):
+        with pytest.warns(UserWarning, match=told):
+            stage(run, 2)
+    info = load_bundle(run.fusion_folder(2) / "bundle").info
+    assert info.provenance.settings == pixels.settings
+    _, header = load_checkpoint(run.fusion_folder(2) / "last.safetensors")
+    assert header["settings"]["training"] == pixels.settings.training.model_dump(mode="json")
+
+
+def test_a_network_of_options_that_are_gone(pixels: stages.Run, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(pixels.network_folder, tmp_path / "n")) / "network.safetensors"
+    tensors, header = load_checkpoint(path)
+    header["settings"]["training"]["momentum"] = 0.9
+    save_checkpoint(path, tensors, header)
+    with pytest.raises(UserError, match=r"n/network.safetensors: unknown key 'training.momentum'"):
+        stages.sample(replace(pixels, save_dir=tmp_path, shared_network=tmp_path / "n"), 2)
+
+
 def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> None:
     # Another seed splits the images otherwise: validation images would have been trained on.
     assert recovery_run.data_dir is not None

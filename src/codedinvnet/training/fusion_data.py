@@ -18,7 +18,7 @@ from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import changed_settings
-from codedinvnet.training.network import load_trained_network, network_settings
+from codedinvnet.training.network import as_trained, load_trained_network, network_settings
 
 INVERSION_BATCH = 128
 TOLERANCE = 1e-4  # a 25th of one grey level: the targets need no more
@@ -80,7 +80,8 @@ def sample_fusion_data(
         that were spent on it now.
     """
     fusion = pixel_settings(settings)
-    network, _, _ = load_trained_network(settings, network_folder, device)
+    network, _, header = load_trained_network(settings, network_folder, device)
+    settings = as_trained(settings, network_folder, header)
     fold(network)
     train, validation = split_indices(len(source), settings.data.validation, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed + members)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from codedinvnet.checkpoint import (
     module_tensors,
     save_checkpoint,
 )
-from codedinvnet.config import Settings
+from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_head, build_network, prepare
@@ -30,6 +31,7 @@ from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import (
     changed_settings,
+    differing_keys,
     make_optimizer,
     set_rate,
     train_stage,
@@ -277,3 +279,28 @@ def load_trained_network(
     head = build_head(settings.network, network.latent_shape, len(header["classes"]))
     load_modules({"network": network, "head": head}, tensors, path)
     return network.to(device).eval(), head.to(device).eval(), header
+
+
+def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> Settings:
+    """Return settings with the training section of the network that is really there.
+
+    What else is trained follows it, and so does a bundle's provenance. Warns if the settings' own
+    section is another one.
+
+    Args:
+        settings: of the run.
+        folder: where the network lies.
+        header: of the network.
+
+    Raises:
+        UserError: if the network was trained with options that this release does not have.
+    """
+    raw = {**settings.model_dump(mode="json"), "training": header["settings"]["training"]}
+    trained = parse_settings(raw, str(folder / "network.safetensors"))
+    changed = differing_keys(settings.training.model_dump(), trained.training.model_dump())
+    if changed:
+        warnings.warn(
+            f"training: the settings of the network in {folder} are used ({', '.join(changed)})",
+            stacklevel=2,
+        )
+    return trained
