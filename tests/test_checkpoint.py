@@ -21,6 +21,7 @@ from codedinvnet.checkpoint import (
     module_tensors,
     optimizer_tensors,
     save_checkpoint,
+    tensors_digest,
     write_atomically,
 )
 from codedinvnet.errors import UserError
@@ -61,6 +62,20 @@ def test_round_trip(tmp_path: Path) -> None:
         assert tensors[key].dtype == value.dtype
         assert torch.equal(tensors[key], value)
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
+
+
+def test_digest_is_of_names_shapes_types_and_values() -> None:
+    digest = tensors_digest(TENSORS)
+    assert len(digest) == 16
+    assert tensors_digest(dict(reversed(TENSORS.items()))) == digest
+    assert tensors_digest({**TENSORS, "a": TENSORS["a"].T.contiguous().T}) == digest
+    others = [
+        {**TENSORS, "a": TENSORS["a"] + 1e-3},
+        {**TENSORS, "a": TENSORS["a"].reshape(4, 3)},
+        {**TENSORS, "a": TENSORS["a"].view(torch.int32)},
+        {"c" if key == "a" else key: value for key, value in TENSORS.items()},
+    ]
+    assert len({digest, *map(tensors_digest, others)}) == 5
 
 
 def test_no_header_length_is_taken_for_a_pickle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -49,9 +50,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file."""
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     text = json.dumps({"format_version": FORMAT_VERSION, **header})
-    write_atomically(path, save(plain, metadata={_HEADER: text}))
+    write_atomically(path, save(_plain(tensors), metadata={_HEADER: text}))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a short digest of names, shapes, types and values, equal for equal ones alone."""
+    return hashlib.sha256(save(_plain(tensors))).hexdigest()[:16]
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -50,7 +50,7 @@ from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.report import evaluation_report, inversion_report
 from codedinvnet.training.check import check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
-from codedinvnet.training.loop import LATEST, Stage, train_stage
+from codedinvnet.training.loop import LATEST, NETWORK_WEIGHTS, Stage, train_stage
 from codedinvnet.training.network import as_trained, load_trained_network, train_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
@@ -180,10 +180,15 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     model.head.load_state_dict(head.state_dict())
     model.eval()
     folder = run.fusion_folder(members)
-    stamp = {**settings.model_dump(mode="json"), "members": members}
+    weights = trained.get(NETWORK_WEIGHTS)
+    stamp = {
+        **settings.model_dump(mode="json"),
+        "members": members,
+        NETWORK_WEIGHTS: weights,
+    }
     seconds = float(trained["seconds"])
     figures: dict[str, float] = {}
-    for place, epochs, resume, stage in _phases(run, fusion, model, source, folder):
+    for place, epochs, resume, stage in _phases(run, fusion, model, source, weights):
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
@@ -214,15 +219,15 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
 
 
 def _phases(
-    run: Run, fusion: FusionSettings, model: CodedModel, source: ImageSource, folder: Path
+    run: Run, fusion: FusionSettings, model: CodedModel, source: ImageSource, weights: str | None
 ) -> Iterator[tuple[Path, int, int, Stage]]:
     """Yield folder, epochs, epoch to resume and stage of each phase of the fusion training.
 
     A stage is made only when the one before it has ended, since it starts from that one's weights.
     """
-    settings = run.settings
+    settings, folder = run.settings, run.fusion_folder(fusion.members)
     if isinstance(fusion, PixelFusionSettings):
-        data = load_fusion_data(settings, folder, fusion.members, "train")
+        data = load_fusion_data(settings, folder, fusion.members, "train", weights)
         stage = PixelStage(settings, fusion, source, model, data, fusion.members, run.device)
         yield folder, fusion.epochs, run.resume, stage
         return

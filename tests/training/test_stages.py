@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet import stages
+from codedinvnet import stages, training
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import (
@@ -26,8 +26,8 @@ from codedinvnet.model import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.report import evaluation_report
-from codedinvnet.training.fusion_data import draw_groups, load_fusion_data
-from codedinvnet.training.loop import LATEST
+from codedinvnet.training.fusion_data import FusionData, draw_groups, load_fusion_data
+from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
@@ -50,6 +50,12 @@ def pixels(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.R
     stages.train(run)
     stages.sample(run, 2)
     return run
+
+
+def fusion_data(run: stages.Run, part: str = "train") -> FusionData:
+    _, header = load_checkpoint(run.network_folder / "network.safetensors")
+    weights = header["network_weights"]
+    return load_fusion_data(run.settings, run.fusion_folder(2), 2, part, weights)
 
 
 def shared_network(pixels: stages.Run, save_dir: Path, **options: Any) -> stages.Run:
@@ -90,7 +96,7 @@ def test_only_a_unet_starts_as_pix2pix_does(
     description = load_bundle(bundle_folder).info.model
     encoder = EncoderSettings(kind=kind, width=4)  # type: ignore[arg-type]
     model = CodedModel(description.model_copy(update={"encoder": encoder})).eval()
-    data = load_fusion_data(pixels.settings, pixels.fusion_folder(2), 2, "train")
+    data = fusion_data(pixels)
     source = pixels.images("train")
     stage = PixelStage(pixels.settings, fusion, source, model, data, 2, CPU)
     first = next(stage.discriminator.parameters()).detach()
@@ -114,7 +120,7 @@ def test_inversion_of_the_trained_network(pixels: stages.Run) -> None:
 
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_targets_embed_to_the_mean_latent(part: str, pixels: stages.Run) -> None:
-    data = load_fusion_data(pixels.settings, pixels.fusion_folder(2), 2, part)
+    data = fusion_data(pixels, part)
     assert data.groups.shape == (40 if part == "train" else 4, 2)
     source = pixels.images("train")
     rows = split_indices(len(source), 100, pixels.settings.seed)[part == "validation"]
@@ -212,7 +218,7 @@ def test_another_shard_size_replaces_the_data_set(
     stages.sample(shared_network(pixels, tmp_path, **SHARDED), 2, shard_batches=before)
     run = shared_network(pixels, tmp_path, resume=resume, **SHARDED)
     stages.sample(run, 2, shard_batches=after)
-    data = load_fusion_data(run.settings, run.fusion_folder(2), 2, "train")
+    data = fusion_data(run)
     assert len(data.groups) == 200
     groups = draw_groups(
         split_indices(800, 100, 3)[0], 200, 2, torch.Generator().manual_seed(3 + 2)
@@ -372,7 +378,7 @@ def test_what_was_made_before_an_option_was_there_is_used(
     kept = [path.stat().st_mtime_ns for path in shards(run)]
     stages.sample(replace(run, resume=LATEST, shared_network=older), 2)
     assert [path.stat().st_mtime_ns for path in shards(run)] == kept
-    load_fusion_data(run.settings, run.fusion_folder(2), 2, "train")
+    fusion_data(run)
 
 
 def test_the_networks_own_training_section_counts(pixels: stages.Run, tmp_path: Path) -> None:
@@ -396,6 +402,83 @@ def test_a_network_of_options_that_are_gone(pixels: stages.Run, tmp_path: Path) 
     save_checkpoint(path, tensors, header)
     with pytest.raises(UserError, match=r"n/network.safetensors: unknown key 'training.momentum'"):
         stages.sample(replace(pixels, save_dir=tmp_path, shared_network=tmp_path / "n"), 2)
+
+
+def network_weights(path: Path) -> str | None:
+    """Return the digest of the network that a header states, or that it depends on."""
+    _, header = load_checkpoint(path)
+    found: str | None = {**header["settings"], **header}.get("network_weights")
+    return found
+
+
+def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a run's network anew with the same settings but, as elsewhere, other roundings."""
+
+    def otherwise(stage: NetworkStage, folder: Path, *, seed: int, **options: Any) -> Any:
+        return train_stage(stage, folder, seed=seed + 1, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.network, "train_stage", otherwise)
+        stages.train(replace(run, resume=0))
+
+
+def forget_network(path: Path) -> None:
+    """Leave out what older releases did not state of a checkpoint."""
+    tensors, header = load_checkpoint(path)
+    header.pop("network_weights", None)
+    header["settings"].pop("network_weights", None)
+    save_checkpoint(path, tensors, header)
+
+
+def test_a_network_is_named_by_its_weights(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
+    shutil.copytree(pixels.network_folder, run.network_folder)
+    path = run.network_folder / "network.safetensors"
+    before = network_weights(path)
+    assert before
+    monkeypatch.setattr(training.network, "constrain_exactly", lambda network: None)
+    stages.train(run)  # finished long ago; only the last correction comes out otherwise
+    assert network_weights(path) == before
+    train_otherwise(run, monkeypatch)
+    assert network_weights(path) != before
+
+
+def test_nothing_goes_on_with_targets_of_another_network(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
+    shutil.copytree(pixels.network_folder, run.network_folder)
+    stages.sample(run, 2)
+    stages.fuse(run, 2)
+    train_otherwise(run, monkeypatch)
+    with pytest.raises(UserError, match=r"train-00000.* \(network_weights .*: generate it anew"):
+        stages.fuse(run, 2)
+    before = load_checkpoint(shards(run)[0])[0]["targets"]
+    stages.sample(run, 2)
+    assert not torch.equal(load_checkpoint(shards(run)[0])[0]["targets"], before)
+    with pytest.raises(UserError, match=r"last.* \(network_weights .*: start over"):
+        stages.fuse(run, 2)
+    # What states no network is of an older release, and taken.
+    for path in (shards(run)[0], run.fusion_folder(2) / "last.safetensors"):
+        forget_network(path)
+    stages.fuse(run, 2)
+
+
+def test_no_encoder_goes_on_with_another_network(
+    recovery_run: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recovery_run.save_dir, tmp_path, dirs_exist_ok=True)
+    run = replace(recovery_run, save_dir=tmp_path, resume=LATEST)
+    last = run.fusion_folder(4) / "joint" / "last.safetensors"
+    assert network_weights(last) == network_weights(run.network_folder / "network.safetensors")
+    train_otherwise(run, monkeypatch)
+    with pytest.raises(UserError, match=r"recovery/last.* \(network_weights .*: start over"):
+        stages.fuse(run, 4)
+    for phase in ("recovery", "joint"):
+        forget_network(run.fusion_folder(4) / phase / "last.safetensors")
+    stages.fuse(run, 4)
 
 
 def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> None:

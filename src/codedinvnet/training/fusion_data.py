@@ -17,7 +17,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged
-from codedinvnet.training.loop import changed_settings
+from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
 from codedinvnet.training.network import as_trained, load_trained_network, network_settings
 
 INVERSION_BATCH = 128
@@ -89,7 +89,7 @@ def sample_fusion_data(
         "train": draw_groups(train, fusion.groups, members, generator),
         "validation": draw_groups(validation, max(1, fusion.groups // 10), members, generator),
     }
-    stamp = {**network_settings(settings), "groups": fusion.groups, "members": members}
+    stamp = _stamp(settings, members, header.get(NETWORK_WEIGHTS))
     per_shard = shard_batches * INVERSION_BATCH
     written: set[Path] = set()
     total = sum(len(groups) for groups in parts.values())
@@ -164,14 +164,33 @@ def _error_of_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> floa
     return error if same and torch.equal(tensors["groups"], groups) else None
 
 
-def load_fusion_data(settings: Settings, folder: Path, members: int, part: str) -> FusionData:
-    """Read all shards of one part ("train" or "validation").
+def _stamp(settings: Settings, members: int, weights: str | None) -> dict[str, Any]:
+    """Return what a shard depends on."""
+    return {
+        **network_settings(settings),
+        "groups": pixel_settings(settings).groups,
+        "members": members,
+        NETWORK_WEIGHTS: weights,
+    }
+
+
+def load_fusion_data(
+    settings: Settings, folder: Path, members: int, part: str, weights: str | None
+) -> FusionData:
+    """Read all shards of one part.
+
+    Args:
+        settings: of the run.
+        folder: what `sample_fusion_data` was given.
+        members: k.
+        part: "train" or "validation".
+        weights: the digest that the network's header states, if it does.
 
     Raises:
-        UserError: if there are none, or they were made with other settings.
+        UserError: if there are none, or they were made with other settings or another network.
     """
     fusion = pixel_settings(settings)
-    stamp = {**network_settings(settings), "groups": fusion.groups, "members": members}
+    stamp = _stamp(settings, members, weights)
     paths = sorted((folder / "data").glob(f"{part}-*.safetensors"))
     if not paths:
         raise UserError(

@@ -34,6 +34,10 @@ LATEST = -1
 """As `resume`: go on from the newest checkpoint, if there is one."""
 
 
+NETWORK_WEIGHTS = "network_weights"
+"""In headers, and in settings of what depends on a trained network: the digest of its weights."""
+
+
 class Stage(Protocol):
     """One thing to train."""
 
@@ -211,9 +215,13 @@ def _check_resumable(
 def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Name the keys in which stored settings differ from those wanted, with both values.
 
-    Options that the stored ones are too old to have count as left at their defaults.
+    Options that the stored ones are too old to have count as left at their defaults, and a network
+    that older releases did not name as the one that is wanted.
     """
-    return differing_keys(with_defaults(stored, wanted), wanted)
+    filled = with_defaults(stored, wanted)
+    if filled.get(NETWORK_WEIGHTS) is None:
+        filled[NETWORK_WEIGHTS] = wanted.get(NETWORK_WEIGHTS)
+    return differing_keys(filled, wanted)
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:

@@ -19,6 +19,7 @@ from codedinvnet.checkpoint import (
     load_modules,
     module_tensors,
     save_checkpoint,
+    tensors_digest,
 )
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSource, split_indices
@@ -30,6 +31,7 @@ from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import (
+    NETWORK_WEIGHTS,
     changed_settings,
     differing_keys,
     make_optimizer,
@@ -228,6 +230,9 @@ def train_network(
 ) -> dict[str, Any]:
     """Train f and g, constrain f exactly, and leave `network.safetensors` in the folder.
 
+    Its header names the weights as they were before the exact constraint, which rounds otherwise on
+    another machine: a finished training that is resumed there leaves the same network.
+
     Returns:
         The header of the finished checkpoint.
     """
@@ -241,6 +246,7 @@ def train_network(
         resume=resume,
         keep={"classes": list(source.classes), "image_shape": list(source.shape)},
     )
+    header[NETWORK_WEIGHTS] = tensors_digest(module_tensors(stage.modules()))
     before = header["validation"]
     if isinstance(stage.network, IResNet):
         constrain_exactly(stage.network)
