@@ -208,6 +208,41 @@ def test_groups_need_a_group_dimension(bundle: Bundle) -> None:
         bundle.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("members", [0, 1, 5, 20])
+def test_groups_of_other_sizes_are_not_encoded(
+    members: int, bundle: Bundle, held_out: ImageSet
+) -> None:
+    with pytest.raises(UserError, match=f"serves groups of 2 to 4, got m = {members}"):
+        bundle.encode(held_out.images[None, :members])
+
+
+@pytest.mark.parametrize("missing", [-1, -4, 4, 10])
+def test_a_member_that_the_group_has_not_is_not_decoded(
+    missing: int, bundle: Bundle, held_out: ImageSet
+) -> None:
+    images = held_out.images[:4]
+    parity, others = bundle.encode(images[None]), bundle.embed(images[1:])[None]
+    with pytest.raises(UserError, match=rf"missing must be in 0\.\.3, got {missing}"):
+        bundle.decode(parity, others, missing)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSet) -> None:
+    images = held_out.images[:4]
+    parity, latents = bundle.encode(images[None]), bundle.embed(images)
+    shape = ", ".join(map(str, bundle.model.latent_shape))
+    said = rf"one of 4 members .* shape \(1, 3, {shape}\), got \(1, {count}, {shape}\)"
+    with pytest.raises(UserError, match=said):
+        bundle.decode(parity, latents[None, :count], 0)
+    with pytest.raises(UserError, match="one of 4 members"):
+        bundle.decode(parity, latents[1:], 0)  # no group dimension
+
+
+def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'meta': it keeps no values"):
+        load_bundle(bundle_folder, "meta")
+
+
 def test_limits_of_the_range_are_taken(bundle: Bundle) -> None:
     assert bundle.embed(torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])).shape[0] == 2
 

@@ -93,8 +93,14 @@ class Bundle:
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Parity:
-        """Do the parity worker's work for groups of images (B, m, C, H, W)."""
-        return self.model.encode(self.checked(images, 5))
+        """Do the parity worker's work for groups of images (B, m, C, H, W).
+
+        Raises:
+            UserError: if the bundle takes no such images, or no groups of m.
+        """
+        checked = self.checked(images, 5)
+        self._check_size("m", checked.shape[1])
+        return self.model.encode(checked)
 
     @torch.inference_mode()
     def decode(self, parity: Parity, others: Tensor, missing: int) -> Tensor:
@@ -103,10 +109,21 @@ class Bundle:
         Args:
             parity: what `encode` returned.
             others: latents (B, m − 1, *latent_shape) of the members that answered, in any order.
-            missing: the missing member's position in the group.
+            missing: the missing member's position in the group, 0..m − 1.
+
+        Raises:
+            UserError: if the group that was encoded has no such member, or other others.
         """
+        groups, members = parity.side.shape[:2]
+        if not 0 <= missing < members:
+            raise UserError(f"missing must be in 0..{members - 1}, got {missing}")
+        wanted = (groups, members - 1, *self.model.latent_shape)
+        if tuple(others.shape) != wanted:
+            raise UserError(
+                f"one of {members} members is missing: the others' latents must have shape "
+                f"{wanted}, got {tuple(others.shape)}"
+            )
         latent = decode_missing(parity.latent, others)
-        members = others.shape[1] + 1
         return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
 
     def method(self, k: int, evidence: Evidence = "both") -> CodedInvNet:
@@ -119,14 +136,17 @@ class Bundle:
         Raises:
             UserError: if the bundle was not trained for groups of that size.
         """
-        if k not in self.info.group_sizes:
-            sizes = self.info.group_sizes
-            raise UserError(
-                f"bundle {self.info.name!r} serves groups of {sizes[0]} to {sizes[-1]}, got k = {k}"
-                if len(sizes) > 1
-                else f"bundle {self.info.name!r} serves groups of {sizes[0]} only, got k = {k}"
-            )
+        self._check_size("k", k)
         return CodedInvNet(self.model, k, evidence)
+
+    def _check_size(self, letter: str, size: int) -> None:
+        """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
+        sizes = self.info.group_sizes
+        if size not in sizes:
+            served = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]} only"
+            raise UserError(
+                f"bundle {self.info.name!r} serves groups of {served}, got {letter} = {size}"
+            )
 
     def coded(self, name: str, k: int) -> CodedMethod:
         """Return a method by its name, one of those that a bundle's model is enough for.
@@ -210,8 +230,11 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
     Raises:
-        UserError: if there is none, or it is damaged or of another format version.
+        UserError: if there is none, it is damaged or of another format version, or the device
+            keeps no values.
     """
+    if torch.device(device).type == "meta":
+        raise UserError(f"cannot use the device {str(device)!r}: it keeps no values")
     folder = bundle_folder(name)
     path = folder / DESCRIPTION
     try:

@@ -181,11 +181,12 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
 
     x = noise(1, *model.input_shape)
     z = noise(1, *model.latent_shape)
-    side = bundle.encode(noise(1, 2, *info.input.shape)).side[:, 0]
+    smallest = info.group_sizes[0]
+    side = bundle.encode(noise(1, smallest, *info.input.shape)).side[:, 0]
     parts: dict[str, Callable[[], Any]] = {
         "embedding": lambda: model.network(x),
         "head": lambda: model.classify(z),
-        "recovery_head": lambda: model.recover(z, side, 2),
+        "recovery_head": lambda: model.recover(z, side, smallest),
     }
     served = [m for m in sizes if m in info.group_sizes]
     for m in served:
