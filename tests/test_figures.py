@@ -71,6 +71,18 @@ def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
     assert found["costs"].startswith("Not measured")
 
 
+def test_a_cost_that_could_not_be_measured_is_not_measured(folder: Path) -> None:
+    path = folder / "mnist.json"
+    found = json.loads(path.read_text())
+    found["invert"] |= {"largest_error": None, "iterations": None}
+    del found["info"]["encoder_macs_k10"]  # of a bundle for smaller groups
+    path.write_text(json.dumps(found))
+    costs = sections(folder)["costs"]
+    for label in ("largest inversion error", "fixed-point iterations", "encoder E, ten images |"):
+        (line,) = [line for line in costs.splitlines() if label in line]
+        assert line.split(" | ")[1] == "not measured"
+
+
 @pytest.mark.parametrize("part", ["chaos", "stragglers", "variants", "soak"])
 def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, part: str) -> None:
     whole = sections(folder)["serve"]

@@ -23,7 +23,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from codedinvnet.bench.results import headlines, page
 from codedinvnet.bench.tables import markdown
@@ -212,30 +212,71 @@ def seed_line(name: str, found: Mapping[str, Any]) -> str:
     )
 
 
-COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("embedding f, one image", "info", lambda i: f"{i['embedding_macs'] / 1e6:.1f} M"),
-    ("encoder E, ten images", "info", lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M"),
-    ("recovery head", "info", lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M"),
-    ("embedding f, time", "info", lambda i: f"{i['embedding_ms']:.1f} ms"),
-    ("encoder E, ten images, time", "info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
-    (
+class Cost(NamedTuple):
+    """A row of the table of costs."""
+
+    label: str
+    section: str
+    """Of a bundle's file."""
+    needed: str
+    """What must be in it; a null stands for what could not be measured."""
+    form: Callable[[Any], str]
+    """Writes a cell from the section."""
+
+    def cell(self, found: Mapping[str, Any]) -> str:
+        """The cell of a bundle's file."""
+        figures = found.get(self.section, {})
+        return ABSENT if figures.get(self.needed) is None else self.form(figures)
+
+
+COSTS = (
+    Cost(
+        "embedding f, one image",
+        "info",
+        "embedding_macs",
+        lambda i: f"{i['embedding_macs'] / 1e6:.1f} M",
+    ),
+    Cost(
+        "encoder E, ten images",
+        "info",
+        "encoder_macs_k10",
+        lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M",
+    ),
+    Cost(
+        "recovery head",
+        "info",
+        "recovery_head_macs",
+        lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M",
+    ),
+    Cost("embedding f, time", "info", "embedding_ms", lambda i: f"{i['embedding_ms']:.1f} ms"),
+    Cost(
+        "encoder E, ten images, time",
+        "info",
+        "encoder_ms_k10",
+        lambda i: f"{i['encoder_ms_k10']:.1f} ms",
+    ),
+    Cost(
         "training, with one or two threads of a shared machine",
         "info",
+        "provenance",
         lambda i: f"{i['provenance']['seconds'] / 60:.0f} min",
     ),
-    (
+    Cost(
         "largest inversion error (pixels in 0..1)",
         "invert",
+        "largest_error",
         lambda i: f"{i['largest_error']:.1e}",
     ),
-    (
+    Cost(
         "fixed-point iterations, mean",
         "invert",
+        "iterations",
         lambda i: f"{i['iterations']:.1f}" if "coefficient" in i else "none",
     ),
-    (
+    Cost(
         "largest singular value (bound)",
         "invert",
+        "images",
         lambda i: (
             f"{i['largest_singular_value']:.4f} ({i['coefficient']})"
             if "coefficient" in i
@@ -243,7 +284,6 @@ COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ),
     ),
 )
-"""Label, section of a bundle's file, and how a cell is written from it."""
 
 
 def cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -252,13 +292,7 @@ def cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         return (
             "Not measured in this version; `python tools/figures.py --data-dir data` measures it."
         )
-    cells = [
-        [
-            label,
-            *(form(found[section]) if section in found else ABSENT for found in results.values()),
-        ]
-        for label, section, form in COSTS
-    ]
+    cells = [[cost.label, *(cost.cell(found) for found in results.values())] for cost in COSTS]
     return markdown(("", *results), cells).strip()
 
 

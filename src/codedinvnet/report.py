@@ -95,18 +95,25 @@ def inversion_report(
         limit: only so many images.
 
     Returns:
-        `largest_error` (over all pixels, pixels in 0..1), `mean_error`, `iterations` (mean over
-        blocks and batches of the slowest sample's), `largest_iterations`, `not_converged`
-        (images above the tolerance), and for an i-ResNet `largest_singular_value` of all
-        convolutions with the `coefficient` that bounds it.
+        `images` that were to be inverted and `measured` ones that were (a batch with an image that
+        did not converge is not), `largest_error` (over all pixels, pixels in 0..1), `mean_error`,
+        `iterations` (mean over blocks and batches of the slowest sample's; 1 without such blocks),
+        `largest_iterations`, `not_converged` (images above the tolerance), and for an i-ResNet
+        `largest_singular_value` of all convolutions with the `coefficient` that bounds it. Errors
+        and iterations are None if nothing was measured.
+
+    Raises:
+        UserError: if the tolerance is not above 0, or the limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
+    if not tolerance > 0:  # NaN is not, either
+        raise UserError(f"tolerance must be above 0, got {tolerance}")
     network = model.network
     device = next(model.parameters()).device
     count = min(len(source), limit or len(source))
     blocks = [m for m in network.modules() if isinstance(m, IResNetBlock)]
-    largest, total, failed = 0.0, 0.0, 0
+    largest, total, measured, failed = 0.0, 0.0, 0, 0
     iterations: list[int] = []
     began = time.monotonic()
     rows = torch.arange(count)
@@ -126,15 +133,17 @@ def inversion_report(
             error_ = (back - x).abs()
             largest = max(largest, float(error_.max()))
             total += float(error_.mean()) * len(part)
-            iterations += [block.iterations for block in blocks]
+            measured += len(part)
+            iterations += [block.iterations for block in blocks] or [1]
             bar.update(len(part))
     report: dict[str, Any] = {
         "images": count,
+        "measured": measured,
         "tolerance": tolerance,
-        "largest_error": largest,
-        "mean_error": total / count,
-        "iterations": round(statistics.mean(iterations), 2) if iterations else 1,
-        "largest_iterations": max(iterations, default=1),
+        "largest_error": largest if measured else None,
+        "mean_error": total / measured if measured else None,
+        "iterations": round(statistics.mean(iterations), 2) if measured else None,
+        "largest_iterations": max(iterations) if measured else None,
         "not_converged": failed,
         "seconds": round(time.monotonic() - began, 2),
     }

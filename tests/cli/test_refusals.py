@@ -97,10 +97,22 @@ BAD: dict[str, tuple[Words, str]] = {
     "info of no bundle": (lambda s: ["info", s.data], "neither a folder with bundle.json"),
     "truncated weights": (lambda s: use(s, "evaluate", s.cut, "--k", "2"), "truncated"),
     "info of truncated weights": (lambda s: ["info", s.cut, "--json"], "truncated"),
+    "tolerance 0": (
+        lambda s: use(s, "invert", s.bundle, "--tolerance", "0"),
+        "tolerance must be above 0, got 0.0",
+    ),
+    "tolerance that is no number": (
+        lambda s: use(s, "invert", s.bundle, "--tolerance", "nan"),
+        "tolerance must be above 0, got nan",
+    ),
     "negative limit": (lambda s: use(s, "invert", s.bundle, "--limit", "-1"), "limit"),
     "no device": (
         lambda s: use(s, "evaluate", s.bundle, "--device", "abacus"),
         "cannot use the device 'abacus'",
+    ),
+    "device without values": (
+        lambda s: ["info", s.bundle, "--device", "meta"],
+        "cannot use the device 'meta'",
     ),
     "sample of recovery": (lambda s: stage(s, "sample", s.config), "has no fusion data set"),
     "sample before train": (lambda s: stage(s, "sample", s.pixels), "train it first"),
