@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
 from codedinvnet import report
 from codedinvnet.bundle import Bundle
+from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSet
 from codedinvnet.evaluation import Evaluation
+from codedinvnet.model import CodedModel
+from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.irevnet import IRevNet
-from codedinvnet.report import figures, info_report, inversion_report
+from codedinvnet.report import count_macs, figures, info_report, inversion_report
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +76,17 @@ def test_an_inverse_without_iterations_has_taken_one(
     assert found["measured"] == 3
     assert found["largest_error"] < 1e-4
     assert (found["iterations"], found["largest_iterations"]) == (1, 1)
+
+
+def test_what_a_mosaic_reads_from_a_parity_is_counted_beside_its_encoder(bundle: Bundle) -> None:
+    assert info_report(bundle)["reading_macs"] == 0
+    encoder = EncoderSettings(kind="mosaic", width=4, side_features=5)
+    network = bundle.info.model.network.model_copy(update={"strides": (1, 1)})
+    settings = bundle.info.model.model_copy(update={"encoder": encoder, "network": network})
+    mosaic = Bundle(bundle.info.model_copy(update={"model": settings}), CodedModel(settings))
+    found = info_report(mosaic)
+    channels, height, width = found["latent_shape"]
+    assert isinstance(mosaic.model.recovery_head, MosaicHead)
+    assert found["reading_macs"] == mosaic.model.recovery_head.readings * channels * height * width
+    group = torch.zeros(1, 4, *mosaic.model.input_shape)
+    assert found["encoder_macs_k4"] == count_macs(lambda: mosaic.model.encoder(group))

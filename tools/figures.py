@@ -248,6 +248,12 @@ COSTS = (
         "recovery_head_macs",
         lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M",
     ),
+    Cost(
+        "reading z_p for the recovery head, once a group",
+        "info",
+        "reading_macs",
+        lambda i: f"{i['reading_macs'] / 1e6:.2f} M" if i["reading_macs"] else "none",
+    ),
     Cost("embedding f, time", "info", "embedding_ms", lambda i: f"{i['embedding_ms']:.1f} ms"),
     Cost(
         "encoder E, ten images, time",

@@ -177,7 +177,10 @@ def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str, Any]:
-    """Return a bundle's description, parameters, multiply-adds and times of one query each."""
+    """Return a bundle's description, parameters, multiply-adds and times of one query each.
+
+    `reading` is what a mosaic's parity worker does with a group's z_p for the recovery head.
+    """
     model, info = bundle.model, bundle.info
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -192,10 +195,12 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
     z = noise(1, *model.latent_shape)
     smallest = info.group_sizes[0]
     side = bundle.encode(noise(1, smallest, *info.input.shape)).side[:, 0]
+    features = noise(1, smallest, info.model.encoder.side_features)
     parts: dict[str, Callable[[], Any]] = {
         "embedding": lambda: model.network(x),
         "head": lambda: model.classify(z),
         "recovery_head": lambda: model.recover(z, side, smallest),
+        "reading": lambda: model.parity(z, features),
     }
     served = [m for m in sizes if m in info.group_sizes]
     for m in served:
