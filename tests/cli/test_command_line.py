@@ -78,3 +78,13 @@ def test_wrong_usage(call: Command) -> None:
     assert call().code == 2
     assert call("evaluate").code == 2
     assert call("fly", "me").code == 2
+
+
+@pytest.mark.parametrize("words", ["evaluate mnist", "demo", "bench serve"])
+def test_a_seed_that_no_generator_takes_is_wrong_usage(words: str, call: Command) -> None:
+    for seed in ("-1", str(2**31), "9" * 23, "1.5"):
+        outcome = call(*words.split(), "--seed", seed)
+        assert outcome.code == 2
+        assert "argument --seed: " in outcome.err.splitlines()[-1]
+    largest = build_parser().parse_args([*words.split(), "--seed", str(2**31 - 1)])
+    assert largest.seed == 2**31 - 1

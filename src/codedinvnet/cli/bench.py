@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command, print_report
+from codedinvnet.cli.common import Commands, add_command, print_report, seed
 from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
@@ -56,7 +56,7 @@ def _add_serve(benches: Commands) -> None:
     sub.add_argument("--quick", action="store_true", help="a minute's version")
     sub.add_argument("--part", action="append", default=[], help="only this part; repeatable")
     sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
-    sub.add_argument("--seed", type=int, default=0, help="of arrivals and groups (0)")
+    sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
     sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")

@@ -11,6 +11,7 @@ from codedinvnet.cli.common import (
     add_command,
     add_data_options,
     print_report,
+    seed,
 )
 
 
@@ -32,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         default="test",
         help="which images; sample: the 1,000 test images in the package (test)",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+    sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
     sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
     sub.add_argument(
         "--evidence",
@@ -76,7 +77,7 @@ def add_commands(commands: Commands) -> None:
         "codedinvnet demo --out demo-out",
     )
     sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
-    sub.add_argument("--seed", type=int, default=0, help="of the groupings (0)")
+    sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

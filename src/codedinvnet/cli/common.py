@@ -90,6 +90,14 @@ def add_bundle_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def seed(text: str) -> int:
+    """Parse a seed within the range of the settings', which every random generator takes."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be in 0..{2**31 - 1}, got {text}")
+    return value
+
+
 def members_of(settings: Settings, asked: int | None) -> int:
     """Return the group size asked for, or the settings'; raise UserError if it is below 2."""
     if asked is not None and asked < 2:
