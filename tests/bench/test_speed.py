@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -228,18 +229,46 @@ def test_commands(
     assert all(f"{key}_spread" in merged for key in ratios)
 
 
-def test_a_report_of_other_weights_is_refused_before_anything_is_measured(
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(_: speed.SpeedBench) -> dict[str, Any]:
+        raise AssertionError("nothing is measured")
+
+    for part in speed.PARTS:
+        monkeypatch.setattr(speed.SpeedBench, part, nothing)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [(".", "it is a folder"), ("file/speed.json", "is no folder"), ("new/speed.json", None)],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    place: str, said: str | None, bundle_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    refused = UserError if said else AssertionError
+    with pytest.raises(refused, match=said or "nothing is measured"):
+        speed.run("embed", str(bundle_folder), sizes=TINY, out=tmp_path / place)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_report_into_a_locked_folder_is_refused(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
+        speed.run("embed", str(bundle_folder), sizes=TINY, out=tmp_path / "new" / "speed.json")
+
+
+def test_a_report_of_other_weights_is_refused_before_anything_is_measured(
+    bundle_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     out = tmp_path / "speed.json"
     report = speed.run("embed", str(bundle_folder), sizes=TINY, out=out)
     assert json.loads(out.read_text()) == report
     out.write_text(json.dumps({**report, "weights": "others"}))
-
-    def nothing(_: speed.SpeedBench) -> dict[str, Any]:
-        raise AssertionError("nothing is measured")
-
-    monkeypatch.setattr(speed.SpeedBench, "train", nothing)
+    request.getfixturevalue("unmeasured")
     with pytest.raises(UserError, match=r"speed.json holds parts .* \(weights 'others' -> "):
         speed.run("train", str(bundle_folder), sizes=TINY, out=out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
     What the file does not say counts as equal: older versions wrote less.
 
     Raises:
-        UserError: naming the file and what differs.
+        UserError: naming the file and what differs, or why nothing can be written to it.
     """
+    _check_writable(path)
     old = _read_report(path)
     both = [key for key in COMPARABLE if key in old and key in report]
     changed = differing_keys({k: old[k] for k in both}, {k: report[k] for k in both})
@@ -31,6 +33,19 @@ def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
             f"{path} holds parts that were measured otherwise ({', '.join(changed)}): "
             "write to another file with --out, or move this one away"
         )
+
+
+def _check_writable(path: Path) -> None:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"{folder} is no folder"
+    elif not os.access(folder, os.W_OK):
+        reason = f"nothing may be written into {folder}"
+    else:
+        return
+    raise UserError(f"cannot write a report to {path}: {reason}")
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -31,11 +31,12 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
-from codedinvnet.data import ImageSource, load_images, sample_images
+from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_network
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.lipschitz import project
+from codedinvnet.stages import evaluation_images
 from codedinvnet.training.network import NetworkStage
 
 SCHEMA = 1
@@ -371,11 +372,11 @@ def run(
 
     Raises:
         UserError: before anything is measured, if the bundle cannot be loaded, has no i-ResNet, or
-            if `out` holds parts of another bundle or machine.
+            does not take the images, or if `out` cannot be written or holds parts of another bundle
+            or machine.
     """
     bundle = load_bundle(name, device)
-    data = bundle.info.provenance.settings.data.name
-    source = load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
+    source = evaluation_images(bundle, "test" if data_dir else "sample", data_dir)
     bench = SpeedBench(bundle, source, sizes or (QUICK if quick else FULL))
     report: dict[str, Any] = {
         "schema_version": SCHEMA,
