@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.bundle import load_bundle
+from tools import figures
 from tools.figures import RESULTS, SIZES, sections
 
 
@@ -145,3 +147,65 @@ def test_another_seed_stands_below_the_table(folder: Path) -> None:
     assert line.format("seed 7") in sections(folder)["bundles"].splitlines()
     (folder / "seed-fashion.json").write_text(reproduced(1, recovered))
     assert line.format("another seed") in sections(folder)["bundles"].splitlines()
+
+
+@pytest.fixture
+def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of its own for the command, whose README has all marks and no figures."""
+    marks = "".join(f"<!-- figures:{name} -->\nold\n<!-- end -->\n" for name in sections(folder))
+    (tmp_path / "README.md").write_text(marks)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", folder)
+    monkeypatch.setattr(figures, "PAGE", tmp_path / "results.md")
+    return tmp_path
+
+
+def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
+    assert figures.main([]) == 0
+    readme = (repository / "README.md").read_text()
+    assert "old" not in readme
+    assert "| mnist | 2 |" in readme
+    assert (repository / "results.md").read_text().startswith("# Results\n")
+
+
+def test_an_interrupted_rendering_leaves_what_was_there(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in repository.iterdir()}
+
+    def interrupted(_: str, __: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert figures.main([]) == 130
+    assert {path: path.read_bytes() for path in repository.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--costs", "nosuch"], "error: no bundle nosuch ships; these do: "),
+        (["nosuch", "mnist"], "error: no bundle nosuch ships; these do: "),
+        (["--page", "nosuch"], "error: there is no folder nosuch"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_measured(
+    words: list[str],
+    said: str,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(repository)
+    before = {path: path.read_bytes() for path in repository.iterdir()}
+    assert figures.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(said)
+    assert told.count("\n") == 1
+    assert {path: path.read_bytes() for path in repository.iterdir()} == before
+
+
+def test_a_damaged_file_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "seed-mnist.json").touch()
+    assert figures.main([]) == 2
+    assert "seed-mnist.json is not JSON" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,9 @@ from typing import Any, NamedTuple
 from codedinvnet.bench.results import headlines, page
 from codedinvnet.bench.tables import markdown
 from codedinvnet.bundle import load_bundle, shipped_bundles
-from codedinvnet.checkpoint import write_json
+from codedinvnet.checkpoint import write_json, write_text
+from codedinvnet.cli.common import guarded
+from codedinvnet.errors import UserError
 from codedinvnet.methods import Evidence
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.stages import evaluation_images
@@ -66,8 +69,7 @@ def measure(name: str, data_dir: Path) -> dict[str, Any]:
 def update(name: str, found: dict[str, Any]) -> None:
     """Put what was measured into the bundle's file beside the rest."""
     path = RESULTS / f"{name}.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**old, **found})
+    write_json(path, {**(read(path) or {}), **found})
 
 
 def percent(value: float) -> str:
@@ -457,7 +459,7 @@ def render(text: str, sections: dict[str, str]) -> str:
         start = f"<!-- figures:{name} -->"
         head, mark, rest = text.partition(start)
         if not mark:
-            raise SystemExit(f"README.md has no {start}")
+            raise UserError(f"README.md has no {start}")
         _, end, tail = rest.partition("<!-- end -->")
         text = f"{head}{start}\n{content}\n{end}{tail}"
     return text
@@ -467,7 +469,10 @@ def read(path: Path) -> dict[str, Any] | None:
     """Return what a file holds; None if it is not there."""
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
     return found
 
 
@@ -498,11 +503,12 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
 
 def write_page(folder: Path, path: Path) -> None:
     """Render a folder of results into a page; its pictures are linked relative to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(folder, folder.relative_to(path.parent).as_posix()), encoding="utf-8")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    write_text(path, page(folder, folder.relative_to(path.parent).as_posix()))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -512,10 +518,23 @@ def main() -> None:
         "--costs", action="store_true", help="measure the times, on a quiet machine"
     )
     parser.add_argument("--page", type=Path, help="render this folder's results.md alone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure what was asked for, then render.
+
+    Raises:
+        UserError: before anything is measured, if a bundle does not ship or a folder is not there.
+    """
     if arguments.page is not None:
         write_page(arguments.page, arguments.page / "results.md")
         return
+    unknown = [name for name in arguments.bundle if name not in shipped_bundles()]
+    if unknown:
+        ship = ", ".join(shipped_bundles())
+        raise UserError(f"no bundle {', '.join(unknown)} ships; these do: {ship}")
     for name in arguments.bundle:
         if arguments.data_dir:
             update(name, measure(name, arguments.data_dir))
@@ -523,8 +542,8 @@ def main() -> None:
             update(name, {"info": info_report(load_bundle(name), SIZES)})
     write_page(RESULTS, PAGE)
     readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text(encoding="utf-8"), sections()), encoding="utf-8")
+    write_text(readme, render(readme.read_text(encoding="utf-8"), sections(RESULTS)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
