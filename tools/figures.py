@@ -4,6 +4,7 @@ They go into README.md, between its marks, and into docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
+    python tools/figures.py --measure                the same on images from the usual places
     python tools/figures.py --costs                  measure times and multiply-adds alone
     python tools/figures.py                          render what is in docs/results
     python tools/figures.py --page results/quick     render the page of another folder into it
@@ -12,9 +13,10 @@ In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json`
 `codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
 `runs/mnist/fusion-k2/evaluation.json`; `pixels-NAME-kK.json` is what
-`codedinvnet reproduce CONFIG --k K --json` printed of the paper's objective, and `seed-NAME.json`
-what `codedinvnet reproduce CONFIG --seed N --json` did of another seed; the rows of the other
-benchmarks are `make bench`'s. What is missing is called not measured.
+`codedinvnet reproduce configs/NAME-pixels.json --k K --json` printed of the paper's objective, and
+`seed-NAME.json` what `codedinvnet reproduce configs/NAME-recovery.json --seed N --json` did of
+another seed (`make bench-pixels`, `make bench-seeds`); the rows of the other benchmarks are
+`make bench`'s. What is missing is called not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 
 from codedinvnet.bench.results import headlines, page
 from codedinvnet.bench.tables import markdown
-from codedinvnet.bundle import load_bundle, shipped_bundles
+from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
@@ -45,9 +47,8 @@ SIZES = (2, 4, 10)
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
-def measure(name: str, data_dir: Path) -> dict[str, Any]:
+def measure(bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
     """Run evaluate (with both sanity arms at the largest k) and invert on one bundle."""
-    bundle = load_bundle(name)
     source = evaluation_images(bundle, "test", data_dir)
     largest = SIZES[-1]
     arms: dict[str, list[dict[str, Any]]] = {
@@ -110,7 +111,7 @@ def bundle_rows(name: str, result: Mapping[str, Any], pixels: Mapping[int, Any])
                 percent(row["agreement"]),
                 share(latent.get(k), "recovered_accuracy"),
                 share(side.get(k), "recovered_accuracy"),
-                percent(pixels[k][f"test_k{k}"]["recovered_accuracy"]) if k in pixels else "–",
+                share(pixels.get(k, {}).get(f"test_k{k}"), "recovered_accuracy"),
             ]
         )
     return rows
@@ -141,11 +142,9 @@ def bundle_table(
     rows = [
         row for name, result in measured.items() for row in bundle_rows(name, result, pixels[name])
     ]
-    shown = {name: pixels[name] for name in measured if pixels[name]}
-    width = len(BUNDLE_COLUMNS) if shown else len(BUNDLE_COLUMNS) - 1
     machine = next(iter(measured.values()))["evaluate"][0]["machine"]
     lines = [
-        markdown(BUNDLE_COLUMNS[:width], [row[:width] for row in rows]),
+        markdown(BUNDLE_COLUMNS, rows),
         "Accuracy in % on the whole test split, against the labels; recovered is the mean over all "
         "erasure positions and 5 random groupings, ± the standard deviation of a bootstrap over "
         "groups. Beside it, the same recovery head answers from the decoded latent alone, and from "
@@ -154,11 +153,11 @@ def bundle_table(
         f"is what was read from the member's cell of z_p. Measured on {machine}.",
         "",
     ]
-    if shown:
-        lines += [paper_training(shown), ""]
+    lines += [paper_training({name: pixels[name] for name in measured}), ""]
     lines += [seed_line(name, seeds[name]) for name in measured if name in seeds]
-    if any(name in seeds for name in measured):
-        lines.append("")
+    if other := [name for name in measured if name not in seeds]:
+        lines.append(f"Another seed of {', '.join(other)}: {ABSENT}; `make bench-seeds` trains it.")
+    lines.append("")
     if "cifar10" in measured:
         lines += [
             "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ "
@@ -188,18 +187,24 @@ def paper_training(pixels: Mapping[str, Mapping[int, Any]]) -> str:
     def minutes(seconds: float) -> str:
         return f"{seconds / 60:.0f} minutes"
 
+    text = (
+        "Paper's objective: recovered accuracy with a lean encoder that was trained on pixels, for "
+        "each k one of its own, for an f and g that were trained as the bundle's are before it "
+        "(`configs/NAME-pixels.json`)."
+    )
     parts = []
     for name, found in pixels.items():
         theirs = [f"{minutes(found[k]['seconds'])} (k = {k})" for k in sorted(found)]
-        text = f"{name} {', '.join(theirs)}"
-        if name in shipped_bundles():
+        if theirs and name in shipped_bundles():
             own = load_bundle(name).info.provenance.seconds
-            text += f", the bundle, which serves every k, {minutes(own)}"
-        parts.append(text)
-    return (
-        "Paper's objective: recovered accuracy with an encoder that was trained on pixels, for "
-        f"each k one of its own. Training took, the network's included: {'; '.join(parts)}."
-    )
+            theirs.append(f"the bundle, which serves every k, {minutes(own)}")
+        if theirs:
+            parts.append(f"{name} {', '.join(theirs)}")
+    if parts:
+        text += f" Training took, the network's included: {'; '.join(parts)}."
+    if any(k not in found for found in pixels.values() for k in SIZES):
+        text += " `make bench-pixels` trains those that are missing."
+    return text
 
 
 def seed_line(name: str, found: Mapping[str, Any]) -> str:
@@ -513,7 +518,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", nargs="*", default=shipped_bundles(), help="which (all)")
-    parser.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    parser.add_argument("--data-dir", type=Path, help="where the image sets lie; measures on them")
+    parser.add_argument(
+        "--measure", action="store_true", help="without --data-dir: measure, look for images"
+    )
     parser.add_argument(
         "--costs", action="store_true", help="measure the times, on a quiet machine"
     )
@@ -535,11 +543,11 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown:
         ship = ", ".join(shipped_bundles())
         raise UserError(f"no bundle {', '.join(unknown)} ships; these do: {ship}")
-    for name in arguments.bundle:
-        if arguments.data_dir:
-            update(name, measure(name, arguments.data_dir))
-        if arguments.data_dir or arguments.costs:
-            update(name, {"info": info_report(load_bundle(name), SIZES)})
+    everything = arguments.measure or arguments.data_dir is not None
+    for name in arguments.bundle if everything or arguments.costs else ():
+        bundle = load_bundle(name)
+        found = measure(bundle, arguments.data_dir) if everything else {}
+        update(name, {**found, "info": info_report(bundle, SIZES)})
     write_page(RESULTS, PAGE)
     readme = ROOT / "README.md"
     write_text(readme, render(readme.read_text(encoding="utf-8"), sections(RESULTS)))
