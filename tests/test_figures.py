@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from tools import figures
-from tools.figures import RESULTS, SIZES, sections
+from tools.figures import RESULTS, SIZES, results_page, sections
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -178,6 +179,36 @@ def test_the_papers_objective_has_all_but_the_fusion_in_common_with_the_bundle(n
     assert 10 * pixels.groups == images - theirs.data.validation  # at k = 10, each about once
 
 
+MORE = {
+    "mnist-cuda.json": "Times on a CUDA machine",
+    "speed-cuda.json": "Speed of the invertible network on a CUDA machine",
+    "paper-full-mnist-k4.json": "The paper's settings with all their epochs",
+}
+
+
+def test_what_only_some_machines_measure_has_a_section_if_it_is_there(folder: Path) -> None:
+    times = {"embedding_ms": 0.21, "encoder_ms_k10": 0.34, "machine": "a GPU"}
+    speed = {"bundle": "mnist", "machine": "a GPU", "cores": 16, "train_ratio": 1.4}
+    paper = json.loads((RESULTS / "paper-mnist-k2.json").read_text())
+    contents = [{"info": times}, {**speed, "train_ratio_spread": [1.3, 1.5]}, {**paper, "k": 4}]
+    plain = results_page(folder, ".")
+    for (name, title), content in zip(MORE.items(), contents, strict=True):
+        (folder / name).write_text(json.dumps(content))
+        head, _, section = results_page(folder, ".").partition(f"\n## {title}\n\n")
+        assert head == plain
+        assert section
+        assert "not measured" not in section
+        (folder / name).unlink()
+    for name, content in zip(MORE, contents, strict=True):
+        (folder / name).write_text(json.dumps(content))
+    text = results_page(folder, ".")
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles[-3:] == list(MORE.values())
+    assert "| embedding f, time | 0.2 ms |\n| encoder E, ten images, time | 0.3 ms |\n" in text
+    assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in text
+    assert "`configs/paper/mnist.json`, k = 4: normal accuracy 99.11 %" in text
+
+
 @pytest.fixture
 def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of its own for the command, whose README has all marks and no figures."""
@@ -216,6 +247,7 @@ def test_an_interrupted_rendering_leaves_what_was_there(
         (["--costs", "nosuch"], "error: no bundle nosuch ships; these do: "),
         (["nosuch", "mnist"], "error: no bundle nosuch ships; these do: "),
         (["--page", "nosuch"], "error: there is no folder nosuch"),
+        (["--costs", "--device", "abacus"], "error: cannot use the device 'abacus': "),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_measured(
@@ -261,6 +293,29 @@ def test_a_bundles_file_is_written_when_all_of_it_is_measured(
     monkeypatch.setattr(figures, "info_report", lambda *_: {"embedding_macs": 1})
     assert figures.main(["mnist", "--costs"]) == 0
     assert json.loads(path.read_text()) == {**old, "info": {"embedding_macs": 1}}
+
+
+def test_costs_on_another_device_have_a_file_of_their_own(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+
+    def load(name: str, device: torch.device) -> str:
+        loaded.append((name, device))
+        return name
+
+    monkeypatch.setattr(figures, "choose_device", torch.device)
+    monkeypatch.setattr(figures, "load_bundle", load)
+    monkeypatch.setattr(figures, "info_report", lambda *_: {"embedding_ms": 0.2, "machine": "it"})
+    before = (repository / "mnist.json").read_bytes()
+    for words in (["--device", "cuda"], ["--costs", "--device", "cuda", "--measure"]):
+        assert figures.main(words) == 2
+        assert "--device goes with --costs alone" in capsys.readouterr().err
+    assert figures.main(["mnist", "--costs", "--device", "cuda"]) == 0
+    assert loaded == [("mnist", torch.device("cuda"))]
+    found = json.loads((repository / "mnist-cuda.json").read_text())
+    assert found == {"info": {"embedding_ms": 0.2, "machine": "it"}}
+    assert (repository / "mnist.json").read_bytes() == before
 
 
 def test_a_damaged_file_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

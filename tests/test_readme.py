@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from codedinvnet.bench.results import page
 from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
-from tools.figures import PAGE, RESULTS, render, sections
+from tools.figures import PAGE, RESULTS, render, results_page, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -59,7 +58,7 @@ def test_figures_are_those_measured() -> None:
 
 
 def test_the_results_page_is_of_the_rows_beside_it() -> None:
-    assert page(RESULTS, "results") == PAGE.read_text(encoding="utf-8")
+    assert results_page(RESULTS, "results") == PAGE.read_text(encoding="utf-8")
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ They go into README.md, between its marks, and into docs/results.md.
     python tools/figures.py --data-dir data mnist    measure one bundle
     python tools/figures.py --measure                the same on images from the usual places
     python tools/figures.py --costs                  measure times and multiply-adds alone
+    python tools/figures.py --costs --device cuda    the same on a GPU
     python tools/figures.py                          render what is in docs/results
     python tools/figures.py --page results/quick     render the page of another folder into it
 
@@ -17,6 +18,12 @@ In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json`
 `seed-NAME.json` what `codedinvnet reproduce configs/NAME-recovery.json --seed N --json` did of
 another seed (`make bench-pixels`, `make bench-seeds`); the rows of the other benchmarks are
 `make bench`'s. What is missing is called not measured.
+
+Three more have a section of docs/results.md each, if they are there: `NAME-cuda.json`, which holds
+the costs on a GPU; `speed-cuda.json`, which `codedinvnet bench inverse mnist --device cuda --out
+docs/results/speed-cuda.json` and likewise `embed` and `train` write; and
+`paper-full-mnist-kK.json`, a copy of what the paper's four commands left of
+`configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codedinvnet.bench.results import headlines, page
+from codedinvnet.bench.results import headlines, page, speed_section
 from codedinvnet.bench.tables import markdown
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json, write_text
@@ -36,7 +43,7 @@ from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
 from codedinvnet.methods import Evidence
 from codedinvnet.report import evaluation_report, info_report, inversion_report
-from codedinvnet.stages import evaluation_images
+from codedinvnet.stages import choose_device, evaluation_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -68,7 +75,7 @@ def measure(bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
 
 
 def update(name: str, found: dict[str, Any]) -> None:
-    """Put what was measured into the bundle's file beside the rest."""
+    """Put what was measured into the file of that name beside the rest."""
     path = RESULTS / f"{name}.json"
     write_json(path, {**(read(path) or {}), **found})
 
@@ -299,22 +306,22 @@ COSTS = (
 )
 
 
-def cost_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def cost_table(results: Mapping[str, Mapping[str, Any]], costs: Sequence[Cost] = COSTS) -> str:
     """Multiply-adds and times of the parts, and what `invert` found."""
     if not any("info" in result or "invert" in result for result in results.values()):
         return (
             "Not measured in this version; `python tools/figures.py --data-dir data` measures it."
         )
-    cells = [[cost.label, *(cost.cell(found) for found in results.values())] for cost in COSTS]
+    cells = [[cost.label, *(cost.cell(found) for found in results.values())] for cost in costs]
     return markdown(("", *results), cells).strip()
 
 
-def paper_table(result: dict[str, Any]) -> str:
-    """What the paper's four commands reached, and how long each took."""
+def paper_table(result: dict[str, Any], config: str) -> str:
+    """What the paper's four commands reached with a settings file, and how long each took."""
     seconds = result["seconds"]
     minutes = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
     return (
-        f"`configs/mnist.json`, k = {result['k']}: normal accuracy "
+        f"`{config}`, k = {result['k']}: normal accuracy "
         f"{percent(result['normal_accuracy'])} %, recovered accuracy "
         f"{percent(result['recovered_accuracy'])} ± {percent(result['recovered_accuracy_std'])} % "
         f"(worst position {percent(result['worst_position_accuracy'])} %), agreement "
@@ -499,18 +506,57 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
         "bundles": bundle_table(results, pixels, seeds),
         "costs": cost_table(results),
         "serve": serve_table(serve) if serve else "Not measured in this version.",
-        "paper": paper_table(paper)
+        "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
         **headlines(folder),
     }
 
 
+def cuda_times(folder: Path) -> str:
+    """The times of the parts on a GPU; empty if none was measured."""
+    paths = {name: folder / f"{name}-cuda.json" for name in shipped_bundles()}
+    results = {name: found for name, path in paths.items() if (found := read(path))}
+    if not results:
+        return ""
+    machines = dict.fromkeys(found["info"]["machine"] for found in results.values())
+    times = [cost for cost in COSTS if "_ms" in cost.needed]
+    return f"{cost_table(results, times)}\n\nMeasured on {'; '.join(machines)}."
+
+
+def cuda_speed(folder: Path) -> str:
+    """The tables of `bench inverse`, `embed` and `train` on a GPU; empty if there are none."""
+    path = folder / "speed-cuda.json"
+    return speed_section(path) if path.is_file() else ""
+
+
+def full_paper(folder: Path) -> str:
+    """What the paper's settings reach with all their epochs; empty if that was not measured."""
+    found = [read(folder / f"paper-full-mnist-k{k}.json") for k in SIZES]
+    return "\n\n".join(paper_table(one, "configs/paper/mnist.json") for one in found if one)
+
+
+def results_page(folder: Path, pictures: str) -> str:
+    """The page of a folder of results: the benchmarks', and what only some machines can measure.
+
+    Args:
+        folder: where the results lie.
+        pictures: the folder's path as seen from the page.
+    """
+    more = {
+        "Times on a CUDA machine": cuda_times(folder),
+        "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
+        "The paper's settings with all their epochs": full_paper(folder),
+    }
+    sections = [f"\n## {title}\n\n{text}\n" for title, text in more.items() if text]
+    return page(folder, pictures) + "".join(sections)
+
+
 def write_page(folder: Path, path: Path) -> None:
     """Render a folder of results into a page; its pictures are linked relative to it."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    write_text(path, page(folder, folder.relative_to(path.parent).as_posix()))
+    write_text(path, results_page(folder, folder.relative_to(path.parent).as_posix()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -525,6 +571,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--costs", action="store_true", help="measure the times, on a quiet machine"
     )
+    parser.add_argument("--device", default="cpu", help="that the costs are measured on (cpu)")
     parser.add_argument("--page", type=Path, help="render this folder's results.md alone")
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments))
@@ -544,10 +591,14 @@ def run(arguments: argparse.Namespace) -> None:
         ship = ", ".join(shipped_bundles())
         raise UserError(f"no bundle {', '.join(unknown)} ships; these do: {ship}")
     everything = arguments.measure or arguments.data_dir is not None
+    device = choose_device(arguments.device)
+    if device.type != "cpu" and (everything or not arguments.costs):
+        raise UserError("--device goes with --costs alone: all else is measured on the CPU")
     for name in arguments.bundle if everything or arguments.costs else ():
-        bundle = load_bundle(name)
+        bundle = load_bundle(name, device)
         found = measure(bundle, arguments.data_dir) if everything else {}
-        update(name, {**found, "info": info_report(bundle, SIZES)})
+        file = name if device.type == "cpu" else f"{name}-{device.type}"
+        update(file, {**found, "info": info_report(bundle, SIZES)})
     write_page(RESULTS, PAGE)
     readme = ROOT / "README.md"
     write_text(readme, render(readme.read_text(encoding="utf-8"), sections(RESULTS)))
