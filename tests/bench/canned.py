@@ -23,6 +23,7 @@ def row(
     dataset: str = "mnist",
     base: str = "invertible",
     k: int = K,
+    missing: int = 1,
     seed: int = 1,
     error: str | None = None,
     systematic: bool = True,
@@ -38,7 +39,7 @@ def row(
         weights: the bundle's.
         groupings: recovered accuracy in each; one grouping, if it is empty.
         groups: of a grouping.
-        shared: settings of `tables.SHARED`.
+        shared: settings, those of `tables.SHARED` and `patterns`.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +53,7 @@ def row(
         "dataset": dataset,
         "base": base,
         "k": k,
-        "missing": 1,
+        "missing": missing,
         "corrupt": 0,
         "seed": seed,
         "bundle": dataset,

@@ -124,6 +124,21 @@ def test_several_missing(source: ImageSet, missing: int) -> None:
     assert copies.answered == pytest.approx(1 - both / sum(i in p for p in pairs for i in range(k)))
 
 
+@pytest.mark.parametrize("missing", [2, 3])
+def test_a_sample_of_patterns_loses_the_backup_as_often_as_all(
+    source: ImageSet, missing: int
+) -> None:
+    """Any 30 patterns of 55 or 165 lose it in 2 to 9, or 2 to 15, where 5.5 and 8.2 are due."""
+    full = ImageSet("levels", CLASSES, source.images[:40], source.labels[:40], "test")
+    method = SmallBackup(Brightness(), Brightness(), 10)
+    every = scored(method, full, 10, missing)
+    assert every.answered is not None
+    for seed in range(5):
+        sample = scored(method, full, 10, missing, patterns=30, seed=seed)
+        assert len(sample.patterns) == 30
+        assert sample.answered == pytest.approx(every.answered, abs=0.01)
+
+
 @pytest.mark.parametrize("kind", [ApproxIFER, NeRCC])
 def test_codes_without_direct_answers_are_scored_on_everybody(
     source: ImageSet, kind: type[ApproxIFER | NeRCC]

@@ -73,6 +73,14 @@ def test_a_blocks_bundle_label_and_groupings(tmp_path: Path) -> None:
     assert trial.name() == "paper on fashion (invertible), k = 4, 1 missing, seed 1"
 
 
+def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path: Path) -> None:
+    block = {"methods": ["none"], "datasets": ["mnist"], "k": [10]}
+    several = {**block, "missing": [2], "patterns": 300}
+    one, two = trials(load_grid(written(tmp_path, block, several, patterns=40)))
+    assert (one.patterns, two.patterns) == (40, 300)
+    assert "patterns" not in one.as_dict()
+
+
 @pytest.mark.parametrize(
     ("block", "told"),
     [

@@ -106,6 +106,17 @@ def test_methods_are_compared_only_if_they_were_given_the_same(changed: dict[str
     assert len(tables.margins_table(again)) == 1
 
 
+def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
+    old = [row("coded-invnet", 0.93), row("parm", 0.5, k=4)]
+    old += [row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]
+    lines = tables.lines_of([*old, row("coded-invnet", 0.75, missing=2, patterns=300)])
+    assert [(x.label, x.k, x.missing, x.mean("recovered")) for x in lines] == [
+        ("coded-invnet", 10, 1, 0.93),
+        ("parm", 4, 1, 0.5),
+        ("coded-invnet", 10, 2, 0.75),
+    ]
+
+
 def test_quick_rows_count_where_a_data_set_has_no_others() -> None:
     quick: dict[str, Any] = {"quick": True, "groups": 9, "test_images": 90}
     full = [row("coded-invnet", 0.93), row("parm", 0.5)]

@@ -177,7 +177,7 @@ class _Bench:
     """Does trials; logits that several methods share are computed once.
 
     Args:
-        grid: for the numbers of groupings and patterns.
+        grid: for the seed of the groupings.
         quick: noted in the rows.
     """
 
@@ -189,7 +189,7 @@ class _Bench:
         return {
             "groupings": trial.groupings,
             "grouping_seed": self.grid.grouping_seed,
-            "patterns": self.grid.patterns,
+            "patterns": trial.patterns,
             "quick": self.quick,
             **data.depends(trial),
         }
@@ -243,7 +243,7 @@ class _Bench:
             corrupt=trial.corrupt,
             groupings=trial.groupings,
             seed=self.grid.grouping_seed,
-            patterns=self.grid.patterns,
+            patterns=trial.patterns,
             majority=data.majority(),
             own=own,
         )

@@ -146,7 +146,7 @@ def score(
         missing: how many workers of every group are missing.
         groupings: how many random groupings; those of a seed are the same for every method.
         seed: of the groupings, and of the sample of patterns.
-        patterns: the most patterns to try.
+        patterns: the most patterns to try; of more, a sample that loses extra tasks as often.
         majority: the class that a missing answer counts as.
         corrupt: how many of every group's other workers send noise.
         own: `task_outputs`, if they are known.
@@ -160,7 +160,7 @@ def score(
     tasks = sorted(method.tasks(k))
     lost_sets = [
         tuple(tasks[i] for i in lost)
-        for lost in erasure_patterns(len(tasks), missing, patterns, seed)
+        for lost in erasure_patterns(k, len(tasks) - k, missing, patterns, seed)
     ]
     generator = torch.Generator().manual_seed(seed)
     counts: list[Counts] = []

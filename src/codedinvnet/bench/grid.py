@@ -23,6 +23,9 @@ BASES: tuple[Base, ...] = ("invertible", "resnet")
 GroupSize = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=0)]
 
+PATTERNS = 30
+"""Most erasure patterns, unless a grid says otherwise: all of them where one worker is missing."""
+
 
 class DataSetSettings(Section):
     """One image set: the bundle that serves it, and how the rivals' parts are trained."""
@@ -51,6 +54,8 @@ class Block(Section):
     """Of what is trained; a trial in which nothing is uses the first alone."""
     groupings: Positive | None = None
     """Fewer than the grid's, for what is slow."""
+    patterns: Positive | None = None
+    """In place of the grid's, where several workers are missing."""
     bundle: str | None = None
     """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
     label: str | None = None
@@ -65,8 +70,8 @@ class AccuracyGrid(Section):
     groupings: Positive = 5
     """Random groupings of the test images; the same for every method at one k."""
     grouping_seed: Count = 0
-    patterns: Positive = 30
-    """Most erasure patterns that are tried; more are sampled."""
+    patterns: Positive = PATTERNS
+    """Most erasure patterns that are tried; of more, a sample."""
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
 
 
@@ -84,6 +89,7 @@ class Trial:
     seed: int
     bundle: str
     groupings: int
+    patterns: int = PATTERNS
 
     def name(self) -> str:
         """Return it in words."""
@@ -95,8 +101,8 @@ class Trial:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for a row."""
-        return asdict(self)
+        """Return it for a row, in whose settings the number of patterns stands."""
+        return {name: value for name, value in asdict(self).items() if name != "patterns"}
 
 
 def load_grid(path: Path) -> AccuracyGrid:
@@ -169,6 +175,7 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
                     seed=seed,
                     bundle=bundle.format(dataset=dataset, k=k),
                     groupings=min(block.groupings or grid.groupings, grid.groupings),
+                    patterns=block.patterns or grid.patterns,
                 )
                 if trial not in seen:
                     seen.add(trial)

@@ -16,8 +16,10 @@ from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_coun
 from codedinvnet.checkpoint import write_atomically
 
 OURS = "coded-invnet"
-SHARED = ("quick", "grouping_seed", "patterns", "test_images", "train_images")
+SHARED = ("quick", "grouping_seed", "test_images", "train_images")
 """Settings without which methods were not given the same groups, or not the same chances."""
+SETTING = ("dataset", "k", "missing", "corrupt")
+"""What methods are compared in: there they must also have tried as many erasure patterns."""
 
 
 class Published(NamedTuple):
@@ -105,14 +107,20 @@ def current(rows: Iterable[Row]) -> list[Row]:
     """Return the rows that may be compared with each other, failed ones, too.
 
     A row that was written again replaces the old one. Of a data set only rows count that were made
-    as its last one was, as far as SHARED goes; of a bundle those with its last weights; of a line
-    those with its last settings. Quick rows count where a data set has no others.
+    as its last one was, as far as SHARED goes; of a setting those with as many patterns as its last
+    one; of a bundle those with its last weights; of a line those with its last settings. Quick rows
+    count where a data set has no others.
     """
     kept = sorted(newest(rows).values(), key=lambda row: not row["settings"]["quick"])
     kept = agreeing(
         kept,
         lambda row: row["dataset"],
         lambda row: [row["settings"].get(name) for name in SHARED],
+    )
+    kept = agreeing(
+        kept,
+        lambda row: tuple(row[name] for name in SETTING),
+        lambda row: row["settings"]["patterns"],
     )
     kept = agreeing(
         kept,

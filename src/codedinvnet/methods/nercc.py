@@ -184,7 +184,7 @@ def tune(
     """
     k = groups.shape[1]
     best: tuple[float, float, float] | None = None
-    lost_sets = erasure_patterns(k + stragglers, stragglers, TUNING_PATTERNS, 0)
+    lost_sets = erasure_patterns(k, stragglers, stragglers, TUNING_PATTERNS, 0)
     for encoder in candidates:
         coded = NeRCC(classifier, k, stragglers=stragglers, encoder_smoothing=encoder)
         outputs = {

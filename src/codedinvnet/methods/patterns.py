@@ -8,20 +8,32 @@ from itertools import combinations
 import torch
 
 
-def erasure_patterns(workers: int, missing: int, limit: int, seed: int) -> list[tuple[int, ...]]:
+def erasure_patterns(
+    data: int, extra: int, missing: int, limit: int, seed: int
+) -> list[tuple[int, ...]]:
     """Return sets of missing workers: all, or a sample of `limit` distinct ones.
 
+    What can be decoded depends above all on how many extra workers are missing. As large a share of
+    a sample as of all sets misses none of them, one, and so on, to within one set each.
+
     Args:
-        workers: how many a group has.
-        missing: how many of them are missing.
-        limit: the most that are wanted.
+        data: how many workers of a group have the members' own tasks; they are numbered from 0.
+        extra: how many others it has, numbered behind them.
+        missing: how many of all these are missing.
+        limit: the most sets that are wanted.
         seed: of the sample.
     """
-    if math.comb(workers, missing) <= limit:
-        return list(combinations(range(workers), missing))
+    total = math.comb(data + extra, missing)
+    if total <= limit:
+        return list(combinations(range(data + extra), missing))
     generator = torch.Generator().manual_seed(seed)
     found: set[tuple[int, ...]] = set()
-    while len(found) < limit:
-        drawn = torch.randperm(workers, generator=generator)[:missing]
-        found.add(tuple(sorted(drawn.tolist())))
+    before = 0  # sets that miss fewer extra workers
+    for lost in range(min(extra, missing) + 1):
+        size = math.comb(data, missing - lost) * math.comb(extra, lost)
+        before += size
+        while len(found) < round(before * limit / total):
+            own = torch.randperm(data, generator=generator)[: missing - lost]
+            others = data + torch.randperm(extra, generator=generator)[:lost]
+            found.add((*sorted(own.tolist()), *sorted(others.tolist())))
     return sorted(found)
