@@ -81,6 +81,7 @@ def row(
     }
     return {
         "schema_version": SCHEMA_VERSION,
+        "benchmark": "accuracy",
         "key": key_of(trial, settings),
         **trial,
         "settings": settings,

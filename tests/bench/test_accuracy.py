@@ -7,18 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from codedinvnet.bench import accuracy
-from codedinvnet.bench.rows import newest, read_rows
+from codedinvnet.bench.rows import append_row, newest, read_rows
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS
 from codedinvnet.training.parity import ParityStage
+from tests.bench.canned import latency_row
 from tests.conftest import Command
 
 PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
@@ -253,7 +256,10 @@ def test_parts_of_other_settings_are_trained_anew(
         ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
         ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
         ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
-        ([{"methods": ["oracle"], "bundle": "nowhere/{dataset}"}], "no bundle 'nowhere/mnist'"),
+        (
+            [{"methods": ["oracle"], "bundle": "nowhere/{dataset}", "label": "other"}],
+            "no bundle 'nowhere/mnist'",
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -272,6 +278,45 @@ def test_mistakes_are_told_before_any_work(
     assert told in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda out: out.mkdir(), "cannot read the rows in"),
+        (lambda out: out.parent.write_text(""), "cannot write rows to"),
+        (
+            lambda out: append_row(out, latency_row("coded", np.arange(9.0))),
+            "line 1: a row of latency, not of bench accuracy",
+        ),
+        (
+            lambda out: append_row(out, {"schema_version": 1, "cell": {}}),
+            "line 1: a row of something else",
+        ),
+    ],
+)
+def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
+    spoil: Callable[[Path], Any],
+    told: str,
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    out = tmp_path / "results" / "rows.jsonl"
+    if told != "cannot write rows to":
+        out.parent.mkdir()
+    spoil(out)
+    monkeypatch.setattr(accuracy._Bench, "row", None)
+    with pytest.raises(UserError, match=told):
+        accuracy.run(
+            grid,
+            out=out,
+            save_dir=tmp_path / "runs",
+            data_dir=data_dir,
+            device=torch.device("cpu"),
+        )
 
 
 def test_an_unknown_image_set_and_choice(

@@ -89,6 +89,23 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
         ({"methods": ["parm"], "bundle": "x"}, r"bundle: parm runs on the data set's base models"),
+        ({"methods": ["oracle"], "bundle": "x/{data}"}, r"bundle: braces are for.*'x/\{data\}'"),
+        ({"methods": ["oracle"], "bundle": "x/{"}, r"bundle: braces are for \{dataset\} and"),
+        ({"methods": ["oracle"], "bundle": "x/{}"}, r"blocks\.0\.bundle: braces are for"),
+        ({"methods": ["oracle"], "bundle": "x/{k[0]}"}, r"blocks\.0\.bundle: braces are for"),
+        (
+            {"methods": ["coded-invnet"], "bundle": "x"},
+            r"label: 'coded-invnet' stands for coded-invnet in the tables: name coded-invnet of "
+            "bundle 'x' otherwise",
+        ),
+        (
+            {"methods": ["coded-invnet"], "bundle": "x", "label": "coded-invnet"},
+            r"blocks\.0\.label: 'coded-invnet' stands for coded-invnet in",
+        ),
+        ({"methods": ["nercc"], "label": "parm"}, r"label: 'parm' stands for parm in the tables"),
+        ({"methods": ["nercc", "parm"], "label": "a"}, r"label: 'a' stands for nercc in the"),
+        ({"methods": ["parm"], "label": ""}, r"blocks\.0\.label"),
+        ({"methods": ["parm"], "datasets": []}, r"blocks\.0\.datasets.*at least 1"),
         ({"methods": ["parm"], "bases": ["vgg"]}, r"blocks\.0\.bases"),
         ({"methods": ["parm"], "k": [1]}, r"blocks\.0\.k.*greater than or equal to 2"),
         ({"methods": []}, r"blocks\.0\.methods"),
@@ -100,6 +117,21 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, block: dict[str, Any], to
         load_grid(written(tmp_path, block))
     assert "\n" not in str(caught.value)
     assert "grid.json" in str(caught.value)
+
+
+def test_a_label_stands_for_one_thing_in_the_whole_grid(tmp_path: Path) -> None:
+    block = {"methods": ["coded-invnet"], "label": "other", "bundle": "x"}
+    load_grid(written(tmp_path, block, {**block, "k": [2]}))
+    with pytest.raises(UserError, match=r"blocks\.1\.label: 'other' stands for .* bundle 'x' in"):
+        load_grid(written(tmp_path, block, {**block, "bundle": "y"}))
+
+
+def test_a_data_sets_bundle_is_a_name_as_it_stands(tmp_path: Path) -> None:
+    grid = raw({"methods": ["none"], "datasets": ["mnist"], "k": [2]})
+    grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], "bundle": "runs/{x}"}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    (trial,) = trials(load_grid(tmp_path / "grid.json"))
+    assert trial.bundle == "runs/{x}"
 
 
 def test_a_misspelt_key_of_a_data_set(tmp_path: Path) -> None:

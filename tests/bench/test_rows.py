@@ -10,6 +10,7 @@ from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
     agreeing,
     append_row,
+    check_writable,
     key_of,
     newest,
     pack_counts,
@@ -73,6 +74,33 @@ def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
         file.write(line + "\n")
     with pytest.raises(UserError, match=told):
         read_rows(path)
+
+
+def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_row(path, {**row("a"), "benchmark": "accuracy"})
+    append_row(path, {**row("b"), "kind": "latency"})
+    assert len(read_rows(path)) == 2
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: a row of latency, not of bench acc"):
+        read_rows(path, "accuracy")
+    with pytest.raises(UserError, match=r"line 1: a row of accuracy, not of bench latency"):
+        read_rows(path, "latency")
+    append_row(tmp_path / "other.jsonl", row("a"))
+    with pytest.raises(UserError, match="line 1: a row of something else"):
+        read_rows(tmp_path / "other.jsonl", "latency")
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the rows in"):
+        read_rows(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "rows.jsonl")
+    check_writable(tmp_path / "new" / "rows.jsonl")
+    for path in (tmp_path, tmp_path / "new" / "rows.jsonl" / "rows.jsonl"):
+        with pytest.raises(UserError, match="cannot write rows to"):
+            check_writable(path)
 
 
 def test_the_newest_row_of_a_trial_counts() -> None:

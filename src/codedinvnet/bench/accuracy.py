@@ -26,6 +26,7 @@ from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
     Row,
     append_row,
+    check_writable,
     key_of,
     newest,
     pack_counts,
@@ -106,9 +107,11 @@ def run(
         How many trials the grid has, were done now, were kept, and failed.
 
     Raises:
-        UserError: one line, before any work, if the grid asks for what cannot be done.
+        UserError: one line, before any work, if the grid asks for what cannot be done, or `out`
+            cannot be written or has rows of something else.
     """
     grid = load_grid(grid_file)
+    done = newest(read_rows(out, "accuracy"))
     if quick:
         grid = quick_grid(grid)
     folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
@@ -134,7 +137,7 @@ def run(
         data = datasets[trial.dataset]
         sizes = data.load(trial.bundle).info.group_sizes
         check_possible(trial, data.test.shape, len(data.test), sizes)
-    done = newest(read_rows(out))
+    check_writable(out)
     counts = {"trials": len(wanted), "kept": 0, "done": 0, "failed": 0}
     bench = _Bench(grid, quick)
     with tqdm(total=len(wanted), desc="accuracy", unit="trial", dynamic_ncols=True) as bar:

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from codedinvnet.config import PartSettings, Positive, Section, describe
 from codedinvnet.errors import UserError
@@ -43,7 +43,7 @@ class Block(Section):
     """A product of choices, each combination a trial."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
-    datasets: tuple[str, ...] | None = None
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """All of the grid's, if it is missing."""
     bases: Annotated[tuple[Base, ...], Field(min_length=1)] = ("invertible",)
     k: Annotated[tuple[GroupSize, ...], Field(min_length=1)] = (2, 4, 10)
@@ -58,8 +58,17 @@ class Block(Section):
     """In place of the grid's, where several workers are missing."""
     bundle: str | None = None
     """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
-    label: str | None = None
-    """The method's name in the tables."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """The method's name in the tables; a bundle of its own needs one of its own."""
+
+    @field_validator("bundle")
+    @classmethod
+    def _can_be_filled_in(cls, bundle: str | None) -> str | None:
+        try:
+            (bundle or "").format(dataset="", k=2)
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
+            raise ValueError("braces are for {dataset} and {k} alone") from error
+        return bundle
 
 
 class AccuracyGrid(Section):
@@ -109,8 +118,8 @@ def load_grid(path: Path) -> AccuracyGrid:
     """Read and validate a grid.
 
     Raises:
-        UserError: one line, if it cannot be read, a key or value is wrong, or a method or data
-            set is unknown.
+        UserError: one line, if it cannot be read, a key or value is wrong, a method or data set
+            is unknown, or a label stands for two things.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +131,9 @@ def load_grid(path: Path) -> AccuracyGrid:
         grid = AccuracyGrid.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error, AccuracyGrid, raw)}") from error
+    meant: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
+        where = f"{path}: blocks.{number}"
         for field, given, known in (
             ("methods", block.methods, tuple(METHODS)),
             ("datasets", block.datasets or (), tuple(grid.datasets)),
@@ -131,17 +142,24 @@ def load_grid(path: Path) -> AccuracyGrid:
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                    raise UserError(f"{path}: blocks.{number}.{field}: unknown {name!r}: {hint}")
+                    raise UserError(f"{where}.{field}: unknown {name!r}: {hint}")
         for name in block.methods:
             if NEEDS[name] is Need.MODEL and "resnet" in block.bases:
-                raise UserError(
-                    f"{path}: blocks.{number}.bases: {name} needs the invertible base model"
-                )
+                raise UserError(f"{where}.bases: {name} needs the invertible base model")
             if NEEDS[name] is not Need.MODEL and block.bundle is not None:
-                raise UserError(
-                    f"{path}: blocks.{number}.bundle: {name} runs on the data set's base models"
+                raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
+            label, means = block.label or name, (name, block.bundle)
+            if meant.setdefault(label, means) != means:
+                told = (
+                    f"{where}.label: {label!r} stands for {_described(*meant[label])} in the tables"
                 )
+                raise UserError(f"{told}: name {_described(*means)} otherwise")
     return grid
+
+
+def _described(method: str, bundle: str | None) -> str:
+    """Return in words what a label stands for."""
+    return f"{method} of bundle {bundle!r}" if bundle else method
 
 
 def trained(method: str, base: Base) -> bool:
@@ -161,9 +179,9 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
         datasets = block.datasets or tuple(grid.datasets)
         for dataset, base, method in product(datasets, block.bases, block.methods):
             seeds = block.seeds if trained(method, base) else block.seeds[:1]
+            own = grid.datasets[dataset].bundle
             choices = product(seeds, block.k, block.missing, block.corrupt)
             for seed, k, missing, corrupt in choices:
-                bundle = block.bundle or grid.datasets[dataset].bundle
                 trial = Trial(
                     label=block.label or method,
                     method=method,
@@ -173,7 +191,7 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
                     missing=missing,
                     corrupt=corrupt,
                     seed=seed,
-                    bundle=bundle.format(dataset=dataset, k=k),
+                    bundle=block.bundle.format(dataset=dataset, k=k) if block.bundle else own,
                     groupings=min(block.groupings or grid.groupings, grid.groupings),
                     patterns=block.patterns or grid.patterns,
                 )

@@ -100,7 +100,7 @@ def run(
     wanted = chosen(list(arms(grid)), only)
     bench = LatencyBench(grid, quick, save_dir, data_dir, download, log)
     settings = {arm: bench.settings(arm) for arm in wanted}
-    done = newest(read_rows(out))
+    done = newest(read_rows(out, "latency"))
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}

@@ -294,7 +294,7 @@ def csv_cells(lines: Iterable[Line]) -> list[tuple[str, ...]]:
 
 def write(rows_file: Path) -> list[Path]:
     """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
-    rows = read_rows(rows_file)
+    rows = read_rows(rows_file, "latency")
     lines = lines_of(rows)
     if not rows:
         return []

@@ -214,7 +214,7 @@ FIGURES = {
 
 def write(rows_file: Path) -> list[Path]:
     """Draw the figures of a file of rows beside it, as STEM-NAME.png; return what was written."""
-    lines = lines_of(read_rows(rows_file))
+    lines = lines_of(read_rows(rows_file, "accuracy"))
     written = []
     for name, draw in FIGURES.items():
         figure = draw(lines)

@@ -87,12 +87,12 @@ def _measured(path: Path, render: Callable[[Path], str]) -> str:
 
 def accuracy_section(path: Path) -> str:
     """Return for each data set the table of all methods and the comparison with the rivals."""
-    return tables.body(read_rows(path), "###")
+    return tables.body(read_rows(path, "accuracy"), "###")
 
 
 def headline_accuracy(path: Path) -> str:
     """Return recovered accuracies at k = 10, methods down and data sets across."""
-    rows = read_rows(path)
+    rows = read_rows(path, "accuracy")
     best = [
         line
         for line in tables.best_bases(tables.lines_of(rows))
@@ -134,12 +134,12 @@ def headline_accuracy(path: Path) -> str:
 
 def latency_section(path: Path) -> str:
     """Return the table of all settings, and the runs that failed."""
-    return latency_tables.body(read_rows(path), "###").strip()
+    return latency_tables.body(read_rows(path, "latency"), "###").strip()
 
 
 def headline_latency(path: Path) -> str:
     """Return the table of one load."""
-    kept = latency_tables.current(read_rows(path))
+    kept = latency_tables.current(read_rows(path, "latency"))
     rows = [row for row in kept if row["error"] is None and _setting(row) == HEADLINE_LATENCY]
     batch, load, model = HEADLINE_LATENCY
     if not rows:

@@ -47,6 +47,19 @@ def unpack_counts(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, "<u2").astype(np.int64))
 
 
+def check_writable(path: Path) -> None:
+    """Make sure that rows can be added to a file, before they are measured.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"cannot write rows to {path}: {error.strerror or error}") from error
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a file; a line that an interrupted writer left unfinished is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,16 +76,24 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, kind: str | None = None) -> list[Row]:
     """Return the rows of a file, oldest first; [] if there is none.
 
+    Args:
+        path: the file.
+        kind: of the benchmark that alone may have written them, "accuracy" or "latency"; None: any.
+
     Raises:
-        UserError: if a whole line is not a row of this schema.
+        UserError: if it is no file that can be read, or a whole line is not a row of this schema
+            and kind.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
     rows = []
-    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):  # behind the last newline: unfinished
         try:
             row = json.loads(line)
@@ -83,6 +104,11 @@ def read_rows(path: Path) -> list[Row]:
             raise UserError(
                 f"{path}, line {number}: schema version {version}; "
                 f"this release reads version {SCHEMA_VERSION}"
+            )
+        found = row.get("kind", row.get("benchmark"))
+        if kind not in (None, found):
+            raise UserError(
+                f"{path}, line {number}: a row of {found or 'something else'}, not of bench {kind}"
             )
         rows.append(row)
     return rows

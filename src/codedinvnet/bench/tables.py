@@ -354,7 +354,7 @@ def report(rows: Sequence[Row]) -> str:
 
 def write(rows_file: Path) -> list[Path]:
     """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
-    rows = read_rows(rows_file)
+    rows = read_rows(rows_file, "accuracy")
     if not rows:
         return []
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
