@@ -11,8 +11,16 @@ from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS
+from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.serving.pool import WorkerSpec
-from codedinvnet.trained import PART, WITH_PARTS, method_for, untrained_part, with_part
+from codedinvnet.trained import (
+    PART,
+    WITH_PARTS,
+    method_for,
+    untrained_part,
+    with_encoder,
+    with_part,
+)
 
 K = 4
 
@@ -30,6 +38,7 @@ def saved(path: Path, mnist: Bundle, name: str, **changed: Any) -> tuple[Path, t
         "k": K,
         "bundle": weights_digest("mnist"),
         "width": 5,
+        "encoder": {"kind": "lean", "width": 4},
         **changed,
     }
     part = untrained_part(name, classifier_of(mnist.model), mnist.model, K, made_with)
@@ -49,7 +58,8 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     method = method_for(mnist, "mnist", name, K, path)
     assert type(method) is METHODS[name]
     group = torch.rand(2, K, 1, 28, 28)
-    expected = with_part(name, classifier_of(mnist.model), part.eval(), K).compute(K, group)
+    offline = with_part(name, classifier_of(mnist.model), mnist.model, part.eval(), K)
+    expected = offline.compute(K, group)
     torch.testing.assert_close(method.compute(K, group), expected)
     worker = WorkerSpec("mnist", K, method=name, part=path).load()
     torch.testing.assert_close(worker.compute(K, group), expected)
@@ -78,3 +88,13 @@ def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:
         method_for(mnist, "mnist", "parm", K, tmp_path / "none.safetensors")
     with pytest.raises(UserError, match=r"cannot tile k = 10"):
         method_for(mnist, "mnist", "parm-concat", 10, tmp_path / "none.safetensors")
+
+
+def test_another_encoder_leaves_the_bundles_model_as_it_is(mnist: Bundle) -> None:
+    found = with_encoder(mnist.model, PixelMean())
+    assert mnist.model.recovery_head is not None
+    assert not isinstance(mnist.model.encoder, PixelMean)
+    latents, side = torch.rand(2, *mnist.model.latent_shape), torch.zeros(2, 0)
+    torch.testing.assert_close(found.recover(latents, side, 4), mnist.model.classify(latents))
+    found.network.train()
+    assert not mnist.model.network.training

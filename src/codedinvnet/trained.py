@@ -5,23 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from codedinvnet.bundle import Bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.config import EncoderSettings
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedMethod, ConcatParM, LearnedCode, ParM, SmallBackup
+from codedinvnet.methods import (
+    CodedMethod,
+    ConcatParM,
+    LearnedCode,
+    PaperInvNet,
+    ParM,
+    SmallBackup,
+)
 from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel, check_tiles
-from codedinvnet.model import CodedModel
+from codedinvnet.model import CodedModel, build_encoder
+from codedinvnet.nn.fusion import FusionEncoder
 from codedinvnet.nn.resnet import ResNet
 
 PART = "part"
 """The module's name in a checkpoint."""
-WITH_PARTS = (ParM.name, ConcatParM.name, LearnedCode.name, SmallBackup.name)
-"""The methods that need a trained part beside a classifier."""
+WITH_PARTS = (ParM.name, ConcatParM.name, LearnedCode.name, PaperInvNet.name, SmallBackup.name)
+"""The methods that need a trained part beside a base model."""
 BACKUP_BLOCKS, BACKUP_SQUEEZE = (1, 1, 1), 2
 """Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
 
@@ -37,6 +46,14 @@ def backup_network(model: CodedModel, width: int) -> ResNet:
     )
 
 
+def with_encoder(model: CodedModel, encoder: nn.Module) -> CodedModel:
+    """Return a copy of f and g around another E, which is not copied, without a recovery head."""
+    found = copy.deepcopy(model)
+    found.encoder = cast(FusionEncoder, encoder)
+    found.recovery_head = None
+    return found
+
+
 def untrained_part(
     name: str, classifier: ImageClassifier, model: CodedModel, k: int, made_with: Mapping[str, Any]
 ) -> nn.Module:
@@ -47,7 +64,7 @@ def untrained_part(
         classifier: the served one.
         model: whose images the part takes.
         k: members of a group.
-        made_with: `width` of a small backup.
+        made_with: `width` of a small backup; `encoder`, the settings of an E.
     """
     if name == SmallBackup.name:
         network = backup_network(model, int(made_with["width"]))
@@ -55,16 +72,31 @@ def untrained_part(
     if name == LearnedCode.name:
         decoder = LinearDecoder(k, len(model.settings.classes))
         return nn.ModuleDict({"encoder": ConvEncoder(k), "decoder": decoder})
+    if name == PaperInvNet.name:
+        settings = EncoderSettings.model_validate(made_with["encoder"])
+        return build_encoder(settings, model.input_shape)
     return ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
 
 
-def with_part(name: str, classifier: ImageClassifier, part: nn.Module, k: int) -> CodedMethod:
-    """Return the method that is made of a classifier and a trained part."""
+def with_part(
+    name: str, classifier: ImageClassifier, model: CodedModel, part: nn.Module, k: int
+) -> CodedMethod:
+    """Return the method that is made of a base model and a trained part.
+
+    Args:
+        name: of the method, one of WITH_PARTS.
+        classifier: the served one.
+        model: whose f and g an encoder was trained for.
+        part: in evaluation mode.
+        k: members of a group.
+    """
     if name == SmallBackup.name:
         return SmallBackup(classifier, part, k)
     if name == LearnedCode.name:
         assert isinstance(part, nn.ModuleDict)
         return LearnedCode(classifier, part["encoder"], part["decoder"], k)
+    if name == PaperInvNet.name:
+        return PaperInvNet(with_encoder(model, part), k)
     return (ConcatParM if name == ConcatParM.name else ParM)(classifier, part, k)
 
 
@@ -102,4 +134,5 @@ def method_for(
     module = untrained_part(name, classifier, loaded.model, k, made_with)
     load_modules({PART: module}, tensors, part)
     device = next(loaded.model.parameters()).device
-    return with_part(name, classifier, module.to(device).eval().requires_grad_(False), k)
+    module = module.to(device).eval().requires_grad_(False)
+    return with_part(name, classifier, loaded.model, module, k)

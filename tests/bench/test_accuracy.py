@@ -17,19 +17,33 @@ import torch
 
 from codedinvnet.bench import accuracy
 from codedinvnet.bench.rows import append_row, newest, read_rows
+from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS
+from codedinvnet.methods import METHODS, PaperInvNet
+from codedinvnet.trained import method_for
 from codedinvnet.training.parity import ParityStage
+from codedinvnet.training.pixels import PixelStage
 from tests.bench.canned import latency_row
 from tests.conftest import Command
 
+PAPER = {
+    "objective": "pixels",
+    "groups": 40,
+    "epochs": 1,
+    "batch_size": 4,
+    "discriminator_steps": 2,
+    "discriminator_filters": 4,
+    "discriminator_layers": 2,
+    "encoder": {"kind": "lean", "width": 4},
+}
 PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
 BLOCKS: list[dict[str, Any]] = [
     {"methods": ["none", "replication", "approxifer", "nercc"], "bases": ["invertible", "resnet"]},
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
     {"methods": ["parm-concat"]},
     {"methods": ["parm-learned"], "k": [2]},
+    {"methods": ["coded-invnet-paper"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
 ]
 
@@ -38,7 +52,13 @@ def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = N
     grid = {
         "name": "tiny",
         "datasets": {
-            "mnist": {"bundle": str(bundle), "classifier": PART, "backup": PART, "parity": PART}
+            "mnist": {
+                "bundle": str(bundle),
+                "classifier": PART,
+                "backup": PART,
+                "parity": PART,
+                "paper": PAPER,
+            }
         },
         "groupings": 2,
         "patterns": 30,
@@ -67,14 +87,14 @@ def finished(
     folder = tmp_path_factory.mktemp("accuracy")
     grid = write_grid(folder / "grid.json", bundle_folder)
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 17, "kept": 0, "done": 17, "failed": 0}
+    assert counts == {"trials": 18, "kept": 0, "done": 18, "failed": 0}
     return folder, grid
 
 
 def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == set(METHODS)
-    assert len({row["key"] for row in rows}) == len(rows) == 17
+    assert len({row["key"] for row in rows}) == len(rows) == 18
     for row in rows:
         assert row["error"] is None
         assert row["schema_version"] == 1
@@ -106,9 +126,10 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
 ) -> None:
     folder, grid = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-    assert len(before) == 2 * 5  # resnet, backup, parm, parm-concat, parm-learned: last and best
+    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
+    assert len(before) == 2 * 6
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 17, "kept": 17, "done": 0, "failed": 0}
+    assert counts == {"trials": 18, "kept": 18, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
     blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
     assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
@@ -158,6 +179,23 @@ def test_a_trial_that_raises_is_a_row_and_is_tried_again(
     assert all(r["error"] is None for r in newest(read_rows(tmp_path / "rows.jsonl")).values())
 
 
+def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
+    finished: tuple[Path, Path], bundle_folder: Path
+) -> None:
+    rows = {r["method"]: r for r in read_rows(finished[0] / "rows.jsonl") if r["missing"] == 1}
+    paper = rows["coded-invnet-paper"]
+    assert paper["settings"]["paper"]["groups"] == 40
+    assert paper["normal"] == rows["coded-invnet"]["normal"]
+    assert paper["recovered"] != rows["coded-invnet"]["recovered"]
+    (best,) = (finished[0] / "runs").rglob("coded-invnet-paper-of-invertible-k4/seed1/best.*")
+    bundle = load_bundle(bundle_folder)
+    method = method_for(bundle, bundle_folder, "coded-invnet-paper", 4, best)
+    assert isinstance(method, PaperInvNet)
+    assert method.model.recovery_head is None
+    mine, its = method.model.network.state_dict(), bundle.model.network.state_dict()
+    torch.testing.assert_close(mine, its, rtol=0, atol=0)
+
+
 def test_a_killed_grid_goes_on_where_it_stopped(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -182,25 +220,38 @@ def test_a_killed_grid_goes_on_where_it_stopped(
         process.send_signal(signal.SIGKILL)
         process.wait()
     there = read_rows(rows)
-    assert 2 <= len(there) < 17
+    assert 2 <= len(there) < 18
     with open(rows, "ab") as file:  # and the line that was being written
         file.write(b'{"schema_version": 1, "key": "half of a')
     counts = run(grid, tmp_path, data_dir)
-    assert counts == {"trials": 17, "kept": len(there), "done": 17 - len(there), "failed": 0}
+    assert counts == {"trials": 18, "kept": len(there), "done": 18 - len(there), "failed": 0}
     found = read_rows(rows)
     assert found[: len(there)] == there
-    assert len({row["key"] for row in found}) == len(found) == 17
+    assert len({row["key"] for row in found}) == len(found) == 18
 
 
+@pytest.mark.parametrize(
+    ("method", "key", "part", "stage"),
+    [
+        ("parm", "parity", {**PART, "epochs": 3}, ParityStage),
+        ("coded-invnet-paper", "paper", {**PAPER, "epochs": 3, "groups": 24}, PixelStage),
+    ],
+)
 def test_an_interrupted_training_goes_on(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    key: str,
+    part: dict[str, Any],
+    stage: type[ParityStage | PixelStage],
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raw_part = {**PART, "epochs": 3}
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["parm"]}])
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": [method]}])
     raw = json.loads(grid.read_text())
-    raw["datasets"]["mnist"]["parity"] = raw_part
+    raw["datasets"]["mnist"][key] = part
     grid.write_text(json.dumps(raw))
-    step, steps = ParityStage.step, []
+    step, steps = stage.step, []
 
     def interrupted(self: Any, epoch: int, index: int) -> Any:
         steps.append(epoch)
@@ -208,7 +259,7 @@ def test_an_interrupted_training_goes_on(
             raise KeyboardInterrupt
         return step(self, epoch, index)
 
-    monkeypatch.setattr(ParityStage, "step", interrupted)
+    monkeypatch.setattr(stage, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(grid, tmp_path, data_dir)
     assert steps == [0, 0, 0, 1, 1]
@@ -278,6 +329,19 @@ def test_mistakes_are_told_before_any_work(
     assert told in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_work(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [{"methods": ["none"]}, {"methods": ["coded-invnet-paper"]}]
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["mnist"]["paper"]["groups"] = 7
+    grid.write_text(json.dumps(raw))
+    monkeypatch.setattr(accuracy._Bench, "row", None)
+    with pytest.raises(UserError, match=r"groups 7 do not make one step: one needs .* = 8"):
+        run(grid, tmp_path, data_dir)
 
 
 @pytest.mark.parametrize(

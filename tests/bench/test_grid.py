@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
+from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, NEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = {"epochs": 1}
+PAPER = {"objective": "pixels", "groups": 100, "epochs": 1}
 
 
 def raw(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    data = {"bundle": "mnist", "classifier": PART, "backup": PART, "parity": PART}
+    data = {"bundle": "mnist", "classifier": PART, "backup": PART, "parity": PART, "paper": PAPER}
     return {"name": "g", "datasets": {"mnist": data, "fashion": data}, "blocks": blocks, **more}
 
 
@@ -36,6 +38,13 @@ def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
             sizes = (10,) if dataset == "cifar10" else (2, 4, 10)
             assert cells >= {(b, k) for b in ("invertible", "resnet") for k in sizes}
     assert len({t.seed for t in found if t.method == "parm"}) == 3
+    paper = {(t.dataset, t.k) for t in found if t.method == "coded-invnet-paper"}
+    assert paper == {(dataset, k) for dataset in grid.datasets for k in (2, 4, 10)}
+    for name, data in grid.datasets.items():
+        assert data.paper is not None
+        shipped = load_bundle(name).info.model.encoder
+        cost = (shipped.width, shipped.depth)
+        assert (data.paper.encoder.width, data.paper.encoder.depth) == cost
     for trial in found:
         shape = (3, 32, 32) if trial.dataset == "cifar10" else (1, 28, 28)
         check_possible(trial, shape, 10_000, tuple(range(2, 11)))
@@ -88,6 +97,14 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
         ({"methods": ["zzz"]}, "unknown 'zzz': known: none, replication, parm"),
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
+        (
+            {"methods": ["coded-invnet-paper"], "bases": ["resnet"]},
+            "paper needs the invertible base",
+        ),
+        (
+            {"methods": ["coded-invnet-paper"], "bundle": "x", "label": "a"},
+            "paper runs on the data",
+        ),
         ({"methods": ["parm"], "bundle": "x"}, r"bundle: parm runs on the data set's base models"),
         ({"methods": ["oracle"], "bundle": "x/{data}"}, r"bundle: braces are for.*'x/\{data\}'"),
         ({"methods": ["oracle"], "bundle": "x/{"}, r"bundle: braces are for \{dataset\} and"),
@@ -124,6 +141,18 @@ def test_a_label_stands_for_one_thing_in_the_whole_grid(tmp_path: Path) -> None:
     load_grid(written(tmp_path, block, {**block, "k": [2]}))
     with pytest.raises(UserError, match=r"blocks\.1\.label: 'other' stands for .* bundle 'x' in"):
         load_grid(written(tmp_path, block, {**block, "bundle": "y"}))
+
+
+def test_the_papers_encoder_needs_its_settings(tmp_path: Path) -> None:
+    grid = raw({"methods": ["none", "coded-invnet-paper"]})
+    grid["datasets"]["fashion"] = {**grid["datasets"]["fashion"], "paper": None}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    told = r"missing key 'datasets\.fashion\.paper' for coded-invnet-paper"
+    with pytest.raises(UserError, match=told):
+        load_grid(tmp_path / "grid.json")
+    grid["blocks"][0]["datasets"] = ["mnist"]
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    load_grid(tmp_path / "grid.json")
 
 
 def test_a_data_sets_bundle_is_a_name_as_it_stands(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[st
     assert {(c["method"], c["data set"], c["recovered"]) for c in published} == {
         ("approxifer", "mnist", "87.2"),
         ("parm", "mnist", "59.2"),
-        ("coded-invnet", "(not named)", "85.9"),
+        ("coded-invnet-paper", "(not named)", "85.9"),
         ("parm", "(not named)", "53.4"),
     }
 

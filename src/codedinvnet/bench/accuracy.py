@@ -16,7 +16,6 @@ from codedinvnet.bench.erasures import Score, score, task_outputs
 from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
-    check_possible,
     load_grid,
     needs_training_images,
     trials,
@@ -33,6 +32,7 @@ from codedinvnet.bench.rows import (
     read_rows,
 )
 from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import SAMPLES, ImageSet, ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, NeRCC
@@ -49,15 +49,21 @@ QUICK_SEEDS = 1
 def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     """Return a grid of the same trials that takes minutes: short trainings, one seed."""
 
-    def shorter(part: Any) -> Any:
+    def shorter(part: PartSettings) -> PartSettings:
         steps = min(QUICK_STEPS, part.steps_per_epoch)
         return part.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
+
+    def fewer(paper: PixelFusionSettings) -> PixelFusionSettings:
+        groups = min(QUICK_STEPS * paper.batch_size, paper.groups)
+        return paper.model_copy(update={"epochs": 1, "groups": groups})
 
     datasets = {
         name: settings.model_copy(
             update={
-                part: shorter(getattr(settings, part))
-                for part in ("classifier", "backup", "parity")
+                "classifier": shorter(settings.classifier),
+                "backup": shorter(settings.backup),
+                "parity": shorter(settings.parity),
+                "paper": settings.paper and fewer(settings.paper),
             }
         )
         for name, settings in grid.datasets.items()
@@ -134,9 +140,7 @@ def run(
         limit = QUICK_TRAINING_IMAGES if quick else None
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
     for trial in wanted:
-        data = datasets[trial.dataset]
-        sizes = data.load(trial.bundle).info.group_sizes
-        check_possible(trial, data.test.shape, len(data.test), sizes)
+        datasets[trial.dataset].check(trial)
     check_writable(out)
     counts = {"trials": len(wanted), "kept": 0, "done": 0, "failed": 0}
     bench = _Bench(grid, quick)

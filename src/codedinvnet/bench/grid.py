@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from codedinvnet.config import PartSettings, Positive, Section, describe
+from codedinvnet.config import PartSettings, PixelFusionSettings, Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
 from codedinvnet.methods.parm import check_tiles
@@ -37,6 +37,8 @@ class DataSetSettings(Section):
     backup: PartSettings
     parity: PartSettings
     """Parity models and learned codes."""
+    paper: PixelFusionSettings | None = None
+    """The encoder of coded-invnet-paper; for every k of the grid alike, whatever `members` says."""
 
 
 class Block(Section):
@@ -144,10 +146,16 @@ def load_grid(path: Path) -> AccuracyGrid:
                     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                     raise UserError(f"{where}.{field}: unknown {name!r}: {hint}")
         for name in block.methods:
-            if NEEDS[name] is Need.MODEL and "resnet" in block.bases:
+            if NEEDS[name] in (Need.MODEL, Need.ENCODER) and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
             if NEEDS[name] is not Need.MODEL and block.bundle is not None:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
+            if NEEDS[name] is Need.ENCODER:
+                for dataset in block.datasets or grid.datasets:
+                    if grid.datasets[dataset].paper is None:
+                        raise UserError(
+                            f"{path}: missing key 'datasets.{dataset}.paper' for {name}"
+                        )
             label, means = block.label or name, (name, block.bundle)
             if meant.setdefault(label, means) != means:
                 told = (

@@ -7,19 +7,20 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from codedinvnet.bench.grid import Base, DataSetSettings, Trial
+from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
-from codedinvnet.config import PartSettings
+from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, random_groups, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
@@ -32,6 +33,7 @@ from codedinvnet.methods import (
     Need,
     NeRCC,
     Oracle,
+    PaperInvNet,
     ParM,
     Replication,
     RobustApproxIFER,
@@ -39,17 +41,57 @@ from codedinvnet.methods import (
     Uncoded,
 )
 from codedinvnet.methods.nercc import tune
+from codedinvnet.model import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.report import count_macs
-from codedinvnet.trained import PART, WITH_PARTS, backup_network, untrained_part, with_part
+from codedinvnet.trained import (
+    PART,
+    WITH_PARTS,
+    backup_network,
+    untrained_part,
+    with_encoder,
+    with_part,
+)
+from codedinvnet.training.check import check_settings
 from codedinvnet.training.classifier import ClassifierStage, all_logits
+from codedinvnet.training.fusion_data import (
+    INVERSION_BATCH,
+    TOLERANCE,
+    FusionData,
+    draw_groups,
+)
 from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
+from codedinvnet.training.pixels import PixelStage
 
 BEST = "best.safetensors"
 """A trained part's checkpoint, beside that of its last epoch."""
 TUNING_IMAGES = 1000
 """Validation images on which NeRCC's regularisers are chosen."""
+
+
+class PaperStage(PixelStage):
+    """The paper's training of E, which leaves it as the other stages leave their parts."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return E and the discriminator."""
+        return {PART: self.model.encoder, "discriminator": self.discriminator}
+
+
+@torch.no_grad()
+def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
+    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W).
+
+    Raises:
+        NotConverged: if a mean cannot be inverted.
+    """
+    device = next(model.parameters()).device
+    targets = []
+    for rows in tqdm(groups.split(INVERSION_BATCH), desc="fusion data", unit="batch", leave=False):
+        images, _ = source.batch(rows.flatten())
+        mean = model.embed(images.to(device)).unflatten(0, tuple(rows.shape)).mean(dim=1)
+        targets.append(model.network.inverse(mean, tolerance=TOLERANCE).cpu())
+    return FusionData(groups, torch.cat(targets))
 
 
 class DataSet:
@@ -202,7 +244,7 @@ class DataSet:
         self,
         folder: Path,
         seed: int,
-        part: PartSettings,
+        part: PartSettings | PixelFusionSettings,
         make: Callable[[], nn.Module],
         stage: Callable[[nn.Module], Stage],
         depends: dict[str, Any],
@@ -253,8 +295,52 @@ class DataSet:
             Taught(self.train, self.validation_rows, self.logits(base, seed, "validation")),
         )
 
+    @property
+    def paper(self) -> PixelFusionSettings:
+        """How the encoder of coded-invnet-paper is trained; load_grid has seen that it is there."""
+        assert self.settings.paper is not None
+        return self.settings.paper
+
+    def paper_settings(self, k: int) -> Settings:
+        """Return the bundle's settings with the training of coded-invnet-paper in them.
+
+        Raises:
+            UserError: if f, E, the images and groups of k do not fit each other.
+        """
+        served = self.bundle.info.provenance.settings
+        settings = served.model_copy(update={"fusion": self.paper})
+        check_settings(settings, self.train, k)
+        return settings
+
+    def _paper_encoder(self, trial: Trial) -> nn.Module:
+        """Return an E that was trained as in the paper, around the bundle's f and g."""
+        settings, paper, k = self.paper_settings(trial.k), self.paper, trial.k
+        depends = {
+            "method": trial.method,
+            "base": trial.base,
+            "k": k,
+            "encoder": paper.encoder.model_dump(mode="json"),
+            **self._images(),
+        }
+
+        def make() -> nn.Module:
+            classifier = self.classifier(trial.base, trial.seed)
+            return untrained_part(trial.method, classifier, self.bundle.model, k, depends)
+
+        def stage(encoder: nn.Module) -> Stage:
+            model = with_encoder(self.bundle.model, encoder)
+            generator = torch.Generator().manual_seed(trial.seed)
+            groups = draw_groups(self.train_rows, paper.groups, k, generator)
+            data = fusion_targets(model, self.train, groups)
+            return PaperStage(settings, paper, self.train, model, data, k, self.device)
+
+        folder = self._part_folder(trial)
+        return self._trained(folder, trial.seed, paper, make, stage, depends)
+
     def part(self, trial: Trial) -> nn.Module:
         """Return the part that a trial's method needs beside its base model."""
+        if trial.method == PaperInvNet.name:
+            return self._paper_encoder(trial)
         name, base, seed, k = trial.method, trial.base, trial.seed, trial.k
         classifier = self.classifier(base, seed)
         depends = {"method": name, "base": base, "k": k, **self._images()}
@@ -299,6 +385,17 @@ class DataSet:
 
     # Methods
 
+    def check(self, trial: Trial) -> None:
+        """Refuse a trial that cannot be done.
+
+        Raises:
+            UserError: one line.
+        """
+        sizes = self.load(trial.bundle).info.group_sizes
+        check_possible(trial, self.test.shape, len(self.test), sizes)
+        if trial.method == PaperInvNet.name:
+            self.paper_settings(trial.k)
+
     def method(self, trial: Trial) -> CodedMethod:
         """Return a trial's method with everything it needs, trained if it was not."""
         k, stragglers = trial.k, max(1, trial.missing)
@@ -308,7 +405,7 @@ class DataSet:
             return Oracle(self.load(trial.bundle).model, k)
         classifier = self.classifier(trial.base, trial.seed)
         if trial.method in WITH_PARTS:
-            return with_part(trial.method, classifier, self.part(trial), k)
+            return with_part(trial.method, classifier, self.bundle.model, self.part(trial), k)
         if trial.method == NeRCC.name:
             groups, labels = self.validation_groups(k)
             return tune(classifier, groups, labels, stragglers=stragglers)
@@ -334,6 +431,8 @@ class DataSet:
             found["backup"] = part.backup.model_dump(mode="json")
         if need in (Need.PARITY_MODEL, Need.LEARNED_CODE):
             found["parity"] = part.parity.model_dump(mode="json")
+        if need is Need.ENCODER:
+            found["paper"] = self.paper.model_dump(mode="json")
         return found
 
 

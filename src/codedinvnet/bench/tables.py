@@ -41,7 +41,9 @@ PUBLISHED = (
     Published("parm", "mnist", 10, 99.0, 59.2, _BARS),
     Published("parm", "fashion", 10, 97.0, 59.0, _BARS),
     Published("parm", "cifar10", 10, 94.0, 20.4, _BARS),
-    Published("coded-invnet", "(not named)", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract"),
+    Published(
+        "coded-invnet-paper", "(not named)", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract"
+    ),
     Published("parm", "(not named)", 10, None, 53.4, "Dinh & Lee, ICML 2021, abstract: 32.5 less"),
 )
 

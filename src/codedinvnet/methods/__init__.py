@@ -8,7 +8,7 @@ from enum import Enum
 from codedinvnet.classifier import classifier_of
 from codedinvnet.methods.approxifer import ApproxIFER, RobustApproxIFER
 from codedinvnet.methods.base import CodedMethod
-from codedinvnet.methods.coded_invnet import CodedInvNet, Evidence
+from codedinvnet.methods.coded_invnet import CodedInvNet, Evidence, PaperInvNet
 from codedinvnet.methods.nercc import NeRCC
 from codedinvnet.methods.oracle import Oracle
 from codedinvnet.methods.parm import ConcatParM, LearnedCode, ParM
@@ -24,6 +24,7 @@ class Need(Enum):
     CLASSIFIER = "any classifier"
     PARITY_MODEL = "a classifier, and a parity model trained for it and k"
     LEARNED_CODE = "a classifier, and an encoder and a decoder trained for it and k"
+    ENCODER = "f and g of a bundle, and an encoder trained for them and k"
     BACKUP = "a classifier, and a small one distilled from it"
 
 
@@ -37,6 +38,7 @@ METHODS: Mapping[str, type[CodedMethod]] = {
     "approxifer-byzantine": RobustApproxIFER,
     "nercc": NeRCC,
     "coded-invnet": CodedInvNet,
+    "coded-invnet-paper": PaperInvNet,
     "small-backup": SmallBackup,
     "oracle": Oracle,
 }
@@ -52,6 +54,7 @@ NEEDS: Mapping[str, Need] = {
     "approxifer-byzantine": Need.CLASSIFIER,
     "nercc": Need.CLASSIFIER,
     "coded-invnet": Need.MODEL,
+    "coded-invnet-paper": Need.ENCODER,
     "small-backup": Need.BACKUP,
     "oracle": Need.MODEL,
 }
@@ -79,6 +82,7 @@ __all__ = [
     "NeRCC",
     "Need",
     "Oracle",
+    "PaperInvNet",
     "ParM",
     "Replication",
     "RobustApproxIFER",

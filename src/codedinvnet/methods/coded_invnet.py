@@ -128,3 +128,24 @@ class CodedInvNet:
         mean = torch.stack([outputs[i] for i in range(size)]).mean(dim=0)
         difference = outputs[self.k][:, : self.latent_size] - mean
         return difference.square().mean(dim=1).sqrt()
+
+
+class PaperInvNet(CodedInvNet):
+    """Coded-InvNet as it was published, around a bundle's f and g (Dinh & Lee, ICML 2021).
+
+    E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator. A missing
+    member's latent is decoded by subtraction and classified by g: there is neither a recovery head
+    nor a side feature.
+
+    Args:
+        model: f, g and E, without g', in evaluation mode.
+        k: the most queries in a group.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+
+    name = "coded-invnet-paper"
+
+    def __init__(self, model: CodedModel, k: int) -> None:
+        super().__init__(model, k)
