@@ -115,7 +115,10 @@ def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -
     fashion = found.split("### fashion")[1].split("###")[0]
     assert "| 10 | 1 | 0 | coded-invnet | invertible |" in fashion
     assert "margin" not in fashion  # no rival was measured on it
-    assert found.split("### (not named)")[1].count("published: Dinh & Lee") == 2
+    unnamed = found.split("### (not named)")[1].split("###")[0]
+    assert unnamed.count("published: Dinh & Lee") == 2
+    beside = found.split("### Beside the published figures")[1]
+    assert "| mnist | 10 | parm | 99.0 | 59.2 | 95.00 | 52.00 | -7.2 |" in beside
 
 
 def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> None:

@@ -64,6 +64,67 @@ def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[st
     }
 
 
+def published_cells(lines: list[tables.Line]) -> dict[tuple[str, str], dict[str, str]]:
+    table = tables.published_section(lines).split("\n\n")[0].splitlines()[2:]
+    cells = [tuple(line.removeprefix("| ").removesuffix(" |").split(" | ")) for line in table]
+    found = cells_of(tables.PUBLISHED_COLUMNS, cells)
+    return {(c["method"], c["data set"]): c for c in found}
+
+
+def test_every_published_figure_stands_beside_ours_with_both_base_models(
+    rows: list[dict[str, Any]],
+) -> None:
+    cells = published_cells(tables.lines_of(rows))
+    assert set(cells) == {
+        ("approxifer", "mnist"),
+        ("parm", "mnist"),
+        ("coded-invnet-paper", "(not named)"),
+        ("parm", "(not named)"),
+    }
+    assert list(cells["approxifer", "mnist"].values())[3:] == [
+        *("99.0", "87.2", "95.00", "88.00", "+0.8"),  # the better of its bases
+    ]
+    assert list(cells["parm", "(not named)"].values())[3:] == ["", "53.4", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("label", "recovered", "told"),
+    [
+        ("parm", 0.543, ""),
+        ("parm", 0.541, "- parm on mnist, k = 10 (-5.1): Base model and training are others"),
+        ("approxifer", 0.93, "- approxifer on mnist, k = 10 (+5.8): not explained."),
+    ],
+)
+def test_what_is_far_from_the_published_figure_is_explained(
+    label: str, recovered: float, told: str
+) -> None:
+    found = tables.published_section(tables.lines_of([row(label, recovered)]))
+    assert told in found
+    assert ("Further off than 5 points" in found) == bool(told)
+
+
+def test_what_trained_with_one_seed_says_why() -> None:
+    rows = [
+        row("parm", 0.5, preparing_seconds=400.0),
+        row("parm", 0.8, k=4, preparing_seconds=200.0),
+        row("none", 0.1, base="resnet", preparing_seconds=700.0),
+        row("approxifer", 0.8, base="resnet", systematic=False),
+        row("small-backup", 0.9, seed=1, preparing_seconds=900.0),
+        row("small-backup", 0.9, seed=2, preparing_seconds=900.0),
+        row("small-backup", 0.9, missing=2),  # of the first seed alone, but it has two
+        row("coded-invnet", 0.9, preparing_seconds=900.0),  # nothing was trained
+    ]
+    assert tables.single_seeds(tables.lines_of(rows)) == (
+        "One seed, because its training took longer than 5 minutes: parm of the invertible base, "
+        "k = 10 (7 min), the plain ResNet (12 min). One seed, though its training took less, as "
+        "far as it was timed: parm of the invertible base, k = 4 (3 min)."
+    )
+    rows[0]["settings"]["quick"] = True
+    assert tables.single_seeds(tables.lines_of(rows[:1])) == ""
+    assert tables.single_seeds(tables.lines_of(rows[4:])) == ""
+    assert "One seed, " in tables.report(rows[1:])
+
+
 def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -> None:
     table = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(rows)))
     found = {c["rival"]: c for c in table}

@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import read_rows
-from codedinvnet.bench.tables import OURS, PUBLISHED, Line, best_bases, lines_of
+from codedinvnet.bench.tables import OURS, Line, best_bases, lines_of
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.bench import ablation, latency_tables, speed, tables
+from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.simulation import sweep
@@ -110,8 +111,8 @@ def headline_accuracy(path: Path) -> str:
             for line in own
         ]
         cells.append([label, f"{100 * overhead:.0f} %", *values])
-    for label in dict.fromkeys(figure.label for figure in tables.PUBLISHED):
-        published = {figure.dataset: figure for figure in tables.PUBLISHED if figure.label == label}
+    for label in dict.fromkeys(figure.label for figure in PUBLISHED):
+        published = {figure.dataset: figure for figure in PUBLISHED if figure.label == label}
         if published.keys() & set(datasets):
             values = [
                 f"{published[dataset].recovered:.1f}" if dataset in published else ""

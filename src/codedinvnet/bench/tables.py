@@ -8,44 +8,21 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
+from codedinvnet.bench.grid import trained
+from codedinvnet.bench.papers import FAR, PUBLISHED, Published
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
+from codedinvnet.trained import WITH_PARTS
 
 OURS = "coded-invnet"
 SHARED = ("quick", "grouping_seed", "test_images", "train_images")
 """Settings without which methods were not given the same groups, or not the same chances."""
 SETTING = ("dataset", "k", "missing", "corrupt")
 """What methods are compared in: there they must also have tried as many erasure patterns."""
-
-
-class Published(NamedTuple):
-    """A figure of a paper, in %."""
-
-    label: str
-    dataset: str
-    k: int
-    normal: float | None
-    recovered: float
-    source: str
-
-
-_BARS = "ApproxIFER's repository, Bar_plots.py"
-PUBLISHED = (
-    Published("approxifer", "mnist", 10, 99.0, 87.2, _BARS),
-    Published("approxifer", "fashion", 10, 97.0, 73.0, _BARS),
-    Published("approxifer", "cifar10", 10, 94.0, 77.4, _BARS),
-    Published("parm", "mnist", 10, 99.0, 59.2, _BARS),
-    Published("parm", "fashion", 10, 97.0, 59.0, _BARS),
-    Published("parm", "cifar10", 10, 94.0, 20.4, _BARS),
-    Published(
-        "coded-invnet-paper", "(not named)", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract"
-    ),
-    Published("parm", "(not named)", 10, None, 53.4, "Dinh & Lee, ICML 2021, abstract: 32.5 less"),
-)
 
 
 @dataclass(frozen=True)
@@ -200,26 +177,35 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 "measured",
             )
         )
-    shown = {line.dataset for line in lines}
-    for figure in PUBLISHED:
-        if figure.dataset in shown or figure.dataset.startswith("("):
-            cells.append(
-                (
-                    figure.dataset,
-                    str(figure.k),
-                    "1",
-                    "0",
-                    figure.label,
-                    "",
-                    "10 %",
-                    "" if figure.normal is None else f"{figure.normal:.1f}",
-                    "",
-                    f"{figure.recovered:.1f}",
-                    "",
-                    f"published: {figure.source}",
-                )
+    for figure in _published(lines):
+        cells.append(
+            (
+                figure.dataset,
+                str(figure.k),
+                "1",
+                "0",
+                figure.label,
+                "",
+                "10 %",
+                _one_digit(figure.normal),
+                "",
+                _one_digit(figure.recovered),
+                "",
+                f"published: {figure.source}",
             )
+        )
     return sorted(cells, key=_order)
+
+
+def _published(lines: Iterable[Line]) -> list[Published]:
+    """Return the figures of papers on the data sets of these lines, or on one not named."""
+    shown = {line.dataset for line in lines}
+    return [f for f in PUBLISHED if f.dataset in shown or f.dataset.startswith("(")]
+
+
+def _one_digit(value: float | None) -> str:
+    """Return a figure in % as papers give it; "" for None."""
+    return "" if value is None else f"{value:.1f}"
 
 
 def _order(cells: Sequence[str]) -> tuple[Any, ...]:
@@ -274,6 +260,56 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
     return sorted(cells, key=_order)
 
 
+PUBLISHED_COLUMNS = (
+    "data set",
+    "k",
+    "method",
+    "published on a base of",
+    "published",
+    "ours on a base of",
+    "ours",
+    "ours − published, points",
+)
+
+
+def published_section(lines: Sequence[Line]) -> str:
+    """Return the published figures beside ours on the method's best base model.
+
+    Differences above FAR are explained below, as far as they can be.
+    """
+    best = {
+        (line.label, line.dataset, line.k): line
+        for line in best_bases(lines)
+        if (line.missing, line.corrupt) == (1, 0)
+    }
+    cells, explained = [], []
+    for figure in _published(lines):
+        line = best.get((figure.label, figure.dataset, figure.k))
+        normal, ours = (line.mean("normal"), line.mean("recovered")) if line else (None, None)
+        points = None if ours is None else 100 * ours - figure.recovered
+        cells.append(
+            (
+                figure.dataset,
+                str(figure.k),
+                figure.label,
+                _one_digit(figure.normal),
+                _one_digit(figure.recovered),
+                percent(normal),
+                percent(ours),
+                "" if points is None else f"{points:+.1f}",
+            )
+        )
+        if points is not None and abs(points) > FAR:
+            place = f"{figure.label} on {figure.dataset}, k = {figure.k}"
+            explained.append(f"- {place} ({points:+.1f}): {figure.why or 'not explained.'}")
+    text = [
+        markdown(PUBLISHED_COLUMNS, sorted(cells, key=lambda row: row[0].startswith("("))).strip()
+    ]
+    if explained:
+        text.append(f"Further off than {FAR:.0f} points:\n\n" + "\n".join(explained))
+    return "\n\n".join(text)
+
+
 def _recovered(groupings: Sequence[Counts]) -> float:
     """Return the share of right answers, the mean over groupings."""
     return statistics.fmean(float(g.correct.sum() / g.scored.sum()) for g in groupings)
@@ -303,17 +339,17 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
     """Return figures and comparisons, a section a data set, and what is to be known of them."""
     lines = lines_of(rows)
     figures, margins = figures_table(lines), margins_table(lines)
-    single = any(len(line.rows) == 1 for line in lines)
     text = [
         "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Corrupt workers send noise; then all answers are scored. ± is the standard "
-        "deviation over seeds of the training"
-        + ("; where there is one seed, none is given." if single else "."),
+        "deviation over seeds of the training, where there are several.",
     ]
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
+        seeds = single_seeds(line for line in lines if line.dataset == dataset)
+        text += [seeds] if seeds else []
         own = _without(margins, dataset)
         if own:
             text += [
@@ -324,6 +360,7 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
                 "tests:",
                 markdown(MARGIN_COLUMNS[1:], own).strip(),
             ]
+    text += [f"{heading} Beside the published figures", published_section(lines)]
     failed = [row for row in current(rows) if row["error"] is not None]
     if failed:
         columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
@@ -331,6 +368,43 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         cells = [[one_line(row[field]) for field in fields] for row in failed]
         text += [f"{heading} Failed trials", markdown(columns, cells).strip()]
     return "\n\n".join([*text, remarks(rows)])
+
+
+LONG = 300.0
+"""Seconds of training from which on one seed must do."""
+
+
+def single_seeds(lines: Iterable[Line]) -> str:
+    """Return what of a data set was trained with one seed, and whether for the time that it took.
+
+    The first trial that needs a part trains it, so the longest preparation of all is the training;
+    it is part of one if that was interrupted. Quick lines, which all have one seed, are left out.
+    """
+    parts: dict[str, list[Line]] = {}
+    for line in lines:
+        row = line.rows[0]
+        if trained(row["method"], row["base"]) and not row["settings"]["quick"]:
+            parts.setdefault(_part(line), []).append(line)
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for part, own in parts.items():
+        if all(len(line.rows) == 1 for line in own):
+            seconds = max(line.rows[0]["preparing_seconds"] for line in own)
+            time = f"{seconds / 60:.0f} min" if seconds >= 1 else "not timed"
+            found[seconds > LONG].append(f"{part} ({time})")
+    reasons = {
+        True: f"because its training took longer than {LONG / 60:.0f} minutes",
+        False: "though its training took less, as far as it was timed",
+    }
+    return " ".join(
+        f"One seed, {reasons[long]}: {', '.join(names)}." for long, names in found.items() if names
+    )
+
+
+def _part(line: Line) -> str:
+    """Return in words what was trained for a line."""
+    if line.rows[0]["method"] not in WITH_PARTS:
+        return "the plain ResNet"
+    return f"{line.label} of the {line.base} base, k = {line.k}"
 
 
 def _without(cells: Iterable[Sequence[str]], dataset: str) -> list[Sequence[str]]:
