@@ -128,6 +128,36 @@ def test_the_lowest_tail_is_bold_and_so_is_an_equal_one(rows: list[dict[str, Any
     assert found["pareto", "hedge"]["accuracy"] == "99.00"
 
 
+def test_shares_and_work_have_intervals_over_three_runs(tmp_path: Path) -> None:
+    rows = [
+        latency_row(
+            "coded",
+            sample(run, count=1000 - 10 * run),
+            run=run,
+            lost=10 * run,
+            decoded=0.01 * run,
+            accuracy=0.9 + 0.01 * run,
+            work=0.9 + 0.1 * run,
+        )
+        for run in (1, 2, 3)
+    ]
+    (cells,) = latency_tables.cells(latency_tables.lines_of(rows))
+    found = dict(zip(latency_tables.COLUMNS, cells, strict=True))
+    half = 4.302653 / math.sqrt(3)  # of 1, 2, 3
+    assert found["decoded"] == found["lost"] == f"2.00 ± {half:.2f} %"
+    assert found["accuracy"] == f"92.00 ± {half:.2f}"
+    assert found["work"] == f"1.10 ± {half / 10:.2f}"
+    for one in rows:
+        append_row(tmp_path / "latency.jsonl", one)
+    with open(latency_tables.write(tmp_path / "latency.jsonl")[1], newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["work_per_query_high"]) == pytest.approx(1.1 + half / 10, abs=1e-4)
+    assert float(line["missing_share_low"]) == pytest.approx(0.02 - half / 100, abs=1e-4)
+    (two,) = latency_tables.csv_cells(latency_tables.lines_of(rows[:2]))
+    row = dict(zip(latency_tables.CSV_COLUMNS, two, strict=True))
+    assert (row["decoded_share"], row["decoded_share_low"]) == ("0.015", "")
+
+
 def test_the_table_says_how_workers_behave_as_machines(rows: list[dict[str, Any]]) -> None:
     text = latency_tables.latency_table(rows)
     assert text.startswith("| images of a request | load | stragglers | method | p50 |")

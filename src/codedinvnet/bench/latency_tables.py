@@ -176,6 +176,11 @@ def _shown(value: Estimate | None, bold: bool) -> str:
     return f"{text} ({low:.1f}–{high:.1f})"
 
 
+def _percent(line: Line, figure: str) -> str:
+    """Return a figure in %, with its interval if there is one."""
+    return percent(line.mean(figure), line.spread(figure))
+
+
 def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Return the cells of the table, a row a line; the lowest tails of a setting are bold."""
     lowest = best(lines)
@@ -187,6 +192,7 @@ def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
             _shown(line.latency(name), good and last is not None and last[0] == name)
             for name in TITLES
         ]
+        work = line.spread("work_per_query")
         found.append(
             (
                 str(line.batch),
@@ -194,10 +200,10 @@ def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 line.stragglers,
                 line.label,
                 *times,
-                f"{100 * line.mean('decoded_share'):.2f} %",
-                f"{100 * line.mean('missing_share'):.2f} %",
-                percent(line.mean("accuracy"), line.spread("accuracy")),
-                f"{line.mean('work_per_query'):.2f}",
+                f"{_percent(line, 'decoded_share')} %",
+                f"{_percent(line, 'missing_share')} %",
+                _percent(line, "accuracy"),
+                f"{line.mean('work_per_query'):.2f}" + ("" if work is None else f" ± {work:.2f}"),
                 str(len(line.rows)),
             )
         )
@@ -222,8 +228,8 @@ def note(lines: Sequence[Line]) -> str:
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
-        "to them, else the geometric mean of the runs' own, with 95 % intervals over runs (of one "
-        "run: over stretches of it); bold: the lowest tail of a setting, or within "
+        "to them, else the geometric mean of the runs' own, with 95 % intervals over runs, as all "
+        "± are (of one run: over stretches of it); bold: the lowest tail of a setting, or within "
         f"{SAME:.0%} of it. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
         f"k = {each('k')}. "
@@ -270,10 +276,12 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"# Latency of every method\n\n{body(rows)}"
 
 
+MEANS = ("decoded_share", "missing_share", "accuracy", "work_per_query")
+"""Figures that are means over runs."""
 CSV_COLUMNS = (
     *("dataset", "batch", "load", "stragglers", "method", "runs", "requests"),
     *(f"{name}_ms{end}" for name in TITLES for end in ("", "_low", "_high")),
-    *("decoded_share", "missing_share", "accuracy", "work_per_query"),
+    *(f"{name}{end}" for name in MEANS for end in ("", "_low", "_high")),
 )
 
 
@@ -287,7 +295,9 @@ def csv_cells(lines: Iterable[Line]) -> list[tuple[str, ...]]:
             value = line.latency(name)
             bounds = ("", "") if value is None or value.interval is None else value.interval
             words += ["" if value is None else value.value, *bounds]
-        words += [line.mean(f) for f in CSV_COLUMNS[-4:]]
+        for name in MEANS:
+            mean, half = line.mean(name), line.spread(name)
+            words += [mean, *(("", "") if half is None else (mean - half, mean + half))]
         found.append(tuple(f"{w:.6g}" if isinstance(w, float) else str(w) for w in words))
     return found
 
