@@ -5,7 +5,32 @@ import itertools
 import numpy as np
 import pytest
 
-from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.quantiles import SHARES, percentile, quantiles, rank_of
+
+
+@pytest.mark.parametrize(
+    ("share", "value"),
+    [(0.0, 1), (0.5, 500), (0.99, 990), (0.9901, 991), (0.999, 999), (1.0, 1000)],
+)
+def test_a_percentile_is_the_lowest_value_that_its_share_does_not_exceed(
+    share: float, value: float
+) -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1, 1001))
+    assert percentile(values, share) == percentile(values.tolist(), share) == value
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 999, 1000, 10_000])
+def test_ranks_are_counted_exactly(count: int) -> None:
+    """Though shares are no binary fractions: 0.07 * 100 is more than 7."""
+    for percent in range(1, 101):
+        behind = count - 1 - rank_of(count, percent / 100)
+        assert behind == count * (100 - percent) // 100
+
+
+def test_infinite_values_are_the_last() -> None:
+    values = [np.inf, 1.0, np.inf, 2.0]
+    assert percentile(values, 0.5) == 2
+    assert percentile(values, 0.51) == np.inf
 
 
 def test_shares_rise_from_0_to_1_with_a_tail() -> None:

@@ -1,7 +1,8 @@
-"""Quantiles that carry a distribution in a few numbers, the tail as closely as the body."""
+"""Percentiles, and quantiles that carry a distribution, the tail as closely as the body."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,25 @@ SHARES: tuple[float, ...] = (*_BODY, *_TAIL, 1.0)
 """At which quantiles are taken: eight a decade in the tail."""
 
 
+def rank_of(count: int, share: float) -> int:
+    """Return the place, from 0, of a percentile among `count` values in ascending order.
+
+    So few values are left behind it that at least `share` of all do not exceed it.
+    """
+    return max(0, math.ceil(share * count - 1e-9) - 1)  # 0.07 * 100 is a little more than 7
+
+
+def percentile(values: Sequence[float] | np.ndarray, share: float) -> float:
+    """Return the lowest of values (n,) that at least `share` of them do not exceed.
+
+    Values may be infinite, and stand in any order.
+    """
+    rank = rank_of(len(values), share)
+    return float(np.partition(values, rank)[rank])
+
+
 def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[float]:
-    """Return the quantiles of values (n,) at SHARES, rounded.
+    """Return the quantiles of values (n,) at SHARES, interpolated and rounded.
 
     Raises:
         ValueError: if there are no values.

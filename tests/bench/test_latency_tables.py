@@ -10,6 +10,7 @@ import pytest
 
 from codedinvnet.bench import latency_plots, latency_tables
 from codedinvnet.bench.rows import append_row
+from codedinvnet.quantiles import rank_of
 from codedinvnet.simulation import figures
 from tests.bench.canned import MACHINE, latency_row
 
@@ -33,15 +34,15 @@ def test_percentiles_are_of_all_runs_together(rows: list[dict[str, Any]]) -> Non
     uncoded, hedge, coded = latency_tables.lines_of(rows)
     assert [x.label for x in (uncoded, hedge, coded)] == ["uncoded", "hedge", "coded"]
     together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
-    for name, share in (("p99", 0.99), ("p995", 0.995), ("p999", 0.999)):
+    for name, place in (("p99", 2969), ("p995", 2984), ("p999", 2996)):
         value = coded.latency(name)
         assert value is not None
-        assert value.value == pytest.approx(together[int(share * 3000)], abs=1e-3)
+        assert value.value == pytest.approx(together[place], abs=1e-3)
         assert value.interval is not None
         assert value.interval[0] < value.value < value.interval[1]
     median = coded.latency("p50")  # the tails that rows keep do not reach so far
     assert median is not None
-    medians = [np.sort(sample(run))[500] for run in (1, 2, 3)]
+    medians = [np.sort(sample(run))[499] for run in (1, 2, 3)]
     assert median.value == pytest.approx(math.exp(np.log(medians).mean()), abs=1e-3)
 
 
@@ -73,8 +74,8 @@ def test_lost_queries_are_infinitely_late() -> None:
     assert found["lost"] == "2.00 %"
 
 
-def test_a_lost_request_of_a_thousand_is_never_and_not_bold() -> None:
-    lost = latency_row("coded", sample(1, count=999), lost=1)
+def test_two_lost_requests_of_a_thousand_are_never_and_not_bold() -> None:
+    lost = latency_row("coded", sample(1, count=998), lost=2)
     lines = latency_tables.lines_of([lost, latency_row("uncoded", sample(2, 2.0))])
     uncoded, coded = latency_tables.cells(lines)
     found = dict(zip(latency_tables.COLUMNS, coded, strict=True))
@@ -84,14 +85,14 @@ def test_a_lost_request_of_a_thousand_is_never_and_not_bold() -> None:
     assert uncoded[latency_tables.COLUMNS.index("p99.9")].startswith("**")
 
 
-def test_a_lost_request_of_three_thousand_leaves_the_percentile_of_all() -> None:
+def test_two_lost_requests_of_three_thousand_leave_the_percentile_of_all() -> None:
     rows = [latency_row("coded", sample(run), run=run) for run in (1, 2)]
-    rows += [latency_row("coded", sample(3, count=999), run=3, lost=1)]
+    rows += [latency_row("coded", sample(3, count=998), run=3, lost=2)]
     (line,) = latency_tables.lines_of(rows)
-    together = [*sample(1), *sample(2), *sample(3, count=999), math.inf]
+    together = [*sample(1), *sample(2), *sample(3, count=998), math.inf, math.inf]
     found = line.latency("p999")
     assert found is not None
-    assert found.value == pytest.approx(sorted(together)[2997], abs=1e-3)
+    assert found.value == pytest.approx(sorted(together)[2996], abs=1e-3)
     assert found.interval is None  # one run has no finite p99.9
     latency, _ = latency_plots.curve(line)
     assert np.isfinite(latency).all()
@@ -225,7 +226,7 @@ def test_the_curve_stops_where_it_stands_for_less_than_a_request(
     latency, later = latency_plots.curve(coded)
     together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
     for value, share in list(zip(latency, later, strict=True))[-8:]:
-        assert value == pytest.approx(together[int((1 - share) * 3000 + 1e-6)], abs=1e-3)
+        assert value == pytest.approx(together[rank_of(3000, 1 - share)], abs=1e-3)
     latency, later = latency_plots.curve(hedge)
     at = int(np.argmin(np.abs(later - 0.1)))
     assert latency[at] == pytest.approx(np.quantile(sample(1, 1.2), 0.9), rel=0.02)

@@ -12,11 +12,11 @@ from codedinvnet.bench.load import (
     descriptors,
     memory,
     open_loop,
-    percentile,
     proportional_memory,
     server,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.quantiles import percentile
 
 
 def run_open_loop(rate: float, count: int, seed: int, *, poisson: bool = True) -> list[float]:
@@ -56,11 +56,6 @@ def test_gaps() -> None:
     assert sum(gaps) / len(gaps) == pytest.approx(1 / 2000, rel=0.2)
     # Exponential gaps spread as wide as they are long.
     assert percentile(gaps, 0.95) == pytest.approx(3 / 2000, rel=0.4)
-
-
-@pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 3), (0.999, 5), (1.0, 5)])
-def test_percentile(share: float, value: float) -> None:
-    assert percentile([5, 1, 4, 2, 3], share) == value
 
 
 def test_a_server_that_cannot_start_is_reported() -> None:

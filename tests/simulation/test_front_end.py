@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from codedinvnet.methods import CodedMethod
+from codedinvnet.quantiles import percentile
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import Death, Result, Task, WorkerPool
 from codedinvnet.simulation.codes import ErasureCode
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import percentile
 from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import scenario
 

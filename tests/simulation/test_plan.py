@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import percentile
 from codedinvnet.simulation.plan import (
     Candidate,
     Planner,

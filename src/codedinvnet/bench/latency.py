@@ -48,9 +48,9 @@ from codedinvnet.bundle import (
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
-from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.serving.faults import Delay, Fault
-from codedinvnet.simulation.figures import QUANTILES, estimate, percentile, sections_for
+from codedinvnet.simulation.figures import QUANTILES, estimate, sections_for
 
 WARM_REQUESTS = 30
 """Sent one after another before a run, so that every worker has run and hedges know a p95."""

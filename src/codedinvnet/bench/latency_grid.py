@@ -16,6 +16,7 @@ from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
+from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.faults import Fault
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.stragglers import stragglers
@@ -25,7 +26,7 @@ QUICK_QUERIES = 3000
 
 def long_enough(requests: int, share: float, quick: bool) -> bool:
     """Return whether a run has a percentile: a request beyond it; the quick version no p99.9."""
-    return not (quick and share > 0.995) and requests * (1 - share) >= 0.999
+    return not (quick and share > 0.995) and rank_of(requests, share) < requests - 1
 
 
 Milliseconds = Annotated[float, Field(gt=0)]

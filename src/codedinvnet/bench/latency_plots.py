@@ -19,6 +19,7 @@ from codedinvnet.bench.latency_grid import METHODS
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend
 from codedinvnet.bench.rows import read_rows
+from codedinvnet.quantiles import rank_of
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure | None:
@@ -58,8 +59,8 @@ def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Return latencies in ms (n,) and the shares (n,) of requests that take longer.
 
     They are those of all runs' requests together where the tails that rows keep reach down to
-    them, else the geometric means of the runs' own, as in the table. A share that stands for less
-    than one of all requests is left out, and so are those that the lost ones are among.
+    them, else the geometric means of the runs' own, as in the table. Percentiles that no request
+    exceeds are left out, and so are those that the lost ones are among.
     """
     count = sum(row["requests"] for row in line.rows)
     by_run: list[Mapping[float, float | None]] = [
@@ -72,7 +73,7 @@ def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
             own = [run.get(share) for run in by_run]
             logs = [math.inf if v is None else math.log(max(v, 1e-6)) for v in own]
             value = math.exp(statistics.fmean(logs))
-        if (1 - share) * count >= 1 and math.isfinite(value):
+        if rank_of(count, share) < count - 1 and math.isfinite(value):
             found[share] = value
     return np.array(list(found.values())), 1 - np.array(list(found))
 

@@ -224,12 +224,6 @@ async def open_loop(
         return list(await asyncio.gather(*pending))
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that `share` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 @dataclass
 class ServerProcess:
     """A `codedinvnet serve` of its own."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.load import Reply, percentile
+from codedinvnet.bench.load import Reply
+from codedinvnet.quantiles import percentile, rank_of
 
 RESAMPLES = 1000
 STRETCH = 50
@@ -62,14 +63,14 @@ def tail_ratios(
     """
     generator = np.random.default_rng(seed)
     base = np.array(latencies(replies[f"{kind}none/uncoded"]))
-    tail, tails = percentile(base.tolist(), 0.999), _resampled_tails(base, generator)
+    tail, tails = percentile(base, 0.999), _resampled_tails(base, generator)
     found: dict[str, Any] = {}
     for policy in policies:
         held = np.array(latencies(replies[f"{kind}held/{policy}"]))
         name = f"{kind.replace(' ', '_')}p999_ratio_{policy.replace('+', '_')}"
         with np.errstate(invalid="ignore"):  # infinite by infinite
             ratios = np.sort(_resampled_tails(held, generator) / tails)
-        whole = percentile(held.tolist(), 0.999)
+        whole = percentile(held, 0.999)
         found[name] = _finite(whole / tail, 3) if math.isfinite(tail) else None
         low, high = ratios[int(0.025 * RESAMPLES)], ratios[math.ceil(0.975 * RESAMPLES) - 1]
         found[f"{name}_95"] = [_finite(low, 3), _finite(high, 3)]
@@ -91,7 +92,8 @@ def _resampled_tails(values: np.ndarray, generator: np.random.Generator) -> np.n
     starts = generator.integers(count, size=(RESAMPLES, math.ceil(count / length)))
     places = (starts[:, :, None] + np.arange(length)) % count
     draws = values[places.reshape(RESAMPLES, -1)[:, :count]]
-    return np.asarray(np.partition(draws, int(0.999 * count), axis=1)[:, int(0.999 * count)])
+    rank = rank_of(count, 0.999)
+    return np.asarray(np.partition(draws, rank, axis=1)[:, rank])
 
 
 def _finite(value: float, digits: int) -> float | None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, percentile, server
+from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
 from codedinvnet.bench.serve_figures import latencies
 from codedinvnet.errors import UserError
+from codedinvnet.quantiles import percentile
 
 CAPACITY_SERVICE_TIMES = 5.0
 """Capacity is the highest rate at which p99 stays under so many service times."""

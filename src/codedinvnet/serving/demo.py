@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, percentile, server
+from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
 from codedinvnet.data import sample_images
+from codedinvnet.quantiles import percentile
 
 RATE = 100.0
 """Queries a second."""

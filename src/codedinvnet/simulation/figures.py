@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from codedinvnet.quantiles import percentile, rank_of
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
@@ -32,12 +33,6 @@ class Estimate(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None
-
-
-def percentile(values: np.ndarray, share: float) -> float:
-    """Return the value (n,) that `share` of the values do not exceed, as `bench` counts it."""
-    place = min(len(values) - 1, int(share * len(values)))
-    return float(np.partition(values, place)[place])
 
 
 def estimate(
@@ -88,10 +83,10 @@ def pooled(
     Args:
         tails: of each run the largest latencies, None for a request without an answer.
         requests: how many each run had.
-        share: of the requests, below the percentile.
+        share: of the requests, which do not exceed the percentile.
     """
     count = sum(requests)
-    rank = count - 1 - min(count - 1, int(share * count))  # from the largest
+    rank = count - 1 - rank_of(count, share)  # from the largest, which is 0
     if any(len(tail) <= min(rank, own - 1) for tail, own in zip(tails, requests, strict=True)):
         return None
     merged = [math.inf if value is None else value for tail in tails for value in tail]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from codedinvnet.errors import UserError
+from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.scheduler import POLICIES
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, summarise
@@ -184,7 +185,7 @@ class Planner:
         )
         requests = math.ceil(scenario.queries / scenario.arrivals.batch)
         counted = requests - int(scenario.warmup * requests)
-        over = counted - 1 - int(QUANTILES["p999"] * counted)
+        over = counted - 1 - rank_of(counted, QUANTILES["p999"])
         limit = None if to_the_end else (self.target.p999_ms / 1000, over)
         records = Simulation(scenario, self.accuracy, limit).run()
         self.step(f"{candidate}: {workers} workers")
