@@ -87,6 +87,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         assert row["tail_ms"][0] == max(row["tail_ms"])
         (fault,) = row["stragglers"]
         assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
+        assert row["apart"] is False
         assert (row["processors_busy"] is None) == (processor_time() is None)
     assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
     assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0

@@ -51,9 +51,11 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def test_rows_become_scenarios(tmp_path: Path) -> None:
     other = {"kind": "simulated"}
-    (run,) = read_runs(write(tmp_path / "rows.jsonl", other, ROW))
+    (run, mosaic) = read_runs(write(tmp_path / "rows.jsonl", other, ROW, {**ROW, "apart": True}))
     base = scenario(queries=500, trip=0.5, front_end=2)
-    found = scenario_of(run, base)
+    found = scenario_of(run, base.updated(apart=True))
+    assert not found.apart  # rows of before do not say it: there was no code that does
+    assert scenario_of(mosaic, base).apart
     assert (found.policy, found.workers, found.k) == ("coded", 11, 10)
     assert (found.arrivals.qps, found.arrivals.batch, found.queries) == (180, 10, 30_000)
     assert found.service.values_ms == (20, 22, 24)

@@ -106,10 +106,11 @@ def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> 
     base = scenario(workers=100, qps=200, queries=6000, stragglers=held)
     target, way = Target(p999_ms=60, accuracy=0.5), Candidate("coded", 10, 1)
     mean = Planner(base, ACCURACY, target).judge(way)
-    apart = Planner(base, ACCURACY, target, apart=True).judge(way)
+    kept = base.updated(apart=True)
+    apart = Planner(kept, ACCURACY, target).judge(way)
     assert apart.figures["decoded_share"] > 1.5 * mean.figures["decoded_share"] > 0
     assert apart.figures["accuracy"] < mean.figures["accuracy"]
-    uncoded = Planner(base, ACCURACY, target, apart=True).judge(UNCODED)
+    uncoded = Planner(kept, ACCURACY, target).judge(UNCODED)
     assert uncoded.figures["decoded_share"] == 0
 
 

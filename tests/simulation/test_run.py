@@ -83,6 +83,28 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert lines[-2].startswith("1 of 1 percentiles within 15%")
 
 
+def test_what_is_simulated_of_a_mosaic_is_its_own_code(
+    file: Path, tmp_path: Path, call: Command
+) -> None:
+    """One parity makes up for several members, and the accuracy is the bundle's."""
+    words = ("--stragglers", "exponential", "--k", "10", "--queries", "3000", "--json")
+    mosaic = tmp_path / "mosaic.json"
+    mosaic.write_text(json.dumps({**SCENARIO, "bundle": "cifar10"}))
+    mean, apart = (json.loads(call("simulate", path, *words).out) for path in (file, mosaic))
+    assert apart["scenario"]["apart"]
+    assert "apart" not in mean["scenario"]
+    assert apart["decoded_share"] > 1.2 * mean["decoded_share"]
+    figures = load_bundle("cifar10").info.figures["test_k10"]
+    assert figures["recovered_accuracy"] < apart["accuracy"] < figures["normal_accuracy"]
+    sweep, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
+    base = {**SCENARIO, "bundle": "cifar10", "k": 10}
+    sweep.write_text(
+        json.dumps({"base": base, "loads": [0.3], "stragglers": ["none"], "policies": ["coded"]})
+    )
+    assert call("simulate", sweep, "--out", out).code == 0
+    assert json.loads(out.read_text())["scenario"]["apart"]
+
+
 def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call: Command) -> None:
     path = tmp_path / "backup.json"
     path.write_text(json.dumps({**SCENARIO, "backup": True}))
@@ -140,6 +162,10 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     assert base.service.mean_ms == 10
     assert base.arrivals.qps == 50
     assert base.stragglers == ()
+    assert not base.apart
+    file.write_text(json.dumps({**SCENARIO, "backup": True}))  # of which nothing is kept
+    mosaic = run._plan_base(dataclasses.replace(options, bundle="cifar10"))
+    assert (mosaic.apart, mosaic.backup) == (True, False)
     timed = run._plan_base(run.PlanOptions("mnist", 50, 100, 0.9))
     assert 0.1 < timed.service.mean_ms < 1000
     assert 0 < timed.encode.mean_ms < timed.service.mean_ms

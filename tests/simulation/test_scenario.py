@@ -12,10 +12,12 @@ from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, make_front_end
+from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.scenario import (
     Arrivals,
     Straggler,
     bundle_accuracy,
+    completed,
     keeps_apart,
     load_scenario,
     parse_scenario,
@@ -216,3 +218,14 @@ def test_only_a_mosaic_keeps_the_members_apart() -> None:
     assert not keeps_apart("mnist")
     with pytest.raises(UserError, match="no bundle 'nothing'"):
         keeps_apart("nothing")
+
+
+def test_the_code_is_the_bundles() -> None:
+    given = scenario(policy="coded", k=4, workers=6)
+    assert given.code == ErasureCode(4)
+    assert given.updated(backup=True).code == given.updated(apart=True).code == Backup(4)
+    assert given.updated(apart=True, r=2).code == ErasureCode(4, 2)
+    assert given.updated(apart=True, policy="uncoded").code is None
+    assert completed(given.updated(apart=True)).apart  # there is no bundle to say otherwise
+    assert completed(given.updated(bundle="cifar10")).apart
+    assert not completed(given.updated(bundle="mnist", apart=True)).apart

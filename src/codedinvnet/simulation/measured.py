@@ -47,6 +47,7 @@ class MeasuredRun(Section):
     k: Positive
     r: Positive = 1
     backup: bool = False
+    apart: bool = False
     routing: str = "least-loaded"
     qps: float
     """Images a second."""
@@ -114,7 +115,7 @@ class MeasuredArm:
         return whole, over_runs(values, whole)
 
 
-SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "routing", "stragglers")
+SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "apart", "routing", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
 LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")

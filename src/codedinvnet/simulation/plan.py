@@ -105,7 +105,6 @@ class Planner:
         accuracy: of direct and decoded answers.
         target: what is to be met.
         step: called with a few words after each run.
-        apart: one parity alone makes up for any number of a group's members.
     """
 
     def __init__(
@@ -114,10 +113,9 @@ class Planner:
         accuracy: Accuracy,
         target: Target,
         step: Callable[[str], None] = lambda _: None,
-        apart: bool = False,
     ) -> None:
         self.base = base.updated(accuracy=accuracy.model_dump())
-        self.accuracy, self.target, self.step, self.apart = accuracy, target, step, apart
+        self.accuracy, self.target, self.step = accuracy, target, step
 
     def judge(self, candidate: Candidate) -> Verdict:
         """Find the fewest workers with which a candidate meets the target."""
@@ -175,14 +173,7 @@ class Planner:
     ) -> Probe:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
-        scenario = self.base.updated(
-            policy=policy,
-            k=k,
-            r=r,
-            workers=workers,
-            queries=queries,
-            backup=self.apart and r == 1 and POLICIES[policy].coded,
-        )
+        scenario = self.base.updated(policy=policy, k=k, r=r, workers=workers, queries=queries)
         requests = math.ceil(scenario.queries / scenario.arrivals.batch)
         counted = requests - int(scenario.warmup * requests)
         over = counted - 1 - rank_of(counted, QUANTILES["p999"])

@@ -21,6 +21,7 @@ from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.scenario import (
     Scenario,
     bundle_accuracy,
+    completed,
     keeps_apart,
     load_scenario,
     parse_scenario,
@@ -71,7 +72,7 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         return _sweep_report(rows)
     if options.out is not None or options.picture is not None:
         raise UserError("--out and --picture belong to a sweep (see configs/bench)")
-    scenario = load_scenario(options.scenario)
+    scenario = completed(load_scenario(options.scenario))
     if options.stragglers is not None:
         service, batch = scenario.service.mean_ms, options.batch or scenario.arrivals.batch
         model = stragglers(options.stragglers, service, batch)
@@ -179,7 +180,6 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     plan.check_target(target)
     base = _plan_base(options)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
-    apart = base.accuracy is None and keeps_apart(options.bundle)
     unknown = set(options.policy) - set(POLICIES)
     if unknown:
         raise UserError(f"--policy: {sorted(unknown)[0]!r} is not one of {', '.join(POLICIES)}")
@@ -198,7 +198,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
             bar.set_postfix_str(words, refresh=False)
             bar.update()
 
-        verdicts = plan.Planner(base, accuracy, target, step, apart).rank(wanted)
+        verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
         bar.total = bar.n
     found = {
         **plan.report(verdicts, base, target),
@@ -218,7 +218,11 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
 
 
 def _plan_base(options: PlanOptions) -> Scenario:
-    """Return load, times and stragglers: the options', else the scenario's, else measured here."""
+    """Return load, times and stragglers: the options', else the scenario's, else measured here.
+
+    What the code can do is the bundle's, whatever the scenario says.
+    """
+    apart = keeps_apart(options.bundle)
     if options.scenario is not None:
         base = load_scenario(options.scenario)
     else:
@@ -238,6 +242,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         }
         base = parse_scenario(raw, "plan")
     changes: dict[str, Any] = {"qps": options.qps, "workers": 10_000, "policy": "uncoded"}
+    changes |= {"backup": False, "apart": apart}
     changes |= {
         key: value
         for key in ("batch", "queries", "seed")

@@ -162,8 +162,10 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     backup: bool = False
-    """The extra task alone makes up for any number of members: a small classifier's, in place of a
-    parity, or the parity of an encoder that keeps the members apart."""
+    """The extra task is a small classifier's, in place of a parity: it answers for every member."""
+    apart: bool = False
+    """The encoder keeps a group's members apart: its one parity (r = 1) alone makes up for any
+    number of them. Of a scenario with a bundle the bundle says it (`completed`)."""
     routing: str = "least-loaded"
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
@@ -185,7 +187,7 @@ class Scenario(Section):
     """Of the decoded answers: those that coded+hedge checks by a copy."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
-    """Where the accuracy comes from, unless `accuracy` says it."""
+    """Where `apart` comes from, and the accuracy, unless `accuracy` says it."""
     accuracy: Accuracy | None = None
 
     @field_validator("policy", "routing")
@@ -241,7 +243,8 @@ class Scenario(Section):
         """The code; None for a policy without one."""
         if not self.coding.coded:
             return None
-        return Backup(self.k) if self.backup else ErasureCode(self.k, self.r)
+        alone = self.backup or (self.apart and self.r == 1)
+        return Backup(self.k) if alone else ErasureCode(self.k, self.r)
 
     @property
     def capacity_qps(self) -> float:
@@ -305,6 +308,17 @@ def keeps_apart(name: str) -> bool:
     from codedinvnet.bundle import load_bundle
 
     return load_bundle(name).model.encoder.keeps_apart
+
+
+def completed(scenario: Scenario) -> Scenario:
+    """Return a scenario with what its bundle says of the code.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    if scenario.bundle is None:
+        return scenario
+    return scenario.updated(apart=keeps_apart(scenario.bundle))
 
 
 def bundle_accuracy(name: str) -> Accuracy:

@@ -18,7 +18,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.scheduler import POLICIES
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
-from codedinvnet.simulation.scenario import Scenario, read_json
+from codedinvnet.simulation.scenario import Scenario, completed, read_json
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"
@@ -94,6 +94,7 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     Raises:
         UserError: if a scenario cannot be simulated; before any is.
     """
+    sweep = sweep.model_copy(update={"base": completed(sweep.base)})
     accuracy = accuracy_of(sweep.base)
     wanted = list(sweep.scenarios())
     done = {}
