@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench.latency_grid import (
-    METHODS,
     arms,
     chosen,
     injected,
@@ -15,7 +14,7 @@ from codedinvnet.bench.latency_grid import (
     quick_grid,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,19 +41,12 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def test_every_run_has_its_turn_before_the_next(tmp_path: Path) -> None:
     found = list(arms(load_latency_grid(write(tmp_path))))
-    assert len(found) == len(set(found)) == 2 * (2 * len(METHODS) + 1)  # one arm is in both blocks
-    first = found[: 4 * len(METHODS)]
+    assert len(found) == len(set(found)) == 2 * (2 * len(SERVED) + 1)  # one arm is in both blocks
+    first = found[: 4 * len(SERVED)]
     assert [arm.run for arm in first] == [1] * 12 + [2] * 12
-    assert [arm.label for arm in first[:6]] == list(METHODS)
+    assert [arm.label for arm in first[:6]] == list(SERVED)
     assert {arm.batch for arm in first} == {10}
     assert found[-1].name() == "single images at 40%, held: coded, run 2"
-
-
-def test_methods_are_served_by_policies_that_there_are() -> None:
-    assert {served.policy for served in METHODS.values()} == set(POLICIES)
-    assert METHODS["small-backup"].backup
-    assert METHODS["small-backup"].coded
-    assert not METHODS["hedge"].coded
 
 
 def test_capacity_is_stated_and_parts_lie_beside_the_grid(tmp_path: Path) -> None:
@@ -71,7 +63,7 @@ def test_the_shipped_grid_is_the_issues() -> None:
         for batch in (1, 10)
         for load in (0.4, 0.7)
         for model in ("held", "pareto", "slower")
-        for label in METHODS
+        for label in SERVED
     }
     assert grid.runs >= 3
     assert grid.queries >= 10_000

@@ -32,6 +32,10 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
         "uncoded",
         "replicate",
     ]
+    assert [c for c in found if c.policy == "small-backup"] == []  # its accuracy is not known
+    backups = [c for c in candidates(ACCURACY, (4, 2)) if c.policy == "small-backup"]
+    assert [str(c) for c in backups] == ["small-backup, k = 2", "small-backup, k = 4"]
+    assert [c.fewest for c in backups] == [3, 5]
     assert str(Candidate("coded", 4, 2)) == "coded, k = 4, r = 2"
     assert str(Candidate("hedge", 4, 1)) == "hedge, at most 25 % copies"
 
@@ -112,6 +116,19 @@ def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> 
     assert apart.figures["accuracy"] < mean.figures["accuracy"]
     uncoded = Planner(kept, ACCURACY, target).judge(UNCODED)
     assert uncoded.figures["decoded_share"] == 0
+
+
+def test_a_small_backup_makes_up_for_several_at_no_cost_of_encoding() -> None:
+    held = [{"kind": "hold", "probability": 0.3, "delay": 100}]
+    base = scenario(workers=100, qps=200, queries=6000, stragglers=held, encode=5)
+    base = base.updated(backup_accuracy={10: 0.5})
+    planner = Planner(base, ACCURACY, Target(p999_ms=150, accuracy=0.5))
+    backup = planner.judge(Candidate("small-backup", 10, 1)).figures
+    coded = planner.judge(Candidate("coded", 10, 1)).figures
+    assert backup["decoded_share"] > 1.5 * coded["decoded_share"] > 0
+    assert backup["work_per_query"] < coded["work_per_query"]
+    share = backup["decoded_share"]
+    assert backup["accuracy"] == pytest.approx(0.98 - share * (0.98 - 0.5), abs=0.01)
 
 
 def test_targets_that_mean_nothing() -> None:

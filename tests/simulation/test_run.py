@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bench.rows import append_row
+from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.simulation import run
+from tests.bench.canned import row
 from tests.conftest import Command
 
 SCENARIO: dict[str, Any] = {
@@ -111,9 +113,16 @@ def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call:
     report = json.loads(call("simulate", path, "--json").out)
     assert not {"accuracy", "accuracy_95"} & set(report)
     assert report["decoded_share"] is not None
-    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "missing": 0.1}
-    path.write_text(json.dumps({**SCENARIO, "backup": True, "accuracy": given}))
-    assert 0.9 < json.loads(call("simulate", path, "--json").out)["accuracy"] <= 0.99
+    known = {"policy": "hedge", "backup_accuracy": {"4": 0.5, "10": 0.1}}
+    path.write_text(json.dumps({**SCENARIO, **known}))
+    words = ("--policy", "small-backup", "--stragglers", "exponential", "--json")
+    report = json.loads(call("simulate", path, *words).out)
+    assert report["scenario"]["backup"]
+    assert "policy" not in report["scenario"]  # coded, which is the default
+    normal = load_bundle("mnist").info.figures["test_k4"]["normal_accuracy"]
+    share = report["decoded_share"]
+    assert share > 0
+    assert report["accuracy"] == pytest.approx(normal - share * (normal - 0.5), abs=1e-3)
 
 
 def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
@@ -154,6 +163,52 @@ def test_plan_prints_a_ranking(call: Command) -> None:
     shown = "-" if low is None else f"{low:.1f} to {high:.1f}"
     assert any(line.startswith("coded, k = 4") and f" {shown}  " in line for line in lines)
     assert "95 % interval" in lines[2]
+    assert report["not_ranked"] == []
+
+
+def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
+    tmp_path: Path, file: Path, call: Command
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    weights = weights_digest("mnist")
+    for number, backup in enumerate((0.97, 0.95)):
+        append_row(rows, row("small-backup", backup, k=4, seed=number, weights=weights))
+    append_row(rows, row("small-backup", 0.5, k=4, base="resnet", weights=weights))
+    append_row(rows, row("coded-invnet", 0.9, k=4, weights=weights))
+    append_row(rows, row("small-backup", 0.1, k=2, weights="another", dataset="fashion"))
+    words = ["plan", "mnist", "--qps", "100", "--p999-ms", "200", "--scenario", file, "--k", "4"]
+    words += ["--policy", "uncoded", "--policy", "small-backup", "--queries", "2000"]
+    outcome = call(*words, "--accuracy-rows", rows, "--json")
+    report = json.loads(outcome.out)
+    ranked = {found["method"]: found for found in report["ranking"]}
+    assert set(ranked) == {"uncoded", "small-backup, k = 4"}
+    assert report["scenario"]["backup_accuracy"] == {"4": pytest.approx(0.96)}
+    backup = ranked["small-backup, k = 4"]
+    assert backup["workers"] >= 5
+    assert 0.96 < backup["figures"]["accuracy"] < 1
+    assert report["not_ranked"] == []
+    unknown = call(*words)
+    assert "small-backup, k" not in unknown.out
+    assert unknown.out.splitlines()[-1].startswith(
+        "not ranked: small-backup, since it is not known"
+    )
+    rows.write_text("")
+    outcome = call(*words, "--accuracy-rows", rows)
+    assert outcome.code == 2
+    assert "holds no small backup of the bundle 'mnist'" in outcome.err
+
+
+def test_plan_needs_something_to_rank(tmp_path: Path, call: Command) -> None:
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps({**SCENARIO, "accuracy": {"normal": 0.99, "missing": 0.1}}))
+    words = ["plan", "mnist", "--qps", "10", "--p999-ms", "60", "--scenario", path]
+    outcome = call(*words, "--policy", "coded")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: not ranked: coded, since it is not known how often")
+    assert outcome.err.count("\n") == 1
+    outcome = call(*words, "--policy", "coded", "--policy", "uncoded", "--queries", "1000")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1].startswith("not ranked: coded, since")
 
 
 def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> None:
@@ -182,7 +237,7 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     ("words", "message"),
     [
         (["--workers", "3"], "3 workers are too few: policy coded"),
-        (["--policy", "prayer"], "policy: not one of uncoded"),
+        (["--policy", "prayer"], "--policy: 'prayer' is not one of uncoded"),
         (["--qps", "0"], "arrivals.qps"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
@@ -221,8 +276,11 @@ def test_plan_refuses_in_one_line(words: list[str], message: str, call: Command)
     assert outcome.err.count("\n") == 1
 
 
-def test_plan_knows_its_bundles(call: Command) -> None:
+def test_plan_knows_its_bundles(file: Path, call: Command) -> None:
     times = ("--service-ms", "10", "--encode-ms", "1")
-    outcome = call("plan", "nothing", "--qps", "10", "--p999-ms", "60", *times)
-    assert outcome.code == 2
-    assert "no bundle 'nothing'" in outcome.err
+    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "missing": 0.1}
+    file.write_text(json.dumps({**SCENARIO, "accuracy": given}))
+    for more in (times, ("--scenario", file)):
+        outcome = call("plan", "nothing", "--qps", "10", "--p999-ms", "60", *more)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "no bundle 'nothing'" in outcome.err

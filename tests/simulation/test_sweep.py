@@ -101,6 +101,18 @@ def test_a_row_tells_the_load() -> None:
         assert bool(given.stragglers) == (cell.stragglers == "held")
 
 
+def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
+    raw = SWEEP.model_dump() | {"policies": ["coded", "small-backup"], "loads": [0.2]}
+    sweep = Sweep.model_validate(raw)
+    found = {cell.policy: (given.policy, given.backup) for cell, given in sweep.scenarios()}
+    assert found == {"coded": ("coded", False), "small-backup": ("coded", True)}
+    rows = run_sweep(sweep, tmp_path / "rows.jsonl", {})
+    assert {row["cell"]["policy"] for row in rows if "accuracy" in row} == {"coded"}
+    draw_map(rows, tmp_path / "map.png")
+    with pytest.raises(ValueError, match="'backup' is not one of uncoded"):
+        Sweep.model_validate(raw | {"policies": ["backup"]})
+
+
 def test_who_wins_and_how_far_each_helps() -> None:
     assert winners(ROWS) == {
         ("held", 1, 0.2): "coded",

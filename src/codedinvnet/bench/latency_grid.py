@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
-from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.faults import Fault
 from codedinvnet.simulation.scenario import Straggler
+from codedinvnet.simulation.served import SERVED, Served
 from codedinvnet.simulation.stragglers import stragglers
 
 QUICK_QUERIES = 3000
@@ -33,35 +33,6 @@ Milliseconds = Annotated[float, Field(gt=0)]
 Load = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Served:
-    """How a method is served: the options `--policy` and `--method`."""
-
-    policy: str
-    method: str = "coded-invnet"
-
-    @property
-    def backup(self) -> bool:
-        """Whether the extra worker runs a small classifier."""
-        return self.method == SmallBackup.name
-
-    @property
-    def coded(self) -> bool:
-        """Whether queries form groups with an extra task."""
-        return self.policy.startswith("coded")
-
-
-METHODS: Mapping[str, Served] = {
-    "uncoded": Served("uncoded"),
-    "replicate": Served("replicate"),
-    "hedge": Served("hedge"),
-    "coded": Served("coded"),
-    "coded+hedge": Served("coded+hedge"),
-    "small-backup": Served("coded", SmallBackup.name),
-}
-"""What is compared, on equally many workers: methods without a code have one more plain one."""
-
-
 class LatencyBlock(Section):
     """A product of choices; each combination is one arm, which is run several times."""
 
@@ -71,7 +42,7 @@ class LatencyBlock(Section):
     """Shares of the capacity."""
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the simulator's models, or faults files."""
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(METHODS)
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(SERVED)
 
 
 class LatencyGrid(Section):
@@ -108,7 +79,7 @@ class Arm:
     """One run of one method in one setting: a row of the results."""
 
     label: str
-    """Of METHODS."""
+    """Of SERVED."""
     batch: int
     load: float
     stragglers: str
@@ -117,7 +88,7 @@ class Arm:
     @property
     def served(self) -> Served:
         """How it is served."""
-        return METHODS[self.label]
+        return SERVED[self.label]
 
     def name(self) -> str:
         """Return it in words."""
@@ -157,11 +128,11 @@ def load_latency_grid(path: Path) -> LatencyGrid:
         raise UserError(f"{path}: {describe(error, LatencyGrid, raw)}") from error
     for number, block in enumerate(grid.blocks):
         for name in block.methods:
-            if name not in METHODS:
-                near = difflib.get_close_matches(name, METHODS, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
+            if name not in SERVED:
+                near = difflib.get_close_matches(name, SERVED, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SERVED)}"
                 raise UserError(f"{path}: blocks.{number}.methods: unknown {name!r}: {hint}")
-            if METHODS[name].coded and grid.workers <= grid.k:
+            if SERVED[name].rules.coded and grid.workers <= grid.k:
                 raise UserError(
                     f"{path}: workers: {name} with k = {grid.k} needs {grid.k + 1}, "
                     f"got {grid.workers}"

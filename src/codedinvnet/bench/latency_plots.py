@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from codedinvnet.bench.latency_grid import METHODS
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.quantiles import rank_of
+from codedinvnet.simulation.served import SERVED
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure | None:
@@ -51,7 +51,7 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure
 
 
 def _colour(line: Line) -> tuple[float, float, float]:
-    colour: tuple[float, float, float] = COLOURS[2 * list(METHODS).index(line.label)]
+    colour: tuple[float, float, float] = COLOURS[2 * list(SERVED).index(line.label)]
     return colour
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.bench.latency_grid import METHODS, long_enough
+from codedinvnet.bench.latency_grid import long_enough
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.simulation.figures import QUANTILES, Estimate, half_width, over_runs, pooled
+from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
 SAME = 0.05
@@ -104,7 +105,7 @@ def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
     for row in current(rows):
         if row["error"] is None:
             found.setdefault(_place(row), []).append(row)
-    methods = list(METHODS)
+    methods = list(SERVED)
     lines = [Line(*place, tuple(runs)) for place, runs in found.items()]
     return sorted(
         lines, key=lambda x: (x.dataset, -x.batch, x.load, x.stragglers, methods.index(x.label))

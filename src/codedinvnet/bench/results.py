@@ -208,7 +208,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def _current_cells(rows: Sequence[Row]) -> list[Row]:
     """Return the newest row of every cell, of those whose scenario differs in its place alone."""
-    varied = ("arrivals", "policy", "stragglers", "queries")
+    varied = ("arrivals", "policy", "backup", "stragglers", "queries")
 
     def base(row: Row) -> dict[str, Any]:
         return {key: value for key, value in row["scenario"].items() if key not in varied}

@@ -26,7 +26,10 @@ def _add_simulate(commands: Commands) -> None:
     )
     sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
     add = sub.add_argument
-    add("--policy", help="uncoded, replicate, hedge, coded or coded+hedge (the scenario's)")
+    add(
+        "--policy",
+        help="uncoded, replicate, hedge, coded, coded+hedge or small-backup (the scenario's)",
+    )
     add("--workers", type=int, help="how many (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")
@@ -59,6 +62,7 @@ def _add_plan(commands: Commands) -> None:
     add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
     add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
     add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
+    add("--accuracy-rows", type=Path, help="of bench accuracy (JSONL): they rank the small backup")
     add("--service-ms", type=float, help="to embed an image (measured on this machine)")
     add("--encode-ms", type=float, help="to encode, each image of a group (measured here)")
     add(

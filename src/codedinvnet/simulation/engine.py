@@ -45,7 +45,8 @@ class Records:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
         decoded: (requests,) decoded answers.
         missing: (requests,) queries without an answer.
-        right: (requests,) expected share of right answers.
+        right: (requests,) expected share of right answers; NaN if a small backup gave one and its
+            accuracy is not known.
         batch: images of a request.
         seconds: from the start to the last arrival.
         busy: seconds that workers were busy until then.
@@ -102,7 +103,11 @@ class Simulation:
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
         sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()
-        self._right_decoded = {m: accuracy.decoded(scenario.r, m) for m in sizes}
+        if scenario.backup:
+            right = scenario.backup_accuracy.get(scenario.k, math.nan)
+            self._right_decoded = dict.fromkeys(sizes, right)
+        else:
+            self._right_decoded = {m: accuracy.decoded(scenario.r, m) for m in sizes}
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(8)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -234,7 +239,7 @@ class Simulation:
         worker, scenario = action.worker, self.scenario
         computing = next(self._service)
         parity = action.task >= scenario.k and scenario.coding.coded
-        if parity:
+        if parity and not scenario.backup:
             computing += next(self._encode) * action.size
         self._computing += computing
         query = action.members[0] if action.size == 1 else None

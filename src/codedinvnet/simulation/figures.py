@@ -101,8 +101,8 @@ def sections_for(count: int, share: float) -> int:
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
-    A request with a query that was not answered counts as infinitely late. There is no accuracy of
-    a small backup that the scenario does not say: a bundle's is that of its code.
+    A request with a query that was not answered counts as infinitely late. There is no accuracy
+    with a small backup whose own the scenario does not say.
     """
     first = int(scenario.warmup * len(records.latency))
     latency = 1000 * records.latency[first:]
@@ -126,7 +126,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         "decoded_share": records.decoded / records.batch,
         "missing_share": records.missing / records.batch,
     }
-    if scenario.backup and scenario.accuracy is None:
+    if scenario.backup and scenario.k not in scenario.backup_accuracy:
         del shares["accuracy"]
     for name, values in shares.items():
         put(name, estimate(values[first:], lambda part: float(part.mean()), stretches), 6)

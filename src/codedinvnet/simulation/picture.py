@@ -21,6 +21,7 @@ COLOURS = {
     "hedge": "#e69f00",
     "coded": "#cc3311",
     "coded+hedge": "#009e73",
+    "small-backup": "#56b4e9",
 }
 """Told apart by colour-blind readers, too (after Okabe and Ito)."""
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
-from codedinvnet.serving.scheduler import POLICIES
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
+from codedinvnet.simulation.served import SERVED
 
 GROWTH = 1.5
 """By so much the number of workers grows while it is too small."""
@@ -28,20 +28,23 @@ class Candidate(NamedTuple):
     """A way to serve. For hedging, 1/k is the share of queries that may be copied."""
 
     policy: str
+    """A name of SERVED."""
     k: int
     r: int
 
     def __str__(self) -> str:
-        if POLICIES[self.policy].coded:
+        if SERVED[self.policy].backup:
+            return f"{self.policy}, k = {self.k}"
+        if SERVED[self.policy].rules.coded:
             return f"{self.policy}, k = {self.k}, r = {self.r}"
-        if POLICIES[self.policy].hedged:
+        if SERVED[self.policy].rules.hedged:
             return f"{self.policy}, at most {100 / self.k:.0f} % copies"
         return self.policy
 
     @property
     def fewest(self) -> int:
         """Workers that it needs at any load."""
-        policy = POLICIES[self.policy]
+        policy = SERVED[self.policy].rules
         return self.k + self.r if policy.coded else policy.copies
 
 
@@ -70,14 +73,24 @@ class Verdict:
     reason: str
 
 
-def candidates(accuracy: Accuracy, policies: Iterable[str] = POLICIES) -> list[Candidate]:
-    """Return every policy with every k and r whose accuracy is known."""
+def candidates(
+    accuracy: Accuracy, backup: Iterable[int] = (), policies: Iterable[str] = SERVED
+) -> list[Candidate]:
+    """Return every policy with every k and r whose accuracy is known.
+
+    Args:
+        accuracy: of direct and decoded answers.
+        backup: each k with a small backup of known accuracy.
+        policies: names of SERVED.
+    """
     coded = [(k, r) for r, sizes in sorted(accuracy.recovered.items()) for k in sorted(sizes)]
     found = []
     for policy in policies:
-        if POLICIES[policy].coded:
+        if SERVED[policy].backup:
+            found += [Candidate(policy, k, 1) for k in sorted(backup)]
+        elif SERVED[policy].rules.coded:
             found += [Candidate(policy, k, r) for k, r in coded]
-        elif POLICIES[policy].hedged:
+        elif SERVED[policy].rules.hedged:
             found += [Candidate(policy, k, 1) for k in sorted({k for k, _ in coded} or {10})]
         else:
             found.append(Candidate(policy, 10, 1))
@@ -101,7 +114,8 @@ class Planner:
     late, so what is hopeless costs little.
 
     Args:
-        base: load, times and stragglers; its queries are those of the last, longest run.
+        base: load, times, stragglers, and the accuracy of small backups; its queries are those of
+            the last, longest run.
         accuracy: of direct and decoded answers.
         target: what is to be met.
         step: called with a few words after each run.
@@ -173,7 +187,8 @@ class Planner:
     ) -> Probe:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
-        scenario = self.base.updated(policy=policy, k=k, r=r, workers=workers, queries=queries)
+        changes = {"k": k, "r": r, "workers": workers, "queries": queries}
+        scenario = self.base.updated(**SERVED[policy].scenario, **changes)
         requests = math.ceil(scenario.queries / scenario.arrivals.batch)
         counted = requests - int(scenario.warmup * requests)
         over = counted - 1 - rank_of(counted, QUANTILES["p999"])

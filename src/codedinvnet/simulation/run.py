@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.bench.rows import read_rows
+from codedinvnet.bench.tables import lines_of
+from codedinvnet.bundle import describe_commit, describe_machine, weights_digest
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import POLICIES
+from codedinvnet.methods import SmallBackup
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.scenario import (
+    Accuracy,
     Scenario,
     bundle_accuracy,
     completed,
@@ -26,6 +29,7 @@ from codedinvnet.simulation.scenario import (
     load_scenario,
     parse_scenario,
 )
+from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import helps_up_to, load_sweep, run_sweep, winners
 
@@ -52,6 +56,17 @@ class SimulateOptions:
 CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed")
 
 
+def _check_policies(asked: Iterable[str]) -> None:
+    """Refuse what nobody serves.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for policy in asked:
+        if policy not in SERVED:
+            raise UserError(f"--policy: {policy!r} is not one of {', '.join(SERVED)}")
+
+
 def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
     """Simulate a scenario, repeat measured runs, or run a sweep; return a report and its lines.
 
@@ -60,6 +75,9 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
     """
     provenance = {"machine": describe_machine(), "commit": describe_commit()}
     changes = {key: value for key in CHANGES if (value := getattr(options, key)) is not None}
+    if options.policy is not None:
+        _check_policies((options.policy,))
+        changes |= SERVED[options.policy].scenario
     sweep = load_sweep(options.scenario)
     if sweep is not None:
         if changes or options.stragglers or options.measured:
@@ -155,6 +173,7 @@ class PlanOptions:
     p999_ms: float
     min_accuracy: float
     scenario: Path | None = None
+    accuracy_rows: Path | None = None
     service_ms: float | None = None
     encode_ms: float | None = None
     stragglers: str | None = None
@@ -168,6 +187,8 @@ class PlanOptions:
 DEFAULT_REQUESTS = 53_000
 """Of the longest run: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
+BACKUP_LINE = (SmallBackup.name, "invertible", 1, 0)
+"""Method, base model, missing and corrupt workers of the rows that tell a backup's accuracy."""
 
 
 def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
@@ -178,18 +199,19 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     """
     target = plan.Target(options.p999_ms, options.min_accuracy)
     plan.check_target(target)
+    _check_policies(options.policy)
     base = _plan_base(options)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
-    unknown = set(options.policy) - set(POLICIES)
-    if unknown:
-        raise UserError(f"--policy: {sorted(unknown)[0]!r} is not one of {', '.join(POLICIES)}")
-    wanted = plan.candidates(accuracy, options.policy or tuple(POLICIES))
-    if options.k:
-        known = sorted({candidate.k for candidate in wanted})
-        wrong = set(options.k) - {k for sizes in accuracy.recovered.values() for k in sizes}
-        if wrong:
-            raise UserError(f"--k: no accuracy is known of k = {min(wrong)}; known: {known}")
-        wanted = [c for c in wanted if c.k in options.k or c.policy in ("uncoded", "replicate")]
+    wanted = _candidates(options, base, accuracy)
+    ranked = {candidate.policy for candidate in wanted}
+    left = [policy for policy in options.policy or SERVED if policy not in ranked]
+    why = (
+        f"not ranked: {', '.join(left)}, since it is not known how often what is made up is right "
+        "(a scenario's accuracy.recovered, of a small backup its backup_accuracy or "
+        "--accuracy-rows)"
+    )
+    if not wanted:
+        raise UserError(why)
     began = time.process_time()
     with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
 
@@ -202,6 +224,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         bar.total = bar.n
     found = {
         **plan.report(verdicts, base, target),
+        "not_ranked": left,
         "bundle": options.bundle,
         "cpu_seconds": round(time.process_time() - began, 1),
         "machine": describe_machine(),
@@ -213,8 +236,26 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
         "",
         *plan.table(found),
+        *(["", why] if left else []),
     ]
     return found, lines
+
+
+def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> list[plan.Candidate]:
+    """Return the ways to serve that were asked for and whose accuracy is known.
+
+    Raises:
+        UserError: if it is not known of a k that was asked for.
+    """
+    found = plan.candidates(accuracy, base.backup_accuracy, options.policy or SERVED)
+    if not options.k:
+        return found
+    known = {k for sizes in accuracy.recovered.values() for k in sizes} | set(base.backup_accuracy)
+    unknown = set(options.k) - known
+    if unknown:
+        told = f"no accuracy is known of k = {min(unknown)}; known: {sorted(known)}"
+        raise UserError(f"--k: {told}")
+    return [c for c in found if c.k in options.k or c.policy in ("uncoded", "replicate")]
 
 
 def _plan_base(options: PlanOptions) -> Scenario:
@@ -252,12 +293,41 @@ def _plan_base(options: PlanOptions) -> Scenario:
         changes["service"] = Distribution(ms=options.service_ms).model_dump()
     if options.encode_ms is not None:
         changes["encode"] = Distribution(ms=options.encode_ms).model_dump()
+    if options.accuracy_rows is not None:
+        changes["backup_accuracy"] = backup_accuracy(options.accuracy_rows, options.bundle)
     base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
         model = stragglers(name, base.service.mean_ms, base.arrivals.batch)
         base = base.updated(stragglers=[straggler.model_dump() for straggler in model])
     return base
+
+
+def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
+    """Return k -> what rows of `bench accuracy` say of a small backup's answers.
+
+    Args:
+        rows: JSONL.
+        bundle: whose classifier the backups were distilled from; of other weights no row counts.
+
+    Raises:
+        UserError: if there is no such bundle, or no row of a backup of it.
+    """
+    weights = weights_digest(bundle)
+    own = [
+        row
+        for row in read_rows(rows)
+        if row.get("benchmark") == "accuracy" and row["settings"]["bundle"] == weights
+    ]
+    found = {
+        line.k: right
+        for line in lines_of(own)
+        if (line.label, line.base, line.missing, line.corrupt) == BACKUP_LINE
+        and (right := line.mean("recovered")) is not None
+    }
+    if not found:
+        raise UserError(f"--accuracy-rows: {rows} holds no small backup of the bundle {bundle!r}")
+    return found
 
 
 def measured_times(name: str) -> tuple[float, float]:

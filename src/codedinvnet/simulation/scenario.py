@@ -162,7 +162,8 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     backup: bool = False
-    """The extra task is a small classifier's, in place of a parity: it answers for every member."""
+    """The extra task is a small classifier's, in place of a parity: it takes `service` alone, and
+    answers for every member."""
     apart: bool = False
     """The encoder keeps a group's members apart: its one parity (r = 1) alone makes up for any
     number of them. Of a scenario with a bundle the bundle says it (`completed`)."""
@@ -189,6 +190,8 @@ class Scenario(Section):
     bundle: str | None = None
     """Where `apart` comes from, and the accuracy, unless `accuracy` says it."""
     accuracy: Accuracy | None = None
+    backup_accuracy: dict[int, Share] = Field({})
+    """k -> of a small backup's answers: one that costs 1/k of the served network."""
 
     @field_validator("policy", "routing")
     @classmethod

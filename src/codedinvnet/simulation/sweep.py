@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 from codedinvnet.bench import rows as results
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import POLICIES
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.scenario import Scenario, completed, read_json
+from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"
@@ -41,12 +41,21 @@ class Sweep(Section):
     base: Scenario
     loads: Annotated[tuple[float, ...], Field(min_length=1)]
     """Shares of the capacity of the base's workers."""
-    policies: tuple[str, ...] = tuple(POLICIES)
+    policies: tuple[str, ...] = tuple(SERVED)
+    """Names of SERVED: the policies, and the small backup."""
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
     batches: tuple[Positive, ...] = (1,)
     requests: Positive = 1
     """The fewest of a cell: the base's queries are raised where `batch` makes fewer of them."""
+
+    @field_validator("policies")
+    @classmethod
+    def _known(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
+        for policy in policies:
+            if policy not in SERVED:
+                raise ValueError(f"{policy!r} is not one of {', '.join(SERVED)}")
+        return policies
 
     def scenarios(self) -> Iterator[tuple[Cell, Scenario]]:
         """Yield every cell with its scenario.
@@ -58,7 +67,7 @@ class Sweep(Section):
         for model, batch, load, policy in grid:
             causes = stragglers(model, self.base.service.mean_ms, batch)
             scenario = self.base.updated(
-                policy=policy,
+                **SERVED[policy].scenario,
                 batch=batch,
                 queries=max(self.base.queries, self.requests * batch),
                 qps=load * self.base.capacity_qps,
