@@ -126,6 +126,7 @@ def test_a_slower_worker_is_blocked_for_the_difference() -> None:
         ({"blocks": [{**GRID["blocks"][0], "loads": [1.0]}]}, "blocks.0.loads.0.*less than 1"),
         ({"workers": 10}, "coded with k = 10 needs 11, got 10"),
         ({"wait_ms": 0}, "wait_ms.*greater than 0"),
+        ({"wait_ms": 10}, "service_ms must be above the wait_ms of 10 that it has in it"),
         ({"weight_ms": 1}, "weight_ms"),
     ],
 )

@@ -83,6 +83,13 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert (arm["runs"], len(arm["simulated"])) == (1, 1)
     lines = call("simulate", file, "--measured", rows).out.splitlines()
     assert lines[-2].startswith("1 of 1 percentiles within 15%")
+    words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--json")
+    (again,) = json.loads(call("simulate", file, *words).out)["arms"]
+    assert again["simulated"][0]["queries"] == 1000
+    for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
+        outcome = call("simulate", file, "--measured", rows, f"--{option}", value)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"--{option}: {rows} says itself what its runs were" in outcome.err
 
 
 def test_what_is_simulated_of_a_mosaic_is_its_own_code(
@@ -140,6 +147,16 @@ def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
     assert len(report["helps_up_to_load"]) == 4
     assert call("simulate", path).code == 2
     assert call("simulate", path, "--out", out, "--seed", "1").code == 2
+
+
+def test_a_picture_of_no_format_is_refused_before_the_sweep(tmp_path: Path, call: Command) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
+    sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3], "stragglers": ["none"]}
+    path.write_text(json.dumps(sweep))
+    outcome = call("simulate", path, "--out", out, "--picture", tmp_path / "map.foo")
+    assert outcome.code == 2
+    assert outcome.err.endswith("map.foo does not end in one of .png, .pdf, .svg\n")
+    assert not out.exists()
 
 
 def test_plan_prints_a_ranking(call: Command) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.config import Positive, Section, describe
@@ -67,6 +67,14 @@ class LatencyGrid(Section):
     parts: Path
     """The grid of `bench accuracy` that says how the small backup is trained, beside this file."""
     blocks: Annotated[tuple[LatencyBlock, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> LatencyGrid:
+        if self.wait_ms >= self.service_ms:
+            raise ValueError(
+                f"service_ms must be above the wait_ms of {self.wait_ms:g} that it has in it"
+            )
+        return self
 
     @property
     def capacity_qps(self) -> float:

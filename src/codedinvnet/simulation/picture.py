@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from codedinvnet.errors import UserError
 from codedinvnet.simulation.sweep import BASELINE, Cell, winners
 
 COLOURS = {
@@ -26,12 +27,25 @@ COLOURS = {
 """Told apart by colour-blind readers, too (after Okabe and Ito)."""
 
 
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file that no map can be drawn into.
+
+    Raises:
+        UserError: if its name ends in none of FORMATS.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"--picture: {path} does not end in one of {', '.join(FORMATS)}")
+
+
 def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw one panel for each straggler model and batch size; a strip below shows the winner.
 
     Args:
         rows: of a sweep.
-        path: PNG, PDF or SVG.
+        path: its ending is one of FORMATS.
     """
     cells = {Cell(**row["cell"]): row for row in rows}
     models = list(dict.fromkeys(cell.stragglers for cell in cells))

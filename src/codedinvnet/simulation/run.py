@@ -19,7 +19,7 @@ from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
-from codedinvnet.simulation.picture import draw_map
+from codedinvnet.simulation.picture import check_format, draw_map
 from codedinvnet.simulation.scenario import (
     Accuracy,
     Scenario,
@@ -53,7 +53,9 @@ class SimulateOptions:
     picture: Path | None = None
 
 
-CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed")
+CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed", "stragglers")
+REPEATED = ("queries", "seed")
+"""What may be asked for of measured runs, too."""
 
 
 def _check_policies(asked: Iterable[str]) -> None:
@@ -74,32 +76,43 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         UserError: if a file or a value is wrong, before anything is simulated.
     """
     provenance = {"machine": describe_machine(), "commit": describe_commit()}
-    changes = {key: value for key in CHANGES if (value := getattr(options, key)) is not None}
-    if options.policy is not None:
-        _check_policies((options.policy,))
-        changes |= SERVED[options.policy].scenario
+    asked = [key for key in CHANGES if getattr(options, key) is not None]
     sweep = load_sweep(options.scenario)
     if sweep is not None:
-        if changes or options.stragglers or options.measured:
+        if asked or options.measured:
             raise UserError(f"{options.scenario} is a sweep: its file alone says what is simulated")
         if options.out is None:
             raise UserError(f"{options.scenario} is a sweep: name the file of its rows with --out")
+        if options.picture is not None:
+            check_format(options.picture)
         rows = run_sweep(sweep, options.out, provenance)
         if options.picture is not None:
             draw_map(rows, options.picture)
         return _sweep_report(rows)
     if options.out is not None or options.picture is not None:
         raise UserError("--out and --picture belong to a sweep (see configs/bench)")
+    useless = [key for key in asked if key not in REPEATED]
+    if options.measured is not None and useless:
+        raise UserError(f"--{useless[0]}: {options.measured} says itself what its runs were")
     scenario = completed(load_scenario(options.scenario))
-    if options.stragglers is not None:
-        service, batch = scenario.service.mean_ms, options.batch or scenario.arrivals.batch
-        model = stragglers(options.stragglers, service, batch)
-        changes["stragglers"] = [straggler.model_dump() for straggler in model]
-    scenario = scenario.updated(**changes)
+    scenario = scenario.updated(**_changes(options, asked, scenario))
     if options.measured is not None:
         return _validate(scenario, options.measured, provenance)
     found = {**simulate(scenario, progress=True), **provenance}
     return found, [f"{key:<24} {value}" for key, value in found.items()]
+
+
+def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario) -> dict[str, Any]:
+    """Return what options that were asked for change in a scenario."""
+    changes = {key: getattr(options, key) for key in asked}
+    if options.policy is not None:
+        _check_policies((options.policy,))
+        changes |= SERVED[options.policy].scenario
+    if options.stragglers is not None:
+        batch = options.batch or scenario.arrivals.batch
+        model = stragglers(options.stragglers, scenario.service.mean_ms, batch)
+        changes["stragglers"] = [straggler.model_dump() for straggler in model]
+    return changes
 
 
 def _validate(
