@@ -10,6 +10,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.simulation.figures import FEWEST_SECTIONS, QUANTILES, sections_for
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
+    NOBODY,
     Sweep,
     helps_up_to,
     load_sweep,
@@ -131,12 +132,13 @@ def test_a_few_percent_are_no_win() -> None:
     assert list(winners(rows).values()) == ["uncoded"]
     assert set(helps_up_to(rows).values()) == {None}
     never = [row(0.2, "uncoded", None), row(0.2, "coded", None), row(0.2, "hedge", None)]
-    assert list(winners(never).values()) == ["uncoded"]
+    assert list(winners(never).values()) == [NOBODY]
     assert set(helps_up_to(never).values()) == {None}
 
 
 def test_the_map_is_drawn_from_rows(tmp_path: Path) -> None:
     rows = [*ROWS, row(0.2, "coded+hedge", 20.0, stragglers="none", batch=10)]
+    rows.append(row(0.8, "coded+hedge", None, stragglers="none", batch=10))  # where nobody wins
     path = tmp_path / "pictures" / "map.png"
     draw_map(rows, path)
     assert path.read_bytes().startswith(b"\x89PNG")

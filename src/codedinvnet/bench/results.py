@@ -191,7 +191,8 @@ def map_section(path: Path) -> str:
     return "\n\n".join(
         [
             "Simulated with the service's own rules. The policy with the least work among those "
-            f"whose p99.9 is within {sweep.MARGIN:.0%} of the lowest, by load:",
+            f"whose p99.9 is within {sweep.MARGIN:.0%} of the lowest, by load ({sweep.NOBODY}: "
+            "every policy loses more than one request in a thousand):",
             tables.markdown(["stragglers", "images of a request", *shares], wins).strip(),
             f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
             "doing nothing:",

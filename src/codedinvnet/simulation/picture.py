@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.sweep import BASELINE, Cell, winners
+from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
 
 COLOURS = {
     "uncoded": "#777777",
@@ -105,5 +105,7 @@ def _strip(axis: Any, winner: Mapping[float, str]) -> None:
     last = loads[-1] + (loads[-1] - edges[-1] if edges else 0.05)
     bounds = [first, *edges, last]
     for load, (left, right) in zip(loads, itertools.pairwise(bounds), strict=True):
+        if winner[load] == NOBODY:
+            continue
         axis.axvspan(left, right, 0, 0.045, color=COLOURS[winner[load]], linewidth=0)
     axis.set_xlim(first, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"
+NOBODY = "none"
+"""Wins where one answer in a thousand never comes, whatever the policy."""
 MARGIN = 0.05
 """Percentiles that differ by less count as equal."""
 
@@ -141,7 +144,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], str]:
     """Return for each (stragglers, batch, load) the policy that wins.
 
-    Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work.
+    Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work;
+    NOBODY where none has a finite one.
     """
     places: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -150,6 +154,9 @@ def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], s
     found = {}
     for place, here in places.items():
         lowest = min(map(_late, here))
+        if not math.isfinite(lowest):
+            found[place] = NOBODY
+            continue
         good = [row for row in here if _late(row) <= (1 + MARGIN) * lowest]
         found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
     return found
@@ -179,4 +186,4 @@ def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str],
 
 def _late(row: Mapping[str, Any]) -> float:
     late = row["p999_ms"]
-    return float("inf") if late is None else float(late)
+    return math.inf if late is None else float(late)
