@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 BENCHMARKS := accuracy latency serve inverse embed train ablation map
+# Behind `latency`, whose rows it repeats.
+BENCHMARKS += validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -91,6 +93,10 @@ quick-map:
 	$(BIN)/codedinvnet simulate configs/bench/simulate-map-quick.json \
 	  --out results/quick/map.jsonl --picture results/quick/map.png
 
+quick-validation:
+	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json --queries 20000 \
+	  --measured results/quick/latency.jsonl --out results/quick/validation.json
+
 quick-page:
 	$(BIN)/python tools/figures.py --page results/quick
 
@@ -115,6 +121,10 @@ bench-ablation:
 bench-map:
 	$(BIN)/codedinvnet simulate configs/bench/simulate-map.json \
 	  --out docs/results/map.jsonl --picture docs/results/map.png
+
+bench-validation:
+	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json \
+	  --measured docs/results/latency.jsonl --out docs/results/validation.json
 
 bench-page:
 	$(BIN)/python tools/figures.py

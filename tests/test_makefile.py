@@ -15,7 +15,10 @@ from codedinvnet.config import load_settings
 from tools.figures import BUNDLES, SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ("accuracy", "latency", "serve", "inverse", "embed", "train", "ablation", "map")
+BENCHMARKS = (
+    *("accuracy", "latency", "serve", "inverse", "embed", "train", "ablation", "map"),
+    "validation",
+)
 
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -34,6 +37,14 @@ def commands(target: str, folder: Path = ROOT) -> str:
         check=True,
     )
     return done.stdout.replace("\\\n", " ")
+
+
+def test_the_simulator_is_compared_with_rows_that_were_just_measured() -> None:
+    for target, folder in (("bench", "docs/results"), ("bench-quick", "results/quick")):
+        lines = commands(target).splitlines()
+        (compared,) = (i for i, line in enumerate(lines) if "--measured" in line)
+        assert f"--measured {folder}/latency.jsonl" in lines[compared]
+        assert any(f"--out {folder}/latency.jsonl" in line for line in lines[:compared])
 
 
 def test_the_quick_benchmarks_start_from_nothing() -> None:

@@ -12,10 +12,14 @@ from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.bench.rows import append_row
 from codedinvnet.errors import UserError
+from codedinvnet.simulation.measured import digest
 from codedinvnet.simulation.sweep import load_sweep
 from tests.bench.canned import latency_row, row
 
-FILES = ("accuracy.jsonl", "latency.jsonl", "map.jsonl", "ablation.jsonl", "speed.json")
+FILES = (
+    *("accuracy.jsonl", "latency.jsonl", "validation.json"),
+    *("map.jsonl", "ablation.jsonl", "speed.json"),
+)
 BATCH, LOAD, MODEL = HEADLINE_LATENCY
 TIMES = np.arange(1000.0)
 
@@ -37,6 +41,29 @@ def ablation_row(name: str, recovered: float, **more: Any) -> dict[str, Any]:
     key = json.dumps([name, "mnist", [10], {"seed": 1}])
     found = {"row": name, "data": "mnist", "seed": 1, "k": [10], "machine": "a machine"}
     return {"schema_version": 1, "key": key, **found, "validation": scores, "test": scores, **more}
+
+
+def percentile(measured: float, simulated: float | None, agrees: bool | None) -> dict[str, Any]:
+    allowed = [0.85 * measured, 1.15 * measured]
+    found = {"measured_ms": measured, "simulated_ms": simulated}
+    return {**found, "allowed_ms": allowed, "agrees": agrees}
+
+
+def validation(rows: Path) -> dict[str, Any]:
+    """Two arms, of whose six percentiles two are off and one cannot be judged."""
+    good, late = percentile(100.0, 101.0, True), percentile(100.0, 90.0, True)
+    arms = [
+        {"p50": good, "p99": late, "p999": percentile(200.0, 190.0, None)},
+        {"p50": good, "p99": percentile(100.0, 130.04, False)},
+    ]
+    arms[1]["p999"] = percentile(400.0, None, False)
+    return {
+        "measured_digest": digest(rows),
+        "agree": 3,
+        "compared": 5,
+        "too_few_requests": 1,
+        "arms": [{"name": f"arm {i}", "percentiles": own} for i, own in enumerate(arms)],
+    }
 
 
 SPEED = {
@@ -71,6 +98,8 @@ def folder(tmp_path: Path) -> Path:
     latency += [latency_row("hedge", TIMES), latency_row("hedge", TIMES[:300], batch=BATCH + 1)]
     latency += [latency_row("uncoded", TIMES, error="RuntimeError: no")]
     write(tmp_path / "latency.jsonl", latency)
+    report = validation(tmp_path / "latency.jsonl")
+    (tmp_path / "validation.json").write_text(json.dumps(report))
     sweeps = [
         sweep_row(0.2, "uncoded", 100.0, 1.0),
         sweep_row(0.2, "coded", 60.0, 1.1),
@@ -153,6 +182,24 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert f"\n| {BATCH + 1} |" not in headline
     assert "docs/results.md" in headline
     assert "uncoded" not in headline
+
+
+def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
+    title = "Does the simulator agree with it?"
+    found = section(page(folder, "."), title)
+    assert "Of the 5 percentiles that can be judged (p50, p99, p99.9 of 2 arms) 3 lie" in found
+    assert "1 are not judged" in found
+    rows = [line for line in found.splitlines() if line.startswith("| arm ")][1:]
+    assert rows == [
+        "| arm 1 | p99 | 100.0 | 85.0 to 115.0 | 130.0 |",
+        "| arm 1 | p99.9 | 400.0 | 340.0 to 460.0 | never |",
+    ]
+    assert "have changed since" not in found
+    write(folder / "latency.jsonl", [latency_row("hedge", TIMES, run=2)])
+    assert "have changed since" in section(page(folder, "."), title)
+    good = {**json.loads((folder / "validation.json").read_text()), "arms": []}
+    (folder / "validation.json").write_text(json.dumps(good))
+    assert "Those that do not" not in section(page(folder, "."), title)
 
 
 def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:

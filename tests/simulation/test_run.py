@@ -12,6 +12,7 @@ import pytest
 from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.simulation import run
+from codedinvnet.simulation.measured import digest
 from tests.bench.canned import row
 from tests.conftest import Command
 
@@ -83,9 +84,15 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert (arm["runs"], len(arm["simulated"])) == (1, 1)
     lines = call("simulate", file, "--measured", rows).out.splitlines()
     assert lines[-2].startswith("1 of 1 percentiles within 15%")
-    words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--json")
-    (again,) = json.loads(call("simulate", file, *words).out)["arms"]
+    out = tmp_path / "results" / "validation.json"
+    words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--out", out, "--json")
+    written = json.loads(call("simulate", file, *words).out)
+    assert json.loads(out.read_text()) == written
+    assert written["base"]["seed"] == 3  # with the row it makes the scenario, which is left out
+    (again,) = written["arms"]
     assert again["simulated"][0]["queries"] == 1000
+    assert "scenario" not in again["simulated"][0]
+    assert written["measured_digest"] == digest(rows)
     for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
         outcome = call("simulate", file, "--measured", rows, f"--{option}", value)
         assert (outcome.code, outcome.out) == (2, "")
@@ -258,7 +265,11 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--qps", "0"], "arrivals.qps"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
-        (["--picture", "map.png"], "belong to a sweep"),
+        (["--picture", "map.png"], "--picture belongs to a sweep"),
+        (
+            ["--out", "report.json"],
+            "--out belongs to a sweep (see configs/bench), or to --measured",
+        ),
         (["--r", "2"], "no accuracy is known of groups of 2 with r = 2; known: none"),
         (["--k", "11", "--workers", "20"], "no accuracy is known of groups of 11"),
     ],

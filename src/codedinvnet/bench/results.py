@@ -1,8 +1,8 @@
 """The results page and README's two headline tables, rendered from the benchmarks' rows alone.
 
-A folder of results holds `accuracy.jsonl`, `latency.jsonl`, `map.jsonl`, `ablation.jsonl` and
-`speed.json`, as their commands leave them with `--out`. What is not there is called not measured,
-beside the command that measures it.
+A folder of results holds `accuracy.jsonl`, `latency.jsonl`, `validation.json`, `map.jsonl`,
+`ablation.jsonl` and `speed.json`, as their commands leave them with `--out`. What is not there is
+called not measured, beside the command that measures it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codedinvnet.bench import ablation, latency_tables, speed, tables
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.errors import UserError
-from codedinvnet.simulation import sweep
+from codedinvnet.simulation import measured, sweep
 
 HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""
@@ -26,6 +26,8 @@ HEADLINE_LATENCY = (10, 0.4, "pareto")
 COMMANDS = {
     "accuracy.jsonl": "bench accuracy configs/bench/accuracy.json --data-dir data",
     "latency.jsonl": "bench latency configs/bench/latency.json --data-dir data",
+    "validation.json": "simulate configs/bench/simulate-measured.json "
+    "--measured docs/results/latency.jsonl",
     "map.jsonl": "simulate configs/bench/simulate-map.json",
     "ablation.jsonl": "bench ablation configs/bench/ablation.json --data-dir data",
     "speed.json": "bench inverse mnist",
@@ -51,6 +53,7 @@ def page(folder: Path, pictures: str) -> str:
     sections: dict[str, tuple[str, Callable[[Path], str]]] = {
         "Accuracy": ("accuracy.jsonl", accuracy_section),
         "Latency": ("latency.jsonl", latency_section),
+        "Does the simulator agree with it?": ("validation.json", validation_section),
         "Where each policy wins": ("map.jsonl", map_section),
         "What each part of the design is worth": ("ablation.jsonl", ablation_section),
         "Speed of the invertible network": ("speed.json", speed_section),
@@ -172,6 +175,42 @@ def _machines(rows: Iterable[Row]) -> str:
 # The rest
 
 
+def validation_section(path: Path) -> str:
+    """Return how many percentiles of the measured arms the simulator meets, and which it does not.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    report = _read_report(path)
+    off = [
+        [
+            tables.one_line(arm["name"]),
+            latency_tables.TITLES[name],
+            f"{cell['measured_ms']:.1f}",
+            "{:.1f} to {:.1f}".format(*cell["allowed_ms"]),
+            "never" if cell["simulated_ms"] is None else f"{cell['simulated_ms']:.1f}",
+        ]
+        for arm in report["arms"]
+        for name, cell in arm["percentiles"].items()
+        if cell["agrees"] is False
+    ]
+    titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
+    text = [
+        "Every arm of the measurement was simulated with the times fitted in its own runs. Of the "
+        f"{report['compared']} percentiles that can be judged ({titles} of {len(report['arms'])} "
+        f"arms) {report['agree']} lie within {measured.TOLERANCE:.0%} of the measured one or its "
+        f"95 % interval, whichever is wider; {report['too_few_requests']} are not judged "
+        f"({measured.TOO_FEW}).",
+    ]
+    rows = path.with_name("latency.jsonl")
+    if rows.is_file() and measured.digest(rows) != report["measured_digest"]:
+        text.append("The rows of the measurement have changed since.")
+    if off:
+        columns = ("arm", "percentile", "measured, ms", "allowed, ms", "simulated, ms")
+        text += ["Those that do not:", tables.markdown(columns, off).strip()]
+    return "\n\n".join(text)
+
+
 def map_section(path: Path) -> str:
     """Return which policy wins where, and up to which load each helps."""
     rows = _current_cells(sweep.read_rows(path))
@@ -232,8 +271,17 @@ def ablation_section(path: Path) -> str:
 
 def speed_section(path: Path) -> str:
     """Return the tables of `bench inverse`, `embed` and `train`."""
+    return f"```text\n{speed.table(_read_report(path)).strip()}\n```"
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """Read a benchmark's report.
+
+    Raises:
+        UserError: if it is not JSON.
+    """
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    return f"```text\n{speed.table(report).strip()}\n```"
+    return report

@@ -42,7 +42,12 @@ def _add_simulate(commands: Commands) -> None:
         help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
     )
     add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
-    add("--out", type=Path, help="of a sweep: its rows (JSONL); those that are there are kept")
+    add(
+        "--out",
+        type=Path,
+        help="of a sweep: its rows (JSONL), those that are there are kept; of --measured: "
+        "the comparison (JSON)",
+    )
     add("--picture", type=Path, help="of a sweep: draw the map of p99.9 by load")
     add("--json", action="store_true", help="print one JSON object")
 

@@ -6,6 +6,7 @@ machine, time) may stand beside.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -147,6 +148,11 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
     return runs
+
+
+def digest(path: Path) -> str:
+    """Return a short name of a file's contents, which tells whether they have changed since."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:

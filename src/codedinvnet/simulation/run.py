@@ -13,6 +13,7 @@ from tqdm import tqdm
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, weights_digest
+from codedinvnet.checkpoint import write_json
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.simulation import measured, plan
@@ -89,15 +90,20 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         if options.picture is not None:
             draw_map(rows, options.picture)
         return _sweep_report(rows)
-    if options.out is not None or options.picture is not None:
-        raise UserError("--out and --picture belong to a sweep (see configs/bench)")
+    if options.picture is not None:
+        raise UserError("--picture belongs to a sweep (see configs/bench)")
+    if options.out is not None and options.measured is None:
+        raise UserError("--out belongs to a sweep (see configs/bench), or to --measured")
     useless = [key for key in asked if key not in REPEATED]
     if options.measured is not None and useless:
         raise UserError(f"--{useless[0]}: {options.measured} says itself what its runs were")
     scenario = completed(load_scenario(options.scenario))
     scenario = scenario.updated(**_changes(options, asked, scenario))
     if options.measured is not None:
-        return _validate(scenario, options.measured, provenance)
+        report, lines = _validate(scenario, options.measured, provenance)
+        if options.out is not None:
+            write_json(options.out, report)
+        return report, lines
     found = {**simulate(scenario, progress=True), **provenance}
     return found, [f"{key:<24} {value}" for key, value in found.items()]
 
@@ -118,7 +124,10 @@ def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario)
 def _validate(
     base: Scenario, path: Path, provenance: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Simulate the settings of measured runs and compare, arm by arm."""
+    """Simulate the settings of measured runs and compare, arm by arm.
+
+    The scenario of each run is what the base and its row make of it, and is not repeated.
+    """
     arms = measured.arms_of(measured.read_runs(path))
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
@@ -127,6 +136,8 @@ def _validate(
         figures = [simulate(scenario, accuracy, progress=True) for scenario in repeated]
         percentiles = measured.compare(arm, figures)
         row = {"name": arm.name, "runs": len(arm.runs), "percentiles": percentiles}
+        for own in figures:
+            del own["scenario"]
         rows.append({**row, "simulated": figures})
     cells = [cell for row in rows for cell in row["percentiles"].values()]
     judged = [cell["agrees"] for cell in cells if cell["agrees"] is not None]
@@ -134,6 +145,8 @@ def _validate(
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
+        "measured_digest": measured.digest(path),
+        "base": base.model_dump(mode="json", exclude_defaults=True),
         "agree": sum(judged),
         "compared": len(judged),
         "too_few_requests": len(cells) - len(judged),
