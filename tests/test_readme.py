@@ -1,8 +1,9 @@
-"""The README is run: its Python blocks are executed, its command lines parsed."""
+"""README's Python blocks are executed; its command lines are parsed, and those of docs/."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -16,19 +17,22 @@ from codedinvnet.cli.command_line import build_parser
 from tools.figures import PAGE, RESULTS, render, results_page, sections
 
 ROOT = Path(__file__).resolve().parents[1]
+SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
+"""Options and arguments that name one."""
 README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 _FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
 
 
-def blocks(*languages: str) -> list[str]:
-    return [code for language, code in _FENCE.findall(TEXT) if language in languages]
+def blocks(text: str, *languages: str) -> list[str]:
+    return [code for language, code in _FENCE.findall(text) if language in languages]
 
 
-def commands() -> list[str]:
+def commands(text: str) -> list[str]:
     """Return the command lines of the shell blocks, continuations joined, comments left out."""
     lines: list[str] = []
-    for block in blocks("bash", "sh", "console", "shell"):
+    for block in blocks(text, "bash", "sh", "console", "shell"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             # `VARIABLE=value program …`, and the program of a virtual environment
@@ -41,9 +45,14 @@ def commands() -> list[str]:
     return lines
 
 
-PYTHON = blocks("python", "py")
-OWN = [line for line in commands() if line.startswith("codedinvnet")]
-PAPER = [line for line in commands() if re.match(r"python3? (\./)?main\.py ", line)]
+def own_commands(text: str) -> list[str]:
+    return [line for line in commands(text) if line.startswith("codedinvnet")]
+
+
+PYTHON = blocks(TEXT, "python", "py")
+OWN = own_commands(TEXT)
+PAPER = [line for line in commands(TEXT) if re.match(r"python3? (\./)?main\.py ", line)]
+DOCUMENTED = {path.name: own_commands(path.read_text(encoding="utf-8")) for path in DOCS}
 
 
 def test_there_is_something_to_run() -> None:
@@ -51,6 +60,8 @@ def test_there_is_something_to_run() -> None:
     assert PYTHON, "no ```python blocks"
     assert OWN, "no `codedinvnet …` lines in ```bash blocks"
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
+    for name in ("benchmarks.md", "serving.md", "simulation.md"):
+        assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
 
 
 def test_figures_are_those_measured() -> None:
@@ -68,7 +79,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(code, f"README.md, python block {number + 1}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("line", OWN)
+@pytest.mark.parametrize("line", [*OWN, *itertools.chain(*DOCUMENTED.values())])
 def test_own_command_parses(line: str) -> None:
     words = shlex.split(line)[1:]
     if words in ([], ["--help"]) or "--help" in words:
@@ -92,10 +103,18 @@ def test_paper_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def check_files(arguments: argparse.Namespace) -> None:
     """Settings files that a command line names must be in the repository."""
-    for key in ("config", "config_file", "grid"):
+    for key in SETTINGS_FILES:
         path = getattr(arguments, key, None)
         if path is not None and path.parts[0] == "configs":
             assert (ROOT / path).is_file(), f"{path} is not in the repository"
+
+
+def test_a_settings_file_that_is_not_there_would_be_noticed() -> None:
+    for line in ("reproduce {}", "bench accuracy {}", "simulate {}", "plan mnist --scenario {}"):
+        words = line.format("configs/missing.json").split()
+        words += ["--qps", "1", "--p999-ms", "1"] if words[0] == "plan" else []
+        with pytest.raises(AssertionError, match=r"configs/missing\.json is not in the repository"):
+            check_files(build_parser().parse_args(words))
 
 
 def test_a_wrong_command_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> None:
