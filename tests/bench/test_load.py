@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codedinvnet.bench.load import (
     Reply,
+    connect,
     descriptors,
     memory,
     open_loop,
@@ -17,6 +21,7 @@ from codedinvnet.bench.load import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
+from tests.processes import descendants, needs_proc, survivors
 
 
 def run_open_loop(rate: float, count: int, seed: int, *, poisson: bool = True) -> list[float]:
@@ -65,6 +70,37 @@ def test_a_server_that_cannot_start_is_reported() -> None:
 
     with pytest.raises(UserError, match=r"did not start.*nonsense"):
         asyncio.run(start())
+
+
+@needs_proc
+def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) -> None:
+    """Though a request is open, which a server that drains waits for."""
+    images = np.zeros((1, 1, 28, 28), np.uint8)
+    below: list[int] = []
+    began = 0.0
+
+    async def interrupted() -> None:
+        nonlocal began
+        words = ("mnist", "--policy", "uncoded", "--workers", "1", "--deadline-ms", "30000")
+        async with (
+            server(*words, "--hang-timeout-ms", "30000", log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+            below.extend([process.pid, *descendants(process.pid)])
+            (worker,) = (w["pid"] for w in (await client.state())["workers"])
+            os.kill(worker, signal.SIGSTOP)
+            request = asyncio.ensure_future(client.infer("open", [0]))
+            while (await client.metrics())["codedinvnet_pending_queries"] < 1:
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            request.cancel()
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    assert time.monotonic() - began < 5
+    assert len(below) >= 3  # the server, its fork server, and the worker
+    assert survivors(below, timeout=2) == []
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")

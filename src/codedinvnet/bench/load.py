@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from codedinvnet.errors import UserError
 
 START_TIMEOUT = 120.0
+STOP_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ class ServerProcess:
 async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[ServerProcess]:
     """Run `codedinvnet serve ARGUMENTS --port 0` and stop it in the end.
 
+    It drains first, unless the body was interrupted or failed: then nobody waits for its answers.
+
     Raises:
         UserError: if it does not start; with its own words.
     """
@@ -256,16 +259,21 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Serv
         if found is None:
             raise UserError(f"the server did not start: {' '.join(command)}; see {log}")
         yield ServerProcess(found.group(0), process)
+        await _drained(process)
     finally:
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), 20)
-            except asyncio.TimeoutError:
-                process.kill()
-                await process.wait()
+            process.kill()  # its workers end with it
+            await process.wait()
         if errors is not None:
             errors.close()
+
+
+async def _drained(process: asyncio.subprocess.Process) -> None:
+    """Tell a server to stop, and wait until it has, but not for ever."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
 
 
 def processor_time() -> tuple[float, float, float] | None:
