@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from codedinvnet import checkpoint
 from codedinvnet.checkpoint import (
+    check_writable,
     load_checkpoint,
     load_modules,
     load_optimizers,
@@ -76,6 +77,22 @@ def test_digest_is_of_names_shapes_types_and_values() -> None:
         {"c" if key == "a" else key: value for key, value in TENSORS.items()},
     ]
     assert len({digest, *map(tensors_digest, others)}) == 5
+
+
+def test_a_place_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    check_writable(file)
+    check_writable(tmp_path / "new" / "file")
+    assert not (tmp_path / "new").exists()
+    for path, reason in ((tmp_path, "it is a folder"), (file / "file", "file is no folder")):
+        with pytest.raises(UserError, match=f"cannot write to {path}: .*{reason}"):
+            check_writable(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
+        check_writable(tmp_path / "new" / "file")
 
 
 def test_no_header_length_is_taken_for_a_pickle(tmp_path: Path) -> None:

@@ -37,6 +37,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Make sure that a file can be written, before the work whose results it shall hold.
+
+    Raises:
+        UserError: saying why it cannot.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"{folder} is no folder"
+    elif not os.access(folder, os.W_OK):
+        reason = f"nothing may be written into {folder}"
+    else:
+        return
+    raise UserError(f"cannot write to {path}: {reason}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
     write_atomically(path, text.encode())

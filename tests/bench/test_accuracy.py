@@ -348,7 +348,7 @@ def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_
     ("spoil", "told"),
     [
         (lambda out: out.mkdir(), "cannot read the rows in"),
-        (lambda out: out.parent.write_text(""), "cannot write rows to"),
+        (lambda out: out.parent.write_text(""), "cannot write to"),
         (
             lambda out: append_row(out, latency_row("coded", np.arange(9.0))),
             "line 1: a row of latency, not of bench accuracy",
@@ -369,7 +369,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
 ) -> None:
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     out = tmp_path / "results" / "rows.jsonl"
-    if told != "cannot write rows to":
+    if told != "cannot write to":
         out.parent.mkdir()
     spoil(out)
     monkeypatch.setattr(accuracy._Bench, "row", None)

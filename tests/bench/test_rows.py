@@ -10,7 +10,6 @@ from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
     agreeing,
     append_row,
-    check_writable,
     key_of,
     newest,
     pack_counts,
@@ -93,14 +92,6 @@ def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the rows in"):
         read_rows(tmp_path)
-
-
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "rows.jsonl")
-    check_writable(tmp_path / "new" / "rows.jsonl")
-    for path in (tmp_path, tmp_path / "new" / "rows.jsonl" / "rows.jsonl"):
-        with pytest.raises(UserError, match="cannot write rows to"):
-            check_writable(path)
 
 
 def test_the_newest_row_of_a_trial_counts() -> None:

@@ -34,7 +34,7 @@ from codedinvnet.bundle import (
     describe_machine,
     load_bundle,
 )
-from codedinvnet.checkpoint import write_text
+from codedinvnet.checkpoint import check_writable, write_text
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -338,11 +338,12 @@ def run(
         quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
-        UserError: if the grid is wrong, or `out` holds what is not of this benchmark; if images
-            are missing, with `quick`.
+        UserError: if the grid is wrong, if `out` cannot be written or holds what is not of this
+            benchmark, or if images are missing, with `quick`.
     """
     grid = load_grid(path)
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
+    check_writable(out)
     done: dict[str, dict[str, Any]] = {}
     for row in read_everything(out):
         if "error" in done.get(row["key"], {"error": ""}):

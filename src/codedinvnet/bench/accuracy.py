@@ -25,13 +25,13 @@ from codedinvnet.bench.rows import (
     SCHEMA_VERSION,
     Row,
     append_row,
-    check_writable,
     key_of,
     newest,
     pack_counts,
     read_rows,
 )
 from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import SAMPLES, ImageSet, ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError

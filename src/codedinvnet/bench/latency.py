@@ -45,6 +45,7 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
+from codedinvnet.checkpoint import check_writable
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
@@ -101,6 +102,7 @@ def run(
     bench = LatencyBench(grid, quick, save_dir, data_dir, download, log)
     settings = {arm: bench.settings(arm) for arm in wanted}
     done = newest(read_rows(out, "latency"))
+    check_writable(out)
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}

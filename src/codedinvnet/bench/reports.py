@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.checkpoint import write_json
+from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.training.loop import differing_keys
 
@@ -24,7 +23,7 @@ def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: naming the file and what differs, or why nothing can be written to it.
     """
-    _check_writable(path)
+    check_writable(path)
     old = _read_report(path)
     both = [key for key in COMPARABLE if key in old and key in report]
     changed = differing_keys({k: old[k] for k in both}, {k: report[k] for k in both})
@@ -33,19 +32,6 @@ def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
             f"{path} holds parts that were measured otherwise ({', '.join(changed)}): "
             "write to another file with --out, or move this one away"
         )
-
-
-def _check_writable(path: Path) -> None:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"{folder} is no folder"
-    elif not os.access(folder, os.W_OK):
-        reason = f"nothing may be written into {folder}"
-    else:
-        return
-    raise UserError(f"cannot write a report to {path}: {reason}")
 
 
 def _read_report(path: Path) -> dict[str, Any]:

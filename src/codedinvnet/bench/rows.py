@@ -47,19 +47,6 @@ def unpack_counts(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, "<u2").astype(np.int64))
 
 
-def check_writable(path: Path) -> None:
-    """Make sure that rows can be added to a file, before they are measured.
-
-    Raises:
-        UserError: if they cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise UserError(f"cannot write rows to {path}: {error.strerror or error}") from error
-
-
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a file; a line that an interrupted writer left unfinished is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 from codedinvnet.bench import rows as results
+from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.engine import accuracy_of
@@ -104,7 +105,7 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
         provenance: written into every row.
 
     Raises:
-        UserError: if a scenario cannot be simulated; before any is.
+        UserError: if a scenario cannot be simulated, or `out` not be written; before any work.
     """
     sweep = sweep.model_copy(update={"base": completed(sweep.base)})
     accuracy = accuracy_of(sweep.base)
@@ -112,6 +113,7 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     done = {}
     for row in read_rows(out):
         done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
+    check_writable(out)
     rows = []
     with tqdm(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
         for cell, scenario in bar:
