@@ -189,6 +189,16 @@ def test_runs_that_were_made_otherwise_are_not_pooled(changed: dict[str, Any]) -
     assert line.rows == (last,)
 
 
+def test_the_threads_of_the_process_that_sends_are_no_other_machine() -> None:
+    machines = [f"box, {threads} threads, Python 3" for threads in (2, 1)]
+    rows = [
+        latency_row("coded", sample(run), run=run, machine=machine)
+        for run, machine in enumerate(machines)
+    ]
+    (line,) = latency_tables.lines_of(rows)
+    assert line.rows == tuple(rows)
+
+
 def test_methods_are_compared_under_the_same_settings_and_faults() -> None:
     rows = [latency_row(label, sample(1)) for label in ("uncoded", "coded")]
     rows += [latency_row("coded", sample(1), stragglers="held", error="RuntimeError: no")]

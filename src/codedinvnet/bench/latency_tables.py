@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     A row that was written again replaces the old one. Of a data set only rows count that have the
     settings of its last one (the backup's, which one method has, aside), of a setting those with
     the faults that were injected last, and of a line those with its last settings, machine and
-    cores. Quick rows count where a data set has no others.
+    cores (but for the threads of the process that sent: the service's own have one each). Quick
+    rows count where a data set has no others.
     """
     found = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
     kept = sorted(found, key=lambda row: not row["settings"]["quick"])
@@ -96,7 +98,11 @@ def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
         kept, lambda row: row["dataset"], lambda row: {**row["settings"], "backup": None}
     )
     kept = agreeing(kept, lambda row: _place(row)[:-1], lambda row: row["stragglers"])
-    return agreeing(kept, _place, lambda row: [row[f] for f in ("settings", "machine", "cores")])
+    return agreeing(kept, _place, lambda row: [row["settings"], _served_on(row), row["cores"]])
+
+
+def _served_on(row: Row) -> str:
+    return re.sub(r", \d+ threads", "", row["machine"])
 
 
 def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
