@@ -760,9 +760,9 @@ def test_times_are_split_as_a_scenario_splits_them(method: CodedInvNet, images: 
         async with running(method, schedule=Schedule(faults=(slow,))) as (front, _):
             found = answered(await front.infer(images[:K]))
             assert all(0.03 <= answer.work_seconds <= answer.seconds for answer in found)
-            await until(lambda: front.times.encode.seen == 1)
-            times = front.times
-            assert (times.service.seen, times.trip.seen) == (K, K + 1)
+            times = front.times  # on a busy machine the last worker comes behind the answers
+            await until(lambda: times.service.seen == K and times.encode.seen == 1)
+            assert times.trip.seen == K + 1
             assert all(value > 0 for value in times.service.values)
             measured = front.metrics.registry.get_sample_value
             encode = measured("codedinvnet_encode_seconds_sum")
