@@ -114,6 +114,10 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: use(s, "evaluate", s.bundle, "--device", "abacus"),
         "cannot use the device 'abacus'",
     ),
+    "training on a device without values": (
+        lambda s: [*train(s, s.config, s.data), "--device", "meta"],
+        "cannot use the device 'meta'",
+    ),
     "device without values": (
         lambda s: ["info", s.bundle, "--device", "meta"],
         "cannot use the device 'meta'",

@@ -55,10 +55,9 @@ from codedinvnet.trained import (
 from codedinvnet.training.check import check_settings
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.fusion_data import (
-    INVERSION_BATCH,
-    TOLERANCE,
     FusionData,
     draw_groups,
+    invert_means,
 )
 from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
@@ -78,20 +77,16 @@ class PaperStage(PixelStage):
         return {PART: self.model.encoder, "discriminator": self.discriminator}
 
 
-@torch.no_grad()
 def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
     """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W).
 
     Raises:
-        NotConverged: if a mean cannot be inverted.
+        UserError: if f cannot be inverted at a mean.
     """
-    device = next(model.parameters()).device
-    targets = []
-    for rows in tqdm(groups.split(INVERSION_BATCH), desc="fusion data", unit="batch", leave=False):
-        images, _ = source.batch(rows.flatten())
-        mean = model.embed(images.to(device)).unflatten(0, tuple(rows.shape)).mean(dim=1)
-        targets.append(model.network.inverse(mean, tolerance=TOLERANCE).cpu())
-    return FusionData(groups, torch.cat(targets))
+    padding = model.settings.padding
+    with tqdm(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
+        targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
+    return FusionData(groups, targets)
 
 
 class DataSet:

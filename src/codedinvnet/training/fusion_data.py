@@ -16,7 +16,7 @@ from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
-from codedinvnet.nn.transform import NotConverged
+from codedinvnet.nn.transform import NotConverged, TransformSequence
 from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
 from codedinvnet.training.network import as_trained, load_trained_network, network_settings
 
@@ -101,7 +101,9 @@ def sample_fusion_data(
                 written.add(path)
                 error = _error_of_current(path, stamp, shard) if resume else None
                 if error is None:
-                    targets, error = _invert_means(settings, source, network, shard, bar, device)
+                    targets, error = invert_means(
+                        network, source, shard, padding=settings.data.padding, bar=bar
+                    )
                     save_checkpoint(
                         path,
                         {"groups": shard, "targets": targets},
@@ -123,20 +125,30 @@ def sample_fusion_data(
     }
 
 
-def _invert_means(
-    settings: Settings,
-    source: ImageSource,
-    network: Any,
-    groups: Tensor,
-    bar: Any,
-    device: torch.device,
+def invert_means(
+    network: TransformSequence, source: ImageSource, groups: Tensor, *, padding: int, bar: tqdm[Any]
 ) -> tuple[Tensor, float]:
-    """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most."""
+    """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most.
+
+    Args:
+        network: f, in evaluation mode.
+        source: the images.
+        groups: rows (N, k) of the source.
+        padding: zero pixels added on every side.
+        bar: told of every group.
+
+    Returns:
+        Targets (N, C, H, W) on the CPU, and the largest difference of f(target) from mean z.
+
+    Raises:
+        UserError: if f cannot be inverted at a mean.
+    """
+    device = next(network.parameters()).device
     targets, worst = [], 0.0
     for batch in groups.split(INVERSION_BATCH):
         images, _ = source.batch(batch.flatten())
         with torch.inference_mode():
-            latents = network(prepare(images.to(device), settings.data.padding))
+            latents = network(prepare(images.to(device), padding))
             mean = latents.unflatten(0, tuple(batch.shape)).mean(dim=1)
             try:
                 target = network.inverse(mean, tolerance=TOLERANCE)
