@@ -299,6 +299,8 @@ def test_a_number_that_may_be_anothers_by_now_is_not_killed(
         async with started(1) as (pool, pids):
             os.kill(pids[0], signal.SIGKILL)
             await until(lambda: pool.connections[0].dead != "")
+            # Until the fork server has waited for it, the number is still its own.
+            await until(lambda: not pool.connections[0].process.is_alive())
             killed: list[int] = []
             with monkeypatch.context() as patch:
                 patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
