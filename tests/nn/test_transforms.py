@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from codedinvnet.nn import iresnet as iresnet_module
 from codedinvnet.nn.activation import NONLINEARITIES
-from codedinvnet.nn.iresnet import IResNet, IResNetBlock, initialise_actnorm
+from codedinvnet.nn.iresnet import IResNet, IResNetBlock, initialise_actnorm, secant_step
 from codedinvnet.nn.irevnet import CouplingBlock, IRevNet
 from codedinvnet.nn.layers import ActNorm, InjectivePad, Squeeze
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
@@ -277,14 +278,60 @@ def test_samples_that_converge_early_stop(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_too_few_iterations_raise() -> None:
     transform, z = easy_and_hard()
-    with pytest.raises(NotConverged, match=r"2 sample\(s\).* after 3 iterations") as caught:
-        transform.inverse(z, tolerance=1e-10, max_iterations=3)
+    with pytest.raises(NotConverged, match=r"2 sample\(s\).* after 2 iterations") as caught:
+        transform.inverse(z, tolerance=1e-10, max_iterations=2)
     x = z
-    for _ in range(3):
+    for _ in range(2):
         before, x = x, z - transform.branch(x)
     assert caught.value.residual == pytest.approx(float((x - before).abs().max()))
     assert caught.value.samples == 2
-    assert caught.value.iterations == 3
+    assert caught.value.iterations == 2
+
+
+def test_a_secant_step_solves_what_is_linear_for_each_sample() -> None:
+    slopes = torch.tensor([-0.7, 0.0, 0.6], dtype=torch.float64)[:, None, None, None]
+    solution, start = noise(3, 1, 1, 1), noise(3, 1, 1, 1, seed=1)
+
+    def mapped(x: Tensor) -> Tensor:
+        return solution + slopes * (x - solution)
+
+    first = mapped(start)
+    second = mapped(first)
+    found = secant_step(second, second - first, first, first - start)
+    torch.testing.assert_close(found, solution, rtol=0.0, atol=1e-12)
+
+
+def test_a_secant_step_without_a_change_or_too_far_is_held_back() -> None:
+    before, step = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    mapped = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    step_before = torch.tensor([1.0, 1.001]).view(2, 1, 1, 1)
+    found = secant_step(mapped, step, before, step_before).flatten().tolist()
+    assert found == [1.0, pytest.approx(2.0 + iresnet_module.LARGEST_SHARE * 2.0)]
+
+
+def test_secant_steps_spare_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    z = transform(3 * noise(4, 2, 3, 4))
+    spent = []
+    for steps in (0, 50):
+        monkeypatch.setattr(iresnet_module, "SECANT_STEPS", steps)
+        transform.inverse(z, tolerance=1e-10)
+        spent.append(transform.iterations)
+    assert spent[1] < 0.9 * spent[0]
+
+
+def test_misled_secant_steps_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    x = 3 * noise(4, 2, 3, 4)
+    misled: list[Tensor] = []
+
+    def mislead(mapped: Tensor, *_: Tensor) -> Tensor:
+        misled.append(mapped)
+        return -mapped
+
+    monkeypatch.setattr(iresnet_module, "secant_step", mislead)
+    torch.testing.assert_close(transform.inverse(transform(x), tolerance=1e-10), x)
+    assert len(misled) == iresnet_module.SECANT_STEPS - 2
 
 
 def test_a_sample_with_nan_never_counts_as_converged() -> None:

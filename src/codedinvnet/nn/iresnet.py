@@ -19,6 +19,10 @@ from codedinvnet.nn.transform import InvertibleTransform, NotConverged, Transfor
 
 FINE = 1e-5
 """Tolerances below it are so near to the rounding of float32 latents that these are widened."""
+SECANT_STEPS = 50
+"""So many iterations of an inverse end in a secant step; the shipped networks need 10 to 20."""
+LARGEST_SHARE = 4.0
+"""How far a secant step may reach, in last changes; the shipped networks' reach at most 0.5."""
 CACHED_BYTES = 2**20
 """How large a branch's inner activations may get on a CPU: they are to stay in its second cache."""
 
@@ -26,6 +30,21 @@ CACHED_BYTES = 2**20
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a stride-1 convolution as such: for single images its module's call costs a tenth."""
     return F.conv2d(x, conv.weight, conv.bias, padding=conv.padding)
+
+
+def secant_step(mapped: Tensor, step: Tensor, mapped_before: Tensor, step_before: Tensor) -> Tensor:
+    """Return where the step of a fixed-point iteration would vanish if it changed linearly.
+
+    Args:
+        mapped: G(x) of the last iteration, (B, C, H, W).
+        step: G(x) - x of the last iteration.
+        mapped_before: G(x) of the one before.
+        step_before: G(x) - x of the one before.
+    """
+    change = step - step_before
+    share = (step * change).sum((1, 2, 3)) / change.square().sum((1, 2, 3))
+    share = share.nan_to_num_(0.0).clamp_(-LARGEST_SHARE, LARGEST_SHARE)
+    return (mapped_before - mapped).mul_(share[:, None, None, None]).add_(mapped)
 
 
 class IResNetBlock(InvertibleTransform):
@@ -114,10 +133,14 @@ class IResNetBlock(InvertibleTransform):
         return total if torch.is_grad_enabled() else total.detach()
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
-        """Solve x + F(x) = z by fixed-point iteration (paper, algorithm 1).
+        """Solve x + F(x) = z by fixed-point iteration (paper, algorithm 1), with secant steps.
 
         The residual |x + F(x) - z| is checked per sample in every iteration; samples below the
         tolerance stop. Its value bounds the error of x by residual / (1 - Lip F).
+
+        The first iterations end in a secant step, Anderson acceleration of depth 1 (Walker & Ni,
+        *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 2011), for each
+        sample on its own. Those from `SECANT_STEPS` on are plain, and converge as F contracts.
 
         If z is of a finer type than the weights, so is the branch in the second half of the
         iterations: a sample that is still open then is held up by the branch's rounding.
@@ -128,19 +151,23 @@ class IResNetBlock(InvertibleTransform):
                 z = z.contiguous(memory_format=torch.channels_last)
             solution = torch.empty_like(z)
             open_rows = torch.arange(z.shape[0], device=z.device)
-            x, update, target = z.clone(), torch.empty_like(z), z
-            residual = z.new_zeros(0)
+            x, target, residual = z, z, z.new_zeros(0)
+            before: tuple[Tensor, Tensor] | None = None
             for self.iterations in range(1, max_iterations + 1):
                 if self.iterations == max_iterations // 2 and x.dtype != self.conv1.weight.dtype:
                     evaluated = copy.deepcopy(self).to(x.dtype)
-                torch.sub(target, evaluated.branch(x.to(evaluated.conv1.weight.dtype)), out=update)
-                residual = x.sub_(update).abs_().amax((1, 2, 3))
-                x, update = update, x
+                mapped = target - evaluated.branch(x.to(evaluated.conv1.weight.dtype))
+                step = mapped - x
+                residual = step.abs().amax((1, 2, 3))
                 is_open = ~(residual <= tolerance)  # not `>`: NaN must stay open
+                x = mapped
+                if before is not None and self.iterations < SECANT_STEPS:
+                    x = secant_step(mapped, step, *before)
+                before = mapped, step
                 if not bool(is_open.all()):
-                    solution[open_rows[~is_open]] = x[~is_open]
+                    solution[open_rows[~is_open]] = mapped[~is_open]
                     open_rows, x, target = open_rows[is_open], x[is_open], target[is_open]
-                    update, residual = update[: len(x)], residual[is_open]
+                    residual, before = residual[is_open], (mapped[is_open], step[is_open])
                     if open_rows.numel() == 0:
                         return solution
             if z.shape[0] == 0:
