@@ -46,6 +46,22 @@ def rows(table: str, name: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in lines]
 
 
+def service(folder: Path) -> str:
+    """The page's section on the service."""
+    return results_page(folder, ".").partition("\n## The service\n\n")[2].partition("\n## ")[0]
+
+
+def test_readme_has_the_failures_and_the_held_answers_alone(folder: Path) -> None:
+    text, whole = sections(folder)["serve"], service(folder)
+    for sentence in ("20,000 answers, 0 errors", "p99.9 with held answers over"):
+        assert sentence in text
+        assert sentence in whole
+    assert "| coded+hedge |" in whole
+    assert "|" not in text
+    keep(folder / "serve.json", "machine", "cores", "soak_seconds")
+    assert sections(folder)["serve"].startswith("Not measured")
+
+
 def test_an_empty_folder_is_not_measured(tmp_path: Path) -> None:
     assert all(
         text.startswith(("Not measured", "What they")) for text in sections(tmp_path).values()
@@ -74,9 +90,20 @@ def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
         ["not measured", "98.83", "not measured"]
     ] * 3
     checks = "with another group's parity output not measured, with the average image in place of E"
-    assert checks in found["bundles"]
     assert "Not measured: fashion;" in found["bundles"]  # it is shipped
     assert found["costs"].startswith("Not measured")
+    assert checks in results_page(folder, ".")
+    assert "points beside" not in found["bundles"]
+
+
+def test_what_each_kind_of_evidence_is_worth_stands_below_the_table(folder: Path) -> None:
+    path = folder / "mnist.json"
+    found = json.loads(path.read_text())
+    for arm, value in (("evaluate", 0.97), ("latent", 0.95), ("side", 0.98)):
+        found[arm][-1]["recovered_accuracy"] = value
+    path.write_text(json.dumps(found))
+    line = "- mnist, k = 10: the latent is worth -1.00 points beside the side features, which are "
+    assert f"{line}worth +2.00 beside the latent." in sections(folder)["bundles"].splitlines()
 
 
 def test_a_cost_that_could_not_be_measured_is_not_measured(folder: Path) -> None:
@@ -93,7 +120,7 @@ def test_a_cost_that_could_not_be_measured_is_not_measured(folder: Path) -> None
 
 @pytest.mark.parametrize("part", ["chaos", "stragglers", "variants", "soak"])
 def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, part: str) -> None:
-    whole = sections(folder)["serve"]
+    whole = service(folder)
     assert "Not measured" not in whole
     path, figures = folder / "serve.json", json.loads((folder / "serve.json").read_text())
     gone = {
@@ -103,7 +130,7 @@ def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, par
         "soak": ("soak_seconds", "soak_workers_growth"),
     }
     keep(path, *(key for key in figures if key not in gone[part]))
-    text = sections(folder)["serve"]
+    text = service(folder)
     assert f"Not measured in this version: {part}; " in text
     assert f"bench serve mnist --part {part} --data-dir data --out" in text
     assert len(text.split("Not measured")[0]) < len(whole)
@@ -111,7 +138,8 @@ def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, par
 
 def test_a_part_alone(folder: Path) -> None:
     keep(folder / "serve.json", "machine", "cores", "pool_first_10_of_11_ms")
-    text = sections(folder)["serve"]
+    assert sections(folder)["serve"].startswith("Not measured in this version; `codedinvnet bench")
+    text = service(folder)
     assert text.startswith("Ten of eleven instant answers take")
     assert "Not measured in this version: chaos, overhead, light, stragglers" in text
 
@@ -123,7 +151,7 @@ def test_the_maximum_of_a_few_requests_is_no_p999(folder: Path) -> None:
     arms["none/uncoded"] |= {"requests": 999, "p999_ms": 77.7}
     arms["held/coded"] |= {"requests": 1000, "p999_ms": 88.8}
     path.write_text(json.dumps(figures))
-    lines = sections(folder)["serve"].splitlines()
+    lines = service(folder).splitlines()
     (few,) = [line for line in lines if line.startswith("| nobody straggles | uncoded |")]
     assert " | – | " in few
     assert "77.7" not in few

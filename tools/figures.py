@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codedinvnet.bench.results import headlines, page, speed_section
+from codedinvnet.bench.serve import CHAOS_OPTIONS
 from codedinvnet.bench.tables import markdown
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json, write_text
@@ -125,7 +126,7 @@ def bundle_rows(name: str, result: Mapping[str, Any], pixels: Mapping[int, Any])
 
 
 BUNDLE_COLUMNS = (
-    *("bundle", "k", "overhead", "normal", "recovered", "worst position", "agreement"),
+    *("bundle", "k", "extra queries", "normal", "recovered", "worst position", "agreement"),
     *("latent alone", "side alone", "paper's objective"),
 )
 
@@ -135,7 +136,7 @@ def bundle_table(
     pixels: Mapping[str, Mapping[int, Any]],
     seeds: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Accuracy of every bundle at every k, with the sanity arms.
+    """Accuracy of every bundle at every k, and what each kind of evidence is worth.
 
     Args:
         results: what was measured of each bundle; all of it may be missing.
@@ -152,25 +153,44 @@ def bundle_table(
     machine = next(iter(measured.values()))["evaluate"][0]["machine"]
     lines = [
         markdown(BUNDLE_COLUMNS, rows),
-        "Accuracy in % on the whole test split, against the labels; recovered is the mean over all "
+        "Accuracy in % on the whole test split, against the labels. Recovered: mean over all "
         "erasure positions and 5 random groupings, ± the standard deviation of a bootstrap over "
-        "groups. Beside it, the same recovery head answers from the decoded latent alone, and from "
-        "the missing member's side features alone, which is a small backup classifier of E's cost; "
-        "it was trained for all three. Where E keeps the members apart (cifar10), the latent alone "
-        f"is what was read from the member's cell of z_p. Measured on {machine}.",
+        "groups. "
+        "Beside it, the same recovery head answers from the decoded latent alone (of cifar10: from "
+        "the member's cell of z_p), and from the missing member's side features alone, a small "
+        f"backup classifier of E's cost; it was trained for all three. Measured on {machine}.",
+        "",
+        *(line for name, result in measured.items() if (line := evidence_line(name, result))),
+        "",
+        paper_training({name: pixels[name] for name in measured}),
         "",
     ]
-    lines += [paper_training({name: pixels[name] for name in measured}), ""]
     lines += [seed_line(name, seeds[name]) for name in measured if name in seeds]
     if other := [name for name in measured if name not in seeds]:
         lines.append(f"Another seed of {', '.join(other)}: {ABSENT}; `make bench-seeds` trains it.")
-    lines.append("")
-    if "cifar10" in measured:
-        lines += [
-            "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ "
-            "slightly from the original's.",
-            "",
-        ]
+    for name in results:
+        if name not in measured:
+            lines.append(f"Not measured: {name}; `{command} {name}` measures it.")
+    return "\n".join(lines)
+
+
+def evidence_line(name: str, result: Mapping[str, Any]) -> str:
+    """What each kind of evidence adds to the other at the largest k; empty if not measured."""
+    k = SIZES[-1]
+    arms = [by_k(result.get(arm, ())).get(k) for arm in ("evaluate", "latent", "side")]
+    if None in arms:
+        return ""
+    both, latent, side = (arm["recovered_accuracy"] for arm in arms if arm is not None)
+    return (
+        f"- {name}, k = {k}: the latent is worth {100 * (both - side):+.2f} points beside the side "
+        f"features, which are worth {100 * (both - latent):+.2f} beside the latent."
+    )
+
+
+def bundle_checks(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The sanity arms of every bundle; empty if nothing was measured."""
+    measured = {name: result for name, result in results.items() if "evaluate" in result}
+    lines = []
     for name, result in measured.items():
         shuffled, mean = result.get("shuffled"), result.get("pixel_mean")
         k = next((report["k"] for report in (shuffled, mean) if report), SIZES[-1])
@@ -179,12 +199,15 @@ def bundle_table(
             for report in (shuffled, mean)
         ]
         lines.append(
-            f"Checks for {name} at k = {k}: with another group's parity output {words[0]}, with "
-            f"the average image in place of E {words[1]}."
+            f"- {name}, k = {k}: recovered accuracy with another group's parity output {words[0]}, "
+            f"with the average image in place of E {words[1]}."
         )
-    for name in results:
-        if name not in measured:
-            lines.append(f"Not measured: {name}; `{command} {name}` measures it.")
+    if "cifar10" in measured:
+        lines += [
+            "",
+            "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ "
+            "slightly from the original's.",
+        ]
     return "\n".join(lines)
 
 
@@ -243,6 +266,13 @@ class Cost(NamedTuple):
         return ABSENT if figures.get(self.needed) is None else self.form(figures)
 
 
+def extra_macs(info: Mapping[str, Any]) -> float:
+    """Return E's and f's multiply-adds for a parity query of ten over those of the ten."""
+    queries = 10 * info["embedding_macs"]
+    extra = info["embedding_macs"] + info["encoder_macs_k10"] + info["reading_macs"]
+    return float(extra / queries)
+
+
 COSTS = (
     Cost(
         "embedding f, one image",
@@ -255,6 +285,12 @@ COSTS = (
         "info",
         "encoder_macs_k10",
         lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M",
+    ),
+    Cost(
+        "extra multiply-adds for a group of ten",
+        "info",
+        "encoder_macs_k10",
+        lambda i: f"{extra_macs(i):.0%}",
     ),
     Cost(
         "recovery head",
@@ -353,8 +389,19 @@ PART_FIGURES = {
     "soak": "soak_seconds",
 }
 """Part of `bench serve` -> a figure that it leaves."""
+SERVE_COMMAND = "codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json"
 FEWEST_FOR_P999 = 1000
 """Of fewer requests it would be the maximum."""
+
+
+def serve_headline(result: dict[str, Any]) -> str:
+    """What `bench serve` found of failures and held answers, in two paragraphs."""
+    texts = {"chaos": chaos_text, "stragglers": TEXTS["stragglers"]}
+    kept = [text(result) for part, text in texts.items() if PART_FIGURES[part] in result]
+    if not kept:
+        return f"Not measured in this version; `{SERVE_COMMAND}` measures it."
+    kept.append(f"Measured on {result['machine']}, {result['cores']} cores, which {SHARING}")
+    return "\n\n".join(kept)
 
 
 def serve_table(result: dict[str, Any]) -> str:
@@ -369,11 +416,10 @@ def serve_table(result: dict[str, Any]) -> str:
     missing = [part for part in PART_FIGURES if part not in parts]
     if missing:
         words = " ".join(f"--part {part}" for part in missing)
-        command = f"codedinvnet bench serve mnist {words} --data-dir data"
+        command = SERVE_COMMAND.replace("mnist", f"mnist {words}")
         lines += [
             "",
-            f"Not measured in this version: {', '.join(missing)}; `{command} --out "
-            "docs/results/serve.json` measures it.",
+            f"Not measured in this version: {', '.join(missing)}; `{command}` measures it.",
         ]
     return "\n".join(lines)
 
@@ -416,7 +462,8 @@ def chaos_text(result: dict[str, Any]) -> str:
     low, high = result["decoded_accuracy_95"]
     return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every 5 s "
-        f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn): "
+        f"and another stopped every 10 s{harm} (k = 10, 11 workers in turn, "
+        f"`{' '.join(CHAOS_OPTIONS)}`): "
         f"{result['answered']:,} answers, {result['errors']} errors, "
         f"{result['mismatched_ids']} mismatched ids, "
         f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
@@ -488,14 +535,20 @@ def read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def sections(folder: Path = RESULTS) -> dict[str, str]:
-    """Return every rendered section from the files in a folder."""
+def bundle_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what was measured of each bundle; of one that ships and was not, nothing."""
     shipped = shipped_bundles()
     results = {}
     for name in dict.fromkeys((*BUNDLES, *shipped)):
         found = read(folder / f"{name}.json")
         if found is not None or name in shipped:
             results[name] = found or {}
+    return results
+
+
+def sections(folder: Path = RESULTS) -> dict[str, str]:
+    """Return every section of README from the files in a folder."""
+    results = bundle_results(folder)
     pixels = {
         name: {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
         for name in results
@@ -505,7 +558,7 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
     return {
         "bundles": bundle_table(results, pixels, seeds),
         "costs": cost_table(results),
-        "serve": serve_table(serve) if serve else "Not measured in this version.",
+        "serve": serve_headline(serve or {}),
         "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
@@ -543,7 +596,10 @@ def results_page(folder: Path, pictures: str) -> str:
         folder: where the results lie.
         pictures: the folder's path as seen from the page.
     """
+    serve = read(folder / "serve.json")
     more = {
+        "The service": serve_table(serve) if serve else "",
+        "Checks of the shipped bundles": bundle_checks(bundle_results(folder)),
         "Times on a CUDA machine": cuda_times(folder),
         "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
         "The paper's settings with all their epochs": full_paper(folder),

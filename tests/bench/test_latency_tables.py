@@ -75,8 +75,9 @@ def test_lost_queries_are_infinitely_late() -> None:
 
 
 def test_two_lost_requests_of_a_thousand_are_never_and_not_bold() -> None:
-    lost = latency_row("coded", sample(1, count=998), lost=2)
-    lines = latency_tables.lines_of([lost, latency_row("uncoded", sample(2, 2.0))])
+    rows = [latency_row("uncoded", sample(run, 2.0), run=run) for run in (1, 2, 3)]
+    rows.append(latency_row("coded", sample(1, count=998), lost=2))
+    lines = latency_tables.lines_of(rows)
     uncoded, coded = latency_tables.cells(lines)
     found = dict(zip(latency_tables.COLUMNS, coded, strict=True))
     assert found["p99.9"] == "never"
@@ -106,6 +107,23 @@ def test_percentiles_of_different_ranks_are_not_compared() -> None:
     assert [label for _, label in latency_tables.best(lines)] == ["coded"]
 
 
+def test_the_overview_counts_settings_that_every_method_was_measured_in() -> None:
+    scales = {"held": (1.0, 1.04), "pareto": (2.0, 1.0), "slower": (3.0, 1.0)}
+    rows = [
+        latency_row(label, scale * sample(1), stragglers=stragglers)
+        for stragglers, pair in scales.items()
+        for label, scale in zip(("uncoded", "coded"), pair, strict=True)
+    ]
+    rows.append(latency_row("uncoded", sample(1), stragglers="exponential"))
+    text = latency_tables.overview(rows)
+    assert "| uncoded | 1 of 3 | 2.00 | 3.00 |" in text
+    assert "| coded | 3 of 3 | 1.00 | 1.04 |" in text
+    lost = latency_row("coded", sample(1, count=900), lost=100, stragglers="exponential")
+    assert "| coded | 3 of 4 | 1.02 | never |" in latency_tables.overview([*rows, lost])
+    assert latency_tables.overview([]) == ""
+    assert latency_tables.overview(rows[:1] + rows[3:4]) == ""
+
+
 def test_quick_rows_have_no_p999() -> None:
     (line,) = latency_tables.lines_of([latency_row("coded", sample(1, count=300), quick=True)])
     assert line.latency("p999") is None
@@ -116,7 +134,9 @@ def test_quick_rows_have_no_p999() -> None:
 
 
 def test_the_lowest_tail_is_bold_and_so_is_an_equal_one(rows: list[dict[str, Any]]) -> None:
-    rows.append(latency_row("coded+hedge", sample(4, 0.5), stragglers="held"))
+    for run in (1, 2, 3):
+        rows.append(latency_row("coded+hedge", sample(run, 0.5), run=run, stragglers="held"))
+    rows.append(latency_row("coded", sample(4, 0.5), stragglers="slower"))
     found = {
         (cells[2], cells[3]): dict(zip(latency_tables.COLUMNS, cells, strict=True))
         for cells in latency_tables.cells(latency_tables.lines_of(rows))
@@ -124,6 +144,7 @@ def test_the_lowest_tail_is_bold_and_so_is_an_equal_one(rows: list[dict[str, Any
     assert found["pareto", "coded"]["p99.9"].startswith("**")
     assert not found["pareto", "uncoded"]["p99.9"].startswith("**")
     assert found["held", "coded+hedge"]["p99.9"].startswith("**")  # alone in its setting
+    assert "**" not in found["slower", "coded"]["p99.9"]  # a single run, without an interval
     assert found["pareto", "uncoded"]["runs"] == "3"
     assert found["pareto", "coded"]["accuracy"] == "99.00 ± 0.00"
     assert found["pareto", "hedge"]["accuracy"] == "99.00"

@@ -178,7 +178,7 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert "### Failed runs\n\n| run | error |" in found
     assert "| uncoded, run 1 | RuntimeError: no |" in found
     headline = headlines(folder)["latency"]
-    assert headline.count("| hedge |") == 1
+    assert headline.count("| hedge |") == 2  # the overview, and one setting
     assert f"\n| {BATCH + 1} |" not in headline
     assert "docs/results.md" in headline
     assert "uncoded" not in headline

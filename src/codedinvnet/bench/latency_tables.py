@@ -189,15 +189,17 @@ def _percent(line: Line, figure: str) -> str:
 
 
 def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Return the cells of the table, a row a line; the lowest tails of a setting are bold."""
+    """Return the cells of the table, a row a line.
+
+    The lowest tails of a setting are bold if they have an interval, by which to judge them.
+    """
     lowest = best(lines)
     found = []
     for line in lines:
         last = tail(line)
-        good = last is not None and (line.setting, line.label) in lowest
+        good = (line.setting, line.label) in lowest and last is not None and last[1].interval
         times = [
-            _shown(line.latency(name), good and last is not None and last[0] == name)
-            for name in TITLES
+            _shown(line.latency(name), bool(good and last and last[0] == name)) for name in TITLES
         ]
         work = line.spread("work_per_query")
         found.append(
@@ -236,8 +238,8 @@ def note(lines: Sequence[Line]) -> str:
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
         "to them, else the geometric mean of the runs' own, with 95 % intervals over runs, as all "
-        "± are (of one run: over stretches of it); bold: the lowest tail of a setting, or within "
-        f"{SAME:.0%} of it. "
+        "± are (of one run: over stretches of it; of two: none); bold, where it has an interval: "
+        f"the lowest tail of a setting, or within {SAME:.0%} of it. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
         f"k = {each('k')}. "
         f"{each('workers')} workers share {each('cores')} cores: every task waits "
@@ -266,6 +268,39 @@ def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{markdown(COLUMNS, cells(lines))}\n{note(lines)}\n" if lines else ""
 
 
+def overview(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how near every method comes to the lowest tail of each setting; "" without rows.
+
+    Of settings in which every method was measured.
+    """
+    lines = lines_of(rows)
+    tails = {place: value.value for place, (_, value) in farthest(lines).items()}
+    labels = list(dict.fromkeys(line.label for line in lines))
+    settings = [
+        setting
+        for setting in dict.fromkeys(line.setting for line in lines)
+        if all((setting, label) in tails for label in labels)
+    ]
+    if not settings:
+        return ""
+    lowest = {s: min(tails[s, label] for label in labels) for s in settings}
+    cells = []
+    for label in labels:
+        ratios = [tails[s, label] / lowest[s] for s in settings]
+        near = sum(ratio <= 1 + SAME for ratio in ratios)
+        far = [
+            f"{r:.2f}" if math.isfinite(r) else "never"
+            for r in (statistics.median(ratios), max(ratios))
+        ]
+        cells.append((label, f"{near} of {len(settings)}", *far))
+    return (
+        f"{markdown(('method', f'within {SAME:.0%} of the lowest', 'median', 'worst'), cells)}\n"
+        "Farthest tail that was measured (p99.9, else p99), over the lowest of its setting: images "
+        f"of a request, load and stragglers, {len(settings)} in all. Never: more queries were lost "
+        "than the percentile allows.\n"
+    )
+
+
 def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
     """Return the Markdown section of the runs that failed; "" if none did."""
     failed = [row for row in current(rows) if row["error"] is not None]
@@ -274,8 +309,9 @@ def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
 
 
 def body(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
-    """Return the table of rows, its note, and the runs that failed."""
-    return "\n".join(text for text in (latency_table(rows), failures(rows, heading)) if text)
+    """Return the overview and the table of rows, its note, and the runs that failed."""
+    texts = (overview(rows), latency_table(rows), failures(rows, heading))
+    return "\n".join(text for text in texts if text)
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -124,7 +124,7 @@ def headline_accuracy(path: Path) -> str:
             cells.append([f"{label}, published", "10 %", *values])
     return "\n\n".join(
         [
-            tables.markdown(["method", "overhead", *datasets], cells).strip(),
+            tables.markdown(["method", "extra queries", *datasets], cells).strip(),
             f"Accuracy in % with one worker of a group of {HEADLINE_K} missing, on each method's "
             "better base model: of the answer that it costs; of codes without direct answers, "
             "which decode every answer, of all answers of the group, and in brackets what these "
@@ -152,16 +152,17 @@ def latency_section(path: Path) -> str:
 
 
 def headline_latency(path: Path) -> str:
-    """Return the table of one load."""
+    """Return how near every method comes to the best of each setting, and one setting's table."""
     kept = latency_tables.current(read_rows(path, "latency"))
     rows = [row for row in kept if row["error"] is None and _setting(row) == HEADLINE_LATENCY]
     batch, load, model = HEADLINE_LATENCY
     if not rows:
         return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
     return (
-        f"{latency_tables.latency_table(rows)}\nOther loads, single images and other stragglers: "
-        "[docs/results.md](docs/results.md)."
-    )
+        f"{latency_tables.overview(kept)}\nOne of these settings, and how all were measured "
+        f"([docs/results.md](docs/results.md#latency) has the others):\n\n"
+        f"{latency_tables.latency_table(rows)}"
+    ).strip()
 
 
 def _setting(row: Row) -> tuple[int, float, str]:

@@ -59,6 +59,11 @@ HOLD = {
     "per_request": True,
     "delay": {"distribution": "constant", "ms": HELD_MS},
 }
+CHAOS_OPTIONS = (
+    *("--group-timeout-ms", "150", "--hang-timeout-ms", "3000"),
+    *("--deadline-ms", "6000"),
+)
+"""Groups have time to fill, and a stopped worker to do harm."""
 EVEN_POLICIES = ("uncoded", "coded")
 """Compared under evenly spaced requests, too, which queue the least."""
 
@@ -282,11 +287,7 @@ class ServeBench(Loader):
         k, count, rate = 10, self.sizes.chaos_queries, 100.0
         found: dict[str, Any] = {}
         for routing in self.sizes.routings:
-            # Groups have time to fill, and a stopped worker to do harm.
-            options = [
-                *("--k", str(k), "--routing", routing, "--group-timeout-ms", "150"),
-                *("--hang-timeout-ms", "3000", "--deadline-ms", "6000"),
-            ]
+            options = ["--k", str(k), "--routing", routing, *CHAOS_OPTIONS]
             async with (
                 server(self.name, *options, log=self.log) as process,
                 connect(process.address, self.name, self.images) as client,

@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
         "--method",
         default="coded-invnet",
         help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
-        "parm, parm-concat, parm-learned or small-backup (coded-invnet)",
+        "parm, parm-concat, parm-learned, coded-invnet-paper or small-backup (coded-invnet)",
     )
     add("--part", type=Path, help="the checkpoint that `bench accuracy` left for that method and k")
     add(

@@ -108,7 +108,9 @@ class Metrics:
         self.residual = Gauge(
             "codedinvnet_parity_residual",
             "Running mean of |z_p - mean z| of the complete groups that a worker took part in, by "
-            "its role; a corrupt worker is off by the most in the role of the parity.",
+            "its role; a corrupt worker is off by the most in the role of the parity. With an "
+            "encoder that keeps the members apart: of the largest difference between a member's "
+            "decoded and direct logits, which does not tell the roles apart.",
             ["worker", "role"],
             registry=registry,
         )
