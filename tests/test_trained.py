@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS
+from codedinvnet.methods import METHODS, NeRCC
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.trained import (
@@ -81,6 +82,31 @@ def test_parts_of_something_else_are_refused(
     path, _ = saved(tmp_path / "best.safetensors", mnist, "parm", **changed)
     with pytest.raises(UserError, match=told):
         method_for(mnist, "mnist", "parm", K, path)
+
+
+def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path) -> None:
+    def row(key: str, smoothing: list[float], **changed: Any) -> dict[str, Any]:
+        trial = {"method": "nercc", "base": "invertible", "k": K, "missing": 1, "corrupt": 0}
+        settings = {"bundle": weights_digest("mnist")}
+        found = {**trial, "benchmark": "accuracy", "schema_version": 1, "key": key, "error": None}
+        return {**found, "settings": settings, "chosen": {"smoothing": smoothing}, **changed}
+
+    path = tmp_path / "accuracy.jsonl"
+    others: list[dict[str, Any]] = [
+        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "approxifer"}),
+        *({"error": "no"}, {"settings": {"bundle": "another"}}),
+    ]
+    for number, changed in enumerate(others):
+        append_row(path, row(str(number), [9.0, 9.0], **changed))
+    with pytest.raises(UserError, match=r"--part: .* holds no row of nercc with k = 4 for this"):
+        method_for(mnist, "mnist", "nercc", K, path)
+    append_row(path, row("ours", [0.25, 1e-4]))
+    method = method_for(mnist, "mnist", "nercc", K, path)
+    assert isinstance(method, NeRCC)
+    assert (method.encoder_smoothing, method.decoder_smoothing) == (0.25, 1e-4)
+    plain = method_for(mnist, "mnist", "nercc", K, None)
+    assert isinstance(plain, NeRCC)
+    assert (plain.encoder_smoothing, plain.decoder_smoothing) == (1e-6, 1e-6)
 
 
 def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ docs/results/speed-cuda.json` and likewise `embed` and `train` write; and
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.methods import Evidence
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.stages import choose_device, evaluation_images
@@ -526,13 +526,7 @@ def render(text: str, sections: dict[str, str]) -> str:
 
 def read(path: Path) -> dict[str, Any] | None:
     """Return what a file holds; None if it is not there."""
-    if not path.is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    return found
+    return read_json(path) if path.is_file() else None
 
 
 def bundle_results(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from codedinvnet.checkpoint import (
 )
 from codedinvnet.config import Section, Settings, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
@@ -237,10 +237,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
         raise UserError(f"cannot use the device {str(device)!r}: it keeps no values")
     folder = bundle_folder(name)
     path = folder / DESCRIPTION
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is truncated or not JSON: {error}") from error
+    raw = read_json(path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -235,17 +235,7 @@ def load_settings(path: Path) -> Settings:
     Raises:
         UserError: if the file cannot be read, is not JSON, or has a wrong key or value.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot read the settings file {path}: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a JSON file: it is not text") from error
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    raw = read_json(path, "the settings file")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the settings must be one JSON object")
     if "data_processing" in raw:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from codedinvnet.bench.rows import read_rows
 from codedinvnet.bundle import Bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
@@ -18,6 +19,7 @@ from codedinvnet.methods import (
     CodedMethod,
     ConcatParM,
     LearnedCode,
+    NeRCC,
     PaperInvNet,
     ParM,
     SmallBackup,
@@ -100,6 +102,26 @@ def with_part(
     return (ConcatParM if name == ConcatParM.name else ParM)(classifier, part, k)
 
 
+def _smoothing(rows: Path, weights: str, k: int) -> tuple[float, float]:
+    """Return NeRCC's regularisers, encoder's and decoder's, from rows of `bench accuracy`.
+
+    Raises:
+        UserError: if none of the rows is of these weights and k.
+    """
+    found = [
+        row["chosen"]["smoothing"]
+        for row in read_rows(rows, "accuracy")
+        if row["error"] is None
+        and (row["method"], row["base"]) == (NeRCC.name, "invertible")
+        and (row["k"], row["missing"], row["corrupt"]) == (k, 1, 0)
+        and row["settings"].get("bundle") == weights
+    ]
+    if not found:
+        raise UserError(f"--part: {rows} holds no row of nercc with k = {k} for this bundle")
+    encoder, decoder = found[-1]
+    return encoder, decoder
+
+
 def method_for(
     loaded: Bundle, bundle: str | Path, name: str, k: int, part: Path | None
 ) -> CodedMethod:
@@ -110,11 +132,17 @@ def method_for(
         bundle: its name or folder.
         name: of the method.
         k: members of a group.
-        part: what `bench accuracy` left, `best.safetensors` in the part's folder.
+        part: what `bench accuracy` left, `best.safetensors` in the part's folder; of nercc its
+            rows, for the regularisers that it chose.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.
     """
+    if name == NeRCC.name and part is not None:
+        encoder, decoder = _smoothing(part, weights_digest(bundle), k)
+        return NeRCC(
+            classifier_of(loaded.model), k, encoder_smoothing=encoder, decoder_smoothing=decoder
+        )
     if name not in WITH_PARTS:
         if part is not None:
             raise UserError(f"--part: {name} needs no trained part")

@@ -13,7 +13,7 @@ from codedinvnet.bench.erasures import (
     score,
     task_outputs,
 )
-from codedinvnet.data import ImageSet
+from codedinvnet.data import ImageSet, random_groups
 from codedinvnet.methods import (
     ApproxIFER,
     CodedMethod,
@@ -147,7 +147,6 @@ def test_codes_without_direct_answers_are_scored_on_everybody(
     method = kind(Brightness(), k)
     found = scored(method, source, k)
     assert int(found.counts[0].scored.sum()) == N * (k + 1)
-    assert found.complete < 1.0 or found.recovered != 1.0
     nobody = scored(method, source, k, missing=0)
     assert nobody.recovered == nobody.complete == found.complete
     assert int(nobody.counts[0].scored.sum()) == N
@@ -156,6 +155,28 @@ def test_codes_without_direct_answers_are_scored_on_everybody(
     assert none.answered is None
     more = scored(kind(Brightness(), k, stragglers=1), source, k, missing=2)
     assert more.answered == 0.0
+
+
+@pytest.mark.parametrize("kind", [ApproxIFER, NeRCC])
+def test_each_pattern_is_scored_by_what_is_decoded_without_it(
+    source: ImageSet, kind: type[ApproxIFER | NeRCC]
+) -> None:
+    k, count = 4, 40
+    full = ImageSet("levels", CLASSES, source.images[:count], source.labels[:count], "test")
+    method = kind(Brightness(shift=0.3), k)
+    groups = random_groups(count, k, torch.Generator().manual_seed(0)).members
+    images, labels = full.images[groups], full.labels[groups]
+    tasks = method.tasks(k)
+    outputs = {task: method.compute(task, images[:, list(of)]) for task, of in tasks.items()}
+    expected = {}
+    for lost in tasks:
+        decoded = method.decode({t: o for t, o in outputs.items() if t != lost}, k)
+        right = [(decoded[i].argmax(1) == labels[:, i]).double().mean() for i in range(k)]
+        expected[(lost,)] = float(sum(right) / k)
+    found = scored(method, full, k, groupings=1)
+    assert found.patterns == pytest.approx(expected)
+    assert found.recovered == pytest.approx(sum(expected.values()) / len(expected))
+    assert len(set(expected.values())) > 1
 
 
 def test_corrupt_workers_are_told_apart_by_the_byzantine_variant_alone(source: ImageSet) -> None:

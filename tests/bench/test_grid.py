@@ -125,6 +125,11 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
         ({"methods": ["parm"], "datasets": []}, r"blocks\.0\.datasets.*at least 1"),
         ({"methods": ["parm"], "bases": ["vgg"]}, r"blocks\.0\.bases"),
         ({"methods": ["parm"], "k": [1]}, r"blocks\.0\.k.*greater than or equal to 2"),
+        (
+            {"methods": ["parm"], "patterns": 1001},
+            r"blocks\.0\.patterns.*less than or equal to 1000",
+        ),
+        ({"methods": ["parm"], "seeds": [2**63]}, r"blocks\.0\.seeds\.0.*less than"),
         ({"methods": []}, r"blocks\.0\.methods"),
         ({"methods": ["parm"], "kk": [2]}, r"unknown key 'blocks\.0\.kk': did you mean 'k'"),
     ],

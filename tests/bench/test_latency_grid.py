@@ -125,6 +125,10 @@ def test_a_slower_worker_is_blocked_for_the_difference() -> None:
         ({"blocks": [{**GRID["blocks"][0], "stragglers": ["sleepy"]}]}, "neither a file nor one"),
         ({"blocks": [{**GRID["blocks"][0], "loads": [1.0]}]}, "blocks.0.loads.0.*less than 1"),
         ({"workers": 10}, "coded with k = 10 needs 11, got 10"),
+        (
+            {"workers": 1, "blocks": [{**GRID["blocks"][0], "methods": ["replicate"]}]},
+            "replicate needs 2, got 1",
+        ),
         ({"wait_ms": 0}, "wait_ms.*greater than 0"),
         ({"wait_ms": 10}, "service_ms must be above the wait_ms of 10 that it has in it"),
         ({"weight_ms": 1}, "weight_ms"),
@@ -134,6 +138,15 @@ def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], told: st
     with pytest.raises(UserError, match=told) as caught:
         load_latency_grid(write(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_faults_of_workers_that_there_are_not(tmp_path: Path) -> None:
+    faults = tmp_path / "faults.json"
+    faults.write_text('{"faults": [{"kind": "slow", "worker": 11, "delay": {"ms": 5}}]}')
+    blocks = [{**GRID["blocks"][0], "stragglers": [str(faults)]}]
+    with pytest.raises(UserError, match=r"blocks\.0\.stragglers: the faults name worker 11; there"):
+        load_latency_grid(write(tmp_path, blocks=blocks))
+    assert load_latency_grid(write(tmp_path, blocks=blocks, workers=12)).workers == 12
 
 
 def test_files_that_are_no_grid(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -
 
 def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> None:
     lines = headlines(folder)["accuracy"].splitlines()
-    assert lines[0] == "| method | overhead | fashion | mnist |"
+    assert lines[0] == "| method | extra queries | fashion | mnist |"
     cells = [line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("|")]
     assert [row[0] for row in cells] == [
         "coded-invnet",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_an_unfinished_line_is_ignored_and_cut_off(tmp_path: Path, whole: int) -
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "line 2: not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],
+    [("{", "line 2 is not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],
 )
 def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -77,7 +78,7 @@ def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
 
 def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    append_row(path, {**row("a"), "benchmark": "accuracy"})
+    append_row(path, {**row("a"), "benchmark": "accuracy", "settings": {}})
     append_row(path, {**row("b"), "kind": "latency"})
     assert len(read_rows(path)) == 2
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: a row of latency, not of bench acc"):
@@ -87,6 +88,16 @@ def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
     append_row(tmp_path / "other.jsonl", row("a"))
     with pytest.raises(UserError, match="line 1: a row of something else"):
         read_rows(tmp_path / "other.jsonl", "latency")
+
+
+@pytest.mark.parametrize(
+    ("more", "lacks"), [({}, "settings"), ({"settings": None}, "settings"), ({"key": 7}, "key")]
+)
+def test_a_row_that_is_no_trial_is_told(tmp_path: Path, more: dict[str, Any], lacks: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_row(path, {**row("a"), "kind": "latency", **more})
+    with pytest.raises(UserError, match=f"line 1: a row of bench latency without {lacks}"):
+        read_rows(path, "latency")
 
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_seeds_share_a_line_with_mean_and_spread(rows: list[dict[str, Any]]) -> 
     assert parm["seeds"] == "2"
     (ours,) = [c for c in table if c["method"] == "coded-invnet" and c["source"] == "measured"]
     assert ours["recovered"] == "93.00"
-    assert ours["overhead"] == "10 %"
+    assert ours["extra queries"] == "10 %"
     assert ours["nobody missing"] == ""
     assert not [c for c in table if c["method"] == "nercc"]
 
@@ -78,13 +78,15 @@ def test_every_published_figure_stands_beside_ours_with_both_base_models(
     assert set(cells) == {
         ("approxifer", "mnist"),
         ("parm", "mnist"),
-        ("coded-invnet-paper", "(not named)"),
-        ("parm", "(not named)"),
+        ("coded-invnet-paper", "(not named); ours: mnist"),
+        ("parm", "(not named); ours: mnist"),
     }
     assert list(cells["approxifer", "mnist"].values())[3:] == [
         *("99.0", "87.2", "95.00", "88.00", "+0.8"),  # the better of its bases
     ]
-    assert list(cells["parm", "(not named)"].values())[3:] == ["", "53.4", "", "", ""]
+    parm = list(cells["parm", "(not named); ours: mnist"].values())
+    assert parm[3:5] == ["", "53.4"]
+    assert parm[7] == f"{float(parm[6]) - 53.4:+.1f}"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,11 @@ def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -
     assert found["parm"]["p"] == "< 0.001"
     assert found["small-backup"]["ours is"] == "below"
     assert float(found["approxifer"]["margin, points"]) == pytest.approx(5, abs=1)
+    assert found["small-backup"]["its best base"] == "invertible"  # it goes with no other
+    alone = [line for line in rows if (line["label"], line["base"]) != ("parm", "resnet")]
+    table = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(alone)))
+    (parm,) = [c for c in table if c["rival"] == "parm"]
+    assert parm["its best base"] == "invertible (alone measured)"
 
 
 def test_rows_of_older_settings_are_left_out() -> None:

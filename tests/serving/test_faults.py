@@ -180,7 +180,7 @@ def test_an_unknown_key_of_a_fault(tmp_path: Path, fault: dict[str, Any]) -> Non
 def test_a_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "faults.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^cannot read the faults file {path}: .*$"):
+    with pytest.raises(UserError, match=f"^the faults file {path} is not JSON: .*$"):
         load_schedule(path)
 
 

@@ -181,7 +181,7 @@ def test_an_arms_percentiles_are_those_of_all_requests() -> None:
     ("text", "words"),
     [
         ("", "holds no row of kind 'latency'"),
-        ("{oops", "is not JSONL"),
+        ("{oops", "line 1 is not JSON"),
         (json.dumps({"kind": "simulated"}), "holds no row"),
         (json.dumps({**ROW, "p50_ms": "fast"}), "line 1: p50_ms: input should be a valid number"),
         (json.dumps({k: v for k, v in ROW.items() if k != "policy"}), "missing key 'policy'"),

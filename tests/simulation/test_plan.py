@@ -102,7 +102,7 @@ def test_accuracy_rules_out_what_is_fast_enough() -> None:
     assert "accuracy is 0.97" in strict.reason
     hopeless = Planner(base, ACCURACY, Target(60, 0.99)).judge(UNCODED)
     assert hopeless.workers is None
-    assert "even direct answers are right in 0.9800" in hopeless.reason
+    assert "even its best answers are right in 0.9800" in hopeless.reason
 
 
 def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> None:
@@ -129,6 +129,21 @@ def test_a_small_backup_makes_up_for_several_at_no_cost_of_encoding() -> None:
     assert backup["work_per_query"] < coded["work_per_query"]
     share = backup["decoded_share"]
     assert backup["accuracy"] == pytest.approx(0.98 - share * (0.98 - 0.5), abs=0.01)
+
+
+def test_answers_that_are_better_than_direct_ones_count() -> None:
+    held = [{"kind": "hold", "probability": 0.3, "delay": 100}]
+    base = scenario(workers=100, qps=200, queries=6000, stragglers=held)
+    base = base.updated(backup_accuracy={10: 1.0})
+    planner = Planner(base, ACCURACY, Target(p999_ms=150, accuracy=0.981))
+    backup = planner.judge(Candidate("small-backup", 10, 1))
+    assert backup.workers is not None
+    assert backup.figures["accuracy"] > 0.981 > ACCURACY.normal
+    assert "even its best answers" in planner.judge(UNCODED).reason
+    better = ACCURACY.model_copy(update={"recovered": {1: {10: 1.0}, 2: {10: 0.5}}})
+    planner = Planner(base, better, Target(p999_ms=150, accuracy=0.981))
+    assert "even its best answers" not in planner.judge(Candidate("coded", 10, 1)).reason
+    assert "even its best answers" in planner.judge(Candidate("coded", 10, 2)).reason
 
 
 def test_targets_that_mean_nothing() -> None:

@@ -294,9 +294,14 @@ def test_simulate_refuses_in_one_line(
         (["--k", "7"], "--k: no accuracy is known of k = 7; known: [2, 4, 10]"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--qps", "-1"], "qps"),
+        (["--scenario", "FILE", "--service-ms", "-1"], "service.ms"),
+        (["--scenario", "FILE", "--encode-ms", "nan"], "encode.ms"),
     ],
 )
-def test_plan_refuses_in_one_line(words: list[str], message: str, call: Command) -> None:
+def test_plan_refuses_in_one_line(
+    words: list[str], message: str, file: Path, call: Command
+) -> None:
+    words = [str(file) if word == "FILE" else word for word in words]
     good = ["mnist", "--qps", "10", "--p999-ms", "60", "--service-ms", "10", "--encode-ms", "1"]
     outcome = call("plan", *good, *words)
     assert outcome.code == 2

@@ -51,11 +51,13 @@ def test_a_scenario_survives_its_row() -> None:
 
 
 def test_the_rules_are_those_of_serve() -> None:
-    """Same options, same rules, but for how many queries may wait."""
-    options = ServeOptions("mnist", k=4, workers=7, policy="coded+hedge", max_pending=500)
-    front = make_front_end(options, load_bundle("mnist"))
-    same = scenario(k=4, workers=7, policy="coded+hedge", max_pending=500)
-    assert same.rules == front.rules
+    """Same options, same rules."""
+    for pending, meant in ((None, 7400), (500, 500)):
+        options = ServeOptions("mnist", 4, 37, policy="coded+hedge", max_pending=pending)
+        front = make_front_end(options, load_bundle("mnist"))
+        same = scenario(k=4, workers=37, policy="coded+hedge", max_pending=pending)
+        assert same.rules == front.rules
+        assert same.rules.max_pending == meant
 
 
 # Arrivals

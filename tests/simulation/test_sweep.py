@@ -159,5 +159,5 @@ def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows.jsonl, line 1 is no row of a sweep"):
         read_rows(rows)
     rows.write_text("{\n")
-    with pytest.raises(UserError, match="line 1: not JSON"):
+    with pytest.raises(UserError, match="line 1 is not JSON"):
         read_rows(rows)

@@ -44,6 +44,7 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import parse_json, read_json
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import network_settings
@@ -165,11 +166,9 @@ def load_grid(path: Path) -> Grid:
     Raises:
         UserError: if it cannot be read or is wrong, with the place of the fault.
     """
+    raw = read_json(path, "the grid")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         return Grid.model_validate(raw)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the grid {path}: {error}") from error
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error, Grid, raw)}") from error
 
@@ -280,10 +279,7 @@ def read_everything(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # not JSON, or not text at all
-            raise UserError(f"{path}, line {number} is damaged: {error}") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not _is_own(row):
             raise UserError(f"{path}, line {number} is not of `bench ablation`: name another file")
         # Rows of a release that did not write its folder's name: it is that of the key it knew.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from codedinvnet.config import PartSettings, PixelFusionSettings, Positive, Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
 from codedinvnet.methods.parm import check_tiles
 
@@ -21,7 +21,9 @@ Base = Literal["invertible", "resnet"]
 BASES: tuple[Base, ...] = ("invertible", "resnet")
 
 GroupSize = Annotated[int, Field(ge=2)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Patterns = Annotated[int, Field(gt=0, le=1000)]
+"""So that what is counted of a group, patterns times members, fits 16 bits."""
 
 PATTERNS = 30
 """Most erasure patterns, unless a grid says otherwise: all of them where one worker is missing."""
@@ -56,7 +58,7 @@ class Block(Section):
     """Of what is trained; a trial in which nothing is uses the first alone."""
     groupings: Positive | None = None
     """Fewer than the grid's, for what is slow."""
-    patterns: Positive | None = None
+    patterns: Patterns | None = None
     """In place of the grid's, where several workers are missing."""
     bundle: str | None = None
     """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
@@ -81,7 +83,7 @@ class AccuracyGrid(Section):
     groupings: Positive = 5
     """Random groupings of the test images; the same for every method at one k."""
     grouping_seed: Count = 0
-    patterns: Positive = PATTERNS
+    patterns: Patterns = PATTERNS
     """Most erasure patterns that are tried; of more, a sample."""
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
 
@@ -123,12 +125,7 @@ def load_grid(path: Path) -> AccuracyGrid:
         UserError: one line, if it cannot be read, a key or value is wrong, a method or data set
             is unknown, or a label stands for two things.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the grid {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"the grid {path} is not JSON: {error}") from error
+    raw = read_json(path, "the grid")
     try:
         grid = AccuracyGrid.model_validate(raw)
     except ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,8 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.quantiles import rank_of
-from codedinvnet.serving.faults import Fault
+from codedinvnet.serving.faults import Fault, check_workers
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.served import SERVED, Served
 from codedinvnet.simulation.stragglers import stragglers
@@ -124,12 +124,7 @@ def load_latency_grid(path: Path) -> LatencyGrid:
         UserError: one line, if it cannot be read, a key or value is wrong, a method or straggler
             model is unknown, or there are too few workers.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the grid {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"the grid {path} is not JSON: {error}") from error
+    raw = read_json(path, "the grid")
     try:
         grid = LatencyGrid.model_validate(raw)
     except ValidationError as error:
@@ -145,9 +140,11 @@ def load_latency_grid(path: Path) -> LatencyGrid:
                     f"{path}: workers: {name} with k = {grid.k} needs {grid.k + 1}, "
                     f"got {grid.workers}"
                 )
+            if SERVED[name].rules.copies > grid.workers:
+                raise UserError(f"{path}: workers: {name} needs 2, got {grid.workers}")
         for model, batch in product(block.stragglers, block.batches):
             try:
-                injected(model, grid.service_ms, batch)
+                check_workers(injected(model, grid.service_ms, batch), grid.workers)
             except UserError as error:
                 raise UserError(f"{path}: blocks.{number}.stragglers: {error}") from error
     return grid.model_copy(update={"parts": path.parent / grid.parts})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.training.loop import differing_keys
 
 COMPARABLE = ("bundle", "weights", "images", "seed", "quick", "device", "machine", "cores")
@@ -37,10 +37,7 @@ def check_mergeable(report: Mapping[str, Any], path: Path) -> None:
 def _read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} is no report of this benchmark: it is not an object")
     return found

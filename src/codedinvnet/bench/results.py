@@ -7,7 +7,6 @@ called not measured, beside the command that measures it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from codedinvnet.bench import ablation, latency_tables, speed, tables
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
-from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.simulation import measured, sweep
 
 HEADLINE_K = 10
@@ -182,7 +181,7 @@ def validation_section(path: Path) -> str:
     Raises:
         UserError: if the file is damaged.
     """
-    report = _read_report(path)
+    report = read_json(path)
     off = [
         [
             tables.one_line(arm["name"]),
@@ -272,17 +271,4 @@ def ablation_section(path: Path) -> str:
 
 def speed_section(path: Path) -> str:
     """Return the tables of `bench inverse`, `embed` and `train`."""
-    return f"```text\n{speed.table(_read_report(path)).strip()}\n```"
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    """Read a benchmark's report.
-
-    Raises:
-        UserError: if it is not JSON.
-    """
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    return report
+    return f"```text\n{speed.table(read_json(path)).strip()}\n```"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import parse_json
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +32,10 @@ def key_of(*parts: Any) -> str:
     """Return a short name of JSON values that differs when they do."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+TRIAL = {"key": str, "settings": dict}
+"""What every row of a trial has, of whatever kind."""
 
 
 def pack_counts(counts: Tensor) -> str:
@@ -72,7 +77,7 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
 
     Raises:
         UserError: if it is no file that can be read, or a whole line is not a row of this schema
-            and kind.
+            and kind, or lacks what all rows of that kind have.
     """
     if not path.exists():
         return []
@@ -82,10 +87,7 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
         raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # behind the last newline: unfinished
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        row = parse_json(line, f"{path}, line {number}")
         version = row.get("schema_version") if isinstance(row, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
@@ -97,6 +99,9 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
             raise UserError(
                 f"{path}, line {number}: a row of {found or 'something else'}, not of bench {kind}"
             )
+        lacks = [name for name, type_ in TRIAL.items() if not isinstance(row.get(name), type_)]
+        if kind is not None and lacks:
+            raise UserError(f"{path}, line {number}: a row of bench {kind} without {lacks[0]}")
         rows.append(row)
     return rows
 

@@ -16,9 +16,12 @@ from codedinvnet.bench.grid import trained
 from codedinvnet.bench.papers import FAR, PUBLISHED, Published
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
+from codedinvnet.methods import NEEDS, Need
 from codedinvnet.trained import WITH_PARTS
 
 OURS = "coded-invnet"
+ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE)
+"""What goes with an invertible base model and with a plain one."""
 SHARED = ("quick", "grouping_seed", "test_images", "train_images")
 """Settings without which methods were not given the same groups, or not the same chances."""
 SETTING = ("dataset", "k", "missing", "corrupt")
@@ -146,7 +149,7 @@ COLUMNS = (
     "corrupt",
     "method",
     "base",
-    "overhead",
+    "extra queries",
     "normal",
     "nobody missing",
     "recovered",
@@ -233,9 +236,13 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
     """Return the cells of the comparison of our bundle with each rival on its best base model.
 
     Accuracies are those on the groupings that both were given, so that the margin is their
-    difference.
+    difference. Of rivals that go with any base model it is said where only one was measured.
     """
     best = best_bases(lines)
+    bases: dict[tuple[str, str, int, int, int], set[str]] = {}
+    for line in lines:
+        place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
+        bases.setdefault(place, set()).add(line.base)
     reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
     cells = []
     for line in best:
@@ -246,9 +253,12 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
         both = min(len(ours_by), len(its_by))
         found = paired_difference(ours_by, its_by)
         verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
+        measured = bases[line.dataset, line.label, line.k, line.missing, line.corrupt]
+        alone = len(measured) == 1 and NEEDS[line.rows[0]["method"]] in ANY_BASE
         cells.append(
             (
-                *line.place,
+                *line.place[:-1],
+                f"{line.base} (alone measured)" if alone else line.base,
                 percent(_recovered(its_by[:both])),
                 percent(_recovered(ours_by[:both])),
                 f"{found.margin:+.2f}",
@@ -284,12 +294,12 @@ def published_section(lines: Sequence[Line]) -> str:
     }
     cells, explained = [], []
     for figure in _published(lines):
-        line = best.get((figure.label, figure.dataset, figure.k))
+        line = best.get((figure.label, figure.beside or figure.dataset, figure.k))
         normal, ours = (line.mean("normal"), line.mean("recovered")) if line else (None, None)
         points = None if ours is None else 100 * ours - figure.recovered
         cells.append(
             (
-                figure.dataset,
+                f"{figure.dataset}; ours: {figure.beside}" if figure.beside else figure.dataset,
                 str(figure.k),
                 figure.label,
                 _one_digit(figure.normal),
@@ -300,7 +310,7 @@ def published_section(lines: Sequence[Line]) -> str:
             )
         )
         if points is not None and abs(points) > FAR:
-            place = f"{figure.label} on {figure.dataset}, k = {figure.k}"
+            place = f"{figure.label} on {figure.beside or figure.dataset}, k = {figure.k}"
             explained.append(f"- {place} ({points:+.1f}): {figure.why or 'not explained.'}")
     text = [
         markdown(PUBLISHED_COLUMNS, sorted(cells, key=lambda row: row[0].startswith("("))).strip()
@@ -343,7 +353,8 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
-        "is well. Corrupt workers send noise; then all answers are scored. ± is the standard "
+        "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
+        "Corrupt workers send noise; then all answers are scored. ± is the standard "
         "deviation over seeds of the training, where there are several.",
     ]
     for dataset in dict.fromkeys(cells[0] for cells in figures):

@@ -27,7 +27,12 @@ def add_commands(commands: Commands) -> None:
         help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
         "parm, parm-concat, parm-learned, coded-invnet-paper or small-backup (coded-invnet)",
     )
-    add("--part", type=Path, help="the checkpoint that `bench accuracy` left for that method and k")
+    add(
+        "--part",
+        type=Path,
+        help="the checkpoint that `bench accuracy` left for that method and k; of nercc its rows, "
+        "for the regularisers",
+    )
     add(
         "--policy",
         default="coded",
@@ -54,7 +59,11 @@ def add_commands(commands: Commands) -> None:
         default=0.0,
         help="coded+hedge: check decoded answers below it by a copy (0)",
     )
-    add("--max-pending", type=int, default=2000, help="unanswered queries before 503 (2000)")
+    add(
+        "--max-pending",
+        type=int,
+        help="unanswered queries before 503 (200 a worker, at least 2000)",
+    )
     add("--max-batch", type=int, default=256, help="images of one request (256)")
     add("--token-file", type=Path, help="clients must send the token in this file")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")

@@ -20,7 +20,7 @@ from codedinvnet.methods.patterns import erasure_patterns
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6
 """Regularisers for a group that was not tuned for."""
-CANDIDATES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+CANDIDATES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """What `tune` tries for each of the two."""
 TUNING_PATTERNS = 100
 """Sets of missing workers that `tune` tries at most; more are sampled."""
@@ -169,8 +169,8 @@ def tune(
 ) -> NeRCC:
     """Choose the two regularisers by accuracy on validation groups, S workers missing in turn.
 
-    Warns if the best of one of them is the largest candidate, or the smallest above 0: a better one
-    may lie beyond it.
+    Warns if the best of one of them is the largest candidate, or the smallest and not 0: a better
+    one may lie beyond it.
 
     Args:
         classifier: as for `NeRCC`.

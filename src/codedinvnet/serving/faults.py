@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from codedinvnet.config import Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
 
 
@@ -88,14 +89,22 @@ def load_schedule(path: Path) -> Schedule:
     Raises:
         UserError: if it is not one.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the faults file {path}: {error}") from error
+    raw = read_json(path, "the faults file")
     try:
         return Schedule.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error, Schedule, raw)}") from error
+
+
+def check_workers(faults: Iterable[Fault], size: int) -> None:
+    """Make sure that faults name none but the workers that there are.
+
+    Raises:
+        UserError: if one does.
+    """
+    for fault in faults:
+        if fault.worker is not None and fault.worker >= size:
+            raise UserError(f"the faults name worker {fault.worker}; there are {size}")
 
 
 class FaultyPool:
@@ -135,9 +144,7 @@ class FaultyPool:
         self.faults = [fault for fault in self.faults if fault.worker != worker]
 
     async def start(self, size: int) -> None:
-        for fault in self.faults:
-            if fault.worker is not None and fault.worker >= size:
-                raise UserError(f"the faults name worker {fault.worker}; there are {size}")
+        check_workers(self.faults, size)
         await self.pool.start(size)
         self.generators = [random.Random(f"{self.schedule.seed}/{i}") for i in range(size)]
         self.replaced = [asyncio.Event() for _ in range(size)]

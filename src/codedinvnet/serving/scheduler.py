@@ -56,6 +56,11 @@ POLICIES = {
 ROUTINGS = ("least-loaded", "round-robin")
 
 
+def pending_limit(workers: int) -> int:
+    """Return how many queries may be unanswered before more are refused, if nobody says."""
+    return max(2000, 200 * workers)
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the scheduler goes by. Times are in seconds.

@@ -29,7 +29,7 @@ from codedinvnet.serving.metrics import JsonLines, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
-from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules
+from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules, pending_limit
 from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10
@@ -65,7 +65,8 @@ class ServeOptions:
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float = 3000.0  # below the deadline: a hung query can be sent again
     min_confidence: float = 0.0
-    max_pending: int = 2000
+    max_pending: int | None = None
+    """None: what suits the workers (`pending_limit`)."""
     max_batch: int = 256
     token_file: Path | None = None
     faults: Path | None = None
@@ -92,11 +93,11 @@ def check(options: ServeOptions) -> None:
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
     for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
         value = getattr(options, name)
-        if not 0 < value < math.inf:  # NaN neither
+        if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
-    if options.max_batch > options.max_pending:
+    if options.max_pending is not None and options.max_batch > options.max_pending:
         raise UserError(
             f"--max-batch: a request of {options.max_batch} images could never be taken with "
             f"--max-pending {options.max_pending}"
@@ -164,13 +165,14 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
             f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
             f"only, not with {policy.name}"
         )
+    workers = options.workers or len(method.tasks(options.k))
     rules = Rules(
-        workers=options.workers or len(method.tasks(options.k)),
+        workers=workers,
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=options.hang_timeout_ms / 1000,
         hedge_share=1 / options.k,
-        max_pending=options.max_pending,
+        max_pending=options.max_pending or pending_limit(workers),
         routing=options.routing,
     )
     try:

@@ -16,6 +16,8 @@ from codedinvnet.config import Section
 
 CHUNK = 8192
 """Draws that a stream makes at once."""
+LARGEST_DEVIATION = 20.0
+"""Of a lognormal's logarithm; beyond it no float holds the mean."""
 Time = Annotated[float, Field(ge=0)]
 
 
@@ -56,6 +58,8 @@ class Distribution(Section):
 
     @model_validator(mode="after")
     def _has_values(self) -> Distribution:
+        if self.distribution == "lognormal" and self.shape > LARGEST_DEVIATION:
+            raise ValueError(f"shape of a lognormal must be at most {LARGEST_DEVIATION:g}")
         if (self.distribution == "empirical") != bool(self.values_ms):
             raise ValueError("an empirical distribution has values_ms or a file; no other has")
         if self.shares:
@@ -130,7 +134,7 @@ def read_times(path: Path) -> tuple[float, ...]:
     try:
         raw = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
         values = tuple(float(value) for value in raw)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a list of times in ms") from error
     if not values or any(not 0 <= value < math.inf for value in values):
         raise ValueError(f"{path} must hold times of at least 0 ms, and at least one")

@@ -14,12 +14,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import parse_json
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import QUANTILES, over_runs, pooled, sections_for
 from codedinvnet.simulation.scenario import Scenario, Straggler
@@ -28,6 +29,9 @@ COMPARED = ("p50", "p99", "p999")
 TOLERANCE = 0.15
 """A simulated percentile is good within so much of the measured one, or within its interval."""
 TOO_FEW = "no interval, and fewer than ten requests beyond the percentile"
+
+
+Percentile = Annotated[float, Field(gt=0)] | None
 
 
 class MeasuredRun(Section):
@@ -64,12 +68,12 @@ class MeasuredRun(Section):
     trip: Distribution | None = None
     front_end: Distribution | None = None
     decode: Distribution | None = None
-    p50_ms: float | None
+    p50_ms: Percentile
     """None of a percentile: so many requests were never answered, or the run was too short."""
     p50_ms_95: tuple[float, float] | None = None
-    p99_ms: float | None
+    p99_ms: Percentile
     p99_ms_95: tuple[float, float] | None = None
-    p999_ms: float | None = None
+    p999_ms: Percentile = None
     p999_ms_95: tuple[float, float] | None = None
     tail_ms: tuple[float | None, ...] = ()
     """The largest latencies, from the largest, None for a request without an answer."""
@@ -132,11 +136,8 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the measured runs {path}: {error}") from error
-    try:
-        lines = enumerate(text.splitlines(), start=1)
-        rows = [(f"{path}, line {i}", json.loads(line)) for i, line in lines if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSONL: {error}") from error
+    places = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1)]
+    rows = [(where, parse_json(line, where)) for where, line in places if line.strip()]
     runs: list[MeasuredRun] = []
     for where, row in rows:
         if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):

@@ -134,8 +134,8 @@ class Planner:
     def judge(self, candidate: Candidate) -> Verdict:
         """Find the fewest workers with which a candidate meets the target."""
         target = self.target
-        if self.accuracy.normal < target.accuracy:
-            reason = f"even direct answers are right in {self.accuracy.normal:.4f} alone"
+        if (most := self._most_accurate(candidate)) < target.accuracy:
+            reason = f"even its best answers are right in {most:.4f} alone"
             return Verdict(candidate, None, {}, reason)
         busy = self.base.service.mean_ms + self.base.trip.mean_ms
         load = self.base.arrivals.qps * busy / 1000
@@ -181,6 +181,16 @@ class Planner:
                 v.figures.get("work_per_query", math.inf),
             ),
         )
+
+    def _most_accurate(self, candidate: Candidate) -> float:
+        """Return the accuracy of the best answers, direct or made up, that a candidate can give."""
+        policy, k, r = candidate
+        found = [self.accuracy.normal]
+        if SERVED[policy].backup:
+            found.append(self.base.backup_accuracy[k])
+        elif SERVED[policy].rules.coded:
+            found += self.accuracy.recovered.get(r, {}).values()
+        return max(found)
 
     def _probe(
         self, candidate: Candidate, workers: int, queries: int, to_the_end: bool = False

@@ -13,11 +13,10 @@ from tqdm import tqdm
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, weights_digest
-from codedinvnet.checkpoint import write_json
+from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.simulation import measured, plan
-from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.picture import check_format, draw_map
@@ -97,6 +96,8 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
     useless = [key for key in asked if key not in REPEATED]
     if options.measured is not None and useless:
         raise UserError(f"--{useless[0]}: {options.measured} says itself what its runs were")
+    if options.out is not None:
+        check_writable(options.out)
     scenario = completed(load_scenario(options.scenario))
     scenario = scenario.updated(**_changes(options, asked, scenario))
     if options.measured is not None:
@@ -131,6 +132,8 @@ def _validate(
     arms = measured.arms_of(measured.read_runs(path))
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
+    for scenario in (scenario for repeated in scenarios for scenario in repeated):
+        scenario.check_accuracy(accuracy)
     rows: list[dict[str, Any]] = []
     for arm, repeated in zip(arms, scenarios, strict=True):
         figures = [simulate(scenario, accuracy, progress=True) for scenario in repeated]
@@ -316,9 +319,9 @@ def _plan_base(options: PlanOptions) -> Scenario:
         if (value := getattr(options, key)) is not None
     }
     if options.service_ms is not None:
-        changes["service"] = Distribution(ms=options.service_ms).model_dump()
+        changes["service"] = options.service_ms
     if options.encode_ms is not None:
-        changes["encode"] = Distribution(ms=options.encode_ms).model_dump()
+        changes["encode"] = options.encode_ms
     if options.accuracy_rows is not None:
         changes["backup_accuracy"] = backup_accuracy(options.accuracy_rows, options.bundle)
     base = base.updated(**changes)
@@ -340,11 +343,7 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
         UserError: if there is no such bundle, or no row of a backup of it.
     """
     weights = weights_digest(bundle)
-    own = [
-        row
-        for row in read_rows(rows)
-        if row.get("benchmark") == "accuracy" and row["settings"]["bundle"] == weights
-    ]
+    own = [row for row in read_rows(rows, "accuracy") if row["settings"].get("bundle") == weights]
     found = {
         line.k: right
         for line in lines_of(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +11,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Policy, Rules
+from codedinvnet.json_files import read_json
+from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Policy, Rules, pending_limit
 from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution, Time
-
-PENDING_PER_WORKER = 200
-"""Unanswered queries before the service refuses more, unless `max_pending` says otherwise."""
-LEAST_PENDING = 2000
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -124,7 +120,8 @@ class Accuracy(Section):
     recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
     """r -> group size -> of decoded answers, as measured."""
     missing: Share
-    """Of the guess that stands in for a missing answer: the share of the largest class."""
+    """Of the guess that stands in for a missing answer; of a bundle's answers that of a blind one,
+    1 / classes."""
 
     def decoded(self, r: int, size: int) -> float:
         """Return the accuracy of an answer decoded in a group of `size` with r parities.
@@ -225,14 +222,13 @@ class Scenario(Section):
     @property
     def rules(self) -> Rules:
         """The service's rules, as `codedinvnet serve` makes them of its options."""
-        pending = max(LEAST_PENDING, PENDING_PER_WORKER * self.workers)
         return Rules(
             workers=self.workers,
             policy=POLICIES[self.policy],
             group_timeout=self.group_timeout_ms / 1000,
             hang_timeout=self.hang_timeout_ms / 1000,
             hedge_share=1 / self.k,
-            max_pending=self.max_pending or pending,
+            max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
         )
 
@@ -248,6 +244,15 @@ class Scenario(Section):
             return None
         alone = self.backup or (self.apart and self.r == 1)
         return Backup(self.k) if alone else ErasureCode(self.k, self.r)
+
+    def check_accuracy(self, accuracy: Accuracy) -> None:
+        """Make sure that it is known of every answer that may be decoded.
+
+        Raises:
+            UserError: if it is not.
+        """
+        if self.coding.coded and not self.backup:
+            accuracy.decoded(self.r, self.k)
 
     @property
     def capacity_qps(self) -> float:
@@ -277,20 +282,6 @@ def parse_scenario(raw: Any, where: str) -> Scenario:
         return Scenario.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error, Scenario, raw)}") from error
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: if it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def load_scenario(path: Path) -> Scenario:

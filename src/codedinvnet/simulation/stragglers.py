@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from codedinvnet.config import Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.scenario import Straggler, read_json
+from codedinvnet.simulation.scenario import Straggler
 
 Model = tuple[Straggler, ...]
 

@@ -17,9 +17,10 @@ from codedinvnet.bench import rows as results
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
-from codedinvnet.simulation.scenario import Scenario, completed, read_json
+from codedinvnet.simulation.scenario import Scenario, completed
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
@@ -110,6 +111,8 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     sweep = sweep.model_copy(update={"base": completed(sweep.base)})
     accuracy = accuracy_of(sweep.base)
     wanted = list(sweep.scenarios())
+    for _, scenario in wanted:
+        scenario.check_accuracy(accuracy)
     done = {}
     for row in read_rows(out):
         done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
