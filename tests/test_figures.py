@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -201,7 +202,8 @@ def test_the_papers_objective_has_all_but_the_fusion_in_common_with_the_bundle(n
         assert getattr(theirs, section) == getattr(ours, section)
     pixels, encoder = theirs.fusion, ours.fusion.encoder
     assert isinstance(pixels, PixelFusionSettings)
-    expected = EncoderSettings(kind="lean", width=encoder.width, depth=encoder.depth)
+    width = int(math.hypot(encoder.width, encoder.cell_width))  # cost grows with its square
+    expected = EncoderSettings(kind="lean", width=width, depth=encoder.depth)
     assert pixels.encoder == expected
     images = {"mnist": 60_000, "fashion": 60_000, "cifar10": 50_000}[name]
     assert 10 * pixels.groups == images - theirs.data.validation  # at k = 10, each about once
