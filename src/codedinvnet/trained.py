@@ -106,8 +106,10 @@ def _smoothing(rows: Path, weights: str, k: int) -> tuple[float, float]:
     """Return NeRCC's regularisers, encoder's and decoder's, from rows of `bench accuracy`.
 
     Raises:
-        UserError: if none of the rows is of these weights and k.
+        UserError: if there is no such file, or none of its rows is of these weights and k.
     """
+    if not rows.is_file():
+        raise UserError(f"--part: there is no file {rows}")
     found = [
         row["chosen"]["smoothing"]
         for row in read_rows(rows, "accuracy")

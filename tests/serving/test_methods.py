@@ -120,7 +120,9 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
             mnist.coded(name, K)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
         check(ServeOptions("mnist", method="none"))  # that is a policy
-    with pytest.raises(UserError, match="--part: nercc needs no trained part"):
+    with pytest.raises(UserError, match="--part: approxifer needs no trained part"):
+        method_for(mnist, "mnist", "approxifer", K, Path("x"))
+    with pytest.raises(UserError, match="--part: there is no file x"):
         method_for(mnist, "mnist", "nercc", K, Path("x"))
 
 

@@ -18,7 +18,6 @@ from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
 from codedinvnet.methods.parm import check_tiles
 
 Base = Literal["invertible", "resnet"]
-BASES: tuple[Base, ...] = ("invertible", "resnet")
 
 GroupSize = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
