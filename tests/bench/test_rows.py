@@ -78,7 +78,7 @@ def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
 
 def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    append_row(path, {**row("a"), "benchmark": "accuracy", "settings": {}})
+    append_row(path, {**row("a"), "benchmark": "accuracy", "settings": {}, "error": None})
     append_row(path, {**row("b"), "kind": "latency"})
     assert len(read_rows(path)) == 2
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: a row of latency, not of bench acc"):
@@ -91,7 +91,13 @@ def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "lacks"), [({}, "settings"), ({"settings": None}, "settings"), ({"key": 7}, "key")]
+    ("more", "lacks"),
+    [
+        ({}, "settings"),
+        ({"settings": None}, "settings"),
+        ({"settings": {}, "key": 7}, "key"),
+        ({"settings": {}}, "error"),
+    ],
 )
 def test_a_row_that_is_no_trial_is_told(tmp_path: Path, more: dict[str, Any], lacks: str) -> None:
     path = tmp_path / "rows.jsonl"

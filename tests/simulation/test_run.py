@@ -166,6 +166,38 @@ def test_a_picture_of_no_format_is_refused_before_the_sweep(tmp_path: Path, call
     assert not out.exists()
 
 
+def test_an_accuracy_that_nobody_knows_is_told_before_the_sweep(
+    tmp_path: Path, call: Command
+) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
+    sweep = {"base": {**SCENARIO, "r": 2}, "loads": [0.3], "stragglers": ["none"]}
+    path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded"]}))
+    outcome = call("simulate", path, "--out", out)
+    assert outcome.code == 2
+    assert outcome.err.endswith("no accuracy is known of groups of 4 with r = 2; known: none\n")
+    assert not out.exists()  # the uncoded cell would have come first
+
+
+def test_what_cannot_be_written_or_is_not_known_is_told_before_measured_runs_are_repeated(
+    file: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulated(*_: object, **__: object) -> None:
+        raise AssertionError("simulated")
+
+    monkeypatch.setattr(run, "simulate", simulated)
+    arm = {"schema_version": 1, "kind": "latency", "policy": "uncoded", "workers": 11, "k": 10}
+    arm |= {"qps": 10, "requests": 400, "p50_ms": 21, "p99_ms": 200, "name": "first"}
+    rows = tmp_path / "rows.jsonl"
+    coded = {**arm, "policy": "coded", "r": 2, "workers": 12, "name": "second"}
+    rows.write_text(json.dumps(arm) + "\n" + json.dumps(coded) + "\n")
+    outcome = call("simulate", file, "--measured", rows, "--out", tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "cannot write to" in outcome.err
+    outcome = call("simulate", file, "--measured", rows)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "no accuracy is known of groups of 10 with r = 2" in outcome.err
+
+
 def test_plan_prints_a_ranking(call: Command) -> None:
     words = ["plan", "mnist", "--qps", "100", "--p999-ms", "60", "--min-accuracy", "0.97"]
     times = ["--service-ms", "10", "--encode-ms", "0.1", "--stragglers", "held", "--batch", "4"]

@@ -140,8 +140,8 @@ def load_latency_grid(path: Path) -> LatencyGrid:
                     f"{path}: workers: {name} with k = {grid.k} needs {grid.k + 1}, "
                     f"got {grid.workers}"
                 )
-            if SERVED[name].rules.copies > grid.workers:
-                raise UserError(f"{path}: workers: {name} needs 2, got {grid.workers}")
+            if (copies := SERVED[name].rules.copies) > grid.workers:
+                raise UserError(f"{path}: workers: {name} needs {copies}, got {grid.workers}")
         for model, batch in product(block.stragglers, block.batches):
             try:
                 check_workers(injected(model, grid.service_ms, batch), grid.workers)

@@ -34,8 +34,8 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-TRIAL = {"key": str, "settings": dict}
-"""What every row of a trial has, of whatever kind."""
+TRIAL = {"key": str, "settings": dict, "error": (str, type(None))}
+"""What every row of a trial has, of whatever kind, and of which types."""
 
 
 def pack_counts(counts: Tensor) -> str:
@@ -99,7 +99,7 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
             raise UserError(
                 f"{path}, line {number}: a row of {found or 'something else'}, not of bench {kind}"
             )
-        lacks = [name for name, type_ in TRIAL.items() if not isinstance(row.get(name), type_)]
+        lacks = [name for name, kinds in TRIAL.items() if not isinstance(row.get(name, ...), kinds)]
         if kind is not None and lacks:
             raise UserError(f"{path}, line {number}: a row of bench {kind} without {lacks[0]}")
         rows.append(row)

@@ -20,7 +20,7 @@ from codedinvnet.nn.transform import InvertibleTransform, NotConverged, Transfor
 FINE = 1e-5
 """Tolerances below it are so near to the rounding of float32 latents that these are widened."""
 SECANT_STEPS = 50
-"""So many iterations of an inverse end in a secant step; the shipped networks need 10 to 20."""
+"""From this iteration on an inverse takes plain steps; the shipped networks need 10 to 20."""
 LARGEST_SHARE = 4.0
 """How far a secant step may reach, in last changes; the shipped networks' reach at most 0.5."""
 CACHED_BYTES = 2**20
