@@ -34,7 +34,11 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-TRIAL = {"key": str, "settings": dict, "error": (str, type(None))}
+TRIAL: Mapping[str, tuple[type, ...]] = {
+    "key": (str,),
+    "settings": (dict,),
+    "error": (str, type(None)),
+}
 """What every row of a trial has, of whatever kind, and of which types."""
 
 
