@@ -55,6 +55,8 @@ from codedinvnet.simulation.figures import QUANTILES, estimate, sections_for
 
 WARM_REQUESTS = 30
 """Sent one after another before a run, so that every worker has run and hedges know a p95."""
+SAMPLED = ("service", "encode", "trip")
+"""What of `GET /times` a scenario of the run needs."""
 SETTLE = 0.5
 """Seconds after the last answer, in which tasks that nobody waits for come to their end."""
 START_SECONDS = 10
@@ -342,7 +344,7 @@ class LatencyBench:
     def _times(self, replies: Sequence[Reply], times: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fitted times of a run, for the simulator; the service has the wait in it."""
         beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in replies if r.ok]
-        fitted: dict[str, Any] = {name: dict(found) for name, found in times.items()}
+        fitted: dict[str, Any] = {name: dict(times[name]) for name in SAMPLED if name in times}
         fitted["service"]["plus_ms"] = self.grid.wait_ms
         if beyond:
             fitted["front_end"] = {

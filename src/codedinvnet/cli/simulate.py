@@ -1,4 +1,4 @@
-"""The commands that simulate: `simulate` and `plan`."""
+"""The commands that simulate: `simulate`, `plan` and `fit`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from codedinvnet.cli.common import Commands, add_command
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `simulate` and `plan`."""
+    """Add `simulate`, `plan` and `fit`."""
     _add_simulate(commands)
     _add_plan(commands)
+    _add_fit(commands)
 
 
 def _add_simulate(commands: Commands) -> None:
@@ -87,6 +88,28 @@ def _add_plan(commands: Commands) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
+def _add_fit(commands: Commands) -> None:
+    """Add `fit`; the names of its options are the fields of `FitOptions`."""
+    sub = add_command(
+        commands,
+        "fit",
+        _fit,
+        "fit a scenario's service times and stragglers to what a service's tasks took",
+        "codedinvnet fit times.json --out scenario.json --bundle mnist --picture fit.png",
+    )
+    add = sub.add_argument
+    add(
+        "times",
+        type=Path,
+        help="the answer of GET /times (JSON), or lines of worker,ms (a name that ends in .csv)",
+    )
+    add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
+    add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")
+    add("--scenario", type=Path, help="what else the scenario says (JSON; see configs/bench)")
+    add("--picture", type=Path, help="draw measured and fitted times (.png, .pdf or .svg)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
 def _simulate(arguments: argparse.Namespace) -> None:
     from codedinvnet.simulation.run import SimulateOptions, run_simulate
 
@@ -101,4 +124,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
     options |= {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
     report, lines = run_plan(PlanOptions(**options))
+    print(json.dumps(report) if arguments.json else "\n".join(lines))
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from codedinvnet.simulation.fit_run import FitOptions, run_fit
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+    report, lines = run_fit(FitOptions(**options))
     print(json.dumps(report) if arguments.json else "\n".join(lines))

@@ -242,7 +242,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
 
     @app.get("/times")
     async def times() -> dict[str, Any]:
-        return front.times.distributions()
+        return front.times.report()
 
     page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
 

@@ -159,7 +159,7 @@ class FrontEnd:
         self.method, self.pool, self.rules = method, pool, rules
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
-        self.times = Times()
+        self.times = Times(rules.workers)
         self.scheduler = Scheduler(rules, method)
         self.workers = [WorkerView() for _ in range(rules.workers)]
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
@@ -404,12 +404,14 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         else:
             self.metrics.worker_time.labels(kind).observe(result.seconds)
-            self.times.trip.add(time.monotonic() - began - result.seconds - result.blocked)
+            occupied = time.monotonic() - began
+            self.times.trip.add(occupied - result.seconds - result.blocked)
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
                 self.times.encode.add(result.encode_seconds / len(task.images))
             else:
                 self.times.service.add(result.seconds)
+                self.times.tasks[worker].add(occupied + result.held)
             if result.held > 0:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)

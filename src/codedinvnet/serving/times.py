@@ -9,6 +9,8 @@ from codedinvnet.quantiles import SHARES, quantiles
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""
+OF_ALL_WORKERS, OF_A_WORKER = 100_000, 500
+"""Values kept of what tasks took: about, of all workers together, and at least, of each."""
 
 
 class Reservoir:
@@ -33,29 +35,50 @@ class Reservoir:
         elif (place := self._random.randrange(self.seen)) < self.size:
             self.values[place] = value
 
+    def distribution(self) -> dict[str, Any]:
+        """Return the values, in seconds, as a distribution of a scenario file.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        return {
+            "distribution": "empirical",
+            "values_ms": quantiles([max(0.0, 1000 * v) for v in self.values], digits=4),
+            "shares": list(SHARES),
+        }
+
 
 class Times:
     """Samples of what tasks take, in seconds, split as a scenario of `simulate` splits them.
+
+    Args:
+        workers: how many.
 
     Attributes:
         service: computing of data tasks.
         encode: encoding of a parity query, for each image of its group.
         trip: what a worker was occupied beyond computing and injected delays: the way there and
             back, and waits for a processor.
+        tasks: of each worker, from a data task's sending until its answer was here, with all that
+            made it late; `codedinvnet fit` finds the stragglers in them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
+        size = max(OF_A_WORKER, min(RESERVOIR, OF_ALL_WORKERS // workers))
+        self.tasks = [Reservoir(size, seed=worker) for worker in range(workers)]
 
-    def distributions(self) -> dict[str, dict[str, Any]]:
-        """Return them as distributions of a scenario file; those without a value are left out."""
+    def report(self) -> dict[str, Any]:
+        """Return the distributions; those without a value are left out.
+
+        `tasks` has for each worker how many it did (`seen`) and what they took (`times`), or None.
+        """
         kinds = {"service": self.service, "encode": self.encode, "trip": self.trip}
-        return {
-            name: {
-                "distribution": "empirical",
-                "values_ms": quantiles([max(0.0, 1000 * v) for v in kept.values], digits=4),
-                "shares": list(SHARES),
-            }
-            for name, kept in kinds.items()
-            if kept.seen
+        found: dict[str, Any] = {
+            name: kept.distribution() for name, kept in kinds.items() if kept.seen
         }
+        found["tasks"] = [
+            {"seen": kept.seen, "times": kept.distribution()} if kept.seen else None
+            for kept in self.tasks
+        ]
+        return found

@@ -1,4 +1,4 @@
-"""The map: p99.9 by load for each policy and straggler model, and which policy wins where."""
+"""Pictures: the map of p99.9 by load for each policy and straggler model; and a fit of times."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMATS = (".png", ".pdf", ".svg")
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file that no map can be drawn into.
+    """Refuse a file that no picture can be drawn into.
 
     Raises:
         UserError: if its name ends in none of FORMATS.
@@ -109,3 +109,24 @@ def _strip(axis: Any, winner: Mapping[float, str]) -> None:
             continue
         axis.axvspan(left, right, 0, 0.045, color=COLOURS[winner[load]], linewidth=0)
     axis.set_xlim(first, last)
+
+
+def draw_fit(measured: np.ndarray, drawn: np.ndarray, path: Path) -> None:
+    """Draw the share of tasks that took longer than a time, as measured and as fitted.
+
+    Args:
+        measured: (n,) in ms.
+        drawn: (m,) in ms.
+        path: its ending is one of FORMATS.
+    """
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for times, words, style in ((drawn, "fitted", "-"), (measured, "measured", ".")):
+        ordered = np.sort(times)
+        longer = 1 - (np.arange(len(ordered)) + 0.5) / len(ordered)
+        axis.plot(ordered, longer, style, label=words, markersize=3)
+    axis.set(xscale="log", yscale="log", xlabel="ms", ylabel="share of tasks that took longer")
+    axis.grid(linewidth=0.3, alpha=0.5)
+    axis.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
