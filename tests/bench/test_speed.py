@@ -178,10 +178,22 @@ def test_inverse(parts: speed.SpeedBench) -> None:
 def test_train(parts: speed.SpeedBench) -> None:
     found = parts.train()
     first, last = found["train_first_loss"], found["train_last_loss"]
-    assert first["plain"] == pytest.approx(first["ours"], rel=0.02)
-    assert last["ours"] != first["ours"]
+    assert set(first) == {"plain", "ours", "plain, bfloat16", "ours, bfloat16"}
+    assert all(loss == pytest.approx(first["ours"], rel=0.02) for loss in first.values())
+    assert first["ours, bfloat16"] != first["ours"]
+    assert all(last[name] != loss for name, loss in first.items())
     assert found["train_batch"] == TINY.batch
     assert found["train_ratio"] > 0
+
+
+def test_published_network_takes_its_norms_in_float32(parts: speed.SpeedBench) -> None:
+    stage = parts.stage(published=True, reduced=True)
+    layer = next(m for m in stage.network.modules() if isinstance(m, NormalisedConv2d))
+    expected = copy.deepcopy(layer)
+    expected.power_step()
+    stage.step(0, 0)
+    assert layer.v.dtype == torch.float32
+    assert torch.allclose(layer.v, expected.v, atol=1e-6)
 
 
 def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
@@ -224,6 +236,7 @@ def test_commands(
         "embed_ratio_batch1",
         "embed_ratio_batch4",
         "train_ratio",
+        "train_ratio_bfloat16",
     }
     assert wanted <= ratios
     assert all(f"{key}_spread" in merged for key in ratios)

@@ -85,9 +85,11 @@ class NormalisedConv2d(nn.Conv2d):
         return self.weight / (norm / self.coefficient).clamp_min(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.power_step()
-        return F.conv2d(x, self.normalised(), self.bias, padding=self.padding)
+        with torch.autocast(x.device.type, enabled=False):  # a norm in bfloat16 bounds nothing
+            if self.training:
+                self.power_step()
+            weight = self.normalised()
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:

@@ -294,18 +294,14 @@ class SpeedBench:
     def train(self) -> dict[str, Any]:
         """Compare a training step with one that recomputes all norms in the forward pass.
 
-        Both are the step of the network's training stage with the bundle's settings, but for the
-        network: the published one has nothing to project.
+        All are the step of the network's training stage with the bundle's settings, but for the
+        network (the published one has nothing to project) and the precision.
         """
-        ours, plain = self.stage(), self.stage()
-        plain.network = cast(IResNet, PublishedIResNet(cast(IResNet, ours.network)).to(self.device))
-        plain.head.load_state_dict(ours.head.state_dict())
-        plain.optimizer = torch.optim.AdamW(
-            [*plain.network.parameters(), *plain.head.parameters()],
-            lr=plain.options.learning_rate,
-            weight_decay=plain.options.weight_decay,
-        )
-        losses: dict[str, list[float]] = {"plain": [], "ours": []}
+        stages = {
+            name: self.stage(published=name.startswith("plain"), reduced=name.endswith("bfloat16"))
+            for name in ("plain", "ours", "plain, bfloat16", "ours, bfloat16")
+        }
+        losses: dict[str, list[float]] = {name: [] for name in stages}
 
         def arm(name: str, stage: NetworkStage) -> Callable[[], None]:
             def call() -> None:
@@ -315,7 +311,7 @@ class SpeedBench:
             return call
 
         times = interleave(
-            {"plain": arm("plain", plain), "ours": arm("ours", ours)},
+            {name: arm(name, stage) for name, stage in stages.items()},
             rounds=self.sizes.rounds,
             seconds=self.sizes.seconds,
             device=self.device,
@@ -323,23 +319,42 @@ class SpeedBench:
         )
         return {
             **ratio("train_ratio", times, "plain", "ours"),
-            "train_batch": ours.options.batch_size,
+            **ratio("train_ratio_both_bfloat16", times, "plain, bfloat16", "ours, bfloat16"),
+            **ratio("train_ratio_bfloat16", times, "plain", "ours, bfloat16"),
+            "train_batch": self.sizes.batch,
             "train_ms": {name: summary(values) for name, values in times.items()},
             "train_first_loss": {name: values[0] for name, values in losses.items()},
             "train_last_loss": {name: values[-1] for name, values in losses.items()},
         }
 
-    def stage(self) -> NetworkStage:
-        """Return the training stage of the bundle's settings on these images, initialised."""
+    def stage(self, *, published: bool = False, reduced: bool = False) -> NetworkStage:
+        """Return the training stage of the bundle's settings on these images, initialised.
+
+        Args:
+            published: with the published network, of the same weights.
+            reduced: passes through f in bfloat16, else in float32.
+        """
         settings = self.bundle.info.provenance.settings
         options = settings.training.model_copy(
-            update={"objective": "classification", "batch_size": self.sizes.batch}
+            update={
+                "objective": "classification",
+                "batch_size": self.sizes.batch,
+                "precision": "bfloat16" if reduced else "float32",
+            }
         )
         data = settings.data.model_copy(update={"validation": len(self.source) // 10})
         changed = settings.model_copy(update={"training": options, "data": data})
         stage = NetworkStage(changed, self.source, self.device)
         stage.network.train()
         stage.start_epoch(0, torch.Generator().manual_seed(0))
+        if published:
+            network = PublishedIResNet(cast(IResNet, stage.network)).to(self.device)
+            stage.network = cast(IResNet, network)
+            stage.optimizer = torch.optim.AdamW(
+                [*network.parameters(), *stage.head.parameters()],
+                lr=options.learning_rate,
+                weight_decay=options.weight_decay,
+            )
         return stage
 
 
