@@ -119,9 +119,9 @@ class Accuracy(Section):
     """Of direct answers."""
     recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
     """r -> group size -> of decoded answers, as measured."""
-    missing: Share
-    """Of the guess that stands in for a missing answer; of a bundle's answers that of a blind one,
-    1 / classes."""
+    missing: Share = 0.0
+    """Of what stands in for a missing answer. It is lost and so wrong, as in `bench latency`; where
+    something is guessed instead, the share of its guesses that are right."""
 
     def decoded(self, r: int, size: int) -> float:
         """Return the accuracy of an answer decoded in a group of `size` with r parities.
@@ -334,5 +334,4 @@ def bundle_accuracy(name: str) -> Accuracy:
     return Accuracy(
         normal=next(iter(found.values()))["normal_accuracy"],
         recovered={1: {k: figures["recovered_accuracy"] for k, figures in found.items()}},
-        missing=1 / len(info.classes),
     )
