@@ -11,7 +11,7 @@ from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, NeRCC
+from codedinvnet.methods import METHODS, NeRCC, Tolerance
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.trained import (
@@ -100,6 +100,11 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
         append_row(path, row(str(number), [9.0, 9.0], **changed))
     with pytest.raises(UserError, match=r"--part: .* holds no row of nercc with k = 4 for this"):
         method_for(mnist, "mnist", "nercc", K, path)
+    with pytest.raises(UserError, match=r"no row of nercc with k = 4 and 3 missing for this"):
+        method_for(mnist, "mnist", "nercc", K, path, Tolerance(stragglers=3))
+    two = method_for(mnist, "mnist", "nercc", K, path, Tolerance(stragglers=2))
+    assert isinstance(two, NeRCC)
+    assert (two.workers, two.needed, two.encoder_smoothing) == (K + 2, K, 9.0)
     append_row(path, row("ours", [0.25, 1e-4]))
     method = method_for(mnist, "mnist", "nercc", K, path)
     assert isinstance(method, NeRCC)

@@ -25,7 +25,7 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import Section, Settings, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod, Evidence
+from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
@@ -148,7 +148,7 @@ class Bundle:
                 f"bundle {self.info.name!r} serves groups of {served}, got {letter} = {size}"
             )
 
-    def coded(self, name: str, k: int) -> CodedMethod:
+    def coded(self, name: str, k: int, tolerance: Tolerance = ONE) -> CodedMethod:
         """Return a method by its name, one of those that a bundle's model is enough for.
 
         Raises:
@@ -158,7 +158,7 @@ class Bundle:
             return self.method(k)
         if name not in FROM_MODEL:
             raise UserError(f"method {name!r} is not one of {', '.join(FROM_MODEL)}")
-        return FROM_MODEL[name](self.model, k)
+        return FROM_MODEL[name](self.model, k, tolerance)
 
     def with_pixel_mean(self) -> Bundle:
         """Return the bundle with the average image, and no side features, in place of E."""

@@ -16,6 +16,7 @@ from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import EncoderSettings
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
+    ONE,
     CodedMethod,
     ConcatParM,
     LearnedCode,
@@ -23,6 +24,7 @@ from codedinvnet.methods import (
     PaperInvNet,
     ParM,
     SmallBackup,
+    Tolerance,
 )
 from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel, check_tiles
 from codedinvnet.model import CodedModel, build_encoder
@@ -102,11 +104,11 @@ def with_part(
     return (ConcatParM if name == ConcatParM.name else ParM)(classifier, part, k)
 
 
-def _smoothing(rows: Path, weights: str, k: int) -> tuple[float, float]:
+def _smoothing(rows: Path, weights: str, k: int, stragglers: int) -> tuple[float, float]:
     """Return NeRCC's regularisers, encoder's and decoder's, from rows of `bench accuracy`.
 
     Raises:
-        UserError: if there is no such file, or none of its rows is of these weights and k.
+        UserError: if there is no such file, or none of its rows is of these weights, k and S.
     """
     if not rows.is_file():
         raise UserError(f"--part: there is no file {rows}")
@@ -115,17 +117,23 @@ def _smoothing(rows: Path, weights: str, k: int) -> tuple[float, float]:
         for row in read_rows(rows, "accuracy")
         if row["error"] is None
         and (row["method"], row["base"]) == (NeRCC.name, "invertible")
-        and (row["k"], row["missing"], row["corrupt"]) == (k, 1, 0)
+        and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
         and row["settings"].get("bundle") == weights
     ]
     if not found:
-        raise UserError(f"--part: {rows} holds no row of nercc with k = {k} for this bundle")
+        many = "" if stragglers == 1 else f" and {stragglers} missing"
+        raise UserError(f"--part: {rows} holds no row of nercc with k = {k}{many} for this bundle")
     encoder, decoder = found[-1]
     return encoder, decoder
 
 
 def method_for(
-    loaded: Bundle, bundle: str | Path, name: str, k: int, part: Path | None
+    loaded: Bundle,
+    bundle: str | Path,
+    name: str,
+    k: int,
+    part: Path | None,
+    tolerance: Tolerance = ONE,
 ) -> CodedMethod:
     """Return a method for a bundle, with the part in a checkpoint if it needs one.
 
@@ -136,19 +144,24 @@ def method_for(
         k: members of a group.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; of nercc its
             rows, for the regularisers that it chose.
+        tolerance: of a method that can be made for any.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.
     """
     if name == NeRCC.name and part is not None:
-        encoder, decoder = _smoothing(part, weights_digest(bundle), k)
+        encoder, decoder = _smoothing(part, weights_digest(bundle), k, tolerance.stragglers)
         return NeRCC(
-            classifier_of(loaded.model), k, encoder_smoothing=encoder, decoder_smoothing=decoder
+            classifier_of(loaded.model),
+            k,
+            stragglers=tolerance.stragglers,
+            encoder_smoothing=encoder,
+            decoder_smoothing=decoder,
         )
     if name not in WITH_PARTS:
         if part is not None:
             raise UserError(f"--part: {name} needs no trained part")
-        return loaded.coded(name, k)
+        return loaded.coded(name, k, tolerance)
     if part is None:
         raise UserError(f"--part: {name} needs the part that `codedinvnet bench accuracy` trained")
     if name == ConcatParM.name:

@@ -45,6 +45,7 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["parm-learned"], "k": [2]},
     {"methods": ["coded-invnet-paper"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
+    {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
 
 
@@ -87,14 +88,14 @@ def finished(
     folder = tmp_path_factory.mktemp("accuracy")
     grid = write_grid(folder / "grid.json", bundle_folder)
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 18, "kept": 0, "done": 18, "failed": 0}
+    assert counts == {"trials": 19, "kept": 0, "done": 19, "failed": 0}
     return folder, grid
 
 
 def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == set(METHODS)
-    assert len({row["key"] for row in rows}) == len(rows) == 18
+    assert len({row["key"] for row in rows}) == len(rows) == 19
     for row in rows:
         assert row["error"] is None
         assert row["schema_version"] == 1
@@ -107,7 +108,7 @@ def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Pa
 
 def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
-    one = {(r["method"], r["base"]): r for r in rows if r["missing"] == 1}
+    one = {(r["method"], r["base"]): r for r in rows if (r["missing"], r["corrupt"]) == (1, 0)}
     normal = one["none", "invertible"]["normal"]
     assert one["coded-invnet", "invertible"]["normal"] == normal
     assert one["oracle", "invertible"]["recovered"] == pytest.approx(normal, abs=0.01)
@@ -116,6 +117,8 @@ def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> N
     assert not one["nercc", "resnet"]["systematic"]
     assert len(one["nercc", "resnet"]["chosen"]["smoothing"]) == 2
     assert one["approxifer-byzantine", "invertible"]["r"] == 2 * 5 + 1 - 4
+    (both,) = (r for r in rows if r["corrupt"] == 2)
+    assert both["r"] == 2 * (4 + 2) + 1 - 4  # as many wrong ones are looked for
     two = {r["method"]: r for r in rows if r["missing"] == 2}
     assert two["coded-invnet"]["answered"] == 0.0
     assert two["small-backup"]["answered"] > 0.5
@@ -129,7 +132,7 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
     assert len(before) == 2 * 6
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 18, "kept": 18, "done": 0, "failed": 0}
+    assert counts == {"trials": 19, "kept": 19, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
     blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
     assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
@@ -220,14 +223,14 @@ def test_a_killed_grid_goes_on_where_it_stopped(
         process.send_signal(signal.SIGKILL)
         process.wait()
     there = read_rows(rows)
-    assert 2 <= len(there) < 18
+    assert 2 <= len(there) < 19
     with open(rows, "ab") as file:  # and the line that was being written
         file.write(b'{"schema_version": 1, "key": "half of a')
     counts = run(grid, tmp_path, data_dir)
-    assert counts == {"trials": 18, "kept": len(there), "done": 18 - len(there), "failed": 0}
+    assert counts == {"trials": 19, "kept": len(there), "done": 19 - len(there), "failed": 0}
     found = read_rows(rows)
     assert found[: len(there)] == there
-    assert len({row["key"] for row in found}) == len(found) == 18
+    assert len({row["key"] for row in found}) == len(found) == 19
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,21 @@ import torch
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import FROM_MODEL, METHODS, NEEDS, CodedInvNet, CodedMethod, Need
+from codedinvnet.methods import (
+    FROM_MODEL,
+    METHODS,
+    NEEDS,
+    CodedInvNet,
+    CodedMethod,
+    Need,
+    Tolerance,
+)
+from codedinvnet.methods.interpolation import Interpolating
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import InProcessPool, WorkerSpec
+from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.scheduler import POLICIES, Rules
-from codedinvnet.serving.serve import ServeOptions, check, make_front_end
+from codedinvnet.serving.serve import ServeOptions, check, make_front_end, make_pool
 from codedinvnet.trained import WITH_PARTS, method_for
 
 K = 4
@@ -28,19 +38,19 @@ def mnist() -> Bundle:
     return load_bundle("mnist")
 
 
-def offline(method: CodedMethod, group: np.ndarray, lost: int | None) -> np.ndarray:
-    """Return the probabilities (k, classes) of a whole group when a task is missing."""
+def offline(method: CodedMethod, group: np.ndarray, *lost: int | None) -> np.ndarray:
+    """Return the probabilities (k, classes) of a whole group when tasks are missing."""
     queries = torch.from_numpy(group)[None]
     outputs = {
         task: method.compute(task, queries[:, list(needs)])
         for task, needs in method.tasks(K).items()
-        if task != lost
+        if task not in lost
     }
     answers = method.decode(outputs, K)
     return torch.cat([answers[i].softmax(1) for i in range(K)]).numpy()
 
 
-async def served(method: CodedMethod, images: np.ndarray, hung: int | None) -> list[Answered]:
+async def served(method: CodedMethod, images: np.ndarray, *hung: int | None) -> list[Answered]:
     pool = InProcessPool(method)
     tasks = len(method.tasks(K))
     rules = Rules(
@@ -53,11 +63,12 @@ async def served(method: CodedMethod, images: np.ndarray, hung: int | None) -> l
     front = FrontEnd(method, pool, rules, (1, 28, 28), deadline=60.0)
     await front.start()
     try:
-        if hung is not None:
-            pool.hang(hung)
+        gone = [worker for worker in hung if worker is not None]
+        for worker in gone:
+            pool.hang(worker)
         found = await front.infer(images)
-        if hung is not None:
-            pool.kill(hung)
+        for worker in gone:
+            pool.kill(worker)
     finally:
         await front.stop()
     return [answer for answer in found if isinstance(answer, Answered)]
@@ -86,7 +97,7 @@ def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int |
 def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, name: str) -> None:
     method = mnist.coded(name, K)
     images = sample_images("mnist").images[: K - 1].numpy()
-    found = asyncio.run(served(method, images, hung=1))
+    found = asyncio.run(served(method, images, 1))
     assert len(found) == K - 1
     filled = np.concatenate([images, np.zeros_like(images[:1])])
     given = np.stack([answer.probabilities for answer in found])
@@ -102,6 +113,49 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
     assert front.rules.workers == len(front.method.tasks(K))
     loaded = WorkerSpec("mnist", K, method=name).load()
     assert loaded.name == front.method.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "stragglers", "errors", "workers"),
+    [
+        ("approxifer", 2, 1, K + 2),
+        ("nercc", 3, 1, K + 3),
+        ("approxifer-byzantine", 1, 2, 2 * (K + 2) + 1),
+        ("approxifer-byzantine", 2, 3, 2 * (K + 3) + 2),
+    ],
+)
+def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
+    name: str, stragglers: int, errors: int, workers: int, mnist: Bundle
+) -> None:
+    options = ServeOptions("mnist", k=K, method=name, stragglers=stragglers, errors=errors)
+    check(options)
+    front = make_front_end(options, mnist)
+    pool = make_pool(options)
+    assert isinstance(pool, ProcessPool)
+    for method in (front.method, pool.spec.load()):
+        assert isinstance(method, Interpolating)
+        assert (method.workers, method.needed) == (workers, workers - stragglers)
+    assert front.rules.workers == workers
+
+
+def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:
+    method = mnist.coded("approxifer", K, Tolerance(stragglers=2))
+    images = sample_images("mnist").images[:K].numpy()
+    found = asyncio.run(served(method, images, 0, 3))
+    given = np.stack([answer.probabilities for answer in found])
+    np.testing.assert_allclose(given, offline(method, images, 0, 3), atol=1e-4)
+
+
+def test_tolerances_that_a_method_does_not_have() -> None:
+    none = "makes up for what it can"
+    for options, told in (
+        (ServeOptions("mnist", stragglers=2), f"--stragglers: coded-invnet {none}"),
+        (ServeOptions("mnist", method="nercc", errors=2), f"--errors: nercc {none}"),
+        (ServeOptions("mnist", method="nercc", stragglers=0), "--stragglers: must be at least 1"),
+        (ServeOptions("mnist", errors=-1), "--errors: must be at least 1, got -1"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check(options)
 
 
 def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:

@@ -407,7 +407,8 @@ class DataSet:
         if trial.method == ApproxIFER.name:
             return ApproxIFER(classifier, k, stragglers=stragglers)
         if trial.method == RobustApproxIFER.name:
-            return RobustApproxIFER(classifier, k, stragglers=stragglers)
+            errors = max(1, trial.corrupt)
+            return RobustApproxIFER(classifier, k, stragglers=stragglers, errors=errors)
         return (
             Uncoded(classifier, k) if trial.method == Uncoded.name else Replication(classifier, k)
         )

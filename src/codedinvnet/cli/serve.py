@@ -34,6 +34,18 @@ def add_commands(commands: Commands) -> None:
         "for the regularisers",
     )
     add(
+        "--stragglers",
+        type=int,
+        default=1,
+        help="outputs of a group that may be missing: approxifer, approxifer-byzantine, nercc (1)",
+    )
+    add(
+        "--errors",
+        type=int,
+        default=1,
+        help="outputs of a group that may be wrong: approxifer-byzantine (1)",
+    )
+    add(
         "--policy",
         default="coded",
         help="uncoded, replicate, hedge, coded or coded+hedge (coded)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import NamedTuple
 
 from codedinvnet.classifier import classifier_of
 from codedinvnet.methods.approxifer import ApproxIFER, RobustApproxIFER
@@ -60,19 +61,43 @@ NEEDS: Mapping[str, Need] = {
 }
 """What each method needs."""
 
-FROM_MODEL: Mapping[str, Callable[[CodedModel, int], CodedMethod]] = {
-    "coded-invnet": CodedInvNet,
-    "oracle": Oracle,
-    "approxifer": lambda model, k: ApproxIFER(classifier_of(model), k),
-    "approxifer-byzantine": lambda model, k: RobustApproxIFER(classifier_of(model), k),
-    "nercc": lambda model, k: NeRCC(classifier_of(model), k),
+
+class Tolerance(NamedTuple):
+    """How many outputs of a group a code makes up for, where it can be chosen."""
+
+    stragglers: int = 1
+    """S, those that may be missing."""
+    errors: int = 1
+    """E, those that may be wrong, of a code that locates them."""
+
+
+ONE = Tolerance()
+
+FROM_MODEL: Mapping[str, Callable[[CodedModel, int, Tolerance], CodedMethod]] = {
+    "coded-invnet": lambda model, k, _: CodedInvNet(model, k),
+    "oracle": lambda model, k, _: Oracle(model, k),
+    "approxifer": lambda model, k, tolerance: ApproxIFER(
+        classifier_of(model), k, stragglers=tolerance.stragglers
+    ),
+    "approxifer-byzantine": lambda model, k, tolerance: RobustApproxIFER(
+        classifier_of(model), k, **tolerance._asdict()
+    ),
+    "nercc": lambda model, k, tolerance: NeRCC(
+        classifier_of(model), k, stragglers=tolerance.stragglers
+    ),
 }
-"""The codes that a bundle's model alone is enough for, made from it and k."""
+"""The codes that a bundle's model alone is enough for, made from it, k and a tolerance."""
+CHOSEN_STRAGGLERS = (ApproxIFER.name, RobustApproxIFER.name, NeRCC.name)
+CHOSEN_ERRORS = (RobustApproxIFER.name,)
+"""The codes whose S or E can be chosen."""
 
 __all__ = [
+    "CHOSEN_ERRORS",
+    "CHOSEN_STRAGGLERS",
     "FROM_MODEL",
     "METHODS",
     "NEEDS",
+    "ONE",
     "ApproxIFER",
     "CodedInvNet",
     "CodedMethod",
@@ -87,5 +112,6 @@ __all__ = [
     "Replication",
     "RobustApproxIFER",
     "SmallBackup",
+    "Tolerance",
     "Uncoded",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from codedinvnet.bundle import load_bundle
-from codedinvnet.methods import CodedMethod
+from codedinvnet.methods import CodedMethod, Tolerance
 from codedinvnet.trained import method_for
 
 
@@ -75,6 +75,8 @@ class WorkerSpec:
         threads: PyTorch's threads in a worker.
         method: the coding method's name.
         part: the checkpoint of the part that it needs beside the bundle, if it does.
+        stragglers: see `Tolerance`.
+        errors: likewise.
     """
 
     bundle: str | Path
@@ -83,12 +85,15 @@ class WorkerSpec:
     threads: int = 1
     method: str = "coded-invnet"
     part: Path | None = None
+    stragglers: int = 1
+    errors: int = 1
 
     def load(self) -> CodedMethod:
         """Load the method, and compute each of its tasks once, so that no query pays for it."""
         torch.set_num_threads(self.threads)
         bundle = load_bundle(self.bundle, self.device)
-        method = method_for(bundle, self.bundle, self.method, self.k, self.part)
+        tolerance = Tolerance(self.stragglers, self.errors)
+        method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
         size = method.k
         zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
         for number, members in method.tasks(size).items():

@@ -20,7 +20,7 @@ import uvicorn
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import FROM_MODEL
+from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
@@ -53,6 +53,8 @@ class ServeOptions:
     workers: int | None = None
     method: str = "coded-invnet"
     part: Path | None = None
+    stragglers: int = 1
+    errors: int = 1
     policy: str = "coded"
     routing: str = "least-loaded"
     pool: str = "local"
@@ -106,6 +108,14 @@ def check(options: ServeOptions) -> None:
         torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"--device: {str(error).splitlines()[0]}") from error
+    for name, chosen in (("stragglers", CHOSEN_STRAGGLERS), ("errors", CHOSEN_ERRORS)):
+        value = getattr(options, name)
+        if value < 1:
+            raise UserError(f"--{name}: must be at least 1, got {value}")
+        if value > 1 and options.method not in chosen:
+            raise UserError(
+                f"--{name}: {options.method} makes up for what it can; it is of {', '.join(chosen)}"
+            )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     if not 0 <= options.port <= 65535:
@@ -138,6 +148,8 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         options.threads_per_worker,
         options.method,
         options.part,
+        options.stragglers,
+        options.errors,
     )
     pool: WorkerPool
     if options.pool == "ray":
@@ -159,7 +171,8 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         UserError: if the options do not fit the bundle or each other.
     """
     policy = POLICIES[options.policy]
-    method = method_for(bundle, options.bundle, options.method, options.k, options.part)
+    tolerance = Tolerance(options.stragglers, options.errors)
+    method = method_for(bundle, options.bundle, options.method, options.k, options.part, tolerance)
     if not is_systematic(method) and policy.name != "coded":
         raise UserError(
             f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
