@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from tools import figures
 from tools.figures import RESULTS, SIZES, results_page, sections
@@ -178,6 +178,34 @@ def test_the_papers_objective_stands_beside_each_row(folder: Path) -> None:
         for k in SIZES:
             (folder / f"pixels-{name}-k{k}.json").write_text(reproduced(60, {k: 0.5}))
     assert missing not in sections(folder)["bundles"]
+
+
+def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_the_start(
+    folder: Path,
+) -> None:
+    def row(k: int, recovered: float, **changed: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            **{"schema_version": 1, "benchmark": "accuracy", "key": f"{k} {changed}"},
+            **{"method": "coded-invnet-paper", "label": "coded-invnet-paper", "k": k},
+            **{"dataset": "mnist", "base": "invertible", "seed": 1, "missing": 1, "corrupt": 0},
+            **{"settings": {"bundle": weights_digest("mnist")}, "error": None},
+            **{"recovered": recovered, "preparing_seconds": 1800.0, "commit": "", "machine": ""},
+        }
+        return {**found, **changed}
+
+    others: list[dict[str, Any]] = [
+        *({"error": "no"}, {"missing": 2}, {"corrupt": 1}, {"label": "parm"}),
+        {"settings": {"bundle": "of older weights"}},
+    ]
+    lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
+    (folder / "accuracy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (folder / "pixels-mnist-k4.json").write_text(reproduced(3000, {4: 0.7408}))
+    papers = figures.paper_of("mnist", folder)
+    assert [papers.cell(k) for k in SIZES] == ["80.00 *", "74.08", "not measured"]
+    assert figures.paper_of("fashion", folder).on_bundle == {}
+    text = figures.paper_training({"mnist": papers})
+    assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4), the bundle" in text
+    assert "trains those that are missing" in text
 
 
 def test_another_seed_stands_below_the_table(folder: Path) -> None:

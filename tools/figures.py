@@ -35,14 +35,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codedinvnet.bench.results import headlines, page, speed_section
+from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS
 from codedinvnet.bench.tables import markdown
-from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles
+from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.methods import Evidence
+from codedinvnet.methods import Evidence, PaperInvNet
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.stages import choose_device, evaluation_images
 
@@ -102,7 +103,24 @@ def by_k(reports: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {report["k"]: report for report in reports}
 
 
-def bundle_rows(name: str, result: Mapping[str, Any], pixels: Mapping[int, Any]) -> list[list[str]]:
+class Paper(NamedTuple):
+    """What the paper's objective gives of a bundle's network, by k."""
+
+    trained: Mapping[int, dict[str, Any]]
+    """What `reproduce` printed of a training from the start."""
+    on_bundle: Mapping[int, Row]
+    """Rows of `bench accuracy`: an encoder for the bundle's own f and g."""
+
+    def cell(self, k: int) -> str:
+        """The recovered accuracy in %; with a star if it is with the bundle's own f and g."""
+        if k in self.trained:
+            return share(self.trained[k][f"test_k{k}"], "recovered_accuracy")
+        if k in self.on_bundle:
+            return f"{percent(self.on_bundle[k]['recovered'])} *"
+        return ABSENT
+
+
+def bundle_rows(name: str, result: Mapping[str, Any], paper: Paper) -> list[list[str]]:
     """The cells of a bundle's rows, a row a k; those of the paper's objective in the end."""
     latent, side = by_k(result.get("latent", ())), by_k(result.get("side", ()))
     rows = []
@@ -119,7 +137,7 @@ def bundle_rows(name: str, result: Mapping[str, Any], pixels: Mapping[int, Any])
                 percent(row["agreement"]),
                 share(latent.get(k), "recovered_accuracy"),
                 share(side.get(k), "recovered_accuracy"),
-                share(pixels.get(k, {}).get(f"test_k{k}"), "recovered_accuracy"),
+                paper.cell(k),
             ]
         )
     return rows
@@ -133,14 +151,14 @@ BUNDLE_COLUMNS = (
 
 def bundle_table(
     results: Mapping[str, Mapping[str, Any]],
-    pixels: Mapping[str, Mapping[int, Any]],
+    papers: Mapping[str, Paper],
     seeds: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Accuracy of every bundle at every k, and what each kind of evidence is worth.
 
     Args:
         results: what was measured of each bundle; all of it may be missing.
-        pixels: bundle -> k -> what `reproduce` printed of the paper's objective.
+        papers: bundle -> what the paper's objective gives.
         seeds: bundle -> what `reproduce` printed of another seed.
     """
     measured = {name: result for name, result in results.items() if "evaluate" in result}
@@ -148,7 +166,7 @@ def bundle_table(
     if not measured:
         return f"Not measured in this version; `{command}` measures it."
     rows = [
-        row for name, result in measured.items() for row in bundle_rows(name, result, pixels[name])
+        row for name, result in measured.items() for row in bundle_rows(name, result, papers[name])
     ]
     machine = next(iter(measured.values()))["evaluate"][0]["machine"]
     lines = [
@@ -162,7 +180,7 @@ def bundle_table(
         "",
         *(line for name, result in measured.items() if (line := evidence_line(name, result))),
         "",
-        paper_training({name: pixels[name] for name in measured}),
+        paper_training({name: papers[name] for name in measured}),
         "",
     ]
     lines += [seed_line(name, seeds[name]) for name in measured if name in seeds]
@@ -211,7 +229,7 @@ def bundle_checks(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def paper_training(pixels: Mapping[str, Mapping[int, Any]]) -> str:
+def paper_training(papers: Mapping[str, Paper]) -> str:
     """How long training by the paper's objective took, beside the bundles' own."""
 
     def minutes(seconds: float) -> str:
@@ -220,11 +238,18 @@ def paper_training(pixels: Mapping[str, Mapping[int, Any]]) -> str:
     text = (
         "Paper's objective: recovered accuracy with a lean encoder that was trained on pixels, for "
         "each k one of its own, for an f and g that were trained as the bundle's are before it "
-        "(`configs/NAME-pixels.json`)."
+        "(`configs/NAME-pixels.json`); *: for the bundle's own f and g, of the cost of the "
+        "bundle's E (`coded-invnet-paper` of `bench accuracy`)."
     )
     parts = []
-    for name, found in pixels.items():
-        theirs = [f"{minutes(found[k]['seconds'])} (k = {k})" for k in sorted(found)]
+    for name, paper in papers.items():
+        theirs = [
+            f"{minutes(paper.trained[k]['seconds'])} (k = {k})"
+            if k in paper.trained
+            else f"{minutes(paper.on_bundle[k]['preparing_seconds'])} (k = {k}, E alone)"
+            for k in SIZES
+            if k in paper.trained or k in paper.on_bundle
+        ]
         if theirs and name in shipped_bundles():
             own = load_bundle(name).info.provenance.seconds
             theirs.append(f"the bundle, which serves every k, {minutes(own)}")
@@ -232,7 +257,7 @@ def paper_training(pixels: Mapping[str, Mapping[int, Any]]) -> str:
             parts.append(f"{name} {', '.join(theirs)}")
     if parts:
         text += f" Training took, the network's included: {'; '.join(parts)}."
-    if any(k not in found for found in pixels.values() for k in SIZES):
+    if any(k not in paper.trained for paper in papers.values() for k in SIZES):
         text += " `make bench-pixels` trains those that are missing."
     return text
 
@@ -540,17 +565,29 @@ def bundle_results(folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
+def paper_of(name: str, folder: Path) -> Paper:
+    """Return what a folder of results says of the paper's objective and a bundle's network."""
+    trained = {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
+    path = folder / "accuracy.jsonl"
+    rows = read_rows(path, "accuracy") if path.is_file() and name in shipped_bundles() else ()
+    wanted = (PaperInvNet.name, weights_digest(name) if rows else "", 1, 0)
+    on_bundle = {
+        row["k"]: row
+        for row in newest(rows).values()
+        if row["error"] is None
+        and (row["label"], row["settings"].get("bundle"), row["missing"], row["corrupt"]) == wanted
+    }
+    return Paper(trained, on_bundle)
+
+
 def sections(folder: Path = RESULTS) -> dict[str, str]:
     """Return every section of README from the files in a folder."""
     results = bundle_results(folder)
-    pixels = {
-        name: {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
-        for name in results
-    }
+    papers = {name: paper_of(name, folder) for name in results}
     seeds = {name: found for name in results if (found := read(folder / f"seed-{name}.json"))}
     paper, serve = read(folder / "paper-mnist-k2.json"), read(folder / "serve.json")
     return {
-        "bundles": bundle_table(results, pixels, seeds),
+        "bundles": bundle_table(results, papers, seeds),
         "costs": cost_table(results),
         "serve": serve_headline(serve or {}),
         "paper": paper_table(paper, "configs/mnist.json")
