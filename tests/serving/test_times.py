@@ -37,9 +37,9 @@ def test_times_are_distributions_of_a_scenario() -> None:
     assert service.mean_ms == pytest.approx(3)
     assert Distribution.model_validate(found["trip"]).mean_ms == 0
     assert (found["tasks"][0], found["tasks"][1]["seen"], found["tasks"][2]) == (None, 2, None)
-    assert Distribution.model_validate(found["tasks"][1]["times"]).mean_ms == pytest.approx(4)
+    assert found["tasks"][1]["ms"] == [3, 5]
 
 
-@pytest.mark.parametrize(("workers", "each"), [(1, 20_000), (11, 9090), (10_000, 500)])
+@pytest.mark.parametrize(("workers", "each"), [(1, 20_000), (11, 4545), (10_000, 500)])
 def test_samples_of_many_workers_are_small(workers: int, each: int) -> None:
     assert {kept.size for kept in Times(workers).tasks} == {each}

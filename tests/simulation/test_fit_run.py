@@ -2,22 +2,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from codedinvnet.simulation.scenario import load_scenario
+from codedinvnet.simulation.fit_run import distance
+from codedinvnet.simulation.scenario import Accuracy, load_scenario
 from tests.conftest import Command
 
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """Three workers of 20 ms, of which the last takes twice as long; one task in fifty is late."""
+    """Workers 1 to 3 of 20 ms, of which the last takes twice as long; one task in fifty is late."""
     generator = np.random.default_rng(0)
     lines = ["worker,ms"]
-    for worker in range(3):
+    for worker in (1, 2, 3):
         late = np.where(generator.random(2000) < 0.02, 60 * (1 + generator.pareto(2, 2000)), 0)
-        times = (generator.uniform(19, 21, 2000) + late) * (2 if worker == 2 else 1)
+        times = generator.uniform(19, 21, 2000) * (2 if worker == 3 else 1) + late
         lines += [f"{worker},{ms:.3f}" for ms in times]
     path = tmp_path / "tasks.csv"
     path.write_text("\n".join(lines))
@@ -29,16 +31,19 @@ def test_a_scenario_that_can_be_simulated(tasks: Path, tmp_path: Path, call: Com
     outcome = call("fit", tasks, "--out", out, "--bundle", "mnist", "--picture", picture, "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
-    assert (report["tasks"], report["workers"]) == (6000, 3)
+    assert (report["tasks"], report["workers"]) == (6000, {"3": 0, "1": 1, "2": 2})
     assert [s["kind"] for s in report["stragglers"]] == ["factor", "slow"]
     measured, fitted = report["quantiles_ms"]["0.99"]
     assert fitted == pytest.approx(measured, rel=0.15)
-    assert report["distance"] < 0.02
+    was, comes = report["late_share"]
+    assert was == pytest.approx(0.02, rel=0.2)
+    assert comes == pytest.approx(was, rel=0.15)
+    assert 0 < report["late_distance"] < 0.25  # of some hundred
     assert picture.stat().st_size > 5000
     scenario = load_scenario(out)
     assert (scenario.workers, scenario.policy, scenario.trip.mean_ms) == (3, "uncoded", 0)
-    assert scenario.arrivals.qps == pytest.approx(0.5 * 3 / 0.0221, rel=0.05)
-    assert scenario.stragglers[0].worker == 2
+    assert scenario.arrivals.qps == pytest.approx(0.5 * 3 / 0.0291, rel=0.05)
+    assert (scenario.stragglers[0].kind, scenario.stragglers[0].worker) == ("factor", 0)
     simulated = json.loads(call("simulate", out, "--queries", "2000", "--json").out)
     assert simulated["p50_ms"] == pytest.approx(22, rel=0.2)
     words = ["--qps", "60", "--p999-ms", "900", "--policy", "uncoded", "--queries", "2000"]
@@ -47,21 +52,37 @@ def test_a_scenario_that_can_be_simulated(tasks: Path, tmp_path: Path, call: Com
 
 def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -> None:
     base, out = tmp_path / "base.json", tmp_path / "out.json"
-    raw = {"name": "ours", "arrivals": {"qps": 30}, "workers": 11, "k": 10, "service": 1, "trip": 2}
-    base.write_text(json.dumps({**raw, "encode": 0.5, "front_end": 3}))
+    raw: dict[str, Any] = {"name": "ours", "arrivals": {"qps": 30}, "workers": 11, "k": 10}
+    raw |= {"service": 1, "trip": 2, "encode": 0.5, "front_end": 3, "accuracy": {"normal": 0.5}}
+    base.write_text(json.dumps({**raw, "policy": "uncoded"}))
     outcome = call("fit", tasks, "--out", out, "--scenario", base)
     assert outcome.code == 0, outcome.err
-    assert "worker 2 takes 1.997 times as long" in outcome.out
-    assert "of the tasks are delayed by a Pareto time of" in outcome.out
+    assert "worker 3 takes 1.997 times as long" in outcome.out
+    assert "of the tasks are delayed by a" in outcome.out
     assert "measured ms   fitted ms" in outcome.out
     scenario = load_scenario(out)
-    assert (scenario.name, scenario.workers, scenario.policy) == ("ours", 11, "coded")
+    assert (scenario.name, scenario.workers, scenario.k) == ("ours", 11, 10)
     assert scenario.service.mean_ms == pytest.approx(20, rel=0.01)
     assert (scenario.trip.mean_ms, scenario.encode.mean_ms, scenario.front_end.mean_ms) == (
         0,
         0.5,
         3,
     )
+    assert scenario.accuracy == Accuracy(normal=0.5)
+    assert "what encoding takes is not known" in outcome.out
+    assert call("fit", tasks, "--out", out, "--scenario", base, "--bundle", "mnist").code == 0
+    with_bundle = load_scenario(out)
+    assert (with_bundle.bundle, with_bundle.accuracy) == ("mnist", None)
+
+
+def test_a_scenario_with_fewer_workers(tasks: Path, tmp_path: Path, call: Command) -> None:
+    """Which of the workers is the slow one makes no difference."""
+    base, out = tmp_path / "base.json", tmp_path / "out.json"
+    raw = {"arrivals": {"qps": 3}, "workers": 1, "policy": "uncoded", "service": 1}
+    base.write_text(json.dumps(raw))
+    outcome = call("fit", tasks, "--out", out, "--scenario", base)
+    assert outcome.code == 0, outcome.err
+    assert load_scenario(out).stragglers[0].worker == 0
 
 
 def test_no_stragglers_are_said_to_be_none(tmp_path: Path, call: Command) -> None:
@@ -76,18 +97,23 @@ def test_no_stragglers_are_said_to_be_none(tmp_path: Path, call: Command) -> Non
 
 def test_refusals_leave_nothing(tasks: Path, tmp_path: Path, call: Command) -> None:
     out, base = tmp_path / "out.json", tmp_path / "base.json"
-    base.write_text(
-        json.dumps({"arrivals": {"qps": 3}, "workers": 2, "policy": "uncoded", "service": 1})
-    )
+    base.write_text("{}")
     for words, told in (
         ((tmp_path / "none.csv", "--out", out), "cannot read"),
         ((tasks, "--out", out, "--picture", tmp_path / "fit.foo"), "--picture"),
         ((tasks, "--out", tmp_path), "is a folder"),
         ((tasks, "--out", out, "--bundle", "nothing"), "nothing"),
-        ((tasks, "--out", out, "--scenario", base), "names more than the 2 workers"),
+        ((tasks, "--out", out, "--scenario", base), "arrivals"),
     ):
         outcome = call("fit", *words)
         assert outcome.code == 2
         assert told in outcome.err
         assert outcome.err.count("\n") == 1
     assert not out.exists()
+
+
+def test_distance_of_samples() -> None:
+    assert distance(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0
+    assert distance(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 9.0, 9.0])) == 0.5
+    assert distance(np.array([1.0]), np.array([2.0])) == 1
+    assert distance(np.zeros(0), np.array([2.0])) == 0

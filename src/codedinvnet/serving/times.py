@@ -9,7 +9,7 @@ from codedinvnet.quantiles import SHARES, quantiles
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""
-OF_ALL_WORKERS, OF_A_WORKER = 100_000, 500
+OF_ALL_WORKERS, OF_A_WORKER = 50_000, 500
 """Values kept of what tasks took: about, of all workers together, and at least, of each."""
 
 
@@ -43,7 +43,7 @@ class Reservoir:
         """
         return {
             "distribution": "empirical",
-            "values_ms": quantiles([max(0.0, 1000 * v) for v in self.values], digits=4),
+            "values_ms": quantiles([max(0.0, 1000 * v) for v in tuple(self.values)], digits=4),
             "shares": list(SHARES),
         }
 
@@ -71,14 +71,17 @@ class Times:
     def report(self) -> dict[str, Any]:
         """Return the distributions; those without a value are left out.
 
-        `tasks` has for each worker how many it did (`seen`) and what they took (`times`), or None.
+        `tasks` has for each worker how many it did (`seen`) and what a sample of them took
+        (`ms`), or None. May be called in a thread while values come.
         """
         kinds = {"service": self.service, "encode": self.encode, "trip": self.trip}
         found: dict[str, Any] = {
             name: kept.distribution() for name, kept in kinds.items() if kept.seen
         }
         found["tasks"] = [
-            {"seen": kept.seen, "times": kept.distribution()} if kept.seen else None
+            {"seen": kept.seen, "ms": [round(1000 * v, 3) for v in tuple(kept.values)]}
+            if kept.seen
+            else None
             for kept in self.tasks
         ]
         return found

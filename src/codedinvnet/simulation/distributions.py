@@ -74,11 +74,6 @@ class Distribution(Section):
         values = np.sort(np.asarray(self.values_ms))
         return np.asarray(self.shares or np.linspace(0, 1, len(values))), values
 
-    def at(self, shares: np.ndarray) -> np.ndarray:
-        """Return the quantiles (n,) in ms at shares (n,); only of an empirical distribution."""
-        found: np.ndarray = np.interp(shares, *self._quantiles()) + self.plus_ms
-        return found
-
     @property
     def mean_ms(self) -> float:
         """The mean; infinite for a Pareto tail with an exponent of at most 1."""

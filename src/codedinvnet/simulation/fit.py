@@ -1,10 +1,10 @@
 """Service times and stragglers of a scenario, fitted to what tasks really took.
 
-A task's time is that of an ordinary one, times a factor of its worker's, and now and then a delay
-beside. What is at most twice the median is ordinary and kept as measured; what is beyond is a
-straggler, whose delay gets the one of three distributions that makes the measured ones likeliest.
-A sample of ten thousand holds ten of the slowest thousandth, so the delays' tail is drawn from a
-law and not from them.
+As the simulator has it, a task takes an ordinary time, multiplied by its worker's factor, and now
+and then a delay beside. What takes at most twice its worker's median is ordinary and kept as
+measured; of the rest the delays beyond the median get the one of three laws that makes the measured
+ones likeliest. A sample of ten thousand holds ten of the slowest thousandth, so the delays' tail is
+drawn from a law and not from them.
 
 Nothing is said of when tasks were late: delays that come together (bursts) are fitted as if each
 came alone, and tasks that never ended are in no sample.
@@ -18,23 +18,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.stats import norm
 
 from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import Straggler
-from codedinvnet.simulation.task_times import FEWEST_TASKS, SAMPLE
+from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks
 
 ORDINARY = 2.0
 """A task that takes more medians than this is a straggler."""
 UNLIKE = 1.25
 """A worker whose median is so many times the others', or as many times less, has a factor."""
+WORSE = 3.0
+"""A worker that is late so many times as often as the others is so on its own account."""
 FEWEST_DELAYS = 20
-"""Fewer stragglers are kept as measured, among the ordinary tasks."""
+"""Fewer get no law: their delays are those measured."""
 NARROW = 0.1
 """Delays whose standard deviation is at most so much of their mean are one constant."""
 BLURRED = 0.1
 """Share of the delays, from the shortest, that does not tell where a law begins."""
+FEWEST_SEEN = 0.1
+"""A lognormal of which less lies beyond these is no fit but an extrapolation."""
+DRAWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,113 +49,229 @@ class Fitted:
 
     Attributes:
         service: of ordinary tasks, without a worker's factor.
-        stragglers: factors of workers, then delays.
-        times: the sample (n,) that was fitted, in ms, of all workers alike (over their factors).
+        stragglers: factors of workers, then delays of single workers, then everybody's.
+        workers: their names, by the numbers that the stragglers have: the peculiar ones first.
+        shares: of the tasks that each did, (workers,).
+        times: a sample (n,) of all tasks, in ms.
+        delays: (m,), those of them that are stragglers', in ms.
     """
 
     service: Distribution
     stragglers: tuple[Straggler, ...]
+    workers: tuple[str, ...]
+    shares: np.ndarray
     times: np.ndarray
+    delays: np.ndarray
 
 
-def fit(workers: Sequence[np.ndarray]) -> Fitted:
+@dataclass(frozen=True)
+class _Worker:
+    """A worker's tasks, told apart."""
+
+    tasks: WorkerTasks
+    factor: float
+    late: np.ndarray
+    """(n,) bool."""
+    median: float
+    """Of an ordinary task, over the factor."""
+
+    @property
+    def delays(self) -> np.ndarray:
+        """Of the late tasks, (m,)."""
+        found: np.ndarray = self.tasks.times[self.late] - self.factor * self.median
+        return found
+
+    @property
+    def late_share(self) -> float:
+        return float(self.late.mean())
+
+    def first(self, count: int) -> _Worker:
+        """Return the worker with so many of its tasks; any of a sample are a sample."""
+        tasks = WorkerTasks(self.tasks.name, self.tasks.seen, self.tasks.times[:count])
+        return _Worker(tasks, self.factor, self.late[:count], self.median)
+
+
+def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     """Fit service times and stragglers.
 
     Args:
-        workers: of each what its tasks took, (n,) in ms; at least FEWEST_TASKS in all.
+        workers: with FEWEST_TASKS tasks in all, at least.
     """
-    factors = _factors(workers)
-    times = np.concatenate(
-        [sample / factors.get(worker, 1.0) for worker, sample in enumerate(workers)]
-    )
-    slower = [
-        Straggler(kind="factor", worker=worker, factor=round(factor, 3))
-        for worker, factor in factors.items()
+    rate = min(len(worker.times) / worker.seen for worker in workers)
+    told = [
+        worker.first(max(1, round(rate * worker.tasks.seen))) for worker in _told_apart(workers)
     ]
-    median = float(np.median(times))
-    late = times > ORDINARY * median
-    if late.sum() < FEWEST_DELAYS:
-        return Fitted(_empirical(times), tuple(slower), times)
-    delayed = Straggler(
-        kind="slow", probability=float(late.mean()), delay=fit_delays(times[late] - median)
-    )
-    return Fitted(_empirical(times[~late]), (*slower, delayed), times)
-
-
-def _empirical(times: np.ndarray) -> Distribution:
-    return Distribution(
-        distribution="empirical", values_ms=tuple(quantiles(times, digits=4)), shares=SHARES
-    )
-
-
-def _factors(workers: Sequence[np.ndarray]) -> dict[int, float]:
-    """Return worker -> how many times slower (or faster) than the others it is, if it is."""
-    medians = {
-        worker: float(np.median(sample))
-        for worker, sample in enumerate(workers)
-        if len(sample) >= FEWEST_TASKS
+    usual = statistics.median_low(worker.late_share for worker in told)
+    own = {
+        place
+        for place, worker in enumerate(told)
+        if worker.late.sum() >= FEWEST_DELAYS
+        and worker.late_share > WORSE * max(usual, 1 / len(worker.late))
     }
-    if not medians or not (usual := statistics.median_low(medians.values())):
-        return {}
-    found = {worker: median / usual for worker, median in medians.items()}
-    return {w: f for w, f in found.items() if f > UNLIKE or 0 < f < 1 / UNLIKE}
+    odd = {place for place, worker in enumerate(told) if worker.factor != 1} | own
+    order = sorted(range(len(told)), key=lambda place: (place not in odd, place))
+    numbers = {place: number for number, place in enumerate(order)}
+    stragglers = [
+        Straggler(kind="factor", worker=numbers[place], factor=round(told[place].factor, 3))
+        for place in sorted(odd)
+        if told[place].factor != 1
+    ]
+    # On a slow worker short delays pass for ordinary times: the others tell more, if there are any.
+    plain = [worker for worker in told if worker.factor == 1] or told
+    others = [worker for place, worker in enumerate(told) if place not in own]
+    common = [worker for worker in others if worker.factor == 1]
+    enough = sum(worker.late.sum() for worker in common) >= FEWEST_DELAYS
+    everybodys = _delayed(common if enough else others, None)
+    besides = everybodys[0].probability if everybodys else 0.0
+    for place in sorted(own):
+        stragglers += _delayed([told[place]], numbers[place], besides)
+    stragglers += everybodys
+    ordinary = np.concatenate([w.tasks.times[~w.late] / w.factor for w in plain])
+    seen = np.array([told[place].tasks.seen for place in order], dtype=float)
+    return Fitted(
+        _as_measured(ordinary),
+        tuple(stragglers),
+        tuple(told[place].tasks.name for place in order),
+        seen / seen.sum(),
+        np.concatenate([worker.tasks.times for worker in told]),
+        np.concatenate([worker.delays for worker in told]),
+    )
 
 
-def fit_delays(delays: np.ndarray) -> Distribution:
-    """Return the likeliest of an exponential, a lognormal and a Pareto distribution, or a constant.
-
-    Tasks would not have taken the same without their delays, which blurs where these begin. So laws
-    with a beginning are fitted by maximum likelihood to the delays beyond the BLURRED shortest
-    (of a Pareto tail: Hill, 1975), and the likelihoods of these are compared.
+def _delayed(
+    workers: Sequence[_Worker], number: int | None, besides: float = 0.0
+) -> list[Straggler]:
+    """Return the straggler that delays these workers' tasks, if any does.
 
     Args:
-        delays: (n,) in ms, above 0.
+        workers: of which one alone has a number.
+        number: the straggler's.
+        besides: share of the tasks that another one delays.
     """
+    late = np.concatenate([worker.late for worker in workers] or [np.zeros(0, bool)])
+    if not late.any():
+        return []
+    law, shown = fit_delays(np.concatenate([worker.delays for worker in workers]))
+    share = min(1.0, float(late.mean()) / shown - besides)
+    return [Straggler(kind="slow", worker=number, probability=share, delay=law)]
+
+
+def _told_apart(workers: Sequence[WorkerTasks]) -> list[_Worker]:
+    """Find every worker's factor and which of its tasks are late."""
+    medians = [float(np.median(w.times)) for w in workers if len(w.times) >= FEWEST_TASKS]
+    usual = statistics.median_low(medians) if medians else 0.0
+    factors = []
+    for worker in workers:
+        ratio = float(np.median(worker.times)) / usual if usual else 1.0
+        unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
+        factors.append(ratio if unlike and len(worker.times) >= FEWEST_TASKS else 1.0)
+    alike = [worker.times / factor for worker, factor in zip(workers, factors, strict=True)]
+    median = float(np.median(np.concatenate(alike)))
+    return [
+        _Worker(worker, factor, times > ORDINARY * median, median)
+        for worker, factor, times in zip(workers, factors, alike, strict=True)
+    ]
+
+
+def fit_delays(delays: np.ndarray) -> tuple[Distribution, float]:
+    """Return the likeliest of an exponential, a lognormal and a Pareto distribution, or a constant.
+
+    Tasks would not have taken the same without their delays, which blurs where these begin, and
+    shorter ones pass for ordinary tasks. So the laws are fitted by maximum likelihood to the delays
+    beyond the BLURRED shortest, given that they are beyond these (of a Pareto tail: Hill, 1975),
+    and the likeliest is taken.
+
+    Args:
+        delays: (n,) in ms, above 0. Fewer than FEWEST_DELAYS, or such that are nearly all the
+            same, are taken as they are.
+
+    Returns:
+        The law, and what the delays' share of the tasks is to be divided by for its probability:
+        1, unless the law begins before these delays or cannot begin as early as it should.
+    """
+    if len(delays) < FEWEST_DELAYS:
+        return _as_measured(delays), 1.0
     mean, deviation = float(delays.mean()), float(delays.std())
     start = float(np.quantile(delays, BLURRED))
     beyond = delays[delays > start]
-    if deviation <= NARROW * mean or len(beyond) == 0:
-        return Distribution(ms=round(mean, 4))
-    n, logs = len(beyond), np.log(beyond)
-    middle, spread = float(np.log(delays).mean()), float(np.log(delays).std())
+    if deviation <= NARROW * mean:
+        return Distribution(ms=round(mean, 4)), 1.0
+    if len(beyond) < FEWEST_DELAYS / 2 or beyond.min() == beyond.max():
+        return _as_measured(delays), 1.0
+    n, logs, at = len(beyond), np.log(beyond), math.log(start)
+    unseen = math.log(n / len(delays))  # back from `start` to where the law begins
     further = float(beyond.mean()) - start
-    exponent = 1 / (float(logs.mean()) - math.log(start))
-    density = norm.logpdf(logs, middle, spread) - logs
+    exponent = 1 / (float(logs.mean()) - at)
+    middle, spread, likelihood = _lognormal(logs, at)
+    seen = float(norm.sf(at, middle, spread))
     likelihoods = {
         "exponential": -n * (math.log(further) + 1),
-        "lognormal": float(density.sum()) - n * norm.logsf(math.log(start), middle, spread),
-        "pareto": n * (math.log(exponent) + exponent * math.log(start))
-        - (exponent + 1) * float(logs.sum()),
+        "lognormal": likelihood - float(logs.sum()) if seen >= FEWEST_SEEN else -math.inf,
+        "pareto": n * (math.log(exponent) + exponent * at) - (exponent + 1) * float(logs.sum()),
     }
     likeliest = max(likelihoods, key=likelihoods.__getitem__)
     if likeliest == "lognormal":
-        return Distribution(
+        law = Distribution(
             distribution="lognormal", ms=round(math.exp(middle), 4), shape=round(spread, 4)
         )
-    unseen = math.log(1 - BLURRED)  # back from `start` to where the law begins
+        return law, seen * len(delays) / n
     if likeliest == "exponential":
         least = max(0.0, start + further * unseen)
-        return Distribution(
+        law = Distribution(
             distribution="exponential", ms=round(further, 4), plus_ms=round(least, 4)
         )
+        return law, math.exp((least - start) / further) * len(delays) / n
     least = start * math.exp(unseen / exponent)
-    return Distribution(distribution="pareto", ms=round(least, 4), shape=round(exponent, 4))
+    return Distribution(distribution="pareto", ms=round(least, 4), shape=round(exponent, 4)), 1.0
 
 
-def draws(fitted: Fitted, count: int = SAMPLE, seed: int = 0) -> np.ndarray:
-    """Return times (count,) in ms as the simulator draws them, of a worker without a factor."""
+def _as_measured(times: np.ndarray) -> Distribution:
+    """Return times (n,) as a distribution: the values themselves, or quantiles of many."""
+    if len(times) <= len(SHARES):
+        values = tuple(np.sort(times).round(4).tolist())
+        return Distribution(distribution="empirical", values_ms=values)
+    values = tuple(quantiles(times, digits=4))
+    return Distribution(distribution="empirical", values_ms=values, shares=SHARES)
+
+
+def _lognormal(logs: np.ndarray, start: float) -> tuple[float, float, float]:
+    """Fit a normal distribution to logarithms (n,) that are known to lie beyond `start`.
+
+    Returns:
+        Its mean, its standard deviation, and the logarithm of the likelihood.
+    """
+
+    def minus_likelihood(at: np.ndarray) -> float:
+        middle, spread = at[0], math.exp(at[1])
+        density = norm.logpdf(logs, middle, spread).sum()
+        return float(len(logs) * norm.logsf(start, middle, spread) - density)
+
+    first = (float(logs.mean()), math.log(float(logs.std())))
+    found = minimize(minus_likelihood, first, method="Nelder-Mead")
+    return float(found.x[0]), math.exp(float(found.x[1])), -float(found.fun)
+
+
+def draws(fitted: Fitted, count: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw tasks of all workers together as the simulator does.
+
+    Args:
+        fitted: service and stragglers.
+        count: of tasks, about.
+        seed: of the draws.
+
+    Returns:
+        What they take, (n,) in ms, and the delays among that, (m,) in ms.
+    """
     generator = np.random.default_rng(seed)
-    times = fitted.service.draw(generator, count)
-    for straggler in fitted.stragglers:
-        if straggler.delay is not None:
-            hit = generator.random(count) < straggler.probability
-            times[hit] += straggler.delay.draw(generator, int(hit.sum()))
-    return 1000 * times
-
-
-def distance(measured: np.ndarray, drawn: np.ndarray) -> float:
-    """Return the largest difference of two samples' distribution functions (Kolmogorov-Smirnov)."""
-    measured, drawn = np.sort(measured), np.sort(drawn)
-    at = np.concatenate([measured, drawn])
-    shares = [np.searchsorted(x, at, side="right") / len(x) for x in (measured, drawn)]
-    return float(np.abs(shares[0] - shares[1]).max())
+    found, delays = [], [np.zeros(0)]
+    for number, share in enumerate(fitted.shares):
+        times = 1000 * fitted.service.draw(generator, round(count * float(share)))
+        own = [s for s in fitted.stragglers if s.worker in (None, number)]
+        times *= math.prod(s.factor or 1.0 for s in own)
+        for straggler in own:
+            if straggler.delay is not None:
+                hit = generator.random(len(times)) < straggler.probability
+                delays.append(1000 * straggler.delay.draw(generator, int(hit.sum())))
+                times[hit] += delays[-1]
+        found.append(times)
+    return np.concatenate(found), np.concatenate(delays)

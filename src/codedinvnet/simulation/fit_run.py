@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.fit import Fitted, distance, draws, fit
+from codedinvnet.simulation.fit import Fitted, draws, fit
 from codedinvnet.simulation.picture import check_format, draw_fit
 from codedinvnet.simulation.scenario import (
     Scenario,
@@ -52,10 +54,10 @@ def scenario_with(
     if measured.encode is not None:
         changes["encode"] = measured.encode.model_dump()
     if bundle is not None:
-        changes["bundle"] = bundle
+        changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
         return base.updated(**changes)
-    workers = len(measured.workers)
+    workers = len(measured.workers) + measured.idle
     qps = round(LOAD * workers / (statistics.fmean(fitted.times) / 1000), 3)
     raw = {"name": name, "arrivals": {"qps": qps}, "workers": workers, "policy": "uncoded"}
     return parse_scenario({**raw, **changes}, name)
@@ -90,25 +92,44 @@ def run_fit(options: FitOptions) -> tuple[dict[str, Any], list[str]]:
     fitted = fit(measured.workers)
     scenario = scenario_with(fitted, measured, base, options.bundle, options.times.stem)
     write_json(options.out, scenario.model_dump(mode="json", exclude_defaults=True))
-    drawn = draws(fitted)
+    drawn, delays = draws(fitted)
     if options.picture is not None:
         draw_fit(fitted.times, drawn, options.picture)
+    late = delays[delays >= fitted.delays.min()] if len(fitted.delays) else delays
     report = {
         "schema_version": 1,
         "kind": "fit",
         "tasks": len(fitted.times),
-        "workers": len(measured.workers),
+        "workers": {name: number for number, name in enumerate(fitted.workers)},
+        "idle": measured.idle,
         "service_ms": round(fitted.service.mean_ms, 4),
+        "encode_ms": None if measured.encode is None else round(measured.encode.mean_ms, 4),
         "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in fitted.stragglers],
         "quantiles_ms": {
             f"{share:g}": [round(percentile(times, share), 3) for times in (fitted.times, drawn)]
             for share in SHOWN
         },
-        "distance": round(distance(fitted.times, drawn), 5),
+        "late_share": [
+            round(len(fitted.delays) / len(fitted.times), 5),
+            round(len(late) / len(drawn), 5),
+        ],
+        "late_distance": round(distance(fitted.delays, late), 5),
         "out": str(options.out),
     }
     whole = scenario.bundle is not None or scenario.accuracy is not None
     return report, [*_lines(report), *_next(options.out, options.bundle, whole)]
+
+
+def distance(measured: np.ndarray, drawn: np.ndarray) -> float:
+    """Return the largest difference of two samples' distribution functions (Kolmogorov-Smirnov).
+
+    It is 0 if either is empty: then there is nothing to compare.
+    """
+    if not len(measured) or not len(drawn):
+        return 0.0
+    at = np.concatenate([measured, drawn])
+    one, other = (np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (measured, drawn))
+    return float(np.abs(one - other).max())
 
 
 def _next(out: Path, bundle: str | None, whole: bool) -> list[str]:
@@ -122,26 +143,33 @@ def _next(out: Path, bundle: str | None, whole: bool) -> list[str]:
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
+    names = list(report["workers"])
+    idle = f", {report['idle']} more did none" if report["idle"] else ""
     lines = [
-        f"{report['tasks']} tasks of {report['workers']} workers, "
+        f"{report['tasks']} tasks of {len(names)} workers{idle}; "
         f"{report['service_ms']:.2f} ms in the mean without stragglers",
         "",
     ]
-    lines += [f"straggler  {_words(straggler)}" for straggler in report["stragglers"]]
+    lines += [f"straggler  {_words(straggler, names)}" for straggler in report["stragglers"]]
     lines += [] if report["stragglers"] else ["no stragglers"]
     lines += ["", f"{'share':<9}{'measured ms':>12}{'fitted ms':>12}"]
     for share, (was, comes) in report["quantiles_ms"].items():
         lines.append(f"{share:<9}{was:>12.1f}{comes:>12.1f}")
+    was, comes = report["late_share"]
     lines += [
         "",
-        f"distribution functions differ by {report['distance']:.4f} at most",
+        f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
+        f"differ by {report['late_distance']:.3f} at most",
     ]
+    if report["encode_ms"] is None:
+        lines.append("what encoding takes is not known: plan with --encode-ms, or a --scenario's")
     return lines
 
 
-def _words(straggler: Mapping[str, Any]) -> str:
+def _words(straggler: Mapping[str, Any], names: Sequence[str]) -> str:
+    worker = None if straggler.get("worker") is None else names[straggler["worker"]]
     if straggler["kind"] == "factor":
-        return f"worker {straggler['worker']} takes {straggler['factor']:g} times as long"
+        return f"worker {worker} takes {straggler['factor']:g} times as long"
     delay = Distribution.model_validate(straggler["delay"])
     what = {
         "constant": f"{delay.ms:.1f} ms",
@@ -149,5 +177,8 @@ def _words(straggler: Mapping[str, Any]) -> str:
         "lognormal": f"a lognormal time of {delay.ms:.1f} ms in the median, deviation of its "
         f"logarithm {delay.shape:.2f}",
         "pareto": f"a Pareto time of {delay.ms:.1f} ms at least, exponent {delay.shape:.2f}",
+        "empirical": f"the delays measured, {delay.mean_ms:.1f} ms in the mean",
     }[delay.distribution]
-    return f"{straggler['probability']:.2%} of the tasks are delayed by {what}"
+    whose = "the" if worker is None else f"worker {worker}'s"
+    share = straggler.get("probability", 1.0)
+    return f"{share:.2%} of {whose} tasks are delayed by {what}"

@@ -8,31 +8,25 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.distributions import Distribution, Time
 
 FEWEST_TASKS = 100
 """Of all workers, to fit anything; of one, to tell whether it is slower than others."""
-SAMPLE = 100_000
-"""Tasks of all workers that are looked at."""
 HEADER = "worker,ms"
 
 
-class WorkerTimes(Section):
+class ServedTasks(Section):
     """What tasks of one worker took, as `GET /times` says it."""
 
     seen: Positive
-    times: Distribution
-
-    @model_validator(mode="after")
-    def _measured(self) -> WorkerTimes:
-        if self.times.distribution != "empirical":
-            raise ValueError("times must be an empirical distribution")
-        return self
+    """How many it did."""
+    ms: Annotated[tuple[Time, ...], Field(min_length=1)]
+    """A sample of them, in any order."""
 
 
 class ServedTimes(Section):
@@ -40,21 +34,38 @@ class ServedTimes(Section):
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    tasks: Annotated[tuple[WorkerTimes | None, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[ServedTasks | None, ...], Field(min_length=1)]
     """Of each worker; None if it has done none."""
     encode: Distribution | None = None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Times of tasks.
+class WorkerTasks:
+    """A worker's tasks.
 
     Attributes:
-        workers: of each its sample (n,), in ms; empty if it has done none.
+        name: as its service calls it.
+        seen: how many it did.
+        times: what a sample of them took, (n,) in ms.
+    """
+
+    name: str
+    seen: int
+    times: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What tasks took.
+
+    Attributes:
+        workers: those that did any.
+        idle: how many did none.
         encode: encoding a parity query, for each image of its group, if it is known.
     """
 
-    workers: tuple[np.ndarray, ...]
+    workers: tuple[WorkerTasks, ...]
+    idle: int = 0
     encode: Distribution | None = None
 
 
@@ -65,7 +76,7 @@ def read_measured(path: Path) -> Measured:
         UserError: if the file is neither, or holds too few tasks.
     """
     found = _read_lines(path) if path.suffix == ".csv" else _read_served(path)
-    count = sum(map(len, found.workers))
+    count = sum(len(worker.times) for worker in found.workers)
     if count < FEWEST_TASKS:
         raise UserError(f"{path}: {count} tasks are too few to fit: {FEWEST_TASKS} at least")
     return found
@@ -79,20 +90,12 @@ def _read_served(path: Path) -> Measured:
         raise UserError(
             f"{path} is no answer of GET /times: {describe(error, ServedTimes, raw)}"
         ) from error
-    seen = sum(worker.seen for worker in served.tasks if worker is not None)
-    share = min(1.0, SAMPLE / max(1, seen))
-    samples = [
-        np.zeros(0)
-        if worker is None
-        else worker.times.at(_spread(max(1, round(share * worker.seen))))
-        for worker in served.tasks
-    ]
-    return Measured(tuple(samples), served.encode)
-
-
-def _spread(count: int) -> np.ndarray:
-    """Return shares (count,) that a sample of so many is evenly spaced at."""
-    return (np.arange(count) + 0.5) / count
+    workers = tuple(
+        WorkerTasks(str(number), max(tasks.seen, len(tasks.ms)), np.array(tasks.ms))
+        for number, tasks in enumerate(served.tasks)
+        if tasks is not None
+    )
+    return Measured(workers, len(served.tasks) - len(workers), served.encode)
 
 
 def _read_lines(path: Path) -> Measured:
@@ -112,5 +115,4 @@ def _read_lines(path: Path) -> Measured:
         if not comma or not 0 <= value < math.inf:
             raise UserError(f"{path}, line {number}: {line!r} is not {HEADER}")
         samples.setdefault(worker.strip(), []).append(value)
-    names = sorted(samples, key=lambda name: (not name.isdecimal(), name.zfill(20)))
-    return Measured(tuple(np.array(samples[name]) for name in names))
+    return Measured(tuple(WorkerTasks(n, len(v), np.array(v)) for n, v in samples.items()))
