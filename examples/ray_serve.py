@@ -1,24 +1,26 @@
 """The service as a Ray Serve ingress; its workers are the actors of the Ray pool.
 
 pip install 'codedinvnet[ray]' 'ray[serve]'
-serve run examples.ray_serve:app bundle=mnist k=10
+serve run examples.ray_serve:app bundle=mnist k=10 deadline_ms=2000
 
 One replica: a coding group needs its queries in one place.
 """
 
 from typing import Any
 
+from pydantic import TypeAdapter
 from ray import serve
 
 from codedinvnet import load_bundle
 from codedinvnet.serving.app import build_app
-from codedinvnet.serving.serve import ServeOptions, app_options, make_front_end
+from codedinvnet.serving.serve import ServeOptions, app_options, check, make_front_end
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
     """Build the application from `serve run`'s arguments: the bundle, and options of `serve`."""
     settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
-    options = ServeOptions(**{**settings, "k": int(settings["k"])})
+    options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
+    check(options)
 
     def make() -> Any:
         bundle = load_bundle(options.bundle)

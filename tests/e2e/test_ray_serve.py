@@ -25,7 +25,7 @@ from examples.ray_serve import app
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 try:
-    serve.run(app({"bundle": "mnist", "k": "2"}))
+    serve.run(app({"bundle": "mnist", "k": "2", "deadline_ms": "9000"}))
     client = triton.InferenceServerClient("127.0.0.1:" + sys.argv[1])
     images, labels = sample_images("mnist").batch(torch.arange(20))
     tensor = triton.InferInput("images", list(images.shape), "UINT8")

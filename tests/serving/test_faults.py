@@ -104,6 +104,20 @@ def held(*faults: dict[str, Any], tasks: list[tuple[int, Task]], seed: int = 1) 
     return run(work, *faults, seed=seed)
 
 
+def test_faults_of_requests_have_victims_of_their_own() -> None:
+    rare, often = (
+        {"kind": "hold", "probability": p, "per_request": True, "delay": {"ms": ms}}
+        for p, ms in ((0.3, 1), (0.3, 1000))
+    )
+    tasks = [(0, task(i, Origin(i, 0, 1))) for i in range(400)]
+    both = held(rare, often, tasks=tasks)
+    shares = {round(1000 * seconds): 0 for seconds in both}
+    for seconds in both:
+        shares[round(1000 * seconds)] += 1
+    assert set(shares) == {0, 1, 1000, 1001}
+    assert shares[1001] / 400 == pytest.approx(0.09, abs=0.05)  # by chance alone
+
+
 # Files
 
 

@@ -419,7 +419,7 @@ def test_an_output_that_cannot_be_decoded_is_lost_alone(
     class Foreign(InProcessPool):
         async def _work(self, worker: int, task: Task) -> Result:
             result = await super()._work(worker, task)
-            if worker != 0 or task.number == K:
+            if worker != 0:
                 return result
             bad = result.output[:1] if wrong == "shape" else np.full_like(result.output, np.nan)
             return result._replace(output=bad)
@@ -436,6 +436,32 @@ def test_an_output_that_cannot_be_decoded_is_lost_alone(
                         )
 
     asyncio.run(run())
+
+
+def test_a_parity_of_another_shape_is_lost_and_computed_again(
+    method: CodedInvNet, images: np.ndarray
+) -> None:
+    """A worker may have another bundle in its folder."""
+    foreign: list[int] = []
+
+    class Foreign(InProcessPool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            result = await super()._work(worker, task)
+            if task.number != K or foreign:
+                return result
+            foreign.append(worker)
+            return result._replace(output=result.output[:-1])
+
+    async def run() -> None:
+        async with running(method, pool=Foreign(method), routing="round-robin") as (front, pool):
+            pool.hang(0)
+            found = answered(await front.infer(images[:K]))
+            assert [answer.outcome for answer in found] == ["decoded", *["direct"] * (K - 1)]
+            tasks = front.metrics.registry.get_sample_value
+            assert tasks("codedinvnet_tasks_total", {"task": "parity"}) == 2
+
+    asyncio.run(run())
+    assert foreign
 
 
 def test_a_job_does_not_fail_for_another(method: CodedInvNet, images: np.ndarray) -> None:

@@ -391,6 +391,22 @@ def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> N
     model.drain()
 
 
+def test_losses_that_the_code_makes_up_for_are_nobodys() -> None:
+    """With as many parities as a query may be lost times, it is sent again all the same."""
+    model = Model("coded", 9, ErasureCode(3, 6, systematic=False))
+    queries = model.submit(3)
+    tasks = sorted(model.running.values())
+    for task in tasks[:6]:
+        model.fail(task)
+    model.new()
+    model.fail(tasks[6])  # two are left, three are needed
+    again = only(model.new(), Send)
+    assert {send.task for send in again} == set(range(7))
+    model.result(*[send.attempt for send in again])
+    assert model.decoding == queries
+    model.drain()
+
+
 def test_a_fixed_size_code_that_is_not_systematic_computes_on_fillers() -> None:
     model = Model("coded", 5, ErasureCode(3, 2, fixed_size=True, systematic=False))
     (query,) = model.submit()

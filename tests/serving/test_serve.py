@@ -3,13 +3,22 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.serving.serve import VALUE_LENGTH, ServeOptions, app_options, bind, read_token
+from codedinvnet.serving.serve import (
+    VALUE_LENGTH,
+    ServeOptions,
+    app_options,
+    bind,
+    check,
+    make_front_end,
+    read_token,
+)
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
@@ -56,6 +65,29 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="holds no token"):
         read_token(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
+        (ServeOptions("mnist", min_confidence=0.5), "--min-confidence: goes with a policy that"),
+    ],
+)
+def test_options_that_would_do_nothing(options: ServeOptions, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check(options)
+
+
+def test_a_batch_that_could_never_be_taken() -> None:
+    """Of two workers 2,000 queries may wait; the client would be told to try again for ever."""
+    options = ServeOptions("mnist", k=2, workers=3, max_batch=2001)
+    check(options)
+    with pytest.raises(UserError, match="--max-batch: a request of 2001 images could never be"):
+        make_front_end(options, load_bundle("mnist"))
+    make_front_end(replace(options, max_batch=2000), load_bundle("mnist"))
+    with pytest.raises(UserError, match="with --max-pending 100"):
+        make_front_end(replace(options, max_batch=200, max_pending=100), load_bundle("mnist"))
 
 
 def test_a_token(tmp_path: Path) -> None:

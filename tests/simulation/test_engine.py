@@ -219,6 +219,18 @@ def test_overload_refuses_and_ends() -> None:
     assert found.right.mean() == pytest.approx(0.5 * 0.98 + 0.5 * 0.1, abs=0.05)
 
 
+def test_a_request_with_an_image_that_is_missing_has_no_answer() -> None:
+    """As at the service: one error is the response to the whole request."""
+    found = run(workers=4, qps=200, queries=4000, batch=10, deadline_ms=60)
+    lost = found.missing > 0
+    assert 0.05 < lost.mean() < 0.95
+    assert set(found.missing) == {0, 10}
+    assert np.isinf(found.latency[lost]).all()
+    assert np.isfinite(found.latency[~lost]).all()
+    assert set(found.right[lost].round(6)) == {0.1}
+    assert set(found.right[~lost].round(6)) == {0.98}
+
+
 # Books
 
 TROUBLE = [

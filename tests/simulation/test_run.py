@@ -287,6 +287,11 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     assert requests == timed.queries == 53_000  # as sure of p99.9 as with single images
     few = dataclasses.replace(given, queries=2000)
     assert run._plan_base(few).queries == 2000
+    silent = {key: value for key, value in SCENARIO.items() if key != "queries"}
+    for raw, queries in ((SCENARIO, SCENARIO["queries"]), (silent, 530_000)):
+        file.write_text(json.dumps(raw))
+        scenario = dataclasses.replace(options, batch=10)
+        assert run._plan_base(scenario).queries == queries
 
 
 @pytest.mark.parametrize(

@@ -254,10 +254,16 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Serv
     )
     assert process.stdout is not None
     try:
-        line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)).decode()
+        try:
+            line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)).decode()
+        except asyncio.TimeoutError:
+            line = ""
         found = re.search(r"http://\S+?(?=:? |: )", line)
         if found is None:
-            raise UserError(f"the server did not start: {' '.join(command)}; see {log}")
+            raise UserError(
+                f"the server did not start: {' '.join(command)}; "
+                + (f"see {log}" if log is not None else "run it to see why")
+            )
         yield ServerProcess(found.group(0), process)
         await _drained(process)
     finally:

@@ -153,7 +153,11 @@ class FaultyPool:
     async def call(self, worker: int, task: Task) -> Result:
         generator, held, before, after = self.generators[worker], 0.0, 0.0, 0.0
         now = time.monotonic() - self.began
-        hit = [f for f in self.faults if self._drawn(f, generator, task) and f.hits(worker, now)]
+        hit = [
+            fault
+            for place, fault in enumerate(self.faults)
+            if self._drawn(place, fault, generator, task) and fault.hits(worker, now)
+        ]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
                 delay = fault.delay.draw(generator)
@@ -188,13 +192,14 @@ class FaultyPool:
             return
         raise WorkerDied("replaced while it was slow")
 
-    def _drawn(self, fault: Fault, generator: random.Random, task: Task) -> bool:
+    def _drawn(self, place: int, fault: Fault, generator: random.Random, task: Task) -> bool:
         if not fault.per_request:
             return generator.random() < fault.probability
         if task.origin is None:
             return False
         request, position, size = task.origin
-        fate = random.Random(f"{self.schedule.seed}/request/{request}")
+        own = f"/{place}" if place else ""  # each has its victims
+        fate = random.Random(f"{self.schedule.seed}/request/{request}{own}")
         return fate.random() < fault.probability and fate.randrange(size) == position
 
     async def replace(self, worker: int) -> None:

@@ -180,6 +180,8 @@ class FrontEnd:
         self._requests = 0
         self._filler = np.zeros(image_shape, np.uint8)
         self._filler_output = np.zeros(0, np.float32)
+        self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
+        """Of the outputs of parity tasks, by their number and how many images they are of."""
         self._group_of: dict[int, GroupView] = {}
 
     # Life
@@ -201,12 +203,20 @@ class FrontEnd:
         log_event("ready", workers=self.rules.workers, seconds=round(now - began, 3))
 
     def _warm_up(self) -> np.ndarray:
-        """Compute a filler's output, and its head once."""
-        image = torch.from_numpy(self._filler)[None, None]
-        tasks = self.method.tasks(self.method.k)
-        output = self.method.compute(0, image.expand(-1, len(tasks[0]), -1, -1, -1))
-        self.method.direct(output)
-        return np.asarray(output[0].cpu().numpy())
+        """Compute a filler's output, its head once, and what shapes parities have."""
+        method, k = self.method, self.method.k
+
+        def output(task: int, members: int) -> Tensor:
+            image = torch.from_numpy(self._filler)[None, None]
+            return method.compute(task, image.expand(-1, members, -1, -1, -1))
+
+        own = output(0, len(method.tasks(k)[0]))
+        if method.direct(own) is not None:  # otherwise all outputs are alike
+            for size in (k,) if method.fixed_size else range(1, k + 1):
+                parities = {t: len(m) for t, m in method.tasks(size).items() if t >= k}
+                for task, members in parities.items():
+                    self._shapes[task, members] = tuple(output(task, members)[0].shape)
+        return np.asarray(own[0].cpu().numpy())
 
     async def drain(self) -> None:
         """Take no more queries and wait for those that are here."""
@@ -392,7 +402,7 @@ class FrontEnd:
         kind = "parity" if task.number >= self.method.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
-            result = self._sound(kind, await self.pool.call(worker, task))
+            result = self._sound(task, await self.pool.call(worker, task))
         except WorkerDied as error:
             running = self.scheduler.workers[worker].running
             if running is not None and running.identity == task.attempt:
@@ -417,17 +427,17 @@ class FrontEnd:
                 await asyncio.sleep(result.held)
             self._take(task.attempt, result)
 
-    def _sound(self, kind: str, result: Result) -> Result:
+    def _sound(self, task: Task, result: Result) -> Result:
         """Return a result that can be decoded together with others'.
 
         Raises:
             WorkerFailed: if it cannot.
         """
         output = result.output
-        if kind == "data" and output.shape != self._filler_output.shape:
+        shape = self._shapes.get((task.number, len(task.images)), self._filler_output.shape)
+        if output.shape != shape:
             raise WorkerFailed(
-                f"its output has shape {output.shape}, not {self._filler_output.shape}: "
-                "it may have another bundle"
+                f"its output has shape {output.shape}, not {shape}: it may have another bundle"
             )
         if not np.isfinite(output).all():
             raise WorkerFailed("its output is not finite")

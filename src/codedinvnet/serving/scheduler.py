@@ -636,9 +636,10 @@ class Scheduler:
             query.attempts.discard(attempt.identity)
             self._blame(query, reason)
         elif not self.systematic:
-            for member in group.members:
-                if member in self.queries:
-                    self._blame(self.queries[member], reason)
+            hopeful = group.hopeful()  # what the code makes up for is nobody's loss
+            for query in [self.queries[m] for m in group.members if m in self.queries]:
+                if query.member not in hopeful:
+                    self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
             self._dispatch(now, Attempt(self._next(), group, None, attempt.task))

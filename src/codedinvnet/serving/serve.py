@@ -99,11 +99,6 @@ def check(options: ServeOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
-    if options.max_pending is not None and options.max_batch > options.max_pending:
-        raise UserError(
-            f"--max-batch: a request of {options.max_batch} images could never be taken with "
-            f"--max-pending {options.max_pending}"
-        )
     try:
         torch.device(options.device)
     except RuntimeError as error:
@@ -116,6 +111,10 @@ def check(options: ServeOptions) -> None:
             raise UserError(
                 f"--{name}: {options.method} makes up for what it can; it is of {', '.join(chosen)}"
             )
+    if options.ray_address is not None and options.pool != "ray":
+        raise UserError("--ray-address: goes with --pool ray")
+    if options.min_confidence > 0 and not POLICIES[options.policy].hedged:
+        raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     if not 0 <= options.port <= 65535:
@@ -179,13 +178,19 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
             f"only, not with {policy.name}"
         )
     workers = options.workers or len(method.tasks(options.k))
+    most = options.max_pending or pending_limit(workers)
+    if options.max_batch > most:
+        raise UserError(
+            f"--max-batch: a request of {options.max_batch} images could never be taken with "
+            f"--max-pending {most}"
+        )
     rules = Rules(
         workers=workers,
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=options.hang_timeout_ms / 1000,
         hedge_share=1 / options.k,
-        max_pending=options.max_pending or pending_limit(workers),
+        max_pending=most,
         routing=options.routing,
     )
     try:

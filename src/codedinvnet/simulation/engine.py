@@ -192,7 +192,6 @@ class Simulation:
                 self._bar.update(PROGRESS_STEP)
             if taken is None:  # refused, which is no answer
                 self._missing[request] = batch
-                self._right[request] = batch * self._right_missing
                 self._latency[request] = math.inf
                 self._close(request)
                 continue
@@ -320,6 +319,9 @@ class Simulation:
 
     def _close(self, request: int) -> None:
         self._open -= 1
+        if self._missing[request]:  # one error is the whole request's answer
+            self._missing[request], self._decoded[request] = self.batch, 0
+            self._right[request] = self.batch * self._right_missing
         if self._limit is not None and request >= self._first:
             seconds, most = self._limit
             self._over += self._latency[request] > seconds

@@ -293,8 +293,11 @@ def _plan_base(options: PlanOptions) -> Scenario:
     What the code can do is the bundle's, whatever the scenario says.
     """
     apart = keeps_apart(options.bundle)
+    long_enough: dict[str, Any] = {}
     if options.scenario is not None:
         base = load_scenario(options.scenario)
+        if "queries" not in base.model_fields_set:
+            long_enough["queries"] = DEFAULT_REQUESTS * (options.batch or base.arrivals.batch)
     else:
         service, encode = options.service_ms, options.encode_ms
         if service is None or encode is None:
@@ -312,7 +315,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         }
         base = parse_scenario(raw, "plan")
     changes: dict[str, Any] = {"qps": options.qps, "workers": 10_000, "policy": "uncoded"}
-    changes |= {"backup": False, "apart": apart}
+    changes |= {"backup": False, "apart": apart, **long_enough}
     changes |= {
         key: value
         for key in ("batch", "queries", "seed")

@@ -110,6 +110,8 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     """
     sweep = sweep.model_copy(update={"base": completed(sweep.base)})
     accuracy = accuracy_of(sweep.base)
+    # In the rows, too: a bundle of that name may have others one day.
+    sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
     wanted = list(sweep.scenarios())
     for _, scenario in wanted:
         scenario.check_accuracy(accuracy)
