@@ -24,7 +24,7 @@ from codedinvnet.methods import (
 )
 from codedinvnet.methods.interpolation import Interpolating
 from codedinvnet.serving.frontend import Answered, FrontEnd
-from codedinvnet.serving.pool import InProcessPool, WorkerSpec
+from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.scheduler import POLICIES, Rules
 from codedinvnet.serving.serve import ServeOptions, check, make_front_end, make_pool
@@ -50,8 +50,13 @@ def offline(method: CodedMethod, group: np.ndarray, *lost: int | None) -> np.nda
     return torch.cat([answers[i].softmax(1) for i in range(K)]).numpy()
 
 
-async def served(method: CodedMethod, images: np.ndarray, *hung: int | None) -> list[Answered]:
-    pool = InProcessPool(method)
+async def served(
+    method: CodedMethod,
+    images: np.ndarray,
+    *hung: int | None,
+    pool_type: type[InProcessPool] = InProcessPool,
+) -> list[Answered]:
+    pool = pool_type(method)
     tasks = len(method.tasks(K))
     rules = Rules(
         workers=tasks,
@@ -144,6 +149,32 @@ def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:
     found = asyncio.run(served(method, images, 0, 3))
     given = np.stack([answer.probabilities for answer in found])
     np.testing.assert_allclose(given, offline(method, images, 0, 3), atol=1e-4)
+
+
+class Lying(InProcessPool):
+    """Worker 2 sends noise."""
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        result = await super()._work(worker, task)
+        if worker != 2:
+            return result
+        noise = np.random.default_rng(task.attempt).standard_normal(result.output.shape)
+        return result._replace(output=(100 * noise).astype(np.float32))
+
+
+@pytest.mark.parametrize(("name", "finds"), [("approxifer-byzantine", True), ("approxifer", False)])
+def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
+    name: str, finds: bool, mnist: Bundle
+) -> None:
+    method = mnist.coded(name, K)
+    images, labels = sample_images("mnist").batch(torch.arange(10 * K))
+    right = 0
+    for start in range(0, len(images), K):
+        group = images[start : start + K].numpy()
+        found = asyncio.run(served(method, group, pool_type=Lying))
+        given = np.array([answer.probabilities.argmax() for answer in found])
+        right += int((given == labels[start : start + K].numpy()).sum())
+    assert (right >= 0.85 * len(images)) == finds
 
 
 def test_tolerances_that_a_method_does_not_have() -> None:
