@@ -43,7 +43,7 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
     {"methods": ["parm-concat"]},
     {"methods": ["parm-learned"], "k": [2]},
-    {"methods": ["coded-invnet-paper"]},
+    {"methods": ["coded-invnet-paper", "average-image"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
     {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
@@ -88,14 +88,14 @@ def finished(
     folder = tmp_path_factory.mktemp("accuracy")
     grid = write_grid(folder / "grid.json", bundle_folder)
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 19, "kept": 0, "done": 19, "failed": 0}
+    assert counts == {"trials": 20, "kept": 0, "done": 20, "failed": 0}
     return folder, grid
 
 
 def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == set(METHODS)
-    assert len({row["key"] for row in rows}) == len(rows) == 19
+    assert len({row["key"] for row in rows}) == len(rows) == 20
     for row in rows:
         assert row["error"] is None
         assert row["schema_version"] == 1
@@ -132,7 +132,7 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
     assert len(before) == 2 * 6
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 19, "kept": 19, "done": 0, "failed": 0}
+    assert counts == {"trials": 20, "kept": 20, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
     blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
     assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
@@ -223,14 +223,14 @@ def test_a_killed_grid_goes_on_where_it_stopped(
         process.send_signal(signal.SIGKILL)
         process.wait()
     there = read_rows(rows)
-    assert 2 <= len(there) < 19
+    assert 2 <= len(there) < 20
     with open(rows, "ab") as file:  # and the line that was being written
         file.write(b'{"schema_version": 1, "key": "half of a')
     counts = run(grid, tmp_path, data_dir)
-    assert counts == {"trials": 19, "kept": len(there), "done": 19 - len(there), "failed": 0}
+    assert counts == {"trials": 20, "kept": len(there), "done": 20 - len(there), "failed": 0}
     found = read_rows(rows)
     assert found[: len(there)] == there
-    assert len({row["key"] for row in found}) == len(found) == 19
+    assert len({row["key"] for row in found}) == len(found) == 20
 
 
 @pytest.mark.parametrize(
@@ -436,6 +436,7 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
         ("coded-invnet", 1),
         ("coded-invnet", 2),
         ("oracle", 1),
+        ("average-image", 1),
     }
     for row in rows:
         assert row["base"] == "invertible"

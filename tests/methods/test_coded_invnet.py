@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, CodedInvNet, CodedMethod, Evidence
+from codedinvnet.methods import METHODS, AverageImage, CodedInvNet, CodedMethod, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity
 
 K = 4
@@ -334,3 +334,15 @@ def test_a_mosaics_residual_is_the_largest_between_decoded_and_direct(
     torch.testing.assert_close(residual, expected)
     for task in outputs:
         assert method.residual(without(outputs, task), size) is None
+
+
+def test_the_average_image_stands_in_for_an_encoder(method: CodedInvNet) -> None:
+    average = AverageImage(method.model, K)
+    model, group = method.model, images(K)
+    outputs = outputs_of(average, group)
+    torch.testing.assert_close(outputs[K], model.embed(group.mean(dim=1)).flatten(1))
+    decoded = average.decode({task: out for task, out in outputs.items() if task != 2}, K)
+    latent = K * outputs[K] - outputs[0] - outputs[1] - outputs[3]
+    expected = model.classify(latent.unflatten(1, model.latent_shape))
+    torch.testing.assert_close(decoded[2], expected)
+    assert average.parameters < method.parameters

@@ -26,6 +26,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     NEEDS,
     ApproxIFER,
+    AverageImage,
     CodedInvNet,
     CodedMethod,
     ConcatParM,
@@ -396,8 +397,8 @@ class DataSet:
         k, stragglers = trial.k, max(1, trial.missing)
         if trial.method == CodedInvNet.name:
             return self.load(trial.bundle).method(k)
-        if trial.method == Oracle.name:
-            return Oracle(self.load(trial.bundle).model, k)
+        if trial.method in (Oracle.name, AverageImage.name):
+            return self.load(trial.bundle).coded(trial.method, k)
         classifier = self.classifier(trial.base, trial.seed)
         if trial.method in WITH_PARTS:
             return with_part(trial.method, classifier, self.bundle.model, self.part(trial), k)

@@ -24,8 +24,9 @@ def add_commands(commands: Commands) -> None:
     add(
         "--method",
         default="coded-invnet",
-        help="coded-invnet, approxifer, approxifer-byzantine, nercc or oracle; with --part also "
-        "parm, parm-concat, parm-learned, coded-invnet-paper or small-backup (coded-invnet)",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc, oracle or average-image; with "
+        "--part also parm, parm-concat, parm-learned, coded-invnet-paper or small-backup "
+        "(coded-invnet)",
     )
     add(
         "--part",

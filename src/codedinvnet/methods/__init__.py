@@ -9,7 +9,7 @@ from typing import NamedTuple
 from codedinvnet.classifier import classifier_of
 from codedinvnet.methods.approxifer import ApproxIFER, RobustApproxIFER
 from codedinvnet.methods.base import CodedMethod
-from codedinvnet.methods.coded_invnet import CodedInvNet, Evidence, PaperInvNet
+from codedinvnet.methods.coded_invnet import AverageImage, CodedInvNet, Evidence, PaperInvNet
 from codedinvnet.methods.nercc import NeRCC
 from codedinvnet.methods.oracle import Oracle
 from codedinvnet.methods.parm import ConcatParM, LearnedCode, ParM
@@ -40,6 +40,7 @@ METHODS: Mapping[str, type[CodedMethod]] = {
     "nercc": NeRCC,
     "coded-invnet": CodedInvNet,
     "coded-invnet-paper": PaperInvNet,
+    "average-image": AverageImage,
     "small-backup": SmallBackup,
     "oracle": Oracle,
 }
@@ -56,6 +57,7 @@ NEEDS: Mapping[str, Need] = {
     "nercc": Need.CLASSIFIER,
     "coded-invnet": Need.MODEL,
     "coded-invnet-paper": Need.ENCODER,
+    "average-image": Need.MODEL,
     "small-backup": Need.BACKUP,
     "oracle": Need.MODEL,
 }
@@ -76,6 +78,7 @@ ONE = Tolerance()
 FROM_MODEL: Mapping[str, Callable[[CodedModel, int, Tolerance], CodedMethod]] = {
     "coded-invnet": lambda model, k, _: CodedInvNet(model, k),
     "oracle": lambda model, k, _: Oracle(model, k),
+    "average-image": lambda model, k, _: AverageImage(model, k),
     "approxifer": lambda model, k, tolerance: ApproxIFER(
         classifier_of(model), k, stragglers=tolerance.stragglers
     ),
@@ -99,6 +102,7 @@ __all__ = [
     "NEEDS",
     "ONE",
     "ApproxIFER",
+    "AverageImage",
     "CodedInvNet",
     "CodedMethod",
     "ConcatParM",

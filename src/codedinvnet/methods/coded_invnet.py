@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.nn.fusion import PixelMean
 
 Evidence = Literal["both", "latent", "side"]
 """What a decoded answer rests on: the decoded latent, the member's side features, or both."""
@@ -149,3 +151,25 @@ class PaperInvNet(CodedInvNet):
 
     def __init__(self, model: CodedModel, k: int) -> None:
         super().__init__(model, k)
+
+
+class AverageImage(PaperInvNet):
+    """The average image in place of E, around a bundle's f and g: what an encoder must beat.
+
+    It is what the mean of the latents would be for a linear f (Dinh & Lee, section 3.2, motivate E
+    by f's not being so). Its parity costs next to nothing to make.
+
+    Args:
+        model: f and g, in evaluation mode; its E and g' are left out.
+        k: the most queries in a group.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+
+    name = "average-image"
+
+    def __init__(self, model: CodedModel, k: int) -> None:
+        plain = copy.deepcopy(model)
+        plain.encoder, plain.recovery_head = PixelMean(), None
+        super().__init__(plain, k)
