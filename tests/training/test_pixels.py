@@ -1,0 +1,137 @@
+"""The paper's objective, step by step; its stages are run in test_stages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.bundle import Bundle
+from codedinvnet.config import PixelFusionSettings, parse_settings
+from codedinvnet.data import ImageSet
+from codedinvnet.model import CodedModel
+from codedinvnet.training.fusion_data import FusionData
+from codedinvnet.training.pixels import PixelStage
+from tests.conftest import tiny_settings
+
+CPU = torch.device("cpu")
+K, BATCH, RATE = 2, 4, 0.1
+
+
+def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStage:
+    """Return a stage on 24 groups, whose targets are darker than the average image."""
+    settings = parse_settings(tiny_settings("pixels"), "here")
+    assert isinstance(settings.fusion, PixelFusionSettings)
+    changed = {"batch_size": BATCH, "discriminator_steps": steps, "members": K}
+    fusion = settings.fusion.model_copy(update=changed)
+    groups = torch.arange(24 * K).view(24, K)
+    average = model.prepare(images.batch(groups.flatten())[0]).unflatten(0, (24, K)).mean(dim=1)
+    torch.manual_seed(0)
+    stage = PixelStage(settings, fusion, images, model, FusionData(groups, 0.5 * average), K, CPU)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    for module in stage.modules().values():
+        module.train()
+    return stage
+
+
+@pytest.fixture
+def model(bundle: Bundle) -> CodedModel:
+    """Return a network with an encoder that has not learned anything."""
+    description = bundle.info.model
+    encoder = description.encoder.model_copy(update={"kind": "lean", "side_features": 0})
+    made = CodedModel(description.model_copy(update={"encoder": encoder}))
+    torch.manual_seed(1)
+    for parameter in made.encoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def plain(parameters: Iterable[nn.Parameter], rate: float) -> Any:
+    """Return an optimiser whose step tells the gradient."""
+    return torch.optim.SGD(parameters, rate)
+
+
+def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad]))
+
+
+def moved(before: nn.Module, after: nn.Module) -> list[Tensor]:
+    """Return the gradients that plain descent at RATE has followed."""
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    return [(a.detach() - b.detach()) / RATE for a, b in pairs if a.requires_grad]
+
+
+def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
+    held_out: ImageSet, model: CodedModel
+) -> None:
+    stage = make_stage(held_out, model)
+    encoder, discriminator = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
+    stage.generator_optimizer = plain(model.encoder.parameters(), RATE)
+    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), 0.0)
+    found = stage.step(0, 0)
+    x, target = stage.batch(0)
+    fake = encoder(x).parity
+    pixel = ((fake - target).exp() + (target - fake).exp()).mean() / 2
+    loss = pixel - discriminator(x, fake).mean()
+    assert found["pixel"] == pytest.approx(pixel.item(), rel=1e-5)
+    assert found["generator"] == pytest.approx(loss.item(), rel=1e-4)
+    expected = gradients(loss, encoder)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
+    for was, wanted in zip(moved(encoder, model.encoder), expected, strict=True):
+        torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
+    stage = make_stage(held_out, model)
+    encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
+    stage.generator_optimizer = plain(model.encoder.parameters(), 0.0)
+    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
+    found = stage.step(0, 0)
+    x, target = stage.batch(0)
+    with torch.no_grad():
+        fake = encoder(x).parity
+    loss = F.relu(1 - before(x, target)).mean() + F.relu(1 + before(x, fake)).mean()
+    assert found["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
+    expected = gradients(loss, before)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
+    for was, wanted in zip(moved(before, stage.discriminator), expected, strict=True):
+        torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
+    held_out: ImageSet, model: CodedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage(held_out, model, steps=3)
+    assert stage.steps_per_epoch == 24 // BATCH // 3
+    seen: list[str] = []
+    batch = stage.batch
+
+    def noted(number: int) -> tuple[Tensor, Tensor]:
+        seen.append(str(number))
+        return batch(number)
+
+    monkeypatch.setattr(stage, "batch", noted)
+    for optimizer, name in (
+        (stage.discriminator_optimizer, "discriminator"),
+        (stage.generator_optimizer, "encoder"),
+    ):
+        optimizer.register_step_post_hook(lambda *_, name=name: seen.append(name))
+    stage.step(0, 1)
+    turn = "discriminator"
+    assert seen == ["3", turn, "4", turn, "5", turn, "encoder"]
+
+
+def test_pixels_come_nearer_to_their_targets(held_out: ImageSet, model: CodedModel) -> None:
+    stage = make_stage(held_out, model)
+    errors = []
+    for epoch in range(12):
+        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
+        losses = [stage.step(epoch, index)["pixel"] - 1 for index in range(stage.steps_per_epoch)]
+        errors.append(sum(losses))
+    assert errors[-1] < 0.7 * errors[0]
+    assert not any(p.requires_grad for p in model.network.parameters())
