@@ -180,6 +180,8 @@ def bundle_table(
         "",
         *(line for name, result in measured.items() if (line := evidence_line(name, result))),
         "",
+        "Of one training each, so without an interval.",
+        "",
         paper_training({name: papers[name] for name in measured}),
         "",
     ]
@@ -218,10 +220,13 @@ def bundle_checks(results: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         lines.append(
             f"- {name}, k = {k}: recovered accuracy with another group's parity output {words[0]}, "
-            f"with the average image in place of E {words[1]}."
+            f"with the average image in place of E, and no side features, {words[1]}."
         )
     if "cifar10" in measured:
         lines += [
+            "",
+            "In the average image cifar10's recovery head looks for cells that are not there: that "
+            "this is chance says no more than that there is no other way to the answer.",
             "",
             "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ "
             "slightly from the original's.",

@@ -164,6 +164,7 @@ def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> Non
     assert lines[2] == "| coded-invnet | 10 % | 89.00 | 93.00 |"
     # Its better base; k = 4 is left out. In brackets: nobody missing.
     assert lines[3] == "| approxifer | 10 % |  | 88.00 (90.00) |"
+    assert lines[4] == "| parm | 10 % |  | 52.00 ± 2.83 † |"  # of two bases, one
     assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
 
 

@@ -99,9 +99,11 @@ def headline_accuracy(path: Path) -> str:
     Codes without direct answers have a second figure, that of their answers when nobody is missing.
     """
     rows = read_rows(path, "accuracy")
+    lines = tables.lines_of(rows)
+    alone = tables.alone_measured(lines)
     best = [
         line
-        for line in tables.best_bases(tables.lines_of(rows))
+        for line in tables.best_bases(lines)
         if (line.k, line.missing, line.corrupt) == (HEADLINE_K, 1, 0)
     ]
     datasets = sorted({line.dataset for line in best})
@@ -111,7 +113,10 @@ def headline_accuracy(path: Path) -> str:
     for label in labels:
         own = [found.get((label, dataset)) for dataset in datasets]
         overhead = next(line.overhead for line in own if line is not None)
-        values = ["" if line is None else _recovered(line) for line in own]
+        values = [
+            "" if line is None else _recovered(line) + (" †" if line.place in alone else "")
+            for line in own
+        ]
         cells.append([label, f"{100 * overhead:.0f} %", *values])
     for label in dict.fromkeys(figure.label for figure in PUBLISHED):
         published = {figure.dataset: figure for figure in PUBLISHED if figure.label == label}
@@ -127,7 +132,9 @@ def headline_accuracy(path: Path) -> str:
             f"Accuracy in % with one worker of a group of {HEADLINE_K} missing, on each method's "
             "better base model: of the answer that it costs; of codes without direct answers, "
             "which decode every answer, of all answers of the group, and in brackets what these "
-            "are with nobody missing. All settings, tests of the differences, and the published "
+            "are with nobody missing. †: on one base model alone. ± is over seeds; what has none "
+            "was trained once. The oracle embeds all members to make its parity, which nobody "
+            "would serve. All settings, tests of the differences, and the published "
             "figures with their sources: [docs/results.md](docs/results.md). "
             + tables.remarks(rows),
         ]

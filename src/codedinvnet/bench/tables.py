@@ -232,17 +232,23 @@ MARGIN_COLUMNS = (
 )
 
 
+def alone_measured(lines: Iterable[Line]) -> set[tuple[str, ...]]:
+    """Return the places of lines whose method goes with any base model and has one alone."""
+    bases: dict[tuple[str, str, int, int, int], list[Line]] = {}
+    for line in lines:
+        if NEEDS[line.rows[0]["method"]] in ANY_BASE:
+            place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
+            bases.setdefault(place, []).append(line)
+    return {found[0].place for found in bases.values() if len(found) == 1}
+
+
 def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ...]]:
     """Return the cells of the comparison of our bundle with each rival on its best base model.
 
     Accuracies are those on the groupings that both were given, so that the margin is their
     difference. Of rivals that go with any base model it is said where only one was measured.
     """
-    best = best_bases(lines)
-    bases: dict[tuple[str, str, int, int, int], set[str]] = {}
-    for line in lines:
-        place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
-        bases.setdefault(place, set()).add(line.base)
+    best, alone = best_bases(lines), alone_measured(lines)
     reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
     cells = []
     for line in best:
@@ -253,12 +259,10 @@ def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ..
         both = min(len(ours_by), len(its_by))
         found = paired_difference(ours_by, its_by)
         verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
-        measured = bases[line.dataset, line.label, line.k, line.missing, line.corrupt]
-        alone = len(measured) == 1 and NEEDS[line.rows[0]["method"]] in ANY_BASE
         cells.append(
             (
                 *line.place[:-1],
-                f"{line.base} (alone measured)" if alone else line.base,
+                f"{line.base} (alone measured)" if line.place in alone else line.base,
                 percent(_recovered(its_by[:both])),
                 percent(_recovered(ours_by[:both])),
                 f"{found.margin:+.2f}",

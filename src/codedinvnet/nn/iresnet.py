@@ -136,7 +136,8 @@ class IResNetBlock(InvertibleTransform):
         """Solve x + F(x) = z by fixed-point iteration (paper, algorithm 1), with secant steps.
 
         The residual |x + F(x) - z| is checked per sample in every iteration; samples below the
-        tolerance stop. Its value bounds the error of x by residual / (1 - Lip F).
+        tolerance stop. Its value bounds the error of x, of n elements, in the 2-norm by
+        sqrt(n) * residual / (1 - Lip F).
 
         The first iterations end in a secant step, Anderson acceleration of depth 1 (Walker & Ni,
         *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 2011), for each
