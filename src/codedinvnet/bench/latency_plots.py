@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
-from codedinvnet.bench.plots import COLOURS, legend
+from codedinvnet.bench.plots import COLOURS, legend, save_beside
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.quantiles import rank_of
 from codedinvnet.simulation.served import SERVED
@@ -125,12 +125,4 @@ FIGURES = {"tails": tails, "accuracy": against_accuracy}
 def write(rows_file: Path) -> list[Path]:
     """Draw the figures of a file of rows beside it, as STEM-NAME.png; return what was written."""
     lines = lines_of(read_rows(rows_file))
-    written = []
-    for name, draw in FIGURES.items():
-        figure = draw(lines)
-        if figure is not None:
-            path = rows_file.with_name(f"{rows_file.stem}-{name}.png")
-            figure.savefig(path, dpi=110)
-            plt.close(figure)
-            written.append(path)
-    return written
+    return save_beside(rows_file, {name: draw(lines) for name, draw in FIGURES.items()})

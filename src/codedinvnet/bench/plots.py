@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -216,9 +216,13 @@ FIGURES = {
 def write(rows_file: Path) -> list[Path]:
     """Draw the figures of a file of rows beside it, as STEM-NAME.png; return what was written."""
     lines = lines_of(read_rows(rows_file, "accuracy"))
+    return save_beside(rows_file, {name: draw(lines) for name, draw in FIGURES.items()})
+
+
+def save_beside(rows_file: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+    """Write and close figures, by name, as STEM-NAME.png beside a file of rows."""
     written = []
-    for name, draw in FIGURES.items():
-        figure = draw(lines)
+    for name, figure in figures.items():
         if figure is not None:
             path = rows_file.with_name(f"{rows_file.stem}-{name}.png")
             figure.savefig(path, dpi=110)
