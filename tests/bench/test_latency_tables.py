@@ -107,21 +107,36 @@ def test_percentiles_of_different_ranks_are_not_compared() -> None:
     assert [label for _, label in latency_tables.best(lines)] == ["coded"]
 
 
-def test_the_overview_counts_settings_that_every_method_was_measured_in() -> None:
+def test_the_overview_compares_methods_in_the_same_runs() -> None:
+    """Whatever a run's arrivals did to all of them does not count."""
     scales = {"held": (1.0, 1.04), "pareto": (2.0, 1.0), "slower": (3.0, 1.0)}
     rows = [
-        latency_row(label, scale * sample(1), stragglers=stragglers)
+        latency_row(label, run * scale * sample(1), stragglers=stragglers, run=run)
         for stragglers, pair in scales.items()
+        for run in (1, 2)
         for label, scale in zip(("uncoded", "coded"), pair, strict=True)
     ]
-    rows.append(latency_row("uncoded", sample(1), stragglers="exponential"))
+    rows.append(latency_row("uncoded", sample(1), stragglers="exponential"))  # coded lacks it
     text = latency_tables.overview(rows)
-    assert "| uncoded | 1 of 3 | 2.00 | 3.00 |" in text
-    assert "| coded | 3 of 3 | 1.00 | 1.04 |" in text
+    assert "| uncoded | 2 of 6 | 2.00 | 3.00 | 0 | 4 | 2.00 |" in text
+    assert "| coded | 6 of 6 | 1.00 | 1.04 |  |  |  |" in text
+    assert "Tails of 6 runs (3 settings: " in text
     lost = latency_row("coded", sample(1, count=900), lost=100, stragglers="exponential")
-    assert "| coded | 3 of 4 | 1.02 | never |" in latency_tables.overview([*rows, lost])
+    more = latency_tables.overview([*rows, lost])
+    assert "| coded | 6 of 7 | 1.00 | never |" in more
+    assert "| uncoded | 3 of 7 | 2.00 | 3.00 | 1 | 4 | 2.00 |" in more
     assert latency_tables.overview([]) == ""
-    assert latency_tables.overview(rows[:1] + rows[3:4]) == ""
+    assert latency_tables.overview(rows[:1] + rows[5:6]) == ""
+
+
+@pytest.mark.parametrize(("count", "percentile"), [(10_000, 99.9), (2000, 99.5), (1000, 99)])
+def test_a_runs_tail_has_ten_requests_beyond_it(count: int, percentile: float) -> None:
+    (line,) = latency_tables.lines_of([latency_row("coded", sample(1, count=count))])
+    (tails,) = latency_tables.run_tails([line]).values()
+    expected = np.sort(sample(1, count=count))[round(count * percentile / 100) - 1]
+    assert tails["coded"] == pytest.approx(expected, rel=1e-3)
+    (short,) = latency_tables.lines_of([latency_row("coded", sample(1, count=15))])
+    assert latency_tables.run_tails([short]) == {}
 
 
 def test_quick_rows_have_no_p999() -> None:

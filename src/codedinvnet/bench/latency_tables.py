@@ -14,12 +14,21 @@ from codedinvnet.bench.latency_grid import long_enough
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
-from codedinvnet.simulation.figures import QUANTILES, Estimate, half_width, over_runs, pooled
+from codedinvnet.simulation.figures import (
+    QUANTILES,
+    TAIL,
+    Estimate,
+    half_width,
+    over_runs,
+    pooled,
+)
 from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
 SAME = 0.05
 """Tails within so much of the lowest count as equally low."""
+CODED = "coded"
+"""The method that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -268,37 +277,68 @@ def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{markdown(COLUMNS, cells(lines))}\n{note(lines)}\n" if lines else ""
 
 
-def overview(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return how near every method comes to the lowest tail of each setting; "" without rows.
+def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Return (setting, run) -> method -> the farthest percentile that the run holds TAIL beyond.
 
-    Of settings in which every method was measured.
+    Runs of one number met the same arrivals. A tail is infinite if too many queries were lost.
+    """
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for line in lines:
+        for row in line.rows:
+            held = [n for n, share in QUANTILES.items() if (1 - share) * row["requests"] >= TAIL]
+            if held:
+                late = row[f"{held[-1]}_ms"]
+                value = math.inf if late is None else float(late)
+                found.setdefault((line.setting, row["run"]), {})[line.label] = value
+    return found
+
+
+def overview(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how every method's tail compares with the others' of the same runs; "" without rows.
+
+    Of runs of which every method has its own.
     """
     lines = lines_of(rows)
-    tails = {place: value.value for place, (_, value) in farthest(lines).items()}
     labels = list(dict.fromkeys(line.label for line in lines))
-    settings = [
-        setting
-        for setting in dict.fromkeys(line.setting for line in lines)
-        if all((setting, label) in tails for label in labels)
-    ]
-    if not settings:
+    whole = {
+        place: run
+        for place, run in run_tails(lines).items()
+        if len(run) == len(labels) and math.isfinite(min(run.values()))
+    }
+    if not whole:
         return ""
-    lowest = {s: min(tails[s, label] for label in labels) for s in settings}
+    tails, settings = list(whole.values()), len({setting for setting, _ in whole})
+    columns = ["method", f"within {SAME:.0%} of the lowest", "median", "worst"]
+    beside = CODED in labels and len(labels) > 1
+    if beside:
+        columns += [f"lower than {CODED}", f"higher than {CODED}", "median"]
     cells = []
     for label in labels:
-        ratios = [tails[s, label] / lowest[s] for s in settings]
+        ratios = [run[label] / min(run.values()) for run in tails]
         near = sum(ratio <= 1 + SAME for ratio in ratios)
-        far = [
-            f"{r:.2f}" if math.isfinite(r) else "never"
-            for r in (statistics.median(ratios), max(ratios))
-        ]
-        cells.append((label, f"{near} of {len(settings)}", *far))
+        row = [label, f"{near} of {len(tails)}", _ratio(statistics.median(ratios))]
+        row.append(_ratio(max(ratios)))
+        if beside and label == CODED:
+            row += ["", "", ""]
+        elif beside:
+            pairs = [(run[label], run[CODED]) for run in tails]
+            row.append(str(sum((1 + SAME) * one < other for one, other in pairs)))
+            row.append(str(sum(one > (1 + SAME) * other for one, other in pairs)))
+            known = [a / b for a, b in pairs if math.isfinite(b)]
+            row.append(_ratio(statistics.median(known)) if known else "")
+        cells.append(tuple(row))
     return (
-        f"{markdown(('method', f'within {SAME:.0%} of the lowest', 'median', 'worst'), cells)}\n"
-        "Farthest tail that was measured (p99.9, else p99), over the lowest of its setting: images "
-        f"of a request, load and stragglers, {len(settings)} in all. Never: more queries were lost "
-        "than the percentile allows.\n"
+        f"{markdown(columns, cells)}\n"
+        f"Tails of {len(tails)} runs ({settings} settings: images of a request, load and "
+        "stragglers): of each the farthest percentile beyond which it has ten requests (10,000 "
+        "single images: p99.9; 1,000 requests of ten: p99), over the lowest of all methods in that "
+        f"run, which met the same arrivals, and beside {CODED}'s, from {SAME:.0%} on. Never: more "
+        "queries were lost than the percentile allows.\n"
     )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "never"
 
 
 def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
