@@ -217,3 +217,35 @@ def test_any_delays_are_fitted(values: list[float]) -> None:
     drawn = found.draw(np.random.default_rng(0), 1000)
     assert drawn.min() >= 0
     assert np.isfinite(drawn).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 200),
+            st.sampled_from([0.0, 1.0, 40.0, 5000.0]),
+            st.sampled_from(["alike", "spread", "tailed", "rounded", "two"]),
+            st.integers(1, 4),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_tasks_are_fitted(kinds: list[tuple[int, float, str, int]]) -> None:
+    generator = np.random.default_rng(0)
+    given: list[WorkerTasks] = []
+    for count, base, kind, more in kinds:
+        times = {
+            "alike": np.full(count, base),
+            "spread": base * np.exp(0.3 * generator.standard_normal(count)),
+            "tailed": base * generator.pareto(0.8, count),
+            "rounded": np.round(generator.exponential(base + 1, count)),
+            "two": np.where(generator.random(count) < 0.4, base, 50 * base),
+        }[kind]
+        given.append(WorkerTasks(str(len(given)), count * more, times))
+    fitted = fit(given)
+    drawn, _ = draws(fitted, 500)
+    assert np.isfinite(drawn).all()
+    assert (drawn >= 0).all()
+    assert sorted(fitted.workers) == [worker.name for worker in given]

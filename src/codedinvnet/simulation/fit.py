@@ -112,7 +112,7 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     order = sorted(range(len(told)), key=lambda place: (place not in odd, place))
     numbers = {place: number for number, place in enumerate(order)}
     stragglers = [
-        Straggler(kind="factor", worker=numbers[place], factor=round(told[place].factor, 3))
+        Straggler(kind="factor", worker=numbers[place], factor=float(f"{told[place].factor:.4g}"))
         for place in sorted(odd)
         if told[place].factor != 1
     ]
@@ -153,6 +153,8 @@ def _delayed(
         return []
     law, shown = fit_delays(np.concatenate([worker.delays for worker in workers]))
     share = min(1.0, float(late.mean()) / shown - besides)
+    if share <= 0:  # the other one accounts for all of them
+        return []
     return [Straggler(kind="slow", worker=number, probability=share, delay=law)]
 
 
