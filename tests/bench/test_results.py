@@ -189,6 +189,7 @@ def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
     title = "Does the simulator agree with it?"
     found = section(page(folder, "."), title)
     assert "Of the 5 percentiles that can be judged (p50, p99, p99.9 of 2 arms) 3 lie" in found
+    assert "interval, whichever is wider (3 within 15%, whatever the interval)" in found
     assert "1 are not judged" in found
     rows = [line for line in found.splitlines() if line.startswith("| arm ")][1:]
     assert rows == [

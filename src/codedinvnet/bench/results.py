@@ -201,12 +201,20 @@ def validation_section(path: Path) -> str:
         for name, cell in arm["percentiles"].items()
         if cell["agrees"] is False
     ]
+    near = sum(
+        cell["simulated_ms"] is not None
+        and abs(cell["simulated_ms"] / cell["measured_ms"] - 1) <= measured.TOLERANCE
+        for arm in report["arms"]
+        for cell in arm["percentiles"].values()
+        if cell["agrees"] is not None
+    )
     titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
     text = [
         "Every arm of the measurement was simulated with the times fitted in its own runs. Of the "
         f"{report['compared']} percentiles that can be judged ({titles} of {len(report['arms'])} "
         f"arms) {report['agree']} lie within {measured.TOLERANCE:.0%} of the measured one or its "
-        f"95 % interval, whichever is wider; {report['too_few_requests']} are not judged "
+        f"95 % interval, whichever is wider ({near} within {measured.TOLERANCE:.0%}, whatever the "
+        f"interval); {report['too_few_requests']} are not judged "
         f"({measured.TOO_FEW}).",
     ]
     rows = path.with_name("latency.jsonl")
