@@ -98,10 +98,13 @@ def test_no_stragglers_are_said_to_be_none(tmp_path: Path, call: Command) -> Non
 def test_refusals_leave_nothing(tasks: Path, tmp_path: Path, call: Command) -> None:
     out, base = tmp_path / "out.json", tmp_path / "base.json"
     base.write_text("{}")
+    instant = tmp_path / "instant.csv"
+    instant.write_text("a,0\n" * 100)
     for words, told in (
         ((tmp_path / "none.csv", "--out", out), "cannot read"),
         ((tasks, "--out", out, "--picture", tmp_path / "fit.foo"), "--picture"),
         ((tasks, "--out", tmp_path), "is a folder"),
+        ((instant, "--out", out), "all tasks took 0 ms"),
         ((tasks, "--out", out, "--bundle", "nothing"), "nothing"),
         ((tasks, "--out", out, "--scenario", base), "arrivals"),
     ):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.checkpoint import check_writable, write_json
+from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import Fitted, draws, fit
@@ -44,7 +45,7 @@ def scenario_with(
         name: of the scenario, if there is no base.
 
     Raises:
-        UserError: if a straggler is a worker that the base does not have.
+        UserError: if a straggler is a worker that the base does not have, or no task took any time.
     """
     changes: dict[str, Any] = {
         "service": fitted.service.model_dump(),
@@ -57,6 +58,8 @@ def scenario_with(
         changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
         return base.updated(**changes)
+    if not fitted.times.any():
+        raise UserError(f"{name}: all tasks took 0 ms, so that nothing can be simulated")
     workers = len(measured.workers) + measured.idle
     qps = round(LOAD * workers / (statistics.fmean(fitted.times) / 1000), 3)
     raw = {"name": name, "arrivals": {"qps": qps}, "workers": workers, "policy": "uncoded"}
