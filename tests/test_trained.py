@@ -12,6 +12,7 @@ from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, NeRCC, Tolerance
+from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.trained import (
@@ -19,7 +20,6 @@ from codedinvnet.trained import (
     WITH_PARTS,
     method_for,
     untrained_part,
-    with_encoder,
     with_part,
 )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -293,3 +294,11 @@ class CodedModel(nn.Module):
         """Map vectors of `Parity.side` (B, n) to logits (B, classes), without any latent."""
         assert self.recovery_head is not None
         return self.recovery_head.from_side(side)
+
+
+def with_encoder(model: CodedModel, encoder: nn.Module) -> CodedModel:
+    """Return a copy of f and g around another E, which is not copied, without a recovery head."""
+    found = copy.deepcopy(model)
+    found.encoder = cast(FusionEncoder, encoder)
+    found.recovery_head = None
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -27,8 +27,7 @@ from codedinvnet.methods import (
     Tolerance,
 )
 from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel, check_tiles
-from codedinvnet.model import CodedModel, build_encoder
-from codedinvnet.nn.fusion import FusionEncoder
+from codedinvnet.model import CodedModel, build_encoder, with_encoder
 from codedinvnet.nn.resnet import ResNet
 
 PART = "part"
@@ -48,14 +47,6 @@ def backup_network(model: CodedModel, width: int) -> ResNet:
         blocks=BACKUP_BLOCKS,
         squeeze=BACKUP_SQUEEZE,
     )
-
-
-def with_encoder(model: CodedModel, encoder: nn.Module) -> CodedModel:
-    """Return a copy of f and g around another E, which is not copied, without a recovery head."""
-    found = copy.deepcopy(model)
-    found.encoder = cast(FusionEncoder, encoder)
-    found.recovery_head = None
-    return found
 
 
 def untrained_part(

@@ -42,7 +42,7 @@ from codedinvnet.methods import (
     Uncoded,
 )
 from codedinvnet.methods.nercc import tune
-from codedinvnet.model import CodedModel
+from codedinvnet.model import CodedModel, with_encoder
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.report import count_macs
 from codedinvnet.trained import (
@@ -50,7 +50,6 @@ from codedinvnet.trained import (
     WITH_PARTS,
     backup_network,
     untrained_part,
-    with_encoder,
     with_part,
 )
 from codedinvnet.training.check import check_settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.model import CodedModel, decode_missing, with_encoder
 from codedinvnet.nn.fusion import PixelMean
 
 Evidence = Literal["both", "latent", "side"]
@@ -170,6 +169,4 @@ class AverageImage(PaperInvNet):
     name = "average-image"
 
     def __init__(self, model: CodedModel, k: int) -> None:
-        plain = copy.deepcopy(model)
-        plain.encoder, plain.recovery_head = PixelMean(), None
-        super().__init__(plain, k)
+        super().__init__(with_encoder(model, PixelMean()), k)
