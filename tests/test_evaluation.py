@@ -35,6 +35,7 @@ class Exact:
     name = "exact"
     r = 1
     fixed_size = False
+    guesses = False
     parameters = 0
     encode_seconds = 0.0
 

@@ -172,14 +172,30 @@ def test_nothing_is_decoded_without_the_parity(method: CodedInvNet, size: int) -
 
 
 @pytest.mark.parametrize("size", range(2, K + 1))
-def test_nothing_is_decoded_when_two_are_missing(method: CodedInvNet, size: int) -> None:
-    group = images(size)
-    outputs = outputs_of(method, group)
-    for one in range(size):
-        for other in range(one):
-            answers = method.decode(without(outputs, one, other), size)
-            assert set(answers) == set(range(size)) - {one, other}
-            assert_direct(method, answers, group, set(answers))
+def test_of_several_missing_only_side_features_tell(method: CodedInvNet, size: int) -> None:
+    model, group = method.model, images(size)
+    outputs, side = outputs_of(method, group), model.encode(group).side
+    head = model.recovery_head
+    assert method.guesses == (head is not None and head.side_features > 0)
+    for pattern in range(2**size):
+        missing = {i for i in range(size) if pattern >> i & 1}
+        if len(missing) < 2:
+            continue
+        here = without(outputs, *missing)
+        assert method.recoverable(frozenset(here), size) == set(range(size)) - missing
+        answers = method.decode(here, size)
+        assert set(answers) == set(range(size)) - (set() if method.guesses else missing)
+        assert_direct(method, answers, group, set(range(size)) - missing)
+        for member in missing & set(answers):
+            expected = model.recover_from_side(side[:, member])
+            torch.testing.assert_close(answers[member], expected)
+        assert set(method.decode(without(here, K), size)) == set(range(size)) - missing
+
+
+def test_the_decoded_latent_alone_guesses_nothing(method: CodedInvNet) -> None:
+    alone, group = CodedInvNet(method.model, K, "latent"), images(K)
+    assert not alone.guesses
+    assert set(alone.decode(without(outputs_of(method, group), 0, 1), K)) == {2, 3}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -39,6 +39,7 @@ class ErasureCode:
     r: int = 1
     fixed_size: bool = False
     systematic: bool = True
+    guesses: bool = False
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         assert 1 <= size <= self.k
@@ -314,7 +315,12 @@ class Model:
         for query, member in action.wanted.items():
             self._unanswered(query)
             assert self.asked[query], "it does not take decoded answers"
-            assert member in found
+            if member not in found:
+                assert self.code.guesses
+                assert max(action.outputs) >= self.code.k, "nothing to guess from"
+                losses = self.scheduler.queries[query].losses
+                given_up = self.now >= self.deadlines[query] or losses >= self.rules.max_losses
+                assert given_up, "a better answer may come"
             assert group.members[member] == query
             assert query not in self.decoding
             assert query not in self.decoded_ones, "it was decoded before"
@@ -333,6 +339,9 @@ class Model:
         else:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
+        if self.code.guesses and self.asked[action.query] and action.query not in self.decoding:
+            for group in self.groups.values():
+                assert action.query not in group.members or not group.guessable(), "no guess at it"
         self.ended[action.query] = action
 
     def _replace(self, action: Replace) -> None:

@@ -707,6 +707,30 @@ def test_short_groups_with_and_without_fillers(
     asyncio.run(run())
 
 
+def test_at_the_deadline_side_features_answer(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        pool = Released(method)
+        async with running(method, pool=pool) as (front, _):
+            began = time.monotonic()
+            query = asyncio.create_task(front.infer(images[:K], deadline=0.5))
+            await until(lambda: len(pool.calls) == K + 1)
+            for number in (0, K):
+                pool.gates[number].set()
+            first, *others = answered(await query)
+            assert time.monotonic() - began >= 0.5, "better answers might have come"
+            assert first.outcome == "direct"
+            side = mnist.encode(torch.from_numpy(images[None, :K])).side
+            for member, answer in enumerate(others, start=1):
+                logits = mnist.model.recover_from_side(side[:, member])
+                assert_decoded(answer, logits.softmax(1)[0].numpy())
+            for gate in pool.gates.values():
+                gate.set()
+
+    asyncio.run(run())
+
+
 def test_agreement_is_not_measured_on_fillers(
     method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,18 @@ def test_fillers_are_computed_on_in_a_code_that_is_not_systematic() -> None:
     assert not made.is_complete
 
 
+@pytest.mark.parametrize("guesses", [False, True])
+def test_a_parity_alone_is_something_to_guess_from(guesses: bool) -> None:
+    made = group(3, members=3, guesses=guesses)
+    assert not made.guessable()
+    made.seal()
+    arrive(made, 0)
+    assert not made.guessable()
+    arrive(made, 3)
+    assert made.guessable() == guesses
+    assert made.determined() == {0}
+
+
 def test_the_first_output_of_a_task_is_used() -> None:
     made = group(2, members=2)
     made.sent(0, 10, 0)
@@ -270,7 +282,8 @@ def test_recoverable_says_what_decode_answers(bundle: Bundle, size: int) -> None
     outputs = {t: method.compute(t, images[:, list(members)]) for t, members in tasks.items()}
     for available in subsets(list(tasks)):
         answers = method.decode({t: outputs[t] for t in available}, size)
-        assert set(answers) == method.recoverable(available, size)
+        determined = method.recoverable(available, size)
+        assert set(answers) == (set(range(size)) if method.k in available else determined)
         for member, logits in answers.items():
             assert logits.shape == (2, len(bundle.info.classes))
             assert bool(logits.isfinite().all())

@@ -10,6 +10,7 @@ from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.scheduler import (
     BUCKET,
     DEADLINE,
+    GUESS_TIME,
     HEDGE_SAMPLES,
     PARITY_RETRIES,
     PATIENCE,
@@ -717,6 +718,68 @@ def test_the_deadline_ends_a_query_and_drops_its_queued_task() -> None:
     model.drain()
 
 
+def guessing(policy: str = "coded", **rules: Any) -> tuple[Model, list[int]]:
+    """Return a model with a group of four of which the parity and one member are here."""
+    model = Model(policy, 5, ErasureCode(4, guesses=True), hang_timeout=100.0, **rules)
+    queries = model.submit(3, timeout=1.0) + model.submit(timeout=1.0)
+    model.result(*model.parities(), *model.data(queries[0]))
+    return model, queries[1:]
+
+
+@pytest.mark.parametrize("policy", ["coded", "coded+hedge"])
+def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None:
+    model, missing = guessing(policy)
+    model.wait(0.9)
+    assert not model.decoding, "a better answer may come"
+    model.wait(0.1)
+    assert model.decoding == missing
+    for query in missing:
+        model.decoded(query, sure=False)
+        assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
+def test_an_output_overtakes_a_guess() -> None:
+    model, missing = guessing()
+    model.wait(1)
+    (late,) = model.data(missing[0])
+    model.result(late)
+    assert model.ended == {**model.ended, missing[0]: Answer(missing[0], late)}
+    assert model.decoding == missing
+    model.drain()
+
+
+def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
+    model, missing = guessing()
+    model.wait(1 + GUESS_TIME)
+    assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
+    model.drain()
+
+
+def test_nothing_is_guessed_without_a_parity_or_for_who_does_not_want_it() -> None:
+    for accept, parity in ((True, False), (False, True)):
+        model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
+        queries = model.submit(3, timeout=1.0, accept=accept)
+        if parity:
+            model.result(*model.parities())
+        model.wait(1)
+        assert model.ended == {query: Fail(query, DEADLINE) for query in queries}
+        model.drain()
+
+
+def test_what_workers_keep_failing_on_is_guessed() -> None:
+    model, missing = guessing(max_losses=2)
+    model.fail(*(attempt for query in missing for attempt in model.data(query)))
+    assert not model.decoding
+    while pending := [attempt for query in missing for attempt in model.data(query)]:
+        model.fail(pending[0])
+    assert sorted(model.decoding) == missing
+    for query in missing:
+        model.decoded(query)
+        assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
 def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
     model = coded(2, hang_timeout=100.0)
     (hasty,), (patient,) = model.submit(timeout=1.0), model.submit()
@@ -822,6 +885,9 @@ SETUPS: list[tuple[str, int, ErasureCode | None]] = [
     ("coded+hedge", 6, ErasureCode(4)),
     ("coded+hedge", 6, ErasureCode(3, 2, fixed_size=True)),
     ("coded+hedge", 4, ErasureCode(3, 1, systematic=False)),
+    ("coded", 4, ErasureCode(3, guesses=True)),
+    ("coded", 5, ErasureCode(4, fixed_size=True, guesses=True)),
+    ("coded+hedge", 5, ErasureCode(4, guesses=True)),
 ]
 
 EVENTS = st.tuples(

@@ -33,6 +33,13 @@ class CodedMethod(Protocol):
         """Whether groups must have exactly k members; otherwise 1 to k are served."""
 
     @property
+    def guesses(self) -> bool:
+        """Whether `decode` answers every member once a parity is here, if need be by a guess.
+
+        A guess is worse than the answer of a member that is determined: servers ask last for it.
+        """
+
+    @property
     def parameters(self) -> int:
         """The number of weights a worker holds."""
 
@@ -51,8 +58,8 @@ class CodedMethod(Protocol):
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         """Return the members of a group of `size` that the outputs of these tasks determine.
 
-        These are the members that `decode` answers from these outputs; a server asks before any
-        output is there, and a simulator has none.
+        These are the members that `decode` answers from these outputs, unless it guesses; a server
+        asks before any output is there, and a simulator has none.
         """
 
     def compute(self, task: int, queries: Tensor) -> Tensor:
@@ -74,7 +81,7 @@ class CodedMethod(Protocol):
         """
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        """Return logits (B, classes) for every member that these outputs determine.
+        """Return logits (B, classes) for every member that these outputs determine, or guesses.
 
         Args:
             outputs: task -> (B, n), of the tasks that answered.

@@ -20,7 +20,8 @@ class CodedInvNet:
     """One parity per group (Dinh & Lee, ICML 2021, section 3).
 
     Data tasks send f(x_i), flattened; the parity sends f(E(x_1..x_m)) and, behind it, the members'
-    side features if the encoder has any. One missing member is decoded.
+    side features if the encoder has any. One missing member is decoded. For several, their side
+    features alone answer (`guesses`), unless the encoder has none or keeps the members apart.
 
     Args:
         model: f, g, E and g', in evaluation mode.
@@ -47,6 +48,8 @@ class CodedInvNet:
         self.keeps_apart = model.encoder.keeps_apart
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
+        has_side = head is not None and head.side_features > 0
+        self.guesses = has_side and evidence != "latent" and not self.keeps_apart
         self.device = next(model.parameters()).device
         self.parameters = sum(p.numel() for p in model.parameters())
 
@@ -83,26 +86,36 @@ class CodedInvNet:
 
     @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        """Answer the members that sent their latent, and those missing that can be decoded."""
+        """Answer the members that sent their latent, and the missing ones as well as can be."""
         here = [i for i in range(size) if i in outputs]
         answers: dict[int, Tensor] = {}
         if here:
             logits = self.direct(torch.cat([outputs[i] for i in here]))
             answers = dict(zip(here, logits.chunk(len(here)), strict=True))
-        for member in sorted(self.recoverable(frozenset(outputs), size) - answers.keys()):
+        missing = set(range(size)) - answers.keys()
+        determined = self.recoverable(frozenset(outputs), size)
+        if self.guesses and self.k in outputs and not missing <= determined:
+            for member in sorted(missing):
+                answers[member] = self.model.recover_from_side(self._side(outputs, member, size))
+            return answers
+        for member in sorted(missing & determined):
             answers[member] = self._decoded(outputs, member, size)
         return answers
 
     def _decoded(self, outputs: Mapping[int, Tensor], member: int, size: int) -> Tensor:
         """Return logits (B, classes) of a missing member."""
-        packed = outputs[self.k]
-        latent, side = packed[:, : self.latent_size], packed[:, self.latent_size :]
+        latent = outputs[self.k][:, : self.latent_size]
         if not self.keeps_apart:
             others = [outputs[i] for i in range(size) if i in outputs]
             stacked = torch.stack(others, dim=1) if others else latent[:, None][:, :0]
             latent = decode_missing(latent, stacked)
-        own = side.unflatten(1, (size, -1))[:, member] if side.shape[1] else side
+        own = self._side(outputs, member, size)
         return self._recovered(latent.unflatten(1, self.model.latent_shape), own, size)
+
+    def _side(self, outputs: Mapping[int, Tensor], member: int, size: int) -> Tensor:
+        """Return a member's vector of `Parity.side` (B, n); (B, 0) if the encoder has none."""
+        side = outputs[self.k][:, self.latent_size :]
+        return side.unflatten(1, (size, -1))[:, member] if side.shape[1] else side
 
     def _recovered(self, latent: Tensor, side: Tensor, size: int) -> Tensor:
         if self.evidence == "latent":

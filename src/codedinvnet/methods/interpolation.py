@@ -51,6 +51,7 @@ class Interpolating(ABC):
 
     name: str
     fixed_size = True
+    guesses = False
 
     def __init__(
         self, classifier: nn.Module, k: int, *, workers: int, stragglers: int, nodes: Tensor

@@ -28,7 +28,7 @@ class Oracle(CodedInvNet):
 
     def __init__(self, model: CodedModel, k: int) -> None:
         super().__init__(model, k)
-        self.keeps_apart = False  # its parity is a mean, whatever E makes
+        self.keeps_apart = self.guesses = False  # its parity is a mean, whatever E makes
 
     @torch.inference_mode()
     def compute(self, task: int, queries: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Systematic(ABC):
     name: str
     r: int = 1
     fixed_size = False
+    guesses = False
 
     def __init__(self, classifier: nn.Module, k: int, *more: nn.Module) -> None:
         check_k(k)

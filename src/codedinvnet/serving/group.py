@@ -24,6 +24,10 @@ class Code(Protocol):
     def fixed_size(self) -> bool:
         """Whether groups must have exactly k members."""
 
+    @property
+    def guesses(self) -> bool:
+        """Whether a parity's output alone gives some answer for every member, as a last resort."""
+
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return for each task of a group the members that it needs."""
 
@@ -36,6 +40,7 @@ class Uncoded:
 
     k = 1
     fixed_size = False
+    guesses = False
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return the one task of the one member."""
@@ -159,6 +164,12 @@ class CodingGroup:
     def determined(self) -> frozenset[int]:
         """Return the members (fillers left out) that the outputs here determine."""
         return self._recoverable(frozenset(self.outputs))
+
+    def guessable(self) -> bool:
+        """Tell whether there is some answer for every member: a parity is here that guesses."""
+        return (
+            not self.is_open and self.code.guesses and max(self.outputs, default=0) >= self.code.k
+        )
 
     def hopeful(self) -> frozenset[int]:
         """Return the members that will be determined if every live attempt answers."""

@@ -25,6 +25,8 @@ BUCKET = 10.0
 """Most copies that may be saved up."""
 PARITY_RETRIES = 2
 """A group's lost parity tasks are sent again so often."""
+GUESS_TIME = 0.25
+"""Seconds beyond its deadline that a query may take to be guessed."""
 PATIENCE = 0.1
 """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
 a worker that hangs."""
@@ -180,6 +182,8 @@ class Query:
     """Live ones of its own data task."""
     fallback: bool = False
     """A decoded answer of low confidence is at hand."""
+    guessed: bool = False
+    """Its answer is being guessed: whatever comes is accepted."""
     losses: int = 0
 
 
@@ -341,7 +345,7 @@ class Scheduler:
         """The logits that a `Decode` asked for are here."""
         found = self.queries.get(query)
         if found is not None and found.state is State.DECODING:
-            if confident or not self.rules.policy.hedged:
+            if confident or found.guessed or not self.rules.policy.hedged:
                 self._accept_decoded(found)
             else:
                 found.state, found.fallback = State.WAITING, True
@@ -370,10 +374,7 @@ class Scheduler:
                 elif kind == "resend" and waiting and not query.attempts:
                     self._send_data(now, query)
                 elif kind == "deadline":
-                    if query.fallback:
-                        self._accept_decoded(query)
-                    else:
-                        self._end(query, Fail(query.identity, DEADLINE))
+                    self._give_up(now, query, DEADLINE)
                     self._settle(now, query.group)  # its dropped task may have been others' hope
         return self._flush()
 
@@ -489,6 +490,19 @@ class Scheduler:
                 for task in group.missing():
                     self._dispatch(now, Attempt(self._next(), group, None, task))
                 break
+
+    def _give_up(self, now: float, query: Query, reason: str) -> None:
+        """End a query with what there is: a decoded answer, one that is guessed, or an error."""
+        group, waiting = query.group, query.state is State.WAITING
+        if query.fallback:
+            self._accept_decoded(query)
+        elif waiting and query.accept_decoded and group.guessable():
+            query.state, query.guessed = State.DECODING, True
+            wanted = {query.identity: query.member}
+            self._actions.append(Decode(group.identity, group.size, dict(group.outputs), wanted))
+            self._timer(now + GUESS_TIME, "deadline", query.identity)
+        else:
+            self._end(query, Fail(query.identity, reason))
 
     def _accept_decoded(self, query: Query) -> None:
         self._end(query, AnswerDecoded(query.identity))
@@ -634,12 +648,12 @@ class Scheduler:
         group.lost(self._number(attempt), attempt.identity)
         if query is not None:
             query.attempts.discard(attempt.identity)
-            self._blame(query, reason)
+            self._blame(now, query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
             for query in [self.queries[m] for m in group.members if m in self.queries]:
                 if query.member not in hopeful:
-                    self._blame(query, reason)
+                    self._blame(now, query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
             self._dispatch(now, Attempt(self._next(), group, None, attempt.task))
@@ -648,7 +662,7 @@ class Scheduler:
             self._timer(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 
-    def _blame(self, query: Query, reason: str) -> None:
+    def _blame(self, now: float, query: Query, reason: str) -> None:
         """Count a loss; a query that workers keep failing on is given up."""
         query.losses += 1
         if query.state is not State.WAITING or query.losses < self.rules.max_losses:
@@ -656,10 +670,7 @@ class Scheduler:
         group = query.group
         hopeful = query.accept_decoded and not group.is_open and query.member in group.hopeful()
         if not query.attempts and not hopeful:
-            if query.fallback:
-                self._accept_decoded(query)
-            else:
-                self._end(query, Fail(query.identity, f"lost {query.losses} times: {reason}"))
+            self._give_up(now, query, f"lost {query.losses} times: {reason}")
 
     def _lose_worker(self, now: float, index: int, reason: str) -> None:
         worker = self.workers[index]

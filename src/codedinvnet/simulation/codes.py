@@ -17,6 +17,7 @@ class ErasureCode:
     k: int
     r: int = 1
     fixed_size: bool = False
+    guesses: bool = False
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return a data task for each member, and r parities from task k on over all of them."""
@@ -38,6 +39,7 @@ class Backup:
     k: int
     r: int = 1
     fixed_size: bool = False
+    guesses: bool = False
 
     def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
         """Return a data task for each member, and task k over all of them."""
