@@ -6,24 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from codedinvnet.serving.group import FILLER, CodingGroup
-from codedinvnet.serving.scheduler import (
+from codedinvnet.serving.actions import (
     DEADLINE,
-    POLICIES,
     Action,
     Answer,
     AnswerDecoded,
-    Attempt,
     Complete,
     Decode,
     Fail,
     Forget,
     Replace,
-    Rules,
-    Scheduler,
     Send,
-    State,
 )
+from codedinvnet.serving.group import FILLER, CodingGroup
+from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.scheduler import Attempt, Scheduler, State
 
 LONG = 1e6
 """A deadline that no test reaches unless it wants to."""

@@ -27,7 +27,7 @@ from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.pool import InProcessPool
 from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription
-from codedinvnet.serving.scheduler import POLICIES, Rules
+from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.simulation.distributions import Distribution
 
 K, WORKERS = 4, 6

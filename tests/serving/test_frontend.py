@@ -18,6 +18,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedInvNet
 from codedinvnet.serving import frontend
+from codedinvnet.serving.actions import Complete
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.frontend import (
     Answered,
@@ -29,7 +30,7 @@ from codedinvnet.serving.frontend import (
 )
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerDied, run_task
-from codedinvnet.serving.scheduler import POLICIES, Complete, Rules
+from codedinvnet.serving.rules import POLICIES, Rules
 
 K, WORKERS = 4, 6
 PATIENCE = 60.0
@@ -462,20 +463,6 @@ def test_a_parity_of_another_shape_is_lost_and_computed_again(
 
     asyncio.run(run())
     assert foreign
-
-
-def test_a_job_does_not_fail_for_another(method: CodedInvNet, images: np.ndarray) -> None:
-    outputs = {
-        task: method.compute(task, torch.from_numpy(images[None, list(members)]))[0].numpy()
-        for task, members in method.tasks(K).items()
-        if task != 1
-    }
-    good = frontend.Job(K, outputs, {7: 1})
-    bad = frontend.Job(K, {**outputs, K: outputs[K][:1]}, {8: 1})
-    found = frontend.compute_apart(method, [good, bad])
-    assert isinstance(found[0], dict)
-    assert found[0].keys() == {7}
-    assert isinstance(found[1], Exception)
 
 
 def test_busy_workers_are_not_taken_for_hung_after_a_stall(

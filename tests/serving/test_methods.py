@@ -26,7 +26,7 @@ from codedinvnet.methods.interpolation import Interpolating
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.serving.scheduler import POLICIES, Rules
+from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.serving.serve import ServeOptions, check, make_front_end, make_pool
 from codedinvnet.trained import WITH_PARTS, method_for
 

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.serving.group import FILLER
-from codedinvnet.serving.scheduler import (
-    BUCKET,
+from codedinvnet.serving.actions import (
     DEADLINE,
-    GUESS_TIME,
-    HEDGE_SAMPLES,
-    PARITY_RETRIES,
-    PATIENCE,
-    POLICIES,
     Answer,
     AnswerDecoded,
     Complete,
@@ -22,9 +15,17 @@ from codedinvnet.serving.scheduler import (
     Fail,
     Forget,
     Replace,
-    Rules,
-    Scheduler,
     Send,
+)
+from codedinvnet.serving.group import FILLER
+from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.scheduler import (
+    BUCKET,
+    GUESS_TIME,
+    HEDGE_SAMPLES,
+    PARITY_RETRIES,
+    PATIENCE,
+    Scheduler,
 )
 from tests.serving.model import ErasureCode, Model, only
 

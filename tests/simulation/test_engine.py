@@ -11,7 +11,8 @@ import pytest
 from scipy.optimize import brentq
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import POLICIES, Scheduler
+from codedinvnet.serving.rules import POLICIES
+from codedinvnet.serving.scheduler import Scheduler
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import ACCURACY, Watched, scenario

@@ -29,13 +29,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
-from codedinvnet.serving.frontend import (
-    Answered,
-    DeadlinePassed,
-    Draining,
-    FrontEnd,
-    Overloaded,
-)
+from codedinvnet.serving.frontend import Answered, DeadlinePassed, Draining, FrontEnd, Overloaded
 from codedinvnet.serving.metrics import log_event
 from codedinvnet.serving.protocol import (
     HEADER_LENGTH,

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,10 +22,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.methods import CodedMethod
-from codedinvnet.serving.group import FILLER
-from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.pool import Origin, Result, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.scheduler import (
+from codedinvnet.serving.actions import (
     DEADLINE,
     Action,
     Answer,
@@ -35,10 +32,14 @@ from codedinvnet.serving.scheduler import (
     Fail,
     Forget,
     Replace,
-    Rules,
-    Scheduler,
     Send,
 )
+from codedinvnet.serving.decoding import Job, check_group, compute_apart
+from codedinvnet.serving.group import FILLER
+from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.pool import Origin, Result, Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.rules import Rules
+from codedinvnet.serving.scheduler import Scheduler
 from codedinvnet.serving.times import Times
 
 CHECKED_SHARE = 0.5
@@ -83,15 +84,6 @@ class Overloaded(Exception):
 
 class Draining(Exception):
     """The service is about to stop."""
-
-
-class Job(NamedTuple):
-    """Logits to compute: of one query directly, or of a group's members."""
-
-    size: int
-    """0: direct."""
-    outputs: dict[int, np.ndarray]
-    wanted: dict[int, int]
 
 
 @dataclass
@@ -581,72 +573,3 @@ class FrontEnd:
         states = [view.state for view in self.workers]
         for state in ("up", "hung", "down"):
             metrics.workers.labels(state).set(states.count(state))
-
-
-def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:
-    """Return outputs as tensors with a batch of one."""
-    return {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
-
-
-def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarray]]:
-    """Return for each job the probabilities (classes,) of the queries it wants.
-
-    Direct answers are computed together, and so are decodings of equal size and with the same
-    outputs at hand.
-    """
-    found: list[dict[int, np.ndarray]] = [{} for _ in jobs]
-    direct = [i for i, job in enumerate(jobs) if job.size == 0]
-    if direct:
-        stacked = torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct]))
-        logits = method.direct(stacked)
-        assert logits is not None
-        for row, i in zip(probabilities(logits), direct, strict=True):
-            found[i] = {query: row for query in jobs[i].wanted}
-    alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for i, job in enumerate(jobs):
-        if job.size:
-            alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
-    for (size, tasks), rows in alike.items():
-        outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
-        answers = method.decode(outputs, size)
-        for position, i in enumerate(rows):
-            for query, member in jobs[i].wanted.items():
-                found[i][query] = probabilities(answers[member][position][None])[0]
-    return found
-
-
-def compute_apart(
-    method: CodedMethod, jobs: Sequence[Job]
-) -> list[dict[int, np.ndarray] | Exception]:
-    """Compute jobs together; if that fails, each for itself, so that none fails for another."""
-    try:
-        return list(compute(method, jobs))
-    except Exception:
-        found: list[dict[int, np.ndarray] | Exception] = []
-        for job in jobs:
-            try:
-                found += compute(method, [job])
-            except Exception as error:
-                found.append(error)
-        return found
-
-
-def probabilities(logits: Tensor) -> np.ndarray:
-    """Return the softmax of logits (B, classes)."""
-    return np.asarray(logits.float().softmax(1).cpu().numpy())
-
-
-def check_group(
-    method: CodedMethod, outputs: Mapping[int, np.ndarray], size: int, member: int
-) -> tuple[bool | None, float | None]:
-    """Return whether a member's decoded label is its direct one, and the group's residual."""
-    complete = tensors(outputs)
-    residual = method.residual(complete, size)
-    agrees: bool | None = None
-    direct = method.direct(complete[member]) if member in complete else None
-    if direct is not None:
-        rest = {task: output for task, output in complete.items() if task != member}
-        decoded = method.decode(rest, size).get(member)
-        if decoded is not None:
-            agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
-    return agrees, None if residual is None else float(residual[0])

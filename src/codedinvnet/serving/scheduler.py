@@ -12,10 +12,22 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, TypeAlias
 
+from codedinvnet.serving.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Send,
+)
 from codedinvnet.serving.group import FILLER, Code, CodingGroup, Uncoded, is_systematic
 from codedinvnet.serving.order import WorkerOrder
+from codedinvnet.serving.rules import Rules
 
 HEDGE_QUANTILE = 0.95
 """A copy is sent when a query is later than this share of recent ones (Dean and Barroso, 2013)."""
@@ -32,133 +44,6 @@ PATIENCE = 0.1
 a worker that hangs."""
 NOBODY = -1
 """In place of a worker."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How missing answers are made up for: `copies` at once, by a code, by a copy of late ones."""
-
-    name: str
-    coded: bool = False
-    copies: int = 1
-    hedged: bool = False
-
-
-POLICIES = {
-    policy.name: policy
-    for policy in (
-        Policy("uncoded"),
-        Policy("replicate", copies=2),
-        Policy("hedge", hedged=True),
-        Policy("coded", coded=True),
-        Policy("coded+hedge", coded=True, hedged=True),
-    )
-}
-
-ROUTINGS = ("least-loaded", "round-robin")
-
-
-def pending_limit(workers: int) -> int:
-    """Return how many queries may be unanswered before more are refused, if nobody says."""
-    return max(2000, 200 * workers)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the scheduler goes by. Times are in seconds.
-
-    Attributes:
-        workers: how many there are.
-        policy: see POLICIES.
-        group_timeout: how long an open group waits for members.
-        hang_timeout: how long a worker may spend on one task before it is replaced.
-        hedge_share: copies of late queries per query, at most.
-        max_pending: unanswered queries, at most.
-        max_losses: a query whose attempts were lost so often is given up.
-        routing: `least-loaded`, ties in turn, or `round-robin`.
-    """
-
-    workers: int
-    policy: Policy
-    group_timeout: float = 0.02
-    hang_timeout: float = 3.0
-    hedge_share: float = 0.1
-    max_pending: int = 1000
-    max_losses: int = 5
-    routing: str = "least-loaded"
-
-
-class Send(NamedTuple):
-    """Give a worker a task; it has nothing else to do."""
-
-    worker: int
-    attempt: int
-    task: int
-    members: tuple[int, ...]
-    """Queries whose images the task needs; short of the code's size, fillers follow."""
-    size: int
-    """Members of the group, fillers included; 1 for a data task that needs its own query alone."""
-
-
-class Answer(NamedTuple):
-    """Answer a query directly from an attempt's output."""
-
-    query: int
-    attempt: int
-
-
-class Decode(NamedTuple):
-    """Compute the logits of these members from these outputs, and report with `decoded`."""
-
-    group: int
-    size: int
-    outputs: dict[int, int]
-    """Task -> attempt (FILLER for a filler's)."""
-    wanted: dict[int, int]
-    """Query -> member."""
-
-
-class AnswerDecoded(NamedTuple):
-    """Answer a query with the logits that were decoded for it."""
-
-    query: int
-
-
-class Fail(NamedTuple):
-    """End a query with an error."""
-
-    query: int
-    reason: str
-
-
-class Replace(NamedTuple):
-    """End a worker and start another in its place; report with `worker_up`."""
-
-    worker: int
-    reason: str
-
-
-class Complete(NamedTuple):
-    """All outputs of a coded group are here: its consistency can be measured for nothing."""
-
-    group: int
-    size: int
-    outputs: dict[int, int]
-    workers: dict[int, int]
-    """Task -> the worker that computed it."""
-
-
-class Forget(NamedTuple):
-    """Nothing will ask for the outputs of these attempts, or the images of these queries."""
-
-    attempts: tuple[int, ...]
-    queries: tuple[int, ...] = ()
-
-
-Action: TypeAlias = Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget
-
-DEADLINE = "deadline"
-"""Reason of `Fail`: the query's time was over."""
 
 
 class State(Enum):

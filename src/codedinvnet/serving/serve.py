@@ -29,7 +29,7 @@ from codedinvnet.serving.metrics import JsonLines, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
-from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Rules, pending_limit
+from codedinvnet.serving.rules import POLICIES, ROUTINGS, Rules, pending_limit
 from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10

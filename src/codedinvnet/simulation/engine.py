@@ -19,16 +19,8 @@ import simpy
 from tqdm import tqdm
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.scheduler import (
-    Action,
-    Answer,
-    AnswerDecoded,
-    Decode,
-    Fail,
-    Replace,
-    Scheduler,
-    Send,
-)
+from codedinvnet.serving.actions import Action, Answer, AnswerDecoded, Decode, Fail, Replace, Send
+from codedinvnet.serving.scheduler import Scheduler
 from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.fates import Cause, Fates
 from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy

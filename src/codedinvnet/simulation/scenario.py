@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.serving.scheduler import POLICIES, ROUTINGS, Policy, Rules, pending_limit
+from codedinvnet.serving.rules import POLICIES, ROUTINGS, Policy, Rules, pending_limit
 from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution, Time
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codedinvnet.methods import CodedInvNet, SmallBackup
-from codedinvnet.serving.scheduler import POLICIES, Policy
+from codedinvnet.serving.rules import POLICIES, Policy
 
 
 @dataclass(frozen=True)

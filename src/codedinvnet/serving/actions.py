@@ -1,0 +1,78 @@
+"""What the scheduler asks for: the front end carries it out, and so does the simulator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+
+class Send(NamedTuple):
+    """Give a worker a task; it has nothing else to do."""
+
+    worker: int
+    attempt: int
+    task: int
+    members: tuple[int, ...]
+    """Queries whose images the task needs; short of the code's size, fillers follow."""
+    size: int
+    """Members of the group, fillers included; 1 for a data task that needs its own query alone."""
+
+
+class Answer(NamedTuple):
+    """Answer a query directly from an attempt's output."""
+
+    query: int
+    attempt: int
+
+
+class Decode(NamedTuple):
+    """Compute the logits of these members from these outputs, and report with `decoded`."""
+
+    group: int
+    size: int
+    outputs: dict[int, int]
+    """Task -> attempt (FILLER for a filler's)."""
+    wanted: dict[int, int]
+    """Query -> member."""
+
+
+class AnswerDecoded(NamedTuple):
+    """Answer a query with the logits that were decoded for it."""
+
+    query: int
+
+
+class Fail(NamedTuple):
+    """End a query with an error."""
+
+    query: int
+    reason: str
+
+
+class Replace(NamedTuple):
+    """End a worker and start another in its place; report with `worker_up`."""
+
+    worker: int
+    reason: str
+
+
+class Complete(NamedTuple):
+    """All outputs of a coded group are here: its consistency can be measured for nothing."""
+
+    group: int
+    size: int
+    outputs: dict[int, int]
+    workers: dict[int, int]
+    """Task -> the worker that computed it."""
+
+
+class Forget(NamedTuple):
+    """Nothing will ask for the outputs of these attempts, or the images of these queries."""
+
+    attempts: tuple[int, ...]
+    queries: tuple[int, ...] = ()
+
+
+Action: TypeAlias = Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget
+
+DEADLINE = "deadline"
+"""Reason of `Fail`: the query's time was over."""

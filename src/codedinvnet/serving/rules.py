@@ -1,0 +1,59 @@
+"""What the front end goes by: policies, and the numbers of one service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How missing answers are made up for: `copies` at once, by a code, by a copy of late ones."""
+
+    name: str
+    coded: bool = False
+    copies: int = 1
+    hedged: bool = False
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("uncoded"),
+        Policy("replicate", copies=2),
+        Policy("hedge", hedged=True),
+        Policy("coded", coded=True),
+        Policy("coded+hedge", coded=True, hedged=True),
+    )
+}
+
+ROUTINGS = ("least-loaded", "round-robin")
+
+
+def pending_limit(workers: int) -> int:
+    """Return how many queries may be unanswered before more are refused, if nobody says."""
+    return max(2000, 200 * workers)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the scheduler goes by. Times are in seconds.
+
+    Attributes:
+        workers: how many there are.
+        policy: see POLICIES.
+        group_timeout: how long an open group waits for members.
+        hang_timeout: how long a worker may spend on one task before it is replaced.
+        hedge_share: copies of late queries per query, at most.
+        max_pending: unanswered queries, at most.
+        max_losses: a query whose attempts were lost so often is given up.
+        routing: `least-loaded`, ties in turn, or `round-robin`.
+    """
+
+    workers: int
+    policy: Policy
+    group_timeout: float = 0.02
+    hang_timeout: float = 3.0
+    hedge_share: float = 0.1
+    max_pending: int = 1000
+    max_losses: int = 5
+    routing: str = "least-loaded"

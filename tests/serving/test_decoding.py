@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.data import sample_images
+from codedinvnet.methods import CodedInvNet
+from codedinvnet.serving.decoding import Job, compute, compute_apart, probabilities
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def method() -> CodedInvNet:
+    return load_bundle("mnist").method(K)
+
+
+@pytest.fixture(scope="module")
+def outputs(method: CodedInvNet) -> dict[int, np.ndarray]:
+    images = sample_images("mnist").images[None, :K]
+    return {
+        task: method.compute(task, images[:, list(members)])[0].numpy()
+        for task, members in method.tasks(K).items()
+    }
+
+
+def test_jobs_of_all_kinds_are_computed_together(
+    method: CodedInvNet, outputs: dict[int, np.ndarray]
+) -> None:
+    def rest(missing: int) -> dict[int, np.ndarray]:
+        return {task: output for task, output in outputs.items() if task != missing}
+
+    jobs = [
+        Job(K, rest(1), {11: 1}),
+        Job(0, {0: outputs[0]}, {10: 0}),
+        Job(K, rest(3), {13: 3}),
+        Job(0, {0: outputs[2]}, {12: 0}),
+        Job(K, rest(1), {21: 1}),
+    ]
+    found = compute(method, jobs)
+    assert [set(answers) for answers in found] == [{11}, {10}, {13}, {12}, {21}]
+    batch = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
+    for answers, query, member in ((found[1], 10, 0), (found[3], 12, 2)):
+        expected = probabilities(method.direct(batch[member]))[0]
+        np.testing.assert_allclose(answers[query], expected, atol=1e-5)
+    for answers, query, member in ((found[0], 11, 1), (found[2], 13, 3), (found[4], 21, 1)):
+        left = {task: output for task, output in batch.items() if task != member}
+        expected = probabilities(method.decode(left, K)[member])[0]
+        np.testing.assert_allclose(answers[query], expected, atol=1e-5)
+
+
+def test_a_job_does_not_fail_for_another(
+    method: CodedInvNet, outputs: dict[int, np.ndarray]
+) -> None:
+    rest = {task: output for task, output in outputs.items() if task != 1}
+    good = Job(K, rest, {7: 1})
+    bad = Job(K, {**rest, K: rest[K][:1]}, {8: 1})
+    found = compute_apart(method, [good, bad])
+    assert isinstance(found[0], dict)
+    assert found[0].keys() == {7}
+    assert isinstance(found[1], Exception)
