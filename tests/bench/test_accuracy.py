@@ -272,7 +272,7 @@ def test_an_interrupted_training_goes_on(
 
 
 def test_parts_of_other_settings_are_trained_anew(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever of a setting changes, a trial is done again and no row is an error."""
     bundle = tmp_path / "bundle"
@@ -283,7 +283,7 @@ def test_parts_of_other_settings_are_trained_anew(
     def done() -> None:
         counts = run(grid, tmp_path, data_dir)
         assert (counts["done"], counts["failed"]) == (1, 0), read_rows(tmp_path / "rows.jsonl")[-1]
-        (last,) = (tmp_path / "runs").rglob("last.safetensors")
+        (last,) = (tmp_path / "runs").rglob("seed1/last.safetensors")
         headers.append(load_checkpoint(last)[1])
 
     done()
@@ -299,6 +299,14 @@ def test_parts_of_other_settings_are_trained_anew(
     save_checkpoint(bundle / "weights.safetensors", other, header)
     done()
     assert [header["epoch"] for header in headers] == [1, 2, 1, 1]
+    assert "trained anew, with part.epochs 1 -> 2; the old one is seed1-before-1" in (
+        capsys.readouterr().err
+    )
+    kept = [
+        load_checkpoint(path)[1]
+        for path in sorted((tmp_path / "runs").rglob("seed1-before-*/last.safetensors"))
+    ]
+    assert kept == headers[:3]
     digests = [header["settings"]["bundle"] for header in headers]
     assert len(set(digests[:3])) == 1 != len(set(digests[2:]))
 

@@ -7,6 +7,8 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import copy
+import itertools
+import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -246,14 +248,14 @@ class DataSet:
     ) -> nn.Module:
         """Return a part; train it, or what is left of its training, if it is not finished.
 
-        What was trained with other settings is trained anew.
+        What was trained with other settings is trained anew, and the old training set aside.
         """
         folder = folder / f"seed{seed}"
         if folder not in self._parts:
             torch.manual_seed(seed)
             module = make().to(self.device)
             settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
-            _forget_others(folder, settings)
+            _set_aside(folder, settings)
             if not _load_finished(module, folder, part.epochs):
                 train_stage(
                     stage(module),
@@ -432,14 +434,21 @@ class DataSet:
         return found
 
 
-def _forget_others(folder: Path, settings: dict[str, Any]) -> None:
-    """Delete checkpoints of a training with other settings: it is neither finished nor resumed.
-
-    The newest goes first, so that an interruption leaves none that could pass for a whole training.
-    """
+def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
+    """Rename the folder of a training with other settings: it is neither finished nor resumed."""
     for path in (folder / "last.safetensors", folder / BEST):
-        if path.is_file() and differing_keys(load_checkpoint(path)[1]["settings"], settings):
-            path.unlink()
+        if not path.is_file():
+            continue
+        different = differing_keys(load_checkpoint(path)[1]["settings"], settings)
+        if different:
+            free = (folder.with_name(f"{folder.name}-before-{n}") for n in itertools.count(1))
+            kept = next(name for name in free if not name.exists())
+            folder.rename(kept)
+            told = (
+                f"{folder}: trained anew, with {', '.join(different)}; the old one is {kept.name}"
+            )
+            tqdm.write(told, file=sys.stderr)
+            return
 
 
 def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:
