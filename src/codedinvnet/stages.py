@@ -298,6 +298,10 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     bundle = load_bundle(folder, run.device)
     sizes = sorted({members, *{2, 4, 10}.intersection(bundle.info.group_sizes)})
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
+    if bundle.method(members).guesses:
+        figures["test_guessed"] = evaluation_report(
+            bundle, source, split="test", k=members, evidence="side"
+        )
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
     write_description(folder, info)
     return {

@@ -219,6 +219,21 @@ def test_the_command_writes_rows_tables_and_figures(
         ({"parts": "missing.json"}, [], "cannot read the grid"),
         ({}, ["--only", "method=parm"], "the grid has no method=parm"),
         ({"bundle": "nowhere"}, [], "no bundle 'nowhere'"),
+        (
+            {
+                "bundle": "cifar10",
+                "blocks": [
+                    {
+                        "batches": [4],
+                        "loads": [0.3],
+                        "stragglers": ["held"],
+                        "methods": ["coded+guess"],
+                    }
+                ],
+            },
+            [],
+            "methods: coded+guess needs a bundle that guesses: leave it out",
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(

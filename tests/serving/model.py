@@ -20,7 +20,7 @@ from codedinvnet.serving.actions import (
 )
 from codedinvnet.serving.group import FILLER, CodingGroup
 from codedinvnet.serving.rules import POLICIES, Rules
-from codedinvnet.serving.scheduler import Attempt, Scheduler, State
+from codedinvnet.serving.scheduler import OVERTIME, Attempt, Scheduler, State
 
 LONG = 1e6
 """A deadline that no test reaches unless it wants to."""
@@ -315,9 +315,11 @@ class Model:
             if member not in found:
                 assert self.code.guesses
                 assert max(action.outputs) >= self.code.k, "nothing to guess from"
-                losses = self.scheduler.queries[query].losses
-                given_up = self.now >= self.deadlines[query] or losses >= self.rules.max_losses
-                assert given_up, "a better answer may come"
+                assert action.guess
+                known = self.scheduler.queries.get(query)  # it may be over by now
+                late = known is not None and known.late and self.rules.policy.guessing
+                lost = known is not None and known.losses >= self.rules.max_losses
+                assert late or lost or self.now >= self.deadlines[query], "a better one may come"
             assert group.members[member] == query
             assert query not in self.decoding
             assert query not in self.decoded_ones, "it was decoded before"
@@ -332,7 +334,8 @@ class Model:
     def _fail(self, action: Fail) -> None:
         self._unanswered(action.query)
         if action.reason == DEADLINE:
-            assert self.now >= self.deadlines[action.query]
+            decoding = action.query in self.decoding
+            assert self.now >= self.deadlines[action.query] + decoding * OVERTIME
         else:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
@@ -398,6 +401,7 @@ class Model:
                 assert query.attempts, "the decoded answer should be taken"
             elif query.accept_decoded and not group.is_open:
                 assert query.member not in group.determined(), "it can be decoded"
+                assert not (query.late and group.guessable()), "it can be guessed"
                 assert query.attempts or hopeful, "nothing is under way for it"
             elif self.systematic:
                 assert query.attempts, "nothing is under way for it"

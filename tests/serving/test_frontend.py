@@ -708,6 +708,7 @@ def test_at_the_deadline_side_features_answer(
             first, *others = answered(await query)
             assert time.monotonic() - began >= 0.5, "better answers might have come"
             assert first.outcome == "direct"
+            assert front.metrics.guesses._value.get() == K - 1
             side = mnist.encode(torch.from_numpy(images[None, :K])).side
             for member, answer in enumerate(others, start=1):
                 logits = mnist.model.recover_from_side(side[:, member])

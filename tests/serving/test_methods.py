@@ -217,6 +217,15 @@ def test_names_are_those_of_the_classes() -> None:
     assert METHODS["coded-invnet"] is CodedInvNet
 
 
+def test_the_policy_that_guesses_needs_a_code_that_does() -> None:
+    for bundle, method in (("mnist", "average-image"), ("cifar10", "coded-invnet")):
+        options = ServeOptions(bundle=bundle, method=method, k=K, policy="coded+guess")
+        with pytest.raises(UserError, match=r"--policy: coded\+guess needs a code that can guess"):
+            make_front_end(options, load_bundle(bundle))
+    options = ServeOptions(bundle="mnist", k=K, policy="coded+guess")
+    assert make_front_end(options, load_bundle("mnist")).rules.policy.guessing
+
+
 @pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
 def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
     told = re.escape(f"goes with the policy coded only, not with {policy}")

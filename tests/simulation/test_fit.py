@@ -169,6 +169,18 @@ def test_samples_count_by_the_tasks_that_they_stand_for() -> None:
     assert (draws(fitted)[0] > 100).mean() == pytest.approx((0.1 + 0.2) / 11, rel=0.15)
 
 
+def test_the_earliest_tasks_do_not_stand_for_all() -> None:
+    """A service that has just started is late more often, and tasks are in order of time."""
+    busy, less = workers(2, 10_000, share=0.0, delay=DELAYS["constant"])
+    for worker in (busy, less):
+        worker.times[:1000][::10] += 100  # a tenth of the first tenth, a hundredth of all
+    thinned = fit([WorkerTasks("busy", 100_000, busy.times), less])
+    assert len(thinned.times) == 10_000 + 1000
+    (straggler,) = thinned.stragglers
+    assert straggler.worker is None
+    assert straggler.probability == pytest.approx(0.01, rel=0.35)
+
+
 def test_few_stragglers_are_kept_as_measured() -> None:
     times = workers(1, 1000)[0].times
     times[:19] = np.arange(500.0, 519.0)
@@ -210,7 +222,10 @@ def test_what_a_service_says_is_fitted_as_well(share: float, tmp_path: Path) -> 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60))
+@given(
+    st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60)
+    | st.lists(st.floats(100, 100.001) | st.sampled_from([3.0, 7.0]), min_size=30, max_size=60)
+)
 def test_any_delays_are_fitted(values: list[float]) -> None:
     found, shown = fit_delays(np.array(values))
     assert 0 < shown < math.inf

@@ -36,6 +36,9 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
     backups = [c for c in candidates(ACCURACY, (4, 2)) if c.policy == "small-backup"]
     assert [str(c) for c in backups] == ["small-backup, k = 2", "small-backup, k = 4"]
     assert [c.fewest for c in backups] == [3, 5]
+    assert [c for c in found if c.policy == "coded+guess"] == []  # nor is that of guesses
+    known = candidates(ACCURACY.model_copy(update={"guessed": 0.9}))
+    assert [(c.k, c.r) for c in known if c.policy == "coded+guess"] == coded
     assert str(Candidate("coded", 4, 2)) == "coded, k = 4, r = 2"
     assert str(Candidate("hedge", 4, 1)) == "hedge, at most 25 % copies"
 

@@ -61,6 +61,8 @@ def test_lines(tmp_path: Path) -> None:
         ("t.json", '{"tasks": [{"seen": 1, "ms": []}]}', "ms"),
         ("t.json", '{"tasks": [{"seen": 1, "ms": [-1]}]}', "ms"),
         ("t.json", '{"tasks": [null]}', "0 tasks are too few"),
+        ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),
+        ("t.csv", "1,5\n" * 99 + "1,1e307\n", r"a task took 1e\+307 ms, which is more than a day"),
         ("t.csv", "1,5\n" * 99, "99 tasks are too few to fit: 100 at least"),
         ("t.csv", "1,5\nworker,ms\n", "line 2: 'worker,ms' is not worker,ms"),
         ("t.csv", "1,5\n2;5\n", "line 2: '2;5' is not worker,ms"),
@@ -75,6 +77,13 @@ def test_refusals(name: str, text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read_measured(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_spreadsheets_csv(tmp_path: Path) -> None:
+    path = tmp_path / "TIMES.CSV"
+    path.write_text("worker,ms\n" + "a,5\n" * 100, encoding="utf-8-sig")
+    (worker,) = read_measured(path).workers
+    assert (worker.name, worker.seen) == ("a", 100)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ class Score:
         recovered: accuracy of the answers that the erasures concern: of a systematic code the
             erased members', of another everybody's; everybody's, too, if workers are corrupt.
         std: of one grouping's `recovered`, by a bootstrap over its groups.
-        answered: share of these answers that the outputs determined. The others count as the
-            majority class.
+        answered: share of these answers that there were. The others count as the majority class.
         patterns: accuracy by erasure pattern, over all groupings.
         counts: right and scored answers by group, for each grouping.
         confusion: (classes, classes) int64, true class by answered class, of scored answers.

@@ -52,6 +52,7 @@ from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, estimate, sections_for
+from codedinvnet.simulation.served import SERVED
 
 WARM_REQUESTS = 30
 """Sent one after another before a run, so that every worker has run and hedges know a p95."""
@@ -156,6 +157,10 @@ class LatencyBench:
         sizes = self.bundle.info.group_sizes
         if grid.k not in sizes:
             raise UserError(f"bundle {grid.bundle!r} serves groups of {sizes[0]} to {sizes[-1]}")
+        if not self.bundle.method(grid.k).guesses:
+            for name in {name for block in grid.blocks for name in block.methods}:
+                if SERVED[name].rules.guessing:
+                    raise UserError(f"methods: {name} needs a bundle that guesses: leave it out")
         self.dataset = self.bundle.info.provenance.settings.data.name
         self.test = load_images(self.dataset, "test", data_dir=data_dir, download=download)
         images, labels = self.test.batch(torch.arange(len(self.test)))

@@ -307,7 +307,24 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     if not whole:
         return ""
-    tails, settings = list(whole.values()), len({setting for setting, _ in whole})
+    settings = len({setting for setting, _ in whole})
+    return (
+        f"{compare_tails(list(whole.values()), labels)}\n"
+        f"Tails of {len(whole)} runs ({settings} settings: images of a request, load and "
+        "stragglers): of each the farthest percentile beyond which it has ten requests (10,000 "
+        "single images: p99.9; 1,000 requests of ten: p99), over the lowest of all methods in that "
+        f"run, which met the same arrivals, and beside {CODED}'s, from {SAME:.0%} on. Never: more "
+        "queries were lost than the percentile allows.\n"
+    )
+
+
+def compare_tails(tails: Sequence[Mapping[str, float]], labels: Sequence[str]) -> str:
+    """Return a table of methods' tails beside the lowest of each place, and beside coded's.
+
+    Args:
+        tails: for each place a finite lowest, and every method's tail (inf: too many are lost).
+        labels: the methods.
+    """
     columns = ["method", f"within {SAME:.0%} of the lowest", "median", "worst"]
     beside = CODED in labels and len(labels) > 1
     if beside:
@@ -327,14 +344,7 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
             known = [a / b for a, b in pairs if math.isfinite(b)]
             row.append(_ratio(statistics.median(known)) if known else "")
         cells.append(tuple(row))
-    return (
-        f"{markdown(columns, cells)}\n"
-        f"Tails of {len(tails)} runs ({settings} settings: images of a request, load and "
-        "stragglers): of each the farthest percentile beyond which it has ten requests (10,000 "
-        "single images: p99.9; 1,000 requests of ten: p99), over the lowest of all methods in that "
-        f"run, which met the same arrivals, and beside {CODED}'s, from {SAME:.0%} on. Never: more "
-        "queries were lost than the percentile allows.\n"
-    )
+    return markdown(columns, cells)
 
 
 def _ratio(value: float) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -423,6 +424,8 @@ class DataSet:
             "test_images": len(self.test),
             "train_images": len(self.train_rows),
         }
+        if trial.method == CodedInvNet.name and trial.missing > 1 and self.method(trial).guesses:
+            found["guesses"] = True  # rows of before had no answer there
         if trial.base == "resnet":
             found["classifier"] = part.classifier.model_dump(mode="json")
         if need is Need.BACKUP:
@@ -439,7 +442,8 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
     for path in (folder / "last.safetensors", folder / BEST):
         if not path.is_file():
             continue
-        different = differing_keys(load_checkpoint(path)[1]["settings"], settings)
+        before = load_checkpoint(path)[1].get("settings", {})
+        different = differing_keys(_with_defaults(before), settings)
         if different:
             free = (folder.with_name(f"{folder.name}-before-{n}") for n in itertools.count(1))
             kept = next(name for name in free if not name.exists())
@@ -449,6 +453,16 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
             )
             tqdm.write(told, file=sys.stderr)
             return
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a training's settings with the options that have come since, at their defaults."""
+    kind = PixelFusionSettings if "objective" in settings.get("part", {}) else PartSettings
+    try:
+        part = kind.model_validate(settings.get("part")).model_dump(mode="json")
+    except ValidationError:
+        return settings
+    return {**settings, "part": part}
 
 
 def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:

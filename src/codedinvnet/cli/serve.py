@@ -49,7 +49,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--policy",
         default="coded",
-        help="uncoded, replicate, hedge, coded or coded+hedge (coded)",
+        help="uncoded, replicate, hedge, coded, coded+hedge or coded+guess (coded)",
     )
     add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
     add("--pool", default="local", help="local processes, or ray (local)")
@@ -58,7 +58,7 @@ def add_commands(commands: Commands) -> None:
     add("--threads-per-worker", type=int, default=1, help="PyTorch threads of a worker (1)")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
-    add("--deadline-ms", type=float, default=5000, help="until a query fails (5000)")
+    add("--deadline-ms", type=float, default=5000, help="until a query is guessed, or fails (5000)")
     add(
         "--group-timeout-ms",
         type=float,

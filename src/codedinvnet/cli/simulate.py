@@ -29,7 +29,8 @@ def _add_simulate(commands: Commands) -> None:
     add = sub.add_argument
     add(
         "--policy",
-        help="uncoded, replicate, hedge, coded, coded+hedge or small-backup (the scenario's)",
+        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess or small-backup "
+        "(the scenario's)",
     )
     add("--workers", type=int, help="how many (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")

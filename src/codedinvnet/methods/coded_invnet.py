@@ -49,6 +49,7 @@ class CodedInvNet:
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
         has_side = head is not None and head.side_features > 0
+        has_side = has_side and not isinstance(model.encoder, PixelMean)  # whose are zeros
         self.guesses = has_side and evidence != "latent" and not self.keeps_apart
         self.device = next(model.parameters()).device
         self.parameters = sum(p.numel() for p in model.parameters())

@@ -33,6 +33,8 @@ class Decode(NamedTuple):
     """Task -> attempt (FILLER for a filler's)."""
     wanted: dict[int, int]
     """Query -> member."""
+    guess: bool = False
+    """The outputs do not determine these members."""
 
 
 class AnswerDecoded(NamedTuple):

@@ -127,7 +127,7 @@ class FrontEnd:
         pool: not yet started.
         rules: see `Rules`.
         image_shape: (C, H, W) of a query.
-        deadline: seconds that a query may take, unless its request says less.
+        deadline: seconds until a query is guessed or fails, unless its request says less.
         min_confidence: decoded answers below it are checked by a copy, if the policy has copies.
         metrics: where to count.
         seed: of the sample of groups that are checked.
@@ -324,6 +324,8 @@ class FrontEnd:
                 outputs = {task: self._output(a) for task, a in action.outputs.items()}
                 self._jobs.append(Job(action.size, outputs, action.wanted))
                 self._make_ready(action.wanted)
+                if action.guess:
+                    self.metrics.guesses.inc(len(action.wanted))
             elif isinstance(action, AnswerDecoded):
                 waiting = self._waiting.get(action.query)
                 if waiting is not None and waiting.decoded is not None:

@@ -89,6 +89,11 @@ class Metrics:
         self.tasks = Counter(
             "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
         )
+        self.guesses = Counter(
+            "codedinvnet_guesses",
+            "Queries to be decoded from a parity alone, which is less accurate.",
+            registry=registry,
+        )
         self.agreement_checks = Counter(
             "codedinvnet_live_agreement_checks",
             "Members of complete groups that were decoded as if missing.",

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Policy:
-    """How missing answers are made up for: `copies` at once, by a code, by a copy of late ones."""
+    """How missing answers are made up for.
+
+    Attributes:
+        name: on the command line.
+        coded: by a code.
+        copies: by so many copies at once.
+        hedged: by a copy of late ones.
+        guessing: late ones are guessed as soon as a parity is here, by a code that can.
+    """
 
     name: str
     coded: bool = False
     copies: int = 1
     hedged: bool = False
+    guessing: bool = False
 
 
 POLICIES = {
@@ -23,6 +32,7 @@ POLICIES = {
         Policy("hedge", hedged=True),
         Policy("coded", coded=True),
         Policy("coded+hedge", coded=True, hedged=True),
+        Policy("coded+guess", coded=True, guessing=True),
     )
 }
 

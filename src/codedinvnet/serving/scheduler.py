@@ -30,15 +30,16 @@ from codedinvnet.serving.order import WorkerOrder
 from codedinvnet.serving.rules import Rules
 
 HEDGE_QUANTILE = 0.95
-"""A copy is sent when a query is later than this share of recent ones (Dean and Barroso, 2013)."""
+"""A query that takes longer than this share of recent ones is late (Dean and Barroso, 2013): a copy
+is sent, or it is guessed."""
 HEDGE_SAMPLES = 20
-"""No copies before so many latencies are known."""
+"""None is late before so many latencies are known."""
 BUCKET = 10.0
 """Most copies that may be saved up."""
 PARITY_RETRIES = 2
 """A group's lost parity tasks are sent again so often."""
-GUESS_TIME = 0.25
-"""Seconds beyond its deadline that a query may take to be guessed."""
+OVERTIME = 0.5
+"""Seconds beyond its deadline for which what is being decoded for a query is waited for."""
 PATIENCE = 0.1
 """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
 a worker that hangs."""
@@ -60,6 +61,7 @@ class Query:
 
     identity: int
     accept_decoded: bool
+    deadline: float
     group: CodingGroup
     member: int
     state: State = State.WAITING
@@ -67,8 +69,12 @@ class Query:
     """Live ones of its own data task."""
     fallback: bool = False
     """A decoded answer of low confidence is at hand."""
-    guessed: bool = False
-    """Its answer is being guessed: whatever comes is accepted."""
+    late: bool = False
+    """It may be guessed."""
+    last: bool = False
+    """Whatever is decoded for it is accepted."""
+    overtime: bool = False
+    """Its deadline has passed."""
     losses: int = 0
 
 
@@ -161,7 +167,7 @@ class Scheduler:
         Args:
             now: the time.
             count: how many.
-            deadline: when they fail, absolute.
+            deadline: when they are guessed or fail, absolute.
             accept_decoded: whether a decoded answer will do.
 
         Returns:
@@ -230,8 +236,10 @@ class Scheduler:
         """The logits that a `Decode` asked for are here."""
         found = self.queries.get(query)
         if found is not None and found.state is State.DECODING:
-            if confident or found.guessed or not self.rules.policy.hedged:
+            if confident or found.last or not self.rules.policy.hedged:
                 self._accept_decoded(found)
+                if found.group.identity in self.groups:
+                    self._settle(now, found.group)  # after a guess, others may have lost a hope
             else:
                 found.state, found.fallback = State.WAITING, True
                 if not self._hedge(now, found):
@@ -256,10 +264,13 @@ class Scheduler:
                 waiting = query.state is State.WAITING
                 if kind == "hedge" and waiting:
                     self._hedge(now, query)
+                elif kind == "guess":
+                    query.late = True
+                    self._settle(now, query.group)
                 elif kind == "resend" and waiting and not query.attempts:
                     self._send_data(now, query)
                 elif kind == "deadline":
-                    self._give_up(now, query, DEADLINE)
+                    self._time_over(now, query)
                     self._settle(now, query.group)  # its dropped task may have been others' hope
         return self._flush()
 
@@ -283,15 +294,18 @@ class Scheduler:
 
     def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
         identity = self._next()
-        query = Query(identity, accept, group, group.join(identity))
+        query = Query(identity, accept, deadline, group, group.join(identity))
         self.queries[identity] = query
         self._timer(deadline, "deadline", identity)
         self.tokens = min(BUCKET, self.tokens + self.rules.hedge_share)
         if self.systematic:
             for _ in range(self.rules.policy.copies):
                 self._send_data(now, query)
-        if self.rules.policy.hedged and self.hedge_after is not None:
-            self._timer(now + self.hedge_after, "hedge", identity)
+        if self.hedge_after is not None:
+            if self.rules.policy.hedged:
+                self._timer(now + self.hedge_after, "hedge", identity)
+            if self.rules.policy.guessing:
+                self._timer(now + self.hedge_after, "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
@@ -362,6 +376,7 @@ class Scheduler:
                 self._actions.append(
                     Decode(group.identity, group.size, dict(group.outputs), wanted)
                 )
+            self._guess([query for query in waiting if query.late])
         stranded = [q for q in waiting if q.state is State.WAITING and not q.attempts]
         hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
         for query in stranded:
@@ -376,16 +391,34 @@ class Scheduler:
                     self._dispatch(now, Attempt(self._next(), group, None, task))
                 break
 
-    def _give_up(self, now: float, query: Query, reason: str) -> None:
-        """End a query with what there is: a decoded answer, one that is guessed, or an error."""
-        group, waiting = query.group, query.state is State.WAITING
+    def _guess(self, queries: Sequence[Query]) -> None:
+        """Let those of a group's queries be guessed that wait for anything and can be."""
+        wanted = {}
+        for query in queries:
+            waiting = query.state is State.WAITING and query.accept_decoded and not query.fallback
+            if waiting and query.group.guessable():
+                query.state, query.last = State.DECODING, True
+                wanted[query.identity] = query.member
+        if wanted:
+            group = queries[0].group
+            outputs = dict(group.outputs)
+            self._actions.append(Decode(group.identity, group.size, outputs, wanted, guess=True))
+
+    def _time_over(self, now: float, query: Query) -> None:
+        """End a query at its deadline, or wait a little for what is decoded, or guessed, for it."""
+        if not query.overtime:
+            members = [self.queries[m] for m in query.group.members if m in self.queries]
+            self._guess([q for q in members if q.deadline <= now])  # together: that costs no more
+        if query.overtime or query.state is State.WAITING:
+            self._give_up(query, DEADLINE)
+        else:
+            query.overtime = query.last = True
+            self._timer(now + OVERTIME, "deadline", query.identity)
+
+    def _give_up(self, query: Query, reason: str) -> None:
+        """End a query: with a decoded answer of low confidence, if there is one, or an error."""
         if query.fallback:
             self._accept_decoded(query)
-        elif waiting and query.accept_decoded and group.guessable():
-            query.state, query.guessed = State.DECODING, True
-            wanted = {query.identity: query.member}
-            self._actions.append(Decode(group.identity, group.size, dict(group.outputs), wanted))
-            self._timer(now + GUESS_TIME, "deadline", query.identity)
         else:
             self._end(query, Fail(query.identity, reason))
 
@@ -533,12 +566,12 @@ class Scheduler:
         group.lost(self._number(attempt), attempt.identity)
         if query is not None:
             query.attempts.discard(attempt.identity)
-            self._blame(now, query, reason)
+            self._blame(query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
             for query in [self.queries[m] for m in group.members if m in self.queries]:
                 if query.member not in hopeful:
-                    self._blame(now, query, reason)
+                    self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
             self._dispatch(now, Attempt(self._next(), group, None, attempt.task))
@@ -547,15 +580,18 @@ class Scheduler:
             self._timer(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 
-    def _blame(self, now: float, query: Query, reason: str) -> None:
+    def _blame(self, query: Query, reason: str) -> None:
         """Count a loss; a query that workers keep failing on is given up."""
         query.losses += 1
         if query.state is not State.WAITING or query.losses < self.rules.max_losses:
             return
         group = query.group
         hopeful = query.accept_decoded and not group.is_open and query.member in group.hopeful()
-        if not query.attempts and not hopeful:
-            self._give_up(now, query, f"lost {query.losses} times: {reason}")
+        if query.attempts or hopeful:
+            return
+        self._guess([query])
+        if query.state is State.WAITING:
+            self._give_up(query, f"lost {query.losses} times: {reason}")
 
     def _lose_worker(self, now: float, index: int, reason: str) -> None:
         worker = self.workers[index]

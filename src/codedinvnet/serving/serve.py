@@ -177,6 +177,11 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
             f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
             f"only, not with {policy.name}"
         )
+    if policy.guessing and not method.guesses:
+        raise UserError(
+            f"--policy: {policy.name} needs a code that can guess, by side features; "
+            f"{method.name} of {options.bundle} has none, or does so under coded, too"
+        )
     workers = options.workers or len(method.tasks(options.k))
     most = options.max_pending or pending_limit(workers)
     if options.max_batch > most:

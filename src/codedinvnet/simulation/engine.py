@@ -100,6 +100,7 @@ class Simulation:
             self._right_decoded = dict.fromkeys(sizes, right)
         else:
             self._right_decoded = {m: accuracy.decoded(scenario.r, m) for m in sizes}
+        self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(8)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -116,7 +117,7 @@ class Simulation:
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
         self._size_of: dict[int, int] = {}
-        """Query that is being decoded -> the size of its group."""
+        """Query that is being decoded -> the size of its group; that is guessed -> 0."""
         self._left = [self.batch] * self.requests
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
@@ -276,7 +277,7 @@ class Simulation:
 
     def _start_decoding(self, action: Decode) -> None:
         for query in action.wanted:
-            self._size_of[query] = action.size
+            self._size_of[query] = 0 if action.guess else action.size
         self._after(next(self._decode), self._decoded_all, tuple(action.wanted))
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
@@ -292,7 +293,7 @@ class Simulation:
     def _answer_decoded(self, action: AnswerDecoded) -> None:
         size = self._size_of[action.query]
         self._decoded[self._request_of[action.query]] += 1
-        self._finish(action.query, self._right_decoded[size])
+        self._finish(action.query, self._right_decoded[size] if size else self._right_guessed)
 
     def _fail(self, action: Fail) -> None:
         request = self._request_of[action.query]

@@ -36,6 +36,8 @@ FEWEST_DELAYS = 20
 """Fewer get no law: their delays are those measured."""
 NARROW = 0.1
 """Delays whose standard deviation is at most so much of their mean are one constant."""
+ALIKE = 1e-3
+"""Delays whose longer ones deviate by no more of their mean get no law either."""
 BLURRED = 0.1
 """Share of the delays, from the shortest, that does not tell where a law begins."""
 FEWEST_SEEN = 0.1
@@ -52,7 +54,8 @@ class Fitted:
         stragglers: factors of workers, then delays of single workers, then everybody's.
         workers: their names, by the numbers that the stragglers have: the peculiar ones first.
         shares: of the tasks that each did, (workers,).
-        times: a sample (n,) of all tasks, in ms.
+        times: a sample (n,) of all tasks, in ms; of each worker's sample as large a share as of the
+            one whose sample is the smallest share of its tasks.
         delays: (m,), those of them that are stragglers', in ms.
     """
 
@@ -85,10 +88,11 @@ class _Worker:
     def late_share(self) -> float:
         return float(self.late.mean())
 
-    def first(self, count: int) -> _Worker:
-        """Return the worker with so many of its tasks; any of a sample are a sample."""
-        tasks = WorkerTasks(self.tasks.name, self.tasks.seen, self.tasks.times[:count])
-        return _Worker(tasks, self.factor, self.late[:count], self.median)
+    def some(self, count: int, generator: np.random.Generator) -> _Worker:
+        """Return the worker with so many of its tasks, drawn: the first ones are the earliest."""
+        drawn = np.sort(generator.permutation(len(self.late))[:count])
+        tasks = WorkerTasks(self.tasks.name, self.tasks.seen, self.tasks.times[drawn])
+        return _Worker(tasks, self.factor, self.late[drawn], self.median)
 
 
 def fit(workers: Sequence[WorkerTasks]) -> Fitted:
@@ -98,8 +102,10 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
         workers: with FEWEST_TASKS tasks in all, at least.
     """
     rate = min(len(worker.times) / worker.seen for worker in workers)
+    generator = np.random.default_rng(0)
     told = [
-        worker.first(max(1, round(rate * worker.tasks.seen))) for worker in _told_apart(workers)
+        worker.some(max(1, round(rate * worker.tasks.seen)), generator)
+        for worker in _told_apart(workers)
     ]
     usual = statistics.median_low(worker.late_share for worker in told)
     own = {
@@ -184,8 +190,8 @@ def fit_delays(delays: np.ndarray) -> tuple[Distribution, float]:
     and the likeliest is taken.
 
     Args:
-        delays: (n,) in ms, above 0. Fewer than FEWEST_DELAYS, or such that are nearly all the
-            same, are taken as they are.
+        delays: (n,) in ms, above 0. Fewer than FEWEST_DELAYS, or such whose longer ones are
+            ALIKE, are taken as they are.
 
     Returns:
         The law, and what the delays' share of the tasks is to be divided by for its probability:
@@ -198,7 +204,7 @@ def fit_delays(delays: np.ndarray) -> tuple[Distribution, float]:
     beyond = delays[delays > start]
     if deviation <= NARROW * mean:
         return Distribution(ms=round(mean, 4)), 1.0
-    if len(beyond) < FEWEST_DELAYS / 2 or beyond.min() == beyond.max():
+    if len(beyond) < FEWEST_DELAYS / 2 or beyond.std() <= ALIKE * beyond.mean():
         return _as_measured(delays), 1.0
     n, logs, at = len(beyond), np.log(beyond), math.log(start)
     unseen = math.log(n / len(delays))  # back from `start` to where the law begins

@@ -45,7 +45,7 @@ def scenario_with(
         name: of the scenario, if there is no base.
 
     Raises:
-        UserError: if a straggler is a worker that the base does not have, or no task took any time.
+        UserError: if a straggler is a worker that the base does not have.
     """
     changes: dict[str, Any] = {
         "service": fitted.service.model_dump(),
@@ -58,8 +58,6 @@ def scenario_with(
         changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
         return base.updated(**changes)
-    if not fitted.times.any():
-        raise UserError(f"{name}: all tasks took 0 ms, so that nothing can be simulated")
     workers = len(measured.workers) + measured.idle
     qps = round(LOAD * workers / (statistics.fmean(fitted.times) / 1000), 3)
     raw = {"name": name, "arrivals": {"qps": qps}, "workers": workers, "policy": "uncoded"}
@@ -85,6 +83,10 @@ def run_fit(options: FitOptions) -> tuple[dict[str, Any], list[str]]:
     """
     if options.picture is not None:
         check_format(options.picture)
+    files = (options.times, options.scenario, options.out, options.picture)
+    named = [path.resolve() for path in files if path is not None]
+    if len(named) > len(set(named)):
+        raise UserError("fit: what is written may not be what is read, nor each other")
     for path in (options.out, options.picture):
         if path is not None:
             check_writable(path)

@@ -22,6 +22,7 @@ COLOURS = {
     "hedge": "#e69f00",
     "coded": "#cc3311",
     "coded+hedge": "#009e73",
+    "coded+guess": "#cc79a7",
     "small-backup": "#56b4e9",
 }
 """Told apart by colour-blind readers, too (after Okabe and Ito)."""

@@ -88,6 +88,8 @@ def candidates(
     for policy in policies:
         if SERVED[policy].backup:
             found += [Candidate(policy, k, 1) for k in sorted(backup)]
+        elif SERVED[policy].rules.guessing and accuracy.guessed is None:
+            continue
         elif SERVED[policy].rules.coded:
             found += [Candidate(policy, k, r) for k, r in coded]
         elif SERVED[policy].rules.hedged:

@@ -236,8 +236,8 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     left = [policy for policy in options.policy or SERVED if policy not in ranked]
     why = (
         f"not ranked: {', '.join(left)}, since it is not known how often what is made up is right "
-        "(a scenario's accuracy.recovered, of a small backup its backup_accuracy or "
-        "--accuracy-rows)"
+        "(a scenario's accuracy.recovered, accuracy.guessed, of a small backup its backup_accuracy "
+        "or --accuracy-rows)"
     )
     if not wanted:
         raise UserError(why)

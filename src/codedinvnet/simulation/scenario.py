@@ -119,6 +119,9 @@ class Accuracy(Section):
     """Of direct answers."""
     recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
     """r -> group size -> of decoded answers, as measured."""
+    guessed: Share | None = None
+    """Of answers that a parity alone gives where more are missing than it makes up for. None: it is
+    not known, nor is the accuracy of a run in which there are any."""
     missing: Share = 0.0
     """Of what stands in for a missing answer. It is lost and so wrong, as in `bench latency`; where
     something is guessed instead, the share of its guesses that are right."""
@@ -243,7 +246,8 @@ class Scenario(Section):
         if not self.coding.coded:
             return None
         alone = self.backup or (self.apart and self.r == 1)
-        return Backup(self.k) if alone else ErasureCode(self.k, self.r)
+        guesses = self.coding.guessing
+        return Backup(self.k) if alone else ErasureCode(self.k, self.r, guesses=guesses)
 
     def check_accuracy(self, accuracy: Accuracy) -> None:
         """Make sure that it is known of every answer that may be decoded.
@@ -334,4 +338,5 @@ def bundle_accuracy(name: str) -> Accuracy:
     return Accuracy(
         normal=next(iter(found.values()))["normal_accuracy"],
         recovered={1: {k: figures["recovered_accuracy"] for k, figures in found.items()}},
+        guessed=info.figures.get("test_guessed", {}).get("recovered_accuracy"),
     )

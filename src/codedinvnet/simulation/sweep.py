@@ -148,6 +148,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def tails(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], dict[str, float]]:
+    """Return p99.9 in ms (inf: more than one request in a thousand is lost) by place and policy."""
+    found: dict[tuple[str, int, float], dict[str, float]] = {}
+    for row in rows:
+        cell = Cell(**row["cell"])
+        found.setdefault((cell.stragglers, cell.batch, cell.load), {})[cell.policy] = _late(row)
+    return found
+
+
 def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], str]:
     """Return for each (stragglers, batch, load) the policy that wins.
 

@@ -17,6 +17,8 @@ from codedinvnet.simulation.distributions import Distribution, Time
 
 FEWEST_TASKS = 100
 """Of all workers, to fit anything; of one, to tell whether it is slower than others."""
+LONGEST = 86_400_000.0
+"""Of a task, in ms."""
 HEADER = "worker,ms"
 
 
@@ -75,10 +77,15 @@ def read_measured(path: Path) -> Measured:
     Raises:
         UserError: if the file is neither, or holds too few tasks.
     """
-    found = _read_lines(path) if path.suffix == ".csv" else _read_served(path)
+    found = _read_lines(path) if path.suffix.lower() == ".csv" else _read_served(path)
     count = sum(len(worker.times) for worker in found.workers)
     if count < FEWEST_TASKS:
         raise UserError(f"{path}: {count} tasks are too few to fit: {FEWEST_TASKS} at least")
+    times = np.concatenate([worker.times for worker in found.workers])
+    if not np.median(times):
+        raise UserError(f"{path}: more than half of the tasks took 0 ms; times are in ms")
+    if times.max() > LONGEST:
+        raise UserError(f"{path}: a task took {times.max():g} ms, which is more than a day")
     return found
 
 
@@ -100,7 +107,7 @@ def _read_served(path: Path) -> Measured:
 
 def _read_lines(path: Path) -> Measured:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     samples: dict[str, list[float]] = {}
