@@ -37,7 +37,7 @@ def test_the_shipped_files_are_valid() -> None:
         if sweep is None:
             load_scenario(path)
         else:
-            assert len(list(sweep.scenarios())) >= 108  # of the quick map; the whole one has 588
+            assert len(list(sweep.scenarios())) >= 108  # of the quick map; the whole one has 686
             assert "small-backup" in sweep.policies
 
 
