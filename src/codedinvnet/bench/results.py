@@ -17,6 +17,7 @@ from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation.served import SERVED
 
 HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""
@@ -232,7 +233,7 @@ def map_section(path: Path) -> str:
     rows = _current_cells(sweep.read_rows(path))
     best, helps = sweep.winners(rows), sweep.helps_up_to(rows)
     loads = sorted({load for _, _, load in best})
-    policies = list(dict.fromkeys(policy for _, _, policy in helps))
+    policies = [name for name in SERVED if any(name == policy for _, _, policy in helps)]
     places = list(dict.fromkeys((model, batch) for model, batch, _ in best))
     wins = [
         [model, str(batch), *(best.get((model, batch, load), "") for load in loads)]
@@ -244,7 +245,7 @@ def map_section(path: Path) -> str:
     ]
     shares = [f"{load:.0%}" for load in loads]
     met = [tail for tail in sweep.tails(rows).values() if math.isfinite(min(tail.values()))]
-    names = list(dict.fromkeys(policy for tail in met for policy in tail))
+    names = [name for name in SERVED if any(name in tail for tail in met)]
     whole = [tail for tail in met if len(tail) == len(names)]
     return "\n\n".join(
         [

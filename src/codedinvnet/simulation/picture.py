@@ -72,7 +72,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
         handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+            handles=handles, loc="outside lower center", ncols=2 * len(batches), frameon=False
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
