@@ -17,6 +17,8 @@ from codedinvnet.checkpoint import load_checkpoint
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 
+REPORTED = ("bundle", "training_seed", "seconds", "test_guessed")
+
 
 def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     config = write_settings(tmp_path / "own.json", tiny_settings())
@@ -24,7 +26,7 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     first = call(*words)
     assert first.code == 0, first.err
     report = json.loads(first.out)  # one object, and nothing else on standard output
-    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2", "test_k4"}
+    assert report.keys() == {*REPORTED, "test_k2", "test_k4"}
     assert report["training_seed"] == tiny_settings()["seed"]
     folder = tmp_path / "runs" / "tiny-recovery"
     checkpoints = [*folder.rglob("last.safetensors"), *folder.rglob("best.safetensors")]
@@ -51,7 +53,7 @@ def test_reproduce_with_another_seed_and_group_size(
     result = call(*words, "--seed", "8", "--k", "3")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert report.keys() == {"bundle", "training_seed", "seconds", "test_k2", "test_k3"}
+    assert report.keys() == {*REPORTED, "test_k2", "test_k3"}
     assert (report["training_seed"], report["test_k3"]["k"]) == (8, 3)
     folder = tmp_path / "runs" / "tiny-recovery-seed8" / "fusion-k3" / "bundle"
     assert report["bundle"] == str(folder)
