@@ -264,6 +264,14 @@ def with_members(settings: Settings, members: int) -> Settings:
     return parse_settings(raw, f"k = {members}")
 
 
+PARTS: dict[str, Any] = {
+    "part": PartSettings | PixelFusionSettings,
+    "classifier": PartSettings,
+    "encoder": EncoderSettings,
+}
+"""What a rival's training stores beside keys of `Settings`."""
+
+
 def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Fill stored settings, or a part of them, with the defaults of options that are newer.
 
@@ -274,8 +282,11 @@ def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
     Returns:
         The stored values as JSON has them; unchanged if they are no settings of this release.
     """
-    fields = {k: (f.annotation, f) for k, f in Settings.model_fields.items() if k in wanted}
-    part = create_model("Part", __base__=Section, **fields)  # type: ignore[call-overload]
+    fields: dict[str, Any] = {
+        k: (f.annotation, f) for k, f in Settings.model_fields.items() if k in wanted
+    }
+    fields |= {k: (kind, ...) for k, kind in PARTS.items() if k in wanted and k in stored}
+    part = create_model("Part", __base__=Section, **fields)
     try:
         filled = part.model_validate({k: v for k, v in stored.items() if k in fields})
     except ValidationError:

@@ -1,10 +1,35 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from codedinvnet.bench.parts import fusion_targets
+from codedinvnet.bench.parts import _set_aside, fusion_targets
 from codedinvnet.bundle import Bundle
+from codedinvnet.checkpoint import save_checkpoint
+from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet
+
+
+def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A training of other settings; an option that it is too old to have is no other setting."""
+    folder = tmp_path / "seed1"
+    folder.mkdir()
+    part = PartSettings(epochs=3).model_dump(mode="json")
+    settings = {"part": part, "seed": 1, "images": 50}
+    old = {**settings, "part": {k: v for k, v in part.items() if k != "weight_decay"}}
+    save_checkpoint(folder / "last.safetensors", {}, {"settings": old})
+    _set_aside(folder, settings)
+    assert folder.is_dir()
+    for number, images in enumerate((51, 52), start=1):
+        _set_aside(folder, {**settings, "images": images})
+        assert not folder.exists()
+        assert f"images 50 -> {images}; the old one is seed1-before-{number}" in (
+            capsys.readouterr().err
+        )
+        folder.mkdir()
+        save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
 
 
 def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -62,7 +61,7 @@ from codedinvnet.training.fusion_data import (
     draw_groups,
     invert_means,
 )
-from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage
+from codedinvnet.training.loop import LATEST, Stage, changed_settings, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 from codedinvnet.training.pixels import PixelStage
 
@@ -443,7 +442,7 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
         if not path.is_file():
             continue
         before = load_checkpoint(path)[1].get("settings", {})
-        different = differing_keys(_with_defaults(before), settings)
+        different = changed_settings(before, settings)
         if different:
             free = (folder.with_name(f"{folder.name}-before-{n}") for n in itertools.count(1))
             kept = next(name for name in free if not name.exists())
@@ -453,16 +452,6 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
             )
             tqdm.write(told, file=sys.stderr)
             return
-
-
-def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a training's settings with the options that have come since, at their defaults."""
-    kind = PixelFusionSettings if "objective" in settings.get("part", {}) else PartSettings
-    try:
-        part = kind.model_validate(settings.get("part")).model_dump(mode="json")
-    except ValidationError:
-        return settings
-    return {**settings, "part": part}
 
 
 def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:
