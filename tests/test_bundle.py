@@ -153,6 +153,8 @@ def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) 
     torch.testing.assert_close(parity.latent, bundle.model.network(average), rtol=1e-4, atol=1e-5)
     assert parity.side.shape == (2, 4, 4)
     assert not parity.side.any()
+    assert bundle.method(4).guesses
+    assert not plain.method(4).guesses, "zeros tell nothing of a member"
     images = held_out.images
     assert torch.equal(plain.embed(images), bundle.embed(images))
 

@@ -96,6 +96,8 @@ def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Pa
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == set(METHODS)
     assert len({row["key"] for row in rows}) == len(rows) == 20
+    guessed = {(r["method"], r["missing"]) for r in rows if r["settings"].get("guesses")}
+    assert guessed == {("coded-invnet", 2)}
     for row in rows:
         assert row["error"] is None
         assert row["schema_version"] == 1

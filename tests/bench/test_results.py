@@ -214,6 +214,9 @@ def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
     where = section(text, "Where each policy wins")
     assert "| held | 10 | coded | uncoded |" in where
     assert "| held | 10 | 20% |" in where
+    assert "p99.9 of 2 places" in where
+    assert "| uncoded | 1 of 2 | 1.34 | 1.67 | 0 | 1 | 1.34 |" in where
+    assert "| coded | 2 of 2 | 1.00 | 1.00 |" in where
     assert "4 runs of 20,000 images each." in where
     worth = section(text, "What each part of the design is worth")
     assert "| mnist, test split, k = 10 |" in worth
@@ -233,6 +236,14 @@ def test_rows_of_an_earlier_sweep_are_left_out(folder: Path) -> None:
     where = section(page(folder, "."), "Where each policy wins")
     assert "| held | 10 | hedge |" in where
     assert "1 runs of" in where
+
+
+def test_a_map_without_a_place_that_every_policy_has(tmp_path: Path) -> None:
+    rows = [sweep_row(0.2, "uncoded", 9.0, 1.0), sweep_row(0.5, "coded", 9.0, 1.1)]
+    write(tmp_path / "map.jsonl", rows)
+    where = section(page(tmp_path, "."), "Where each policy wins")
+    assert "| held | 10 | uncoded | coded |" in where
+    assert "places" not in where
 
 
 def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:

@@ -247,6 +247,16 @@ def map_section(path: Path) -> str:
     met = [tail for tail in sweep.tails(rows).values() if math.isfinite(min(tail.values()))]
     names = [name for name in SERVED if any(name in tail for tail in met)]
     whole = [tail for tail in met if len(tail) == len(names)]
+    overview = (
+        []
+        if not whole
+        else [
+            f"p99.9 of {len(whole)} places (stragglers, images of a request, load) over the lowest "
+            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than p99.9 "
+            "allows):",
+            latency_tables.compare_tails(whole, names).strip(),
+        ]
+    )
     return "\n\n".join(
         [
             "Simulated with the service's own rules. The policy with the least work among those "
@@ -256,10 +266,7 @@ def map_section(path: Path) -> str:
             f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
             "doing nothing:",
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
-            f"p99.9 of {len(whole)} places (stragglers, images of a request, load) over the lowest "
-            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than "
-            "p99.9 allows):",
-            latency_tables.compare_tails(whole, names).strip(),
+            *overview,
             f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each.",
         ]
     )
