@@ -119,15 +119,19 @@ class EncoderSettings(Section):
     """Mosaic: further stages for members of groups of up to 4, of which there are few."""
     cell_width: Annotated[int, Field(ge=0)] = 0
     """Mosaic: channels of the first stage of those that draw the cells alone; 0: there are none."""
+    mirrored: bool = False
+    """Mosaic: these stages see the mirrored images, so that latent and side features err apart."""
 
     @model_validator(mode="after")
     def _small_only(self) -> EncoderSettings:
         for key in ("side_features", "depth"):
             if self.kind == "unet" and getattr(self, key):
                 raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
-        for key in ("more_for_few", "cell_width"):
+        for key in ("more_for_few", "cell_width", "mirrored"):
             if self.kind != "mosaic" and getattr(self, key):
                 raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
+        if self.mirrored and not self.cell_width:
+            raise ValueError("mirrored cells need stages of their own: set cell_width")
         return self
 
 

@@ -153,6 +153,7 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
                 **sizes,
                 more_for_few=settings.more_for_few,
                 cell_width=settings.cell_width,
+                mirrored=settings.mirrored,
             )
         return LeanFusion(channels, **sizes)
     halvings = (height & -height).bit_length() - 1

@@ -41,6 +41,7 @@ def encoder(name: str) -> FusionEncoder:
             depth=1,
             more_for_few=more,
             cell_width=cell_width,
+            mirrored="mirrored" in name,
         )
     elif name.startswith("unet"):
         made = UNetFusion(CHANNELS, filters=3, depth=5 if name == "unet-5" else 3)
@@ -223,7 +224,9 @@ def cells(parity: Tensor, members: int) -> list[Tensor]:
     return [cell for row in parity.chunk(rows, 2) for cell in row.chunk(columns, 3)]
 
 
-@pytest.mark.parametrize("name", ["mosaic", "mosaic-more", "mosaic-own", "mosaic-own-more"])
+@pytest.mark.parametrize(
+    "name", ["mosaic", "mosaic-more", "mosaic-own", "mosaic-own-more-mirrored"]
+)
 @pytest.mark.parametrize("members", range(1, LARGEST_MOSAIC + 1))
 def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, members: int) -> None:
     network, x = encoder(name), mosaic_groups(members)
@@ -321,7 +324,20 @@ def test_a_mosaic_with_stages_for_the_cells_draws_them_from_these_alone(members:
     assert not torch.allclose(last.parity, after.parity)
 
 
-@pytest.mark.parametrize("widths", [(16, 0), (12, 12)])
+def test_mirrored_cells_are_those_of_the_mirrored_images_and_side_features_are_not() -> None:
+    groups = mosaic_groups(10)
+    plain, mirrored = encoder("mosaic-own-more"), encoder("mosaic-own-more-mirrored")
+    torch.testing.assert_close(mirrored(groups).parity, plain(groups.flip(-1)).parity)
+    assert not torch.allclose(mirrored(groups).parity, plain(groups).parity)
+    torch.testing.assert_close(mirrored(groups).side, plain(groups).side)
+
+
+def test_mirrored_cells_without_stages_of_their_own_are_refused() -> None:
+    with pytest.raises(ValueError, match="need stages of their own"):
+        MosaicFusion(CHANNELS, mirrored=True)
+
+
+@pytest.mark.parametrize("widths", [(16, 0), (9, 14)])
 def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding(
     widths: tuple[int, int],
 ) -> None:

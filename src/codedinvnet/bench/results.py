@@ -252,8 +252,8 @@ def map_section(path: Path) -> str:
         if not whole
         else [
             f"p99.9 of {len(whole)} places (stragglers, images of a request, load) over the lowest "
-            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than p99.9 "
-            "allows):",
+            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than "
+            "p99.9 allows):",
             latency_tables.compare_tails(whole, names).strip(),
         ]
     )
