@@ -281,7 +281,7 @@ def test_a_query_without_an_answer_is_wrong_and_infinitely_late() -> None:
     truth = np.array([0, 1])
     replies = [
         reply(5, [0, 1], ["direct", "decoded"]),
-        reply(6, [0, 0], ["direct", "decoded"]),
+        reply(6, [0, 0], ["direct", "guessed"]),
         reply(9, [0, 0], [], status=504),
     ]
     found = latency.answer_figures(replies, truth)

@@ -122,7 +122,7 @@ def test_wrong_answers_are_found(tmp_path: Path) -> None:
     wrong[3, 0] += 2e-5
     replies = [reply(i, int(labels[i]), "direct", wrong[i]) for i in range(4)]
     replies.append(reply(4, (int(parts.labels[4]) + 1) % 10, "decoded", right[4]))
-    replies.append(reply(5, int(parts.labels[5]), "decoded", right[5]))
+    replies.append(reply(5, int(parts.labels[5]), "guessed", right[5]))
     replies[0] = Reply(**{**vars(replies[0]), "returned": "another"})
     replies[1] = reply(1, (int(labels[1]) + 1) % 10, "direct", right[1])
     failed = Reply("q9", (9,), 0.5, 504, error="late")

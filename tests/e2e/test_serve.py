@@ -90,7 +90,7 @@ class TestTriton:
         expected = mnist.classify(mnist.embed(torch.from_numpy(images))).numpy()
         outcomes = [as_text(outcome) for outcome in result.as_numpy("outcome")]
         direct = [i for i, outcome in enumerate(outcomes) if outcome == "direct"]
-        assert set(outcomes) <= {"direct", "decoded"}
+        assert set(outcomes) <= {"direct", "decoded", "guessed"}
         probabilities, found = result.as_numpy("probabilities"), result.as_numpy("label")
         assert probabilities.shape == expected.shape
         np.testing.assert_allclose(probabilities[direct], expected[direct], atol=1e-5)
@@ -221,7 +221,7 @@ def test_every_query_is_answered_while_workers_fail(
             await hurting
             assert [reply.error for reply in replies] == [""] * len(replies)
             assert all(reply.returned == reply.identity for reply in replies)
-            right: dict[str, list[bool]] = {"direct": [], "decoded": []}
+            right: dict[str, list[bool]] = {"direct": [], "decoded": [], "guessed": []}
             for reply in replies:
                 (row,) = reply.rows
                 right[reply.outcomes[0]].append(bool(reply.labels[0] == labels[row]))

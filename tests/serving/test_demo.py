@@ -18,12 +18,14 @@ def test_the_table_counts_by_outcome() -> None:
         reply(0, 7, "direct", 0.010),
         reply(1, 3, "direct", 0.020),  # wrong
         reply(2, 1, "decoded", 0.050),
+        reply(4, 5, "guessed", 0.070),
         Reply("query", (3,), 1.0, 503, error="overloaded"),
     ]
-    lines = table(replies, np.array([7, 2, 1, 0])).splitlines()
+    lines = table(replies, np.array([7, 2, 1, 0, 6])).splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [
         ["direct", "2", "50.0%"],
         ["decoded", "1", "100.0%"],
+        ["guessed", "1", "0.0%"],
         ["failed", "1", "0.0%"],
     ]
     assert lines[2].split()[3:] == ["50.0", "50.0"]
@@ -31,4 +33,6 @@ def test_the_table_counts_by_outcome() -> None:
 
 def test_what_did_not_happen_is_a_zero() -> None:
     lines = table([reply(0, 7, "direct", 0.01)], np.array([7])).splitlines()
-    assert [line.split() for line in lines[2:]] == [["decoded", "0"], ["failed", "0"]]
+    assert [line.split() for line in lines[2:]] == [
+        [outcome, "0"] for outcome in ("decoded", "guessed", "failed")
+    ]

@@ -125,7 +125,7 @@ def serve(
         latency[number] = loop.time() - began
         for answer in answers:
             assert isinstance(answer, Answered)
-            decoded[number] += answer.outcome == "decoded"
+            decoded[number] += answer.outcome != "direct"
 
     async def run() -> None:
         method = cast(CodedMethod, Rules(given.k, given.r))

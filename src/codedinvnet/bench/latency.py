@@ -414,7 +414,7 @@ def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any
     rows = np.array([row for reply in answered for row in reply.rows], np.int64)
     outcomes = np.array([outcome for reply in answered for outcome in reply.outcomes], str)
     labels = np.array([label for reply in answered for label in reply.labels], np.int64)
-    right, decoded = labels == truth[rows], outcomes == "decoded"
+    right, decoded = labels == truth[rows], outcomes != "direct"
     count = int(decoded.sum())
     return {
         "queries": queries,

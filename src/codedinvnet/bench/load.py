@@ -37,7 +37,7 @@ class Reply:
         status: the HTTP status; 0 if there was no response.
         rows: which images were sent.
         labels: (B,) int64.
-        outcomes: `direct` or `decoded` for each image.
+        outcomes: `direct`, `decoded` or `guessed` for each image.
         probabilities: (B, classes).
         latency: seconds from when the request was due.
         error: what went wrong.

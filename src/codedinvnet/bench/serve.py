@@ -336,7 +336,7 @@ class ServeBench(Loader):
         with torch.inference_mode():
             parts = torch.from_numpy(self.images[rows]).split(500)
             offline = torch.cat([self.bundle.classify(self.bundle.embed(p)) for p in parts]).numpy()
-        direct, decoded = outcomes == "direct", outcomes == "decoded"
+        direct, decoded = outcomes == "direct", outcomes != "direct"
         right = labels == self.labels[rows]
         difference = np.abs(given - offline).max(1)
         n = int(decoded.sum())

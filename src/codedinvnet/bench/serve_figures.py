@@ -43,7 +43,7 @@ def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
         "requests": len(replies),
         "errors": len(replies) - len(answered),
         **percentiles(replies),
-        "decoded_share": round(outcomes.count("decoded") / max(1, len(outcomes)), 5),
+        "decoded_share": round(1 - outcomes.count("direct") / max(1, len(outcomes)), 5),
         "accuracy": round(sum(right) / max(1, len(right)), 5),
     }
 

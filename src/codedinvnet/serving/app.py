@@ -289,7 +289,7 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
         "percentiles": front.metrics.percentiles(),
         "answers": {
             outcome: int(front.metrics.queries.labels(outcome)._value.get())
-            for outcome in ("direct", "decoded", "failed", "deadline", "rejected")
+            for outcome in ("direct", "decoded", "guessed", "failed", "deadline", "rejected")
         },
         "agreement": front.metrics.live_agreement(),
         "workers": [

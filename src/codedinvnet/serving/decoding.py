@@ -19,6 +19,9 @@ class Job(NamedTuple):
     """0: direct."""
     outputs: dict[int, np.ndarray]
     wanted: dict[int, int]
+    """Query -> member."""
+    guess: bool = False
+    """The outputs do not determine these members."""
 
 
 def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:

@@ -71,7 +71,7 @@ async def _kill(client: Client) -> None:
 def table(replies: Sequence[Reply], labels: np.ndarray) -> str:
     """Return count, accuracy and latency by outcome as a text table."""
     lines = [f"{'outcome':<9}{'count':>6}  {'accuracy':>8}  {'p50 ms':>7}  {'p99 ms':>7}"]
-    for outcome in ("direct", "decoded", "failed"):
+    for outcome in ("direct", "decoded", "guessed", "failed"):
         chosen = [r for r in replies if (r.outcomes[0] if r.ok else "failed") == outcome]
         if not chosen:
             lines.append(f"{outcome:<9}{0:>6}")

@@ -63,7 +63,7 @@ class Answered(NamedTuple):
     probabilities: np.ndarray
     """(classes,) float32."""
     outcome: str
-    """`direct` or `decoded`."""
+    """`direct`, `decoded`, or `guessed` (decoded from less than determines it)."""
     seconds: float
     work_seconds: float = 0.0
     """Of these, until all that the answer is made of was here: queues and workers. The rest is the
@@ -94,6 +94,8 @@ class Waiting:
     origin: Origin | None
     future: asyncio.Future[Answered]
     decoded: np.ndarray | None = None
+    outcome: str = "decoded"
+    """Of what was decoded."""
     ready: float = 0.0
     """When all that its answer is made of was here."""
 
@@ -322,14 +324,12 @@ class FrontEnd:
                 self._make_ready((action.query,))
             elif isinstance(action, Decode):
                 outputs = {task: self._output(a) for task, a in action.outputs.items()}
-                self._jobs.append(Job(action.size, outputs, action.wanted))
+                self._jobs.append(Job(action.size, outputs, action.wanted, action.guess))
                 self._make_ready(action.wanted)
-                if action.guess:
-                    self.metrics.guesses.inc(len(action.wanted))
             elif isinstance(action, AnswerDecoded):
                 waiting = self._waiting.get(action.query)
                 if waiting is not None and waiting.decoded is not None:
-                    self._answer(action.query, waiting.decoded, "decoded")
+                    self._answer(action.query, waiting.decoded, waiting.outcome)
             elif isinstance(action, Fail):
                 self._fail(action)
             elif isinstance(action, Replace):
@@ -517,7 +517,7 @@ class FrontEnd:
                         if job.size == 0:
                             self._answer(query, probabilities, "direct")
                         else:
-                            self._decoded(query, probabilities)
+                            self._decoded(query, probabilities, job.guess)
         finally:
             self._decoding = False
 
@@ -528,10 +528,11 @@ class FrontEnd:
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))
 
-    def _decoded(self, query: int, probabilities: np.ndarray) -> None:
+    def _decoded(self, query: int, probabilities: np.ndarray, guess: bool) -> None:
         waiting = self._waiting.get(query)
         if waiting is not None:
             waiting.decoded = probabilities
+            waiting.outcome = "guessed" if guess else "decoded"
         sure = bool(probabilities.max() >= self.min_confidence)
         self._do(self.scheduler.decoded(time.monotonic(), query, sure))
 

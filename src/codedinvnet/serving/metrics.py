@@ -38,7 +38,7 @@ class Metrics:
         registry = self.registry
         self.queries = Counter(
             "codedinvnet_queries",
-            "Queries by outcome: direct, decoded, or why they failed.",
+            "Queries by outcome: direct, decoded, guessed, or why they failed.",
             ["outcome"],
             registry=registry,
         )
@@ -88,11 +88,6 @@ class Metrics:
         )
         self.tasks = Counter(
             "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
-        )
-        self.guesses = Counter(
-            "codedinvnet_guesses",
-            "Queries to be decoded from a parity alone, which is less accurate.",
-            registry=registry,
         )
         self.agreement_checks = Counter(
             "codedinvnet_live_agreement_checks",
