@@ -17,6 +17,7 @@ import torch
 
 from codedinvnet.bench import accuracy
 from codedinvnet.bench.rows import append_row, newest, read_rows
+from codedinvnet.bench.tables import current
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
@@ -311,6 +312,28 @@ def test_parts_of_other_settings_are_trained_anew(
     assert kept == headers[:3]
     digests = [header["settings"]["bundle"] for header in headers]
     assert len(set(digests[:3])) == 1 != len(set(digests[2:]))
+
+
+def test_the_plain_base_outlives_the_weights_of_the_bundle(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, bundle)
+    blocks = [{"methods": ["none", "parm"], "bases": ["invertible", "resnet"]}]
+    grid = write_grid(tmp_path / "grid.json", bundle, blocks)
+    assert run(grid, tmp_path, data_dir)["done"] == 4
+    tensors, header = load_checkpoint(bundle / "weights.safetensors")
+    other = {key: 1.01 * value for key, value in tensors.items()}
+    save_checkpoint(bundle / "weights.safetensors", other, header)
+    counts = run(grid, tmp_path, data_dir)
+    assert (counts["kept"], counts["done"]) == (2, 2)
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {row["base"] for row in rows[4:]} == {"invertible"}
+    assert {row["base"] for row in current(rows)} == {"invertible", "resnet"}
+    assert len(current(rows)) == 4
+    assert [path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")] == [
+        "parm-of-invertible-k4"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ class DataSet:
     def _resnet(self, seed: int) -> nn.Module:
         """Return the plain base model, of about the served one's cost."""
         part = self.settings.classifier
-        depends = {"width": self.resnet_width, **self._images()}
+        depends = self._images("resnet")
 
         def make() -> nn.Module:
             padding = self.bundle.model.settings.padding
@@ -233,9 +233,27 @@ class DataSet:
             teacher=teacher,
         )
 
-    def _images(self) -> dict[str, Any]:
-        """Return which images a part is trained on."""
-        return {"images": len(self.train_rows), "bundle": weights_digest(self.settings.bundle)}
+    def _images(self, base: Base) -> dict[str, Any]:
+        """Return which images a part is trained on, and for which base model."""
+        return {"images": len(self.train_rows), **self._base(base, self.settings.bundle)}
+
+    def _base(self, base: Base, bundle: str) -> dict[str, Any]:
+        """Return what a base model depends on, beside its own training.
+
+        The plain one has the cost, the split and the augmentation of the bundle's, not its weights:
+        another bundle of the same network leaves it, and what is trained for it, as they are.
+        """
+        if base == "invertible":
+            return {"bundle": weights_digest(bundle)}
+        served = self.bundle.info.provenance.settings
+        made = {
+            "width": self.resnet_width,
+            "padding": self.bundle.model.settings.padding,
+            "validation": served.data.validation,
+            "split_seed": served.seed,
+            **{key: getattr(served.training, key) for key in ("flip", "shift", "precision")},
+        }
+        return {"plain": made}
 
     def _trained(
         self,
@@ -317,7 +335,7 @@ class DataSet:
             "base": trial.base,
             "k": k,
             "encoder": paper.encoder.model_dump(mode="json"),
-            **self._images(),
+            **self._images(trial.base),
         }
 
         def make() -> nn.Module:
@@ -340,7 +358,7 @@ class DataSet:
             return self._paper_encoder(trial)
         name, base, seed, k = trial.method, trial.base, trial.seed, trial.k
         classifier = self.classifier(base, seed)
-        depends = {"method": name, "base": base, "k": k, **self._images()}
+        depends = {"method": name, "base": base, "k": k, **self._images(base)}
         if base == "resnet":
             depends["classifier"] = self.settings.classifier.model_dump(mode="json")
         if name == SmallBackup.name:
@@ -419,7 +437,7 @@ class DataSet:
         """Return what a trial's result depends on beside the grid: its key in the results."""
         need, part = NEEDS[trial.method], self.settings
         found: dict[str, Any] = {
-            "bundle": weights_digest(trial.bundle),
+            **self._base(trial.base, trial.bundle),
             "test_images": len(self.test),
             "train_images": len(self.train_rows),
         }

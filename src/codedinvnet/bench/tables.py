@@ -90,8 +90,8 @@ def current(rows: Iterable[Row]) -> list[Row]:
 
     A row that was written again replaces the old one. Of a data set only rows count that were made
     as its last one was, as far as SHARED goes; of a setting those with as many patterns as its last
-    one; of a bundle those with its last weights; of a line those with its last settings. Quick rows
-    count where a data set has no others.
+    one; of a base model those with its last weights; of a line those with its last settings. Quick
+    rows count where a data set has no others.
     """
     kept = sorted(newest(rows).values(), key=lambda row: not row["settings"]["quick"])
     kept = agreeing(
@@ -106,8 +106,8 @@ def current(rows: Iterable[Row]) -> list[Row]:
     )
     kept = agreeing(
         kept,
-        lambda row: (row["dataset"], row["bundle"]),
-        lambda row: row["settings"]["bundle"],
+        lambda row: (row["dataset"], row["bundle"], row["base"]),
+        lambda row: [row["settings"].get(name) for name in ("bundle", "plain")],
     )
     return agreeing(kept, _place, lambda row: row["settings"])
 
