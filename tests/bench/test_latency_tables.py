@@ -125,6 +125,9 @@ def test_the_overview_compares_methods_in_the_same_runs() -> None:
     more = latency_tables.overview([*rows, lost])
     assert "| coded | 6 of 7 | 1.00 | never |" in more
     assert "| uncoded | 3 of 7 | 2.00 | 3.00 | 1 | 4 | 2.00 |" in more
+    few = latency_tables.overview([*rows, latency_row("hedge", sample(1), stragglers="held")])
+    assert few.replace(" Left out, of too few runs: hedge, 1 runs.", "") == text
+    assert len(few) > len(text)
     assert latency_tables.overview([]) == ""
     assert latency_tables.overview(rows[:1] + rows[5:6]) == ""
 

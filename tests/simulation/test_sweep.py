@@ -12,6 +12,7 @@ from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     NOBODY,
     Sweep,
+    contested,
     helps_up_to,
     load_sweep,
     read_rows,
@@ -49,6 +50,12 @@ ROWS = [
     row(0.8, "hedge", None),
     row(0.2, "replicate", 300.0),
 ]
+
+
+def test_where_intervals_overlap_the_winner_is_one_of_several() -> None:
+    assert contested(ROWS) == (0, 3)
+    assert contested([*ROWS, row(0.2, "replicate", 32.0)]) == (1, 3)
+    assert contested([row(0.2, "uncoded", None), row(0.2, "coded", None)]) == (0, 0)
 
 
 def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def against_accuracy(lines: Sequence[Line]) -> Figure | None:
             color=_colour(line),
             label=line.label,
         )
+        axis.set_xscale("log")
         axis.set_xlabel(f"{TITLES[name]}, ms", fontsize="small")
         axis.set_ylabel("overall accuracy, %", fontsize="small")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,9 +254,11 @@ def note(lines: Sequence[Line]) -> str:
         f"k = {each('k')}. "
         f"{each('workers')} workers share {each('cores')} cores: every task waits "
         f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
-        f"machines of their own; the mean service time was {span('mean_service_ms')} ms, the "
-        f"processors were {span('processors_busy', 0, 100)} % busy "
-        f"({span('processors_busy_niced', 0, 100)} % with niced work of others). Load is a share "
+        "machines of their own as far as a processor is free when they need it; the mean service "
+        f"time was {span('mean_service_ms')} ms, the processors were "
+        f"{span('processors_busy', 0, 100)} % busy, {span('processors_busy_niced', 0, 100)} % with "
+        "niced work of others, which gives way. Encoding has no such wait, "
+        "which favours the codes (docs/benchmarks.md). Load is a share "
         f"of {each('workers')} workers / {each('service_ms')} ms; work is in service times a "
         "query, without injected delays. A query without an answer is lost: it counts as "
         "infinitely late and as wrong. "
@@ -296,17 +299,21 @@ def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
 def overview(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how every method's tail compares with the others' of the same runs; "" without rows.
 
-    Of runs of which every method has its own.
+    Of methods that have at least half as many runs as any, and of runs of which each of these has
+    its own: a method of which few are measured does not take the others' away.
     """
-    lines = lines_of(rows)
-    labels = list(dict.fromkeys(line.label for line in lines))
+    tails = run_tails(lines_of(rows))
+    counts = Counter(label for run in tails.values() for label in run)
+    labels = [label for label in counts if 2 * counts[label] >= max(counts.values())]
     whole = {
-        place: run
-        for place, run in run_tails(lines).items()
-        if len(run) == len(labels) and math.isfinite(min(run.values()))
+        place: compared
+        for place, run in tails.items()
+        if len(compared := {label: run[label] for label in labels if label in run}) == len(labels)
+        and math.isfinite(min(compared.values()))
     }
     if not whole:
         return ""
+    fewer = [f"{label}, {counts[label]} runs" for label in counts if label not in labels]
     settings = len({setting for setting, _ in whole})
     return (
         f"{compare_tails(list(whole.values()), labels)}\n"
@@ -314,7 +321,9 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
         "stragglers): of each the farthest percentile beyond which it has ten requests (10,000 "
         "single images: p99.9; 1,000 requests of ten: p99), over the lowest of all methods in that "
         f"run, which met the same arrivals, and beside {CODED}'s, from {SAME:.0%} on. Never: more "
-        "queries were lost than the percentile allows.\n"
+        "queries were lost than the percentile allows."
+        + (f" Left out, of too few runs: {'; '.join(fewer)}." if fewer else "")
+        + "\n"
     )
 
 

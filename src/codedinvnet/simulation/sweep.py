@@ -150,10 +150,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def tails(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], dict[str, float]]:
     """Return p99.9 in ms (inf: more than one request in a thousand is lost) by place and policy."""
-    found: dict[tuple[str, int, float], dict[str, float]] = {}
+    return {
+        place: {row["cell"]["policy"]: _late(row) for row in here}
+        for place, here in _places(rows).items()
+    }
+
+
+def _places(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, int, float], list[Mapping[str, Any]]]:
+    """Return the rows of all policies by (stragglers, batch, load)."""
+    found: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
     for row in rows:
         cell = Cell(**row["cell"])
-        found.setdefault((cell.stragglers, cell.batch, cell.load), {})[cell.policy] = _late(row)
+        found.setdefault((cell.stragglers, cell.batch, cell.load), []).append(row)
     return found
 
 
@@ -163,12 +173,8 @@ def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], s
     Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work;
     NOBODY where none has a finite one.
     """
-    places: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cell = Cell(**row["cell"])
-        places.setdefault((cell.stragglers, cell.batch, cell.load), []).append(row)
     found = {}
-    for place, here in places.items():
+    for place, here in _places(rows).items():
         lowest = min(map(_late, here))
         if not math.isfinite(lowest):
             found[place] = NOBODY
@@ -176,6 +182,22 @@ def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], s
         good = [row for row in here if _late(row) <= (1 + MARGIN) * lowest]
         found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
     return found
+
+
+def contested(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Return in how many places the lowest p99.9 may be another policy's, and of how many.
+
+    It may where their 95 % intervals overlap. Places count where the lowest is finite and has one.
+    """
+    found = []
+    for here in _places(rows).values():
+        lowest = min(here, key=_late)
+        if lowest["p999_ms_95"] is None:
+            continue
+        highest = lowest["p999_ms_95"][1]
+        others = [row["p999_ms_95"] for row in here if row is not lowest]
+        found.append(any(other is not None and other[0] <= highest for other in others))
+    return sum(found), len(found)
 
 
 def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str], float | None]:
