@@ -16,6 +16,7 @@ from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.simulation.figures import (
     QUANTILES,
+    SAME,
     TAIL,
     Estimate,
     half_width,
@@ -25,8 +26,6 @@ from codedinvnet.simulation.figures import (
 from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
-SAME = 0.05
-"""Tails within so much of the lowest count as equally low."""
 CODED = "coded"
 """The method that the others are compared with."""
 

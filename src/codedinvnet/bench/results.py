@@ -17,6 +17,7 @@ from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.served import SERVED
 
 HEADLINE_K = 10
@@ -252,7 +253,7 @@ def map_section(path: Path) -> str:
         if not whole
         else [
             f"p99.9 of {len(whole)} places (stragglers, images of a request, load) over the lowest "
-            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than "
+            f"there, and beside coded's, from {SAME:.0%} on (never: more is lost than "
             "p99.9 allows):",
             latency_tables.compare_tails(whole, names).strip(),
         ]
@@ -260,10 +261,10 @@ def map_section(path: Path) -> str:
     return "\n\n".join(
         [
             "Simulated with the service's own rules. The policy with the least work among those "
-            f"whose p99.9 is within {sweep.MARGIN:.0%} of the lowest, by load ({sweep.NOBODY}: "
+            f"whose p99.9 is within {SAME:.0%} of the lowest, by load ({sweep.NOBODY}: "
             "every policy loses more than one request in a thousand):",
             tables.markdown(["stragglers", "images of a request", *shares], wins).strip(),
-            f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
+            f"Up to which load a policy's p99.9 is more than {SAME:.0%} below that of "
             "doing nothing:",
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,

@@ -24,6 +24,8 @@ FEWEST_RUNS = 3
 """With fewer there is no interval over runs."""
 TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
+SAME = 0.05
+"""Percentiles that differ by less count as equal."""
 SECONDS_PER_MILLION = 120.0
 """What a million queries may take on one core."""
 
