@@ -19,9 +19,11 @@ from codedinvnet.simulation.figures import (
     SAME,
     TAIL,
     Estimate,
+    RunPercentile,
     half_width,
-    over_runs,
-    pooled,
+    latencies_of,
+    latency_of,
+    percentile_of_runs,
 )
 from codedinvnet.simulation.served import SERVED
 
@@ -49,33 +51,23 @@ class Line:
     def latency(self, name: str) -> Estimate | None:
         """Return a percentile (of QUANTILES) in ms; None if the runs were too short for it.
 
-        It is that of all runs' requests together, where the largest latencies that the rows keep
-        reach down to it; else the geometric mean of the runs' own. The interval (95 %) is by
-        sectioning on the logarithm, with runs as the sections; a single run has its own.
+        It is the one of `percentile_of_runs`, with the largest latencies that the rows keep.
         """
         share = QUANTILES[name]
         for row in self.rows:
             if not long_enough(row["requests"], share, row["settings"]["quick"]):
                 return None
         # None stands for infinity now: that of a run which lost as many requests.
-        values = [row[f"{name}_ms"] for row in self.rows]
-        logs = [math.inf if v is None else math.log(v) for v in values]
-        value = self.pooled(share)
-        if value is None:
-            value = math.exp(statistics.fmean(logs))
-        if not math.isfinite(value):
-            return Estimate(math.inf, None)
-        if len(values) == 1:
-            return Estimate(value, self.rows[0][f"{name}_ms_95"])
-        return Estimate(value, over_runs([math.exp(log) for log in logs], value))
+        own = [Estimate(latency_of(row[f"{name}_ms"]), row[f"{name}_ms_95"]) for row in self.rows]
+        return self.of_runs(own, share)
 
-    def pooled(self, share: float) -> float | None:
-        """Return a percentile of all requests together, in ms, if the rows' tails hold it.
-
-        It is infinite if as many requests were lost.
-        """
-        tails = [row["tail_ms"] for row in self.rows]
-        return pooled(tails, [row["requests"] for row in self.rows], share)
+    def of_runs(self, own: Iterable[Estimate], share: float) -> Estimate:
+        """Return a percentile in ms of all runs, from the runs' own and the rows' tails."""
+        runs = [
+            RunPercentile(one, latencies_of(row["tail_ms"]), row["requests"])
+            for one, row in zip(own, self.rows, strict=True)
+        ]
+        return percentile_of_runs(runs, share)
 
     def mean(self, figure: str) -> float:
         """Return the mean of a figure over the runs."""
@@ -286,8 +278,7 @@ def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
         for row in line.rows:
             held = [n for n, share in QUANTILES.items() if (1 - share) * row["requests"] >= TAIL]
             if held:
-                late = row[f"{held[-1]}_ms"]
-                value = math.inf if late is None else float(late)
+                value = latency_of(row[f"{held[-1]}_ms"])
                 found.setdefault((line.setting, row["run"]), {})[line.label] = value
     return found
 

@@ -22,7 +22,14 @@ from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.figures import QUANTILES, over_runs, pooled, sections_for
+from codedinvnet.simulation.figures import (
+    QUANTILES,
+    Estimate,
+    RunPercentile,
+    latencies_of,
+    percentile_of_runs,
+    sections_for,
+)
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 COMPARED = ("p50", "p99", "p999")
@@ -100,24 +107,20 @@ class MeasuredArm:
         """Of all runs."""
         return sum(run.requests for run in self.runs)
 
-    def percentile(self, name: str) -> tuple[float, tuple[float, float] | None] | None:
-        """Return a percentile (of QUANTILES) in ms and its 95 % interval; None if a run has none.
-
-        It is that of all runs' requests together where the latencies that the rows keep reach down
-        to it, else the geometric mean of the runs' own. A single run has its own interval, two runs
-        have none.
-        """
+    def percentile(self, name: str) -> Estimate | None:
+        """Return a percentile (of QUANTILES) in ms of all runs; None if a run has none."""
         values = [getattr(run, f"{name}_ms") for run in self.runs]
         if None in values:
             return None
-        if len(values) == 1:
-            return values[0], getattr(self.runs[0], f"{name}_ms_95")
-        whole = pooled(
-            [r.tail_ms for r in self.runs], [r.requests for r in self.runs], QUANTILES[name]
-        )
-        if whole is None:
-            whole = statistics.geometric_mean(values)
-        return whole, over_runs(values, whole)
+        runs = [
+            RunPercentile(
+                Estimate(value, getattr(run, f"{name}_ms_95")),
+                latencies_of(run.tail_ms),
+                run.requests,
+            )
+            for value, run in zip(values, self.runs, strict=True)
+        ]
+        return percentile_of_runs(runs, QUANTILES[name])
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "apart", "routing", "stragglers")

@@ -19,7 +19,7 @@ from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import SAME, simulate
+from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, completed
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
@@ -199,5 +199,4 @@ def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str],
 
 
 def _late(row: Mapping[str, Any]) -> float:
-    late = row["p999_ms"]
-    return math.inf if late is None else float(late)
+    return latency_of(row["p999_ms"])
