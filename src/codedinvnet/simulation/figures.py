@@ -143,14 +143,20 @@ def sections_for(count: int, share: float) -> int:
     return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
 
 
+def counted(records: Records, scenario: Scenario) -> np.ndarray:
+    """Return the latencies (n,) in ms of the requests that count, those after the warm-up."""
+    latency: np.ndarray = 1000 * records.latency[int(scenario.warmup * len(records.latency)) :]
+    return latency
+
+
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
     A request with a query that was not answered counts as infinitely late. There is no accuracy
     with a small backup whose own the scenario does not say.
     """
-    first = int(scenario.warmup * len(records.latency))
-    latency = 1000 * records.latency[first:]
+    latency = counted(records, scenario)
+    first = len(records.latency) - len(latency)
     found: dict[str, Any] = {}
 
     def put(name: str, measured: Estimate, digits: int) -> None:
@@ -198,13 +204,24 @@ def simulate(
     Raises:
         UserError: if the accuracy is not known.
     """
+    return simulate_requests(scenario, accuracy, progress)[1]
+
+
+def simulate_requests(
+    scenario: Scenario, accuracy: Accuracy | None = None, progress: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Simulate a scenario; return the latencies that count, (n,) in ms, and what `simulate` does.
+
+    Raises:
+        UserError: if the accuracy is not known.
+    """
     simulation = Simulation(scenario, accuracy)
     began = time.process_time()
     records = simulation.run(progress)
     seconds = time.process_time() - began
     figures = summarise(records, scenario)
     per_million = 1e6 * seconds / figures["queries"]
-    return {
+    return counted(records, scenario), {
         "schema_version": SCHEMA,
         "kind": "simulated",
         "scenario": scenario.model_dump(mode="json", exclude_defaults=True),

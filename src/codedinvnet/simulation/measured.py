@@ -10,17 +10,18 @@ import hashlib
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
+from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import (
     QUANTILES,
@@ -28,6 +29,7 @@ from codedinvnet.simulation.figures import (
     RunPercentile,
     latencies_of,
     percentile_of_runs,
+    pooled,
     sections_for,
 )
 from codedinvnet.simulation.scenario import Scenario, Straggler
@@ -109,10 +111,36 @@ class MeasuredArm:
 
     def percentile(self, name: str) -> Estimate | None:
         """Return a percentile (of QUANTILES) in ms of all runs; None if a run has none."""
+        runs = self._own(name)
+        return None if runs is None else percentile_of_runs(runs, QUANTILES[name])
+
+    def simulated(self, name: str, latencies: Sequence[np.ndarray]) -> float:
+        """Return the same percentile of simulations, in ms, taken in the same way.
+
+        It is that of all requests together where the measured one is, else the geometric mean of
+        the runs' own: the two differ where runs do.
+
+        Args:
+            name: of a percentile that the arm has.
+            latencies: in ms, (n,) of the requests of each run's simulation.
+        """
+        share = QUANTILES[name]
+        measured = self._own(name)
+        together = measured is not None and pooled(measured, share) is not None
+        runs = [
+            RunPercentile(
+                Estimate(percentile(own, share), None), own if together else own[:0], len(own)
+            )
+            for own in latencies
+        ]
+        return percentile_of_runs(runs, share).value
+
+    def _own(self, name: str) -> list[RunPercentile] | None:
+        """Return the runs' own percentiles; None if one has none."""
         values = [getattr(run, f"{name}_ms") for run in self.runs]
         if None in values:
             return None
-        runs = [
+        return [
             RunPercentile(
                 Estimate(value, getattr(run, f"{name}_ms_95")),
                 latencies_of(run.tail_ms),
@@ -120,7 +148,6 @@ class MeasuredArm:
             )
             for value, run in zip(values, self.runs, strict=True)
         ]
-        return percentile_of_runs(runs, QUANTILES[name])
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "apart", "routing", "stragglers")
@@ -200,7 +227,7 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 
-def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def compare(arm: MeasuredArm, latencies: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
     """Return for each percentile what was measured and simulated, and whether they agree.
 
     They agree within 15 % of the measured value or within its 95 % interval, whichever is wider.
@@ -209,7 +236,7 @@ def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str,
 
     Args:
         arm: what was measured.
-        figures: of the simulation of each of its runs; their geometric mean is compared.
+        latencies: in ms, (n,) of the requests of each run's simulation.
     """
     found = {}
     for name in COMPARED:
@@ -219,8 +246,7 @@ def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str,
         value, interval = measured
         low, high = interval or (value, value)
         low, high = min(low, (1 - TOLERANCE) * value), max(high, (1 + TOLERANCE) * value)
-        simulated = [figure[f"{name}_ms"] for figure in figures]
-        late = math.inf if None in simulated else statistics.geometric_mean(simulated)
+        late = arm.simulated(name, latencies)
         few = sections_for(arm.requests, QUANTILES[name]) < 1
         found[name] = {
             "measured_ms": round(value, 3),
