@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.bench.latency_tables import lines_of
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.figures import simulate_requests
 from codedinvnet.simulation.measured import (
@@ -20,8 +21,10 @@ from codedinvnet.simulation.measured import (
     scenario_of,
     scenarios_of,
     table,
+    tally,
 )
 from codedinvnet.simulation.scenario import Scenario
+from tests.bench.canned import latency_row
 from tests.simulation.scenarios import scenario
 
 ROW: dict[str, Any] = {
@@ -44,6 +47,11 @@ ROW: dict[str, Any] = {
     "p99_ms_95": [50.0, 120.0],
     "p999_ms": None,
 }
+
+
+def made(label: str, milliseconds: np.ndarray, **more: Any) -> dict[str, Any]:
+    """Return a row of `bench latency`."""
+    return {**latency_row(label, milliseconds, **more), "policy": label, "qps": 180.0}
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -128,6 +136,7 @@ def test_what_came_out_of_too_few_requests_is_no_judge() -> None:
     assert "never no" in lines[1]
     assert "300.0      never ?" in lines[1]
     assert lines[-2].startswith("0 of 2 percentiles within 15%")
+    assert "never on both sides" not in lines[-2]
     assert (
         lines[-1]
         == "1 not judged (?): no interval, and fewer than ten requests beyond the percentile"
@@ -185,6 +194,56 @@ def test_an_arms_percentiles_are_those_of_all_requests() -> None:
     value, _ = tailless.percentile("p999") or (0, None)
     tops = [run.p999_ms or 0 for run in arm.runs]
     assert value == pytest.approx(math.prod(tops) ** (1 / 3))
+
+
+def test_too_many_lost_requests_are_met_by_as_many_alone() -> None:
+    lost: dict[str, Any] = {"p50_ms": 30.0, "p99_ms": None, "p99_ms_95": None, "requests": 1000}
+
+    def cells(simulated: np.ndarray, **more: Any) -> dict[str, Any]:
+        return compare(MeasuredArm((MeasuredRun.model_validate(ROW | lost | more),)), [simulated])
+
+    assert set(cells(requests(30, 80))) == {"p50"}  # nobody says that any was lost
+    assert set(cells(requests(30, 80), errors=10)) == {"p50", "p999"}  # 1 % are, and no more
+    both = cells(requests(30, math.inf), errors=11)
+    assert [cell["agrees"] for cell in both.values()] == [True, True, True]
+    assert both["p99"]["measured_ms"] is both["p99"]["simulated_ms"] is None
+    assert both["p99"]["allowed_ms"] == [None, None]
+    one = cells(requests(30, 80, 90), errors=11)
+    assert [cell["agrees"] for cell in one.values()] == [True, False, False]
+    few = cells(requests(30, 80, 90), errors=9)
+    assert [cell["agrees"] for cell in few.values()] == [True, None]
+    assert cells(requests(30, 80, 90), tail_ms=[None] * 11) == one
+    arms = [{"name": "arm", "runs": 1, "percentiles": found} for found in (both, one, few)]
+    assert tally(arms) == (9, 7, 5, 3, 2, 1, 1)
+    lines = table(arms)
+    assert lines[1].count("never      never ok") == 2
+    assert "never       80.0 no" in lines[2]
+    assert lines[-3].startswith("5 of 7 percentiles within 15% ")
+    assert "never on both sides (2: more requests were lost" in lines[-3]
+    assert lines[-1] == "1 not judged (-): the rows have no such percentile"
+
+
+def test_a_run_that_lost_too_many_leaves_the_percentile_of_all() -> None:
+    runs = runs_of(SAMPLE)
+    tail = (None, None, *runs[2].tail_ms[2:])
+    runs[2] = runs[2].model_copy(update={"p999_ms": None, "tail_ms": tail})
+    found = MeasuredArm(tuple(runs)).percentile("p999")
+    assert found is not None
+    assert math.isfinite(found.value)
+    assert found.interval is None
+
+
+def test_rows_of_the_benchmark_count_as_in_its_tables(tmp_path: Path) -> None:
+    sample = SAMPLE[0]
+    old = [made("coded", sample, run=run, wait_ms=1.0) for run in (1, 2)]
+    lost = [made("uncoded", sample), made("uncoded", sample, error="RuntimeError: no")]
+    kept = [made("coded", sample, run=run) for run in (1, 2)]
+    path = write(tmp_path / "rows.jsonl", *old, ROW, *lost, *kept)
+    runs = read_runs(path)
+    assert [run.key for run in runs] == [None, *(row["key"] for row in kept)]
+    assert [len(arm.runs) for arm in arms_of(runs)] == [1, 2]  # what others measured counts, too
+    (line,) = lines_of([*old, *lost, *kept])
+    assert line.rows == tuple(kept)
 
 
 def test_runs_that_differ_are_simulated_as_they_were_measured() -> None:

@@ -83,6 +83,19 @@ def _place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
     return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
 
 
+READ = (
+    *("key", "dataset", "batch", "load", "straggler_model", "label"),
+    *("settings", "stragglers", "machine", "cores"),
+)
+"""What `current` reads of a row."""
+
+
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has what `current` reads; rows of somebody else may not."""
+    settings = row.get("settings")
+    return row.keys() >= set(READ) and isinstance(settings, dict) and "quick" in settings
+
+
 def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Return the rows of this benchmark that belong together, failed ones, too.
 

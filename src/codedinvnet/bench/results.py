@@ -192,33 +192,39 @@ def validation_section(path: Path) -> str:
         UserError: if the file is damaged.
     """
     report = read_json(path)
+    arms = report["arms"]
     off = [
         [
             tables.one_line(arm["name"]),
             latency_tables.TITLES[name],
-            f"{cell['measured_ms']:.1f}",
-            "{:.1f} to {:.1f}".format(*cell["allowed_ms"]),
-            "never" if cell["simulated_ms"] is None else f"{cell['simulated_ms']:.1f}",
+            measured.shown(cell["measured_ms"]),
+            " to ".join(dict.fromkeys(map(measured.shown, cell["allowed_ms"]))),
+            measured.shown(cell["simulated_ms"]),
         ]
-        for arm in report["arms"]
+        for arm in arms
         for name, cell in arm["percentiles"].items()
         if cell["agrees"] is False
     ]
-    near = sum(
-        cell["simulated_ms"] is not None
-        and abs(cell["simulated_ms"] / cell["measured_ms"] - 1) <= measured.TOLERANCE
-        for arm in report["arms"]
-        for cell in arm["percentiles"].values()
-        if cell["agrees"] is not None
-    )
+    found = measured.tally(arms)
     titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
+    images = _range([own["queries"] for arm in arms for own in arm["simulated"]])
+    not_judged = [
+        f"{count} are not judged ({why})."
+        for count, why in (
+            (found.too_few_requests, measured.TOO_FEW),
+            (found.not_measured, measured.NOT_MEASURED),
+        )
+        if count
+    ]
+    never = f", and {found.never} are never on both sides ({measured.NEVER})" if found.never else ""
     text = [
-        "Every arm of the measurement was simulated with the times fitted in its own runs. Of the "
-        f"{report['compared']} percentiles that can be judged ({titles} of {len(report['arms'])} "
-        f"arms) {report['agree']} lie within {measured.TOLERANCE:.0%} of the measured one or its "
-        f"95 % interval, whichever is wider ({near} within {measured.TOLERANCE:.0%}, whatever the "
-        f"interval); {report['too_few_requests']} are not judged "
-        f"({measured.TOO_FEW}).",
+        f"Every arm with finished runs was simulated with the times fitted in these runs, {images} "
+        "images a run; a percentile of simulated runs is taken as that of the measured ones. Of "
+        f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
+        f"judged and {found.agree} agree: {found.agree - found.never} lie within "
+        f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "
+        f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval){never}. "
+        + (" ".join(not_judged) or "None is left out."),
     ]
     rows = path.with_name("latency.jsonl")
     if rows.is_file() and measured.digest(rows) != report["measured_digest"]:

@@ -141,17 +141,13 @@ def _validate(
         figures = [{k: v for k, v in own.items() if k != "scenario"} for _, own in runs]
         row = {"name": arm.name, "runs": len(arm.runs), "percentiles": percentiles}
         rows.append({**row, "simulated": figures})
-    cells = [cell for row in rows for cell in row["percentiles"].values()]
-    judged = [cell["agrees"] for cell in cells if cell["agrees"] is not None]
     report = {
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
         "measured_digest": measured.digest(path),
         "base": base.model_dump(mode="json", exclude_defaults=True),
-        "agree": sum(judged),
-        "compared": len(judged),
-        "too_few_requests": len(cells) - len(judged),
+        **measured.tally(rows)._asdict(),
         "arms": rows,
         **provenance,
     }
