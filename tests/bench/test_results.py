@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.bench.rows import append_row
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.measured import digest
+from codedinvnet.simulation.measured import COMPARED, digest
 from codedinvnet.simulation.sweep import load_sweep
 from tests.bench.canned import latency_row, row
 
@@ -45,25 +46,34 @@ def ablation_row(name: str, recovered: float, **more: Any) -> dict[str, Any]:
 
 
 def percentile(measured: float, simulated: float | None, agrees: bool | None) -> dict[str, Any]:
-    allowed = [0.85 * measured, 1.15 * measured]
-    found = {"measured_ms": measured, "simulated_ms": simulated}
-    return {**found, "allowed_ms": allowed, "agrees": agrees}
+    known = math.isfinite(measured)
+    return {
+        "measured_ms": measured if known else None,
+        "simulated_ms": simulated,
+        "allowed_ms": [0.85 * measured, 1.15 * measured] if known else [None, None],
+        "agrees": agrees,
+    }
 
 
 def validation(rows: Path) -> dict[str, Any]:
-    """Two arms, of whose six percentiles two are off and one cannot be judged."""
-    good, late = percentile(100.0, 101.0, True), percentile(100.0, 90.0, True)
+    """Three arms.
+
+    Of the first two's six percentiles two are off and one cannot be judged; of the third's one is
+    never on both sides, one in the measurement alone, and one is not there.
+    """
+    good, late = percentile(100.0, 101.0, True), percentile(100.0, 120.0, True)
     arms = [
         {"p50": good, "p99": late, "p999": percentile(200.0, 190.0, None)},
         {"p50": good, "p99": percentile(100.0, 130.04, False)},
     ]
     arms[1]["p999"] = percentile(400.0, None, False)
+    arms.append({"p50": percentile(math.inf, 90.0, False), "p99": percentile(math.inf, None, True)})
     return {
         "measured_digest": digest(rows),
-        "agree": 3,
-        "compared": 5,
-        "too_few_requests": 1,
-        "arms": [{"name": f"arm {i}", "percentiles": own} for i, own in enumerate(arms)],
+        "arms": [
+            {"name": f"arm {i}", "percentiles": own, "simulated": [{"queries": 20_000}]}
+            for i, own in enumerate(arms)
+        ],
     }
 
 
@@ -189,20 +199,29 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
 def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
     title = "Does the simulator agree with it?"
     found = section(page(folder, "."), title)
-    assert "Of the 5 percentiles that can be judged (p50, p99, p99.9 of 2 arms) 3 lie" in found
-    assert "interval, whichever is wider (3 within 15%, whatever the interval)" in found
-    assert "1 are not judged" in found
+    assert "in these runs, 20,000 images a run; " in found
+    assert "Of 9 percentiles (p50, p99, p99.9 of 3 arms) 7 are judged and 4 agree: 3 lie" in found
+    assert "whichever is wider (2 within 15%, whatever the interval), and 1 are never on" in found
+    assert found.count("are not judged") == 2
+    assert "1 are not judged (no interval, " in found
+    assert "1 are not judged (the rows have no such percentile)." in found
     rows = [line for line in found.splitlines() if line.startswith("| arm ")][1:]
     assert rows == [
         "| arm 1 | p99 | 100.0 | 85.0 to 115.0 | 130.0 |",
         "| arm 1 | p99.9 | 400.0 | 340.0 to 460.0 | never |",
+        "| arm 2 | p50 | never | never | 90.0 |",
     ]
     assert "have changed since" not in found
     write(folder / "latency.jsonl", [latency_row("hedge", TIMES, run=2)])
     assert "have changed since" in section(page(folder, "."), title)
-    good = {**json.loads((folder / "validation.json").read_text()), "arms": []}
+    good = json.loads((folder / "validation.json").read_text())
+    same = percentile(100.0, 90.0, True)
+    good["arms"] = [{**good["arms"][0], "percentiles": dict.fromkeys(COMPARED, same)}]
     (folder / "validation.json").write_text(json.dumps(good))
-    assert "Those that do not" not in section(page(folder, "."), title)
+    found = section(page(folder, "."), title)
+    assert "3 are judged and 3 agree" in found
+    assert "None is left out." in found
+    assert not any(words in found for words in ("never", "not judged", "Those that do not"))
 
 
 def test_a_headline_of_a_setting_that_was_not_run_says_so(tmp_path: Path) -> None:

@@ -78,12 +78,14 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n")
     report = json.loads(call("simulate", file, "--measured", rows, "--json").out)
-    assert (report["agree"], report["compared"], report["too_few_requests"]) == (1, 1, 1)
+    assert (report["agree"], report["compared"]) == (1, 1)
+    assert (report["percentiles"], report["too_few_requests"], report["not_measured"]) == (3, 1, 1)
     (arm,) = report["arms"]
     assert arm["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
     assert (arm["runs"], len(arm["simulated"])) == (1, 1)
     lines = call("simulate", file, "--measured", rows).out.splitlines()
-    assert lines[-2].startswith("1 of 1 percentiles within 15%")
+    assert lines[-3].startswith("1 of 1 percentiles within 15%")
+    assert [line[:16] for line in lines[-2:]] == ["1 not judged (?)", "1 not judged (-)"]
     out = tmp_path / "results" / "validation.json"
     words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--out", out, "--json")
     written = json.loads(call("simulate", file, *words).out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend, save_beside
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.quantiles import rank_of
+from codedinvnet.simulation.figures import Estimate, latency_of
 from codedinvnet.simulation.served import SERVED
 
 
@@ -58,9 +58,8 @@ def _colour(line: Line) -> tuple[float, float, float]:
 def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Return latencies in ms (n,) and the shares (n,) of requests that take longer.
 
-    They are those of all runs' requests together where the tails that rows keep reach down to
-    them, else the geometric means of the runs' own, as in the table. Percentiles that no request
-    exceeds are left out, and so are those that the lost ones are among.
+    They are taken as in the table. Percentiles that no request exceeds are left out, and so are
+    those that the lost ones are among.
     """
     count = sum(row["requests"] for row in line.rows)
     by_run: list[Mapping[float, float | None]] = [
@@ -68,11 +67,8 @@ def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     ]
     found: dict[float, float] = {}
     for share in sorted({share for run in by_run for share in run}):
-        value = line.pooled(share)
-        if value is None:
-            own = [run.get(share) for run in by_run]
-            logs = [math.inf if v is None else math.log(max(v, 1e-6)) for v in own]
-            value = math.exp(statistics.fmean(logs))
+        own = [Estimate(max(latency_of(run.get(share)), 1e-6), None) for run in by_run]
+        value = line.of_runs(own, share).value
         if rank_of(count, share) < count - 1 and math.isfinite(value):
             found[share] = value
     return np.array(list(found.values())), 1 - np.array(list(found))

@@ -17,17 +17,18 @@ from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.simulation.figures import (
     QUANTILES,
+    SAME,
     TAIL,
     Estimate,
+    RunPercentile,
     half_width,
-    over_runs,
-    pooled,
+    latencies_of,
+    latency_of,
+    percentile_of_runs,
 )
 from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
-SAME = 0.05
-"""Tails within so much of the lowest count as equally low."""
 CODED = "coded"
 """The method that the others are compared with."""
 
@@ -51,33 +52,23 @@ class Line:
     def latency(self, name: str) -> Estimate | None:
         """Return a percentile (of QUANTILES) in ms; None if the runs were too short for it.
 
-        It is that of all runs' requests together, where the largest latencies that the rows keep
-        reach down to it; else the geometric mean of the runs' own. The interval (95 %) is by
-        sectioning on the logarithm, with runs as the sections; a single run has its own.
+        It is the one of `percentile_of_runs`, with the largest latencies that the rows keep.
         """
         share = QUANTILES[name]
         for row in self.rows:
             if not long_enough(row["requests"], share, row["settings"]["quick"]):
                 return None
         # None stands for infinity now: that of a run which lost as many requests.
-        values = [row[f"{name}_ms"] for row in self.rows]
-        logs = [math.inf if v is None else math.log(v) for v in values]
-        value = self.pooled(share)
-        if value is None:
-            value = math.exp(statistics.fmean(logs))
-        if not math.isfinite(value):
-            return Estimate(math.inf, None)
-        if len(values) == 1:
-            return Estimate(value, self.rows[0][f"{name}_ms_95"])
-        return Estimate(value, over_runs([math.exp(log) for log in logs], value))
+        own = [Estimate(latency_of(row[f"{name}_ms"]), row[f"{name}_ms_95"]) for row in self.rows]
+        return self.of_runs(own, share)
 
-    def pooled(self, share: float) -> float | None:
-        """Return a percentile of all requests together, in ms, if the rows' tails hold it.
-
-        It is infinite if as many requests were lost.
-        """
-        tails = [row["tail_ms"] for row in self.rows]
-        return pooled(tails, [row["requests"] for row in self.rows], share)
+    def of_runs(self, own: Iterable[Estimate], share: float) -> Estimate:
+        """Return a percentile in ms of all runs, from the runs' own and the rows' tails."""
+        runs = [
+            RunPercentile(one, latencies_of(row["tail_ms"]), row["requests"])
+            for one, row in zip(own, self.rows, strict=True)
+        ]
+        return percentile_of_runs(runs, share)
 
     def mean(self, figure: str) -> float:
         """Return the mean of a figure over the runs."""
@@ -91,6 +82,19 @@ class Line:
 def _place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
     """Return what tells a row's line from the others: the first fields of `Line`, in order."""
     return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
+
+
+READ = (
+    *("key", "dataset", "batch", "load", "straggler_model", "label"),
+    *("settings", "stragglers", "machine", "cores"),
+)
+"""What `current` reads of a row."""
+
+
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has what `current` reads; rows of somebody else may not."""
+    settings = row.get("settings")
+    return row.keys() >= set(READ) and isinstance(settings, dict) and "quick" in settings
 
 
 def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -290,8 +294,7 @@ def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
         for row in line.rows:
             held = [n for n, share in QUANTILES.items() if (1 - share) * row["requests"] >= TAIL]
             if held:
-                late = row[f"{held[-1]}_ms"]
-                value = math.inf if late is None else float(late)
+                value = latency_of(row[f"{held[-1]}_ms"])
                 found.setdefault((line.setting, row["run"]), {})[line.label] = value
     return found
 

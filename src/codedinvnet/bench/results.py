@@ -17,6 +17,7 @@ from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.served import SERVED
 
 HEADLINE_K = 10
@@ -191,33 +192,39 @@ def validation_section(path: Path) -> str:
         UserError: if the file is damaged.
     """
     report = read_json(path)
+    arms = report["arms"]
     off = [
         [
             tables.one_line(arm["name"]),
             latency_tables.TITLES[name],
-            f"{cell['measured_ms']:.1f}",
-            "{:.1f} to {:.1f}".format(*cell["allowed_ms"]),
-            "never" if cell["simulated_ms"] is None else f"{cell['simulated_ms']:.1f}",
+            measured.shown(cell["measured_ms"]),
+            " to ".join(dict.fromkeys(map(measured.shown, cell["allowed_ms"]))),
+            measured.shown(cell["simulated_ms"]),
         ]
-        for arm in report["arms"]
+        for arm in arms
         for name, cell in arm["percentiles"].items()
         if cell["agrees"] is False
     ]
-    near = sum(
-        cell["simulated_ms"] is not None
-        and abs(cell["simulated_ms"] / cell["measured_ms"] - 1) <= measured.TOLERANCE
-        for arm in report["arms"]
-        for cell in arm["percentiles"].values()
-        if cell["agrees"] is not None
-    )
+    found = measured.tally(arms)
     titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
+    images = _range([own["queries"] for arm in arms for own in arm["simulated"]])
+    not_judged = [
+        f"{count} are not judged ({why})."
+        for count, why in (
+            (found.too_few_requests, measured.TOO_FEW),
+            (found.not_measured, measured.NOT_MEASURED),
+        )
+        if count
+    ]
+    never = f", and {found.never} are never on both sides ({measured.NEVER})" if found.never else ""
     text = [
-        "Every arm of the measurement was simulated with the times fitted in its own runs. Of the "
-        f"{report['compared']} percentiles that can be judged ({titles} of {len(report['arms'])} "
-        f"arms) {report['agree']} lie within {measured.TOLERANCE:.0%} of the measured one or its "
-        f"95 % interval, whichever is wider ({near} within {measured.TOLERANCE:.0%}, whatever the "
-        f"interval); {report['too_few_requests']} are not judged "
-        f"({measured.TOO_FEW}).",
+        f"Every arm with finished runs was simulated with the times fitted in these runs, {images} "
+        "images a run; a percentile of simulated runs is taken as that of the measured ones. Of "
+        f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
+        f"judged and {found.agree} agree: {found.agree - found.never} lie within "
+        f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "
+        f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval){never}. "
+        + (" ".join(not_judged) or "None is left out."),
     ]
     rows = path.with_name("latency.jsonl")
     if rows.is_file() and measured.digest(rows) != report["measured_digest"]:
@@ -253,7 +260,7 @@ def map_section(path: Path) -> str:
         if not whole
         else [
             f"p99.9 of {len(whole)} places (stragglers, images of a request, load) over the lowest "
-            f"there, and beside coded's, from {sweep.MARGIN:.0%} on (never: more is lost than "
+            f"there, and beside coded's, from {SAME:.0%} on (never: more is lost than "
             "p99.9 allows):",
             latency_tables.compare_tails(whole, names).strip(),
         ]
@@ -261,10 +268,10 @@ def map_section(path: Path) -> str:
     return "\n\n".join(
         [
             "Simulated with the service's own rules. The policy with the least work among those "
-            f"whose p99.9 is within {sweep.MARGIN:.0%} of the lowest, by load ({sweep.NOBODY}: "
+            f"whose p99.9 is within {SAME:.0%} of the lowest, by load ({sweep.NOBODY}: "
             "every policy loses more than one request in a thousand):",
             tables.markdown(["stragglers", "images of a request", *shares], wins).strip(),
-            f"Up to which load a policy's p99.9 is more than {sweep.MARGIN:.0%} below that of "
+            f"Up to which load a policy's p99.9 is more than {SAME:.0%} below that of "
             "doing nothing:",
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,

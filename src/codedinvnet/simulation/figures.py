@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ FEWEST_RUNS = 3
 """With fewer there is no interval over runs."""
 TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
+SAME = 0.05
+"""Percentiles that differ by less count as equal."""
 SECONDS_PER_MILLION = 120.0
 """What a million queries may take on one core."""
 
@@ -73,29 +76,77 @@ def over_runs(values: Sequence[float], whole: float) -> tuple[float, float] | No
     return None if half is None else (whole * math.exp(-half), whole * math.exp(half))
 
 
-def pooled(
-    tails: Sequence[Sequence[float | None]], requests: Sequence[int], share: float
-) -> float | None:
-    """Return a percentile of all runs' requests together, if the kept latencies reach down to it.
+def latency_of(value: float | None) -> float:
+    """Return a latency of a row, where None stands for one without end."""
+    return math.inf if value is None else float(value)
+
+
+def latencies_of(values: Iterable[float | None]) -> np.ndarray:
+    """Return latencies (n,) of a row, where None stands for one without end."""
+    return np.array([latency_of(value) for value in values])
+
+
+class RunPercentile(NamedTuple):
+    """What of one run goes into a percentile of several. Latencies are in ms.
+
+    Attributes:
+        own: the run's own percentile, infinite if as many requests were lost.
+        tail: (n,) its largest latencies, of a lost request infinite; none if they are not known.
+        requests: how many it had.
+    """
+
+    own: Estimate
+    tail: np.ndarray
+    requests: int
+
+
+def pooled(runs: Sequence[RunPercentile], share: float) -> float | None:
+    """Return a percentile of all runs' requests together; None if the tails do not reach it.
 
     It is infinite if as many requests were lost.
 
     Args:
-        tails: of each run the largest latencies, None for a request without an answer.
-        requests: how many each run had.
+        runs: with the tails.
         share: of the requests, which do not exceed the percentile.
     """
-    count = sum(requests)
+    count = sum(run.requests for run in runs)
     rank = count - 1 - rank_of(count, share)  # from the largest, which is 0
-    if any(len(tail) <= min(rank, own - 1) for tail, own in zip(tails, requests, strict=True)):
+    if any(len(run.tail) <= min(rank, run.requests - 1) for run in runs):
         return None
-    merged = [math.inf if value is None else value for tail in tails for value in tail]
-    return float(sorted(merged, reverse=True)[rank])
+    merged = np.concatenate([run.tail for run in runs])
+    place = len(merged) - 1 - rank
+    return float(np.partition(merged, place)[place])
+
+
+def percentile_of_runs(runs: Sequence[RunPercentile], share: float) -> Estimate:
+    """Return a percentile of several runs, as every table and comparison of runs takes it.
+
+    It is that of all their requests together where the tails reach down to it; else the geometric
+    mean of the runs' own, which is infinite if one of them is. The interval is over the runs; a
+    single run has its own.
+
+    Args:
+        runs: at least one; percentiles must be above 0.
+        share: of the requests, which do not exceed the percentile.
+    """
+    if len(runs) == 1:
+        return runs[0].own
+    own = [run.own.value for run in runs]
+    whole = pooled(runs, share)
+    if whole is None:
+        whole = math.exp(statistics.fmean(map(math.log, own)))
+    return Estimate(whole, over_runs(own, whole))
 
 
 def sections_for(count: int, share: float) -> int:
     """Return into how many sections `count` values are cut for a percentile."""
     return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
+
+
+def counted(records: Records, scenario: Scenario) -> np.ndarray:
+    """Return the latencies (n,) in ms of the requests that count, those after the warm-up."""
+    latency: np.ndarray = 1000 * records.latency[int(scenario.warmup * len(records.latency)) :]
+    return latency
 
 
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
@@ -104,8 +155,8 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     A request with a query that was not answered counts as infinitely late. There is no accuracy
     with a small backup whose own the scenario does not say.
     """
-    first = int(scenario.warmup * len(records.latency))
-    latency = 1000 * records.latency[first:]
+    latency = counted(records, scenario)
+    first = len(records.latency) - len(latency)
     found: dict[str, Any] = {}
 
     def put(name: str, measured: Estimate, digits: int) -> None:
@@ -153,13 +204,24 @@ def simulate(
     Raises:
         UserError: if the accuracy is not known.
     """
+    return simulate_requests(scenario, accuracy, progress)[1]
+
+
+def simulate_requests(
+    scenario: Scenario, accuracy: Accuracy | None = None, progress: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Simulate a scenario; return the latencies that count, (n,) in ms, and what `simulate` does.
+
+    Raises:
+        UserError: if the accuracy is not known.
+    """
     simulation = Simulation(scenario, accuracy)
     began = time.process_time()
     records = simulation.run(progress)
     seconds = time.process_time() - began
     figures = summarise(records, scenario)
     per_million = 1e6 * seconds / figures["queries"]
-    return {
+    return counted(records, scenario), {
         "schema_version": SCHEMA,
         "kind": "simulated",
         "scenario": scenario.model_dump(mode="json", exclude_defaults=True),

@@ -10,25 +10,38 @@ import hashlib
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
+from codedinvnet.bench.latency_tables import comparable, current
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
+from codedinvnet.quantiles import percentile, rank_of
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.figures import QUANTILES, over_runs, pooled, sections_for
+from codedinvnet.simulation.figures import (
+    QUANTILES,
+    TAIL,
+    Estimate,
+    RunPercentile,
+    latencies_of,
+    percentile_of_runs,
+    pooled,
+    sections_for,
+)
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 COMPARED = ("p50", "p99", "p999")
 TOLERANCE = 0.15
 """A simulated percentile is good within so much of the measured one, or within its interval."""
 TOO_FEW = "no interval, and fewer than ten requests beyond the percentile"
+NOT_MEASURED = "the rows have no such percentile"
+NEVER = "more requests were lost than the percentile allows"
 
 
 Percentile = Annotated[float, Field(gt=0)] | None
@@ -69,7 +82,7 @@ class MeasuredRun(Section):
     front_end: Distribution | None = None
     decode: Distribution | None = None
     p50_ms: Percentile
-    """None of a percentile: so many requests were never answered, or the run was too short."""
+    """None of a percentile: so many requests were lost, or the run was too short."""
     p50_ms_95: tuple[float, float] | None = None
     p99_ms: Percentile
     p99_ms_95: tuple[float, float] | None = None
@@ -77,10 +90,28 @@ class MeasuredRun(Section):
     p999_ms_95: tuple[float, float] | None = None
     tail_ms: tuple[float | None, ...] = ()
     """The largest latencies, from the largest, None for a request without an answer."""
+    errors: Annotated[int, Field(ge=0)] | None = None
+    """Requests without an answer; None: those of `tail_ms`."""
     key: str | None = None
     """Of the newest row of several with one key alone it is true that the run was measured so."""
     settings: Any = None
     """What else the run depends on; runs of one arm have the same."""
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer."""
+        return self.tail_ms.count(None) if self.errors is None else self.errors
+
+    def percentile(self, name: str) -> Estimate | None:
+        """Return a percentile (of QUANTILES) in ms; None if the row does not tell.
+
+        It is infinite if more requests were lost than may lie beyond it.
+        """
+        value: float | None = getattr(self, f"{name}_ms")
+        if value is not None:
+            return Estimate(value, getattr(self, f"{name}_ms_95"))
+        beyond = self.requests - 1 - rank_of(self.requests, QUANTILES[name])
+        return Estimate(math.inf, None) if self.lost > beyond else None
 
 
 @dataclass(frozen=True)
@@ -100,24 +131,48 @@ class MeasuredArm:
         """Of all runs."""
         return sum(run.requests for run in self.runs)
 
-    def percentile(self, name: str) -> tuple[float, tuple[float, float] | None] | None:
-        """Return a percentile (of QUANTILES) in ms and its 95 % interval; None if a run has none.
+    @property
+    def lost(self) -> int:
+        """Requests without an answer, of all runs."""
+        return sum(run.lost for run in self.runs)
 
-        It is that of all runs' requests together where the latencies that the rows keep reach down
-        to it, else the geometric mean of the runs' own. A single run has its own interval, two runs
-        have none.
+    def percentile(self, name: str) -> Estimate | None:
+        """Return a percentile (of QUANTILES) in ms of all runs; None if a run has none.
+
+        It is infinite if too many requests were lost.
         """
-        values = [getattr(run, f"{name}_ms") for run in self.runs]
-        if None in values:
-            return None
-        if len(values) == 1:
-            return values[0], getattr(self.runs[0], f"{name}_ms_95")
-        whole = pooled(
-            [r.tail_ms for r in self.runs], [r.requests for r in self.runs], QUANTILES[name]
-        )
-        if whole is None:
-            whole = statistics.geometric_mean(values)
-        return whole, over_runs(values, whole)
+        runs = self._own(name)
+        return None if runs is None else percentile_of_runs(runs, QUANTILES[name])
+
+    def simulated(self, name: str, latencies: Sequence[np.ndarray]) -> float:
+        """Return the same percentile of simulations, in ms, taken in the same way.
+
+        It is that of all requests together where the measured one is, else the geometric mean of
+        the runs' own: the two differ where runs do.
+
+        Args:
+            name: of a percentile that the arm has.
+            latencies: in ms, (n,) of the requests of each run's simulation.
+        """
+        share = QUANTILES[name]
+        measured = self._own(name)
+        together = measured is not None and pooled(measured, share) is not None
+        runs = [
+            RunPercentile(
+                Estimate(percentile(own, share), None), own if together else own[:0], len(own)
+            )
+            for own in latencies
+        ]
+        return percentile_of_runs(runs, share).value
+
+    def _own(self, name: str) -> list[RunPercentile] | None:
+        """Return the runs' own percentiles; None if one has none."""
+        found = [
+            RunPercentile(own, latencies_of(run.tail_ms), run.requests)
+            for run in self.runs
+            if (own := run.percentile(name)) is not None
+        ]
+        return found if len(found) == len(self.runs) else None
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "apart", "routing", "stragglers")
@@ -129,6 +184,8 @@ TIMES = ("service", "encode", "trip", "front_end", "decode")
 def read_runs(path: Path) -> list[MeasuredRun]:
     """Read measured runs: JSONL rows of kind `latency`; others are passed over.
 
+    Of the rows of `bench latency` those are read that its tables show.
+
     Raises:
         UserError: if there are none, or one is wrong.
     """
@@ -138,9 +195,17 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         raise UserError(f"cannot read the measured runs {path}: {error}") from error
     places = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1)]
     rows = [(where, parse_json(line, where)) for where, line in places if line.strip()]
+    benched = [
+        {**row, "where": where}
+        for where, row in rows
+        if isinstance(row, dict) and row.get("kind") == "latency" and comparable(row)
+    ]
+    older = {row["where"] for row in benched} - {row["where"] for row in current(benched)}
     runs: list[MeasuredRun] = []
     for where, row in rows:
         if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):
+            continue
+        if where in older:
             continue
         try:
             runs.append(MeasuredRun.model_validate(row))
@@ -197,16 +262,18 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 
-def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def compare(arm: MeasuredArm, latencies: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
     """Return for each percentile what was measured and simulated, and whether they agree.
 
-    They agree within 15 % of the measured value or within its 95 % interval, whichever is wider.
-    Where there is no interval and fewer than ten requests are beyond the percentile, nothing is
-    known of the measured value but that it came out once: `agrees` is None then.
+    They agree within 15 % of the measured value or within its 95 % interval, whichever is wider; a
+    value that is infinite (None in the result), since too many requests were lost, agrees with
+    another alone. Where there is no interval and fewer than ten requests are beyond the percentile
+    (or, if it is infinite, were lost), nothing is known of the measured value but that it came out
+    once: `agrees` is None then. A percentile that was not measured is left out.
 
     Args:
         arm: what was measured.
-        figures: of the simulation of each of its runs; their geometric mean is compared.
+        latencies: in ms, (n,) of the requests of each run's simulation.
     """
     found = {}
     for name in COMPARED:
@@ -216,16 +283,58 @@ def compare(arm: MeasuredArm, figures: Sequence[Mapping[str, Any]]) -> dict[str,
         value, interval = measured
         low, high = interval or (value, value)
         low, high = min(low, (1 - TOLERANCE) * value), max(high, (1 + TOLERANCE) * value)
-        simulated = [figure[f"{name}_ms"] for figure in figures]
-        late = math.inf if None in simulated else statistics.geometric_mean(simulated)
+        late = arm.simulated(name, latencies)
         few = sections_for(arm.requests, QUANTILES[name]) < 1
+        if math.isinf(value):
+            few = arm.lost < TAIL
         found[name] = {
-            "measured_ms": round(value, 3),
-            "simulated_ms": round(late, 3) if math.isfinite(late) else None,
-            "allowed_ms": [round(low, 3), round(high, 3)],
+            "measured_ms": _rounded(value),
+            "simulated_ms": _rounded(late),
+            "allowed_ms": [_rounded(low), _rounded(high)],
             "agrees": None if interval is None and few else low <= late <= high,
         }
     return found
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None
+
+
+class Tally(NamedTuple):
+    """How many percentiles of all arms agree, and of those that are not judged, why.
+
+    Attributes:
+        percentiles: of all arms, COMPARED of each.
+        compared: those that are judged.
+        agree: of these.
+        near: of these, within TOLERANCE, whatever the interval.
+        never: of these, infinite on both sides.
+        too_few_requests: not judged, since the run was too short to tell.
+        not_measured: not judged, since the rows have none.
+    """
+
+    percentiles: int
+    compared: int
+    agree: int
+    near: int
+    never: int
+    too_few_requests: int
+    not_measured: int
+
+
+def tally(arms: Sequence[Mapping[str, Any]]) -> Tally:
+    """Count how arms compare, each with the `percentiles` that `compare` returned."""
+    cells = [cell for arm in arms for cell in arm["percentiles"].values()]
+    good = [cell for cell in cells if cell["agrees"]]
+    never = sum(cell["measured_ms"] is None for cell in good)
+    near = sum(
+        abs(cell["simulated_ms"] / cell["measured_ms"] - 1) <= TOLERANCE
+        for cell in good
+        if cell["measured_ms"] is not None
+    )
+    few = sum(cell["agrees"] is None for cell in cells)
+    whole = len(COMPARED) * len(arms)
+    return Tally(whole, len(cells) - few, len(good), near, never, few, whole - len(cells))
 
 
 def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -234,7 +343,6 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     head = "  ".join(f"{name:>10} {'simulated':>10}   " for name in COMPARED)
     lines = [f"{'arm':<{width}}  runs  {head}"]
     marks = {True: "ok", False: "no", None: "? "}
-    judged: list[bool | None] = []
     for row in comparisons:
         cells = []
         for name in COMPARED:
@@ -242,16 +350,22 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             if cell is None:
                 cells.append(f"{'-':>10} {'-':>10}   ")
                 continue
-            judged.append(cell["agrees"])
-            simulated = cell["simulated_ms"]
-            shown = "never" if simulated is None else f"{simulated:.1f}"
-            cells.append(f"{cell['measured_ms']:>10.1f} {shown:>10} {marks[cell['agrees']]}")
+            pair = [shown(cell[side]) for side in ("measured_ms", "simulated_ms")]
+            cells.append(f"{pair[0]:>10} {pair[1]:>10} {marks[cell['agrees']]}")
         lines.append(f"{row['name']:<{width}}  {row['runs']:>4}  {'  '.join(cells)}".rstrip())
-    counted = [agrees for agrees in judged if agrees is not None]
+    found = tally(comparisons)
     lines.append(
-        f"{sum(counted)} of {len(counted)} percentiles within {TOLERANCE:.0%} "
+        f"{found.agree} of {found.compared} percentiles within {TOLERANCE:.0%} "
         "or the measured 95 % interval"
+        + (f", or never on both sides ({found.never}: {NEVER})" if found.never else "")
     )
-    if len(counted) < len(judged):
-        lines.append(f"{len(judged) - len(counted)} not judged (?): {TOO_FEW}")
+    if found.too_few_requests:
+        lines.append(f"{found.too_few_requests} not judged (?): {TOO_FEW}")
+    if found.not_measured:
+        lines.append(f"{found.not_measured} not judged (-): {NOT_MEASURED}")
     return lines
+
+
+def shown(latency: float | None) -> str:
+    """Return a latency in ms as tables have it; None stands for one without end."""
+    return "never" if latency is None else f"{latency:.1f}"

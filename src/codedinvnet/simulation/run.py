@@ -18,7 +18,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.figures import simulate, simulate_requests
 from codedinvnet.simulation.picture import check_format, draw_map
 from codedinvnet.simulation.scenario import (
     Accuracy,
@@ -136,23 +136,18 @@ def _validate(
         scenario.check_accuracy(accuracy)
     rows: list[dict[str, Any]] = []
     for arm, repeated in zip(arms, scenarios, strict=True):
-        figures = [simulate(scenario, accuracy, progress=True) for scenario in repeated]
-        percentiles = measured.compare(arm, figures)
+        runs = [simulate_requests(scenario, accuracy, progress=True) for scenario in repeated]
+        percentiles = measured.compare(arm, [latencies for latencies, _ in runs])
+        figures = [{k: v for k, v in own.items() if k != "scenario"} for _, own in runs]
         row = {"name": arm.name, "runs": len(arm.runs), "percentiles": percentiles}
-        for own in figures:
-            del own["scenario"]
         rows.append({**row, "simulated": figures})
-    cells = [cell for row in rows for cell in row["percentiles"].values()]
-    judged = [cell["agrees"] for cell in cells if cell["agrees"] is not None]
     report = {
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
         "measured_digest": measured.digest(path),
         "base": base.model_dump(mode="json", exclude_defaults=True),
-        "agree": sum(judged),
-        "compared": len(judged),
-        "too_few_requests": len(cells) - len(judged),
+        **measured.tally(rows)._asdict(),
         "arms": rows,
         **provenance,
     }

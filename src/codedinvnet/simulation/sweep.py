@@ -19,7 +19,7 @@ from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, completed
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
@@ -27,8 +27,6 @@ from codedinvnet.simulation.stragglers import stragglers
 BASELINE = "uncoded"
 NOBODY = "none"
 """Wins where one answer in a thousand never comes, whatever the policy."""
-MARGIN = 0.05
-"""Percentiles that differ by less count as equal."""
 
 
 class Cell(NamedTuple):
@@ -179,7 +177,7 @@ def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], s
         if not math.isfinite(lowest):
             found[place] = NOBODY
             continue
-        good = [row for row in here if _late(row) <= (1 + MARGIN) * lowest]
+        good = [row for row in here if _late(row) <= (1 + SAME) * lowest]
         found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
     return found
 
@@ -215,7 +213,7 @@ def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str],
             continue
         lower = [c.load for c in late if c._replace(load=0) == cell._replace(load=0)]
         previous = max((load for load in lower if load < cell.load), default=None)
-        if late[cell] < (1 - MARGIN) * baseline and found.get(place) == previous:
+        if late[cell] < (1 - SAME) * baseline and found.get(place) == previous:
             found[place] = cell.load
         else:
             found.setdefault(place, None)
@@ -223,5 +221,4 @@ def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str],
 
 
 def _late(row: Mapping[str, Any]) -> float:
-    late = row["p999_ms"]
-    return math.inf if late is None else float(late)
+    return latency_of(row["p999_ms"])
