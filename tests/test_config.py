@@ -225,16 +225,21 @@ def test_what_a_unet_has_not_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("kind", ["unet", "lean"])
 @pytest.mark.parametrize(
-    ("key", "value"), [("more_for_few", True), ("cell_width", 4), ("mirrored", True)]
+    ("key", "value"),
+    [("more_for_few", True), ("few_width", 4), ("cell_width", 4), ("mirrored", True)],
 )
 def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> None:
     encoder = {"kind": kind, "width": 4, key: value}
     assert f"no {key}" in complaint(put(tiny_settings(), "fusion.encoder", encoder))
 
 
-def test_mirrored_cells_without_stages_of_their_own_are_refused() -> None:
-    encoder = {"kind": "mosaic", "width": 4, "mirrored": True}
-    assert "set cell_width" in complaint(put(tiny_settings(), "fusion.encoder", encoder))
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("mirrored", True, "set cell_width"), ("few_width", 4, "set it, too")],
+)
+def test_options_of_stages_that_there_are_not_are_refused(key: str, value: int, told: str) -> None:
+    encoder = {"kind": "mosaic", "width": 4, key: value}
+    assert told in complaint(put(tiny_settings(), "fusion.encoder", encoder))
 
 
 def test_a_sum_cannot_be_decoded_from_some_latents() -> None:

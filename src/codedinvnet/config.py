@@ -117,6 +117,8 @@ class EncoderSettings(Section):
     """Further convolutions of the small encoders at 1/4 and 1/8 of the images' size."""
     more_for_few: bool = False
     """Mosaic: further stages for members of groups of up to 4, of which there are few."""
+    few_width: Annotated[int, Field(ge=0)] = 0
+    """Mosaic: their width; 0: as `width`."""
     cell_width: Annotated[int, Field(ge=0)] = 0
     """Mosaic: channels of the first stage of those that draw the cells alone; 0: there are none."""
     mirrored: bool = False
@@ -127,9 +129,11 @@ class EncoderSettings(Section):
         for key in ("side_features", "depth"):
             if self.kind == "unet" and getattr(self, key):
                 raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
-        for key in ("more_for_few", "cell_width", "mirrored"):
+        for key in ("more_for_few", "few_width", "cell_width", "mirrored"):
             if self.kind != "mosaic" and getattr(self, key):
                 raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
+        if self.few_width and not self.more_for_few:
+            raise ValueError("few_width is that of the stages of more_for_few: set it, too")
         if self.mirrored and not self.cell_width:
             raise ValueError("mirrored cells need stages of their own: set cell_width")
         return self

@@ -152,6 +152,7 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
                 channels,
                 **sizes,
                 more_for_few=settings.more_for_few,
+                few_width=settings.few_width,
                 cell_width=settings.cell_width,
                 mirrored=settings.mirrored,
             )

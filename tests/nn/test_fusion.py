@@ -41,6 +41,7 @@ def encoder(name: str) -> FusionEncoder:
             depth=1,
             more_for_few=more,
             cell_width=cell_width,
+            few_width=5 if "wide" in name else 0,
             mirrored="mirrored" in name,
         )
     elif name.startswith("unet"):
@@ -289,7 +290,7 @@ def test_a_mosaic_is_full_at_some_size() -> None:
         mosaic_grid(LARGEST_MOSAIC + 1)
 
 
-@pytest.mark.parametrize("name", ["mosaic-more", "mosaic-own-more"])
+@pytest.mark.parametrize("name", ["mosaic-more", "mosaic-more-wide", "mosaic-own-more-wide"])
 @pytest.mark.parametrize("members", [1, 4, 5, 10])
 def test_a_mosaic_does_more_for_few_members_only(name: str, members: int) -> None:
     network = encoder(name)
@@ -337,13 +338,19 @@ def test_mirrored_cells_without_stages_of_their_own_are_refused() -> None:
         MosaicFusion(CHANNELS, mirrored=True)
 
 
-@pytest.mark.parametrize("widths", [(16, 0), (9, 14)])
+@pytest.mark.parametrize("widths", [(16, 0, 0), (11, 16, 13)])
 def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding(
-    widths: tuple[int, int],
+    widths: tuple[int, int, int],
 ) -> None:
-    width, cell_width = widths
+    width, few_width, cell_width = widths
     mosaic = MosaicFusion(
-        3, width=width, side_features=96, depth=2, more_for_few=True, cell_width=cell_width
+        3,
+        width=width,
+        side_features=96,
+        depth=2,
+        more_for_few=True,
+        few_width=few_width,
+        cell_width=cell_width,
     )
     for members in range(2, 11):
         cost = multiply_adds(mosaic.eval(), torch.zeros(1, members, 3, 32, 32))

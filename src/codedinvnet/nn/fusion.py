@@ -203,10 +203,11 @@ class MosaicFusion(_SharedStages):
         depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
         more_for_few: whether members of groups of up to 4, of which there are few to encode, go
             through four further stages behind the second, which add to their side features.
+        few_width: width of these stages, 4 and 6 times as many channels; 0: as `width`.
         cell_width: channels of the first of three stages that draw the cells alone, as deep as the
             others, which are left to the side features; 0: the same stages do both.
-        mirrored: whether these stages see the images from the other side, left for right, so that
-            the latents err apart from the side features.
+        mirrored: whether the cells' own stages see the images from the other side, left for right,
+            so that the latents err apart from the side features.
 
     Raises:
         ValueError: if mirrored cells have no stages of their own.
@@ -222,6 +223,7 @@ class MosaicFusion(_SharedStages):
         side_features: int = 0,
         depth: int = 0,
         more_for_few: bool = False,
+        few_width: int = 0,
         cell_width: int = 0,
         mirrored: bool = False,
     ) -> None:
@@ -229,29 +231,30 @@ class MosaicFusion(_SharedStages):
             raise ValueError("mirrored cells need stages of their own: a cell_width")
         super().__init__(channels, width=width, side_features=side_features, depth=depth)
         self.mirrored = mirrored
-        squeezed, drawn = 4 * channels, cell_width or width
+        squeezed, drawn, few = 4 * channels, cell_width or width, few_width or width
         self.drawing = _Stages(channels, width=cell_width, depth=depth) if cell_width else None
         self.few = (
             nn.ModuleList(
                 [
-                    _stage(2 * width, 4 * width),
-                    _stage(4 * width, 4 * width),
-                    _stage(4 * width, 6 * width, 2),
-                    _stage(6 * width, 6 * width),
+                    _stage(2 * width, 4 * few),
+                    _stage(4 * few, 4 * few),
+                    _stage(4 * few, 6 * few, 2),
+                    _stage(6 * few, 6 * few),
                 ]
             )
             if more_for_few
             else None
         )
         self.few_to_side = (
-            nn.Linear(24 * width, side_features) if more_for_few and side_features else None
+            nn.Linear(24 * few, side_features) if more_for_few and side_features else None
         )
         self.fine = nn.ModuleDict()
         self.coarse = nn.ModuleDict()
         for grid in GRIDS:
             extended = more_for_few and grid[0] * grid[1] <= FEW and not cell_width
             fine = nn.Conv2d(squeezed + drawn, squeezed, grid, grid)
-            coarse = nn.Conv2d((12 if extended else 6) * drawn, squeezed, 1, bias=False)
+            maps = 6 * drawn + (6 * few if extended else 0)
+            coarse = nn.Conv2d(maps, squeezed, 1, bias=False)
             with torch.no_grad():
                 fine.weight[:, :squeezed] = _thumbnail(channels, grid)
                 nn.init.zeros_(fine.weight[:, squeezed:])
