@@ -89,6 +89,12 @@ class Metrics:
         self.tasks = Counter(
             "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
         )
+        self.task_failures = Counter(
+            "codedinvnet_task_failures",
+            "Tasks that raised on a worker, or whose output was no good.",
+            ["worker"],
+            registry=registry,
+        )
         self.agreement_checks = Counter(
             "codedinvnet_live_agreement_checks",
             "Members of complete groups that were decoded as if missing.",
