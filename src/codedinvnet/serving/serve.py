@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.bundle import Bundle, file_digest, load_bundle, weights_digest
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
@@ -149,6 +149,8 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         options.part,
         options.stragglers,
         options.errors,
+        weights_digest(options.bundle),
+        "" if options.part is None else file_digest(options.part),
     )
     pool: WorkerPool
     if options.pool == "ray":
