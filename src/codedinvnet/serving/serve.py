@@ -73,8 +73,6 @@ class ServeOptions:
     token_file: Path | None = None
     faults: Path | None = None
     demo: bool = False
-    schedule: Schedule | None = None
-    """Faults, if there is no file."""
 
 
 def check(options: ServeOptions) -> None:
@@ -159,9 +157,8 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         pool = RayPool(spec, options.ray_address)
     else:
         pool = ProcessPool(spec)
-    schedule = load_schedule(options.faults) if options.faults else options.schedule
-    if schedule is not None or options.demo:
-        return FaultyPool(pool, schedule or Schedule())
+    if options.faults is not None or options.demo:
+        return FaultyPool(pool, load_schedule(options.faults) if options.faults else Schedule())
     return pool
 
 
