@@ -82,7 +82,7 @@ class Metrics:
         )
         self.groups = Counter(
             "codedinvnet_groups",
-            "Coding groups whose parity left, by size.",
+            "First parity tasks sent, by the size of their group; again for one that was lost.",
             ["size"],
             registry=registry,
         )
