@@ -231,7 +231,7 @@ def test_a_worker_that_fails_at_everything_is_replaced(
 
     with caplog.at_level("WARNING", logger.name):
         asyncio.run(run())
-    (lost,) = [r.fields for r in caplog.records if r.message == "worker lost"]
+    (lost,) = [vars(r)["fields"] for r in caplog.records if r.message == "worker lost"]
     assert lost["reason"] == "failed 5 tasks in a row: this worker is broken"
 
 
@@ -563,6 +563,28 @@ def test_drain(method: CodedInvNet, images: np.ndarray) -> None:
             answered(await query)
 
     asyncio.run(run())
+
+
+def test_draining_is_announced_once_and_at_the_signal(
+    method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server waits for its connections first, and only then has the front end drained."""
+
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(0)
+            query = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            front.announce_draining()
+            assert front.ready
+            pool.kill(0)
+            answered(await query)
+            await front.drain()
+
+    with caplog.at_level("INFO", logger.name):
+        asyncio.run(run())
+    (draining,) = [vars(r)["fields"] for r in caplog.records if r.message == "draining"]
+    assert draining == {"pending": 1}
 
 
 def test_stopping_twice_and_with_a_query_under_way(method: CodedInvNet, images: np.ndarray) -> None:

@@ -165,6 +165,7 @@ class FrontEnd:
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
         self.ready = False
         self.draining = False
+        self.announced = False
         self.stopped = False
         self._waiting: dict[int, Waiting] = {}
         self._images: dict[int, np.ndarray] = {}
@@ -218,11 +219,17 @@ class FrontEnd:
                     self._shapes[task, members] = tuple(output(task, members)[0].shape)
         return np.asarray(own[0].cpu().numpy())
 
+    def announce_draining(self) -> None:
+        """Log, once, that the service is about to stop, and for how many queries it waits."""
+        if not self.announced:
+            self.announced = True
+            log_event("draining", pending=len(self._waiting))
+
     async def drain(self) -> None:
         """Take no more queries and wait for those that are here."""
         self.draining = True
         self.ready = False
-        log_event("draining", pending=len(self._waiting))
+        self.announce_draining()
         futures = [waiting.future for waiting in self._waiting.values()]
         if futures:
             await asyncio.wait(futures)

@@ -341,6 +341,7 @@ async def _serve(options: ServeOptions) -> None:
             flush=True,
         )
         await stop.wait()
+        front.announce_draining()  # connections are waited for first, and may take their time
         # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
         # process and one to its group.
         loop.remove_signal_handler(signal.SIGINT)
