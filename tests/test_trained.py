@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, NeRCC, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.serve import ServeOptions, make_pool
 from codedinvnet.trained import (
     PART,
     WITH_PARTS,
@@ -62,8 +64,11 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     offline = with_part(name, classifier_of(mnist.model), mnist.model, part.eval(), K)
     expected = offline.compute(K, group)
     torch.testing.assert_close(method.compute(K, group), expected)
-    worker = WorkerSpec("mnist", K, method=name, part=path).load()
-    torch.testing.assert_close(worker.compute(K, group), expected)
+    pool = make_pool(ServeOptions("mnist", k=K, method=name, part=path))
+    assert isinstance(pool, ProcessPool)
+    torch.testing.assert_close(pool.spec.load().compute(K, group), expected)
+    with pytest.raises(UserError, match="the front end has 123: restart the service"):
+        replace(pool.spec, part_weights="123").load()
     assert not any(p.requires_grad for p in mnist.model.parameters())
 
 

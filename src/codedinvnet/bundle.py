@@ -222,8 +222,12 @@ def weights_digest(name: str | Path) -> str:
     Raises:
         UserError: if there is no such bundle.
     """
-    content = (bundle_folder(name) / WEIGHTS).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return file_digest(bundle_folder(name) / WEIGHTS)
+
+
+def file_digest(path: Path) -> str:
+    """Return a short digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:

@@ -55,12 +55,27 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; the choice of workers is checked."""
 
+    def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
+        super().__init__(rules, code)
+        self.failed_on: dict[int, set[int]] = {}
+        """Group -> workers that failed a task of it."""
+
+    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+        if (found := self.attempts.get(attempt)) is not None:
+            self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
+        return super().failed(now, attempt, reason)
+
     def _place(self, now: float, attempt: Attempt) -> None:
         up = {i for i, worker in enumerate(self.workers) if worker.up}
         fresh = up - attempt.group.workers
+        own = attempt.query.attempts if attempt.query is not None else set()
+        busy = {self.attempts[a].worker for a in own if a in self.attempts}
+        sound = up - busy - self.failed_on.get(attempt.group.identity, set())
         super()._place(now, attempt)
         if fresh:
             assert attempt.worker in fresh, "a worker that had no task of this group was up"
+        elif sound:
+            assert attempt.worker in sound, "a worker that had not failed this group was up"
         elif up:
             assert attempt.worker in up
 

@@ -29,7 +29,15 @@ from codedinvnet.serving.frontend import (
     QueryFailed,
 )
 from codedinvnet.serving.group import FILLER
-from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerDied, run_task
+from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.pool import (
+    InProcessPool,
+    Result,
+    Task,
+    WorkerDied,
+    WorkerFailed,
+    run_task,
+)
 from codedinvnet.serving.rules import POLICIES, Rules
 
 K, WORKERS = 4, 6
@@ -198,6 +206,54 @@ def test_a_broken_workers_query_is_decoded_and_the_worker_stays(
             answers = answered(await front.infer(images[:K]))
             assert_decoded(answers[1], decoded(mnist, images[:K], 1))
             assert front.workers[1].restarts == 0
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_fails_at_everything_is_replaced(
+    method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.broken.add(1)
+            for i in range(frontend.MOST_FAILURES):
+                assert front.workers[1].restarts == 0
+                calls = len([worker for worker, _ in pool.calls if worker == 1])
+                while len([worker for worker, _ in pool.calls if worker == 1]) == calls:
+                    answered(await front.infer(images[i : i + K]))
+            await until(lambda: front.workers[1].restarts == 1)
+            answered(await front.infer(images[: 3 * K], accept_decoded=False))
+            assert [view.restarts for view in front.workers] == [0, 1, 0, 0, 0, 0]
+            value = front.metrics.registry.get_sample_value
+            failures = value("codedinvnet_task_failures_total", {"worker": "1"})
+            assert failures == frontend.MOST_FAILURES
+            assert value("codedinvnet_worker_restarts_total", {"reason": "failing"}) == 1
+
+    with caplog.at_level("WARNING", logger.name):
+        asyncio.run(run())
+    (lost,) = [vars(r)["fields"] for r in caplog.records if r.message == "worker lost"]
+    assert lost["reason"] == "failed 5 tasks in a row: this worker is broken"
+
+
+@pytest.mark.parametrize("good", [False, True])
+def test_bad_queries_cost_no_worker_its_place(
+    good: bool, method: CodedInvNet, images: np.ndarray
+) -> None:
+    class Choosy(InProcessPool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            if (task.images == 255).all((1, 2, 3)).any():
+                raise WorkerFailed("white")
+            return await super()._work(worker, task)
+
+    async def run() -> None:
+        white = np.full_like(images[: 2 * K], 255)
+        async with running(method, pool=Choosy(method)) as (front, _):
+            for _ in range(WORKERS):
+                if good:
+                    answered(await front.infer(images[:1]))
+                found = await front.infer(white)
+                assert all(isinstance(problem, QueryFailed) for problem in found)
+            assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
     asyncio.run(run())
 
@@ -507,6 +563,28 @@ def test_drain(method: CodedInvNet, images: np.ndarray) -> None:
             answered(await query)
 
     asyncio.run(run())
+
+
+def test_draining_is_announced_once_and_at_the_signal(
+    method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server waits for its connections first, and only then has the front end drained."""
+
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.hang(0)
+            query = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            front.announce_draining()
+            assert front.ready
+            pool.kill(0)
+            answered(await query)
+            await front.drain()
+
+    with caplog.at_level("INFO", logger.name):
+        asyncio.run(run())
+    (draining,) = [vars(r)["fields"] for r in caplog.records if r.message == "draining"]
+    assert draining == {"pending": 1}
 
 
 def test_stopping_twice_and_with_a_query_under_way(method: CodedInvNet, images: np.ndarray) -> None:

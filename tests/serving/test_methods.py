@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
@@ -141,6 +143,21 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
         assert isinstance(method, Interpolating)
         assert (method.workers, method.needed) == (workers, workers - stragglers)
     assert front.rules.workers == workers
+
+
+def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path) -> None:
+    """A bundle that is exchanged in place would answer some of the queries, as `direct`."""
+    folder = tmp_path / "deployed"
+    shutil.copytree(bundle_folder("mnist"), folder)
+    pool = make_pool(ServeOptions(str(folder), k=K))
+    assert isinstance(pool, ProcessPool)
+    pool.spec.load()
+    tensors, header = load_checkpoint(folder / WEIGHTS)
+    changed = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_checkpoint(folder / WEIGHTS, changed, header)
+    told = r"deployed has weights \w{16}, the front end has \w{16}: restart the service"
+    with pytest.raises(UserError, match=told):
+        pool.spec.load()
 
 
 def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:

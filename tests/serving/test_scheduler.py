@@ -379,7 +379,7 @@ def test_a_code_that_is_not_systematic_waits_for_its_group() -> None:
 
 
 def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> None:
-    model = Model("coded", 5, ErasureCode(3, 2, systematic=False))
+    model = Model("coded", 8, ErasureCode(3, 2, systematic=False))
     queries = model.submit(3)
     tasks = sorted(model.running.values())
     model.fail(tasks[0])
@@ -395,7 +395,7 @@ def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> N
 
 def test_losses_that_the_code_makes_up_for_are_nobodys() -> None:
     """With as many parities as a query may be lost times, it is sent again all the same."""
-    model = Model("coded", 9, ErasureCode(3, 6, systematic=False))
+    model = Model("coded", 16, ErasureCode(3, 6, systematic=False))
     queries = model.submit(3)
     tasks = sorted(model.running.values())
     for task in tasks[:6]:
@@ -598,7 +598,7 @@ def test_a_lost_task_is_left_to_the_code() -> None:
 
 
 def test_a_lost_task_is_sent_again_if_the_code_cannot_help() -> None:
-    model = coded(3)
+    model = coded(3, spare=2)
     first, second, third = model.submit(3)
     model.fail(*model.data(first))
     assert not model.data(first)
@@ -621,7 +621,7 @@ def test_a_lost_task_of_an_open_group_is_sent_again_at_once() -> None:
 
 
 def test_a_lost_parity_is_sent_again_but_not_for_ever() -> None:
-    model = coded(2, max_losses=100)
+    model = coded(2, spare=PARITY_RETRIES, max_losses=100)
     model.submit(2)
     for _ in range(PARITY_RETRIES):
         model.fail(*model.parities())
@@ -631,8 +631,53 @@ def test_a_lost_parity_is_sent_again_but_not_for_ever() -> None:
     model.drain()
 
 
-def test_a_lost_member_is_sent_again_when_its_parity_is_given_up() -> None:
+def test_a_failed_parity_goes_to_another_worker() -> None:
+    """It is the first in turn, and every worker was given a task of the group."""
     model = coded(2)
+    first, second = model.submit(2)
+    model.result(*model.data(second))
+    (third,) = model.submit()
+    model.result(*model.data(third))
+    (parity,) = model.parities()
+    broken = model.worker(parity)
+    model.fail(parity)
+    (again,) = model.parities()
+    assert model.worker(again) != broken
+    model.result(again)
+    model.decoded(first)
+    model.drain()
+
+
+def test_a_broken_worker_gets_a_query_once() -> None:
+    model = coded(2)
+    first, second = model.submit(2, accept=False)
+    (attempt,) = model.data(first)
+    broken = model.worker(attempt)
+    model.result(*model.data(second), *model.parities())
+    model.fail(attempt)
+    (again,) = model.data(first)
+    assert model.worker(again) != broken
+    model.result(again)
+    assert model.ended[first] == Answer(first, again)
+    model.drain()
+
+
+def test_where_every_worker_failed_any_will_do() -> None:
+    model = coded(2, max_losses=10)
+    first, second = model.submit(2, accept=False)
+    model.result(*model.data(second), *model.parities())
+    seen = []
+    for _ in range(3):
+        (attempt,) = model.data(first)
+        seen.append(model.worker(attempt))
+        model.fail(attempt)
+    assert set(seen) == {0, 1, 2}
+    assert len(model.data(first)) == 1
+    model.drain()
+
+
+def test_a_lost_member_is_sent_again_when_its_parity_is_given_up() -> None:
+    model = coded(2, spare=PARITY_RETRIES + 1)
     first, _ = model.submit(2)
     model.fail(*model.data(first))
     for _ in range(PARITY_RETRIES + 1):

@@ -37,6 +37,7 @@ from codedinvnet.serving.protocol import (
     BadRequest,
     InferRequest,
     ModelDescription,
+    TooLarge,
     decompress,
     model_metadata,
     parse_request,
@@ -108,13 +109,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     """Read a request's body.
 
     Raises:
-        BadRequest: if it has more than `limit` bytes.
+        TooLarge: if it has more than `limit` bytes.
     """
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > limit:
-            raise BadRequest(f"body: more than {limit} bytes")
+            raise TooLarge(f"body: more than {limit} bytes")
         parts.append(part)
     return b"".join(parts)
 
@@ -157,15 +158,18 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
-        return problem(400, str(error))
+        return problem(413 if isinstance(error, TooLarge) else 400, str(error))
 
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
+    def is_ready() -> bool:
+        return front.ready and any(worker.up for worker in front.scheduler.workers)
+
     @app.get("/v2/health/ready")
     async def ready() -> Response:
-        up = front.ready and any(worker.up for worker in front.scheduler.workers)
+        up = is_ready()
         return JSONResponse({"ready": up}, status_code=200 if up else 503)
 
     @app.get("/v2")
@@ -188,7 +192,8 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     @app.get("/v2/models/{name}/versions/{model_version}/ready")
     async def model_ready(name: str, model_version: str = VERSION) -> Response:
         check_model(name, model_version)
-        return await ready()
+        up = is_ready()
+        return JSONResponse({"name": name, "ready": up}, status_code=200 if up else 503)
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{model_version}/infer")

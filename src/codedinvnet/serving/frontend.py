@@ -55,6 +55,10 @@ STEADY = 10.0
 SHOWN_GROUPS = 6
 """Groups that the page shows."""
 LAG_PERIOD = 0.5
+MOST_FAILURES = 5
+"""A worker that fails so many tasks in a row is replaced, if they are not to blame."""
+FAILING = f"failed {MOST_FAILURES} tasks in a row"
+"""Why."""
 
 
 class Answered(NamedTuple):
@@ -109,6 +113,8 @@ class WorkerView:
     deaths: int = 0
     restarts: int = 0
     tasks: int = 0
+    failed: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=MOST_FAILURES))
+    """The queries of the last tasks that it failed since it last did one."""
 
 
 @dataclass
@@ -159,6 +165,7 @@ class FrontEnd:
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
         self.ready = False
         self.draining = False
+        self.announced = False
         self.stopped = False
         self._waiting: dict[int, Waiting] = {}
         self._images: dict[int, np.ndarray] = {}
@@ -212,11 +219,17 @@ class FrontEnd:
                     self._shapes[task, members] = tuple(output(task, members)[0].shape)
         return np.asarray(own[0].cpu().numpy())
 
+    def announce_draining(self) -> None:
+        """Log, once, that the service is about to stop, and for how many queries it waits."""
+        if not self.announced:
+            self.announced = True
+            log_event("draining", pending=len(self._waiting))
+
     async def drain(self) -> None:
         """Take no more queries and wait for those that are here."""
         self.draining = True
         self.ready = False
-        log_event("draining", pending=len(self._waiting))
+        self.announce_draining()
         futures = [waiting.future for waiting in self._waiting.values()]
         if futures:
             await asyncio.wait(futures)
@@ -390,23 +403,25 @@ class FrontEnd:
         self.workers[action.worker].tasks += 1
         if action.task == self.method.k:
             self.metrics.groups.labels(str(action.size)).inc()
-        self._spawn(self._call(action.worker, task, time.monotonic()))
+        self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
-    async def _call(self, worker: int, task: Task, began: float) -> None:
+    async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
         kind = "parity" if task.number >= self.method.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
             result = self._sound(task, await self.pool.call(worker, task))
         except WorkerDied as error:
-            running = self.scheduler.workers[worker].running
-            if running is not None and running.identity == task.attempt:
-                # Otherwise the death is known already, and another worker is in its place perhaps.
+            if self._is_at(worker, task):
                 self._worker_died(worker, str(error))
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         except WorkerFailed as error:
             log_event("task failed", logging.WARNING, worker=worker, reason=str(error))
+            self.metrics.task_failures.labels(str(worker)).inc()
+            if self._is_at(worker, task) and self._is_broken(worker, members):
+                self._worker_died(worker, f"{FAILING}: {error}")
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         else:
+            self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
             occupied = time.monotonic() - began
             self.times.trip.add(occupied - result.seconds - result.blocked)
@@ -420,6 +435,23 @@ class FrontEnd:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)
             self._take(task.attempt, result)
+
+    def _is_at(self, worker: int, task: Task) -> bool:
+        """Tell whether a worker is at a task; if not, another may be in its place by now."""
+        running = self.scheduler.workers[worker].running
+        return running is not None and running.identity == task.attempt
+
+    def _is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
+        """Take a failure to a worker's record; return whether it is the worker that is to blame.
+
+        It is not if the same queries fail elsewhere, too, or if nobody gets anything done.
+        """
+        failed = self.workers[worker].failed
+        if members not in failed:
+            failed.append(members)
+        others = [view.failed for i, view in enumerate(self.workers) if i != worker]
+        alone = not any(queries in other for other in others for queries in failed)
+        return len(failed) == MOST_FAILURES and alone and not all(others)
 
     def _sound(self, task: Task, result: Result) -> Result:
         """Return a result that can be decoded together with others'.
@@ -480,7 +512,9 @@ class FrontEnd:
         now = time.monotonic()
         view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
         view.state, view.since = ("hung" if reason == "hung" else "down"), now
-        self.metrics.restarts.labels("hung" if reason == "hung" else "died").inc()
+        view.failed.clear()
+        kind = "failing" if reason.startswith(FAILING) else "hung" if reason == "hung" else "died"
+        self.metrics.restarts.labels(kind).inc()
         log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
         while True:
             delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]

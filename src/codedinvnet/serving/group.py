@@ -80,6 +80,8 @@ class CodingGroup:
         """Task -> attempts that may still answer."""
         self.workers: set[int] = set()
         """Workers that were given a task of this group."""
+        self.failed: set[int] = set()
+        """Those of them that failed one."""
         self.retries = 0
         """Lost parity tasks that were sent again."""
 

@@ -82,12 +82,18 @@ class Metrics:
         )
         self.groups = Counter(
             "codedinvnet_groups",
-            "Coding groups whose parity left, by size.",
+            "First parity tasks sent, by the size of their group; again for one that was lost.",
             ["size"],
             registry=registry,
         )
         self.tasks = Counter(
             "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
+        )
+        self.task_failures = Counter(
+            "codedinvnet_task_failures",
+            "Tasks that raised on a worker, or whose output was no good.",
+            ["worker"],
+            registry=registry,
         )
         self.agreement_checks = Counter(
             "codedinvnet_live_agreement_checks",

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bundle import file_digest, load_bundle, weights_digest
+from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Tolerance
 from codedinvnet.trained import method_for
 
@@ -77,6 +78,8 @@ class WorkerSpec:
         part: the checkpoint of the part that it needs beside the bundle, if it does.
         stragglers: see `Tolerance`.
         errors: likewise.
+        weights: digest of the bundle's weights that the front end has ("": any will do).
+        part_weights: likewise of the part's file.
     """
 
     bundle: str | Path
@@ -87,19 +90,37 @@ class WorkerSpec:
     part: Path | None = None
     stragglers: int = 1
     errors: int = 1
+    weights: str = ""
+    part_weights: str = ""
 
     def load(self) -> CodedMethod:
-        """Load the method, and compute each of its tasks once, so that no query pays for it."""
+        """Load the method, and compute each of its tasks once, so that no query pays for it.
+
+        Raises:
+            UserError: if it cannot be loaded, or other weights lie there than the front end has.
+        """
         torch.set_num_threads(self.threads)
         bundle = load_bundle(self.bundle, self.device)
         tolerance = Tolerance(self.stragglers, self.errors)
         method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
+        if self.weights:
+            check_weights(self.bundle, weights_digest(self.bundle), self.weights)
+        if self.part_weights and self.part is not None:
+            check_weights(self.part, file_digest(self.part), self.part_weights)
         size = method.k
         zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
         for number, members in method.tasks(size).items():
             if number in (0, method.k):
                 method.compute(number, zeros[:, : len(members)])
         return method
+
+
+def check_weights(place: str | Path, found: str, wanted: str) -> None:
+    """Raise UserError if weights were exchanged while the service runs: answers would be mixed."""
+    if found != wanted:
+        raise UserError(
+            f"{place} has weights {found}, the front end has {wanted}: restart the service"
+        )
 
 
 def freeze_loaded() -> None:

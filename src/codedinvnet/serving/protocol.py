@@ -33,6 +33,10 @@ class BadRequest(Exception):
     """The request cannot be understood; the message names the field."""
 
 
+class TooLarge(BadRequest):
+    """Its body has more bytes than the server takes."""
+
+
 Parameters = Annotated[
     dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)
 ]
@@ -100,7 +104,8 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     """Undo a request's Content-Encoding.
 
     Raises:
-        BadRequest: if it is unknown, or the body is damaged or larger than `limit` bytes.
+        BadRequest: if it is unknown, or the body is damaged.
+        TooLarge: if it has more than `limit` bytes.
     """
     coding = (encoding or "identity").lower()
     if coding == "identity":
@@ -113,7 +118,7 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     except zlib.error as error:
         raise BadRequest(f"body: not valid {coding}: {error}") from error
     if len(data) > limit:
-        raise BadRequest(f"body: more than {limit} bytes when decompressed")
+        raise TooLarge(f"body: more than {limit} bytes when decompressed")
     if not decoder.eof:
         raise BadRequest(f"body: the {coding} data is cut short")
     if decoder.unused_data:

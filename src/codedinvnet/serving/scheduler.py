@@ -209,6 +209,7 @@ class Scheduler:
         """An attempt raised on its worker, or its answer was lost on the way."""
         found = self.attempts.get(attempt)
         if found is not None:
+            found.group.failed.add(found.worker)
             self._release(found.worker, attempt)
             self._lose(now, found, reason)
             self._start(now, found.worker)
@@ -480,15 +481,17 @@ class Scheduler:
         self._start(now, chosen)
 
     def _choose(self, attempt: Attempt) -> int | None:
-        """Return the first worker without a task of the group, else without this query, else any.
+        """Return the first worker without a task of the group, else a sound one, else any.
 
-        None if no worker is up.
+        Sound is who is not at this query already and has failed no task of the group. None if no
+        worker is up.
         """
-        found = self._order.first(attempt.group.workers)
+        group = attempt.group
+        found = self._order.first(group.workers)
         if found is None:
             own = attempt.query.attempts if attempt.query is not None else set()
             busy = {self.attempts[a].worker for a in own if a in self.attempts}
-            found = self._order.first(busy)
+            found = self._order.first(busy | group.failed)
         return self._order.first() if found is None else found
 
     def _reorder(self, index: int) -> None:

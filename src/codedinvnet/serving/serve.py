@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.bundle import Bundle, file_digest, load_bundle, weights_digest
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
@@ -73,8 +73,6 @@ class ServeOptions:
     token_file: Path | None = None
     faults: Path | None = None
     demo: bool = False
-    schedule: Schedule | None = None
-    """Faults, if there is no file."""
 
 
 def check(options: ServeOptions) -> None:
@@ -149,6 +147,8 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         options.part,
         options.stragglers,
         options.errors,
+        weights_digest(options.bundle),
+        "" if options.part is None else file_digest(options.part),
     )
     pool: WorkerPool
     if options.pool == "ray":
@@ -157,9 +157,8 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         pool = RayPool(spec, options.ray_address)
     else:
         pool = ProcessPool(spec)
-    schedule = load_schedule(options.faults) if options.faults else options.schedule
-    if schedule is not None or options.demo:
-        return FaultyPool(pool, schedule or Schedule())
+    if options.faults is not None or options.demo:
+        return FaultyPool(pool, load_schedule(options.faults) if options.faults else Schedule())
     return pool
 
 
@@ -342,6 +341,7 @@ async def _serve(options: ServeOptions) -> None:
             flush=True,
         )
         await stop.wait()
+        front.announce_draining()  # connections are waited for first, and may take their time
         # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
         # process and one to its group.
         loop.remove_signal_handler(signal.SIGINT)
