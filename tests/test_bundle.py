@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from codedinvnet.bundle import (
     DESCRIPTION,
     WEIGHTS,
     Bundle,
+    describe_commit,
     load_bundle,
     save_bundle,
     shipped_bundles,
@@ -105,6 +107,21 @@ def test_description_says_where_it_comes_from(bundle: Bundle) -> None:
     assert info.provenance.commit
     assert info.provenance.seconds > 0
     assert 0 <= info.figures["validation"]["validation_recovered_k4"] <= 1
+
+
+def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment often lies in a repository of its user's."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    words = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
+    subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(
+        "codedinvnet.bundle.__file__", str(tmp_path / "lib" / "site-packages" / "x" / "bundle.py")
+    )
+    assert describe_commit().startswith("codedinvnet ")
+    monkeypatch.setattr("codedinvnet.bundle.__file__", str(tmp_path / "src" / "x" / "bundle.py"))
+    assert len(describe_commit()) == 40
 
 
 def test_floats_and_bytes_are_the_same_image(bundle: Bundle, held_out: ImageSet) -> None:

@@ -288,6 +288,8 @@ def describe_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            raise OSError("this is somebody's repository around an installed package")
         head = git("rev-parse", "HEAD")
         return head + ("+changes" if git("status", "--porcelain", "--", "src") else "")
     except (OSError, subprocess.CalledProcessError):

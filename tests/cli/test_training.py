@@ -14,6 +14,7 @@ import torch
 from codedinvnet import stages
 from codedinvnet.bundle import WEIGHTS, load_bundle
 from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.cli import bundles
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 
@@ -115,7 +116,11 @@ def test_interrupt_is_not_a_traceback(
     config = write_settings(tmp_path / "own.json", tiny_settings())
     outcome = call("train", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
     assert outcome.code == 130
-    assert "--resume" in outcome.err
+    assert outcome.err == "interrupted; finished epochs and shards are kept: --resume goes on\n"
+    # What keeps nothing promises nothing.
+    monkeypatch.setattr(bundles, "_info", interrupted)
+    outcome = call("info", "mnist")
+    assert (outcome.code, outcome.err) == (130, "interrupted\n")
 
 
 def test_device_reaches_the_stages(

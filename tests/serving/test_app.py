@@ -233,6 +233,20 @@ class TestInfer:
 
         using(mnist, body)
 
+    def test_guessed(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.pool.hang(1)
+            service.pool.hang(3)
+            response = await service.infer(
+                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 300_000}
+            )
+            (output,) = response.json()["outputs"]
+            assert output["data"] == ["direct", "guessed", "direct", "guessed"]
+            state = (await service.client.get("/page/state")).json()
+            assert state["answers"]["guessed"] == 2
+
+        using(mnist, body)
+
 
 class TestBadRequests:
     @pytest.mark.parametrize(

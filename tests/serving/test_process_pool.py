@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -100,7 +101,7 @@ def test_outputs_are_those_of_the_method() -> None:
     asyncio.run(run())
 
 
-def test_a_killed_worker_is_noticed_at_once() -> None:
+def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async with started(2) as (pool, pids):
             deaths: list[tuple[int, str]] = []
@@ -123,7 +124,11 @@ def test_a_killed_worker_is_noticed_at_once() -> None:
             assert elapsed < NOTICED
             assert deaths[1][0] == 1
 
+            caplog.set_level(logging.WARNING, "codedinvnet.serving")
             await asyncio.gather(pool.replace(0), pool.replace(1))
+            ends = [r.__dict__["fields"] for r in caplog.records if r.msg == "worker ended"]
+            assert sorted(end["worker"] for end in ends) == [0, 1]
+            assert {end["exit"] for end in ends} == {"SIGKILL"}
             assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
             await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
             assert len(deaths) == 2

@@ -26,7 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `codedinvnet`; return the exit code."""
     arguments = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = arguments.run
-    return guarded(lambda: command(arguments))
+    return guarded(lambda: command(arguments), _kept(arguments))
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    """Say how a command goes on that was interrupted, if it can."""
+    if hasattr(arguments, "resume"):
+        return "finished epochs and shards are kept: --resume goes on"
+    if hasattr(arguments, "save_dir"):
+        return "finished epochs and rows are kept: the same command goes on"
+    return ""
 
 
 def build_parser() -> argparse.ArgumentParser:

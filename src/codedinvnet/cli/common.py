@@ -36,10 +36,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def guarded(call: Callable[[], None]) -> int:
+def guarded(call: Callable[[], None], kept: str = "") -> int:
     """Turn a user's mistake into one line on standard error and exit code 2.
 
     SIGTERM ends a command as Ctrl-C does: what it has started, servers for one, ends with it.
+
+    Args:
+        call: the command.
+        kept: what is left of it when it is interrupted, for the message.
     """
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     try:
@@ -52,8 +56,7 @@ def guarded(call: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "finished epochs, shards and rows are kept (train, sample, fuse: --resume)"
-        print(f"interrupted; {kept}", file=sys.stderr)
+        print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
         return 130
     return 0
 

@@ -50,7 +50,8 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _paper(arguments))
+    kept = "finished epochs and shards are kept: --resume goes on"
+    return guarded(lambda: _paper(arguments), kept)
 
 
 def _paper(arguments: argparse.Namespace) -> None:

@@ -20,8 +20,6 @@ class Job(NamedTuple):
     outputs: dict[int, np.ndarray]
     wanted: dict[int, int]
     """Query -> member."""
-    guess: bool = False
-    """The outputs do not determine these members."""
 
 
 def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:

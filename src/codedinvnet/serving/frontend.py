@@ -98,10 +98,10 @@ class Waiting:
     origin: Origin | None
     future: asyncio.Future[Answered]
     decoded: np.ndarray | None = None
-    outcome: str = "decoded"
-    """Of what was decoded."""
     ready: float = 0.0
     """When all that its answer is made of was here."""
+    outcome: str = ""
+    """Of this answer."""
 
 
 @dataclass
@@ -334,15 +334,15 @@ class FrontEnd:
             elif isinstance(action, Answer):
                 output = self._outputs[action.attempt]
                 self._jobs.append(Job(0, {0: output}, {action.query: 0}))
-                self._make_ready((action.query,))
+                self._make_ready((action.query,), "direct")
             elif isinstance(action, Decode):
                 outputs = {task: self._output(a) for task, a in action.outputs.items()}
-                self._jobs.append(Job(action.size, outputs, action.wanted, action.guess))
-                self._make_ready(action.wanted)
+                self._jobs.append(Job(action.size, outputs, action.wanted))
+                self._make_ready(action.wanted, "guessed" if action.guess else "decoded")
             elif isinstance(action, AnswerDecoded):
                 waiting = self._waiting.get(action.query)
                 if waiting is not None and waiting.decoded is not None:
-                    self._answer(action.query, waiting.decoded, waiting.outcome)
+                    self._answer(action.query, waiting.decoded)
             elif isinstance(action, Fail):
                 self._fail(action)
             elif isinstance(action, Replace):
@@ -359,11 +359,11 @@ class FrontEnd:
             self._spawn(self._decode_jobs())
         self._set_timer()
 
-    def _make_ready(self, queries: Iterable[int]) -> None:
+    def _make_ready(self, queries: Iterable[int], outcome: str) -> None:
         now = time.monotonic()
         for query in queries:
             if (waiting := self._waiting.get(query)) is not None:
-                waiting.ready = now
+                waiting.ready, waiting.outcome = now, outcome
 
     def _output(self, attempt: int) -> np.ndarray:
         return self._filler_output if attempt == FILLER else self._outputs[attempt]
@@ -476,15 +476,15 @@ class FrontEnd:
         if not known:
             self._outputs.pop(attempt, None)
 
-    def _answer(self, query: int, probabilities: np.ndarray, outcome: str) -> None:
+    def _answer(self, query: int, probabilities: np.ndarray) -> None:
         waiting = self._waiting.pop(query, None)
         if waiting is None or waiting.future.done():
             return
         seconds = time.monotonic() - waiting.began
         work = waiting.ready - waiting.began
-        waiting.future.set_result(Answered(probabilities, outcome, seconds, work))
-        self.metrics.answered(outcome, seconds)
-        self._note(query, outcome)
+        waiting.future.set_result(Answered(probabilities, waiting.outcome, seconds, work))
+        self.metrics.answered(waiting.outcome, seconds)
+        self._note(query, waiting.outcome)
 
     def _fail(self, action: Fail) -> None:
         waiting = self._waiting.pop(action.query, None)
@@ -549,9 +549,9 @@ class FrontEnd:
                         continue
                     for query, probabilities in found.items():
                         if job.size == 0:
-                            self._answer(query, probabilities, "direct")
+                            self._answer(query, probabilities)
                         else:
-                            self._decoded(query, probabilities, job.guess)
+                            self._decoded(query, probabilities)
         finally:
             self._decoding = False
 
@@ -562,11 +562,10 @@ class FrontEnd:
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))
 
-    def _decoded(self, query: int, probabilities: np.ndarray, guess: bool) -> None:
+    def _decoded(self, query: int, probabilities: np.ndarray) -> None:
         waiting = self._waiting.get(query)
         if waiting is not None:
             waiting.decoded = probabilities
-            waiting.outcome = "guessed" if guess else "decoded"
         sure = bool(probabilities.max() >= self.min_confidence)
         self._do(self.scheduler.decoded(time.monotonic(), query, sure))
 

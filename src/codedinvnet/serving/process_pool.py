@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import signal
 import socket
@@ -15,6 +16,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving import preload
+from codedinvnet.serving.metrics import log_event
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerFailed, WorkerSpec
 from codedinvnet.serving.worker import FAILED, READY, REPLY, pack_request, worker_main
 
@@ -22,6 +24,8 @@ START_TIMEOUT = 120.0
 """Seconds that a worker may take to load."""
 STOP_TIMEOUT = 2.0
 """Seconds that a worker may take to end before it is killed."""
+EXIT_TIMEOUT = 0.1
+"""Seconds in which the exit code of a worker that is gone becomes known."""
 STOP_POLL = 0.01
 
 
@@ -39,6 +43,18 @@ def launch(process: BaseProcess, spec: WorkerSpec) -> None:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _exit_of(process: BaseProcess) -> str:
+    """Return how a process ended, "SIGKILL" or "code 1"; waits a moment for it."""
+    for _ in range(round(EXIT_TIMEOUT / STOP_POLL)):
+        if not process.is_alive():
+            break
+        await asyncio.sleep(STOP_POLL)
+    code = process.exitcode
+    if code is None:
+        return "unknown"
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
 @dataclass
@@ -176,6 +192,9 @@ class ProcessPool:
 
     async def replace(self, worker: int) -> None:
         old = self.connections[worker]
+        if old.dead:  # by itself, and noticed before its exit code is known
+            how = await _exit_of(old.process)
+            log_event("worker ended", logging.WARNING, worker=worker, exit=how)
         self._kill(old)
         self._bury(worker, old, "replaced")
         self.connections[worker] = await self._spawn(worker)

@@ -40,6 +40,12 @@ ACTOR_CPUS = 0.1
 """What an actor asks Ray for: small, so that many fit on a small machine."""
 
 
+def last_line(error: BaseException) -> str:
+    """Return what an error of Ray's comes down to: the last line of its traceback; "" if none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 class RayWorker:
     """What runs in an actor's process."""
 
@@ -146,7 +152,7 @@ class RayPool:
             host, pid = await asyncio.wait_for(asyncio.ensure_future(whereabouts), START_TIMEOUT)
         except (asyncio.TimeoutError, self.ray.exceptions.RayError) as error:
             self._kill(handle)
-            reason = str(error).splitlines()[0] if str(error) else "not ready in time"
+            reason = last_line(error) or "not ready in time: has the cluster free processors?"
             raise WorkerDied(reason) from error
         return Actor(handle, host, pid)
 
@@ -183,7 +189,7 @@ class RayPool:
         except exceptions.RayTaskError as error:
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
         except exceptions.RayError as error:
-            reason = f"{type(error).__name__}"
+            reason = f"{type(error).__name__}: {last_line(error)}"
             self._bury(worker, actor, reason)
             raise WorkerDied(reason) from error
         return result._replace(output=np.array(result.output))  # Ray's arrays are read-only
