@@ -320,6 +320,7 @@ def test_parts_of_other_settings_are_trained_anew(
         ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
         ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
         ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
+        ([{"methods": ["none"]}, {"methods": ["none"], "missing": [4]}], "one of the k must be"),
         (
             [{"methods": ["oracle"], "bundle": "nowhere/{dataset}", "label": "other"}],
             "no bundle 'nowhere/mnist'",
@@ -333,7 +334,10 @@ def test_mistakes_are_told_before_any_work(
     blocks: list[dict[str, Any]],
     told: str,
     call: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And before an image set is looked for, which may mean a download."""
+    monkeypatch.setattr(accuracy, "load_images", None)
     grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
     out = tmp_path / "rows.jsonl"
     outcome = call("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
@@ -352,7 +356,7 @@ def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_
     raw = json.loads(grid.read_text())
     raw["datasets"]["mnist"]["paper"]["groups"] = 7
     grid.write_text(json.dumps(raw))
-    monkeypatch.setattr(accuracy._Bench, "row", None)
+    monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=r"groups 7 do not make one step: one needs .* = 8"):
         run(grid, tmp_path, data_dir)
 
@@ -385,7 +389,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
     if told != "cannot write to":
         out.parent.mkdir()
     spoil(out)
-    monkeypatch.setattr(accuracy._Bench, "row", None)
+    monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=told):
         accuracy.run(
             grid,
