@@ -24,6 +24,7 @@ def row(
     base: str = "invertible",
     k: int = K,
     missing: int = 1,
+    corrupt: int = 0,
     seed: int = 1,
     error: str | None = None,
     systematic: bool = True,
@@ -55,7 +56,7 @@ def row(
         "base": base,
         "k": k,
         "missing": missing,
-        "corrupt": 0,
+        "corrupt": corrupt,
         "seed": seed,
         "bundle": dataset,
     }

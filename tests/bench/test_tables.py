@@ -53,6 +53,13 @@ def test_codes_without_direct_answers_have_a_column_of_their_own(
     assert found == {"90.00"}
 
 
+def test_nobody_missing_is_left_out_where_workers_are_corrupt() -> None:
+    lines = tables.lines_of([row("approxifer", 0.4, corrupt=1, systematic=False)])
+    table = cells_of(tables.COLUMNS, tables.figures_table(lines))
+    (line,) = [c for c in table if c["corrupt"] == "1"]
+    assert (line["nobody missing"], line["recovered"]) == ("", "40.00")
+
+
 def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[str, Any]]) -> None:
     table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
     published = [c for c in table if c["source"].startswith("published")]

@@ -162,13 +162,14 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Return the cells of the main table, a row a line; published figures stand among ours.
 
     `nobody missing` is filled for non-systematic codes alone: they have no direct answers, so that
-    this, and not the base model's normal accuracy, is what their users get when all is well.
+    this, and not the base model's normal accuracy, is what their users get when all is well. Where
+    workers are corrupt it is empty: it was measured without them.
     """
     cells = []
     for line in lines:
         recovered = line.mean("recovered")
         spread = line.std("recovered")
-        complete = None if line.systematic else line.mean("complete")
+        complete = None if line.systematic or line.corrupt else line.mean("complete")
         cells.append(
             (
                 *line.place,
@@ -358,7 +359,8 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
-        "Corrupt workers send noise; then all answers are scored. ± is the standard "
+        "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
+        "without them, is left out. ± is the standard "
         "deviation over seeds of the training, where there are several.",
     ]
     for dataset in dict.fromkeys(cells[0] for cells in figures):
