@@ -387,12 +387,8 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
     return "\n\n".join([*text, remarks(rows)])
 
 
-LONG = 300.0
-"""Seconds of training from which on one seed must do."""
-
-
 def single_seeds(lines: Iterable[Line]) -> str:
-    """Return what of a data set was trained with one seed, and whether for the time that it took.
+    """Return what of a data set was trained with one seed, and for how long; "" for nothing.
 
     The first trial that needs a part trains it, so the longest preparation of all is the training;
     it is part of one if that was interrupted. Quick lines, which all have one seed, are left out.
@@ -402,19 +398,12 @@ def single_seeds(lines: Iterable[Line]) -> str:
         row = line.rows[0]
         if trained(row["method"], row["base"]) and not row["settings"]["quick"]:
             parts.setdefault(_part(line), []).append(line)
-    found: dict[bool, list[str]] = {True: [], False: []}
+    found = []
     for part, own in parts.items():
         if all(len(line.rows) == 1 for line in own):
             seconds = max(line.rows[0]["preparing_seconds"] for line in own)
-            time = f"{seconds / 60:.0f} min" if seconds >= 1 else "not timed"
-            found[seconds > LONG].append(f"{part} ({time})")
-    reasons = {
-        True: f"because its training took longer than {LONG / 60:.0f} minutes",
-        False: "though its training took less, as far as it was timed",
-    }
-    return " ".join(
-        f"One seed, {reasons[long]}: {', '.join(names)}." for long, names in found.items() if names
-    )
+            found.append(f"{part} ({seconds / 60:.0f})" if seconds >= 1 else f"{part} (not timed)")
+    return f"One seed each (training minutes in brackets): {', '.join(found)}." if found else ""
 
 
 def _part(line: Line) -> str:
