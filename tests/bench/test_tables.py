@@ -35,7 +35,7 @@ def test_seeds_share_a_line_with_mean_and_spread(rows: list[dict[str, Any]]) -> 
     assert parm["recovered"] == "52.00 ± 2.83"
     assert parm["seeds"] == "2"
     (ours,) = [c for c in table if c["method"] == "coded-invnet" and c["source"] == "measured"]
-    assert ours["recovered"] == "93.00"
+    assert ours["recovered"] == "93.00 ± 0.30"  # by a bootstrap
     assert ours["extra queries"] == "10 %"
     assert ours["nobody missing"] == ""
     assert not [c for c in table if c["method"] == "nercc"]
@@ -57,7 +57,17 @@ def test_nobody_missing_is_left_out_where_workers_are_corrupt() -> None:
     lines = tables.lines_of([row("approxifer", 0.4, corrupt=1, systematic=False)])
     table = cells_of(tables.COLUMNS, tables.figures_table(lines))
     (line,) = [c for c in table if c["corrupt"] == "1"]
-    assert (line["nobody missing"], line["recovered"]) == ("", "40.00")
+    assert (line["nobody missing"], line["recovered"]) == ("", "40.00 ± 0.30")
+
+
+def test_how_much_was_answered_is_told_where_it_was_not_all() -> None:
+    rows = [row("parm", 0.6, missing=2, answered=0.8, seed=1)]
+    rows += [row("parm", 0.6, missing=2, answered=0.9, seed=2), row("small-backup", 0.9, missing=2)]
+    table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
+    assert {c["method"]: c["answered"] for c in table if c["missing"] == "2"} == {
+        "parm": "85.00",
+        "small-backup": "",
+    }
 
 
 def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[str, Any]]) -> None:

@@ -51,6 +51,14 @@ class Line:
         return None if None in values or len(values) < 2 else statistics.stdev(values)
 
     @property
+    def spread(self) -> float | None:
+        """The ± of recovered: over the seeds; of a single one, by a bootstrap over its groups."""
+        if len(self.rows) > 1:
+            return self.std("recovered")
+        found: float | None = self.rows[0]["recovered_std"]
+        return found
+
+    @property
     def place(self) -> tuple[str, ...]:
         """The cells that a table's row begins with: data set, k, missing, corrupt, method, base."""
         counts = map(str, (self.k, self.missing, self.corrupt))
@@ -153,6 +161,7 @@ COLUMNS = (
     "normal",
     "nobody missing",
     "recovered",
+    "answered",
     "seeds",
     "source",
 )
@@ -163,12 +172,12 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
 
     `nobody missing` is filled for non-systematic codes alone: they have no direct answers, so that
     this, and not the base model's normal accuracy, is what their users get when all is well. Where
-    workers are corrupt it is empty: it was measured without them.
+    workers are corrupt it is empty: it was measured without them. `answered` is filled where some
+    of the answers that count were not there.
     """
     cells = []
     for line in lines:
-        recovered = line.mean("recovered")
-        spread = line.std("recovered")
+        answered = line.mean("answered")
         complete = None if line.systematic or line.corrupt else line.mean("complete")
         cells.append(
             (
@@ -176,7 +185,8 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 f"{100 * line.overhead:.0f} %",
                 percent(line.mean("normal"), line.std("normal")),
                 percent(complete, None if complete is None else line.std("complete")),
-                percent(recovered, spread),
+                percent(line.mean("recovered"), line.spread),
+                "" if answered == 1 else percent(answered),
                 str(len(line.rows)),
                 "measured",
             )
@@ -194,6 +204,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 _one_digit(figure.normal),
                 "",
                 _one_digit(figure.recovered),
+                "",
                 "",
                 f"published: {figure.source}",
             )
@@ -360,8 +371,11 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
         "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
-        "without them, is left out. ± is the standard "
-        "deviation over seeds of the training, where there are several.",
+        "without them, is left out. Answered: the share "
+        "of these answers that there were, where it is below 100; the others count as the "
+        "majority class. ± is the standard deviation over the seeds of the training; of what has "
+        "one seed, that of `recovered` by a bootstrap over the groups, which says nothing of "
+        "another training.",
     ]
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
