@@ -198,6 +198,7 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
         {"settings": {"bundle": "of older weights"}},
     ]
     lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
+    lines += [row(k, 0.55, label="average-image") for k in (4, 10)]
     (folder / "accuracy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     (folder / "pixels-mnist-k4.json").write_text(reproduced(3000, {4: 0.7408}))
     papers = figures.paper_of("mnist", folder)
@@ -206,6 +207,13 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
     text = figures.paper_training({"mnist": papers})
     assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4), the bundle" in text
     assert "trains those that are missing" in text
+    average = "by g, `average-image` of `bench accuracy`, 55.00 %"
+    paper = "with an encoder of the paper's objective, by g, 70.00 %"
+    assert figures.head_g("mnist", 4, folder) == f" ({average}; {paper})"
+    assert figures.head_g("fashion", 4, folder) == ""
+    checks = figures.bundle_checks(figures.bundle_results(folder), folder)
+    assert f"side features, by the recovery head g' 86.98 % ({average})." in checks
+    assert "by the recovery head g' 24.04 %.\n" in checks
 
 
 def test_another_seed_stands_below_the_table(folder: Path) -> None:

@@ -168,6 +168,8 @@ def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> Non
     assert lines[3] == "| approxifer | 10 % |  | 88.00 (90.00) |"
     assert lines[4] == "| parm | 10 % |  | 52.00 ± 2.83 † |"  # of two bases, one
     assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
+    assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in lines[-1]
+    assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in page(folder, ".")
 
 
 def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Path) -> None:

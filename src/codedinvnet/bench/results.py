@@ -136,8 +136,8 @@ def headline_accuracy(path: Path) -> str:
             "which decode every answer, of all answers of the group, and in brackets what these "
             "are with nobody missing. †: on one base model alone. ± is over seeds; what has none "
             "was trained once. The oracle embeds all members to make its parity, which nobody "
-            "would serve. All settings, tests of the differences, and the published "
-            "figures with their sources: [docs/results.md](docs/results.md). "
+            f"would serve. {tables.HEADS} All settings, tests of the differences, and the "
+            "published figures with their sources: [docs/results.md](docs/results.md). "
             + tables.remarks(rows),
         ]
     )

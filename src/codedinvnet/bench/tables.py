@@ -150,6 +150,12 @@ def percent(value: float | None, spread: float | None = None) -> str:
     return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
 
 
+HEADS = (
+    "`average-image`, `coded-invnet-paper` and `oracle` answer with g, `coded-invnet` with its "
+    "recovery head g'."
+)
+"""Said of every table: two heads that answer the same decoded latents are not equally good."""
+
 COLUMNS = (
     "data set",
     "k",
@@ -381,7 +387,7 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "of these answers that there were, where it is below 100; the others count as the "
         "majority class. ± is the standard deviation over the seeds of the training; of what has "
         "one seed, that of `recovered` by a bootstrap over the groups, which says nothing of "
-        "another training.",
+        f"another training. {HEADS}",
     ]
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
