@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
+from tests.bench.canned import row
 from tools import figures
 from tools.figures import RESULTS, SIZES, results_page, sections
 
@@ -292,6 +294,14 @@ def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
     assert "old" not in readme
     assert "| mnist | 2 |" in readme
     assert (repository / "results.md").read_text().startswith("# Results\n")
+
+
+def test_what_the_grid_has_and_the_rows_have_not_is_told(tmp_path: Path) -> None:
+    append_row(tmp_path / "accuracy.jsonl", row("coded-invnet", 0.9))
+    assert "| oracle |  | not measured |" in sections(tmp_path)["accuracy"]
+    assert "Not measured: all of fashion, cifar10. coded-invnet: mnist k = 2, 4;" in (
+        results_page(tmp_path, ".")
+    )
 
 
 def test_an_interrupted_rendering_leaves_what_was_there(

@@ -34,7 +34,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codedinvnet.bench.results import headlines, page, speed_section
+from codedinvnet.bench.gaps import ABSENT
+from codedinvnet.bench.results import ACCURACY_GRID, headlines, page, speed_section
 from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS
 from codedinvnet.bench.tables import markdown
@@ -50,6 +51,7 @@ from codedinvnet.stages import choose_device, evaluation_images
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+GRID = ROOT / ACCURACY_GRID
 BUNDLES = ("mnist", "fashion", "cifar10")
 """In the order of the tables."""
 SIZES = (2, 4, 10)
@@ -84,9 +86,6 @@ def update(name: str, found: dict[str, Any]) -> None:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}"
-
-
-ABSENT = "not measured"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -627,7 +626,7 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
         "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
-        **headlines(folder),
+        **headlines(folder, GRID),
     }
 
 
@@ -670,7 +669,7 @@ def results_page(folder: Path, pictures: str) -> str:
         "The paper's settings with all their epochs": full_paper(folder),
     }
     sections = [f"\n## {title}\n\n{text}\n" for title, text in more.items() if text]
-    return page(folder, pictures) + "".join(sections)
+    return page(folder, pictures, GRID) + "".join(sections)
 
 
 def write_page(folder: Path, path: Path) -> None:

@@ -433,6 +433,20 @@ def test_the_command_writes_rows_tables_and_figures(
     assert all(len(row["groups"]) == 1 for row in read_rows(out))
 
 
+def test_the_command_tells_what_of_its_grid_was_not_measured(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["cifar10"] = raw["datasets"]["mnist"]
+    grid.write_text(json.dumps(raw))
+    out = tmp_path / "rows.jsonl"
+    words = ["bench", "accuracy", grid, "--out", out, "--data-dir", data_dir]
+    words += ["--save-dir", tmp_path / "runs", "--dataset", "mnist", "--device", "cpu"]
+    assert call(*words).code == 0
+    assert "\n\nNot measured: all of cifar10.\n\n" in out.with_suffix(".md").read_text()
+
+
 def test_the_quick_version_without_images_does_what_needs_no_training(
     bundle_folder: Path, tmp_path: Path
 ) -> None:

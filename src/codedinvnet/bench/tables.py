@@ -12,7 +12,8 @@ from typing import Any
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
-from codedinvnet.bench.grid import trained
+from codedinvnet.bench.gaps import describe_gaps
+from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, PUBLISHED, Published
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
@@ -373,8 +374,14 @@ def as_csv(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def body(rows: Sequence[Row], heading: str = "##") -> str:
-    """Return figures and comparisons, a section a data set, and what is to be known of them."""
+def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = None) -> str:
+    """Return figures and comparisons, a section a data set, and what is to be known of them.
+
+    Args:
+        rows: of a file, oldest first.
+        heading: the marks before a section's title.
+        grid: what was to be measured; of it is told what was not.
+    """
     lines = lines_of(rows)
     figures, margins = figures_table(lines), margins_table(lines)
     text = [
@@ -383,12 +390,14 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
         "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
-        "without them, is left out. Answered: the share "
-        "of these answers that there were, where it is below 100; the others count as the "
-        "majority class. ± is the standard deviation over the seeds of the training; of what has "
-        "one seed, that of `recovered` by a bootstrap over the groups, which says nothing of "
-        f"another training. {HEADS}",
+        f"without them, is left out. {HEADS}",
+        "Answered: the share of the answers that count that there were, where it is below 100; the "
+        "others count as the majority class. ± is the standard deviation over the seeds of the "
+        "training; of `recovered` with one seed, that of a bootstrap over the groups, which says "
+        "nothing of another training.",
     ]
+    lacking = describe_gaps(grid, current(rows)) if grid is not None else ""
+    text += [lacking] if lacking else []
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
         seeds = single_seeds(line for line in lines if line.dataset == dataset)
@@ -455,17 +464,25 @@ def remarks(rows: Iterable[Row]) -> str:
     ) + f"Measured on {'; '.join(sorted({row['machine'] for row in kept}))}."
 
 
-def report(rows: Sequence[Row]) -> str:
-    """Return the Markdown page of a file of rows."""
-    return f"# Accuracy of every method\n\n{body(rows)}\n"
+def report(rows: Sequence[Row], grid: AccuracyGrid | None = None) -> str:
+    """Return the Markdown page of a file of rows, and what of a grid is not in it."""
+    return f"# Accuracy of every method\n\n{body(rows, grid=grid)}\n"
 
 
-def write(rows_file: Path) -> list[Path]:
-    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+def write(rows_file: Path, grid: AccuracyGrid | None = None) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv.
+
+    Args:
+        rows_file: the rows.
+        grid: what was to be measured; of it is told what was not.
+
+    Returns:
+        What was written.
+    """
     rows = read_rows(rows_file, "accuracy")
     if not rows:
         return []
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
-    write_atomically(page, report(rows).encode())
+    write_atomically(page, report(rows, grid).encode())
     write_atomically(table, as_csv(COLUMNS, figures_table(lines_of(rows))).encode())
     return [page, table]
