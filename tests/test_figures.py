@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
+from tests.bench.canned import row
 from tools import figures
 from tools.figures import RESULTS, SIZES, results_page, sections
 
@@ -198,6 +200,7 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
         {"settings": {"bundle": "of older weights"}},
     ]
     lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
+    lines += [row(k, 0.55, label="average-image") for k in (4, 10)]
     (folder / "accuracy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     (folder / "pixels-mnist-k4.json").write_text(reproduced(3000, {4: 0.7408}))
     papers = figures.paper_of("mnist", folder)
@@ -206,6 +209,13 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
     text = figures.paper_training({"mnist": papers})
     assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4), the bundle" in text
     assert "trains those that are missing" in text
+    average = "by g, `average-image` of `bench accuracy`, 55.00 %"
+    paper = "with an encoder of the paper's objective, by g, 70.00 %"
+    assert figures.head_g("mnist", 4, folder) == f" ({average}; {paper})"
+    assert figures.head_g("fashion", 4, folder) == ""
+    checks = figures.bundle_checks(figures.bundle_results(folder), folder)
+    assert f"side features, by the recovery head g' 86.98 % ({average})." in checks
+    assert "by the recovery head g' 24.04 %.\n" in checks
 
 
 def test_another_seed_stands_below_the_table(folder: Path) -> None:
@@ -284,6 +294,14 @@ def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
     assert "old" not in readme
     assert "| mnist | 2 |" in readme
     assert (repository / "results.md").read_text().startswith("# Results\n")
+
+
+def test_what_the_grid_has_and_the_rows_have_not_is_told(tmp_path: Path) -> None:
+    append_row(tmp_path / "accuracy.jsonl", row("coded-invnet", 0.9))
+    assert "| oracle |  | not measured |" in sections(tmp_path)["accuracy"]
+    assert "Not measured: all of fashion, cifar10. coded-invnet: mnist k = 2, 4;" in (
+        results_page(tmp_path, ".")
+    )
 
 
 def test_an_interrupted_rendering_leaves_what_was_there(

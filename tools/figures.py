@@ -34,7 +34,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codedinvnet.bench.results import headlines, page, speed_section
+from codedinvnet.bench.gaps import ABSENT
+from codedinvnet.bench.results import ACCURACY_GRID, headlines, page, speed_section
 from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS
 from codedinvnet.bench.tables import markdown
@@ -43,13 +44,14 @@ from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.methods import Evidence, PaperInvNet
+from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.stages import choose_device, evaluation_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+GRID = ROOT / ACCURACY_GRID
 BUNDLES = ("mnist", "fashion", "cifar10")
 """In the order of the tables."""
 SIZES = (2, 4, 10)
@@ -84,9 +86,6 @@ def update(name: str, found: dict[str, Any]) -> None:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}"
-
-
-ABSENT = "not measured"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -207,8 +206,26 @@ def evidence_line(name: str, result: Mapping[str, Any]) -> str:
     )
 
 
-def bundle_checks(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The sanity arms of every bundle; empty if nothing was measured."""
+def head_g(name: str, k: int, folder: Path) -> str:
+    """What g reads from the average image, and from an encoder of the paper's objective."""
+    found = {
+        words: method_rows(name, method, folder).get(k)
+        for words, method in (
+            ("by g, `average-image` of `bench accuracy`,", AverageImage.name),
+            ("with an encoder of the paper's objective, by g,", PaperInvNet.name),
+        )
+    }
+    told = [f"{words} {percent(row['recovered'])} %" for words, row in found.items() if row]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def bundle_checks(results: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """The sanity arms of every bundle; empty if nothing was measured.
+
+    Args:
+        results: what was measured of each bundle.
+        folder: where the rows of `bench accuracy` lie, if they are there.
+    """
     measured = {name: result for name, result in results.items() if "evaluate" in result}
     lines = []
     for name, result in measured.items():
@@ -220,8 +237,15 @@ def bundle_checks(results: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         lines.append(
             f"- {name}, k = {k}: recovered accuracy with another group's parity output {words[0]}, "
-            f"with the average image in place of E, and no side features, {words[1]}."
+            f"with the average image in place of E, and no side features, by the recovery head g' "
+            f"{words[1]}{head_g(name, k, folder)}."
         )
+    if lines:
+        lines += [
+            "",
+            "g and g' answer the same average images; g' was trained on decoded latents, g on the "
+            "images' own.",
+        ]
     if "cifar10" in measured:
         lines += [
             "",
@@ -570,19 +594,23 @@ def bundle_results(folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def paper_of(name: str, folder: Path) -> Paper:
-    """Return what a folder of results says of the paper's objective and a bundle's network."""
-    trained = {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
+def method_rows(name: str, method: str, folder: Path) -> dict[int, Row]:
+    """Return k -> what `bench accuracy` found of a method on a bundle, with one worker missing."""
     path = folder / "accuracy.jsonl"
     rows = read_rows(path, "accuracy") if path.is_file() and name in shipped_bundles() else ()
-    wanted = (PaperInvNet.name, weights_digest(name) if rows else "", 1, 0)
-    on_bundle = {
+    wanted = (method, weights_digest(name) if rows else "", 1, 0)
+    return {
         row["k"]: row
         for row in newest(rows).values()
         if row["error"] is None
         and (row["label"], row["settings"].get("bundle"), row["missing"], row["corrupt"]) == wanted
     }
-    return Paper(trained, on_bundle)
+
+
+def paper_of(name: str, folder: Path) -> Paper:
+    """Return what a folder of results says of the paper's objective and a bundle's network."""
+    trained = {k: found for k in SIZES if (found := read(folder / f"pixels-{name}-k{k}.json"))}
+    return Paper(trained, method_rows(name, PaperInvNet.name, folder))
 
 
 def sections(folder: Path = RESULTS) -> dict[str, str]:
@@ -598,7 +626,7 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
         "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
-        **headlines(folder),
+        **headlines(folder, GRID),
     }
 
 
@@ -635,13 +663,13 @@ def results_page(folder: Path, pictures: str) -> str:
     serve = read(folder / "serve.json")
     more = {
         "The service": serve_table(serve) if serve else "",
-        "Checks of the shipped bundles": bundle_checks(bundle_results(folder)),
+        "Checks of the shipped bundles": bundle_checks(bundle_results(folder), folder),
         "Times on a CUDA machine": cuda_times(folder),
         "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
         "The paper's settings with all their epochs": full_paper(folder),
     }
     sections = [f"\n## {title}\n\n{text}\n" for title, text in more.items() if text]
-    return page(folder, pictures) + "".join(sections)
+    return page(folder, pictures, GRID) + "".join(sections)
 
 
 def write_page(folder: Path, path: Path) -> None:

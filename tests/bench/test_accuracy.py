@@ -343,6 +343,7 @@ def test_the_plain_base_outlives_the_weights_of_the_bundle(
         ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
         ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
         ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
+        ([{"methods": ["none"]}, {"methods": ["none"], "missing": [4]}], "one of the k must be"),
         (
             [{"methods": ["oracle"], "bundle": "nowhere/{dataset}", "label": "other"}],
             "no bundle 'nowhere/mnist'",
@@ -356,7 +357,10 @@ def test_mistakes_are_told_before_any_work(
     blocks: list[dict[str, Any]],
     told: str,
     call: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And before an image set is looked for, which may mean a download."""
+    monkeypatch.setattr(accuracy, "load_images", None)
     grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
     out = tmp_path / "rows.jsonl"
     outcome = call("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
@@ -375,7 +379,7 @@ def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_
     raw = json.loads(grid.read_text())
     raw["datasets"]["mnist"]["paper"]["groups"] = 7
     grid.write_text(json.dumps(raw))
-    monkeypatch.setattr(accuracy._Bench, "row", None)
+    monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=r"groups 7 do not make one step: one needs .* = 8"):
         run(grid, tmp_path, data_dir)
 
@@ -408,7 +412,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
     if told != "cannot write to":
         out.parent.mkdir()
     spoil(out)
-    monkeypatch.setattr(accuracy._Bench, "row", None)
+    monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=told):
         accuracy.run(
             grid,
@@ -450,6 +454,20 @@ def test_the_command_writes_rows_tables_and_figures(
     assert "quick version" in (out.parent / "rows.md").read_text()
     assert all(row["settings"]["quick"] for row in read_rows(out))
     assert all(len(row["groups"]) == 1 for row in read_rows(out))
+
+
+def test_the_command_tells_what_of_its_grid_was_not_measured(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    raw = json.loads(grid.read_text())
+    raw["datasets"]["cifar10"] = raw["datasets"]["mnist"]
+    grid.write_text(json.dumps(raw))
+    out = tmp_path / "rows.jsonl"
+    words = ["bench", "accuracy", grid, "--out", out, "--data-dir", data_dir]
+    words += ["--save-dir", tmp_path / "runs", "--dataset", "mnist", "--device", "cpu"]
+    assert call(*words).code == 0
+    assert "\n\nNot measured: all of cifar10.\n\n" in out.with_suffix(".md").read_text()
 
 
 def test_the_quick_version_without_images_does_what_needs_no_training(

@@ -200,3 +200,8 @@ def test_what_cannot_be_done(tmp_path: Path, block: dict[str, Any], told: str) -
     trial = next(trials(load_grid(written(tmp_path, block))))
     with pytest.raises(UserError, match=told):
         check_possible(trial, (1, 28, 28), 200, tuple(range(2, 11)))
+
+
+def test_how_many_images_there_are_may_not_be_known_yet(tmp_path: Path) -> None:
+    trial = next(trials(load_grid(written(tmp_path, {"methods": ["parm"], "k": [500]}))))
+    check_possible(trial, (1, 28, 28), None, tuple(range(2, 11)))

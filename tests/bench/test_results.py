@@ -148,8 +148,10 @@ def test_one_missing_file_costs_its_section_alone(folder: Path, missing: str) ->
 def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -> None:
     found = section(page(folder, "."), "Accuracy")
     mnist = found.split("### mnist")[1].split("###")[0]
-    assert "| 10 | 1 | 0 | parm | invertible | 10 % | 95.00 ± 0.00 |  | 52.00 ± 2.83 | 2 |" in mnist
-    assert "| 87.2 |  | published: ApproxIFER's repository, Bar_plots.py |" in mnist
+    assert (
+        "| 10 | 1 | 0 | parm | invertible | 10 % | 95.00 ± 0.00 |  | 52.00 ± 2.83 |  | 2 |" in mnist
+    )
+    assert "| 87.2 |  |  | published: ApproxIFER's repository, Bar_plots.py |" in mnist
     assert "| margin, points | 95 % | p |" in mnist
     assert "| 10 | 1 | 0 | approxifer | resnet | 88.00 | 93.00 | +" in mnist
     fashion = found.split("### fashion")[1].split("###")[0]
@@ -177,6 +179,34 @@ def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> Non
     assert lines[3] == "| approxifer | 10 % |  | 88.00 (90.00) |"
     assert lines[4] == "| parm | 10 % |  | 52.00 ± 2.83 † |"  # of two bases, one
     assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
+    assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in lines[-1]
+    assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in page(folder, ".")
+
+
+def test_what_of_the_grid_was_not_measured_is_no_blank(folder: Path) -> None:
+    """A blank is what the grid does not have: here ParM on Fashion-MNIST."""
+    part = {"epochs": 1, "steps_per_epoch": 3}
+    data = {"classifier": part, "backup": part, "parity": part}
+    blocks: list[dict[str, Any]] = [
+        {"methods": ["coded-invnet", "approxifer", "oracle"], "k": [10]},
+        {"methods": ["parm"], "datasets": ["mnist"], "k": [10], "seeds": [1, 2]},
+        {"methods": ["parm"], "datasets": ["fashion"], "k": [10], "missing": [2]},
+    ]
+    grid = {"datasets": {name: {"bundle": name, **data} for name in ("mnist", "fashion")}}
+    path = folder / "grid.json"
+    path.write_text(json.dumps({"name": "tiny", "blocks": blocks, **grid}))
+    lines = headlines(folder, path)["accuracy"].splitlines()
+    assert lines[2] == "| coded-invnet | 10 % | 89.00 | 93.00 |"
+    assert lines[3] == "| approxifer | 10 % | not measured | 88.00 (90.00) |"
+    assert lines[4] == "| oracle |  | not measured | not measured |"
+    assert lines[5] == "| parm | 10 % |  | 52.00 ± 2.83 † |"
+    told = "Not measured: oracle: mnist, fashion k = 10. approxifer: fashion k = 10. "
+    assert f"\n\n{told}parm: fashion k = 10 with 2 missing.\n\n" in page(folder, ".", path)
+
+
+def test_the_grid_is_that_of_the_command() -> None:
+    assert f" {results.ACCURACY_GRID} " in results.COMMANDS["accuracy.jsonl"]
+    assert (Path(__file__).parents[2] / results.ACCURACY_GRID).is_file()
 
 
 def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Path) -> None:

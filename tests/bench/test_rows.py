@@ -63,6 +63,33 @@ def test_an_unfinished_line_is_ignored_and_cut_off(tmp_path: Path, whole: int) -
     assert [r["key"] for r in read_rows(path)] == [*map(str, range(whole)), "next"]
 
 
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_a_last_row_that_lacks_its_newline_alone_is_read_and_kept(
+    tmp_path: Path, whole: int
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    for i in range(whole):
+        append_row(path, row(str(i)))
+    append_row(path, row("last"))
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    expected = [*map(str, range(whole)), "last"]
+    assert [r["key"] for r in read_rows(path)] == expected
+    append_row(path, row("next"))
+    assert [r["key"] for r in read_rows(path)] == [*expected, "next"]
+    assert path.read_bytes().count(b"\n") == whole + 2
+
+
+@pytest.mark.parametrize("rest", ["7", "{}{", '"words"', "\u00e4"])
+def test_what_is_no_row_behind_the_last_newline_is_ignored(tmp_path: Path, rest: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row("a"))
+    with open(path, "ab") as file:
+        file.write(rest.encode("latin-1"))
+    assert read_rows(path) == [row("a")]
+    append_row(path, row("b"))
+    assert read_rows(path) == [row("a"), row("b")]
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("{", "line 2 is not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],

@@ -35,7 +35,7 @@ def test_seeds_share_a_line_with_mean_and_spread(rows: list[dict[str, Any]]) -> 
     assert parm["recovered"] == "52.00 ± 2.83"
     assert parm["seeds"] == "2"
     (ours,) = [c for c in table if c["method"] == "coded-invnet" and c["source"] == "measured"]
-    assert ours["recovered"] == "93.00"
+    assert ours["recovered"] == "93.00 ± 0.30"  # by a bootstrap
     assert ours["extra queries"] == "10 %"
     assert ours["nobody missing"] == ""
     assert not [c for c in table if c["method"] == "nercc"]
@@ -51,6 +51,23 @@ def test_codes_without_direct_answers_have_a_column_of_their_own(
         if (c["method"], c["source"]) == ("approxifer", "measured")
     }
     assert found == {"90.00"}
+
+
+def test_nobody_missing_is_left_out_where_workers_are_corrupt() -> None:
+    lines = tables.lines_of([row("approxifer", 0.4, corrupt=1, systematic=False)])
+    table = cells_of(tables.COLUMNS, tables.figures_table(lines))
+    (line,) = [c for c in table if c["corrupt"] == "1"]
+    assert (line["nobody missing"], line["recovered"]) == ("", "40.00 ± 0.30")
+
+
+def test_how_much_was_answered_is_told_where_it_was_not_all() -> None:
+    rows = [row("parm", 0.6, missing=2, answered=0.8, seed=1)]
+    rows += [row("parm", 0.6, missing=2, answered=0.9, seed=2), row("small-backup", 0.9, missing=2)]
+    table = cells_of(tables.COLUMNS, tables.figures_table(tables.lines_of(rows)))
+    assert {c["method"]: c["answered"] for c in table if c["missing"] == "2"} == {
+        "parm": "85.00",
+        "small-backup": "",
+    }
 
 
 def test_published_figures_stand_in_the_same_table_and_say_so(rows: list[dict[str, Any]]) -> None:
@@ -105,10 +122,24 @@ def test_what_is_far_from_the_published_figure_is_explained(
     assert ("Further off than 5 points" in found) == bool(told)
 
 
-def test_what_trained_with_one_seed_says_why() -> None:
+@pytest.mark.parametrize("recovered", [0.3, 0.54, 0.86])
+def test_a_published_figure_of_a_data_set_that_is_not_named_says_what_is_assumed(
+    recovered: float,
+) -> None:
+    rows = [row(label, recovered) for label in ("parm", "coded-invnet-paper")]
+    found = tables.published_section(tables.lines_of(rows)).split("not named there:\n\n")[1]
+    paper, parm = found.splitlines()
+    off = 100 * recovered - 85.9
+    assert paper.startswith(f"- coded-invnet-paper on mnist, k = 10 ({off:+.1f}): That it is of ")
+    assert "f and g of the shipped bundle, which were trained together with our E" in paper
+    assert parm.startswith(f"- parm on mnist, k = 10 ({100 * recovered - 53.4:+.1f}): That it is ")
+    assert "not named there" not in tables.published_section(tables.lines_of([row("none", 0.1)]))
+
+
+def test_what_trained_with_one_seed_says_for_how_long() -> None:
     rows = [
         row("parm", 0.5, preparing_seconds=400.0),
-        row("parm", 0.8, k=4, preparing_seconds=200.0),
+        row("parm", 0.8, k=4, preparing_seconds=0.2),  # its part was there
         row("none", 0.1, base="resnet", preparing_seconds=700.0),
         row("approxifer", 0.8, base="resnet", systematic=False),
         row("small-backup", 0.9, seed=1, preparing_seconds=900.0),
@@ -117,14 +148,13 @@ def test_what_trained_with_one_seed_says_why() -> None:
         row("coded-invnet", 0.9, preparing_seconds=900.0),  # nothing was trained
     ]
     assert tables.single_seeds(tables.lines_of(rows)) == (
-        "One seed, because its training took longer than 5 minutes: parm of the invertible base, "
-        "k = 10 (7 min), the plain ResNet (12 min). One seed, though its training took less, as "
-        "far as it was timed: parm of the invertible base, k = 4 (3 min)."
+        "One seed each (training minutes in brackets): parm of the invertible base, k = 10 (7), "
+        "parm of the invertible base, k = 4 (not timed), the plain ResNet (12)."
     )
     rows[0]["settings"]["quick"] = True
     assert tables.single_seeds(tables.lines_of(rows[:1])) == ""
     assert tables.single_seeds(tables.lines_of(rows[4:])) == ""
-    assert "One seed, " in tables.report(rows[1:])
+    assert "One seed each " in tables.report(rows[1:])
 
 
 def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ def test_the_matrix_is_the_formula(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
 def test_at_a_node_the_interpolant_is_the_nodes_value(n: int) -> None:
-    nodes = second_kind(n, closed=False)
+    nodes = second_kind(n)
     identity = torch.eye(n, dtype=torch.float64)
     torch.testing.assert_close(berrut_matrix(nodes, nodes), identity, rtol=0.0, atol=0.0)
     beside = berrut_matrix(nodes + 1e-9, nodes)
@@ -45,7 +45,7 @@ def test_at_a_node_the_interpolant_is_the_nodes_value(n: int) -> None:
 
 def test_signs_follow_the_rank_among_the_nodes_that_are_there() -> None:
     """With the index among all nodes, signs would repeat and the interpolant have poles."""
-    nodes = second_kind(6, closed=True)
+    nodes = second_kind(6)
     kept = nodes[[0, 1, 3, 4, 5]]
     points = torch.linspace(-0.99, 0.99, 400, dtype=torch.float64)
     assert float(berrut_matrix(points, kept).abs().sum(1).max()) < 10
@@ -59,8 +59,7 @@ def test_points_lie_where_the_paper_puts_them() -> None:
     assert first_kind(3).tolist() == pytest.approx(
         [math.cos(math.pi / 6), 0.0, math.cos(5 * math.pi / 6)]
     )
-    assert second_kind(4, closed=False).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
-    assert second_kind(3, closed=True).tolist() == pytest.approx([1, 0, -1])
+    assert second_kind(4).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
 
 
 def collides(k: int, workers: int) -> bool:
@@ -75,13 +74,10 @@ def test_the_known_collisions() -> None:
     assert not any(collides(k, k + 1) for k in (2, 4, 10))
 
 
-@pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("stragglers", [0, 1, 2, 3])
 @pytest.mark.parametrize("k", range(2, 12))
-def test_weights_are_finite_and_sum_to_one_at_every_pattern(
-    k: int, stragglers: int, closed: bool
-) -> None:
-    method = ApproxIFER(Linear(), k, stragglers=stragglers, closed=closed)
+def test_weights_are_finite_and_sum_to_one_at_every_pattern(k: int, stragglers: int) -> None:
+    method = ApproxIFER(Linear(), k, stragglers=stragglers)
     assert (method.r, len(method.tasks(k))) == (stragglers, k + stragglers)
     ones = torch.ones(k + stragglers, dtype=torch.float64)
     torch.testing.assert_close(method.encoding.sum(1), ones)

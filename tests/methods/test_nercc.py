@@ -60,7 +60,7 @@ def test_with_smoothing_it_is_scipys_where_scipy_has_one(n: int, smoothing: floa
 @pytest.mark.parametrize("smoothing", [0.0, 1e-4, 10.0])
 @pytest.mark.parametrize("n", [2, 3, 4, 11])
 def test_lines_are_reproduced_exactly(n: int, smoothing: float) -> None:
-    knots = second_kind(n, closed=True)
+    knots = second_kind(n)
     found = smoothing_spline_matrix(POINTS, knots, smoothing) @ (3.0 - 2.0 * knots)
     torch.testing.assert_close(found, 3.0 - 2.0 * POINTS)
 
@@ -114,7 +114,7 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None
     group = images(k)
     direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()
     outputs = outputs_of(method, group)
-    encode = smoothing_spline_matrix(second_kind(k + 1, closed=False), first_kind(k), 1e-3)
+    encode = smoothing_spline_matrix(second_kind(k + 1), first_kind(k), 1e-3)
     for lost in range(k + 1):
         kept = [t for t in range(k + 1) if t != lost]
         decode = smoothing_spline_matrix(first_kind(k), method.nodes[kept], 1e-2)

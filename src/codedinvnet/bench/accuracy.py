@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from codedinvnet.bench.erasures import Score, score, task_outputs
 from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
+    check_possible,
     load_grid,
     needs_training_images,
     trials,
@@ -30,14 +31,15 @@ from codedinvnet.bench.rows import (
     pack_counts,
     read_rows,
 )
-from codedinvnet.bundle import describe_commit, describe_machine
+from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import SAMPLES, ImageSet, ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedMethod, NeRCC
+from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
 from codedinvnet.methods.systematic import Systematic
 from codedinvnet.serving.group import is_systematic
+from codedinvnet.training.check import check_pixels
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 5000
@@ -114,7 +116,8 @@ def run(
 
     Raises:
         UserError: one line, before any work, if the grid asks for what cannot be done, or `out`
-            cannot be written or has rows of something else.
+            cannot be written or has rows of something else; before any image set is looked for or
+            downloaded, where it does not take the images to tell.
     """
     grid = load_grid(grid_file)
     done = newest(read_rows(out, "accuracy"))
@@ -128,6 +131,8 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
+    check_trials(grid, wanted)
+    check_writable(out)
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
         train, test = _images(name, data_dir, download, quick)
@@ -141,7 +146,6 @@ def run(
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
     for trial in wanted:
         datasets[trial.dataset].check(trial)
-    check_writable(out)
     counts = {"trials": len(wanted), "kept": 0, "done": 0, "failed": 0}
     bench = _Bench(grid, quick)
     with tqdm(total=len(wanted), desc="accuracy", unit="trial", dynamic_ncols=True) as bar:
@@ -160,6 +164,29 @@ def run(
                     bar.write(f"failed: {trial.name()}: {row['error']}", file=sys.stderr)
             bar.update()
     return counts
+
+
+def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
+    """Refuse trials that cannot be done, as far as their bundles alone tell.
+
+    What the images have to say, `DataSet.check` asks once they are there: it may take a download.
+
+    Args:
+        grid: that the trials are of.
+        wanted: the trials.
+
+    Raises:
+        UserError: one line.
+    """
+    bundles: dict[str, Bundle] = {}
+    for trial in wanted:
+        if trial.bundle not in bundles:
+            bundles[trial.bundle] = load_bundle(trial.bundle)
+        bundle = bundles[trial.bundle]
+        check_possible(trial, bundle.info.input.shape, None, bundle.info.group_sizes)
+        paper = grid.datasets[trial.dataset].paper
+        if paper is not None and NEEDS[trial.method] is Need.ENCODER:
+            check_pixels(paper, min(bundle.model.input_shape[1:]))
 
 
 def _images(

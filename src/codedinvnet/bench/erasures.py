@@ -36,8 +36,8 @@ class Score:
     """What erasures did to a method's answers; accuracies in 0..1.
 
     Attributes:
-        complete: accuracy with nobody missing. A systematic code's answers are then the direct
-            ones; a non-systematic code decodes even these.
+        complete: accuracy with nobody missing or corrupt. A systematic code's answers are then the
+            direct ones; a non-systematic code decodes even these.
         recovered: accuracy of the answers that the erasures concern: of a systematic code the
             erased members', of another everybody's; everybody's, too, if workers are corrupt.
         std: of one grouping's `recovered`, by a bootstrap over its groups.

@@ -205,20 +205,23 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
 
 
 def check_possible(
-    trial: Trial, image_shape: tuple[int, int, int], images: int, group_sizes: tuple[int, ...]
+    trial: Trial,
+    image_shape: tuple[int, int, int],
+    images: int | None,
+    group_sizes: tuple[int, ...],
 ) -> None:
     """Refuse a trial that cannot be done.
 
     Args:
         trial: what is asked for.
         image_shape: (C, H, W).
-        images: how many test images there are.
+        images: how many test images there are; None if that is not known yet.
         group_sizes: those that the bundle's encoder serves.
 
     Raises:
         UserError: one line.
     """
-    if trial.k > images:
+    if images is not None and trial.k > images:
         raise UserError(f"{trial.name()}: there are only {images} test images")
     if trial.method == "parm-concat":
         check_tiles(trial.k, image_shape)

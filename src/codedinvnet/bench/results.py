@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from codedinvnet.bench import ablation, latency_tables, speed, tables
+from codedinvnet.bench.gaps import ABSENT, gaps
+from codedinvnet.bench.grid import load_grid
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.json_files import read_json
@@ -25,8 +28,9 @@ HEADLINE_K = 10
 HEADLINE_LATENCY = (10, 0.4, "pareto")
 """Images of a request, load, and straggler model of README's table."""
 
+ACCURACY_GRID = "configs/bench/accuracy.json"
 COMMANDS = {
-    "accuracy.jsonl": "bench accuracy configs/bench/accuracy.json --data-dir data",
+    "accuracy.jsonl": f"bench accuracy {ACCURACY_GRID} --data-dir data",
     "latency.jsonl": "bench latency configs/bench/latency.json --data-dir data",
     "validation.json": "simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
@@ -42,18 +46,19 @@ PICTURES = {
 """What the commands draw beside their rows."""
 
 
-def page(folder: Path, pictures: str) -> str:
+def page(folder: Path, pictures: str, grid: Path | None = None) -> str:
     """Return the Markdown page of a folder of results.
 
     Args:
         folder: where the rows and pictures lie.
         pictures: the folder's path as seen from the page, for the links to its pictures.
+        grid: of `bench accuracy`, ACCURACY_GRID; which of its trials were not done is told.
 
     Raises:
         UserError: if a file is damaged.
     """
     sections: dict[str, tuple[str, Callable[[Path], str]]] = {
-        "Accuracy": ("accuracy.jsonl", accuracy_section),
+        "Accuracy": ("accuracy.jsonl", partial(accuracy_section, grid=grid)),
         "Latency": ("latency.jsonl", latency_section),
         "Does the simulator agree with it?": ("validation.json", validation_section),
         "Where each policy wins": ("map.jsonl", map_section),
@@ -72,10 +77,10 @@ def page(folder: Path, pictures: str) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def headlines(folder: Path) -> dict[str, str]:
-    """Return README's tables by the names of their places."""
+def headlines(folder: Path, grid: Path | None = None) -> dict[str, str]:
+    """Return README's tables by the names of their places; for the grid see `page`."""
     return {
-        "accuracy": _measured(folder / "accuracy.jsonl", headline_accuracy),
+        "accuracy": _measured(folder / "accuracy.jsonl", partial(headline_accuracy, grid=grid)),
         "latency": _measured(folder / "latency.jsonl", headline_latency),
     }
 
@@ -91,15 +96,18 @@ def _measured(path: Path, render: Callable[[Path], str]) -> str:
 # Accuracy
 
 
-def accuracy_section(path: Path) -> str:
+def accuracy_section(path: Path, grid: Path | None = None) -> str:
     """Return for each data set the table of all methods and the comparison with the rivals."""
-    return tables.body(read_rows(path, "accuracy"), "###")
+    return tables.body(
+        read_rows(path, "accuracy"), "###", None if grid is None else load_grid(grid)
+    )
 
 
-def headline_accuracy(path: Path) -> str:
+def headline_accuracy(path: Path, grid: Path | None = None) -> str:
     """Return recovered accuracies at k = 10, methods down and data sets across.
 
     Codes without direct answers have a second figure, that of their answers when nobody is missing.
+    What the grid has and the rows have not is called not measured.
     """
     rows = read_rows(path, "accuracy")
     lines = tables.lines_of(rows)
@@ -111,16 +119,26 @@ def headline_accuracy(path: Path) -> str:
     ]
     datasets = sorted({line.dataset for line in best})
     found = {(line.label, line.dataset): line for line in best}
-    labels = sorted({line.label for line in best}, key=lambda label: (label != tables.OURS, label))
+    lacking = {
+        (trial.label, trial.dataset)
+        for trial in (gaps(load_grid(grid), tables.current(rows)) if grid is not None else ())
+        if (trial.k, trial.missing, trial.corrupt) == (HEADLINE_K, 1, 0)
+        and trial.dataset in datasets
+    }
+    labels = sorted(
+        {label for label, _ in (*found, *lacking)}, key=lambda label: (label != tables.OURS, label)
+    )
     cells = []
     for label in labels:
-        own = [found.get((label, dataset)) for dataset in datasets]
-        overhead = next(line.overhead for line in own if line is not None)
-        values = [
-            "" if line is None else _recovered(line) + (" †" if line.place in alone else "")
-            for line in own
-        ]
-        cells.append([label, f"{100 * overhead:.0f} %", *values])
+        values = []
+        for dataset in datasets:
+            line = found.get((label, dataset))
+            if line is None:
+                values.append(ABSENT if (label, dataset) in lacking else "")
+            else:
+                values.append(_recovered(line) + (" †" if line.place in alone else ""))
+        overheads = [line.overhead for line in best if line.label == label]
+        cells.append([label, f"{100 * overheads[0]:.0f} %" if overheads else "", *values])
     for label in dict.fromkeys(figure.label for figure in PUBLISHED):
         published = {figure.dataset: figure for figure in PUBLISHED if figure.label == label}
         if published.keys() & set(datasets):
@@ -137,8 +155,8 @@ def headline_accuracy(path: Path) -> str:
             "which decode every answer, of all answers of the group, and in brackets what these "
             "are with nobody missing. †: on one base model alone. ± is over seeds; what has none "
             "was trained once. The oracle embeds all members to make its parity, which nobody "
-            "would serve. All settings, tests of the differences, and the published "
-            "figures with their sources: [docs/results.md](docs/results.md). "
+            f"would serve. {tables.HEADS} All settings, tests of the differences, and the "
+            "published figures with their sources: [docs/results.md](docs/results.md). "
             + tables.remarks(rows),
         ]
     )

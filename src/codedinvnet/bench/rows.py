@@ -1,7 +1,7 @@
 """Result rows: one JSON object a line, appended as trials end, read again by tables and plots.
 
 A row carries its settings, commit, machine, seed and time. Interrupted writing costs the last line
-alone.
+alone, unless all but its newline was written.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def unpack_counts(text: str) -> Tensor:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a file; a line that an interrupted writer left unfinished is cut off first."""
+    """Add a row to a file; a line that an interrupted writer left unfinished is cut off first.
+
+    One that lacks its newline alone is kept, and given one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         content = file.seek(0, os.SEEK_END)
@@ -65,15 +68,28 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
             file.seek(content - 1)
             if file.read(1) != b"\n":
                 file.seek(0)
-                whole = file.read().rfind(b"\n") + 1
-                file.truncate(whole)
+                whole, newline, last = file.read().rpartition(b"\n")
+                if _is_whole(last):
+                    file.write(b"\n")
+                else:
+                    file.truncate(len(whole + newline))
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
+def _is_whole(line: bytes) -> bool:
+    """Tell whether a line without its newline is all of a row; a cut one is no JSON object."""
+    try:
+        return isinstance(parse_json(line, "the last line"), dict)
+    except UserError:
+        return False
+
+
 def read_rows(path: Path, kind: str | None = None) -> list[Row]:
     """Return the rows of a file, oldest first; [] if there is none.
+
+    What stands behind the last newline is a row if all of it was written, and else ignored.
 
     Args:
         path: the file.
@@ -89,8 +105,10 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
+    if not _is_whole(lines[-1]):
+        lines.pop()
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # behind the last newline: unfinished
+    for number, line in enumerate(lines, start=1):
         row = parse_json(line, f"{path}, line {number}")
         version = row.get("schema_version") if isinstance(row, dict) else None
         if version != SCHEMA_VERSION:

@@ -12,7 +12,8 @@ from typing import Any
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
-from codedinvnet.bench.grid import trained
+from codedinvnet.bench.gaps import describe_gaps
+from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, PUBLISHED, Published
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
@@ -49,6 +50,14 @@ class Line:
         """Return the standard deviation over the seeds; None for a single one."""
         values = [row[figure] for row in self.rows]
         return None if None in values or len(values) < 2 else statistics.stdev(values)
+
+    @property
+    def spread(self) -> float | None:
+        """The ± of recovered: over the seeds; of a single one, by a bootstrap over its groups."""
+        if len(self.rows) > 1:
+            return self.std("recovered")
+        found: float | None = self.rows[0]["recovered_std"]
+        return found
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -142,6 +151,12 @@ def percent(value: float | None, spread: float | None = None) -> str:
     return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
 
 
+HEADS = (
+    "`average-image`, `coded-invnet-paper` and `oracle` answer with g, `coded-invnet` with its "
+    "recovery head g'."
+)
+"""Said of every table: two heads that answer the same decoded latents are not equally good."""
+
 COLUMNS = (
     "data set",
     "k",
@@ -153,6 +168,7 @@ COLUMNS = (
     "normal",
     "nobody missing",
     "recovered",
+    "answered",
     "seeds",
     "source",
 )
@@ -162,20 +178,22 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Return the cells of the main table, a row a line; published figures stand among ours.
 
     `nobody missing` is filled for non-systematic codes alone: they have no direct answers, so that
-    this, and not the base model's normal accuracy, is what their users get when all is well.
+    this, and not the base model's normal accuracy, is what their users get when all is well. Where
+    workers are corrupt it is empty: it was measured without them. `answered` is filled where some
+    of the answers that count were not there.
     """
     cells = []
     for line in lines:
-        recovered = line.mean("recovered")
-        spread = line.std("recovered")
-        complete = None if line.systematic else line.mean("complete")
+        answered = line.mean("answered")
+        complete = None if line.systematic or line.corrupt else line.mean("complete")
         cells.append(
             (
                 *line.place,
                 f"{100 * line.overhead:.0f} %",
                 percent(line.mean("normal"), line.std("normal")),
                 percent(complete, None if complete is None else line.std("complete")),
-                percent(recovered, spread),
+                percent(line.mean("recovered"), line.spread),
+                "" if answered == 1 else percent(answered),
                 str(len(line.rows)),
                 "measured",
             )
@@ -193,6 +211,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 _one_digit(figure.normal),
                 "",
                 _one_digit(figure.recovered),
+                "",
                 "",
                 f"published: {figure.source}",
             )
@@ -289,14 +308,17 @@ PUBLISHED_COLUMNS = (
 def published_section(lines: Sequence[Line]) -> str:
     """Return the published figures beside ours on the method's best base model.
 
-    Differences above FAR are explained below, as far as they can be.
+    Below, differences above FAR are explained, as far as they can be, and of figures whose data set
+    the paper does not name it is said what is compared, whatever the difference.
     """
     best = {
         (line.label, line.dataset, line.k): line
         for line in best_bases(lines)
         if (line.missing, line.corrupt) == (1, 0)
     }
-    cells, explained = [], []
+    cells: list[tuple[str, ...]] = []
+    far: list[str] = []
+    assumed: list[str] = []
     for figure in _published(lines):
         line = best.get((figure.label, figure.beside or figure.dataset, figure.k))
         normal, ours = (line.mean("normal"), line.mean("recovered")) if line else (None, None)
@@ -313,14 +335,17 @@ def published_section(lines: Sequence[Line]) -> str:
                 "" if points is None else f"{points:+.1f}",
             )
         )
-        if points is not None and abs(points) > FAR:
+        if points is not None and (figure.beside or abs(points) > FAR):
             place = f"{figure.label} on {figure.beside or figure.dataset}, k = {figure.k}"
-            explained.append(f"- {place} ({points:+.1f}): {figure.why or 'not explained.'}")
+            told = assumed if figure.beside else far
+            told.append(f"- {place} ({points:+.1f}): {figure.why or 'not explained.'}")
     text = [
         markdown(PUBLISHED_COLUMNS, sorted(cells, key=lambda row: row[0].startswith("("))).strip()
     ]
-    if explained:
-        text.append(f"Further off than {FAR:.0f} points:\n\n" + "\n".join(explained))
+    if far:
+        text.append(f"Further off than {FAR:.0f} points:\n\n" + "\n".join(far))
+    if assumed:
+        text.append("Of a data set that is not named there:\n\n" + "\n".join(assumed))
     return "\n\n".join(text)
 
 
@@ -349,8 +374,14 @@ def as_csv(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def body(rows: Sequence[Row], heading: str = "##") -> str:
-    """Return figures and comparisons, a section a data set, and what is to be known of them."""
+def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = None) -> str:
+    """Return figures and comparisons, a section a data set, and what is to be known of them.
+
+    Args:
+        rows: of a file, oldest first.
+        heading: the marks before a section's title.
+        grid: what was to be measured; of it is told what was not.
+    """
     lines = lines_of(rows)
     figures, margins = figures_table(lines), margins_table(lines)
     text = [
@@ -358,9 +389,15 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
         "missing workers concern, mean over erasure patterns and random groupings; of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
         "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
-        "Corrupt workers send noise; then all answers are scored. ± is the standard "
-        "deviation over seeds of the training, where there are several.",
+        "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
+        f"without them, is left out. {HEADS}",
+        "Answered: the share of the answers that count that there were, where it is below 100; the "
+        "others count as the majority class. ± is the standard deviation over the seeds of the "
+        "training; of `recovered` with one seed, that of a bootstrap over the groups, which says "
+        "nothing of another training.",
     ]
+    lacking = describe_gaps(grid, current(rows)) if grid is not None else ""
+    text += [lacking] if lacking else []
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
         seeds = single_seeds(line for line in lines if line.dataset == dataset)
@@ -385,12 +422,8 @@ def body(rows: Sequence[Row], heading: str = "##") -> str:
     return "\n\n".join([*text, remarks(rows)])
 
 
-LONG = 300.0
-"""Seconds of training from which on one seed must do."""
-
-
 def single_seeds(lines: Iterable[Line]) -> str:
-    """Return what of a data set was trained with one seed, and whether for the time that it took.
+    """Return what of a data set was trained with one seed, and for how long; "" for nothing.
 
     The first trial that needs a part trains it, so the longest preparation of all is the training;
     it is part of one if that was interrupted. Quick lines, which all have one seed, are left out.
@@ -400,19 +433,12 @@ def single_seeds(lines: Iterable[Line]) -> str:
         row = line.rows[0]
         if trained(row["method"], row["base"]) and not row["settings"]["quick"]:
             parts.setdefault(_part(line), []).append(line)
-    found: dict[bool, list[str]] = {True: [], False: []}
+    found = []
     for part, own in parts.items():
         if all(len(line.rows) == 1 for line in own):
             seconds = max(line.rows[0]["preparing_seconds"] for line in own)
-            time = f"{seconds / 60:.0f} min" if seconds >= 1 else "not timed"
-            found[seconds > LONG].append(f"{part} ({time})")
-    reasons = {
-        True: f"because its training took longer than {LONG / 60:.0f} minutes",
-        False: "though its training took less, as far as it was timed",
-    }
-    return " ".join(
-        f"One seed, {reasons[long]}: {', '.join(names)}." for long, names in found.items() if names
-    )
+            found.append(f"{part} ({seconds / 60:.0f})" if seconds >= 1 else f"{part} (not timed)")
+    return f"One seed each (training minutes in brackets): {', '.join(found)}." if found else ""
 
 
 def _part(line: Line) -> str:
@@ -438,17 +464,25 @@ def remarks(rows: Iterable[Row]) -> str:
     ) + f"Measured on {'; '.join(sorted({row['machine'] for row in kept}))}."
 
 
-def report(rows: Sequence[Row]) -> str:
-    """Return the Markdown page of a file of rows."""
-    return f"# Accuracy of every method\n\n{body(rows)}\n"
+def report(rows: Sequence[Row], grid: AccuracyGrid | None = None) -> str:
+    """Return the Markdown page of a file of rows, and what of a grid is not in it."""
+    return f"# Accuracy of every method\n\n{body(rows, grid=grid)}\n"
 
 
-def write(rows_file: Path) -> list[Path]:
-    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+def write(rows_file: Path, grid: AccuracyGrid | None = None) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv.
+
+    Args:
+        rows_file: the rows.
+        grid: what was to be measured; of it is told what was not.
+
+    Returns:
+        What was written.
+    """
     rows = read_rows(rows_file, "accuracy")
     if not rows:
         return []
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
-    write_atomically(page, report(rows).encode())
+    write_atomically(page, report(rows, grid).encode())
     write_atomically(table, as_csv(COLUMNS, figures_table(lines_of(rows))).encode())
     return [page, table]

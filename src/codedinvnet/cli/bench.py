@@ -184,6 +184,7 @@ def _add_accuracy(benches: Commands) -> None:
 
 def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import accuracy, plots, tables
+    from codedinvnet.bench.grid import load_grid
     from codedinvnet.stages import choose_device
 
     name = "accuracy-quick" if arguments.quick else "accuracy"
@@ -198,7 +199,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
         only=arguments.dataset,
     )
-    written = [*tables.write(out), *plots.write(out)]
+    written = [*tables.write(out, load_grid(arguments.grid)), *plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
     _refuse_failures(report["failed"], "of the trials", out)
 

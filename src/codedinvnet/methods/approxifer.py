@@ -80,15 +80,14 @@ class ApproxIFER(Interpolating):
     """Berrut's interpolant as encoder and decoder, for any k and S (paper, sections 3 and 4).
 
     Without errors there are k + S workers; to locate E wrong ones, 2(k + E) + S. The points are
-    those of the published code, β_i = cos(iπ / workers); with `closed` those of the paper's text,
-    which end at −1. For some k and S they meet the α, where the interpolant is the node's value.
+    those of the published code, β_i = cos(iπ / workers); those of the paper's text end at −1. For
+    some k and S they meet the α, where the interpolant is the node's value.
 
     Args:
         classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
         k: queries in a group.
         stragglers: S, the outputs that may be missing.
         errors: E, the outputs that may be wrong.
-        closed: whether the last β is −1.
 
     Raises:
         UserError: if k is below 2, or the stragglers or errors are below 0.
@@ -103,7 +102,6 @@ class ApproxIFER(Interpolating):
         *,
         stragglers: int = 1,
         errors: int = 0,
-        closed: bool = False,
     ) -> None:
         if errors < 0:
             raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
@@ -114,7 +112,7 @@ class ApproxIFER(Interpolating):
             k,
             workers=workers,
             stragglers=stragglers,
-            nodes=second_kind(max(1, workers), closed=closed),
+            nodes=second_kind(max(1, workers)),
         )
 
     def encoding_matrix(self) -> Tensor:

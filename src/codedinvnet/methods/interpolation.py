@@ -24,15 +24,9 @@ def first_kind(count: int) -> Tensor:
     return torch.cos((2 * torch.arange(count, dtype=torch.float64) + 1) * math.pi / (2 * count))
 
 
-def second_kind(count: int, *, closed: bool) -> Tensor:
-    """Return Chebyshev points of the second kind, falling, float64.
-
-    Args:
-        count: n.
-        closed: cos(iπ / (n − 1)), which end at −1; otherwise cos(iπ / n), which stop before it.
-    """
-    steps = max(1, count - 1) if closed else count
-    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / steps)
+def second_kind(count: int) -> Tensor:
+    """Return Chebyshev points of the second kind without −1, cos(iπ / n), falling, float64."""
+    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / count)
 
 
 class Interpolating(ABC):

@@ -147,7 +147,7 @@ class NeRCC(Interpolating):
             k,
             workers=workers,
             stragglers=stragglers,
-            nodes=second_kind(max(1, workers), closed=False),
+            nodes=second_kind(max(1, workers)),
         )
 
     def encoding_matrix(self) -> Tensor:

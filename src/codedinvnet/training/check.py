@@ -33,15 +33,27 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
     with torch.device("meta"):  # shapes without weights
         model = CodedModel(model_settings(settings, source.shape, source.classes))
     if isinstance(fusion, PixelFusionSettings):
-        needed = fusion.batch_size * fusion.discriminator_steps
-        if fusion.groups < needed:
-            raise UserError(
-                f"fusion.groups {fusion.groups} do not make one step: one needs "
-                f"batch_size x discriminator_steps = {needed}"
-            )
-        side = min(model.input_shape[1:])
-        if side >> fusion.discriminator_layers < 3:  # two convolutions of 4x4 follow the halvings
-            raise UserError(
-                f"fusion.discriminator_layers {fusion.discriminator_layers} are too many for "
-                f"images of {side} pixels"
-            )
+        check_pixels(fusion, min(model.input_shape[1:]))
+
+
+def check_pixels(fusion: PixelFusionSettings, side: int) -> None:
+    """Refuse a training by the paper's objective that takes no step or has no discriminator.
+
+    Args:
+        fusion: its settings.
+        side: the smaller of the images' height and width, in pixels.
+
+    Raises:
+        UserError: one line.
+    """
+    needed = fusion.batch_size * fusion.discriminator_steps
+    if fusion.groups < needed:
+        raise UserError(
+            f"fusion.groups {fusion.groups} do not make one step: one needs "
+            f"batch_size x discriminator_steps = {needed}"
+        )
+    if side >> fusion.discriminator_layers < 3:  # two convolutions of 4x4 follow the halvings
+        raise UserError(
+            f"fusion.discriminator_layers {fusion.discriminator_layers} are too many for "
+            f"images of {side} pixels"
+        )
