@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend, save_beside
@@ -74,15 +75,23 @@ def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     return np.array(list(found.values())), 1 - np.array(list(found))
 
 
+def _logarithmic(axis: Axes, title: str) -> None:
+    """Put latencies on the axis: 1, 2 and 5 of every decade are named."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(title, fontsize="small")
+
+
 def tails(lines: Sequence[Line]) -> Figure | None:
     """Draw the share of requests that take longer, on a logarithmic axis, against the latency."""
 
     def draw(axis: Axes, line: Line) -> None:
         latency, later = curve(line)
         axis.plot(latency, later, color=_colour(line), label=line.label, linewidth=1.4)
-        axis.set_xscale("log")
+        _logarithmic(axis, "latency, ms")
         axis.set_yscale("log")
-        axis.set_xlabel("latency, ms", fontsize="small")
         axis.set_ylabel("share of requests that take longer", fontsize="small")
 
     return _panels(lines, draw)
@@ -109,8 +118,7 @@ def against_accuracy(lines: Sequence[Line]) -> Figure | None:
             color=_colour(line),
             label=line.label,
         )
-        axis.set_xscale("log")
-        axis.set_xlabel(f"{TITLES[name]}, ms", fontsize="small")
+        _logarithmic(axis, f"{TITLES[name]}, ms")
         axis.set_ylabel("overall accuracy, %", fontsize="small")
 
     return _panels(lines, draw)
