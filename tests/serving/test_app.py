@@ -22,11 +22,12 @@ import torch
 
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
+from codedinvnet.serving import app
 from codedinvnet.serving.app import AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.pool import InProcessPool
-from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription
+from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription, parse_request
 from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.simulation.distributions import Distribution
 
@@ -471,6 +472,43 @@ class TestFailures:
             assert (await service.infer(images[:1])).status_code == 200
 
         using(mnist, body, max_pending=8)
+
+    def test_what_is_large_is_not_parsed_for_nothing(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def body(service: Service) -> None:
+            service.hang_all()
+            first = asyncio.create_task(service.infer(images[:8]))
+            while len(service.front.scheduler.queries) < 8:
+                await asyncio.sleep(0.005)
+            monkeypatch.setattr(app, "parse_request", None)
+            assert "overloaded" in error(
+                await service.infer(np.full_like(images[:1], 200).repeat(24, 0)), 503
+            )
+            monkeypatch.undo()
+            service.kill_all()
+            assert (await first).status_code == 200
+
+        using(mnist, body, max_pending=8)
+
+    def test_the_deadline_counts_from_the_requests_arrival(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def body(service: Service) -> None:
+            def slowly(*words: Any) -> Any:
+                time.sleep(0.5)
+                return parse_request(*words)
+
+            monkeypatch.setattr(app, "parse_request", slowly)
+            service.hang_all()
+            late = service.infer(
+                np.full_like(images[:1], 200).repeat(24, 0), parameters={"timeout": 600_000}
+            )
+            began = time.monotonic()
+            assert "deadline passed" in error(await late, 504)
+            assert 0.6 <= time.monotonic() - began < 1.0
+
+        using(mnist, body)
 
     def test_our_own_mistake(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch

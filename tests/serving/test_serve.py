@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.serve import (
     VALUE_LENGTH,
     ServeOptions,
+    _serve,
     app_options,
     bind,
     check,
@@ -95,3 +97,19 @@ def test_a_token(tmp_path: Path) -> None:
     path.write_text("secret\n", encoding="utf-8")
     assert read_token(path) == "secret"
     assert read_token(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "told"),
+    [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],
+)
+def test_who_lets_everybody_in_is_told(
+    host: str, token: bool, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("secret\n", encoding="utf-8")
+    caplog.set_level(logging.WARNING, "codedinvnet.serving")
+    options = ServeOptions("nowhere", host=host, token_file=path if token else None)
+    with pytest.raises(UserError, match="nowhere"):
+        asyncio.run(_serve(options))
+    assert [r.msg for r in caplog.records] == (["no token"] if told else [])

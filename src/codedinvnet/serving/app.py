@@ -152,6 +152,12 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         log_event("internal error", logging.ERROR, path=request.url.path, reason=reason)
         return problem(500, f"internal error: {type(error).__name__}")
 
+    @app.exception_handler(Overloaded)
+    @app.exception_handler(Draining)
+    async def no_room(_: Request, error: Exception) -> Response:
+        reason = "overloaded" if isinstance(error, Overloaded) else "shutting down"
+        return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
+
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -199,6 +205,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     @app.post("/v2/models/{name}/versions/{model_version}/infer")
     async def infer(request: Request, name: str, model_version: str = VERSION) -> Response:
         check_model(name, model_version)
+        began = time.monotonic()
         headers = request.headers
         body = await read_body(request, options.max_body)
 
@@ -209,17 +216,17 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         if len(body) < LARGE_BODY and "content-encoding" not in headers:
             parsed = parse()
         else:
+            front.check_room(1)  # nobody waits to be parsed for nothing
             async with large:
                 parsed = await asyncio.to_thread(parse)
         if not parsed.accept_decoded and not front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        try:
-            found = await front.infer(
-                parsed.images, accept_decoded=parsed.accept_decoded, deadline=parsed.timeout
-            )
-        except (Overloaded, Draining) as error:
-            reason = "overloaded" if isinstance(error, Overloaded) else "shutting down"
-            return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
+        found = await front.infer(
+            parsed.images,
+            accept_decoded=parsed.accept_decoded,
+            deadline=parsed.timeout,
+            began=began,
+        )
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             return failed(found)

@@ -268,18 +268,8 @@ class FrontEnd:
 
     # Queries
 
-    async def infer(
-        self, images: np.ndarray, *, accept_decoded: bool = True, deadline: float | None = None
-    ) -> list[Answered | QueryFailed]:
-        """Answer a batch of images (B, C, H, W), uint8 or float32 in 0..1.
-
-        Args:
-            images: checked by the caller.
-            accept_decoded: whether approximate answers will do.
-            deadline: seconds; at most the service's own.
-
-        Returns:
-            For each image its answer, or why there is none.
+    def check_room(self, images: int) -> None:
+        """Refuse what cannot be taken now.
 
         Raises:
             Overloaded: if too many queries are waiting; none of the batch is accepted then.
@@ -287,11 +277,38 @@ class FrontEnd:
         """
         if self.draining:
             raise Draining
-        now = time.monotonic()
-        limit = now + min(self.deadline, deadline or self.deadline)
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
-        full = len(self._waiting) + len(images) > self.rules.max_pending
-        taken = None if full else self.scheduler.submit(now, len(images), limit, accept_decoded)
+        if len(self._waiting) + images > self.rules.max_pending:
+            self.metrics.queries.labels("rejected").inc(images)
+            raise Overloaded
+
+    async def infer(
+        self,
+        images: np.ndarray,
+        *,
+        accept_decoded: bool = True,
+        deadline: float | None = None,
+        began: float | None = None,
+    ) -> list[Answered | QueryFailed]:
+        """Answer a batch of images (B, C, H, W), uint8 or float32 in 0..1.
+
+        Args:
+            images: checked by the caller.
+            accept_decoded: whether approximate answers will do.
+            deadline: seconds; at most the service's own.
+            began: when they are counted from (`time.monotonic()`); None: now.
+
+        Returns:
+            For each image its answer, or why there is none.
+
+        Raises:
+            Overloaded: see `check_room`.
+            Draining: likewise.
+        """
+        self.check_room(len(images))
+        now = time.monotonic()
+        limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        taken = self.scheduler.submit(now, len(images), limit, accept_decoded)
         if taken is None:
             self.metrics.queries.labels("rejected").inc(len(images))
             raise Overloaded

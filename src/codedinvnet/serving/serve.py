@@ -25,7 +25,7 @@ from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
-from codedinvnet.serving.metrics import JsonLines, logger
+from codedinvnet.serving.metrics import JsonLines, log_event, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
@@ -39,6 +39,7 @@ VALUE_LENGTH = 32
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 DEMO_IMAGES = 100
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+
+
+def is_open(options: ServeOptions) -> bool:
+    """Tell whether others than this machine's reach the port, and need no token."""
+    return options.token_file is None and options.host not in LOOPBACK
 
 
 def read_token(path: Path | None) -> str:
@@ -320,6 +326,11 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
 
 
 async def _serve(options: ServeOptions) -> None:
+    if is_open(options):
+        open_to = "whoever reaches the port may send queries, and sees the last ones' images"
+        if options.demo:
+            open_to += " and stops workers"
+        log_event("no token", logging.WARNING, host=options.host, reason=open_to)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     starting = asyncio.current_task()
 
