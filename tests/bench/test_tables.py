@@ -127,13 +127,15 @@ def test_a_published_figure_of_a_data_set_that_is_not_named_says_what_is_assumed
     recovered: float,
 ) -> None:
     rows = [row(label, recovered) for label in ("parm", "coded-invnet-paper")]
-    found = tables.published_section(tables.lines_of(rows)).split("not named there:\n\n")[1]
+    found = tables.published_section(tables.lines_of(rows)).split(
+        "does not name the data set:\n\n"
+    )[1]
     paper, parm = found.splitlines()
     off = 100 * recovered - 85.9
     assert paper.startswith(f"- coded-invnet-paper on mnist, k = 10 ({off:+.1f}): That it is of ")
     assert "f and g of the shipped bundle, which were trained together with our E" in paper
     assert parm.startswith(f"- parm on mnist, k = 10 ({100 * recovered - 53.4:+.1f}): That it is ")
-    assert "not named there" not in tables.published_section(tables.lines_of([row("none", 0.1)]))
+    assert "does not name" not in tables.published_section(tables.lines_of([row("none", 0.1)]))
 
 
 def test_what_trained_with_one_seed_says_for_how_long() -> None:

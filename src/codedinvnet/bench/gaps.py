@@ -77,11 +77,15 @@ def _listed(values: Iterable[Any]) -> str:
 
 def _merged(found: Iterable[_Gap], field: str) -> list[_Gap]:
     """Return gaps that differ in one field alone as one."""
+
+    def with_field(gap: _Gap, values: Any) -> _Gap:
+        return replace(gap, **{field: values})
+
     values: dict[_Gap, tuple[Any, ...]] = {}
     for gap in found:
-        rest = replace(gap, **{field: ()})
+        rest = with_field(gap, ())
         values[rest] = (*values.get(rest, ()), *getattr(gap, field))
-    return [replace(rest, **{field: tuple(own)}) for rest, own in values.items()]
+    return [with_field(rest, own) for rest, own in values.items()]
 
 
 def describe_gaps(grid: AccuracyGrid, rows: Sequence[Row]) -> str:

@@ -345,7 +345,7 @@ def published_section(lines: Sequence[Line]) -> str:
     if far:
         text.append(f"Further off than {FAR:.0f} points:\n\n" + "\n".join(far))
     if assumed:
-        text.append("Of a data set that is not named there:\n\n" + "\n".join(assumed))
+        text.append("Of which the paper does not name the data set:\n\n" + "\n".join(assumed))
     return "\n\n".join(text)
 
 
@@ -391,10 +391,10 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
         "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
         "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
         f"without them, is left out. {HEADS}",
-        "Answered: the share of the answers that count that there were, where it is below 100; the "
-        "others count as the majority class. ± is the standard deviation over the seeds of the "
-        "training; of `recovered` with one seed, that of a bootstrap over the groups, which says "
-        "nothing of another training.",
+        "Answered: how many of the answers behind `recovered` there were, if not all; the others "
+        "count as the majority class. ± is the standard deviation over the seeds of the training; "
+        "of `recovered` with one seed, that of a bootstrap over the groups, which says nothing of "
+        "another training.",
     ]
     lacking = describe_gaps(grid, current(rows)) if grid is not None else ""
     text += [lacking] if lacking else []
