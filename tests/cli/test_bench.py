@@ -9,6 +9,7 @@ import pytest
 from codedinvnet.bench import ablation, accuracy, latency
 from tests.conftest import Command
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bench"
 COUNTS = {"kept": 0, "done": 1, "failed": 2}
 
 
@@ -19,7 +20,7 @@ def test_failures_are_told_after_the_report(
     module: Any, name: str, what: str, call: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
     out = tmp_path / "rows.jsonl"
-    words = ["bench", name, "grid.json", "--out", out, "--json"]
+    words = ["bench", name, CONFIGS / f"{name}.json", "--out", out, "--json"]
     monkeypatch.setattr(module, "run", lambda *_, **__: COUNTS)
     outcome = call(*words)
     assert outcome.code == 2
