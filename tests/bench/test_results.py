@@ -202,6 +202,8 @@ def test_what_of_the_grid_was_not_measured_is_no_blank(folder: Path) -> None:
     assert lines[5] == "| parm | 10 % |  | 52.00 ± 2.83 † |"
     told = "Not measured: oracle: mnist, fashion k = 10. approxifer: fashion k = 10. "
     assert f"\n\n{told}parm: fashion k = 10 with 2 missing.\n\n" in page(folder, ".", path)
+    write(folder / "accuracy.jsonl", [row("oracle", 0.9, dataset="fashion", error="it overflows")])
+    assert "\n| oracle |  | failed | not measured |\n" in headlines(folder, path)["accuracy"]
 
 
 def test_the_grid_is_that_of_the_command() -> None:

@@ -107,7 +107,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
     """Return recovered accuracies at k = 10, methods down and data sets across.
 
     Codes without direct answers have a second figure, that of their answers when nobody is missing.
-    What the grid has and the rows have not is called not measured.
+    What the grid has and the rows have not is called not measured, or failed if it did.
     """
     rows = read_rows(path, "accuracy")
     lines = tables.lines_of(rows)
@@ -125,6 +125,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
         if (trial.k, trial.missing, trial.corrupt) == (HEADLINE_K, 1, 0)
         and trial.dataset in datasets
     }
+    failed = {(row["label"], row["dataset"]) for row in tables.current(rows) if row["error"]}
     labels = sorted(
         {label for label, _ in (*found, *lacking)}, key=lambda label: (label != tables.OURS, label)
     )
@@ -134,7 +135,8 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
         for dataset in datasets:
             line = found.get((label, dataset))
             if line is None:
-                values.append(ABSENT if (label, dataset) in lacking else "")
+                missing = "failed" if (label, dataset) in failed else ABSENT
+                values.append(missing if (label, dataset) in lacking else "")
             else:
                 values.append(_recovered(line) + (" †" if line.place in alone else ""))
         overheads = [line.overhead for line in best if line.label == label]
