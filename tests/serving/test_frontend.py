@@ -772,6 +772,21 @@ def test_short_groups_with_and_without_fillers(
     asyncio.run(run())
 
 
+def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
+    method: CodedInvNet,
+) -> None:
+    async def run() -> None:
+        async with running(method) as (front, _):
+            for other in front.workers[1:]:
+                other.failed.append((100 + id(other),))
+            blamed = [front._is_broken(0, (query,)) for query in range(frontend.MOST_FAILURES)]
+            assert not any(blamed)
+            front.workers[1].failed.clear()  # it has done one
+            assert front._is_broken(0, (frontend.MOST_FAILURES - 1,))
+
+    asyncio.run(run())
+
+
 def test_at_the_deadline_side_features_answer(
     mnist: Bundle, method: CodedInvNet, images: np.ndarray
 ) -> None:
