@@ -113,6 +113,7 @@ def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A virtual environment often lies in a repository of its user's."""
+    (tmp_path / "lib" / "site-packages" / "x").mkdir(parents=True)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     words = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
     subprocess.run(["git", "-C", str(tmp_path), *words], check=True)

@@ -333,6 +333,13 @@ def test_mirrored_cells_are_those_of_the_mirrored_images_and_side_features_are_n
     torch.testing.assert_close(mirrored(groups).side, plain(groups).side)
 
 
+def test_small_groups_stages_have_a_width_of_their_own() -> None:
+    groups = mosaic_groups(2)
+    plain, wide = encoder("mosaic-own-more"), encoder("mosaic-own-more-wide")
+    assert multiply_adds(wide, groups) > multiply_adds(plain, groups)
+    assert multiply_adds(wide, mosaic_groups(10)) == multiply_adds(plain, mosaic_groups(10))
+
+
 def test_mirrored_cells_without_stages_of_their_own_are_refused() -> None:
     with pytest.raises(ValueError, match="need stages of their own"):
         MosaicFusion(CHANNELS, mirrored=True)
