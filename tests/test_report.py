@@ -12,7 +12,7 @@ from codedinvnet.evaluation import Evaluation
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.irevnet import IRevNet
-from codedinvnet.report import count_macs, figures, info_report, inversion_report
+from codedinvnet.report import count_macs, encoder_share, figures, info_report, inversion_report
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,5 @@ def test_what_a_mosaic_reads_from_a_parity_is_counted_beside_its_encoder(bundle:
     assert found["reading_macs"] == mosaic.model.recovery_head.readings * channels * height * width
     group = torch.zeros(1, 4, *mosaic.model.input_shape)
     assert found["encoder_macs_k4"] == count_macs(lambda: mosaic.model.encoder(group))
+    share = found["encoder_macs_k4"] / found["embedding_macs"]
+    assert encoder_share(mosaic.model, 4) == pytest.approx(share)

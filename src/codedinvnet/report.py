@@ -160,6 +160,13 @@ def count_macs(call: Callable[[], Any]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def encoder_share(model: CodedModel, k: int) -> float:
+    """Return what E costs for k images in embeddings, by their multiply-adds."""
+    device = next(model.parameters()).device
+    group = torch.zeros(1, k, *model.input_shape, device=device)
+    return count_macs(lambda: model.encoder(group)) / count_macs(lambda: model.network(group[:, 0]))
+
+
 def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
     """Return the median wall time of a call, in ms, after three calls to warm up."""
     times = []

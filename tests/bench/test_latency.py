@@ -91,9 +91,18 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         assert (row["processors_busy"] is None) == (processor_time() is None)
     assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
     assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0
-    for label in ("coded", "small-backup"):
-        assert rows[label]["extra_tasks_per_query"] == pytest.approx(0.25, abs=0.02)
-        assert 1 < rows[label]["work_per_query"] < 1.6
+    assert rows["small-backup"]["extra_tasks_per_query"] == pytest.approx(0.25, abs=0.02)
+    assert 1 < rows["small-backup"]["work_per_query"] < 1.6
+    # Its E is dear for so small an f: some groups are answered before their parity is sent.
+    assert 0.1 < rows["coded"]["extra_tasks_per_query"] <= 0.25
+    assert "parity_wait_ms" not in rows["uncoded"]["settings"]
+    assert rows["small-backup"]["settings"]["parity_wait_ms"] == [0, 2.5]
+    task, image = rows["coded"]["settings"]["parity_wait_ms"]
+    assert task == 10
+    assert image > 1
+    waits = (task + 4 * image) / rows["coded"]["mean_service_ms"]
+    work = 1 + rows["coded"]["extra_tasks_per_query"] * waits
+    assert work < rows["coded"]["work_per_query"] < 1.1 * work
     assert rows["small-backup"]["backup"]
     assert rows["small-backup"]["policy"] == "coded"
 
@@ -109,7 +118,8 @@ def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> Non
         assert scenario.decode.mean_ms == 0
         assert scenario.arrivals.batch == 4
     coded, backup = (scenario_of(r, base) for r in runs if r.policy == "coded")
-    assert coded.encode.mean_ms > 0
+    assert coded.encode.mean_ms > 1  # E's share of the wait is a part of it
+    assert backup.encode.mean_ms < 1
     assert (coded.backup, backup.backup) == (False, True)
 
 
@@ -324,9 +334,14 @@ def test_work_is_in_service_times_of_a_query() -> None:
             found[f'codedinvnet_tasks_total{{task="{kind}"}}'] = count
         return found
 
-    found = latency.work_figures(metrics(10, 0, 1.0, 0.0), metrics(110, 10, 1.2, 0.05), 100, 38.0)
+    wait = latency.ParityWait(36.0, 2.0)
+    after = metrics(110, 10, 1.2, 0.05)
+    after |= {'codedinvnet_groups_total{size="10"}': 5, 'codedinvnet_groups_total{size="4"}': 5}
+    found = latency.work_figures(metrics(10, 0, 1.0, 0.0), after, 100, 38.0, wait)
     assert found["mean_service_ms"] == pytest.approx(40)  # 38 and 2 of computing
-    assert found["work_per_query"] == pytest.approx((100 * 40 + 10 * 43) / (100 * 40), abs=1e-4)
+    assert found["work_per_query"] == pytest.approx(
+        (100 * 40 + 10 * (36 + 5) + 70 * 2) / (100 * 40), abs=1e-4
+    )
     assert found["data_tasks_per_query"] == 1
     assert found["extra_tasks_per_query"] == 0.1
     assert found["encode_ms_per_query"] == pytest.approx(0.05)

@@ -155,7 +155,9 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
         ({"faults": [{"kind": "lazy"}]}, "faults.0.kind: input should be 'slow', 'hold', 'hang'"),
         ({"faults": [{"kind": "slow"}]}, "faults.0: a fault of kind 'slow' needs a delay"),
         ({"faults": [{"kind": "hold"}]}, "faults.0: a fault of kind 'hold' needs a delay"),
-        ({"faults": [{"kind": "hang", "spread": True}]}, "a fault of kind 'hang' is not spread"),
+        ({"faults": [{"kind": "hang", "spread": True}]}, "spread is an option of kind 'slow'"),
+        ({"faults": [{"kind": "crash", "each_image": True}]}, "each_image is an option of"),
+        ({"faults": [{"kind": "hang", "from_task": -1}]}, "faults.0.from_task: "),
         ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
         ({"faults": [{"kind": "hang", "from_s": -1}]}, "faults.0.from_s: "),
         ({"faults": [{"kind": "hang", "probability": 0}]}, "faults.0.probability: "),
@@ -288,6 +290,27 @@ def test_a_delay_that_is_spread_is_the_same_in_all(clock: Clock) -> None:
         assert len(inner.calls) == 200
 
     run(work, {"kind": "slow", "worker": 1, "delay": MS_100, "spread": True})
+
+
+def test_encoding_takes_parities_longer_for_every_image(clock: Clock) -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> list[float]:
+        tasks = ((0, 1), (9, 1), (10, 1), (10, 7), (11, 7), (12, 7))
+        return [
+            (await pool.call(1, Task(i, number, np.repeat(IMAGES, size, 0)))).blocked
+            for i, (number, size) in enumerate(tasks)
+        ]
+
+    wait = {"kind": "slow", "delay": MS_100}
+    encoding = {"kind": "slow", "delay": {"ms": 2}, "each_image": True, "from_task": 10}
+    blocked = run(work, wait, {**encoding, "until_task": 12})
+    assert blocked == pytest.approx([0.1, 0.1, 0.102, 0.114, 0.114, 0.1])
+
+
+def test_faults_of_other_tasks_leave_those_of_a_worker_as_they_are() -> None:
+    often = {"kind": "hold", "probability": 0.5, "delay": MS_100}
+    others = {"kind": "slow", "probability": 0.5, "delay": {"ms": 0}, "from_task": 10}
+    tasks = [(0, task(i)) for i in range(50)]
+    assert held(others, often, tasks=tasks) == held(often, tasks=tasks)
 
 
 def test_a_worker_that_is_replaced_after_it_computed_has_lost_its_answer() -> None:

@@ -142,6 +142,17 @@ def test_a_parity_answers_for_the_one_that_is_held() -> None:
     assert coded.computing == pytest.approx(8000 * 0.010 + 2000 * 0.012)
 
 
+def test_a_small_backup_computes_a_share_for_each_member() -> None:
+    settings = {"workers": 5, "k": 4, "queries": 800, "policy": "coded", "encode": 50}
+    whole = run(**settings, backup=True, arrivals={"kind": "uniform", "qps": 4, "batch": 4})
+    assert whole.computing == pytest.approx(800 * 0.010 + 200 * 0.010)
+    # The answers of requests of two are later than their group's timeout.
+    halves = {"kind": "uniform", "qps": 4, "batch": 2}
+    half = run(**settings, backup=True, arrivals=halves, service=30, group_timeout_ms=20)
+    assert half.tasks == 800 + 400
+    assert half.computing == pytest.approx(800 * 0.030 + 400 * 0.015)
+
+
 def test_two_parities_answer_for_two() -> None:
     slow = [
         {"kind": "slow", "probability": 0.1, "per_request": True, "delay": 100} for _ in range(2)

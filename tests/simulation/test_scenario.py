@@ -131,6 +131,14 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
     assert found[1].delay.mean_ms == 100
 
 
+def test_faults_of_some_tasks_alone_are_not_simulated(tmp_path: Path) -> None:
+    fault = Fault(kind="slow", delay=Delay(ms=30), from_task=10)
+    path = tmp_path / "faults.json"
+    path.write_text(Schedule(faults=(fault,)).model_dump_json())
+    with pytest.raises(UserError, match="from_task"):
+        stragglers(str(path), 10, 1)
+
+
 @pytest.mark.parametrize("name", STRAGGLERS)
 def test_models_by_name(name: str) -> None:
     found = stragglers(name, 20.0, 1)

@@ -12,12 +12,13 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
+from codedinvnet.report import encoder_share
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, estimate, sections_for
 from codedinvnet.simulation.served import SERVED
@@ -127,6 +129,14 @@ def run(
     return counts
 
 
+class ParityWait(NamedTuple):
+    """What a parity keeps its worker for without a processor, in ms."""
+
+    task: float
+    image: float
+    """Besides, for each image of its group."""
+
+
 class LatencyBench:
     """Does runs.
 
@@ -165,6 +175,7 @@ class LatencyBench:
         self.test = load_images(self.dataset, "test", data_dir=data_dir, download=download)
         images, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = images.numpy(), labels.numpy()
+        self.encode_share = encoder_share(self.bundle.model, grid.k)
         self.part: Path | None = None
         backed = any("small-backup" in block.methods for block in grid.blocks)
         self.part_settings = self._part_settings() if backed else None
@@ -193,7 +204,36 @@ class LatencyBench:
             found["backup"] = self.part_settings.datasets[self.dataset].backup.model_dump(
                 mode="json"
             )
+        if (wait := self.parity_wait(arm)) is not None:
+            found["parity_wait_ms"] = list(wait)
         return found
+
+    def parity_wait(self, arm: Arm) -> ParityWait | None:
+        """Return what a parity waits; None without parities.
+
+        Its parts are to `wait_ms` as their multiply-adds to f's: E costs `encode_share` of f for k
+        images, a small backup 1/k for each.
+        """
+        grid = self.grid
+        if not arm.served.rules.coded:
+            return None
+        if arm.served.backup:
+            return ParityWait(0.0, round(grid.wait_ms / grid.k, 4))
+        return ParityWait(grid.wait_ms, round(self.encode_share * grid.wait_ms / grid.k, 4))
+
+    def waits(self, arm: Arm) -> list[Fault]:
+        """Return the waits that make workers which share processors behave as machines."""
+        data = Delay(ms=self.grid.wait_ms)
+        parity = self.parity_wait(arm)
+        if parity is None:
+            return [Fault(kind="slow", delay=data, spread=True)]
+        k, (task, image) = self.grid.k, (Delay(ms=ms) for ms in parity)
+        waits = [
+            Fault(kind="slow", delay=data, spread=True, until_task=k),
+            Fault(kind="slow", delay=task, spread=True, from_task=k),
+            Fault(kind="slow", delay=image, spread=True, from_task=k, each_image=True),
+        ]
+        return [wait for wait in waits if wait.delay is not None and wait.delay.ms > 0]
 
     def faults(self, arm: Arm) -> list[Fault]:
         """Return what makes an arm's workers straggle."""
@@ -303,10 +343,9 @@ class LatencyBench:
 
     async def _measure(self, arm: Arm, faults: Iterable[Fault], row: Row) -> dict[str, Any]:
         """Serve, load, and return the figures of a run."""
-        wait = Fault(kind="slow", delay=Delay(ms=self.grid.wait_ms), spread=True)
         schedule = {
             "seed": row["seed"],
-            "faults": [f.model_dump(mode="json") for f in (wait, *faults)],
+            "faults": [f.model_dump(mode="json") for f in (*self.waits(arm), *faults)],
         }
         chooser = random.Random(row["seed"])
         images = [
@@ -341,16 +380,26 @@ class LatencyBench:
         return {
             **latency_figures(replies, quick=self.quick),
             **answer_figures(replies, self.labels),
-            **work_figures(before, after, row["requests"] * arm.batch, self.grid.wait_ms),
-            **self._times(replies, times),
+            **work_figures(
+                before,
+                after,
+                row["requests"] * arm.batch,
+                self.grid.wait_ms,
+                self.parity_wait(arm),
+            ),
+            **self._times(arm, replies, times),
             **busy,
         }
 
-    def _times(self, replies: Sequence[Reply], times: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fitted times of a run, for the simulator; the service has the wait in it."""
+    def _times(
+        self, arm: Arm, replies: Sequence[Reply], times: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the fitted times of a run, for the simulator, with the waits in them."""
         beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in replies if r.ok]
         fitted: dict[str, Any] = {name: dict(times[name]) for name in SAMPLED if name in times}
         fitted["service"]["plus_ms"] = self.grid.wait_ms
+        if "encode" in fitted and not arm.served.backup and (wait := self.parity_wait(arm)):
+            fitted["encode"]["plus_ms"] = wait.image
         if beyond:
             fitted["front_end"] = {
                 "distribution": "empirical",
@@ -427,22 +476,37 @@ def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any
 
 
 def work_figures(
-    before: Mapping[str, float], after: Mapping[str, float], queries: int, wait_ms: float
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    queries: int,
+    wait_ms: float,
+    parity_wait: ParityWait | None = None,
 ) -> dict[str, Any]:
     """Return what a run cost, from the server's metrics before and after it.
 
-    Work is how long workers were at tasks, the stated wait included and injected delays not, in
+    Work is how long workers were at tasks, the stated waits included and injected delays not, in
     mean service times of a data task: 1 a query is what an uncoded service does.
+
+    Args:
+        before: the metrics by name, with labels.
+        after: likewise.
+        queries: of the run.
+        wait_ms: of a data task.
+        parity_wait: of a parity.
     """
 
-    def grown(name: str, kind: str) -> float:
-        key = f'codedinvnet_{name}{{task="{kind}"}}'
+    def grown(name: str, kind: str, label: str = "task") -> float:
+        key = f'codedinvnet_{name}{{{label}="{kind}"}}'
         return after.get(key, 0.0) - before.get(key, 0.0)
 
     seconds = {kind: grown("worker_seconds_sum", kind) for kind in ("data", "parity")}
     finished = {kind: grown("worker_seconds_count", kind) for kind in ("data", "parity")}
     mean = wait_ms + 1000 * seconds["data"] / finished["data"]
-    work = sum(1000 * seconds[kind] + wait_ms * finished[kind] for kind in seconds)
+    work = 1000 * sum(seconds.values()) + wait_ms * finished["data"]
+    if parity_wait is not None:
+        sizes = (re.fullmatch(r'codedinvnet_groups_total\{size="(\d+)"\}', key) for key in after)
+        images = sum(int(m[1]) * grown("groups_total", m[1], "size") for m in sizes if m)
+        work += parity_wait.task * finished["parity"] + parity_wait.image * images
     encode = "codedinvnet_encode_seconds_sum"
     return {
         "mean_service_ms": round(mean, 3),

@@ -89,6 +89,8 @@ READ = (
     *("settings", "stragglers", "machine", "cores"),
 )
 """What `current` reads of a row."""
+OWN = ("backup", "parity_wait_ms")
+"""Settings that some methods' rows alone have: the small backup's, and those with parities."""
 
 
 def comparable(row: Mapping[str, Any]) -> bool:
@@ -101,7 +103,7 @@ def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Return the rows of this benchmark that belong together, failed ones, too.
 
     A row that was written again replaces the old one. Of a data set only rows count that have the
-    settings of its last one (the backup's, which one method has, aside), of a setting those with
+    settings of its last one (those aside that some methods have: OWN), of a setting those with
     the faults that were injected last, and of a line those with its last settings, machine and
     cores (but for the threads of the process that sent: the service's own have one each). Quick
     rows count where a data set has no others.
@@ -109,7 +111,9 @@ def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     found = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
     kept = sorted(found, key=lambda row: not row["settings"]["quick"])
     kept = agreeing(
-        kept, lambda row: row["dataset"], lambda row: {**row["settings"], "backup": None}
+        kept,
+        lambda row: row["dataset"],
+        lambda row: {name: value for name, value in row["settings"].items() if name not in OWN},
     )
     kept = agreeing(kept, lambda row: _place(row)[:-1], lambda row: row["stragglers"])
     return agreeing(kept, _place, lambda row: [row["settings"], _served_on(row), row["cores"]])
@@ -248,6 +252,19 @@ def note(lines: Sequence[Line]) -> str:
         return ", ".join(str(value) for value in sorted({row[figure] for row in rows}))
 
     quick = any(row["settings"]["quick"] for row in rows)
+    waits = {
+        (SERVED[line.label].backup, *row["settings"]["parity_wait_ms"])
+        for line in lines
+        for row in line.rows
+        if "parity_wait_ms" in row["settings"]
+    }
+    parities = "".join(
+        f"{'A small backup' if backup else 'A parity'} waits "
+        + (f"{task:g} ms and " if task else "")
+        + f"{image:.2g} ms for each image of its group, "
+        + ("as it costs 1/k of f for each. " if backup else "as E costs beside f. ")
+        for backup, task, image in sorted(waits)
+    )
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
@@ -261,8 +278,7 @@ def note(lines: Sequence[Line]) -> str:
         "machines of their own as far as a processor is free when they need it; the mean service "
         f"time was {span('mean_service_ms')} ms, the processors were "
         f"{span('processors_busy', 0, 100)} % busy, {span('processors_busy_niced', 0, 100)} % with "
-        "niced work of others, which gives way. Encoding has no such wait, "
-        "which favours the codes (docs/benchmarks.md). Load is a share "
+        f"niced work of others, which gives way. {parities}Load is a share "
         f"of {each('workers')} workers / {each('service_ms')} ms; work is in service times a "
         "query, without injected delays. A query without an answer is lost: it counts as "
         "infinitely late and as wrong. "

@@ -50,12 +50,17 @@ class Fault(Section):
     from_s: Annotated[float, Field(ge=0)] = 0.0
     until_s: float | None = None
     """Seconds since the pool started."""
+    from_task: Annotated[int, Field(ge=0)] = 0
+    until_task: Annotated[int, Field(gt=0)] | None = None
+    """Numbers of tasks in the coding method that are hit: k is that of the first parity."""
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of each task to be hit; with `per_request`, of each request."""
     per_request: bool = False
     """Hit one data task of a request, not each task for itself (Dinh & Lee, section 4.3)."""
     delay: Delay | None = None
     """Of slow and hold."""
+    each_image: bool = False
+    """Of slow: so much for every image of the task, as encoding takes for every one of a group."""
     spread: bool = False
     """Of slow: a random part of the delay comes after the computing instead of before it, so that
     tasks that were given out together do not compute together."""
@@ -66,14 +71,19 @@ class Fault(Section):
     def _delayed(self) -> Fault:
         if self.kind in ("slow", "hold") and self.delay is None:
             raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
-        if self.spread and self.kind != "slow":
-            raise ValueError(f"a fault of kind {self.kind!r} is not spread")
+        for option in ("each_image", "spread"):
+            if getattr(self, option) and self.kind != "slow":
+                raise ValueError(f"{option} is an option of kind 'slow', not of {self.kind!r}")
         return self
 
     def hits(self, worker: int, now: float) -> bool:
         """Tell whether the fault is on for a worker at this time (seconds since the start)."""
         on = self.from_s <= now and (self.until_s is None or now < self.until_s)
         return on and self.worker in (None, worker)
+
+    def concerns(self, number: int) -> bool:
+        """Tell whether it can hit the task of this number."""
+        return self.from_task <= number and (self.until_task is None or number < self.until_task)
 
 
 class Schedule(Section):
@@ -156,11 +166,13 @@ class FaultyPool:
         hit = [
             fault
             for place, fault in enumerate(self.faults)
-            if self._drawn(place, fault, generator, task) and fault.hits(worker, now)
+            if fault.concerns(task.number)
+            and self._drawn(place, fault, generator, task)
+            and fault.hits(worker, now)
         ]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                delay = fault.delay.draw(generator)
+                delay = fault.delay.draw(generator) * (len(task.images) if fault.each_image else 1)
                 early = delay * generator.random() if fault.spread else delay
                 before, after = before + early, after + delay - early
                 await self._block(worker, early)

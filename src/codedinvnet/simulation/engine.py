@@ -231,7 +231,9 @@ class Simulation:
         worker, scenario = action.worker, self.scenario
         computing = next(self._service)
         parity = action.task >= scenario.k and scenario.coding.coded
-        if parity and not scenario.backup:
+        if parity and scenario.backup:
+            computing *= action.size / scenario.k
+        elif parity:
             computing += next(self._encode) * action.size
         self._computing += computing
         query = action.members[0] if action.size == 1 else None

@@ -83,10 +83,14 @@ class Straggler(Section):
     @model_validator(mode="before")
     @classmethod
     def _as_the_services(cls, raw: Any) -> Any:
-        """Drop what a fault of the service says of corruption, and when in a task it is blocked."""
-        if isinstance(raw, dict) and raw.get("kind") != "corrupt":
-            return {key: value for key, value in raw.items() if key not in ("scale", "spread")}
-        return raw
+        """Drop what a fault of the service says of corruption, and when in a task it is blocked.
+
+        One that hits some tasks alone, or takes its time for every image, is none of these.
+        """
+        if not isinstance(raw, dict) or raw.get("kind") == "corrupt":
+            return raw
+        others = {key for key in ("from_task", "until_task", "each_image") if not raw.get(key)}
+        return {k: value for k, value in raw.items() if k not in {"scale", "spread", *others}}
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Straggler:
