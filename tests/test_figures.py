@@ -139,6 +139,17 @@ def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, par
     assert len(text.split("Not measured")[0]) < len(whole)
 
 
+def test_the_quick_version_has_fewer_policies(folder: Path) -> None:
+    def policies() -> list[str]:
+        ratios = service(folder).split("(uncoded), with 95 % intervals: ")[1].split(";")[0]
+        return [ratio.split()[0] for ratio in ratios.split(", ")]
+
+    assert policies() == ["coded", "uncoded", "hedge", "coded+hedge"]
+    figures = json.loads((folder / "serve.json").read_text())
+    keep(folder / "serve.json", *(key for key in figures if "hedge" not in key))
+    assert policies() == ["coded", "uncoded"]
+
+
 def test_a_part_alone(folder: Path) -> None:
     keep(folder / "serve.json", "machine", "cores", "pool_first_10_of_11_ms")
     assert sections(folder)["serve"].startswith("Not measured in this version; `codedinvnet bench")

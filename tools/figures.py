@@ -424,10 +424,12 @@ POLICIES = ("coded", "uncoded", "hedge", "coded+hedge")
 
 
 def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> str:
-    """Return the ratios of p99.9, with their intervals."""
+    """Return the ratios of p99.9, with their intervals; the quick version has not all policies."""
     parts = []
     for policy in policies:
         name = f"{kind}p999_ratio_{policy.replace('+', '_')}"
+        if name not in result:
+            continue
         low, high = result[f"{name}_95"]
         parts.append(f"{policy} {number(result[name], 2)} ({number(low, 2)} to {number(high, 2)})")
     return ", ".join(parts)
