@@ -150,6 +150,21 @@ def test_the_quick_version_has_fewer_policies(folder: Path) -> None:
     assert policies() == ["coded", "uncoded"]
 
 
+def test_the_quick_version_has_one_routing_and_a_short_soak(folder: Path) -> None:
+    path = folder / "serve.json"
+    figures = json.loads(path.read_text())
+    assert "killed every 5 s and another stopped every 10 s" in service(folder)
+    assert "; with the default routing" in service(folder)
+    assert "After 10 minutes of load" in service(folder)
+    del figures["least_loaded"]
+    path.write_text(json.dumps({**figures, "soak_seconds": 8.0, "harm_seconds": 2.0}))
+    text = service(folder)
+    assert "killed every 2 s and another stopped every 4 s" in text
+    assert "; with the default routing" not in text
+    assert "After 8 seconds of load" in text
+    assert "Not measured" not in text
+
+
 def test_a_part_alone(folder: Path) -> None:
     keep(folder / "serve.json", "machine", "cores", "pool_first_10_of_11_ms")
     assert sections(folder)["serve"].startswith("Not measured in this version; `codedinvnet bench")

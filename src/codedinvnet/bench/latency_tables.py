@@ -29,6 +29,7 @@ from codedinvnet.simulation.figures import (
 from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
+TAILS = ("p99", "p995", "p999")
 CODED = "coded"
 """The method that the others are compared with."""
 
@@ -248,8 +249,8 @@ def note(lines: Sequence[Line]) -> str:
         low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
         return low if low == high else f"{low} to {high}"
 
-    def each(figure: str) -> str:
-        return ", ".join(str(value) for value in sorted({row[figure] for row in rows}))
+    def each(figure: str, between: str = ", ") -> str:
+        return between.join(str(value) for value in sorted({row[figure] for row in rows}))
 
     quick = any(row["settings"]["quick"] for row in rows)
     waits = {
@@ -287,7 +288,7 @@ def note(lines: Sequence[Line]) -> str:
             if quick
             else ""
         )
-        + f"Measured on {each('machine')}."
+        + f"Measured on {each('machine', '; ')}."
     )
 
 
@@ -308,7 +309,7 @@ def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in lines:
         for row in line.rows:
-            held = [n for n, share in QUANTILES.items() if (1 - share) * row["requests"] >= TAIL]
+            held = [n for n in TAILS if (1 - QUANTILES[n]) * row["requests"] >= TAIL]
             if held:
                 value = latency_of(row[f"{held[-1]}_ms"])
                 found.setdefault((line.setting, row["run"]), {})[line.label] = value

@@ -296,8 +296,13 @@ def map_section(path: Path) -> str:
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,
             f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each, which "
-            f"arrive at random. In {ties} of {told} places the 95 % interval of the lowest p99.9 "
-            "overlaps another policy's: there the winner is one of several.",
+            "arrive at random."
+            + (
+                f" In {ties} of {told} places the 95 % interval of the lowest p99.9 overlaps "
+                "another policy's: there the winner is one of several."
+                if told
+                else " They are too short for an interval of p99.9: winners may be so by chance."
+            ),
         ]
     )
 

@@ -305,6 +305,7 @@ class ServeBench(Loader):
             figures = {
                 "killed": len(harm.killed),
                 "stopped": len(harm.stopped),
+                "harm_seconds": self.sizes.harm_seconds,
                 **self._checked(replies),
             }
             if routing == "round-robin":
