@@ -706,6 +706,17 @@ class TestDemo:
 
         using(mnist, body, demo=images, pool_class=Numbered)
 
+    def test_a_worker_of_another_machine(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            post = service.client.post
+            for deed in ("kill", "stop"):
+                message = error(await post(f"/demo/workers/2/{deed}"), 409)
+                assert message == "worker 2 runs on another machine: slow it instead"
+            for deed in ("slow", "heal"):
+                assert (await post(f"/demo/workers/2/{deed}")).status_code == 200
+
+        using(mnist, body, demo=images)
+
     def test_a_worker_that_is_gone(self, mnist: Bundle, images: np.ndarray) -> None:
         async def body(service: Service) -> None:  # between its death and its replacement
             response = await service.client.post("/demo/workers/1/kill")

@@ -355,6 +355,8 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}
         if deed not in (*signals, "slow"):
             raise HTTPException(404, f"no deed {deed!r}: slow, stop, kill or heal")
+        if pid is None and deed in ("kill", "stop"):
+            raise HTTPException(409, f"worker {worker} runs on another machine: slow it instead")
         if deed in ("slow", "heal"):
             pool.clear(worker)
         if deed == "slow":
