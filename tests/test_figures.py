@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from codedinvnet.bench.rows import append_row
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from tests.bench.canned import row
 from tools import figures
@@ -89,7 +89,8 @@ def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
     keep(folder / "mnist.json", "evaluate", "side", "pixel_mean")
     (folder / "fashion.json").unlink()
     found = sections(folder)
-    assert [row[7:] for row in rows(found["bundles"], "mnist")] == [
+    assert [row[3] for row in rows(found["bundles"], "mnist")] == ["not measured"] * 3
+    assert [row[8:] for row in rows(found["bundles"], "mnist")] == [
         ["not measured", "98.83", "not measured"]
     ] * 3
     checks = "with another group's parity output not measured, with the average image in place of E"
@@ -97,6 +98,11 @@ def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
     assert found["costs"].startswith("Not measured")
     assert checks in results_page(folder, ".")
     assert "points beside" not in found["bundles"]
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_what_was_measured_of_a_bundle_is_of_the_weights_that_ship(name: str) -> None:
+    assert json.loads((RESULTS / f"{name}.json").read_text())["weights"] == weights_digest(name)
 
 
 def test_what_each_kind_of_evidence_is_worth_stands_below_the_table(folder: Path) -> None:
@@ -200,8 +206,9 @@ def test_the_papers_objective_stands_beside_each_row(folder: Path) -> None:
     assert [row[-1] for row in rows(table, "mnist")] == ["74.08", "not measured", "30.00"]
     assert [row[-1] for row in rows(table, "fashion")] == ["not measured"] * 3
     own = load_bundle("mnist").info.provenance.seconds / 60
-    took = "mnist 50 minutes (k = 2), 100 minutes (k = 10), the bundle, which serves every k, "
-    assert f"Training took, the network's included: {took}{own:.0f} minutes. {missing}" in table
+    took = "mnist 50 minutes (k = 2, with f and g), 100 minutes (k = 10, with f and g), all of the "
+    took += f"bundle, which serves every k, {own:.0f} minutes. "
+    assert f"Training took: {took}{missing}" in table
     for name in ("mnist", "fashion"):
         for k in SIZES:
             (folder / f"pixels-{name}-k{k}.json").write_text(reproduced(60, {k: 0.5}))
@@ -225,6 +232,7 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
         *({"error": "no"}, {"missing": 2}, {"corrupt": 1}, {"label": "parm"}),
         {"settings": {"bundle": "of older weights"}},
     ]
+    failed, *others = others
     lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
     lines += [row(k, 0.55, label="average-image") for k in (4, 10)]
     (folder / "accuracy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -232,8 +240,12 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
     papers = figures.paper_of("mnist", folder)
     assert [papers.cell(k) for k in SIZES] == ["80.00 *", "74.08", "not measured"]
     assert figures.paper_of("fashion", folder).on_bundle == {}
+    with (folder / "accuracy.jsonl").open("a") as file:
+        file.write(json.dumps(row(10, 0.6, **failed)) + "\n")
+    papers = figures.paper_of("mnist", folder)
+    assert [papers.cell(k) for k in SIZES] == ["80.00 *", "74.08", "failed *"]
     text = figures.paper_training({"mnist": papers})
-    assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4), the bundle" in text
+    assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4, with f and g), all of the" in text
     assert "trains those that are missing" in text
     average = "by g, `average-image` of `bench accuracy`, 55.00 %"
     paper = "with an encoder of the paper's objective, by g, 70.00 %"

@@ -157,7 +157,7 @@ def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -
     fashion = found.split("### fashion")[1].split("###")[0]
     assert "| 10 | 1 | 0 | coded-invnet | invertible |" in fashion
     assert "margin" not in fashion  # no rival was measured on it
-    unnamed = found.split("### (not named)")[1].split("###")[0]
+    unnamed = found.split("### Data set not named")[1].split("###")[0]
     assert unnamed.count("published: Dinh & Lee") == 2
     beside = found.split("### Beside the published figures")[1]
     assert "| mnist | 10 | parm | 99.0 | 59.2 | 95.00 | 52.00 | -7.2 |" in beside
@@ -165,20 +165,22 @@ def test_accuracy_has_a_table_and_a_comparison_for_each_data_set(folder: Path) -
 
 def test_the_headline_has_methods_down_and_data_sets_across(folder: Path) -> None:
     lines = headlines(folder)["accuracy"].splitlines()
-    assert lines[0] == "| method | extra queries | fashion | mnist |"
+    assert lines[0] == "| method | extra queries | mnist | fashion |"
     cells = [line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("|")]
     assert [row[0] for row in cells] == [
+        "no worker missing: invertible",
         "coded-invnet",
         "approxifer",
         "parm",
         "approxifer, published",
         "parm, published",
     ]
-    assert lines[2] == "| coded-invnet | 10 % | 89.00 | 93.00 |"
+    assert lines[2] == "| no worker missing: invertible |  | 95.00 | 95.00 |"
+    assert lines[3] == "| coded-invnet | 10 % | 93.00 | 89.00 |"
     # Its better base; k = 4 is left out. In brackets: nobody missing.
-    assert lines[3] == "| approxifer | 10 % |  | 88.00 (90.00) |"
-    assert lines[4] == "| parm | 10 % |  | 52.00 ± 2.83 † |"  # of two bases, one
-    assert lines[6] == "| parm, published | 10 % | 59.0 | 59.2 |"
+    assert lines[4] == "| approxifer | 10 % | 88.00 (90.00) |  |"
+    assert lines[5] == "| parm | 10 % | 52.00 ± 2.83 † |  |"  # of two bases, one
+    assert lines[7] == "| parm, published | 10 % | 59.2 | 59.0 |"
     assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in lines[-1]
     assert "`average-image`, `coded-invnet-paper` and `oracle` answer with g," in page(folder, ".")
 
@@ -196,14 +198,15 @@ def test_what_of_the_grid_was_not_measured_is_no_blank(folder: Path) -> None:
     path = folder / "grid.json"
     path.write_text(json.dumps({"name": "tiny", "blocks": blocks, **grid}))
     lines = headlines(folder, path)["accuracy"].splitlines()
-    assert lines[2] == "| coded-invnet | 10 % | 89.00 | 93.00 |"
-    assert lines[3] == "| approxifer | 10 % | not measured | 88.00 (90.00) |"
-    assert lines[4] == "| oracle |  | not measured | not measured |"
-    assert lines[5] == "| parm | 10 % |  | 52.00 ± 2.83 † |"
+    assert lines[3] == "| coded-invnet | 10 % | 93.00 | 89.00 |"
+    assert lines[4] == "| approxifer | 10 % | 88.00 (90.00) | not measured |"
+    assert lines[5] == "| parm | 10 % | 52.00 ± 2.83 † |  |"
+    assert lines[6] == "| oracle |  | not measured | not measured |"
     told = "Not measured: oracle: mnist, fashion k = 10. approxifer: fashion k = 10. "
     assert f"\n\n{told}parm: fashion k = 10 with 2 missing.\n\n" in page(folder, ".", path)
     write(folder / "accuracy.jsonl", [row("oracle", 0.9, dataset="fashion", error="it overflows")])
-    assert "\n| oracle |  | failed | not measured |\n" in headlines(folder, path)["accuracy"]
+    assert "\n| oracle |  | not measured | failed |\n" in headlines(folder, path)["accuracy"]
+    assert "Not measured: oracle: mnist k = 10. approxifer: fashion" in page(folder, ".", path)
 
 
 def test_the_grid_is_that_of_the_command() -> None:
@@ -277,6 +280,11 @@ def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
     assert "quick" not in worth
     speeds = section(text, "Speed of the invertible network")
     assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in speeds
+    assert (
+        "| training step over one with all norms in the forward pass | 1.3 | 1.40 | 1.30 to"
+        in speeds
+    )
+    assert "embedding of one image" not in speeds  # it was not measured
 
 
 def test_rows_of_an_earlier_sweep_are_left_out(folder: Path) -> None:

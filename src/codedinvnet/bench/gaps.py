@@ -89,13 +89,18 @@ def _merged(found: Iterable[_Gap], field: str) -> list[_Gap]:
 
 
 def describe_gaps(grid: AccuracyGrid, rows: Sequence[Row]) -> str:
-    """Return a paragraph that names the trials of a grid without a finished row; "" if none is.
+    """Return a paragraph that names the trials of a grid without a row; "" if all have one.
+
+    Trials that failed are not among them: they have a table of their own.
 
     Args:
         grid: what was to be measured.
         rows: what was, without those that are out of date.
     """
-    lacking = gaps(grid, rows)
+    failed = {(_place(row), row["seed"]) for row in rows if row["error"] is not None}
+    lacking = [
+        trial for trial in gaps(grid, rows) if (_place(trial.as_dict()), trial.seed) not in failed
+    ]
     done = {_place(row) for row in rows if row["error"] is None}
     touched = {row["dataset"] for row in rows if row["error"] is None}
     bases: dict[str, set[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,8 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import COLOURS, legend, save_beside
 from codedinvnet.bench.rows import read_rows
-from codedinvnet.quantiles import rank_of
-from codedinvnet.simulation.figures import Estimate, latency_of
+from codedinvnet.simulation.figures import latencies_of
 from codedinvnet.simulation.served import SERVED
 
 
@@ -59,20 +59,32 @@ def _colour(line: Line) -> tuple[float, float, float]:
 def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Return latencies in ms (n,) and the shares (n,) of requests that take longer.
 
-    They are taken as in the table. Percentiles that no request exceeds are left out, and so are
-    those that the lost ones are among.
+    They are of all runs' requests together. Where less than a request takes longer, it ends.
     """
     count = sum(row["requests"] for row in line.rows)
-    by_run: list[Mapping[float, float | None]] = [
-        dict(zip(row["shares"], row["quantiles_ms"], strict=True)) for row in line.rows
-    ]
-    found: dict[float, float] = {}
-    for share in sorted({share for run in by_run for share in run}):
-        own = [Estimate(max(latency_of(run.get(share)), 1e-6), None) for run in by_run]
-        value = line.of_runs(own, share).value
-        if rank_of(count, share) < count - 1 and math.isfinite(value):
-            found[share] = value
-    return np.array(list(found.values())), 1 - np.array(list(found))
+    known = [value for row in line.rows for value in (*row["quantiles_ms"], *row["tail_ms"])]
+    latency = np.unique(latencies_of([value for value in known if value is not None]))
+    later = 1 - np.mean([_within(row, latency) for row in line.rows], axis=0)
+    falls = np.diff(later, prepend=math.inf) < 0
+    kept = falls & (later > 0.99 / count)
+    return latency[kept], later[kept]
+
+
+def _within(row: Mapping[str, Any], latency: np.ndarray) -> np.ndarray:
+    """Return the shares (n,) of a run's requests that latencies in ms (n,) are enough for.
+
+    They are exact as far down as the row keeps its largest latencies, and between its quantiles
+    below.
+    """
+    count, tail = row["requests"], np.sort(latencies_of(row["tail_ms"]))
+    reach = 1 - len(tail) / count
+    exact = reach + np.searchsorted(tail, latency, side="right") / count
+    pairs = zip(row["quantiles_ms"], row["shares"], strict=True)
+    body = [(ms, share) for ms, share in pairs if ms is not None and share <= reach]
+    if body:
+        ms, shares = np.array(body).T
+        exact = np.where(latency < tail[0], np.interp(latency, ms, shares), exact)
+    return np.asarray(exact)
 
 
 def _logarithmic(axis: Axes, title: str) -> None:

@@ -61,10 +61,6 @@ class Line:
                 return None
         # None stands for infinity now: that of a run which lost as many requests.
         own = [Estimate(latency_of(row[f"{name}_ms"]), row[f"{name}_ms_95"]) for row in self.rows]
-        return self.of_runs(own, share)
-
-    def of_runs(self, own: Iterable[Estimate], share: float) -> Estimate:
-        """Return a percentile in ms of all runs, from the runs' own and the rows' tails."""
         runs = [
             RunPercentile(one, latencies_of(row["tail_ms"]), row["requests"])
             for one, row in zip(own, self.rows, strict=True)
@@ -354,10 +350,11 @@ def compare_tails(tails: Sequence[Mapping[str, float]], labels: Sequence[str]) -
         tails: for each place a finite lowest, and every method's tail (inf: too many are lost).
         labels: the methods.
     """
-    columns = ["method", f"within {SAME:.0%} of the lowest", "median", "worst"]
+    columns = ["method", f"within {SAME:.0%} of the lowest"]
+    columns += ["median, over the lowest", "worst, over the lowest"]
     beside = CODED in labels and len(labels) > 1
     if beside:
-        columns += [f"lower than {CODED}", f"higher than {CODED}", "median"]
+        columns += [f"lower than {CODED}", f"higher than {CODED}", f"median, over {CODED}"]
     cells = []
     for label in labels:
         ratios = [run[label] / min(run.values()) for run in tails]

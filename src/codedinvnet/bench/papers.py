@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+NOT_NAMED = "(not named)"
+"""The data set of a figure whose paper does not say it there."""
 FAR = 5.0
 """Points of difference from which on a reproduced figure needs an explanation."""
 
@@ -13,7 +15,7 @@ class Published(NamedTuple):
 
     label: str
     dataset: str
-    """In brackets if the paper does not name it there."""
+    """NOT_NAMED if the paper does not name it there."""
     k: int
     normal: float | None
     """Of the base model."""
@@ -44,7 +46,7 @@ PUBLISHED = (
     Published("parm", "cifar10", 10, 94.0, 20.4, _BARS),
     Published(
         "coded-invnet-paper",
-        "(not named)",
+        NOT_NAMED,
         10,
         None,
         85.9,
@@ -56,7 +58,7 @@ PUBLISHED = (
     ),
     Published(
         "parm",
-        "(not named)",
+        NOT_NAMED,
         10,
         None,
         53.4,

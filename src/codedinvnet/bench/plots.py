@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import read_rows
-from codedinvnet.bench.tables import OURS, Line, best_bases, lines_of
+from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10
@@ -86,7 +86,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
         for line in best_bases(lines)
         if (line.missing, line.corrupt) == (1, 0) and line.label != "none"
     ]
-    names = sorted({line.dataset for line in best})
+    names = in_order(line.dataset for line in best)
     if not names:
         return None
     colours = _colours(best)
@@ -129,7 +129,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
 def against_unavailability(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     """Draw overall accuracy against the share of workers that are out, a panel a data set."""
     best = [line for line in best_bases(lines) if (line.missing, line.corrupt, line.k) == (1, 0, k)]
-    names = sorted({line.dataset for line in best})
+    names = in_order(line.dataset for line in best)
     if not names:
         return None
     colours = _colours(best)
@@ -162,7 +162,7 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
         for line in best_bases(lines)
         if (line.missing, line.corrupt, line.k) == (1, 0, k) and line.label not in BOUNDS
     ]
-    names = sorted({line.dataset for line in best})
+    names = in_order(line.dataset for line in best)
     if not names:
         return None
     shown = {

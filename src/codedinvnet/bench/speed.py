@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -411,6 +411,40 @@ def run(
     if out is not None:
         save(report, out)
     return report
+
+
+class Aim(NamedTuple):
+    """How many times faster something should be."""
+
+    ratio: str
+    """A key of a report."""
+    least: float
+    what: str
+
+
+AIMS = (
+    Aim("inverse_ratio_plain_float64", 4.0, "inverse to 1e-6 over a hundred iterations, float64"),
+    Aim("inverse_ratio_plain", 4.0, "the same in float32, to the smallest error that it allows"),
+    Aim("inverse_ratio_ten", 1.5, "inverse to 2e-4 over ten iterations of the folded network"),
+    Aim("embed_ratio_batch1", 1.8, "embedding of one image over the published network"),
+    Aim("embed_ratio_batch128", 1.8, "embedding of 128 images over the published network"),
+    Aim("train_ratio", 1.3, "training step over one with all norms in the forward pass"),
+)
+AIM_COLUMNS = ("times faster", "aim", "measured", "over the rounds")
+
+
+def aims(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of what was aimed at and measured, of what the report has."""
+    return [
+        (
+            aim.what,
+            f"{aim.least:g}",
+            f"{report[aim.ratio]:.2f}",
+            " to ".join(f"{bound:.2f}" for bound in report[f"{aim.ratio}_spread"]),
+        )
+        for aim in AIMS
+        if aim.ratio in report
+    ]
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -14,12 +14,14 @@ from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
 from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
-from codedinvnet.bench.papers import FAR, PUBLISHED, Published
+from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.methods import NEEDS, Need
 from codedinvnet.trained import WITH_PARTS
 
+DATASETS = ("mnist", "fashion", "cifar10")
+"""In the order of all tables."""
 OURS = "coded-invnet"
 ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE)
 """What goes with an invertible base model and with a plain one."""
@@ -222,7 +224,7 @@ def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
 def _published(lines: Iterable[Line]) -> list[Published]:
     """Return the figures of papers on the data sets of these lines, or on one not named."""
     shown = {line.dataset for line in lines}
-    return [f for f in PUBLISHED if f.dataset in shown or f.dataset.startswith("(")]
+    return [f for f in PUBLISHED if f.dataset in shown or f.dataset == NOT_NAMED]
 
 
 def _one_digit(value: float | None) -> str:
@@ -230,9 +232,19 @@ def _one_digit(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the data sets of these names, each once: ours by difficulty, others behind."""
+    return sorted(set(names), key=_place_of)
+
+
+def _place_of(dataset: str) -> tuple[int, str]:
+    known = dataset in DATASETS
+    return DATASETS.index(dataset) if known else len(DATASETS) + (dataset == NOT_NAMED), dataset
+
+
 def _order(cells: Sequence[str]) -> tuple[Any, ...]:
     """Sort rows by data set, k, missing, corrupt and method; data sets without a name last."""
-    return (cells[0].startswith("("), cells[0], *map(int, cells[1:4]), cells[4])
+    return (_place_of(cells[0]), *map(int, cells[1:4]), cells[4])
 
 
 MARGIN_COLUMNS = (
@@ -399,7 +411,8 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
     lacking = describe_gaps(grid, current(rows)) if grid is not None else ""
     text += [lacking] if lacking else []
     for dataset in dict.fromkeys(cells[0] for cells in figures):
-        text += [f"{heading} {dataset}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
+        title = "Data set not named" if dataset == NOT_NAMED else dataset
+        text += [f"{heading} {title}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
         seeds = single_seeds(line for line in lines if line.dataset == dataset)
         text += [seeds] if seeds else []
         own = _without(margins, dataset)

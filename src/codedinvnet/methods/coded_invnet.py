@@ -146,7 +146,9 @@ class CodedInvNet:
 
 
 class PaperInvNet(CodedInvNet):
-    """Coded-InvNet as it was published, around a bundle's f and g (Dinh & Lee, ICML 2021).
+    """Coded-InvNet as it was published, around a bundle's f and g.
+
+    Dinh & Lee, ICML 2021, sections 3.2 and 3.3.
 
     E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator. A missing
     member's latent is decoded by subtraction and classified by g: there is neither a recovery head

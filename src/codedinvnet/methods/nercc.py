@@ -108,7 +108,9 @@ def smoothing_spline_matrix(points: Tensor, knots: Tensor, smoothing: float) -> 
 
 
 class NeRCC(Interpolating):
-    """A smoothing spline as encoder, another as decoder (2402.04377, section III).
+    """A smoothing spline as encoder, another as decoder (NeRCC: 2402.04377, section III).
+
+    LeTCC (2406.00300) derives the same two regularisers for any computation.
 
     α are Chebyshev points of the first kind, β of the second, as in ApproxIFER; with both ends
     among the β, it was 16 points worse on MNIST's validation images at k = 10 (docs/decisions.md).

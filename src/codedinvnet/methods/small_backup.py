@@ -12,9 +12,9 @@ from codedinvnet.methods.systematic import Systematic
 class SmallBackup(Systematic):
     """The cheap rival of a code: no code, but a small classifier on the extra worker.
 
-    It was distilled from the served one (Hinton et al., 2015) and costs about 1/k of it for each
-    query, so that the extra worker does as much as the others. Task k sends its logits of all
-    members, and makes up for any number of missing ones.
+    It was distilled from the served one (Hinton et al., 2015, section 2) and costs about 1/k of it
+    for each query, so that the extra worker does as much as the others. Task k sends its logits of
+    all members, and makes up for any number of missing ones.
 
     Args:
         classifier: the served one, images (B, C, H, W) to logits (B, classes).

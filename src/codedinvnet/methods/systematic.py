@@ -135,6 +135,7 @@ class Uncoded(Systematic):
 class Replication(Systematic):
     """Every query on two workers, the first answer wins: as many extra tasks as members.
 
+    Dean & Barroso, "The Tail at Scale", CACM 2013, on requests that are hedged at once.
     Task k + i is the copy of task i.
     """
 

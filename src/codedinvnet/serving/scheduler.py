@@ -30,8 +30,8 @@ from codedinvnet.serving.order import WorkerOrder
 from codedinvnet.serving.rules import Rules
 
 HEDGE_QUANTILE = 0.95
-"""A query that takes longer than this share of recent ones is late (Dean and Barroso, 2013): a copy
-is sent, or it is guessed."""
+"""A query that takes longer than this share of recent ones is late (Dean & Barroso, "The Tail at
+Scale", CACM 2013, hedged requests): a copy is sent, or it is guessed."""
 HEDGE_SAMPLES = 20
 """None is late before so many latencies are known."""
 BUCKET = 10.0
