@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codedinvnet.bench.gaps import ABSENT
-from codedinvnet.bench.results import ACCURACY_GRID, headlines, page, speed_section
+from codedinvnet.bench.results import ACCURACY_GRID, LATENCY_GRID, headlines, page, speed_section
 from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.tables import markdown
@@ -706,8 +706,13 @@ def results_page(folder: Path, pictures: str) -> str:
         "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
         "The paper's settings with all their epochs": full_paper(folder),
     }
-    sections = [f"\n## {title}\n\n{text}\n" for title, text in more.items() if text]
-    return page(folder, pictures, GRID) + "".join(sections)
+    return page(
+        folder,
+        pictures,
+        GRID,
+        ROOT / LATENCY_GRID,
+        {title: text for title, text in more.items() if text},
+    )
 
 
 def write_page(folder: Path, path: Path) -> None:

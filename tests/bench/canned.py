@@ -128,7 +128,9 @@ def latency_row(
     arm = {"label": label, "batch": batch, "load": 0.4, "straggler_model": stragglers, "run": run}
     settings: dict[str, Any] = {"quick": quick, "wait_ms": wait_ms}
     if label == "small-backup":
-        settings["backup"] = {"epochs": 1}
+        settings |= {"backup": {"epochs": 1}, "parity_wait_ms": [0.0, wait_ms / 10]}
+    elif "coded" in label.split("+"):
+        settings["parity_wait_ms"] = [wait_ms, 1.604]
     count = len(milliseconds) + lost
     figures: dict[str, Any] = {
         **latency_figures(replies(milliseconds, lost), quick=quick),

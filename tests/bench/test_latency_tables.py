@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench import latency_plots, latency_tables
+from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.rows import append_row
 from codedinvnet.quantiles import rank_of
 from codedinvnet.simulation import figures
@@ -261,6 +262,35 @@ def test_quick_rows_count_where_a_data_set_has_no_others() -> None:
 def test_errors_stay_in_their_cell() -> None:
     page = latency_tables.report([latency_row("coded", sample(1), error="OSError: a | b\n  c")])
     assert "| coded, run 1 | OSError: a \\| b c |\n" in page
+
+
+def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> None:
+    lines = latency_tables.lines_of([*rows, latency_row("small-backup", sample(1))])
+    note = latency_tables.note(lines)
+    assert "A parity waits 40 ms and 1.6 ms for each image of its group, as E costs" in note
+    assert "A small backup waits 4 ms for each image of its group, as it costs 1/k" in note
+    assert "Measured earlier" not in note
+    for row in rows:
+        row["settings"].pop("parity_wait_ms", None)
+    note = latency_tables.note(latency_tables.lines_of(rows))
+    assert "Measured earlier, with no more than the wait: coded with batches of 10. " in note
+    assert "for each image" not in note
+
+
+def test_runs_of_the_grid_without_a_row_are_counted(rows: list[dict[str, Any]]) -> None:
+    path = Path(__file__).parents[2] / "configs" / "bench" / "latency.json"
+    block = {"batches": (10,), "loads": (0.4,), "stragglers": ("pareto",)}
+    grid = load_latency_grid(path)
+    grid = grid.model_copy(update={"blocks": (grid.blocks[0].model_copy(update=block),)})
+    others = "replicate, 2 of 3 runs; "
+    whole = f"{others}hedge, 2 of 3 runs; coded+hedge, 3 of 3 runs; coded+guess, 3 of 3 runs; "
+    assert latency_tables.gaps(rows, grid) == f"Not measured: {whole}small-backup, 3 of 3 runs.\n"
+    labels = ("replicate", "coded+hedge", "coded+guess", "small-backup")
+    more = [latency_row(label, sample(1), run=run) for label in labels for run in (1, 2, 3)]
+    more.append(latency_row("hedge", sample(1), run=2, error="no"))  # it has a table of its own
+    more.append(latency_row("hedge", sample(1), run=3))
+    assert latency_tables.gaps([*rows, *more], grid) == ""
+    assert latency_tables.gaps([latency_row("hedge", sample(1), quick=True)], grid) == ""
 
 
 def test_the_curve_stops_where_it_stands_for_less_than_a_request(

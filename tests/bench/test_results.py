@@ -336,8 +336,10 @@ def test_pictures_are_linked_where_they_are(folder: Path) -> None:
     (folder / "map.png").touch()
     (folder / "accuracy-k.png").touch()
     text = page(folder, "results")
-    assert "![map](results/map.png)" in section(text, "Where each policy wins")
-    assert "![accuracy-k](results/accuracy-k.png)" in section(text, "Accuracy")
+    assert "](results/map.png)" in section(text, "Where each policy wins")
+    caption = "Recovered accuracy against k, each method on its better base model"
+    picture = f"{caption}:\n\n![{caption}](results/accuracy-k.png)"
+    assert picture in section(text, "Accuracy")
     assert text.count("![") == 2
 
 

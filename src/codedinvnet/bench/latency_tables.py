@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.bench.latency_grid import long_enough
+from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
@@ -255,6 +255,12 @@ def note(lines: Sequence[Line]) -> str:
         for row in line.rows
         if "parity_wait_ms" in row["settings"]
     }
+    older = {
+        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'}"
+        for line in lines
+        if SERVED[line.label].rules.coded
+        and any("parity_wait_ms" not in row["settings"] for row in line.rows)
+    }
     parities = "".join(
         f"{'A small backup' if backup else 'A parity'} waits "
         + (f"{task:g} ms and " if task else "")
@@ -262,6 +268,8 @@ def note(lines: Sequence[Line]) -> str:
         + ("as it costs 1/k of f for each. " if backup else "as E costs beside f. ")
         for backup, task, image in sorted(waits)
     )
+    if older:
+        parities += f"Measured earlier, with no more than the wait: {', '.join(sorted(older))}. "
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
@@ -384,9 +392,36 @@ def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
     return f"{heading} Failed runs\n\n{markdown(('run', 'error'), cells)}" if failed else ""
 
 
-def body(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
-    """Return the overview and the table of rows, its note, and the runs that failed."""
-    texts = (overview(rows), latency_table(rows), failures(rows, heading))
+def gaps(rows: Sequence[Mapping[str, Any]], grid: LatencyGrid) -> str:
+    """Return a line that counts each method's runs of a grid without a row; "" if all have one."""
+    kept = current(rows)
+    if any(row["settings"]["quick"] for row in kept):
+        return ""
+    done = {(*_place(row)[1:], row["run"]) for row in kept}
+    wanted: dict[str, list[bool]] = {label: [] for label in SERVED}
+    for arm in arms(grid):
+        place = (arm.batch, arm.load, arm.stragglers, arm.label, arm.run)
+        wanted[arm.label].append(place in done)
+    lacking = [
+        f"{label}, {runs.count(False)} of {len(runs)} runs"
+        for label, runs in wanted.items()
+        if not all(runs)
+    ]
+    return f"Not measured: {'; '.join(lacking)}.\n" if lacking else ""
+
+
+def body(
+    rows: Sequence[Mapping[str, Any]], heading: str = "##", grid: LatencyGrid | None = None
+) -> str:
+    """Return the overview and the table of rows, its note, and the runs that failed.
+
+    Args:
+        rows: of a file, oldest first.
+        heading: the marks before a section's title.
+        grid: what was to be measured; of it is told what was not.
+    """
+    lacking = gaps(rows, grid) if grid is not None else ""
+    texts = (overview(rows), latency_table(rows), lacking, failures(rows, heading))
     return "\n".join(text for text in texts if text)
 
 

@@ -8,7 +8,8 @@ called not measured, beside the command that measures it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from typing import Any, get_args
 from codedinvnet.bench import ablation, latency_tables, speed, tables
 from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
+from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.json_files import read_json
@@ -36,9 +38,10 @@ HEADLINE_LATENCY = (10, 0.4, "pareto")
 """Images of a request, load, and straggler model of README's table."""
 
 ACCURACY_GRID = "configs/bench/accuracy.json"
+LATENCY_GRID = "configs/bench/latency.json"
 COMMANDS = {
     "accuracy.jsonl": f"bench accuracy {ACCURACY_GRID} --data-dir data",
-    "latency.jsonl": "bench latency configs/bench/latency.json --data-dir data",
+    "latency.jsonl": f"bench latency {LATENCY_GRID} --data-dir data",
     "validation.json": "simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
     "map.jsonl": "simulate configs/bench/simulate-map.json",
@@ -46,27 +49,45 @@ COMMANDS = {
     "speed.json": "bench inverse mnist",
 }
 PICTURES = {
-    "accuracy.jsonl": ("accuracy-k.png", "accuracy-unavailability.png", "accuracy-confusion.png"),
-    "latency.jsonl": ("latency-tails.png", "latency-accuracy.png"),
-    "map.jsonl": ("map.png",),
+    "accuracy.jsonl": {
+        "accuracy-k.png": "Recovered accuracy against k, each method on its better base model",
+        "accuracy-unavailability.png": "Accuracy of all answers against the share of workers that "
+        "are missing, k = 10",
+        "accuracy-confusion.png": "Which classes lost queries are taken for, the right one left "
+        "out, k = 10",
+    },
+    "latency.jsonl": {
+        "latency-tails.png": "The share of requests of all runs that take longer",
+        "latency-accuracy.png": "The farthest percentile that all methods have against the "
+        "accuracy of all answers",
+    },
+    "map.jsonl": {"map.png": "Simulated p99.9 against load"},
 }
-"""What the commands draw beside their rows."""
+"""What the commands draw beside their rows, and what it shows."""
 
 
-def page(folder: Path, pictures: str, grid: Path | None = None) -> str:
+def page(
+    folder: Path,
+    pictures: str,
+    grid: Path | None = None,
+    latency_grid: Path | None = None,
+    more: Mapping[str, str] | None = None,
+) -> str:
     """Return the Markdown page of a folder of results.
 
     Args:
         folder: where the rows and pictures lie.
         pictures: the folder's path as seen from the page, for the links to its pictures.
         grid: of `bench accuracy`, ACCURACY_GRID; which of its trials were not done is told.
+        latency_grid: likewise of `bench latency`, LATENCY_GRID.
+        more: further sections, title -> text.
 
     Raises:
         UserError: if a file is damaged.
     """
     sections: dict[str, tuple[str, Callable[[Path], str]]] = {
         "Accuracy": ("accuracy.jsonl", partial(accuracy_section, grid=grid)),
-        "Latency": ("latency.jsonl", latency_section),
+        "Latency": ("latency.jsonl", partial(latency_section, grid=latency_grid)),
         "Does the simulator agree with it?": ("validation.json", validation_section),
         "Where each policy wins": ("map.jsonl", map_section),
         "What each part of the design is worth": ("ablation.jsonl", ablation_section),
@@ -77,11 +98,21 @@ def page(folder: Path, pictures: str, grid: Path | None = None) -> str:
         "Rendered from the benchmarks' rows by `python tools/figures.py`; nothing here is written "
         "by hand. Figures of papers are marked as published.",
     ]
+    titles = [*sections, *(more or {})]
+    text.append("\n".join(f"- [{title}](#{_anchor(title)})" for title in titles))
     for title, (name, render) in sections.items():
         text += [f"## {title}", _measured(folder / name, render)]
-        drawn = [picture for picture in PICTURES.get(name, ()) if (folder / picture).is_file()]
-        text += [f"![{Path(picture).stem}]({pictures}/{picture})" for picture in drawn]
+        for picture, shows in PICTURES.get(name, {}).items():
+            if (folder / picture).is_file():
+                text += [f"{shows}:", f"![{shows}]({pictures}/{picture})"]
+    for title, own in (more or {}).items():
+        text += [f"## {title}", own.strip()]
     return "\n\n".join(text) + "\n"
+
+
+def _anchor(title: str) -> str:
+    """Return what a page's links call a section."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def headlines(folder: Path, grid: Path | None = None) -> dict[str, str]:
@@ -196,9 +227,10 @@ def _recovered(line: tables.Line) -> str:
 # Latency
 
 
-def latency_section(path: Path) -> str:
-    """Return the table of all settings, and the runs that failed."""
-    return latency_tables.body(read_rows(path, "latency"), "###").strip()
+def latency_section(path: Path, grid: Path | None = None) -> str:
+    """Return the table of all settings, what of the grid was not measured, and what failed."""
+    wanted = None if grid is None else load_latency_grid(grid)
+    return latency_tables.body(read_rows(path, "latency"), "###", wanted).strip()
 
 
 def headline_latency(path: Path) -> str:
