@@ -26,6 +26,8 @@ from tests.processes import alive, descendants, needs_proc, served, survivors, w
 
 PATIENT = ("--deadline-ms", "30000")
 """For machines that are busy with other things."""
+QUERIES, TASKS = "codedinvnet_queries_total{", "codedinvnet_tasks_total{"
+PENDING = "codedinvnet_pending_queries"
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +256,43 @@ def test_every_query_is_answered_while_workers_fail(
             os.kill(process.pid, signal.SIGKILL)
             assert await process.process.wait() == -signal.SIGKILL
             assert await asyncio.to_thread(survivors, below) == []
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_takes_its_queries_along(tmp_path: Path, images: np.ndarray) -> None:
+    """What no worker was given when its connection closes is not computed."""
+    faults = write_faults(tmp_path, slow(500))
+
+    async def run() -> None:
+        options = ("--k", "4", "--workers", "6", *PATIENT, "--faults", faults)
+        async with (
+            server("mnist", *options, log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+
+            async def metrics_when(pending: bool) -> dict[str, float]:
+                for _ in range(200):
+                    metrics = await client.metrics()
+                    if (metrics[PENDING] > 0) == pending:
+                        return metrics
+                    await asyncio.sleep(0.05)
+                raise AssertionError(f"{metrics[PENDING]} are pending")
+
+            hasty = asyncio.create_task(client.infer("hasty", range(200)))
+            await metrics_when(pending=True)
+            hasty.cancel()
+            metrics = await metrics_when(pending=False)
+            assert metrics["codedinvnet_queue_depth"] == 0
+            assert metrics['codedinvnet_queries_total{outcome="cancelled"}'] > 100
+            outcomes = [n for name, n in metrics.items() if name.startswith(QUERIES)]
+            assert sum(outcomes) == 200
+            assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
+            reply = await client.infer("patient", range(4))
+            assert reply.error == ""
+            last = (await client.state())["groups"]
+            assert {m["outcome"] for m in last[-1]["members"]} <= {"direct", "decoded"}
+            assert {m["outcome"] for m in last[-2]["members"]} == {"cancelled"}
 
     asyncio.run(run())
 

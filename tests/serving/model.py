@@ -20,7 +20,7 @@ from codedinvnet.serving.actions import (
 )
 from codedinvnet.serving.group import FILLER, CodingGroup
 from codedinvnet.serving.rules import POLICIES, Rules
-from codedinvnet.serving.scheduler import OVERTIME, Attempt, Scheduler, State
+from codedinvnet.serving.scheduler import NOBODY, OVERTIME, Attempt, Scheduler, State
 
 LONG = 1e6
 """A deadline that no test reaches unless it wants to."""
@@ -113,7 +113,10 @@ class Model:
         self.deadlines: dict[int, float] = {}
         self.decoding: list[int] = []
         self.decoded_ones: set[int] = set()
-        self.ended: dict[int, Answer | AnswerDecoded | Fail] = {}
+        self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
+        """None: it was cancelled."""
+        self.spared: set[int] = set()
+        """Attempts that there were when their query was cancelled."""
         self._new: list[Action] = []
 
     # Events
@@ -181,6 +184,15 @@ class Model:
         self.do(self.scheduler.decoded(self.now, query, sure))
         if sure or not self.rules.policy.hedged:
             assert ended or isinstance(self.ended[query], AnswerDecoded)
+
+    def cancel(self, *queries: int) -> None:
+        for query in queries:
+            if query not in self.ended:
+                self.ended[query] = None
+                self.spared |= self.scheduler.queries[query].attempts
+        actions = self.scheduler.cancel(queries)
+        assert {type(action) for action in actions} <= {Forget}
+        self.do(actions)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; every timer fires when it is due."""
@@ -277,8 +289,15 @@ class Model:
         assert action.worker not in self.down
         assert action.attempt not in self.sent
         assert set(action.members) <= self.images
-        assert any(query not in self.ended for query in action.members), "nobody needs it"
         attempt = self.scheduler.attempts[action.attempt]
+        needing = action.members
+        if action.size == 1 and self.ended.get(needing[0], action) is None:
+            assert not self.data(needing[0]), "it is computed already"
+            assert action.attempt in self.spared, "a copy of what was cancelled"
+            assert not attempt.group.is_open
+            assert attempt.group.members.index(needing[0]) not in attempt.group.outputs
+            needing = tuple(attempt.group.members)
+        assert any(query not in self.ended for query in needing), "nobody needs it"
         assert action.worker in attempt.group.workers
         if attempt.query is not None:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
@@ -404,6 +423,12 @@ class Model:
         assert 0 <= scheduler.tokens <= 10
         assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
         assert self.outputs >= set(scheduler.computed_by)
+        for group in scheduler.groups.values():
+            live = [scheduler.attempts[a] for attempts in group.live.values() for a in attempts]
+            given = {a.worker for a in live} - {NOBODY}
+            given |= {scheduler.computed_by[a] for a in group.outputs.values() if a != FILLER}
+            assert given | group.failed <= group.workers
+            assert group.members, "nobody is in it"
         for query in scheduler.queries.values():
             group = query.group
             if query.state is State.DECODING:

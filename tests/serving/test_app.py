@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -366,17 +367,21 @@ class TestBadRequests:
         using(mnist, body)
 
 
+def scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    """Return what a server says of a request."""
+    return {
+        "type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode(),
+        "query_string": b"", "headers": list(headers), "http_version": "1.1",
+        "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+
+
 def test_a_client_that_goes_away_is_no_fault_of_ours(
     mnist: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body(service: Service) -> None:
         transport = service.client._transport
         assert isinstance(transport, httpx.ASGITransport)
-        scope = {
-            "type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode(),
-            "query_string": b"", "headers": [(b"content-length", b"100")], "http_version": "1.1",
-            "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
-        }  # fmt: skip
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.disconnect"}
@@ -384,10 +389,104 @@ def test_a_client_that_goes_away_is_no_fault_of_ours(
         async def send(_: Any) -> None:
             pass
 
-        await transport.app(scope, receive, send)
+        await transport.app(scope((b"content-length", b"100")), receive, send)
 
     using(mnist, body)
     assert "internal error" not in caplog.text
+
+
+class Leaving:
+    """A client that sends a request, and goes away when it is told to."""
+
+    def __init__(self, service: Service, images: np.ndarray) -> None:
+        self.service = service
+        self.body = json.dumps({"inputs": [tensor(images)]}).encode()
+        self.away = asyncio.Event()
+        self.sent: list[Any] = []
+        self.watched = False
+        self._asked = 0
+
+    async def receive(self) -> dict[str, Any]:
+        self._asked += 1
+        if self._asked <= 2:  # a server may say again that the body is over
+            body = self.body if self._asked == 1 else b""
+            return {"type": "http.request", "body": body, "more_body": False}
+        self.watched = True
+        try:
+            await self.away.wait()
+        finally:
+            self.watched = False
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def infer(self) -> None:
+        transport = self.service.client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        await transport.app(scope(), self.receive, self.send)
+
+
+class TestLeaving:
+    def test_queries_that_nobody_waits_for_are_cancelled(
+        self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def body(service: Service) -> None:
+            service.hang_all()
+            client = Leaving(service, images[: 2 * K])
+            request = asyncio.create_task(client.infer())
+            while len(service.front.scheduler.queries) < 2 * K:
+                await asyncio.sleep(0.005)
+            client.away.set()
+            await asyncio.wait_for(request, 30)
+            assert client.sent[0]["status"] == 499
+            state = (await service.client.get("/page/state")).json()
+            assert state["answers"]["cancelled"] == 2 * K
+            assert {m["outcome"] for g in state["groups"] for m in g["members"]} == {"cancelled"}
+            assert not service.front.scheduler.queries
+
+        using(mnist, body)
+        assert "internal error" not in caplog.text
+
+    def test_one_that_stays_is_answered(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            client = Leaving(service, images[:K])
+            await asyncio.wait_for(client.infer(), 30)
+            assert client.sent[0]["status"] == 200
+            await asyncio.sleep(0)
+            assert not client.watched
+            assert service.front.metrics.queries.labels("cancelled")._value.get() == 0
+
+        using(mnist, body)
+
+    def test_what_is_large_is_not_parsed_for_who_has_left(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parsed: list[int] = []
+        go_on = threading.Event()
+
+        def slowly(*words: Any) -> Any:
+            parsed.append(1)
+            assert go_on.wait(30)
+            return parse_request(*words)
+
+        async def body(service: Service) -> None:
+            monkeypatch.setattr(app, "parse_request", slowly)
+            large = np.full_like(images[:1], 200).repeat(24, 0)
+            first, second = Leaving(service, large), Leaving(service, large)
+            requests = [asyncio.create_task(first.infer())]
+            while not parsed:
+                await asyncio.sleep(0.005)
+            requests.append(asyncio.create_task(second.infer()))
+            await asyncio.sleep(0.05)  # it waits for its turn
+            second.away.set()
+            await asyncio.sleep(0.05)
+            go_on.set()
+            await asyncio.wait_for(asyncio.gather(*requests), 30)
+            assert [client.sent[0]["status"] for client in (first, second)] == [200, 499]
+            assert len(parsed) == 1
+
+        using(mnist, body)
 
 
 class TestToken:

@@ -918,18 +918,113 @@ def test_crashes_that_are_injected(method: CodedInvNet, images: np.ndarray) -> N
     asyncio.run(run())
 
 
-def test_a_caller_that_goes_away(method: CodedInvNet, images: np.ndarray) -> None:
+@pytest.mark.parametrize("told", [False, True], ids=["cancelled", "told"])
+def test_a_caller_that_goes_away(told: bool, method: CodedInvNet, images: np.ndarray) -> None:
     async def run() -> None:
-        async with running(method) as (front, pool):
-            pool.hang(0)
-            pool.hang(1)
-            query = asyncio.create_task(front.infer(images[:K]))
-            await until(lambda: len(pool.calls) == K + 1)
-            query.cancel()
-            await asyncio.gather(query, return_exceptions=True)
-            pool.kill(0)
-            pool.kill(1)
+        async with running(method, max_pending=5 * K) as (front, pool):
+            for worker in range(WORKERS):
+                pool.hang(worker)
+            gone = asyncio.get_running_loop().create_future()
+            query = asyncio.create_task(front.infer(images[: 5 * K], gone=gone))
+            await until(lambda: len(pool.calls) == WORKERS)
+            with pytest.raises(Overloaded):
+                front.check_room(1)
+            if told:
+                gone.set_result(None)
+                assert [str(problem) for problem in await query] == ["cancelled"] * 5 * K
+            else:
+                query.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await query
+            front.update_gauges()
+            value = front.metrics.registry.get_sample_value
+            assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
+            assert value("codedinvnet_pending_queries") == 0
+            assert value("codedinvnet_queue_depth") == 0
+            shown = [outcome for view in front.groups for outcome in view.outcomes.values()]
+            assert shown == ["cancelled"] * 5 * K
+            front.check_room(5 * K)
+            for worker in range(WORKERS):
+                pool.kill(worker)
+            assert len(pool.calls) == WORKERS
             answered(await front.infer(images[:K]))
+            assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
+
+    asyncio.run(run())
+
+
+def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
+    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+) -> None:
+    class Held(InProcessPool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            if worker == 1:
+                await go_on.wait()
+            return await super()._work(worker, task)
+
+    async def run() -> None:
+        async with running(method, pool=Held(method), group_timeout=PATIENCE) as (front, pool):
+            pool.hang(0)
+            slow = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            gone = asyncio.create_task(front.infer(images[1:2]))
+            await until(lambda: len(pool.calls) == 2)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            answered(await front.infer(images[2:K]))
+            assert not slow.done()
+            go_on.set()
+            (answer,) = answered(await slow)
+            assert_decoded(answer, decoded(mnist, images[:K], 0))
+
+    go_on = asyncio.Event()
+    asyncio.run(run())
+
+
+def test_what_is_answered_is_not_cancelled(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method, policy="uncoded") as (front, pool):
+            pool.hang(0)
+            gone = asyncio.get_running_loop().create_future()
+            query = asyncio.create_task(front.infer(images[:3], gone=gone))
+            await until(lambda: len(front._waiting) == 1)
+            gone.set_result(None)
+            found = await query
+            assert [type(answer) for answer in found] == [QueryFailed, Answered, Answered]
+            counts = front.metrics.queries.labels
+            assert counts("direct")._value.get() == 2
+            assert counts("cancelled")._value.get() == 1
+            pool.kill(0)
+            again = asyncio.get_running_loop().create_future()
+            answered(await front.infer(images[:3], gone=again))
+            again.set_result(None)  # long after
+            await asyncio.sleep(0)
+            assert counts("cancelled")._value.get() == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("at", ["decoder", "answer"])
+def test_one_that_goes_away_while_its_answer_is_made(
+    at: str, method: CodedInvNet, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        async with running(method, policy="uncoded") as (front, _):
+            busy = threading.Event()
+            front._decoder.submit(busy.wait)
+            query = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: bool(front._waiting) and not front.scheduler.queries)
+            (number,) = front._waiting
+            query.cancel()
+            if at == "answer":  # before the call knows
+                front._answer(number, np.zeros(10, np.float32))
+            await asyncio.gather(query, return_exceptions=True)
+            assert not front._waiting
+            busy.set()
+            await until(lambda: not front._decoding)
+            counts = front.metrics.queries.labels
+            assert counts("cancelled")._value.get() == 1
+            assert counts("direct")._value.get() == 0
 
     asyncio.run(run())
 

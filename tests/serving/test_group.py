@@ -52,6 +52,8 @@ def test_nobody_joins_a_sealed_group() -> None:
         made.seal()
     with pytest.raises(ValueError, match="group 7 is sealed"):
         made.keep([100])
+    with pytest.raises(ValueError, match="group 7 is sealed"):
+        made.leave(100)
 
 
 def test_an_empty_group_cannot_be_sealed() -> None:
@@ -173,6 +175,19 @@ def test_complete_when_every_task_has_arrived() -> None:
     assert not made.is_complete
     arrive(made, 3)
     assert made.is_complete
+
+
+def test_one_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
+    made = group(4, members=4)
+    arrive(made, 0, 3)
+    made.sent(1, 11, 1)
+    made.sent(2, 12, 2)
+    made.lost(1, 11)
+    made.leave(101)
+    assert made.members == [100, 102, 103]
+    assert made.outputs == {0: 10, 2: 13}
+    assert {member: a for member, a in made.live.items() if a} == {1: {12}}
+    assert made.join(104) == 3
 
 
 def test_those_who_are_kept_are_renumbered() -> None:

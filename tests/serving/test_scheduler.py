@@ -25,6 +25,7 @@ from codedinvnet.serving.scheduler import (
     OVERTIME,
     PARITY_RETRIES,
     PATIENCE,
+    Attempt,
     Scheduler,
 )
 from tests.serving.model import ErasureCode, Model, only
@@ -1004,6 +1005,304 @@ def test_the_work_of_a_policy_is_counted() -> None:
         model.drain()
 
 
+# Queries that nobody waits for
+
+
+@pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge"])
+def test_queued_tasks_of_cancelled_queries_never_start(policy: str) -> None:
+    model = Model(policy, 2, max_pending=8)
+    first, second = model.submit(2)
+    batch = model.submit(6)
+    running = dict(model.running)
+    assert model.offer() is None
+    model.cancel(*batch)
+    model.cancel(*batch)  # what is over is over
+    assert model.running == running
+    assert sum(worker.load for worker in model.scheduler.workers) == 2 + (policy == "replicate") * 2
+    assert model.offer(6) is not None, "there is no room for others"
+    model.cancel(first, second)
+    model.drain()
+
+
+def test_what_a_worker_is_at_is_finished_and_forgotten() -> None:
+    model = Model("uncoded", 1)
+    (query,) = model.submit()
+    (attempt,) = model.data(query)
+    model.cancel(query)
+    assert model.new() == [Send(0, attempt, 0, (query,), 1)]
+    model.result(attempt)
+    assert model.new() == [Forget((attempt,), (query,))]
+    model.drain()
+
+
+def test_what_is_lost_of_a_cancelled_query_is_not_sent_again() -> None:
+    model = coded(2, spare=2)
+    queries = model.submit(2)
+    lost = [*model.parities(), *model.data(queries[0])]
+    model.cancel(*queries)
+    model.new()
+    model.fail(*lost)
+    model.kill(model.worker(*model.data(queries[1])))
+    model.wait(10)
+    assert not only(model.new(), Send)
+    model.drain()
+
+
+def test_a_cancelled_query_is_not_copied() -> None:
+    model = hedging()
+    (query,) = model.submit()
+    model.cancel(query)
+    model.new()
+    model.wait(1)
+    assert not only(model.new(), Send)
+    assert model.scheduler.hedges == 0
+    model.drain()
+
+
+def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
+    model = hedging("coded+hedge", workers=3, code=ErasureCode(2))
+    queries = model.submit(2)
+    model.wait(0.02)
+    assert model.scheduler.hedges == 2
+    copies = [a for worker in model.scheduler.workers for a in worker.queue]
+    assert sorted(a.query.identity for a in copies if a.query) == queries
+    model.cancel(queries[0])
+    left = [a for worker in model.scheduler.workers for a in worker.queue]
+    assert [a.query.identity for a in left if a.query] == queries[1:]
+    model.drain()
+
+
+def busy(k: int, policy: str = "coded", **rules: Any) -> Model:
+    """Return a coding model whose k + 1 workers are at queries that nobody waits for."""
+    model = coded(k, policy=policy, hang_timeout=100.0, **rules)
+    model.submit(k)
+    model.cancel(*model.asked)
+    assert len(model.running) == k + 1
+    model.new()
+    return model
+
+
+def own(model: Model, query: int) -> list[Attempt]:
+    """Return the attempts of a query's data task, queued or not."""
+    return [model.scheduler.attempts[a] for a in sorted(model.scheduler.queries[query].attempts)]
+
+
+def parity(model: Model, query: int) -> Attempt:
+    """Return the attempt of the parity task of a query's group, queued or not."""
+    group = model.scheduler.queries[query].group
+    (attempt,) = [a for a in model.scheduler.attempts.values() if a.group is group and not a.query]
+    return attempt
+
+
+def reach(model: Model, *attempts: Attempt) -> None:
+    """Let workers finish what is before these attempts in their queues."""
+    for attempt in attempts:
+        while attempt.started is None:
+            model.result(model.running[attempt.worker])
+
+
+def finish(model: Model, *attempts: Attempt) -> None:
+    """Let workers finish these attempts, and what is before them in their queues."""
+    for attempt in attempts:
+        reach(model, attempt)
+        model.result(attempt.identity)
+
+
+def test_of_a_sealed_group_all_is_dropped_when_all_are_cancelled() -> None:
+    model = busy(2)
+    queries = model.submit(2)
+    assert sum(worker.load for worker in model.scheduler.workers) == 6
+    model.cancel(*queries)
+    assert sum(worker.load for worker in model.scheduler.workers) == 3
+    assert only(model.new(), Forget) == [Forget((), tuple(queries))]
+    model.drain()
+
+
+def test_the_output_of_a_cancelled_member_still_decodes_its_group() -> None:
+    model = coded(2, hang_timeout=100.0)
+    gone, slow = model.submit(2)
+    model.cancel(gone)
+    model.result(*model.data(gone), *model.parities())
+    assert model.decoding == [slow]
+    model.decoded(slow)
+    model.drain()
+
+
+def test_a_cancelled_member_that_its_sealed_group_may_need_is_computed() -> None:
+    """No parity makes up for a slow one without it."""
+    model = busy(2)
+    gone, slow = model.submit(2)
+    (task,) = own(model, gone)
+    model.cancel(gone)
+    finish(model, task, parity(model, slow))
+    assert model.decoding == [slow]
+    model.drain()
+
+
+def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
+    model = busy(2)
+    gone, quick = model.submit(2)
+    model.cancel(gone)
+    finish(model, *own(model, quick))
+    sent = model.scheduler.sent
+    model.drain()
+    assert model.scheduler.sent == sent
+
+
+def test_it_moves_with_its_group_when_its_worker_dies() -> None:
+    model = busy(2)
+    gone, slow = model.submit(2)
+    (task,) = own(model, gone)
+    model.cancel(gone)
+    before = task.worker
+    model.kill(before)
+    assert task.worker != before
+    assert task in model.scheduler.workers[task.worker].queue
+    assert slow not in model.ended
+    model.drain()
+
+
+def test_it_is_computed_once_if_it_is_queued_twice() -> None:
+    model = busy(2, "coded+hedge", hedge_share=0.8)
+    model.scheduler.hedge_after = 0.01
+    gone, slow = model.submit(2)
+    model.wait(0.015)
+    assert [len(own(model, query)) for query in (gone, slow)] == [2, 2]
+    first, copy = own(model, gone)
+    model.cancel(gone)
+    queued = [attempt for worker in model.scheduler.workers for attempt in worker.queue]
+    assert first in queued
+    assert copy not in queued
+    model.drain()
+
+
+def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
+    model = coded(2, spare=1, hang_timeout=100.0)
+    gone, lost = model.submit(2)
+    model.cancel(gone)
+    model.fail(*model.data(lost))
+    assert not model.data(lost)  # it hopes for the other member's output
+    model.new()
+    model.fail(*model.data(gone))
+    assert [send.members for send in only(model.new(), Send)] == [(lost,)]
+    model.drain()
+
+
+def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
+    model = busy(3, routing="round-robin")
+    first, gone = model.submit(2)
+    model.cancel(gone)
+    assert model.new() == [Forget((), (gone,))]
+    others = model.submit(2)
+    tasks = [task for query in (first, *others) for task in own(model, query)]
+    tasks.append(parity(model, first))
+    assert tasks[-1].group.members == [first, *others]
+    assert len({task.worker for task in tasks}) == 4, "the worker that it leaves is free again"
+    finish(model, *tasks[1:])
+    assert model.decoding == [first]
+    model.drain()
+
+
+def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> None:
+    model = busy(3)
+    gone, second = model.submit(2)
+    finish(model, *own(model, second))
+    model.cancel(gone)
+    third, fourth = model.submit(2)
+    model.new()
+    finish(model, *own(model, third), parity(model, fourth))
+    (decode,) = only(model.new(), Decode)
+    assert decode.wanted == {fourth: 2}
+    model.drain()
+
+
+def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
+    model = busy(3, "coded+hedge", hedge_share=0.8, group_timeout=1.0)
+    model.scheduler.hedge_after = 0.01
+    gone, second = model.submit(2)
+    model.wait(0.015)  # both are copied
+    original, copy = own(model, second)
+    reach(model, original, copy)
+    assert all(attempt.started is None for attempt in own(model, gone))
+    model.result(original.identity)
+    model.cancel(gone)
+    model.submit(2)
+    model.new()
+    model.result(copy.identity)
+    assert Forget((copy.identity,)) in model.new(), "it is nobody else's output"
+    model.drain()
+
+
+@pytest.mark.parametrize("other", ["queued", "answered", "failed"])
+def test_a_worker_that_was_given_another_member_stays_the_groups(other: str) -> None:
+    model = busy(3, group_timeout=1.0)
+    model.kill(0, 1, 2)  # all that follows goes to the one that is left
+    (before,) = model.submit()
+    group = model.scheduler.queries[before].group
+    model.submit(3)
+    (gone,) = model.submit()
+    reach(model, *own(model, before))
+    if other == "answered":
+        model.result(*model.data(before))
+    elif other == "failed":
+        model.up(0, 1, 2)
+        model.fail(*model.data(before))
+    model.cancel(gone)
+    assert group.members == [before]
+    assert 3 in group.workers
+    model.drain()
+
+
+def test_one_that_a_worker_is_at_stays_in_its_open_group() -> None:
+    model = coded(3)
+    gone, slow = model.submit(2)
+    model.cancel(gone)
+    (third,) = model.submit()
+    assert parity(model, slow).group.members == [gone, slow, third]
+    model.result(*model.data(gone), *model.data(third), *model.parities())
+    assert model.decoding == [slow]
+    model.drain()
+
+
+def test_after_the_timeout_the_cancelled_are_not_coded() -> None:
+    model = coded(4, spare=1)
+    first, gone, third = model.submit(3)
+    model.cancel(gone)
+    model.new()
+    model.wait(0.021)
+    (send,) = only(model.new(), Send)
+    assert send.members == (first, third)
+    model.drain()
+
+
+def test_a_code_without_direct_answers_computes_nothing_of_who_left_in_time() -> None:
+    model = Model("coded", 5, ErasureCode(3, 2, systematic=False))
+    gone, stays = model.submit(2)
+    model.cancel(gone)
+    model.wait(0.021)
+    assert {send.members for send in only(model.new(), Send)} == {(stays,)}
+    model.cancel(*model.submit(2))
+    model.wait(0.021)
+    assert not only(model.new(), Send)
+    model.drain()
+
+
+def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
+    model = busy(3)
+    gone = model.submit(2)
+    model.wait(0.015)
+    model.cancel(*gone)
+    assert only(model.new(), Forget)[-2:] == [Forget((), (query,)) for query in gone]
+    assert model.scheduler.open_group is None
+    late = model.submit(2)  # with a time of its own
+    model.wait(0.015)
+    assert model.scheduler.open_group is not None
+    model.wait(0.006)
+    assert model.scheduler.open_group is None
+    assert parity(model, late[0]).group.members == late
+    model.drain()
+
+
 # Every order of everything
 
 SETUPS: list[tuple[str, int, ErasureCode | None]] = [
@@ -1036,6 +1335,7 @@ EVENTS = st.tuples(
         ["submit"] * 3
         + ["result"] * 5
         + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
+        + ["cancel"]
     ),
     st.integers(0, 11),
 )
@@ -1060,6 +1360,9 @@ def happen(model: Model, event: str, n: int) -> None:
         model.up(sorted(model.down)[n % len(model.down)])
     elif event in ("decoded", "unsure") and model.decoding:
         model.decoded(model.decoding[n % len(model.decoding)], event == "decoded")
+    elif event == "cancel":  # one, or a few at once, of which some may be over
+        queries = list(model.asked)[-(n + 1) :]
+        model.cancel(*queries[: 1 + n % 3])
     elif event == "wait":
         model.wait(WAITS[n])
     elif event == "oversleep":

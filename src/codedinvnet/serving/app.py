@@ -56,6 +56,8 @@ SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
 """Seconds on one task after which the page calls a worker silent."""
+OUTCOMES = ("direct", "decoded", "guessed", "failed", "deadline", "rejected", "cancelled")
+"""How queries end."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ async def read_body(request: Request, limit: int) -> bytes:
             raise TooLarge(f"body: more than {limit} bytes")
         parts.append(part)
     return b"".join(parts)
+
+
+async def departure(receive: Receive) -> None:
+    """Return when the client of a request, whose body has been read, goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
@@ -213,20 +221,29 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
             plain = decompress(body, headers.get("content-encoding"), options.max_body)
             return parse_request(plain, headers.get(HEADER_LENGTH), model)
 
-        if len(body) < LARGE_BODY and "content-encoding" not in headers:
-            parsed = parse()
-        else:
-            front.check_room(1)  # nobody waits to be parsed for nothing
-            async with large:
-                parsed = await asyncio.to_thread(parse)
-        if not parsed.accept_decoded and not front.scheduler.systematic:
-            raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        found = await front.infer(
-            parsed.images,
-            accept_decoded=parsed.accept_decoded,
-            deadline=parsed.timeout,
-            began=began,
-        )
+        gone = asyncio.create_task(departure(request.receive))
+        try:
+            if len(body) < LARGE_BODY and "content-encoding" not in headers:
+                parsed = parse()
+            else:
+                front.check_room(1)  # nobody waits to be parsed for nothing
+                async with large:
+                    if gone.done():
+                        raise ClientDisconnect
+                    parsed = await asyncio.to_thread(parse)
+            if not parsed.accept_decoded and not front.scheduler.systematic:
+                raise BadRequest("parameters.accept_decoded: this method has no direct answers")
+            found = await front.infer(
+                parsed.images,
+                accept_decoded=parsed.accept_decoded,
+                deadline=parsed.timeout,
+                began=began,
+                gone=gone,
+            )
+            if gone.done():
+                raise ClientDisconnect
+        finally:
+            gone.cancel()
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             return failed(found)
@@ -300,8 +317,7 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
         "throughput": round(front.metrics.throughput(), 1),
         "percentiles": front.metrics.percentiles(),
         "answers": {
-            outcome: int(front.metrics.queries.labels(outcome)._value.get())
-            for outcome in ("direct", "decoded", "guessed", "failed", "deadline", "rejected")
+            outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
         },
         "agreement": front.metrics.live_agreement(),
         "workers": [

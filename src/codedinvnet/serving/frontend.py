@@ -289,6 +289,7 @@ class FrontEnd:
         accept_decoded: bool = True,
         deadline: float | None = None,
         began: float | None = None,
+        gone: asyncio.Future[Any] | None = None,
     ) -> list[Answered | QueryFailed]:
         """Answer a batch of images (B, C, H, W), uint8 or float32 in 0..1.
 
@@ -297,6 +298,8 @@ class FrontEnd:
             accept_decoded: whether approximate answers will do.
             deadline: seconds; at most the service's own.
             began: when they are counted from (`time.monotonic()`); None: now.
+            gone: done as soon as the caller no longer waits; what is unanswered is then cancelled,
+                as it is when this call is.
 
         Returns:
             For each image its answer, or why there is none.
@@ -324,7 +327,32 @@ class FrontEnd:
             futures.append(waiting.future)
             self._show(number, image)
         self._do(actions)
-        return await asyncio.gather(*futures, return_exceptions=True)  # type: ignore[return-value]
+
+        def cancel(_: object = None) -> None:
+            self._cancel(numbers)
+
+        if gone is not None:
+            gone.add_done_callback(cancel)
+        try:
+            found = await asyncio.gather(*futures, return_exceptions=True)
+        except asyncio.CancelledError:
+            cancel()
+            raise
+        finally:
+            if gone is not None:
+                gone.remove_done_callback(cancel)
+        return found  # type: ignore[return-value]
+
+    def _cancel(self, queries: Sequence[int]) -> None:
+        """End those of a batch that are unanswered, and have nothing more done for them."""
+        for query in queries:
+            if (waiting := self._waiting.pop(query, None)) is None:
+                continue
+            if not waiting.future.done():
+                waiting.future.set_exception(QueryFailed("cancelled"))
+            self.metrics.queries.labels("cancelled").inc()
+            self._note(query, "cancelled")
+        self._do(self.scheduler.cancel(queries))
 
     def _show(self, number: int, image: np.ndarray) -> None:
         """Note the query in the group that the page shows."""
@@ -493,9 +521,18 @@ class FrontEnd:
         if not known:
             self._outputs.pop(attempt, None)
 
-    def _answer(self, query: int, probabilities: np.ndarray) -> None:
-        waiting = self._waiting.pop(query, None)
+    def _take_waiting(self, query: int) -> Waiting | None:
+        """Return a query that is about to end; None if nobody waits for it.
+
+        One whose caller has just been cancelled is left for `_cancel`, which counts it.
+        """
+        waiting = self._waiting.get(query)
         if waiting is None or waiting.future.done():
+            return None
+        return self._waiting.pop(query)
+
+    def _answer(self, query: int, probabilities: np.ndarray) -> None:
+        if (waiting := self._take_waiting(query)) is None:
             return
         seconds = time.monotonic() - waiting.began
         work = waiting.ready - waiting.began
@@ -504,8 +541,7 @@ class FrontEnd:
         self._note(query, waiting.outcome)
 
     def _fail(self, action: Fail) -> None:
-        waiting = self._waiting.pop(action.query, None)
-        if waiting is None or waiting.future.done():
+        if (waiting := self._take_waiting(action.query)) is None:
             return
         late = action.reason == DEADLINE
         kind = DeadlinePassed if late else QueryFailed

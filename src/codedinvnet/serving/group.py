@@ -121,6 +121,15 @@ class CodingGroup:
         self.outputs = {}
         self.live = {i: live[query] for i, query in enumerate(self.members)}
 
+    def leave(self, query: int) -> None:
+        """Take a member out of an open group; those behind it move up."""
+        if not self.is_open:
+            raise ValueError(f"group {self.identity} is sealed")
+        left = self.members.index(query)
+        del self.members[left]
+        self.outputs = {m - (m > left): a for m, a in self.outputs.items() if m != left}
+        self.live = {m - (m > left): a for m, a in self.live.items() if m != left}
+
     def uncode(self) -> None:
         """Close an open group of at most one member without a code."""
         self.code = Uncoded()

@@ -90,6 +90,8 @@ class Attempt:
     worker: int = NOBODY
     queued: float = 0.0
     started: float | None = None
+    shared: bool = False
+    """Its query was cancelled; it is computed for the others of its group."""
 
 
 @dataclass
@@ -245,6 +247,13 @@ class Scheduler:
                 found.state, found.fallback = State.WAITING, True
                 if not self._hedge(now, found):
                     self._accept_decoded(found)
+        return self._flush()
+
+    def cancel(self, queries: Iterable[int]) -> list[Action]:
+        """Nobody waits for these queries any more; those that are over are passed by."""
+        for identity in queries:
+            if (query := self.queries.get(identity)) is not None:
+                self._cancel(query)
         return self._flush()
 
     def next_timer(self) -> float | None:
@@ -428,14 +437,51 @@ class Scheduler:
 
     def _end(self, query: Query, action: Action) -> None:
         """Answer or fail a query, once, and drop what is queued for it."""
+        self._actions.append(action)
+        self._finish(query)
+
+    def _finish(self, query: Query) -> None:
+        """Strike a query off, and drop what is queued for it."""
         query.state = State.DONE
         del self.queries[query.identity]
-        self._actions.append(action)
         group = query.group
         if not any(member in self.queries for member in group.members):
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
         self._drop_queued(query.attempts)
         self._close_if_over(group)
+
+    def _cancel(self, query: Query) -> None:
+        """Strike a query off that nobody waits for, at no loss to the others of its group.
+
+        What a worker is at goes on. If none was given the query, it leaves its group while that
+        is open; once sealed, the group may be decoded only with its output, so that one of its
+        tasks stays queued for as long as another member waits.
+        """
+        group = query.group
+        attempts = [self.attempts[identity] for identity in sorted(query.attempts)]
+        unsent = all(attempt.started is None for attempt in attempts)
+        if attempts and unsent and not group.is_open:
+            attempts[0].shared = True
+        self._finish(query)
+        if unsent and group.is_open:
+            self._leave(query, {attempt.worker for attempt in attempts})
+
+    def _leave(self, query: Query, workers: set[int]) -> None:
+        """Take a query out of its open group, where these workers were to compute it."""
+        group = query.group
+        group.leave(query.identity)
+        self._actions.append(Forget((), (query.identity,)))
+        if not group.members:
+            del self.groups[group.identity]
+            self.open_group = None
+            return
+        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
+        members = [self.queries[m] for m in group.members if m in self.queries]
+        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
+        for member in members:
+            member.member = group.members.index(member.identity)
+        busy = {a.worker for a in live} | {self.computed_by[a] for a in group.outputs.values()}
+        group.workers -= workers - busy - group.failed
 
     def _close_if_over(self, group: CodingGroup) -> None:
         over = group.is_idle and not any(member in self.queries for member in group.members)
@@ -454,7 +500,7 @@ class Scheduler:
     # Attempts and workers
 
     def _needed(self, attempt: Attempt) -> bool:
-        if attempt.query is not None:
+        if attempt.query is not None and not attempt.shared:
             return attempt.query.state is not State.DONE
         return any(member in self.queries for member in attempt.group.members)
 
