@@ -235,6 +235,15 @@ class LatencyBench:
         ]
         return [wait for wait in waits if wait.delay is not None and wait.delay.ms > 0]
 
+    def schedule(self, arm: Arm, faults: Iterable[Fault]) -> list[Fault]:
+        """Return the waits and what else goes wrong.
+
+        Which requests a fault hits is drawn by its place in the schedule: it is the same for every
+        method.
+        """
+        first, *others = self.waits(arm)
+        return [first, *faults, *others]
+
     def faults(self, arm: Arm) -> list[Fault]:
         """Return what makes an arm's workers straggle."""
         return injected(arm.stragglers, self.grid.service_ms, arm.batch)
@@ -345,7 +354,7 @@ class LatencyBench:
         """Serve, load, and return the figures of a run."""
         schedule = {
             "seed": row["seed"],
-            "faults": [f.model_dump(mode="json") for f in (*self.waits(arm), *faults)],
+            "faults": [f.model_dump(mode="json") for f in self.schedule(arm, faults)],
         }
         chooser = random.Random(row["seed"])
         images = [
