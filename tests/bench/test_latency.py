@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench import latency
-from codedinvnet.bench.latency_grid import load_latency_grid
+from codedinvnet.bench.latency_grid import arms, load_latency_grid
 from codedinvnet.bench.load import Reply, processor_time
 from codedinvnet.bench.rows import newest, read_rows
 from codedinvnet.errors import UserError
+from codedinvnet.report import encoder_share
 from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario
 from tests.conftest import Command
@@ -121,6 +122,32 @@ def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> Non
     assert coded.encode.mean_ms > 1  # E's share of the wait is a part of it
     assert backup.encode.mean_ms < 1
     assert (coded.backup, backup.backup) == (False, True)
+
+
+def test_parities_wait_as_long_as_they_cost(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    labels = ["uncoded", "replicate", "hedge", "coded", "small-backup"]
+    grid = load_latency_grid(write_grid(tmp_path, bundle_folder, labels))
+    bench = latency.LatencyBench(grid, False, tmp_path, data_dir, False, tmp_path / "log")
+    waited: dict[str, list[float]] = {}
+    for arm in arms(grid):
+        schedule = bench.schedule(arm, bench.faults(arm))
+        # The straggler's place says which requests it hits.
+        assert [place for place, fault in enumerate(schedule) if fault.kind == "hold"] == [1]
+        waited[arm.label] = [
+            sum(
+                fault.delay.ms * (size if fault.each_image else 1)
+                for fault in schedule
+                if fault.kind == "slow" and fault.delay is not None and fault.concerns(number)
+            )
+            for number, size in ((0, 1), (3, 1), (4, 1), (4, 3))
+        ]
+    share = encoder_share(bench.bundle.model, 4)
+    assert waited["uncoded"] == waited["replicate"] == waited["hedge"] == [10] * 4
+    assert waited["small-backup"] == pytest.approx([10, 10, 2.5, 7.5])
+    coded = [10, 10, 10 * (1 + share / 4), 10 * (1 + 3 * share / 4)]
+    assert waited["coded"] == pytest.approx(coded, abs=1e-3)
 
 
 def test_finished_runs_and_parts_are_kept(

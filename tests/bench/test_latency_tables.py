@@ -202,7 +202,7 @@ def test_shares_and_work_have_intervals_over_three_runs(tmp_path: Path) -> None:
 def test_the_table_says_how_workers_behave_as_machines(rows: list[dict[str, Any]]) -> None:
     text = latency_tables.latency_table(rows)
     assert text.startswith("| images of a request | load | stragglers | method | p50 |")
-    assert "11 workers share 2 cores: every task waits 40.0 ms without a processor" in text
+    assert "11 workers share 2 cores: a query's task waits 40.0 ms without a processor" in text
     assert "mean service time was 42.1 ms, the processors were 40 % busy" in text
     assert MACHINE in text
     assert latency_tables.latency_table([]) == ""
@@ -269,11 +269,11 @@ def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> N
     note = latency_tables.note(lines)
     assert "A parity waits 40 ms and 1.6 ms for each image of its group, as E costs" in note
     assert "A small backup waits 4 ms for each image of its group, as it costs 1/k" in note
-    assert "Measured earlier" not in note
+    assert "When parities" not in note
     for row in rows:
         row["settings"].pop("parity_wait_ms", None)
     note = latency_tables.note(latency_tables.lines_of(rows))
-    assert "Measured earlier, with no more than the wait: coded with batches of 10. " in note
+    assert "When parities waited as long as queries: coded with batches of 10 at 40%. " in note
     assert "for each image" not in note
 
 
@@ -284,13 +284,16 @@ def test_runs_of_the_grid_without_a_row_are_counted(rows: list[dict[str, Any]]) 
     grid = grid.model_copy(update={"blocks": (grid.blocks[0].model_copy(update=block),)})
     others = "replicate, 2 of 3 runs; "
     whole = f"{others}hedge, 2 of 3 runs; coded+hedge, 3 of 3 runs; coded+guess, 3 of 3 runs; "
-    assert latency_tables.gaps(rows, grid) == f"Not measured: {whole}small-backup, 3 of 3 runs.\n"
+    assert (
+        latency_tables.describe_gaps(rows, grid)
+        == f"Not measured: {whole}small-backup, 3 of 3 runs.\n"
+    )
     labels = ("replicate", "coded+hedge", "coded+guess", "small-backup")
     more = [latency_row(label, sample(1), run=run) for label in labels for run in (1, 2, 3)]
     more.append(latency_row("hedge", sample(1), run=2, error="no"))  # it has a table of its own
     more.append(latency_row("hedge", sample(1), run=3))
-    assert latency_tables.gaps([*rows, *more], grid) == ""
-    assert latency_tables.gaps([latency_row("hedge", sample(1), quick=True)], grid) == ""
+    assert latency_tables.describe_gaps([*rows, *more], grid) == ""
+    assert latency_tables.describe_gaps([latency_row("hedge", sample(1), quick=True)], grid) == ""
 
 
 def test_the_curve_stops_where_it_stands_for_less_than_a_request(

@@ -220,7 +220,7 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert [line.split(" | ")[3] for line in lines] == ["hedge", "hedge", "coded"]
     assert lines[1].startswith(f"| {BATCH} | {LOAD:.0%} | {MODEL} | hedge | 499.0 (")
     assert lines[2].endswith("| 2 |")  # runs
-    assert "every task waits 40.0 ms without a processor" in found
+    assert "a query's task waits 40.0 ms without a processor" in found
     assert found.count("uncoded") == 1  # it failed
     assert "### Failed runs\n\n| run | error |" in found
     assert "| uncoded, run 1 | RuntimeError: no |" in found

@@ -459,6 +459,23 @@ class TestLeaving:
 
         using(mnist, body)
 
+    def test_a_server_that_cannot_tell_leaves_the_client_its_answer(
+        self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Deaf(Leaving):
+            async def receive(self) -> dict[str, Any]:
+                if self._asked == 2:
+                    raise RuntimeError("unknown")
+                return await super().receive()
+
+        async def body(service: Service) -> None:
+            client = Deaf(service, images[:K])
+            await asyncio.wait_for(client.infer(), 30)
+            assert client.sent[0]["status"] == 200
+
+        using(mnist, body)
+        assert "disconnects are not noticed" in caplog.text
+
     def test_what_is_large_is_not_parsed_for_who_has_left(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -816,8 +833,16 @@ class TestDemo:
 
         using(mnist, body, demo=images)
 
+    def test_a_worker_that_is_being_replaced(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            service.front.workers[2].state = "down"
+            message = error(await service.client.post("/demo/workers/2/kill"), 409)
+            assert message == "worker 2 is being replaced"
+
+        using(mnist, body, demo=images)
+
     def test_a_worker_that_is_gone(self, mnist: Bundle, images: np.ndarray) -> None:
-        async def body(service: Service) -> None:  # between its death and its replacement
+        async def body(service: Service) -> None:  # before its death is noticed
             response = await service.client.post("/demo/workers/1/kill")
             assert response.status_code == 200
 

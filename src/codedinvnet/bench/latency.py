@@ -1,7 +1,7 @@
 """`codedinvnet bench latency`: every method's tail latency on the real service, one resumable grid.
 
 Every run starts a service of its own and loads it in an open loop. Its eleven workers share this
-machine's few cores, so every task waits a stated time besides computing: workers behave as machines
+machine's few cores, so tasks wait a stated time besides computing: workers behave as machines
 of their own as long as the processors are idle most of the time, which a row tells.
 """
 

@@ -54,7 +54,8 @@ class LatencyGrid(Section):
     k: GroupSize = 10
     workers: Positive = 11
     wait_ms: Milliseconds
-    """Every task keeps its worker so long besides computing, without a processor."""
+    """A query's task keeps its worker so long besides computing, without a processor, a parity as
+    much longer as it has more to compute."""
     service_ms: Milliseconds
     """The mean service time that loads and stragglers refer to: the wait and the forward pass."""
     group_timeout_ms: Milliseconds = 20.0

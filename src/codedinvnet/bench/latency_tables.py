@@ -256,7 +256,8 @@ def note(lines: Sequence[Line]) -> str:
         if "parity_wait_ms" in row["settings"]
     }
     older = {
-        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'}"
+        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'} "
+        f"at {line.load:.0%}"
         for line in lines
         if SERVED[line.label].rules.coded
         and any("parity_wait_ms" not in row["settings"] for row in line.rows)
@@ -269,7 +270,7 @@ def note(lines: Sequence[Line]) -> str:
         for backup, task, image in sorted(waits)
     )
     if older:
-        parities += f"Measured earlier, with no more than the wait: {', '.join(sorted(older))}. "
+        parities += f"When parities waited as long as queries: {', '.join(sorted(older))}. "
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
@@ -278,7 +279,7 @@ def note(lines: Sequence[Line]) -> str:
         f"the lowest tail of a setting, or within {SAME:.0%} of it. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
         f"k = {each('k')}. "
-        f"{each('workers')} workers share {each('cores')} cores: every task waits "
+        f"{each('workers')} workers share {each('cores')} cores: a query's task waits "
         f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
         "machines of their own as far as a processor is free when they need it; the mean service "
         f"time was {span('mean_service_ms')} ms, the processors were "
@@ -392,7 +393,7 @@ def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
     return f"{heading} Failed runs\n\n{markdown(('run', 'error'), cells)}" if failed else ""
 
 
-def gaps(rows: Sequence[Mapping[str, Any]], grid: LatencyGrid) -> str:
+def describe_gaps(rows: Sequence[Mapping[str, Any]], grid: LatencyGrid) -> str:
     """Return a line that counts each method's runs of a grid without a row; "" if all have one."""
     kept = current(rows)
     if any(row["settings"]["quick"] for row in kept):
@@ -420,7 +421,7 @@ def body(
         heading: the marks before a section's title.
         grid: what was to be measured; of it is told what was not.
     """
-    lacking = gaps(rows, grid) if grid is not None else ""
+    lacking = describe_gaps(rows, grid) if grid is not None else ""
     texts = (overview(rows), latency_table(rows), lacking, failures(rows, heading))
     return "\n".join(text for text in texts if text)
 

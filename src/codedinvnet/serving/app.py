@@ -124,8 +124,12 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def departure(receive: Receive) -> None:
     """Return when the client of a request, whose body has been read, goes away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception as error:  # a server that cannot tell: the client may well be there
+        log_event("disconnects are not noticed", logging.WARNING, reason=repr(error))
+        await asyncio.Event().wait()
 
 
 def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
@@ -167,7 +171,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: ClientDisconnect) -> Response:
+    async def client_left(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(BadRequest)
@@ -233,6 +237,8 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
                     parsed = await asyncio.to_thread(parse)
             if not parsed.accept_decoded and not front.scheduler.systematic:
                 raise BadRequest("parameters.accept_decoded: this method has no direct answers")
+            if gone.done():
+                raise ClientDisconnect
             found = await front.infer(
                 parsed.images,
                 accept_decoded=parsed.accept_decoded,
@@ -372,7 +378,9 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
         if deed not in (*signals, "slow"):
             raise HTTPException(404, f"no deed {deed!r}: slow, stop, kill or heal")
         if pid is None and deed in ("kill", "stop"):
-            raise HTTPException(409, f"worker {worker} runs on another machine: slow it instead")
+            up = front.workers[worker].state == "up"
+            why = "runs on another machine: slow it instead" if up else "is being replaced"
+            raise HTTPException(409, f"worker {worker} {why}")
         if deed in ("slow", "heal"):
             pool.clear(worker)
         if deed == "slow":

@@ -38,7 +38,7 @@ class Metrics:
         registry = self.registry
         self.queries = Counter(
             "codedinvnet_queries",
-            "Queries by outcome: direct, decoded, guessed, or why they failed.",
+            "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed.",
             ["outcome"],
             registry=registry,
         )
