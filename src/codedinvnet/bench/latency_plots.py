@@ -93,6 +93,7 @@ def _logarithmic(axis: Axes, title: str) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize="x-small")
     axis.set_xlabel(title, fontsize="small")
 
 
