@@ -291,7 +291,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         "(`configs/NAME-pixels.json`); *: for the bundle's own f and g, of the cost of the "
         "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set and "
         "not in equal time"
-        + (" (failed: docs/results.md#accuracy has the error)" if failed else "")
+        + (" ([what failed](docs/results.md#failed-trials))" if failed else "")
         + "."
     )
     (published,) = [f for f in PUBLISHED if f.label == PaperInvNet.name]

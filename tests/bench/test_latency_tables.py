@@ -108,6 +108,13 @@ def test_percentiles_of_different_ranks_are_not_compared() -> None:
     assert [label for _, label in latency_tables.best(lines)] == ["coded"]
 
 
+def test_medians_of_few_requests_are_no_tails() -> None:
+    few = [latency_row(label, sample(1, count=300)) for label in ("coded", "hedge")]
+    assert latency_tables.overview(few) == ""
+    enough = [latency_row(label, sample(1)) for label in ("coded", "hedge")]
+    assert "| coded | 1 of 1 |" in latency_tables.overview(enough)
+
+
 def test_the_overview_compares_methods_in_the_same_runs() -> None:
     """Whatever a run's arrivals did to all of them does not count."""
     scales = {"held": (1.0, 1.04), "pareto": (2.0, 1.0), "slower": (3.0, 1.0)}
@@ -309,6 +316,9 @@ def test_the_curve_stops_where_it_stands_for_less_than_a_request(
     together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
     for value, share in list(zip(latency, later, strict=True))[-8:]:
         assert value == pytest.approx(together[rank_of(3000, 1 - share)], abs=1e-3)
+    for share in (0.3, 0.6, 0.8):  # of which the rows keep quantiles alone
+        at = int(np.argmin(np.abs(1 - later - share)))
+        assert latency[at] == pytest.approx(np.quantile(together, 1 - later[at]), rel=0.02)
     latency, later = latency_plots.curve(hedge)
     at = int(np.argmin(np.abs(later - 0.1)))
     assert latency[at] == pytest.approx(np.quantile(sample(1, 1.2), 0.9), rel=0.02)

@@ -30,6 +30,7 @@ from codedinvnet.simulation.served import SERVED
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
 TAILS = ("p99", "p995", "p999")
+"""What methods are compared by; a median is no tail."""
 CODED = "coded"
 """The method that the others are compared with."""
 
