@@ -1,10 +1,15 @@
 """Coded-InvNet: prediction serving that survives slow and dead workers (Dinh & Lee, ICML 2021)."""
 
-from codedinvnet.bundle import Bundle, load_bundle
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import Evaluation, evaluate
-from codedinvnet.model import CodedModel, Parity, decode_missing
-from codedinvnet.nn.transform import InvertibleTransform, NotConverged
+
+if TYPE_CHECKING:
+    from codedinvnet.bundle import Bundle, load_bundle
+    from codedinvnet.evaluation import Evaluation, evaluate
+    from codedinvnet.model import CodedModel, Parity, decode_missing
+    from codedinvnet.nn.transform import InvertibleTransform, NotConverged
 
 __all__ = [
     "Bundle",
@@ -18,3 +23,24 @@ __all__ = [
     "evaluate",
     "load_bundle",
 ]
+
+# These load PyTorch, which takes seconds: the command line's help does without.
+_HOMES = {
+    "bundle": ("Bundle", "load_bundle"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "model": ("CodedModel", "Parity", "decode_missing"),
+    "nn.transform": ("InvertibleTransform", "NotConverged"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first asked for (PEP 562)."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
