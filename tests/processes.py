@@ -12,27 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.bench.load import ServerProcess, server
+from codedinvnet.bench.load import ServerProcess, process_stat, server
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
 
 
-def _stat(pid: int) -> list[str]:
-    """Return the fields behind a process's name: state, parent …; [] if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return stat.rsplit(")", 1)[1].split()
-
-
 def state(pid: int) -> str:
     """Return a process's state, R, S, T, Z …; "" if it is gone."""
-    return (_stat(pid) or [""])[0]
+    return (process_stat(pid) or [""])[0]
 
 
 def parent(pid: int) -> int:
-    return int(_stat(pid)[1])
+    return int(process_stat(pid)[1])
 
 
 def alive(pid: int) -> bool:
@@ -55,17 +46,6 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes below one, at any depth."""
-    fields = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
-    parents = {child: int(stat[1]) for child, stat in fields.items() if stat}
-    found, new = [], [pid]
-    while new:
-        new = [child for child, above in parents.items() if above in new]
-        found += new
-    return found
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def latency_row(
         "work_per_query": work,
         "mean_service_ms": 42.1,
         "processors_busy": 0.4,
-        "processors_busy_niced": None,
+        "processors_own": None,
     }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -157,6 +157,7 @@ def latency_row(
         "wait_ms": wait_ms,
         "service_ms": 42.0,
         "requests": count,
+        "seed": run,
         "stragglers": [{"kind": "hold", "delay": {"ms": held_ms}}],
         "settings": settings,
         "machine": machine,

@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,15 +15,17 @@ import pytest
 from codedinvnet.bench.load import (
     Reply,
     connect,
+    descendants,
     descriptors,
     memory,
     open_loop,
+    processor_time,
     proportional_memory,
     server,
 )
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
-from tests.processes import descendants, needs_proc, survivors
+from tests.processes import needs_proc, survivors, wait_until
 
 
 def run_open_loop(rate: float, count: int, seed: int, *, poisson: bool = True) -> list[float]:
@@ -113,3 +117,25 @@ def test_memory_and_descriptors() -> None:
     assert descriptors(os.getpid()) == before + 2
     os.close(read)
     os.close(write)
+
+
+@needs_proc
+def test_processor_time() -> None:
+    work = "sum(i * i for i in range(6_000_000))"
+    ending = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{work}']); input()"
+    with subprocess.Popen([sys.executable, "-c", ending], stdin=subprocess.PIPE) as process:
+        before = processor_time(process.pid)
+        assert wait_until(lambda: len(descendants(process.pid)) == 1)
+        assert wait_until(lambda: not descendants(process.pid), timeout=60)
+        idle = processor_time(process.pid)
+        sum(i * i for i in range(6_000_000))
+        after = processor_time(process.pid)
+        process.communicate(b"\n")
+    assert before is not None
+    assert idle is not None
+    assert after is not None
+    slack = 0.03  # of counters in hundredths of a second
+    for earlier, later in ((before, idle), (idle, after)):
+        # Once by the other one's child, which has ended, and once by this process.
+        assert 0.1 < later.own - earlier.own <= later.busy - earlier.busy + slack
+        assert later.busy - earlier.busy <= later.whole - earlier.whole + slack

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from codedinvnet.bench import load, reports, serve
-from codedinvnet.bench.load import Reply
+from codedinvnet.bench.load import Reply, descendants
 from codedinvnet.bundle import load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from tests.bench.replies import canned
 from tests.conftest import Command
-from tests.processes import descendants, needs_proc, survivors, wait_until
+from tests.processes import needs_proc, survivors, wait_until
 
 TINY = serve.Sizes(
     chaos_queries=120,

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
+from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.serving.ray_pool import RayPool
-from tests.processes import descendants, needs_proc, survivors
+from tests.processes import needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
 

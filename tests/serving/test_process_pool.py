@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 import torch
 
+from codedinvnet.bench.load import descendants
 from codedinvnet.bundle import WEIGHTS, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod
 from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed, WorkerSpec, run_task
 from codedinvnet.serving.process_pool import Connection, ProcessPool
-from tests.processes import alive, descendants, needs_proc, parent, state, survivors, wait_until
+from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTICED = 0.5

@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from codedinvnet.bench.latency_grid import (
     long_enough,
     quick_grid,
 )
-from codedinvnet.bench.load import Reply, connect, open_loop, processor_time, server
+from codedinvnet.bench.load import ProcessorTime, Reply, connect, open_loop, processor_time, server
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bench.rows import SCHEMA_VERSION, Row, append_row, key_of, newest, read_rows
 from codedinvnet.bundle import (
@@ -244,16 +245,25 @@ class LatencyBench:
         first, *others = self.waits(arm)
         return [first, *faults, *others]
 
+    def seed(self, arm: Arm) -> int:
+        """Return the seed of a run's arrivals, images and faults.
+
+        The same for all methods, and another in every setting and run: with one for a run's number,
+        all settings of it would meet one sequence of gaps, and lull and rush together.
+        """
+        words = (self.grid.seed, arm.batch, arm.load, arm.stragglers, arm.run)
+        return zlib.crc32(json.dumps(words).encode())
+
     def faults(self, arm: Arm) -> list[Fault]:
         """Return what makes an arm's workers straggle."""
         return injected(arm.stragglers, self.grid.service_ms, arm.batch)
 
     def is_done(self, arm: Arm, row: Row | None) -> bool:
-        """Tell whether an arm's row stands: without an error, and measured with today's faults.
+        """Tell whether an arm's row stands: without an error, with today's faults and arrivals.
 
         A model's name, or a faults file's, says the same when what it stands for has changed.
         """
-        if row is None or row["error"] is not None:
+        if row is None or row["error"] is not None or row["seed"] != self.seed(arm):
             return False
         return bool(row["stragglers"] == _dumped(self.faults(arm)))
 
@@ -318,7 +328,7 @@ class LatencyBench:
             "qps": round(self.rate(arm), 3),
             "requests": math.ceil(grid.queries / arm.batch),
             "stragglers": _dumped(faults),
-            "seed": grid.seed + arm.run,
+            "seed": self.seed(arm),
             "settings": dict(settings),
             "commit": describe_commit(),
             "machine": describe_machine(),
@@ -374,7 +384,7 @@ class LatencyBench:
                 async def call(i: int, due: float) -> Reply:
                     return await client.infer(f"{i}", images[i], due)
 
-                before, processors = await client.metrics(), processor_time()
+                before, processors = await client.metrics(), processor_time(process.pid)
                 replies = await open_loop(
                     call,
                     rate=self.rate(arm) / arm.batch,
@@ -383,7 +393,7 @@ class LatencyBench:
                     label=arm.label,
                     leave=False,
                 )
-                busy = _busy(processors, processor_time())
+                busy = _busy(processors, processor_time(process.pid))
                 await asyncio.sleep(SETTLE)
                 after, times = await client.metrics(), await client.times()
         return {
@@ -528,14 +538,12 @@ def work_figures(
     }
 
 
-def _busy(
-    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
-) -> dict[str, Any]:
-    """Return the share of the processors' time that was used, and by niced processes, if known."""
+def _busy(before: ProcessorTime | None, after: ProcessorTime | None) -> dict[str, Any]:
+    """Return the share of the processors' time that was used, and by service and client."""
     if before is None or after is None:
-        return {"processors_busy": None, "processors_busy_niced": None}
-    busy, niced, whole = (b - a for a, b in zip(before, after, strict=True))
+        return {"processors_busy": None, "processors_own": None}
+    own, busy, whole = (b - a for a, b in zip(before, after, strict=True))
     return {
         "processors_busy": round(busy / max(whole, 1e-9), 4),
-        "processors_busy_niced": round(niced / max(whole, 1e-9), 4),
+        "processors_own": round(own / max(whole, 1e-9), 4),
     }

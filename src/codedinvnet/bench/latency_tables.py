@@ -240,7 +240,7 @@ def note(lines: Sequence[Line]) -> str:
     rows = [row for line in lines for row in line.rows]
 
     def span(figure: str, digits: int = 1, factor: float = 1.0) -> str:
-        values = [factor * row[figure] for row in rows if row[figure] is not None]
+        values = [factor * row[figure] for row in rows if row.get(figure) is not None]
         if not values:
             return "an unknown share of"
         low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
@@ -284,8 +284,8 @@ def note(lines: Sequence[Line]) -> str:
         f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
         "machines of their own as far as a processor is free when they need it; the mean service "
         f"time was {span('mean_service_ms')} ms, the processors were "
-        f"{span('processors_busy', 0, 100)} % busy, {span('processors_busy_niced', 0, 100)} % with "
-        f"niced work of others, which gives way. {parities}Load is a share "
+        f"{span('processors_busy', 0, 100)} % busy, {span('processors_own', 0, 100)} % with "
+        f"service and client. {parities}Load is a share "
         f"of {each('workers')} workers / {each('service_ms')} ms; work is in service times a "
         "query, without injected delays. A query without an answer is lost: it counts as "
         "infinitely late and as wrong. "
@@ -308,9 +308,9 @@ def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
-    """Return (setting, run) -> method -> the farthest percentile that the run holds TAIL beyond.
+    """Return (setting, seed) -> method -> the farthest percentile that the run holds TAIL beyond.
 
-    Runs of one number met the same arrivals. A tail is infinite if too many queries were lost.
+    Runs of one seed met the same arrivals. A tail is infinite if too many queries were lost.
     """
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in lines:
@@ -318,7 +318,7 @@ def run_tails(lines: Iterable[Line]) -> dict[tuple[Any, ...], dict[str, float]]:
             held = [n for n in TAILS if (1 - QUANTILES[n]) * row["requests"] >= TAIL]
             if held:
                 value = latency_of(row[f"{held[-1]}_ms"])
-                found.setdefault((line.setting, row["run"]), {})[line.label] = value
+                found.setdefault((line.setting, row["seed"]), {})[line.label] = value
     return found
 
 

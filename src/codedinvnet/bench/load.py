@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -282,20 +282,57 @@ async def _drained(process: asyncio.subprocess.Process) -> None:
         await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
 
 
-def processor_time() -> tuple[float, float, float] | None:
-    """Return what this machine's processors have done (Linux; else None).
+class ProcessorTime(NamedTuple):
+    """Seconds, summed over this machine's processors."""
+
+    own: float
+    """Of some processes."""
+    busy: float
+    """Of all processes."""
+    whole: float
+    """With those in which a processor had nothing to do."""
+
+
+def processor_time(pid: int) -> ProcessorTime | None:
+    """Return what the processors have done for this process and another, and in all.
+
+    Args:
+        pid: the other one; those below it count, too, and those of them that have ended.
 
     Returns:
-        Seconds, summed over processors: busy, of these on behalf of niced processes, and in all.
+        None but on Linux.
     """
     path = Path("/proc/stat")
     if not path.is_file():
         return None
     words = path.read_text(encoding="ascii").split("\n", 1)[0].split()
     user, nice, system, idle, wait, *more = (int(word) for word in words[1:9])
-    tick = os.sysconf("SC_CLK_TCK")
     busy = user + nice + system + sum(more)
-    return busy / tick, nice / tick, (busy + idle + wait) / tick
+    # Of user, system, and both of children that have ended.
+    own = sum(int(word) for p in (pid, *descendants(pid)) for word in process_stat(p)[11:15])
+    tick = os.sysconf("SC_CLK_TCK")
+    used = time.process_time() + own / tick
+    return ProcessorTime(used, busy / tick, (busy + idle + wait) / tick)
+
+
+def process_stat(pid: int) -> list[str]:
+    """Return the fields behind a process's name: state, parent …; [] if it is gone (Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return stat.rsplit(")", 1)[1].split()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, at any depth (Linux)."""
+    fields = {int(path.name): process_stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    parents = {child: int(stat[1]) for child, stat in fields.items() if stat}
+    found, new = [], [pid]
+    while new:
+        new = [child for child, above in parents.items() if above in new]
+        found += new
+    return found
 
 
 def memory(pid: int) -> int:
