@@ -11,9 +11,15 @@ from typing import Any
 from pydantic import TypeAdapter
 from ray import serve
 
-from codedinvnet import load_bundle
+from codedinvnet import UserError, load_bundle
 from codedinvnet.serving.app import build_app
-from codedinvnet.serving.serve import ServeOptions, app_options, check, make_front_end
+from codedinvnet.serving.serve import (
+    ServeOptions,
+    app_options,
+    check,
+    make_front_end,
+    read_token,
+)
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
@@ -21,10 +27,13 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
     options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
     check(options)
+    if unused := {"host", "port"} & arguments.keys():
+        raise UserError(f"{unused.pop()}: Ray Serve listens; say it there (http_options)")
+    token = read_token(options.token_file)
 
     def make() -> Any:
         bundle = load_bundle(options.bundle)
-        return build_app(make_front_end(options, bundle), app_options(options, bundle, token=""))
+        return build_app(make_front_end(options, bundle), app_options(options, bundle, token))
 
     # The front end computes little; a whole CPU would be taken from the workers.
     deployment = serve.deployment(

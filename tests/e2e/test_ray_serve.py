@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from codedinvnet.errors import UserError
+
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,17 @@ finally:
     serve.shutdown()
     ray.shutdown()
 """
+
+
+def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
+    """Refused, or looked at, before Ray is asked for anything."""
+    from examples.ray_serve import app
+
+    for option in ("host", "port"):
+        with pytest.raises(UserError, match=f"{option}: Ray Serve listens"):
+            app({option: "1"})
+    with pytest.raises(UserError, match="--token-file: cannot read"):
+        app({"token_file": str(tmp_path / "none")})
 
 
 def test_the_example_answers_through_ray_serve(tmp_path: Path) -> None:

@@ -88,11 +88,12 @@ class TestTriton:
         return [http.InferRequestedOutput(name, binary_data=binary) for name in names]
 
     def check(self, result: Any, mnist: Bundle, images: np.ndarray) -> None:
-        """Check that direct answers are the bundle's, and decoded ones at hand."""
+        """Check that direct answers, the most of them, are the bundle's."""
         expected = mnist.classify(mnist.embed(torch.from_numpy(images))).numpy()
         outcomes = [as_text(outcome) for outcome in result.as_numpy("outcome")]
         direct = [i for i, outcome in enumerate(outcomes) if outcome == "direct"]
         assert set(outcomes) <= {"direct", "decoded", "guessed"}
+        assert len(direct) >= len(images) / 2
         probabilities, found = result.as_numpy("probabilities"), result.as_numpy("label")
         assert probabilities.shape == expected.shape
         np.testing.assert_allclose(probabilities[direct], expected[direct], atol=1e-5)

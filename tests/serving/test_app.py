@@ -298,6 +298,7 @@ class TestBadRequests:
             ({"parameters": {"accept_decoded": "no"}}, "parameters.accept_decoded"),
             ({"parameters": {"timeout": -1}}, "parameters.timeout"),
             ({"parameters": {"timeout": "long"}}, "parameters.timeout"),
+            ({"outputs": [{"name": "label"}, {"name": "label"}]}, "outputs.1.name: 'label' is"),
             ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output"),
         ],
         ids=str,
@@ -567,7 +568,9 @@ class TestNotFound:
 
     def test_wrong_method(self, mnist: Bundle) -> None:
         async def body(service: Service) -> None:
-            error(await service.client.get(INFER), 405)
+            response = await service.client.get(INFER)
+            error(response, 405)
+            assert response.headers["allow"] == "POST"
             error(await service.client.post("/metrics"), 405)
 
         using(mnist, body)
@@ -606,6 +609,72 @@ class TestFailures:
             assert (await first).status_code == 200
 
         using(mnist, body, max_pending=8)
+
+    def test_bodies_that_wait_to_be_parsed_have_a_limit_and_a_deadline(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parsed: list[float] = []
+        large = np.full_like(images[:1], 200).repeat(24, 0)
+
+        async def body(service: Service) -> None:
+            began = time.monotonic()
+
+            def slowly(*words: Any) -> Any:
+                parsed.append(time.monotonic() - began)
+                time.sleep(0.2)
+                return parse_request(*words)
+
+            monkeypatch.setattr(app, "parse_request", slowly)
+            found = await asyncio.gather(*(service.infer(large) for _ in range(20)))
+            statuses = [response.status_code for response in found]
+            # As many bytes wait as eight of the largest bodies have: the others are sent away.
+            assert statuses.count(503) == 20 - app.WAITING_BODIES * MAX_BODY // len(
+                json.dumps({"inputs": [tensor(large)]}, separators=(",", ":"))
+            )
+            late = [response for response in found if response.status_code == 504]
+            told = {error(response, 504) for response in late}  # the last one when it was parsed
+            assert "deadline passed" in told
+            assert all(words.endswith("deadline passed") for words in told)
+            assert set(statuses) == {200, 503, 504}
+            assert max(parsed) <= 0.9
+            assert service.front.metrics.queries.labels("deadline")._value.get() >= len(late)
+
+        using(mnist, body, deadline=0.9)
+
+    def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
+        class Silent(Leaving):
+            async def receive(self) -> dict[str, Any]:
+                if self._asked:
+                    await self.away.wait()
+                self._asked += 1
+                return {"type": "http.request", "body": self.body[:100], "more_body": True}
+
+        async def body(service: Service) -> None:
+            client = Silent(service, images[:1])
+            began = time.monotonic()
+            await asyncio.wait_for(client.infer(), 30)
+            assert 0.2 <= time.monotonic() - began < 2
+            start, content = client.sent[0], client.sent[1]["body"]
+            assert start["status"] == 408
+            assert (b"connection", b"close") in start["headers"]
+            assert json.loads(content) == {"error": "body: not here after 0.2 s"}
+
+        using(mnist, body, deadline=0.2)
+
+    @pytest.mark.parametrize("depth", [32, 33, 900, 970, 1000, 5000])
+    def test_deep_parameters(self, depth: int, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            deep = "[" * (depth - 1) + "]" * (depth - 1)
+            inputs = json.dumps([tensor(images[:1])])
+            given = f'{{"inputs": {inputs}, "parameters": {{"x": {deep}}}}}'
+            content, headers = gzip.compress(given.encode()), {"Content-Encoding": "gzip"}
+            response = await service.client.post(INFER, content=content, headers=headers)
+            if depth <= 32:
+                assert response.status_code == 200
+            else:
+                assert error(response, 400).startswith(("parameters: nested", "body: not valid"))
+
+        using(mnist, body)
 
     def test_the_deadline_counts_from_the_requests_arrival(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch

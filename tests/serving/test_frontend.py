@@ -828,11 +828,77 @@ def test_agreement_is_not_measured_on_fillers(
         async with running(FixedSize(method.model, K)) as (front, _):
             outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
             for _ in range(40):
-                front._check(Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2}))
-            await until(lambda: len(chosen) == 40)
+                front._do([Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2})])
+                await until(lambda: not front._decoding)
+            assert len(chosen) == 40
 
     asyncio.run(run())
     assert set(chosen) == {0, 1}
+
+
+def test_answers_do_not_wait_for_checks(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    go_on = threading.Event()
+    waiting: list[int] = []
+
+    async def run() -> None:
+        async with running(method) as (front, _):
+
+            def slowly(*_: Any) -> tuple[bool, None]:
+                waiting.append(len(front._waiting))
+                assert go_on.wait(30)
+                return True, None
+
+            monkeypatch.setattr(frontend, "check_group", slowly)
+            answered(await front.infer(images[:K]))
+            await until(lambda: len(waiting) == 1)  # the decoder is at it
+            batch = asyncio.ensure_future(front.infer(images[: 10 * K]))
+            await until(lambda: len({q for job in front._jobs for q in job.wanted}) == 10 * K)
+            await until(lambda: len(front._checks) == frontend.WAITING_CHECKS)
+            go_on.set()
+            answered(await batch)
+            await until(lambda: len(waiting) == 1 + frontend.WAITING_CHECKS)
+            assert waiting == [0] * len(waiting)
+
+    asyncio.run(run())
+
+
+def test_a_check_that_fails_is_logged_and_answers_go_on(
+    method: CodedInvNet,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("of the check")
+
+    monkeypatch.setattr(frontend, "check_group", fails)
+
+    async def run() -> None:
+        async with running(method) as (front, _):
+            for _ in range(3):
+                answered(await front.infer(images[:K]))
+            await until(lambda: "internal error" in caplog.text)
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+    assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
+
+
+def test_what_is_too_late_already_is_not_computed(method: CodedInvNet, images: np.ndarray) -> None:
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            began = time.monotonic() - 1
+            found = await front.infer(images[:K], deadline=0.9, began=began)
+            assert [type(one) for one in found] == [DeadlinePassed] * K
+            assert front.metrics.queries.labels("deadline")._value.get() == K
+            assert pool.calls == []
+
+    asyncio.run(run())
 
 
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(

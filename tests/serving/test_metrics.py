@@ -92,15 +92,19 @@ def test_throughput_counts_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     now = 100.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     metrics = Metrics()
-    for _ in range(10):
+    for _ in range(30_000):
         metrics.answered("direct", 0.1)
-    now = 104.0
+    now = 104.5
     for _ in range(5):
         metrics.answered("decoded", 0.1)
-    assert metrics.throughput() == 3
+    assert metrics.throughput() == 6000  # the second that is not over does not count
     now = 105.5
+    assert metrics.throughput() == 6001
+    now = 106.5
     assert metrics.throughput() == 1
-    assert metrics.throughput(window=10) == 1.5
+    now = 120.0
+    metrics.answered("direct", 0.1)
+    assert list(metrics._answered) == [120]
 
 
 def test_the_text_has_every_figure_and_no_creation_times() -> None:

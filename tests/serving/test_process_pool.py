@@ -36,10 +36,10 @@ NOTICED = 0.5
 
 @asynccontextmanager
 async def started(
-    size: int, k: int = 4, bundle: str | Path = "mnist"
+    size: int, k: int = 4, bundle: str | Path = "mnist", threads: int = 1
 ) -> AsyncIterator[tuple[ProcessPool, list[int]]]:
     """Run a pool; nothing of it may be left in the end."""
-    pool = ProcessPool(WorkerSpec(bundle, k))
+    pool = ProcessPool(WorkerSpec(bundle, k, threads=threads))
     await pool.start(size)
     pids = [pid for i in range(size) if (pid := pool.pid(i)) is not None]
     try:
@@ -225,7 +225,8 @@ def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None
     shutil.copytree(shipped, folder)
 
     async def run() -> None:
-        async with started(1, bundle=folder) as (pool, pids):
+        # Several threads: it would be forked from what the fork server has loaded.
+        async with started(1, bundle=folder, threads=2) as (pool, pids):
             folder.rename(tmp_path / "away")
             with pytest.raises(UserError, match="no bundle"):
                 await pool.replace(0)

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from codedinvnet.serving.ray_pool import last_line
+import socket
+
+from codedinvnet.serving.ray_pool import Actor, RayPool, last_line
+
+
+def test_a_dead_actors_number_may_be_another_processs() -> None:
+    pool = RayPool.__new__(RayPool)  # without Ray
+    here, there = socket.gethostname(), "elsewhere"
+    pool.actors = [Actor(None, here, 7), Actor(None, here, 8, dead="x"), Actor(None, there, 9)]
+    assert [pool.pid(worker) for worker in range(3)] == [7, None, None]
 
 
 def test_an_error_of_ray_comes_down_to_its_last_line() -> None:

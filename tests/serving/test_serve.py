@@ -74,6 +74,10 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     [
         (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
         (ServeOptions("mnist", min_confidence=0.5), "--min-confidence: goes with a policy that"),
+        (
+            ServeOptions("mnist", policy="hedge", min_confidence=0.5),
+            "--min-confidence: goes with a policy that",
+        ),
     ],
 )
 def test_options_that_would_do_nothing(options: ServeOptions, told: str) -> None:

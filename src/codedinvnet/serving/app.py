@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from codedinvnet.serving.actions import DEADLINE
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.frontend import Answered, DeadlinePassed, Draining, FrontEnd, Overloaded
 from codedinvnet.serving.metrics import log_event
@@ -52,6 +53,8 @@ COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that nobody waits for it."""
+WAITING_BODIES = 8
+"""Bodies of the most bytes that may wait for it, or as many bytes of smaller ones."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
@@ -107,19 +110,31 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+class TooSlow(Exception):
+    """A request's body did not come in time."""
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     """Read a request's body.
 
     Raises:
         TooLarge: if it has more than `limit` bytes.
+        TooSlow: if it is not here after so many seconds; its client may be gone without a word.
     """
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"body: more than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
+
+    async def read() -> bytes:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"body: more than {limit} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    try:
+        return await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise TooSlow(f"body: not here after {seconds:g} s") from None
 
 
 async def departure(receive: Receive) -> None:
@@ -136,6 +151,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     """Return the application; it starts the front end and stops it in the end."""
     model = options.model
     large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
+    waiting = 0  # bytes of bodies
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -151,7 +167,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_problem(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail))
+        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def bad_path(_: Request, error: RequestValidationError) -> Response:
@@ -170,9 +186,18 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         reason = "overloaded" if isinstance(error, Overloaded) else "shutting down"
         return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
 
+    @app.exception_handler(DeadlinePassed)
+    async def too_late(_: Request, __: DeadlinePassed) -> Response:
+        front.metrics.queries.labels("deadline").inc()
+        return problem(504, "deadline passed")
+
     @app.exception_handler(ClientDisconnect)
     async def client_left(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(TooSlow)
+    async def too_slow(_: Request, error: TooSlow) -> Response:
+        return problem(408, str(error), {"Connection": "close"})  # the rest may still come
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
@@ -213,13 +238,39 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         up = is_ready()
         return JSONResponse({"name": name, "ready": up}, status_code=200 if up else 503)
 
+    async def parse_in_turn(
+        size: int, parse: Callable[[], InferRequest], began: float, gone: asyncio.Task[None]
+    ) -> InferRequest:
+        """Parse in a thread, one request at a time, and none for nothing.
+
+        Raises:
+            Overloaded: if too many queries or bodies are waiting.
+            DeadlinePassed: if the turn comes too late.
+            ClientDisconnect: if nobody waits for it any more.
+        """
+        nonlocal waiting
+        front.check_room(1)
+        if waiting + size > WAITING_BODIES * options.max_body:
+            front.refuse(1)
+        waiting += size
+        try:
+            async with large:
+                if gone.done():
+                    raise ClientDisconnect
+                front.check_room(1)
+                if time.monotonic() - began > front.deadline:
+                    raise DeadlinePassed(DEADLINE)
+                return await asyncio.to_thread(parse)
+        finally:
+            waiting -= size
+
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{model_version}/infer")
     async def infer(request: Request, name: str, model_version: str = VERSION) -> Response:
         check_model(name, model_version)
         began = time.monotonic()
         headers = request.headers
-        body = await read_body(request, options.max_body)
+        body = await read_body(request, options.max_body, front.deadline)
 
         def parse() -> InferRequest:
             plain = decompress(body, headers.get("content-encoding"), options.max_body)
@@ -230,11 +281,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
             if len(body) < LARGE_BODY and "content-encoding" not in headers:
                 parsed = parse()
             else:
-                front.check_room(1)  # nobody waits to be parsed for nothing
-                async with large:
-                    if gone.done():
-                        raise ClientDisconnect
-                    parsed = await asyncio.to_thread(parse)
+                parsed = await parse_in_turn(len(body), parse, began, gone)
             if not parsed.accept_decoded and not front.scheduler.systematic:
                 raise BadRequest("parameters.accept_decoded: this method has no direct answers")
             if gone.done():

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ from codedinvnet.serving.times import Times
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on."""
+WAITING_CHECKS = 4
+"""Of these, as many wait until no answer does; then the oldest is left out."""
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""
 STALLED = 0.5
@@ -72,6 +74,16 @@ class Answered(NamedTuple):
     work_seconds: float = 0.0
     """Of these, until all that the answer is made of was here: queues and workers. The rest is the
     front end's: heads and decoding."""
+
+
+class Check(NamedTuple):
+    """A complete group, one member of which is to be decoded as if it were missing."""
+
+    size: int
+    outputs: dict[int, np.ndarray]
+    workers: dict[int, int]
+    """Task -> worker."""
+    member: int
 
 
 class QueryFailed(Exception):
@@ -171,6 +183,7 @@ class FrontEnd:
         self._images: dict[int, np.ndarray] = {}
         self._outputs: dict[int, np.ndarray] = {}
         self._jobs: list[Job] = []
+        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._decoding = False
         self._timer: asyncio.TimerHandle | None = None
@@ -257,8 +270,11 @@ class FrontEnd:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            reason = f"{type(error).__name__}: {error}"
-            log_event("internal error", logging.ERROR, reason=reason)
+            self._log_error(error)
+
+    def _log_error(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        log_event("internal error", logging.ERROR, reason=reason)
 
     async def _watch_loop(self) -> None:
         while True:
@@ -279,8 +295,12 @@ class FrontEnd:
             raise Draining
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
         if len(self._waiting) + images > self.rules.max_pending:
-            self.metrics.queries.labels("rejected").inc(images)
-            raise Overloaded
+            self.refuse(images)
+
+    def refuse(self, images: int) -> NoReturn:
+        """Count queries as rejected, and raise Overloaded."""
+        self.metrics.queries.labels("rejected").inc(images)
+        raise Overloaded
 
     async def infer(
         self,
@@ -311,10 +331,12 @@ class FrontEnd:
         self.check_room(len(images))
         now = time.monotonic()
         limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        if limit <= now:  # nothing is computed for what is answered with an error
+            self.metrics.queries.labels("deadline").inc(len(images))
+            return [DeadlinePassed(DEADLINE) for _ in images]
         taken = self.scheduler.submit(now, len(images), limit, accept_decoded)
         if taken is None:
-            self.metrics.queries.labels("rejected").inc(len(images))
-            raise Overloaded
+            self.refuse(len(images))
         numbers, actions = taken
         loop = asyncio.get_running_loop()
         futures = []
@@ -399,7 +421,7 @@ class FrontEnd:
                     self._outputs.pop(attempt, None)
                 for query in action.queries:
                     self._images.pop(query, None)
-        if self._jobs and not self._decoding:
+        if (self._jobs or self._checks) and not self._decoding:
             self._decoding = True
             self._spawn(self._decode_jobs())
         self._set_timer()
@@ -472,7 +494,8 @@ class FrontEnd:
             self.times.trip.add(occupied - result.seconds - result.blocked)
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
-                self.times.encode.add(result.encode_seconds / len(task.images))
+                if self.scheduler.systematic:  # otherwise every task encodes, as `service` has it
+                    self.times.encode.add(result.encode_seconds / len(task.images))
             else:
                 self.times.service.add(result.seconds)
                 self.times.tasks[worker].add(occupied + result.held)
@@ -587,9 +610,13 @@ class FrontEnd:
     # Heads and decoding
 
     async def _decode_jobs(self) -> None:
+        """Compute what waits, answers first, until nothing does."""
         loop = asyncio.get_running_loop()
         try:
-            while self._jobs:
+            while self._jobs or self._checks:
+                if not self._jobs:
+                    await self._run_check(self._checks.popleft())
+                    continue
                 jobs, self._jobs = self._jobs, []
                 began = time.perf_counter()
                 answers = await loop.run_in_executor(
@@ -625,7 +652,7 @@ class FrontEnd:
     # Free checks
 
     def _check(self, action: Complete) -> None:
-        """Decode one member of a complete group as if it were missing, in the decoder's thread."""
+        """Have one member of a complete group decoded as if it were missing, or of a sample."""
         if self._random.random() >= CHECKED_SHARE:
             return
         outputs = {task: self._output(a) for task, a in action.outputs.items()}
@@ -633,21 +660,23 @@ class FrontEnd:
         members = [task for task in workers if task < action.size]  # a filler proves nothing
         if not members:
             return
-        member = self._random.choice(members)
+        self._checks.append(Check(action.size, outputs, workers, self._random.choice(members)))
 
-        async def check() -> None:
-            loop = asyncio.get_running_loop()
+    async def _run_check(self, check: Check) -> None:
+        loop = asyncio.get_running_loop()
+        try:
             agrees, residual = await loop.run_in_executor(
-                self._decoder, check_group, self.method, outputs, action.size, member
+                self._decoder, check_group, self.method, check.outputs, check.size, check.member
             )
-            if agrees is not None:
-                self.metrics.checked(agrees)
-            if residual is not None:
-                for task, worker in workers.items():
-                    role = "parity" if task >= self.method.k else "data"
-                    self.metrics.residual_seen(worker, role, residual)
-
-        self._spawn(check())
+        except Exception as error:  # answers wait behind it
+            self._log_error(error)
+            return
+        if agrees is not None:
+            self.metrics.checked(agrees)
+        if residual is not None:
+            for task, worker in check.workers.items():
+                role = "parity" if task >= self.method.k else "data"
+                self.metrics.residual_seen(worker, role, residual)
 
     # Views
 

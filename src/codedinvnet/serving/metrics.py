@@ -25,6 +25,8 @@ LATENCY_BUCKETS = (
 WORK_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 SMOOTHING = 0.05
 """Weight of a new value in the running means of parity residuals."""
+WINDOW = 5
+"""Seconds that the throughput is of."""
 RECENT = 2000
 """Latencies of each outcome that the page's percentiles come from."""
 
@@ -38,7 +40,8 @@ class Metrics:
         registry = self.registry
         self.queries = Counter(
             "codedinvnet_queries",
-            "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed.",
+            "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
+            "request that was turned away unparsed counts as one.",
             ["outcome"],
             registry=registry,
         )
@@ -127,7 +130,8 @@ class Metrics:
             registry=registry,
         )
         self.recent: dict[str, deque[float]] = {}
-        self.answered_at: deque[float] = deque(maxlen=20_000)
+        self._answered: dict[int, int] = {}
+        """Second -> how many queries were answered in it, of the last seconds."""
         self.asyncio_tasks = Gauge(
             "codedinvnet_asyncio_tasks", "Tasks of the event loop.", registry=registry
         )
@@ -139,7 +143,11 @@ class Metrics:
         self.queries.labels(outcome).inc()
         self.latency.labels(outcome).observe(latency)
         self.recent.setdefault(outcome, deque(maxlen=RECENT)).append(latency)
-        self.answered_at.append(time.monotonic())
+        second = int(time.monotonic())
+        if second not in self._answered:
+            recent = range(second - WINDOW, second)
+            self._answered = {s: n for s, n in self._answered.items() if s in recent}
+        self._answered[second] = self._answered.get(second, 0) + 1
 
     def checked(self, agrees: bool) -> None:
         """Count one comparison of a decoded with the direct answer."""
@@ -170,10 +178,10 @@ class Metrics:
             }
         return found
 
-    def throughput(self, window: float = 5.0) -> float:
-        """Return answers per second in the last seconds."""
-        since = time.monotonic() - window
-        return sum(1 for t in self.answered_at if t >= since) / window
+    def throughput(self) -> float:
+        """Return answers per second in the last whole seconds."""
+        now = int(time.monotonic())
+        return sum(self._answered.get(now - i, 0) for i in range(1, WINDOW + 1)) / WINDOW
 
     def render(self) -> bytes:
         """Return the Prometheus text."""

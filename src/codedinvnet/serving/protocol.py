@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,6 +24,8 @@ OUTPUTS = {"probabilities": "FP32", "label": "INT64", "outcome": "BYTES"}
 DTYPES: dict[str, Any] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 MICROSECONDS = 1e-6
 LONGEST_SHOWN = 100
+DEEPEST = 32
+"""Levels of lists and objects in what an answer repeats."""
 """Characters of a client's value in a message."""
 LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
@@ -150,9 +152,10 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
         isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
     ):
         raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {short(timeout)}")
+    check_depth(parsed.parameters)
     try:
         json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadRequest(f"parameters: {error}") from error
     return InferRequest(
         images=images,
@@ -162,6 +165,20 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
         timeout=None if timeout is None else min(timeout, LONGEST) * MICROSECONDS,
         outputs=wanted_outputs(parsed),
     )
+
+
+def check_depth(parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that are nested so deeply that writing them again could fail.
+
+    Raises:
+        BadRequest: naming how deep they may be.
+    """
+    level: list[Any] = [parameters]
+    for _ in range(DEEPEST):
+        nested = [value for value in level if isinstance(value, dict | list)]
+        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
+    if level:
+        raise BadRequest(f"parameters: nested more than {DEEPEST} deep")
 
 
 def short(value: Any) -> str:
@@ -279,8 +296,10 @@ def wanted_outputs(parsed: InferBody) -> tuple[tuple[str, bool], ...]:
         raise BadRequest("parameters.binary_data_output: must be true or false")
     if not parsed.outputs:
         return tuple((name, default) for name in OUTPUTS)
-    wanted = []
+    wanted: list[tuple[str, bool]] = []
     for i, output in enumerate(parsed.outputs):
+        if output.name in (name for name, _ in wanted):
+            raise BadRequest(f"outputs.{i}.name: {output.name!r} is asked for twice")
         if output.name not in OUTPUTS:
             names = ", ".join(OUTPUTS)
             raise BadRequest(f"outputs.{i}.name: {short(output.name)} is not one of {names}")

@@ -217,4 +217,5 @@ class RayPool:
 
     def pid(self, worker: int) -> int | None:
         actor = self.actors[worker]
-        return actor.pid if actor.host == socket.gethostname() else None
+        here = actor.host == socket.gethostname() and not actor.dead
+        return actor.pid if here else None  # a dead one's number may be another process's

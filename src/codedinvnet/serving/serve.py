@@ -112,7 +112,9 @@ def check(options: ServeOptions) -> None:
             )
     if options.ray_address is not None and options.pool != "ray":
         raise UserError("--ray-address: goes with --pool ray")
-    if options.min_confidence > 0 and not POLICIES[options.policy].hedged:
+    if options.min_confidence > 0 and not (
+        POLICIES[options.policy].hedged and POLICIES[options.policy].coded
+    ):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
@@ -247,6 +249,8 @@ def bind(host: str, port: int) -> socket.socket:
     # off: otherwise a response's body waits for the client's delayed acknowledgement, 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Its connections inherit it: clients that are gone without a word are found out.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     try:
         listener.bind((host, port))
         listener.listen()  # now, since two that only bind do not notice each other
