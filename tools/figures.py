@@ -469,6 +469,23 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
     return ", ".join(parts)
 
 
+def held_tails(result: dict[str, Any]) -> str:
+    """Return the p99 of requests of ten and the p99.9 of single images, with held answers."""
+    arms = {**result.get("straggler_arms", {}), **result.get("variant_arms", {})}
+    texts = []
+    for kind, figure, words in (
+        ("held", "p99_ms", "p99 with held answers"),
+        ("single", "p999_ms", "p99.9 of single images with held answers"),
+    ):
+        own = {
+            policy: arms[f"{kind}/{policy}"] for policy in POLICIES if f"{kind}/{policy}" in arms
+        }
+        values = ", ".join(f"{policy} {number(arm[figure])}" for policy, arm in own.items())
+        if values:
+            texts.append(f"{words}: {values} ms.")
+    return " ".join(texts)
+
+
 PART_FIGURES = {
     "chaos": "answered",
     "pool": "pool_first_10_of_11_ms",
@@ -523,7 +540,7 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "stragglers": lambda r: (
         "p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
         f"{tail_ratios(r, '', POLICIES)}; with evenly spaced requests "
-        f"{tail_ratios(r, 'even_', POLICIES[:2])}."
+        f"{tail_ratios(r, 'even_', POLICIES[:2])}. {held_tails(r)}"
     ),
     "light": lambda r: (
         f"When nobody straggles, at 30 % of capacity ({r['capacity_qps']:.0f} single images a "
@@ -559,16 +576,21 @@ def chaos_text(result: dict[str, Any]) -> str:
         )
     if "killed" in result:
         harm = f", {result['killed']} times and {result['stopped']} times in all"
-    low, high = result["decoded_accuracy_95"]
+    right = "none to score"
+    if result["decoded_accuracy"] is not None:
+        low, high = result["decoded_accuracy_95"]
+        right = (
+            f"{percent(result['decoded_accuracy'])} % right (95 % interval {percent(low)} to "
+            f"{percent(high)}; offline {percent(result['evaluated_recovered_accuracy'])} % at "
+            "k = 10)"
+        )
     return (
         f"{result['queries']:,} single images at 100 a second while a worker is killed every "
         f"{seconds:g} s and another stopped every {2 * seconds:g} s{harm} (k = 10, "
         f"11 workers in turn, `{' '.join(CHAOS_OPTIONS)}`): "
         f"{result['answered']:,} answers, {result['errors']} errors, "
         f"{result['mismatched_ids']} mismatched ids, "
-        f"{result['decoded']} decoded with {percent(result['decoded_accuracy'])} % right "
-        f"(95 % interval {percent(low)} to {percent(high)}; offline "
-        f"{percent(result['evaluated_recovered_accuracy'])} % at k = 10), "
+        f"{result['decoded']} decoded with {right}, "
         f"{result['direct_labels_differ']} direct labels and "
         f"{result['direct_probabilities_differ']} direct probabilities off the offline ones. "
         f"p50 {number(result['p50_ms'])} ms, p99 {number(result['p99_ms'])} ms{spared}."
@@ -758,6 +780,8 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: before anything is measured, if a bundle does not ship or a folder is not there.
     """
     if arguments.page is not None:
+        if arguments.bundle != shipped_bundles() or arguments.measure or arguments.data_dir:
+            raise UserError("--page renders what is there: no bundle, nothing to measure with it")
         write_page(arguments.page, arguments.page / "results.md")
         return
     unknown = [name for name in arguments.bundle if name not in shipped_bundles()]

@@ -157,20 +157,24 @@ def farthest(lines: Sequence[Line]) -> dict[tuple[Any, ...], tuple[str, Estimate
     }
 
 
-def best(lines: Sequence[Line]) -> set[tuple[Any, ...]]:
+def best(lines: Sequence[Line]) -> dict[tuple[Any, ...], str]:
     """Return (setting, label) of the lines with the lowest tail of their setting, or an equal one.
 
-    Equal is within 5 %, as in the simulator's map.
+    Equal is within 5 %, as in the simulator's map. The value is the percentile's name: the
+    farthest beyond which all runs of every line of the setting together have TAIL requests.
     """
-    tails = {place: value.value for place, (_, value) in farthest(lines).items()}
-    lowest: dict[Any, float] = {}
-    for (setting, _), value in tails.items():
-        lowest[setting] = min(lowest.get(setting, math.inf), value)
-    return {
-        place
-        for place, value in tails.items()
-        if value <= (1 + SAME) * lowest[place[0]] and math.isfinite(value)
-    }
+    found: dict[tuple[Any, ...], str] = {}
+    for setting in dict.fromkeys(line.setting for line in lines):
+        own = [line for line in lines if line.setting == setting]
+        fewest = min(sum(row["requests"] for row in line.rows) for line in own)
+        held = [name for name in TAILS if (1 - QUANTILES[name]) * fewest >= TAIL]
+        tails = {line.label: line.latency(held[-1]) for line in own} if held else {}
+        values = {label: one.value for label, one in tails.items() if one is not None}
+        lowest = min(values.values(), default=math.inf)
+        if math.isfinite(lowest):
+            near = [label for label, value in values.items() if value <= (1 + SAME) * lowest]
+            found |= {(setting, label): held[-1] for label in near}
+    return found
 
 
 COLUMNS = (
@@ -207,15 +211,17 @@ def _percent(line: Line, figure: str) -> str:
 def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Return the cells of the table, a row a line.
 
-    The lowest tails of a setting are bold if they have an interval, by which to judge them.
+    The lowest tails of a setting (`best`) are bold if they have an interval, by which to judge
+    them.
     """
     lowest = best(lines)
     found = []
     for line in lines:
-        last = tail(line)
-        good = (line.setting, line.label) in lowest and last is not None and last[1].interval
+        name = lowest.get((line.setting, line.label), "")
+        values = {title: line.latency(title) for title in TITLES}
         times = [
-            _shown(line.latency(name), bool(good and last and last[0] == name)) for name in TITLES
+            _shown(value, bool(title == name and value is not None and value.interval))
+            for title, value in values.items()
         ]
         work = line.spread("work_per_query")
         found.append(
@@ -270,6 +276,9 @@ def note(lines: Sequence[Line]) -> str:
         + ("as it costs 1/k of f for each. " if backup else "as E costs beside f. ")
         for backup, task, image in sorted(waits)
     )
+    own = ""
+    if any(row.get("processors_own") is not None for row in rows):
+        own = f", {span('processors_own', 0, 100)} % with service and client"
     if older:
         parities += f"When parities waited as long as queries: {', '.join(sorted(older))}. "
     return (
@@ -277,15 +286,15 @@ def note(lines: Sequence[Line]) -> str:
         "percentiles of all runs' requests together where the hundred largest of each reach down "
         "to them, else the geometric mean of the runs' own, with 95 % intervals over runs, as all "
         "± are (of one run: over stretches of it; of two: none); bold, where it has an interval: "
-        f"the lowest tail of a setting, or within {SAME:.0%} of it. "
+        f"the lowest of a setting, or within {SAME:.0%} of it, by the farthest percentile beyond "
+        f"which its runs together have {TAIL} requests. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
         f"k = {each('k')}. "
         f"{each('workers')} workers share {each('cores')} cores: a query's task waits "
         f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
         "machines of their own as far as a processor is free when they need it; the mean service "
         f"time was {span('mean_service_ms')} ms, the processors were "
-        f"{span('processors_busy', 0, 100)} % busy, {span('processors_own', 0, 100)} % with "
-        f"service and client. {parities}Load is a share "
+        f"{span('processors_busy', 0, 100)} % busy{own}. {parities}Load is a share "
         f"of {each('workers')} workers / {each('service_ms')} ms; work is in service times a "
         "query, without injected delays. A query without an answer is lost: it counts as "
         "infinitely late and as wrong. "
