@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -146,7 +146,7 @@ class PixelFusionSettings(Section):
     members: Annotated[int, Field(ge=2)] = 2
     """k, unless the command line says otherwise."""
     groups: Positive
-    """Groups in the generated data set (validation groups come on top: a tenth)."""
+    """Groups in the generated data set."""
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Rate = 1e-3
@@ -308,10 +308,34 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     Raises:
         UserError: one line that names the key, what is wrong, and the nearest right key.
     """
+    return validated(Settings, raw, where)
+
+
+Validated = TypeVar("Validated", bound=BaseModel)
+
+
+def validated(model: type[Validated], raw: Any, where: object) -> Validated:
+    """Return what was read, as a model.
+
+    Args:
+        model: what it should be.
+        raw: what was read.
+        where: its origin, for errors.
+
+    Raises:
+        UserError: one line that names the key, what is wrong, and the nearest right key.
+    """
     try:
-        return Settings.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe(error, Settings, raw)}") from error
+        raise UserError(f"{where}: {describe(error, model, raw)}") from error
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest one, or all there are."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
@@ -323,16 +347,15 @@ def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
     key = ".".join(location)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(model, fault["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"unknown key {key!r}: {hint}{more}"
+        known = sorted(_known_keys(model, fault["loc"][:-1]))
+        return f"unknown key {key!r}: {meant(location[-1], known)}{more}"
     if fault["type"] == "missing":
         return f"missing key {key!r}{more}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
-    return f"{key or 'settings'}: {message[0].lower() + message[1:]}{shown}{more}"
+    label = f"{key}: " if key else ""
+    return f"{label}{message[0].lower() + message[1:]}{shown}{more}"
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -44,16 +43,20 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.report import evaluation_report, inversion_report
-from codedinvnet.training.check import check_settings
+from codedinvnet.training.check import check_head, check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
-from codedinvnet.training.loop import LATEST, NETWORK_WEIGHTS, Stage, train_stage
-from codedinvnet.training.network import as_trained, load_trained_network, train_network
+from codedinvnet.training.loop import LAST, LATEST, NETWORK_WEIGHTS, Stage, train_stage
+from codedinvnet.training.network import NETWORK, as_trained, load_trained_network, train_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
+
+SAMPLED = "sample.json"
+"""In a fusion's folder: what is told of its fusion data."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,24 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
         device=run.device,
         resume=run.resume != 0,
     )
-    path = folder / "sample.json"
-    if run.resume and path.is_file():  # what is there already took its time, too
-        report["seconds"] += json.loads(path.read_text(encoding="utf-8"))["seconds"]
-    write_json(path, report)
+    write_json(folder / SAMPLED, report)
     return report
+
+
+def sampling_seconds(folder: Path) -> float:
+    """Return what generating the fusion data of a fusion's folder took; 0 if it has none.
+
+    Raises:
+        UserError: if its report is damaged.
+    """
+    path = folder / SAMPLED
+    if not path.is_file():
+        return 0.0
+    report = read_json(path)
+    seconds = report.get("seconds") if isinstance(report, dict) else None
+    if not isinstance(seconds, int | float):
+        raise UserError(f"{path}: no seconds: generate the fusion data anew")
+    return float(seconds)
 
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
@@ -171,6 +187,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     check_settings(run.settings, source, members)
     network, head, trained = load_trained_network(run.settings, run.network_folder, run.device)
     settings = as_trained(run.settings, run.network_folder, trained)
+    check_head(settings)
     run = replace(run, settings=settings)
     fusion = with_members(settings, members).fusion
     recovery = isinstance(fusion, RecoveryFusionSettings)
@@ -227,18 +244,18 @@ def _phases(
     """
     settings, folder = run.settings, run.fusion_folder(fusion.members)
     if isinstance(fusion, PixelFusionSettings):
-        data = load_fusion_data(settings, folder, fusion.members, "train", weights)
+        data = load_fusion_data(settings, folder, fusion.members, weights)
         stage = PixelStage(settings, fusion, source, model, data, fusion.members, run.device)
         yield folder, fusion.epochs, run.resume, stage
         return
     epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}
     names = [name for name, count in epochs.items() if count]
-    started = [name for name in names if (folder / name / "last.safetensors").is_file()]
+    started = [name for name in names if (folder / name / LAST).is_file()]
     if run.resume > 0 and not started:
         raise UserError(f"cannot resume epoch {run.resume}: there is no checkpoint in {folder}")
     if not run.resume:
         for name in started:
-            (folder / name / "last.safetensors").unlink()
+            (folder / name / LAST).unlink()
     for name in names:
         # An epoch to resume is one of the phase that was under way; finished phases are kept.
         newest = started and name == started[-1]
@@ -259,11 +276,10 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     bundle = load_bundle(folder, run.device)
     began = time.monotonic()
     report = evaluation_report(bundle, run.images("test"), split="test", k=members)
-    _, network = load_checkpoint(run.network_folder / "network.safetensors")
+    _, network = load_checkpoint(run.network_folder / NETWORK)
     seconds = {"train": network["seconds"]}
-    sampled = run.fusion_folder(members) / "sample.json"
-    if sampled.is_file():
-        seconds["sample"] = json.loads(sampled.read_text())["seconds"]
+    if sampling := sampling_seconds(run.fusion_folder(members)):
+        seconds["sample"] = sampling
     seconds["fuse"] = bundle.info.provenance.seconds - network["seconds"]
     seconds["evaluate"] = time.monotonic() - began
     report["seconds"] = {stage: round(value) for stage, value in seconds.items()}
@@ -290,6 +306,7 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     source = run.images("test")  # before the hours of training
     if len(source) < members:
         raise UserError(f"groups of {members} cannot be drawn from {len(source)} test images")
+    check_head(run.settings)
     train(run, members)
     pixels = isinstance(run.settings.fusion, PixelFusionSettings)
     sampling = sample(run, members)["seconds"] if pixels else 0.0

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from codedinvnet import stages
@@ -39,15 +39,15 @@ from codedinvnet.config import (
     PixelFusionSettings,
     Section,
     Settings,
-    describe,
     parse_settings,
+    validated,
 )
 from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json, read_json
 from codedinvnet.report import evaluation_report
 from codedinvnet.training.loop import LATEST
-from codedinvnet.training.network import network_settings
+from codedinvnet.training.network import NETWORK, network_settings
 
 SCHEMA = 1
 QUICK_IMAGES: dict[Split, int] = {"train": 6000, "test": 1000}
@@ -167,10 +167,7 @@ def load_grid(path: Path) -> Grid:
         UserError: if it cannot be read or is wrong, with the place of the fault.
     """
     raw = read_json(path, "the grid")
-    try:
-        return Grid.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, Grid, raw)}") from error
+    return validated(Grid, raw, path)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -427,7 +424,7 @@ def _trained(trial: Trial, places: _Places) -> dict[str, Any]:
     }
     run = places.run(trial, trial.folder)
     try:
-        if not (run.network_folder / "network.safetensors").is_file():
+        if not (run.network_folder / NETWORK).is_file():
             stages.train(run)
         if isinstance(trial.settings.fusion, PixelFusionSettings):
             stages.sample(run, trial.members)
@@ -452,9 +449,7 @@ def _scored(trial: Trial, run: stages.Run, split: str) -> dict[str, Any]:
 
 def _seconds(folder: Path, bundle: Bundle) -> float:
     """Return what all stages took: f and g, though rows share them, sampling, and the fusion."""
-    sampled = folder / "sample.json"  # of the paper's objective alone
-    sampling = json.loads(sampled.read_text())["seconds"] if sampled.is_file() else 0.0
-    return round(bundle.info.provenance.seconds + sampling, 1)
+    return round(bundle.info.provenance.seconds + stages.sampling_seconds(folder), 1)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -44,6 +44,7 @@ from codedinvnet.methods import (
     Uncoded,
 )
 from codedinvnet.methods.nercc import tune
+from codedinvnet.methods.systematic import Systematic
 from codedinvnet.model import CodedModel, with_encoder
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.report import count_macs
@@ -61,12 +62,10 @@ from codedinvnet.training.fusion_data import (
     draw_groups,
     invert_means,
 )
-from codedinvnet.training.loop import LATEST, Stage, changed_settings, train_stage
+from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, changed_settings, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 from codedinvnet.training.pixels import PixelStage
 
-BEST = "best.safetensors"
-"""A trained part's checkpoint, beside that of its last epoch."""
 TUNING_IMAGES = 1000
 """Validation images on which NeRCC's regularisers are chosen."""
 
@@ -89,6 +88,12 @@ def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> Fu
     with tqdm(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
         targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
     return FusionData(groups, targets)
+
+
+WITHOUT_CODE: Mapping[str, type[Systematic]] = {
+    Uncoded.name: Uncoded,
+    Replication.name: Replication,
+}
 
 
 class DataSet:
@@ -391,9 +396,9 @@ class DataSet:
         self.part(trial)
         return self._part_folder(trial) / f"seed{trial.seed}" / BEST
 
-    def validation_groups(self, k: int, images: int = TUNING_IMAGES) -> tuple[Tensor, Tensor]:
+    def validation_groups(self, k: int) -> tuple[Tensor, Tensor]:
         """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
-        rows = self.validation_rows[:images]
+        rows = self.validation_rows[:TUNING_IMAGES]
         members = random_groups(len(rows), k, torch.Generator().manual_seed(k)).members
         queries, labels = self.train.batch(rows[members.flatten()])
         return queries.unflatten(0, tuple(members.shape)), labels.view_as(members)
@@ -429,9 +434,7 @@ class DataSet:
         if trial.method == RobustApproxIFER.name:
             errors = max(1, trial.corrupt)
             return RobustApproxIFER(classifier, k, stragglers=stragglers, errors=errors)
-        return (
-            Uncoded(classifier, k) if trial.method == Uncoded.name else Replication(classifier, k)
-        )
+        return WITHOUT_CODE[trial.method](classifier, k)
 
     def depends(self, trial: Trial) -> dict[str, Any]:
         """Return what a trial's result depends on beside the grid: its key in the results."""
@@ -456,7 +459,7 @@ class DataSet:
 
 def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
     """Rename the folder of a training with other settings: it is neither finished nor resumed."""
-    for path in (folder / "last.safetensors", folder / BEST):
+    for path in (folder / LAST, folder / BEST):
         if not path.is_file():
             continue
         before = load_checkpoint(path)[1].get("settings", {})
@@ -474,7 +477,7 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
 
 def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:
     """Fill a module from its finished training; return whether there is one."""
-    last, best = folder / "last.safetensors", folder / BEST
+    last, best = folder / LAST, folder / BEST
     if not (last.is_file() and best.is_file()):
         return False
     _, header = load_checkpoint(last)

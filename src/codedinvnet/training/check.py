@@ -36,6 +36,19 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
         check_pixels(fusion, min(model.input_shape[1:]))
 
 
+def check_head(settings: Settings) -> None:
+    """Refuse to make a bundle of a network whose training leaves the head g as it began.
+
+    Raises:
+        UserError: if the training objective is the density, which needs no head.
+    """
+    if settings.training.objective == "density":
+        raise UserError(
+            "training.objective 'density' trains no head, and without one nothing is predicted: "
+            "train with 'classification' before the fusion"
+        )
+
+
 def check_pixels(fusion: PixelFusionSettings, side: int) -> None:
     """Refuse a training by the paper's objective that takes no step or has no discriminator.
 

@@ -24,6 +24,8 @@ INVERSION_BATCH = 128
 TOLERANCE = 1e-4  # a 25th of one grey level: the targets need no more
 ERROR = "largest_latent_error"
 """In a shard's header and in the report: the largest difference between f(target) and mean z."""
+SECONDS = "seconds"
+"""Likewise: what the inversions took."""
 
 
 class FusionData(NamedTuple):
@@ -72,56 +74,49 @@ def sample_fusion_data(
 ) -> dict[str, Any]:
     """Generate the fusion data set in `folder/data`, a shard at a time.
 
-    The last tenth on top of `fusion.groups` comes from the validation images. A shard is written
-    whole; with `resume`, shards that are there already are kept.
+    A shard is written whole; with `resume`, shards that are there already are kept.
 
     Returns:
         What is there, the largest difference between f(target) and mean z in it, and the seconds
-        that were spent on it now.
+        that its shards took, whenever they were made.
     """
     fusion = pixel_settings(settings)
     network, _, header = load_trained_network(settings, network_folder, device)
     settings = as_trained(settings, network_folder, header)
     fold(network)
-    train, validation = split_indices(len(source), settings.data.validation, settings.seed)
+    train, _ = split_indices(len(source), settings.data.validation, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed + members)
-    parts = {
-        "train": draw_groups(train, fusion.groups, members, generator),
-        "validation": draw_groups(validation, max(1, fusion.groups // 10), members, generator),
-    }
+    groups = draw_groups(train, fusion.groups, members, generator)
     stamp = _stamp(settings, members, header.get(NETWORK_WEIGHTS))
     per_shard = shard_batches * INVERSION_BATCH
     written: set[Path] = set()
-    total = sum(len(groups) for groups in parts.values())
-    worst, shards, began = 0.0, 0, time.monotonic()
-    with tqdm(total=total, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
-        for part, groups in parts.items():
-            for number, shard in enumerate(groups.split(per_shard)):
-                path = folder / "data" / f"{part}-{number:05d}.safetensors"
-                written.add(path)
-                error = _error_of_current(path, stamp, shard) if resume else None
-                if error is None:
-                    targets, error = invert_means(
-                        network, source, shard, padding=settings.data.padding, bar=bar
-                    )
-                    save_checkpoint(
-                        path,
-                        {"groups": shard, "targets": targets},
-                        {"settings": stamp, ERROR: error},
-                    )
-                else:
-                    bar.update(len(shard))
-                worst = max(worst, error)
-                shards += 1
+    worst, seconds = 0.0, 0.0
+    with tqdm(total=fusion.groups, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
+        for number, shard in enumerate(groups.split(per_shard)):
+            path = folder / "data" / f"train-{number:05d}.safetensors"
+            written.add(path)
+            made = _current(path, stamp, shard) if resume else None
+            if made is None:
+                began = time.monotonic()
+                targets, error = invert_means(
+                    network, source, shard, padding=settings.data.padding, bar=bar
+                )
+                made = {ERROR: error, SECONDS: round(time.monotonic() - began, 1)}
+                save_checkpoint(
+                    path, {"groups": shard, "targets": targets}, {"settings": stamp, **made}
+                )
+            else:
+                bar.update(len(shard))
+            worst, seconds = max(worst, made[ERROR]), seconds + made[SECONDS]
     for path in (folder / "data").glob("*.safetensors"):
         if path not in written:  # left by an earlier data set of more shards
             path.unlink()
     return {
-        "groups": total,
+        "groups": fusion.groups,
         "members": members,
-        "shards": shards,
+        "shards": len(written),
         ERROR: worst,
-        "seconds": round(time.monotonic() - began, 1),
+        SECONDS: round(seconds, 1),
     }
 
 
@@ -163,8 +158,8 @@ def invert_means(
     return torch.cat(targets), worst
 
 
-def _error_of_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> float | None:
-    """Return the latent error that a shard states; None if it must be made, or made anew."""
+def _current(path: Path, stamp: dict[str, Any], groups: Tensor) -> dict[str, float] | None:
+    """Return the latent error and the seconds of a shard; None if it must be made, or made anew."""
     if not path.is_file():
         return None
     try:
@@ -172,8 +167,9 @@ def _error_of_current(path: Path, stamp: dict[str, Any], groups: Tensor) -> floa
     except UserError:
         return None
     same = not changed_settings(header.get("settings", {}), stamp)
-    error: float | None = header.get(ERROR)  # older releases did not state it
-    return error if same and torch.equal(tensors["groups"], groups) else None
+    if not (same and ERROR in header and torch.equal(tensors["groups"], groups)):
+        return None  # older releases did not state the error
+    return {ERROR: header[ERROR], SECONDS: header.get(SECONDS, 0.0)}
 
 
 def _stamp(settings: Settings, members: int, weights: str | None) -> dict[str, Any]:
@@ -187,15 +183,14 @@ def _stamp(settings: Settings, members: int, weights: str | None) -> dict[str, A
 
 
 def load_fusion_data(
-    settings: Settings, folder: Path, members: int, part: str, weights: str | None
+    settings: Settings, folder: Path, members: int, weights: str | None
 ) -> FusionData:
-    """Read all shards of one part.
+    """Read all shards.
 
     Args:
         settings: of the run.
         folder: what `sample_fusion_data` was given.
         members: k.
-        part: "train" or "validation".
         weights: the digest that the network's header states, if it does.
 
     Raises:
@@ -203,7 +198,7 @@ def load_fusion_data(
     """
     fusion = pixel_settings(settings)
     stamp = _stamp(settings, members, weights)
-    paths = sorted((folder / "data").glob(f"{part}-*.safetensors"))
+    paths = sorted((folder / "data").glob("*.safetensors"))
     if not paths:
         raise UserError(
             f"no fusion data set in {folder / 'data'}: generate it first "
@@ -220,10 +215,9 @@ def load_fusion_data(
         groups.append(tensors["groups"])
         targets.append(tensors["targets"])
     data = FusionData(torch.cat(groups), torch.cat(targets))
-    wanted = fusion.groups if part == "train" else max(1, fusion.groups // 10)
-    if len(data.groups) != wanted:
+    if len(data.groups) != fusion.groups:
         raise UserError(
-            f"{folder / 'data'} holds {len(data.groups)} of {wanted} {part} groups: "
+            f"{folder / 'data'} holds {len(data.groups)} of {fusion.groups} groups: "
             "finish it (`codedinvnet sample --resume`)"
         )
     return data

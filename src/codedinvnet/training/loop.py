@@ -30,6 +30,8 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import with_defaults
 from codedinvnet.errors import UserError
 
+LAST, BEST = "last.safetensors", "best.safetensors"
+"""A stage's checkpoints: of its last epoch, and of the one that validated best."""
 LATEST = -1
 """As `resume`: go on from the newest checkpoint, if there is one."""
 
@@ -116,7 +118,7 @@ def train_stage(
     Raises:
         UserError: if the checkpoint to resume is missing or does not fit.
     """
-    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
     if resume and (resume != LATEST or last.is_file()):
         tensors, header = load_checkpoint(last)

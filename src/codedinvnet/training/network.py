@@ -40,6 +40,8 @@ from codedinvnet.training.loop import (
     warmup_cosine,
 )
 
+NETWORK = "network.safetensors"
+"""The trained f and g, in a network's folder."""
 EVALUATION_BATCH = 250
 
 
@@ -256,7 +258,7 @@ def train_network(
             f"network: constraint made exact, validation {before} -> {dict(after)}",
             file=sys.stderr,
         )
-    save_checkpoint(folder / "network.safetensors", module_tensors(stage.modules()), header)
+    save_checkpoint(folder / NETWORK, module_tensors(stage.modules()), header)
     return header
 
 
@@ -268,7 +270,7 @@ def load_trained_network(
     Raises:
         UserError: if it is missing or was trained with other settings.
     """
-    path = folder / "network.safetensors"
+    path = folder / NETWORK
     if not path.is_file():
         raise UserError(f"no trained network at {path}: train it first (`codedinvnet train`)")
     tensors, header = load_checkpoint(path)
@@ -302,7 +304,7 @@ def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> S
         UserError: if the network was trained with options that this release does not have.
     """
     raw = {**settings.model_dump(mode="json"), "training": header["settings"]["training"]}
-    trained = parse_settings(raw, str(folder / "network.safetensors"))
+    trained = parse_settings(raw, str(folder / NETWORK))
     changed = differing_keys(settings.training.model_dump(), trained.training.model_dump())
     if changed:
         warnings.warn(

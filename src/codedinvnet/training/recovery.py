@@ -118,13 +118,13 @@ class RecoveryStage:
         return self.latents
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        """Keep the epoch's generator; its first epoch initialises."""
+        """Keep the epoch's generator; the first epoch of the first phase initialises."""
         self.generator = generator
         if not self.joint:
             self.model.network.eval()  # i-RevNet's batch statistics stay as they were trained
         elif epoch >= SETTLED * self.fusion.joint_epochs:
             self.model.eval()
-        if epoch == 0 and not self.joint:
+        if epoch == 0 and not (self.joint and self.fusion.epochs):
             self.initialise()
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
