@@ -305,3 +305,15 @@ def test_optimizer_round_trip_continues_bit_for_bit(make: Make, tmp_path: Path) 
     steps(forgetful, make(forgetful), 3, seed=1)
     assert unchanged(other, module.state_dict())
     assert not unchanged(forgetful, module.state_dict())  # the state matters, so it was restored
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    old, new, other = (tmp_path / name for name in (".a[1].json-1", ".a[1].json-2", ".b.json-1"))
+    for part in (old, new, other):
+        part.write_text("a part")
+    for part in (old, other):
+        os.utime(part, (0, 0))
+    write_atomically(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert sorted(tmp_path.iterdir()) == [new, other, path]

@@ -153,7 +153,7 @@ def test_misspelt_required_key_is_reported_as_unknown() -> None:
 
 def test_unknown_key_like_no_other_lists_the_known() -> None:
     message = complaint(put(tiny_settings(), "data.zzzzzz", 1))
-    assert "known keys: image_size, name, padding, validation" in message
+    assert "known: image_size, name, padding, validation" in message
 
 
 def test_key_of_the_other_objective_is_unknown() -> None:

@@ -8,11 +8,13 @@ needs the whole image sets in the folder named, in any layout that `load_images`
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from codedinvnet.cli.common import guarded
 from codedinvnet.data import SAMPLES, load_images
 
 COUNT = 1000
@@ -46,12 +48,13 @@ def write_samples(data_dir: Path, target: Path) -> None:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def main() -> None:
-    """Read the command line."""
+def main() -> int:
+    """Read the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data_dir", type=Path, help="folder with the whole image sets")
-    write_samples(parser.parse_args().data_dir, TARGET)
+    data_dir: Path = parser.parse_args().data_dir
+    return guarded(lambda: write_samples(data_dir, TARGET))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

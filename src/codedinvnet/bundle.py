@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -11,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from codedinvnet.checkpoint import (
     FORMAT_VERSION,
+    file_digest,
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
     write_json,
 )
-from codedinvnet.config import Section, Settings, describe
+from codedinvnet.config import Section, Settings, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
@@ -225,19 +224,20 @@ def weights_digest(name: str | Path) -> str:
     return file_digest(bundle_folder(name) / WEIGHTS)
 
 
-def file_digest(path: Path) -> str:
-    """Return a short digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
     Raises:
         UserError: if there is none, it is damaged or of another format version, or the device
-            keeps no values.
+            is none, or keeps no values.
     """
-    if torch.device(device).type == "meta":
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot use the device {device!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if kind == "meta":
         raise UserError(f"cannot use the device {str(device)!r}: it keeps no values")
     folder = bundle_folder(name)
     path = folder / DESCRIPTION
@@ -247,10 +247,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
         raise UserError(
             f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
         )
-    try:
-        info = BundleInfo.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, BundleInfo, raw)}") from error
+    info = validated(BundleInfo, raw, path)
     model = CodedModel(info.model)
     fold(model)
     tensors, _ = load_checkpoint(folder / WEIGHTS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,20 @@ from torch import Tensor, nn
 from codedinvnet.errors import UserError
 
 FORMAT_VERSION = 1
+ABANDONED = 3600.0
+"""Seconds after which nobody is still writing a file."""
 _HEADER = "codedinvnet"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    prefix = f".{path.name}-"
+    for part in path.parent.glob(f"{glob.escape(prefix)}*"):  # of a writer that was killed
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -33,7 +43,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        with suppress(FileNotFoundError):  # an interrupt after it was put in its place
+            os.unlink(name)
         raise
 
 
@@ -70,6 +81,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     """Write tensors and a JSON header to one safetensors file."""
     text = json.dumps({"format_version": FORMAT_VERSION, **header})
     write_atomically(path, save(_plain(tensors), metadata={_HEADER: text}))
+
+
+def file_digest(path: Path) -> str:
+    """Return a short digest of a file's content, which tells whether it has changed since."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -71,7 +71,8 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        UserError: if the image set is too small for a group.
+        UserError: if the images are too few for a group or the shuffling of parities, or if
+            groupings is below 1.
     """
     if groupings < 1:
         raise UserError(f"groupings must be at least 1, got {groupings}")

@@ -32,7 +32,8 @@ from codedinvnet.nn.resnet import ResNet
 
 PART = "part"
 """The module's name in a checkpoint."""
-WITH_PARTS = (ParM.name, ConcatParM.name, LearnedCode.name, PaperInvNet.name, SmallBackup.name)
+PARITY_MODELS: Mapping[str, type[ParM]] = {ParM.name: ParM, ConcatParM.name: ConcatParM}
+WITH_PARTS = (*PARITY_MODELS, LearnedCode.name, PaperInvNet.name, SmallBackup.name)
 """The methods that need a trained part beside a base model."""
 BACKUP_BLOCKS, BACKUP_SQUEEZE = (1, 1, 1), 2
 """Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
@@ -70,6 +71,7 @@ def untrained_part(
     if name == PaperInvNet.name:
         settings = EncoderSettings.model_validate(made_with["encoder"])
         return build_encoder(settings, model.input_shape)
+    assert name in PARITY_MODELS, name
     return ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
 
 
@@ -92,7 +94,7 @@ def with_part(
         return LearnedCode(classifier, part["encoder"], part["decoder"], k)
     if name == PaperInvNet.name:
         return PaperInvNet(with_encoder(model, part), k)
-    return (ConcatParM if name == ConcatParM.name else ParM)(classifier, part, k)
+    return PARITY_MODELS[name](classifier, part, k)
 
 
 def _smoothing(rows: Path, weights: str, k: int, stragglers: int) -> tuple[float, float]:

@@ -12,8 +12,9 @@ import pytest
 from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.bench.rows import append_row
+from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.measured import COMPARED, digest
+from codedinvnet.simulation.measured import COMPARED
 from codedinvnet.simulation.sweep import load_sweep
 from tests.bench.canned import latency_row, row
 
@@ -69,7 +70,7 @@ def validation(rows: Path) -> dict[str, Any]:
     arms[1]["p999"] = percentile(400.0, None, False)
     arms.append({"p50": percentile(math.inf, 90.0, False), "p99": percentile(math.inf, None, True)})
     return {
-        "measured_digest": digest(rows),
+        "measured_digest": file_digest(rows),
         "arms": [
             {"name": f"arm {i}", "percentiles": own, "simulated": [{"queries": 20_000}]}
             for i, own in enumerate(arms)

@@ -42,7 +42,7 @@ class Loaded:
 def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def search(tails: Iterable[float]) -> tuple[float | str, list[float]]:
         images = np.zeros((1, 1, 28, 28), np.uint8)
-        loader = Loader("mnist", images, 0, tmp_path / "log", capacity_seconds=1.0)
+        loader = Loader("mnist", "mnist", images, 0, tmp_path / "log", capacity_seconds=1.0)
         loaded = Loaded(loader, tails)
         monkeypatch.setattr(serve_load, "server", loaded.there)
         monkeypatch.setattr(serve_load, "connect", loaded.there)
@@ -66,3 +66,14 @@ def test_a_service_that_keeps_nothing_up_is_given_up(searched: Callable[..., Any
     assert "does not keep up with 0.39 requests of 1 images a second" in told
     assert "5 times the 10.0 ms" in told
     assert len(rates) == 2 * (serve_load.REDUCTIONS + 1)
+
+
+def test_a_service_that_answers_with_errors_is_not_measured(tmp_path: Path) -> None:
+    loader = Loader("runs/mine", "mnist", np.zeros((1, 1, 28, 28), np.uint8), 0, tmp_path, 1.0)
+
+    class Wrong:
+        async def infer(self, *_: Any) -> Reply:
+            return Reply("q", (0,), 0.01, 404)
+
+    with pytest.raises(UserError, match="answered a first request with 404"):
+        asyncio.run(loader.warm(Wrong()))  # type: ignore[arg-type]

@@ -302,5 +302,5 @@ def test_an_irevnet_is_refused(tmp_path: Path, data_dir: Path) -> None:
     run = make_run(tiny_settings("recovery", "irevnet"), tmp_path, data_dir)
     stages.train(run)
     stages.fuse(run, 4)
-    with pytest.raises(UserError, match="i-RevNet"):
+    with pytest.raises(UserError, match="no i-ResNet with a bound"):
         speed.run("embed", str(run.fusion_folder(4) / "bundle"), quick=True)

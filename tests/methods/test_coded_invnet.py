@@ -10,6 +10,7 @@ from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, AverageImage, CodedInvNet, CodedMethod, Evidence
 from codedinvnet.model import CodedModel, ModelSettings, Parity
+from tests.methods.linear import outputs_of, without
 
 K = 4
 SIZES = range(1, K + 1)
@@ -52,15 +53,6 @@ def exact(method: CodedInvNet, monkeypatch: pytest.MonkeyPatch) -> CodedInvNet:
 def images(size: int) -> Tensor:
     generator = torch.Generator().manual_seed(size)
     return torch.rand(3, size, 1, 8, 8, dtype=torch.float64, generator=generator)
-
-
-def outputs_of(method: CodedInvNet, group: Tensor) -> dict[int, Tensor]:
-    tasks = method.tasks(group.shape[1])
-    return {task: method.compute(task, group[:, list(needs)]) for task, needs in tasks.items()}
-
-
-def without(outputs: Mapping[int, Tensor], *tasks: int) -> dict[int, Tensor]:
-    return {task: output for task, output in outputs.items() if task not in tasks}
 
 
 def assert_direct(

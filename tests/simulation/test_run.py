@@ -11,8 +11,8 @@ import pytest
 
 from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import load_bundle, weights_digest
+from codedinvnet.checkpoint import file_digest
 from codedinvnet.simulation import run
-from codedinvnet.simulation.measured import digest
 from tests.bench.canned import row
 from tests.conftest import Command
 
@@ -94,7 +94,7 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     (again,) = written["arms"]
     assert again["simulated"][0]["queries"] == 1000
     assert "scenario" not in again["simulated"][0]
-    assert written["measured_digest"] == digest(rows)
+    assert written["measured_digest"] == file_digest(rows)
     for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
         outcome = call("simulate", file, "--measured", rows, f"--{option}", value)
         assert (outcome.code, outcome.out) == (2, "")

@@ -1,1 +1,1 @@
-"""Benchmarks: real services under real load."""
+"""Benchmarks: accuracy, latency and speed, of the methods and of the parts of the design."""

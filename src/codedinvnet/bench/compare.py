@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    a: Sequence[Counts], b: Sequence[Counts], *, seed: int = 0, samples: int = SAMPLES
+    a: Sequence[Counts], b: Sequence[Counts], *, samples: int = SAMPLES
 ) -> Difference:
     """Compare two methods by a bootstrap over groups.
 
@@ -39,7 +39,6 @@ def paired_difference(
     Args:
         a: right and scored answers by group, for each grouping.
         b: the same for the other method, on the same groups.
-        seed: of the redraws.
         samples: how many redraws, over all groupings.
 
     Raises:
@@ -50,7 +49,7 @@ def paired_difference(
         len(x.scored) != len(y.scored) for x, y in zip(a[:shared], b[:shared], strict=True)
     ):
         raise ValueError("the methods were not given the same groups")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     margins, deviations = [], []
     per_grouping = -(-samples // shared)
     for x, y in zip(a[:shared], b[:shared], strict=True):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from codedinvnet.config import PartSettings, PixelFusionSettings, Positive, Section, describe
+from codedinvnet.config import (
+    PartSettings,
+    PixelFusionSettings,
+    Positive,
+    Section,
+    meant,
+    validated,
+)
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
@@ -125,11 +131,8 @@ def load_grid(path: Path) -> AccuracyGrid:
             is unknown, or a label stands for two things.
     """
     raw = read_json(path, "the grid")
-    try:
-        grid = AccuracyGrid.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, AccuracyGrid, raw)}") from error
-    meant: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
+    grid = validated(AccuracyGrid, raw, path)
+    labels: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
         for field, given, known in (
@@ -138,9 +141,7 @@ def load_grid(path: Path) -> AccuracyGrid:
         ):
             for name in given:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                    raise UserError(f"{where}.{field}: unknown {name!r}: {hint}")
+                    raise UserError(f"{where}.{field}: unknown {name!r}: {meant(name, known)}")
         for name in block.methods:
             if NEEDS[name] in (Need.MODEL, Need.ENCODER) and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
@@ -153,11 +154,11 @@ def load_grid(path: Path) -> AccuracyGrid:
                             f"{path}: missing key 'datasets.{dataset}.paper' for {name}"
                         )
             label, means = block.label or name, (name, block.bundle)
-            if meant.setdefault(label, means) != means:
-                told = (
-                    f"{where}.label: {label!r} stands for {_described(*meant[label])} in the tables"
+            if labels.setdefault(label, means) != means:
+                raise UserError(
+                    f"{where}.label: {label!r} stands for {_described(*labels[label])} in the "
+                    f"tables: name {_described(*means)} otherwise"
                 )
-                raise UserError(f"{told}: name {_described(*means)} otherwise")
     return grid
 
 

@@ -54,7 +54,7 @@ from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.report import encoder_share
 from codedinvnet.serving.faults import Delay, Fault
-from codedinvnet.simulation.figures import QUANTILES, estimate, sections_for
+from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED
 
 WARM_REQUESTS = 30
@@ -109,6 +109,7 @@ def run(
     settings = {arm: bench.settings(arm) for arm in wanted}
     done = newest(read_rows(out, "latency"))
     check_writable(out)
+    check_writable(log)
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
@@ -454,11 +455,7 @@ def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[st
         if not long_enough(len(latency), share, quick):
             found |= {f"{name}_ms": None, f"{name}_ms_95": None}
             continue
-
-        def quantile(part: np.ndarray, share: float = share) -> float:
-            return percentile(part, share)
-
-        value, interval = estimate(latency, quantile, sections_for(len(latency), share))
+        value, interval = percentile_of(latency, share)
         found[f"{name}_ms"] = finite(value)
         found[f"{name}_ms_95"] = interval and [finite(max(0.0, bound)) for bound in interval]
     answered = latency[np.isfinite(latency)]

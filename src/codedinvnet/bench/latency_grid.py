@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from codedinvnet.bench.grid import Count, GroupSize
-from codedinvnet.config import Positive, Section, describe
+from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.quantiles import rank_of
@@ -126,16 +125,13 @@ def load_latency_grid(path: Path) -> LatencyGrid:
             model is unknown, or there are too few workers.
     """
     raw = read_json(path, "the grid")
-    try:
-        grid = LatencyGrid.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, LatencyGrid, raw)}") from error
+    grid = validated(LatencyGrid, raw, path)
     for number, block in enumerate(grid.blocks):
         for name in block.methods:
             if name not in SERVED:
-                near = difflib.get_close_matches(name, SERVED, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SERVED)}"
-                raise UserError(f"{path}: blocks.{number}.methods: unknown {name!r}: {hint}")
+                raise UserError(
+                    f"{path}: blocks.{number}.methods: unknown {name!r}: {meant(name, SERVED)}"
+                )
             if SERVED[name].rules.coded and grid.workers <= grid.k:
                 raise UserError(
                     f"{path}: workers: {name} with k = {grid.k} needs {grid.k + 1}, "

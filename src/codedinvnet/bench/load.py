@@ -248,6 +248,8 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Serv
         UserError: if it does not start; with its own words.
     """
     command = [sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0"]
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
     errors = open(log, "ab") if log is not None else None  # noqa: SIM115
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=errors or asyncio.subprocess.DEVNULL

@@ -126,9 +126,9 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
     return figure
 
 
-def against_unavailability(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
+def against_unavailability(lines: Sequence[Line]) -> Figure | None:
     """Draw overall accuracy against the share of workers that are out, a panel a data set."""
-    best = [line for line in best_bases(lines) if (line.missing, line.corrupt, line.k) == (1, 0, k)]
+    best = [x for x in best_bases(lines) if (x.missing, x.corrupt, x.k) == (1, 0, LOST_K)]
     names = in_order(line.dataset for line in best)
     if not names:
         return None
@@ -146,12 +146,12 @@ def against_unavailability(lines: Sequence[Line], k: int = LOST_K) -> Figure | N
                 linewidth=2.5 if line.label == OURS else 1.2,
             )
         axis.set_xlabel("workers that are out, %")
-    axes[0].set_ylabel(f"overall accuracy at k = {k}, %")
+    axes[0].set_ylabel(f"overall accuracy at k = {LOST_K}, %")
     legend(figure, axes)
     return figure
 
 
-def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
+def confusions(lines: Sequence[Line]) -> Figure | None:
     """Draw which classes lost queries are taken for, data sets down and methods across.
 
     The methods are ours and the best rivals; the share of right answers is left out of each row,
@@ -160,7 +160,7 @@ def confusions(lines: Sequence[Line], k: int = LOST_K) -> Figure | None:
     best = [
         line
         for line in best_bases(lines)
-        if (line.missing, line.corrupt, line.k) == (1, 0, k) and line.label not in BOUNDS
+        if (line.missing, line.corrupt, line.k) == (1, 0, LOST_K) and line.label not in BOUNDS
     ]
     names = in_order(line.dataset for line in best)
     if not names:

@@ -20,6 +20,8 @@ from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import Row, agreeing, read_rows
+from codedinvnet.checkpoint import file_digest
+from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.figures import SAME
@@ -266,6 +268,8 @@ def validation_section(path: Path) -> str:
         UserError: if the file is damaged.
     """
     report = read_json(path)
+    if not isinstance(report, dict) or not {"arms", "measured_digest"} <= report.keys():
+        raise UserError(f"{path} is no comparison of `simulate --measured`: write it again")
     arms = report["arms"]
     off = [
         [
@@ -301,7 +305,7 @@ def validation_section(path: Path) -> str:
         + (" ".join(not_judged) or "None is left out."),
     ]
     rows = path.with_name("latency.jsonl")
-    if rows.is_file() and measured.digest(rows) != report["measured_digest"]:
+    if rows.is_file() and file_digest(rows) != report["measured_digest"]:
         text.append("The rows of the measurement have changed since.")
     if off:
         columns = ("arm", "percentile", "measured, ms", "allowed, ms", "simulated, ms")

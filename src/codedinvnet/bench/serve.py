@@ -41,6 +41,7 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
+from codedinvnet.checkpoint import check_writable
 from codedinvnet.data import ImageSource, load_images, sample_images
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
@@ -117,9 +118,11 @@ def run(
         One report: the figures, and what they were measured with.
 
     Raises:
-        UserError: before anything is measured, if `out` holds parts of another bundle or machine.
+        UserError: before anything is measured, if `log` cannot be written, or `out` holds parts of
+            another bundle or machine.
     """
     sizes = QUICK if quick else FULL
+    check_writable(log)
     return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
 
 
@@ -236,7 +239,7 @@ class ServeBench(Loader):
         self, name: str, bundle: Bundle, source: ImageSource, sizes: Sizes, seed: int, log: Path
     ) -> None:
         images, labels = source.batch(torch.arange(len(source)))
-        super().__init__(name, images.numpy(), seed, log, sizes.capacity_seconds)
+        super().__init__(name, bundle.info.name, images.numpy(), seed, log, sizes.capacity_seconds)
         self.bundle, self.source, self.sizes = bundle, source, sizes
         self.labels = labels.numpy()
         self.capacity = 0.0
@@ -267,7 +270,7 @@ class ServeBench(Loader):
         options = ("--policy", "uncoded", "--workers", "1")
         async with (
             server(self.name, *options, log=self.log) as process,
-            connect(process.address, self.name, self.images) as client,
+            connect(process.address, self.model, self.images) as client,
         ):
             await self.warm(client)
             latencies = []
@@ -290,7 +293,7 @@ class ServeBench(Loader):
             options = ["--k", str(k), "--routing", routing, *CHAOS_OPTIONS]
             async with (
                 server(self.name, *options, log=self.log) as process,
-                connect(process.address, self.name, self.images) as client,
+                connect(process.address, self.model, self.images) as client,
             ):
                 await self.warm(client)
                 harm = Harm()
@@ -451,7 +454,7 @@ class ServeBench(Loader):
         rate = 60.0
         async with (
             server(self.name, "--k", "10", log=self.log) as process,
-            connect(process.address, self.name, self.images) as client,
+            connect(process.address, self.model, self.images) as client,
         ):
             await self.warm(client)
             seconds = self.sizes.soak_seconds

@@ -28,6 +28,7 @@ class Loader:
 
     Args:
         name: of the bundle, as `serve` takes it.
+        model: the bundle's own name, by which the service knows it.
         images: (N, C, H, W) uint8, what to send.
         seed: of arrivals, and of which images a request sends.
         log: where the servers' logs go.
@@ -35,9 +36,15 @@ class Loader:
     """
 
     def __init__(
-        self, name: str, images: np.ndarray, seed: int, log: Path, capacity_seconds: float
+        self,
+        name: str,
+        model: str,
+        images: np.ndarray,
+        seed: int,
+        log: Path,
+        capacity_seconds: float,
     ) -> None:
-        self.name, self.images, self.seed, self.log = name, images, seed, log
+        self.name, self.model, self.images, self.seed, self.log = name, model, images, seed, log
         self.capacity_seconds = capacity_seconds
 
     def rows(self, request: int, count: int) -> list[int]:
@@ -67,9 +74,17 @@ class Loader:
         )
 
     async def warm(self, client: Client, size: int = 1) -> None:
-        """Let every worker and path run once."""
+        """Let every worker and path run once.
+
+        Raises:
+            UserError: if one of the answers is an error.
+        """
         for i in range(30):
-            await client.infer(f"warm-{i}", self.rows(i, size))
+            reply = await client.infer(f"warm-{i}", self.rows(i, size))
+            if not reply.ok:
+                raise UserError(
+                    f"the service answered a first request with {reply.status}: see {self.log}"
+                )
 
     async def _arm(
         self,
@@ -92,7 +107,7 @@ class Loader:
                 extra += ["--faults", str(path)]
             async with (
                 server(self.name, *options, *extra, log=self.log) as process,
-                connect(process.address, self.name, self.images) as client,
+                connect(process.address, self.model, self.images) as client,
             ):
                 await self.warm(client, size)
                 return await self.load(
@@ -114,7 +129,7 @@ class Loader:
         best, reductions = 0.0, 0
         async with (
             server(self.name, "--policy", "uncoded", "--workers", "11", log=self.log) as process,
-            connect(process.address, self.name, self.images) as client,
+            connect(process.address, self.model, self.images) as client,
         ):
             await self.warm(client, size)
             # The service time: the median latency of a request that meets an idle service.

@@ -142,13 +142,13 @@ def unfolded(bundle: Bundle) -> IResNet:
     """Return a network with constrained convolutions and a bundle's weights, in evaluation mode.
 
     Raises:
-        UserError: if the bundle's network is no i-ResNet.
+        UserError: if the bundle's network is no i-ResNet with a bound.
     """
     info, device = bundle.info.model, next(bundle.model.parameters()).device
     network = build_network(info.network, bundle.model.input_shape)
     if not isinstance(network, IResNet) or network.coefficient is None:
         raise UserError(
-            f"bundle {bundle.info.name!r} has an i-RevNet: it has no constraint to fold and no "
+            f"bundle {bundle.info.name!r} has no i-ResNet with a bound: no constraint to fold, no "
             "iteration to invert it by, so there is nothing to compare"
         )
     state = network.state_dict()  # the power iteration's vectors are not in a bundle

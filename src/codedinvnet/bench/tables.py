@@ -273,18 +273,18 @@ def alone_measured(lines: Iterable[Line]) -> set[tuple[str, ...]]:
     return {found[0].place for found in bases.values() if len(found) == 1}
 
 
-def margins_table(lines: Sequence[Line], ours: str = OURS) -> list[tuple[str, ...]]:
+def margins_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Return the cells of the comparison of our bundle with each rival on its best base model.
 
     Accuracies are those on the groupings that both were given, so that the margin is their
     difference. Of rivals that go with any base model it is said where only one was measured.
     """
     best, alone = best_bases(lines), alone_measured(lines)
-    reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == ours}
+    reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == OURS}
     cells = []
     for line in best:
         own = reference.get((line.dataset, line.k, line.missing, line.corrupt))
-        if own is None or line.label == ours:
+        if own is None or line.label == OURS:
             continue
         ours_by, its_by = own.counts(), line.counts()
         both = min(len(ours_by), len(its_by))

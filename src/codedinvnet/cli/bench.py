@@ -54,7 +54,13 @@ def _add_serve(benches: Commands) -> None:
     )
     sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
     sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument("--part", action="append", default=[], help="only this part; repeatable")
+    sub.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        help="only this part: pool, overhead, chaos, light, stragglers, variants or soak; "
+        "repeatable",
+    )
     sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
     sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
     sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")

@@ -33,6 +33,10 @@ def _kept(arguments: argparse.Namespace) -> str:
     """Say how a command goes on that was interrupted, if it can."""
     if hasattr(arguments, "resume"):
         return "finished epochs and shards are kept: --resume goes on"
+    if getattr(arguments, "fresh", False):
+        return "finished epochs are kept: the same command without --fresh goes on"
+    if hasattr(arguments, "picture") and getattr(arguments, "out", None):
+        return "finished rows are kept: the same command goes on"
     if hasattr(arguments, "save_dir"):
         return "finished epochs and rows are kept: the same command goes on"
     return ""

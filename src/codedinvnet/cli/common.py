@@ -103,9 +103,12 @@ def seed(text: str) -> int:
 
 def members_of(settings: Settings, asked: int | None) -> int:
     """Return the group size asked for, or the settings'; raise UserError if it is below 2."""
-    if asked is not None and asked < 2:
-        raise UserError(f"k must be at least 2, got {asked}: a group of one is a plain copy")
-    return asked or settings.fusion.members
+    from codedinvnet.methods.base import check_k
+
+    if asked is None:
+        return settings.fusion.members
+    check_k(asked)
+    return asked
 
 
 def print_report(report: dict[str, Any], as_json: bool) -> None:

@@ -63,29 +63,33 @@ def _add_plan(commands: Commands) -> None:
         "find the method, k and r that meet a target with the fewest workers, by simulation",
         "codedinvnet plan mnist --qps 500 --p999-ms 150 --min-accuracy 0.97",
     )
-    sub.add_argument("bundle", help="name of a shipped bundle, or a folder: its accuracy counts")
+    sub.add_argument(
+        "bundle",
+        help="name of a shipped bundle, or a folder: its accuracy counts, if --scenario has none",
+    )
     add = sub.add_argument
     add("--qps", type=float, required=True, help="images a second")
     add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
     add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
     add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
     add("--accuracy-rows", type=Path, help="of bench accuracy (JSONL): they rank the small backup")
-    add("--service-ms", type=float, help="to embed an image (measured on this machine)")
-    add("--encode-ms", type=float, help="to encode, each image of a group (measured here)")
+    add("--service-ms", type=float, help="to embed an image (the scenario's, else measured here)")
+    add("--encode-ms", type=float, help="to encode, each image of a group (likewise)")
     add(
         "--stragglers",
         help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
         "(the scenario's, else pareto)",
     )
-    add("--batch", type=int, help="images of a request (1)")
+    add("--batch", type=int, help="images of a request (the scenario's, else 1)")
     add("--policy", action="append", default=[], help="only this policy; repeatable")
     add("--k", action="append", type=int, default=[], help="only this k; repeatable")
     add(
         "--queries",
         type=int,
-        help="images in the longest run of each candidate (those of 53000 requests)",
+        help="images in the longest run of each candidate (the scenario's, else those of 53000 "
+        "requests)",
     )
-    add("--seed", type=int, help="of all draws (0)")
+    add("--seed", type=int, help="of all draws (the scenario's, else 0)")
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -109,6 +109,10 @@ class ImageSet:
         return self.images[indices], self.labels[indices]
 
 
+THREADS = 4
+"""Images of a folder that are decoded at the same time."""
+
+
 class ImageFolder:
     """Images in one folder for each class, decoded when they are asked for (ImageNet's layout).
 
@@ -119,13 +123,12 @@ class ImageFolder:
         name: The image set's name.
         folder: Holds one folder of images for each class.
         image_size: Height and width of what `batch` returns, in pixels.
-        threads: How many images are decoded at the same time.
 
     Raises:
         UserError: If there are no class folders, one has no images, or image_size is below 1.
     """
 
-    def __init__(self, name: str, folder: Path, image_size: int = 224, threads: int = 4) -> None:
+    def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
         """List the files; none is decoded yet."""
         if image_size < 1:
             raise UserError(f"image size {image_size} must be at least 1 pixel")
@@ -139,7 +142,6 @@ class ImageFolder:
         self.source = str(folder)
         self._paths: list[str] = [path for path, _ in found.samples]
         self._labels = torch.tensor(found.targets, dtype=torch.int64)
-        self._threads = threads
 
     def __len__(self) -> int:
         """Count the images."""
@@ -153,7 +155,7 @@ class ImageFolder:
         """
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         paths = [self._paths[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             for row, image in enumerate(pool.map(self._decode, paths)):
                 images[row] = image
         return images, self._labels[indices]

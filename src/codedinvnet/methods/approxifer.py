@@ -136,7 +136,7 @@ class ApproxIFER(Interpolating):
 
 
 class RobustApproxIFER(ApproxIFER):
-    """ApproxIFER's Byzantine variant: one worker may be wrong (paper, section 4)."""
+    """ApproxIFER's Byzantine variant: it finds `errors` wrong outputs (paper, section 4)."""
 
     name = "approxifer-byzantine"
 

@@ -7,6 +7,18 @@ from typing import Protocol
 
 from torch import Tensor
 
+from codedinvnet.errors import UserError
+
+
+def check_k(k: int) -> None:
+    """Refuse group sizes that are no groups.
+
+    Raises:
+        UserError: if k is below 2.
+    """
+    if k < 2:
+        raise UserError(f"k must be at least 2, got {k}: a group of one is a plain copy")
+
 
 class CodedMethod(Protocol):
     """How the queries of a coding group become tasks for workers, and outputs become answers.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
+from codedinvnet.methods.base import check_k
 from codedinvnet.model import CodedModel, decode_missing, with_encoder
 from codedinvnet.nn.fusion import PixelMean
 
@@ -37,8 +38,7 @@ class CodedInvNet:
     fixed_size = False
 
     def __init__(self, model: CodedModel, k: int, evidence: Evidence = "both") -> None:
-        if k < 2:
-            raise UserError(f"k must be at least 2, got {k}: a group of one is a plain copy")
+        check_k(k)
         head = model.recovery_head
         if evidence == "side" and (head is None or not head.side_features):
             raise UserError("this model has no side features to answer from")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
-from codedinvnet.methods.systematic import check_k
+from codedinvnet.methods.base import check_k
 from codedinvnet.model import prepare
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
+from codedinvnet.methods.base import check_k
 from codedinvnet.methods.systematic import OneParity
 from codedinvnet.model import prepare
 
@@ -89,8 +90,9 @@ def check_tiles(k: int, image_shape: tuple[int, int, int]) -> None:
     """Refuse groups whose images do not tile one image.
 
     Raises:
-        UserError: if the grid of k images does not divide the image.
+        UserError: if k is below 2, or the grid of k images does not divide the image.
     """
+    check_k(k)
     rows, columns = grid_shape(k)
     _, height, width = image_shape
     if height % rows or width % columns:

@@ -8,17 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.errors import UserError
-
-
-def check_k(k: int) -> None:
-    """Refuse group sizes that are no groups.
-
-    Raises:
-        UserError: if k is below 2.
-    """
-    if k < 2:
-        raise UserError(f"k must be at least 2, got {k}: a group of one is a plain copy")
+from codedinvnet.methods.base import check_k
 
 
 class Systematic(ABC):

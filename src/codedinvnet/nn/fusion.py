@@ -323,12 +323,9 @@ class UNetFusion(FusionEncoder):
         channels: image channels.
         filters: channels after the first convolution (the paper: 64).
         depth: number of halvings (32 pixels: 5).
-        dropout: dropout in the middle stages of a deeper network, as in pix2pix.
     """
 
-    def __init__(
-        self, channels: int, *, filters: int = 64, depth: int = 5, dropout: bool = True
-    ) -> None:
+    def __init__(self, channels: int, *, filters: int = 64, depth: int = 5) -> None:
         super().__init__()
         widths = [filters * min(2**i, 8) for i in range(depth)]
         self.downs = nn.ModuleList()
@@ -348,7 +345,7 @@ class UNetFusion(FusionEncoder):
             ]
             if not outer:
                 up.append(nn.BatchNorm2d(before))
-            if dropout and 4 <= level < depth - 1:
+            if 4 <= level < depth - 1:  # as in pix2pix
                 up.append(nn.Dropout(0.5))
             self.ups.append(nn.Sequential(*up))
             before = width

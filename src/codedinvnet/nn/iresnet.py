@@ -280,7 +280,10 @@ def initialise_actnorm(network: TransformSequence, x: Tensor) -> None:
 
 
 def mixup_points(network: TransformSequence) -> list[int]:
-    """Return the positions between transforms where manifold mixup may mix: before each block."""
+    """Return where manifold mixup may mix, as positions between transforms.
+
+    Before the first, before each that is no squeeze or activation normalisation, after the last.
+    """
     names: tuple[type[nn.Module], ...] = (ActNorm, Squeeze)
     points = [i for i, t in enumerate(network.steps()) if not isinstance(t, names)]
     return [0, *[p for p in points if p > 0], len(network.steps())]

@@ -1,4 +1,4 @@
-"""Small invertible layers: pixels, squeeze, activation normalisation, injective padding."""
+"""Small invertible layers: squeeze, activation normalisation, injective padding."""
 
 from __future__ import annotations
 

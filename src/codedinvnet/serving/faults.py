@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from codedinvnet.config import Section, describe
+from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
@@ -100,10 +100,7 @@ def load_schedule(path: Path) -> Schedule:
         UserError: if it is not one.
     """
     raw = read_json(path, "the faults file")
-    try:
-        return Schedule.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, Schedule, raw)}") from error
+    return validated(Schedule, raw, path)
 
 
 def check_workers(faults: Iterable[Fault], size: int) -> None:

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from codedinvnet.bundle import file_digest, load_bundle, weights_digest
+from codedinvnet.bundle import load_bundle, weights_digest
+from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Tolerance
 from codedinvnet.trained import method_for

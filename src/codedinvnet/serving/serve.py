@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from codedinvnet.bundle import Bundle, file_digest, load_bundle, weights_digest
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.checkpoint import file_digest
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance

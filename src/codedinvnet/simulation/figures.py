@@ -143,6 +143,12 @@ def sections_for(count: int, share: float) -> int:
     return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
 
 
+def percentile_of(latency: np.ndarray, share: float) -> Estimate:
+    """Return a percentile of the latencies (n,) of a run, in order of time."""
+    sections = sections_for(len(latency), share)
+    return estimate(latency, lambda part: percentile(part, share), sections)
+
+
 def counted(records: Records, scenario: Scenario) -> np.ndarray:
     """Return the latencies (n,) in ms of the requests that count, those after the warm-up."""
     latency: np.ndarray = 1000 * records.latency[int(scenario.warmup * len(records.latency)) :]
@@ -166,11 +172,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         found[f"{name}_95"] = interval and [round(bound, digits) for bound in interval]
 
     for name, share in QUANTILES.items():
-
-        def quantile(part: np.ndarray, share: float = share) -> float:
-            return percentile(part, share)
-
-        put(f"{name}_ms", estimate(latency, quantile, sections_for(len(latency), share)), 3)
+        put(f"{name}_ms", percentile_of(latency, share), 3)
     stretches = min(SECTIONS, len(latency))
     shares = {
         "accuracy": records.right,

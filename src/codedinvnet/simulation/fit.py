@@ -259,18 +259,17 @@ def _lognormal(logs: np.ndarray, start: float) -> tuple[float, float, float]:
     return float(found.x[0]), math.exp(float(found.x[1])), -float(found.fun)
 
 
-def draws(fitted: Fitted, count: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draws(fitted: Fitted, count: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
     """Draw tasks of all workers together as the simulator does.
 
     Args:
         fitted: service and stragglers.
         count: of tasks, about.
-        seed: of the draws.
 
     Returns:
         What they take, (n,) in ms, and the delays among that, (m,) in ms.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     found, delays = [], [np.zeros(0)]
     for number, share in enumerate(fitted.shares):
         times = 1000 * fitted.service.draw(generator, round(count * float(share)))

@@ -6,7 +6,6 @@ machine, time) may stand beside.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from codedinvnet.bench.latency_tables import comparable, current
-from codedinvnet.config import Positive, Section, describe
+from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
 from codedinvnet.quantiles import percentile, rank_of
@@ -207,18 +206,10 @@ def read_runs(path: Path) -> list[MeasuredRun]:
             continue
         if where in older:
             continue
-        try:
-            runs.append(MeasuredRun.model_validate(row))
-        except ValidationError as error:
-            raise UserError(f"{where}: {describe(error, MeasuredRun, row)}") from error
+        runs.append(validated(MeasuredRun, row, where))
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
     return runs
-
-
-def digest(path: Path) -> str:
-    """Return a short name of a file's contents, which tells whether they have changed since."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:

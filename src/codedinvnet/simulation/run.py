@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import lines_of
-from codedinvnet.bundle import describe_commit, describe_machine, weights_digest
-from codedinvnet.checkpoint import check_writable, write_json
+from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
+from codedinvnet.checkpoint import check_writable, file_digest, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
+from codedinvnet.report import info_report
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate, simulate_requests
@@ -145,7 +146,7 @@ def _validate(
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
-        "measured_digest": measured.digest(path),
+        "measured_digest": file_digest(path),
         "base": base.model_dump(mode="json", exclude_defaults=True),
         **measured.tally(rows)._asdict(),
         "arms": rows,
@@ -355,9 +356,6 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
 
 def measured_times(name: str) -> tuple[float, float]:
     """Return what it takes here to embed an image, and to encode each of a group, in ms."""
-    from codedinvnet.bundle import load_bundle
-    from codedinvnet.report import info_report
-
     bundle = load_bundle(name)
     largest = max(bundle.info.group_sizes)
     report = info_report(bundle, (largest,))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from codedinvnet.config import Positive, Section, describe
+from codedinvnet.bundle import load_bundle
+from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.serving.rules import POLICIES, ROUTINGS, Policy, Rules, pending_limit
@@ -286,10 +287,7 @@ def parse_scenario(raw: Any, where: str) -> Scenario:
     Raises:
         UserError: one line that says what is wrong.
     """
-    try:
-        return Scenario.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{where}: {describe(error, Scenario, raw)}") from error
+    return validated(Scenario, raw, where)
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -307,8 +305,6 @@ def keeps_apart(name: str) -> bool:
     Raises:
         UserError: if there is no such bundle.
     """
-    from codedinvnet.bundle import load_bundle
-
     return load_bundle(name).model.encoder.keeps_apart
 
 
@@ -329,8 +325,6 @@ def bundle_accuracy(name: str) -> Accuracy:
     Raises:
         UserError: if there is no such bundle, or no figures in it.
     """
-    from codedinvnet.bundle import load_bundle  # loads PyTorch, which a simulation does without
-
     info = load_bundle(name).info
     found = {
         figures["k"]: figures

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from codedinvnet.config import Section, describe
+from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation.distributions import Distribution
@@ -96,7 +94,4 @@ def stragglers(name: str, service_ms: float, batch: int) -> Model:
     if not path.is_file():
         raise UserError(f"stragglers {name!r}: neither a file nor one of {', '.join(STRAGGLERS)}")
     raw: Any = read_json(path)
-    try:
-        return FaultsFile.model_validate(raw).faults
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, FaultsFile, raw)}") from error
+    return validated(FaultsFile, raw, path).faults

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from codedinvnet.bench import rows as results
 from codedinvnet.checkpoint import check_writable
-from codedinvnet.config import Positive, Section, describe
+from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
@@ -88,10 +88,7 @@ def load_sweep(path: Path) -> Sweep | None:
     raw = read_json(path)
     if not isinstance(raw, dict) or "base" not in raw:
         return None
-    try:
-        return Sweep.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, Sweep, raw)}") from error
+    return validated(Sweep, raw, path)
 
 
 def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
