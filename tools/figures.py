@@ -289,8 +289,8 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         "Paper's objective: recovered accuracy with a lean encoder that was trained on pixels, for "
         "each k one of its own, for an f and g that were trained as the bundle's are before it "
         "(`configs/NAME-pixels.json`); *: for the bundle's own f and g, of the cost of the "
-        "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set and "
-        "not in equal time"
+        "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set "
+        "(900 steps of E, with five of the discriminator for each) and not in equal time"
         + (" ([what failed](docs/results.md#failed-trials))" if failed else "")
         + "."
     )

@@ -158,6 +158,7 @@ def latency_row(
         "service_ms": 42.0,
         "requests": count,
         "seed": run,
+        "commit": "0123456789abcdef",
         "stragglers": [{"kind": "hold", "delay": {"ms": held_ms}}],
         "settings": settings,
         "machine": machine,

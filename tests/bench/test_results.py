@@ -30,6 +30,8 @@ def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, A
     return {
         "schema_version": 1,
         "cell": {"stragglers": "held", "batch": 10, "load": load, "policy": policy},
+        "cpu_seconds_per_million": 20 + 20 * load,
+        "machine": "a machine",
         "scenario": {},
         "p999_ms": late,
         "p999_ms_95": None if late is None else [0.98 * late, 1.02 * late],
@@ -237,7 +239,8 @@ def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
     found = section(page(folder, "."), title)
     assert "in these runs, 20,000 images a run; " in found
     assert "Of 9 percentiles (p50, p99, p99.9 of 3 arms) 7 are judged and 4 agree: 3 lie" in found
-    assert "whichever is wider (2 within 15%, whatever the interval), and 1 are never on" in found
+    alone = "whatever the interval: p50 2 of 2, p99 0 of 2, p99.9 0 of 1), and 1 are never"
+    assert f"whichever is wider (2 within 15%, {alone}" in found
     assert found.count("are not judged") == 2
     assert "1 are not judged (no interval, " in found
     assert "1 are not judged (the rows have no such percentile)." in found
@@ -298,6 +301,7 @@ def test_rows_of_an_earlier_sweep_are_left_out(folder: Path) -> None:
     where = section(page(folder, "."), "Where each policy wins")
     assert "| held | 10 | hedge |" in where
     assert "1 runs of" in where
+    assert "A million images took 24 s of a core (24 to 24) on a machine." in where
 
 
 def test_a_map_without_a_place_that_every_policy_has(tmp_path: Path) -> None:
@@ -314,6 +318,8 @@ def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:
     rows = [
         {
             "cell": cell._asdict(),
+            "cpu_seconds_per_million": 30.0,
+            "machine": "a machine",
             "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
         }
         for cell, scenario in found.scenarios()

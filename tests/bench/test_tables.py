@@ -170,7 +170,7 @@ def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -
     assert found["parm"]["p"] == "< 0.001"
     assert found["small-backup"]["ours is"] == "below"
     assert float(found["approxifer"]["margin, points"]) == pytest.approx(5, abs=1)
-    assert found["small-backup"]["its best base"] == "invertible"  # it goes with no other
+    assert found["small-backup"]["its best base"] == "invertible (alone measured)"
     alone = [line for line in rows if (line["label"], line["base"]) != ("parm", "resnet")]
     table = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(alone)))
     (parm,) = [c for c in table if c["rival"] == "parm"]

@@ -276,6 +276,7 @@ def note(lines: Sequence[Line]) -> str:
         + ("as it costs 1/k of f for each. " if backup else "as E costs beside f. ")
         for backup, task, image in sorted(waits)
     )
+    commits = ", ".join(sorted({row["commit"][:7] for row in rows}))
     own = ""
     if any(row.get("processors_own") is not None for row in rows):
         own = f", {span('processors_own', 0, 100)} % with service and client"
@@ -303,7 +304,7 @@ def note(lines: Sequence[Line]) -> str:
             if quick
             else ""
         )
-        + f"Measured on {each('machine', '; ')}."
+        + f"Measured on {each('machine', '; ')}, at commit {commits}."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -294,6 +295,20 @@ def validation_section(path: Path) -> str:
         )
         if count
     ]
+    finite = {
+        name: [
+            cell
+            for arm in arms
+            if (cell := arm["percentiles"].get(name))
+            and cell["agrees"] is not None
+            and cell["measured_ms"] is not None
+        ]
+        for name in measured.COMPARED
+    }
+    alone = ", ".join(
+        f"{latency_tables.TITLES[name]} {sum(map(measured.is_near, own))} of {len(own)}"
+        for name, own in finite.items()
+    )
     never = f", and {found.never} are never on both sides ({measured.NEVER})" if found.never else ""
     text = [
         f"Every arm with finished runs was simulated with the times fitted in these runs, {images} "
@@ -301,7 +316,7 @@ def validation_section(path: Path) -> str:
         f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
         f"judged and {found.agree} agree: {found.agree - found.never} lie within "
         f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "
-        f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval){never}. "
+        f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval: {alone}){never}. "
         + (" ".join(not_judged) or "None is left out."),
     ]
     rows = path.with_name("latency.jsonl")
@@ -330,6 +345,7 @@ def map_section(path: Path) -> str:
         for model, batch in places
     ]
     shares = [f"{load:.0%}" for load in loads]
+    seconds = [row["cpu_seconds_per_million"] for row in rows]
     met = [tail for tail in sweep.tails(rows).values() if math.isfinite(min(tail.values()))]
     names = [name for name in SERVED if any(name in tail for tail in met)]
     whole = [tail for tail in met if len(tail) == len(names)]
@@ -354,7 +370,9 @@ def map_section(path: Path) -> str:
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,
             f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each, which "
-            "arrive at random."
+            "arrive at random. A million images took "
+            f"{statistics.median(seconds):.0f} s of a core ({min(seconds):.0f} to "
+            f"{max(seconds):.0f}) on {'; '.join(sorted({row['machine'] for row in rows}))}."
             + (
                 f" In {ties} of {told} places the 95 % interval of the lowest p99.9 overlaps "
                 "another policy's: there the winner is one of several."

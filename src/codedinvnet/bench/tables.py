@@ -23,7 +23,7 @@ from codedinvnet.trained import WITH_PARTS
 DATASETS = ("mnist", "fashion", "cifar10")
 """In the order of all tables."""
 OURS = "coded-invnet"
-ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE)
+ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE, Need.BACKUP)
 """What goes with an invertible base model and with a plain one."""
 SHARED = ("quick", "grouping_seed", "test_images", "train_images")
 """Settings without which methods were not given the same groups, or not the same chances."""

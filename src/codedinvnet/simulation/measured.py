@@ -313,16 +313,18 @@ class Tally(NamedTuple):
     not_measured: int
 
 
+def is_near(cell: Mapping[str, Any]) -> bool:
+    """Tell whether a percentile is within TOLERANCE of the measured one, and both are finite."""
+    pair = cell["measured_ms"], cell["simulated_ms"]
+    return None not in pair and abs(pair[1] / pair[0] - 1) <= TOLERANCE
+
+
 def tally(arms: Sequence[Mapping[str, Any]]) -> Tally:
     """Count how arms compare, each with the `percentiles` that `compare` returned."""
     cells = [cell for arm in arms for cell in arm["percentiles"].values()]
     good = [cell for cell in cells if cell["agrees"]]
     never = sum(cell["measured_ms"] is None for cell in good)
-    near = sum(
-        abs(cell["simulated_ms"] / cell["measured_ms"] - 1) <= TOLERANCE
-        for cell in good
-        if cell["measured_ms"] is not None
-    )
+    near = sum(map(is_near, good))
     few = sum(cell["agrees"] is None for cell in cells)
     whole = len(COMPARED) * len(arms)
     return Tally(whole, len(cells) - few, len(good), near, never, few, whole - len(cells))
