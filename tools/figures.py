@@ -190,8 +190,8 @@ def bundle_table(
         "the place in the group where it is lowest; agreement: how many decoded answers are the "
         "direct ones. "
         "Beside it, the same recovery head answers from the decoded latent alone (of cifar10: from "
-        "the member's cell of z_p), and from the missing member's side features alone, a small "
-        f"backup classifier of E's cost; it was trained for all three. "
+        "the member's cell of z_p), and from the missing member's side features alone (E's "
+        "by-product; not the rival `small-backup`). g' was trained for all three. "
         f"{JPEG if 'cifar10' in measured else ''}Measured on {machine}.",
         "",
         *(line for name, result in measured.items() if (line := evidence_line(name, result))),
@@ -392,7 +392,12 @@ COSTS = (
         "reading_macs",
         lambda i: f"{i['reading_macs'] / 1e6:.2f} M" if i["reading_macs"] else "none",
     ),
-    Cost("embedding f, time", "info", "embedding_ms", lambda i: f"{i['embedding_ms']:.1f} ms"),
+    Cost(
+        "embedding f, time",
+        "info",
+        "embedding_ms",
+        lambda i: f"{i['embedding_ms']:.1f} ms",
+    ),
     Cost(
         "encoder E, ten images, time",
         "info",

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
-from codedinvnet.bench.plots import COLOURS, legend, save_beside
+from codedinvnet.bench.plots import legend, save_beside
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.simulation.figures import latencies_of
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.picture import COLOURS
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure | None:
@@ -49,11 +49,6 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure
                 axis.set_axis_off()
     legend(figure, list(axes.flat))
     return figure
-
-
-def _colour(line: Line) -> tuple[float, float, float]:
-    colour: tuple[float, float, float] = COLOURS[2 * list(SERVED).index(line.label)]
-    return colour
 
 
 def curve(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +97,7 @@ def tails(lines: Sequence[Line]) -> Figure | None:
 
     def draw(axis: Axes, line: Line) -> None:
         latency, later = curve(line)
-        axis.plot(latency, later, color=_colour(line), label=line.label, linewidth=1.4)
+        axis.plot(latency, later, color=COLOURS[line.label], label=line.label, linewidth=1.4)
         _logarithmic(axis, "latency, ms")
         axis.set_yscale("log")
         axis.set_ylabel("share of requests that take longer", fontsize="small")
@@ -128,7 +123,7 @@ def against_accuracy(lines: Sequence[Line]) -> Figure | None:
             xerr=[[max(0.0, value.value - low)], [max(0.0, high - value.value)]],
             marker="o",
             linestyle="none",
-            color=_colour(line),
+            color=COLOURS[line.label],
             label=line.label,
         )
         _logarithmic(axis, f"{TITLES[name]}, ms")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
+from codedinvnet.methods import METHODS
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10
@@ -48,8 +49,12 @@ def overall(line: Line, unavailability: float) -> float:
 
 
 def _colours(lines: Sequence[Line]) -> dict[str, tuple[float, float, float]]:
-    labels = sorted({line.label for line in lines}, key=lambda label: (label != OURS, label))
-    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+    """Return each label's colour: a method has the same one in every picture."""
+    known = [OURS, *(name for name in METHODS if name != OURS)]
+    others = sorted({line.label for line in lines} - set(known))
+    places = {label: place for place, label in enumerate([*known, *others])}
+    labels = sorted({line.label for line in lines}, key=lambda label: places[label])
+    return {label: COLOURS[places[label] % len(COLOURS)] for label in labels}
 
 
 def _panels(names: Sequence[str], height: float = 4.0) -> tuple[Figure, list[Axes]]:

@@ -62,7 +62,7 @@ PICTURES = {
     "latency.jsonl": {
         "latency-tails.png": "The share of requests of all runs that take longer",
         "latency-accuracy.png": "The farthest percentile that all methods have against the "
-        "accuracy of all answers",
+        "accuracy of all answers; methods that lost more than it allows are left out",
     },
     "map.jsonl": {"map.png": "Simulated p99.9 against load"},
 }
@@ -204,6 +204,8 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
                 for dataset in datasets
             ]
             cells.append([f"{label}, published", "10 %", *values])
+    marked = any("†" in cell for row in cells for cell in row)
+    sign = "†: on one base model alone. " if marked else ""
     return "\n\n".join(
         [
             tables.markdown(["method", "extra queries", *datasets], cells).strip(),
@@ -211,8 +213,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
             "better base model: of the missing worker's answer; of codes without direct answers, "
             "which decode every answer, of all answers of the group, and in brackets what these "
             "are with nobody missing. With `none` the missing answer counts as the majority class. "
-            "†: on one base model "
-            "alone. ± is over seeds; what has none was trained once. The oracle embeds all members "
+            f"{sign}± is over seeds; what has none was trained once. The oracle embeds all members "
             f"to make its parity, which nobody would serve. {tables.HEADS} All settings, tests of "
             "the differences, and the published figures with their sources: "
             "[docs/results.md](docs/results.md). " + tables.remarks(rows),

@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
         "--split",
         choices=("test", "validation", "train", "sample"),
         default="test",
-        help="which images; sample: the 1,000 test images in the package (test)",
+        help="which images (test); sample: the 1,000 in the package",
     )
     sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
     sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")

@@ -82,7 +82,9 @@ def add_command(
 
 def add_data_options(sub: argparse.ArgumentParser) -> None:
     """Add what a command that reads an image set takes."""
-    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument(
+        "--data-dir", type=Path, help="folder of image sets (the cache, or a download)"
+    )
     sub.add_argument("--download", action="store_true", help="download into --data-dir")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 

@@ -19,7 +19,12 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
     add = sub.add_argument
-    add("--k", type=int, default=10, help="queries in a coding group (10)")
+    add(
+        "--k",
+        type=int,
+        default=10,
+        help="queries in a group, 2 to 10 of shipped bundles (10)",
+    )
     add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
     add(
         "--method",

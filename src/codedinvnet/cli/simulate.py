@@ -81,7 +81,12 @@ def _add_plan(commands: Commands) -> None:
         "(the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
-    add("--policy", action="append", default=[], help="only this policy; repeatable")
+    add(
+        "--policy",
+        action="append",
+        default=[],
+        help="only this policy, of those of `simulate --policy`; repeatable",
+    )
     add("--k", action="append", type=int, default=[], help="only this k; repeatable")
     add(
         "--queries",
