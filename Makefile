@@ -94,7 +94,7 @@ quick-map:
 	  --out results/quick/map.jsonl --picture results/quick/map.png
 
 quick-validation:
-	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json --queries 20000 \
+	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json --queries 3000 \
 	  --measured results/quick/latency.jsonl --out results/quick/validation.json
 
 quick-page:

@@ -18,6 +18,7 @@ from codedinvnet.simulation.figures import (
     percentile_of_runs,
     pooled,
     sections_for,
+    share_of,
     simulate,
     summarise,
 )
@@ -134,3 +135,15 @@ def test_ten_thousand_workers_cost_no_more_than_ten() -> None:
         for n in (20, 10_000)
     )
     assert many["cpu_seconds"] < 3 * few["cpu_seconds"] + 1
+
+
+def test_what_was_never_seen_may_still_be() -> None:
+    never = share_of(np.zeros(300), 30, 300)
+    assert never == (0, (0, 0.01))
+    always = share_of(np.ones(60), 30, 300)
+    assert always == (1, (0.99, 1))
+    rare = np.zeros(3000)
+    rare[7] = 1
+    found = share_of(rare, 30, 3000)
+    assert found.interval is not None
+    assert found.interval[0] == 0  # no share is below none

@@ -149,6 +149,17 @@ def test_a_worker_whose_tasks_are_late_more_often_has_a_straggler_of_its_own() -
     assert [(s.kind, s.worker) for s in alone.stragglers] == [("slow", 0)]
 
 
+def test_a_worker_that_is_late_most_of_the_time_is_not_a_slow_one() -> None:
+    generator = np.random.default_rng(0)
+    times = [40 + generator.normal(0, 1, 4000) for _ in range(4)]
+    times[2][generator.random(4000) < 0.6] += 100
+    found = fit([WorkerTasks(str(i), len(own), own) for i, own in enumerate(times)])
+    (late,) = found.stragglers
+    assert (late.kind, late.worker, late.factor) == ("slow", 0, None)
+    assert late.probability == pytest.approx(0.6, abs=0.02)
+    assert found.workers[0] == "2"
+
+
 def test_workers_that_differ_by_a_little_or_did_little_are_like_the_others() -> None:
     assert fit(workers(factor=1.2)).stragglers == ()
     few = [*workers(), WorkerTasks("new", 20, np.full(20, 70.0))]

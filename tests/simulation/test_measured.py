@@ -71,7 +71,7 @@ def test_rows_become_scenarios(tmp_path: Path) -> None:
     assert found.service.values_ms == (20, 22, 24)
     assert found.stragglers[0].probability == 0.01
     assert (found.trip.ms, found.front_end.ms) == (0.5, 2)  # the run does not say
-    assert scenario_of(run, base.updated(queries=100_000)).queries == 100_000
+    assert scenario_of(run, base.updated(queries=100_000)).queries == 1_000_000
 
 
 def simulated(given: Scenario) -> np.ndarray:

@@ -8,6 +8,7 @@ from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.plan import (
     Candidate,
     Planner,
+    Probe,
     Target,
     candidates,
     check_target,
@@ -44,19 +45,31 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
 
 
 def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
-    def late(workers: int, queries: int) -> float:
-        given = BASE.updated(workers=workers, queries=queries)
-        records = Simulation(given).run()
-        return 1000 * percentile(records.latency[int(0.05 * queries) :], 0.999)
+    """Those of a long run whose draws the search has not seen."""
 
-    target = Target(p999_ms=90, accuracy=0.9)
-    verdict = Planner(BASE, ACCURACY, target).judge(UNCODED)
-    assert verdict.workers is not None
-    assert late(verdict.workers, 6000) <= 90
-    fewer = next(n for n in range(4, 50) if late(n, 2000) <= 90 and late(n, 6000) <= 90)
-    assert verdict.workers == fewer
-    assert verdict.figures["p999_ms"] == pytest.approx(late(verdict.workers, 6000), abs=1e-3)
-    assert verdict.reason == "fewer miss the p99.9 target"
+    def late(workers: int, seed: int) -> float:
+        given = BASE.updated(workers=workers, queries=6000, seed=seed)
+        records = Simulation(given).run()
+        return 1000 * percentile(records.latency[int(0.05 * 6000) :], 0.999)
+
+    for seed in range(4):
+        planner = Planner(BASE.updated(seed=seed), ACCURACY, Target(p999_ms=90, accuracy=0.9))
+        verdict = planner.judge(UNCODED)
+        fewest = next(n for n in range(4, 50) if late(n, seed + 1) <= 90)
+        assert verdict.workers == fewest
+        assert verdict.figures["p999_ms"] == pytest.approx(late(fewest, seed + 1), abs=1e-3)
+        assert verdict.reason.split(",")[0] == "fewer miss the p99.9 target"
+
+
+def test_a_number_that_may_miss_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verdict(high: float) -> str:
+        figures = {"p999_ms": 50.0, "p999_ms_95": (40.0, high), "accuracy": 1.0}
+        planner = Planner(BASE, ACCURACY, Target(p999_ms=60, accuracy=0.9))
+        monkeypatch.setattr(planner, "_probe", lambda *_, **__: Probe("", figures))
+        return planner.judge(UNCODED).reason
+
+    assert verdict(60.0) == "the load and the stragglers allow no fewer"
+    assert verdict(60.5) == "the load and the stragglers allow no fewer, unsure"
 
 
 def test_what_no_number_of_workers_mends() -> None:
@@ -64,7 +77,7 @@ def test_what_no_number_of_workers_mends() -> None:
     planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9))
     verdict = planner.judge(UNCODED)
     assert verdict.workers is None
-    assert "p99.9 is 110 ms with 32 workers: more do not help" in verdict.reason
+    assert "p99.9 is 110 ms with 32 workers, the most tried" in verdict.reason
     assert planner.judge(Candidate("replicate", 10, 1)).workers is not None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import load_bundle, weights_digest
@@ -356,3 +357,75 @@ def test_plan_knows_its_bundles(file: Path, call: Command) -> None:
         outcome = call("plan", "nothing", "--qps", "10", "--p999-ms", "60", *more)
         assert (outcome.code, outcome.out) == (2, "")
         assert "no bundle 'nothing'" in outcome.err
+
+
+def test_what_is_read_is_not_written_over(file: Path, tmp_path: Path, call: Command) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    (tmp_path / "also").symlink_to(rows)
+    before = file.read_bytes(), rows.read_bytes()
+    for out in (rows, file, tmp_path / "also"):
+        outcome = call("simulate", file, "--measured", rows, "--out", out)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert outcome.err == f"error: --out: {out} would overwrite what is read\n"
+    assert (file.read_bytes(), rows.read_bytes()) == before
+
+
+def test_guesses_need_something_to_guess_from(file: Path, call: Command) -> None:
+    for bundle, code in (("cifar10", 2), ("mnist", 0)):
+        raw = {key: value for key, value in SCENARIO.items() if key != "accuracy"}
+        file.write_text(json.dumps({**raw, "bundle": bundle, "queries": 200}))
+        outcome = call("simulate", file, "--policy", "coded+guess")
+        assert outcome.code == code, outcome.err
+        assert ("policy coded+guess needs a code that can guess" in outcome.err) == (code == 2)
+
+
+@pytest.mark.parametrize("name", ["trip", "encode", "front_end", "decode"])
+def test_times_without_a_mean_are_refused(name: str, file: Path, call: Command) -> None:
+    endless = {"distribution": "pareto", "ms": 1, "shape": 1}
+    file.write_text(json.dumps({**SCENARIO, name: endless}))
+    outcome = call("simulate", file)
+    assert outcome.code == 2
+    assert f"{name} must take a finite time in the mean" in outcome.err
+
+
+def test_plan_says_what_it_takes_for_granted(file: Path, call: Command) -> None:
+    words = ["plan", "mnist", "--p999-ms", "200", "--policy", "uncoded", "--queries", "1000"]
+    times = ["--service-ms", "10", "--encode-ms", "1"]
+    outcome = call(*words, *times, "--qps", "100")
+    assert "trip 0.3 ms, front end 1.7 ms, p99.9 within 200 ms" in outcome.out
+    assert "One front end" not in outcome.out
+    outcome = call(*words, *times, "--qps", "1000")
+    assert "One front end would be 170% busy, and queues there are not in these" in outcome.out
+    assert "figures: take 3, each with" in outcome.out
+    file.write_text(json.dumps({**SCENARIO, "max_pending": 20}))
+    base = run._plan_base(run.PlanOptions("mnist", 50, 100, 0.9, scenario=file))
+    assert base.max_pending is None
+
+
+def test_plan_ranks_a_policy_once(file: Path, call: Command) -> None:
+    raw = {**SCENARIO, "accuracy": {"normal": 0.99, "missing": 0.1}}
+    file.write_text(json.dumps(raw))
+    words = ["plan", "mnist", "--qps", "10", "--p999-ms", "200", "--scenario", file]
+    words += ["--policy", "hedge", "--policy", "hedge", "--k", "10", "--queries", "1000"]
+    outcome = call(*words, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [row["policy"] for row in json.loads(outcome.out)["ranking"]] == ["hedge"]
+
+
+def test_the_network_is_timed_with_a_workers_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def report(*_: Any) -> dict[str, float]:
+        seen.append(torch.get_num_threads())
+        return {"embedding_ms": 2.0, "encoder_ms_k10": 5.0}
+
+    monkeypatch.setattr(run, "info_report", report)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run.measured_times("mnist") == (2.0, 0.5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]

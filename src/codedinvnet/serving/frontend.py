@@ -494,7 +494,8 @@ class FrontEnd:
             self.times.trip.add(occupied - result.seconds - result.blocked)
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
-                if self.scheduler.systematic:  # otherwise every task encodes, as `service` has it
+                # Otherwise every task encodes, as `service` has it, or none does.
+                if self.scheduler.systematic and result.encode_seconds > 0:
                     self.times.encode.add(result.encode_seconds / len(task.images))
             else:
                 self.times.service.add(result.seconds)

@@ -149,6 +149,22 @@ def percentile_of(latency: np.ndarray, share: float) -> Estimate:
     return estimate(latency, lambda part: percentile(part, share), sections)
 
 
+def share_of(values: np.ndarray, sections: int, count: int) -> Estimate:
+    """Return the mean of shares (n,) in 0..1, in order of time, of `count` things in all.
+
+    Where none or all of these have what is counted, the interval is by the rule of three (Hanley
+    and Lippman-Hand, JAMA 1983).
+    """
+    found = estimate(values, lambda part: float(part.mean()), sections)
+    if found.value in (0, 1):
+        least = min(1.0, 3 / count)
+        return Estimate(found.value, (0.0, least) if found.value == 0 else (1 - least, 1.0))
+    if found.interval is None:
+        return found
+    low, high = found.interval
+    return Estimate(found.value, (max(0.0, low), min(1.0, high)))
+
+
 def counted(records: Records, scenario: Scenario) -> np.ndarray:
     """Return the latencies (n,) in ms of the requests that count, those after the warm-up."""
     latency: np.ndarray = 1000 * records.latency[int(scenario.warmup * len(records.latency)) :]
@@ -182,7 +198,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     if scenario.backup and scenario.k not in scenario.backup_accuracy:
         del shares["accuracy"]
     for name, values in shares.items():
-        put(name, estimate(values[first:], lambda part: float(part.mean()), stretches), 6)
+        put(name, share_of(values[first:], stretches, len(latency) * records.batch), 6)
     queries = len(records.latency) * records.batch
     ideal = queries * scenario.service.mean_ms / 1000
     return {

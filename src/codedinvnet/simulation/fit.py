@@ -28,8 +28,10 @@ from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks
 
 ORDINARY = 2.0
 """A task that takes more medians than this is a straggler."""
+LOW = 0.2
+"""Share of a worker's tasks that are surely not late: by the longest of them it is compared."""
 UNLIKE = 1.25
-"""A worker whose median is so many times the others', or as many times less, has a factor."""
+"""A worker that takes so many times as long there, or as many times less, has a factor."""
 WORSE = 3.0
 """A worker that is late so many times as often as the others is so on its own account."""
 FEWEST_DELAYS = 20
@@ -166,11 +168,15 @@ def _delayed(
 
 def _told_apart(workers: Sequence[WorkerTasks]) -> list[_Worker]:
     """Find every worker's factor and which of its tasks are late."""
-    medians = [float(np.median(w.times)) for w in workers if len(w.times) >= FEWEST_TASKS]
-    usual = statistics.median_low(medians) if medians else 0.0
+
+    def own(worker: WorkerTasks) -> float:  # of an ordinary task, even if the most are late
+        return float(np.quantile(worker.times, LOW))
+
+    known = [own(worker) for worker in workers if len(worker.times) >= FEWEST_TASKS]
+    usual = statistics.median_low(known) if known else 0.0
     factors = []
     for worker in workers:
-        ratio = float(np.median(worker.times)) / usual if usual else 1.0
+        ratio = own(worker) / usual if usual else 1.0
         unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
         factors.append(ratio if unlike and len(worker.times) >= FEWEST_TASKS else 1.0)
     alike = [worker.times / factor for worker, factor in zip(workers, factors, strict=True)]

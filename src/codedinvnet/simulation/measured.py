@@ -240,8 +240,8 @@ def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[Scenario]:
 def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     """Return the scenario that repeats a run; what the run does not say is the base's.
 
-    More requests are simulated than were measured if the base says so, since the simulation has no
-    reason to be as uncertain.
+    As many requests are simulated as the base has queries, or as many as were measured: more have
+    no reason to be as uncertain.
 
     Raises:
         UserError: if the run's settings do not fit together.
@@ -249,7 +249,7 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     raw = run.model_dump()
     changes = {key: raw[key] for key in (*SETTINGS, *RULES)}
     changes |= {key: raw[key] for key in TIMES if raw[key] is not None}
-    queries = max(base.queries, run.requests * run.batch)
+    queries = run.batch * max(base.queries, run.requests)
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 

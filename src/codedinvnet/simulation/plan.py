@@ -17,7 +17,7 @@ from codedinvnet.simulation.served import SERVED
 GROWTH = 1.5
 """By so much the number of workers grows while it is too small."""
 MOST = 16
-"""Times the fewest workers that the load can need: more will not help."""
+"""Times the fewest workers that the load can need: no more are tried."""
 FINE = 0.02
 """The search ends when the number is known to this share of it, or to one worker."""
 SEARCH_SHARE = 1 / 3
@@ -64,7 +64,8 @@ class Verdict:
         candidate: the way to serve.
         workers: the fewest that meet the target; None if no number does.
         figures: of the run with that many workers, or with the most that were tried.
-        reason: why that many, or what is missed.
+        reason: why that many, or what is missed; unsure, if the 95 % interval of its p99.9 reaches
+            beyond the target.
     """
 
     candidate: Candidate
@@ -111,7 +112,8 @@ class Probe(NamedTuple):
 class Planner:
     """Searches the number of workers by simulation.
 
-    All numbers of workers and all candidates meet the same arrivals (the scenario's seed), so that
+    All numbers of workers and all candidates meet the same arrivals (the scenario's seed in the
+    search, the next one in the runs that confirm its number or one that is a step lower), so that
     they differ by what they are, not by luck. A run is stopped as soon as too many requests were
     late, so what is hopeless costs little.
 
@@ -160,17 +162,30 @@ class Planner:
                 bad, lack = middle, probe.lack
             else:
                 good = middle
-        while (probe := self._probe(candidate, good, self.base.queries)).lack:
-            if good >= most:  # the short runs were lucky
+        # The search may owe its number to luck: the last, longer runs have draws of their own.
+        step, lucky = max(1, round(FINE * good)), False
+        while (probe := self._confirm(candidate, good)).lack:
+            if good >= most:
                 return self._missed(candidate, most, self.base.queries)
-            lack = probe.lack
-            good = min(most, good + max(1, round(FINE * good)))
+            lack, lucky = probe.lack, True
+            good = min(most, good + step)
+        while not lucky and good - step >= low:
+            fewer = self._confirm(candidate, good - step)
+            if fewer.lack:
+                lack = fewer.lack
+                break
+            good, probe = good - step, fewer
+        else:
+            lack = lack if lucky else ""
         if lack:
             why = f"fewer miss the {lack} target"
         elif good == candidate.fewest:
             why = "its tasks need no fewer"
         else:
             why = "the load and the stragglers allow no fewer"
+        interval = probe.figures["p999_ms_95"]
+        if interval is not None and interval[1] > target.p999_ms:
+            why += ", unsure"
         return Verdict(candidate, good, probe.figures, why)
 
     def rank(self, wanted: Iterable[Candidate]) -> list[Verdict]:
@@ -194,12 +209,24 @@ class Planner:
             found += self.accuracy.recovered.get(r, {}).values()
         return max(found)
 
+    def _confirm(self, candidate: Candidate, workers: int) -> Probe:
+        """Simulate a long run with other draws than those of the search."""
+        return self._probe(candidate, workers, self.base.queries, seed=self.base.seed + 1)
+
     def _probe(
-        self, candidate: Candidate, workers: int, queries: int, to_the_end: bool = False
+        self,
+        candidate: Candidate,
+        workers: int,
+        queries: int,
+        *,
+        seed: int | None = None,
+        to_the_end: bool = False,
     ) -> Probe:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
         changes = {"k": k, "r": r, "workers": workers, "queries": queries}
+        if seed is not None:
+            changes["seed"] = seed
         scenario = self.base.updated(**SERVED[policy].scenario, **changes)
         requests = math.ceil(scenario.queries / scenario.arrivals.batch)
         counted = requests - int(scenario.warmup * requests)
@@ -225,12 +252,12 @@ class Planner:
             what = "one answer in a thousand never comes"
         else:
             what = f"p99.9 is {late:.0f} ms"
-        return Verdict(candidate, None, figures, f"{what} with {workers} workers: more do not help")
+        return Verdict(candidate, None, figures, f"{what} with {workers} workers, the most tried")
 
 
 def runs_expected(count: int) -> int:
     """Return about how many runs the ranking of so many candidates takes, for a progress bar."""
-    return 9 * count
+    return 10 * count
 
 
 def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from codedinvnet.bench.rows import read_rows
@@ -99,8 +101,11 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"--{useless[0]}: {options.measured} says itself what its runs were")
     if options.out is not None:
         check_writable(options.out)
-    scenario = completed(load_scenario(options.scenario))
-    scenario = scenario.updated(**_changes(options, asked, scenario))
+        for read in (options.scenario, options.measured):
+            if read is not None and read.resolve() == options.out.resolve():
+                raise UserError(f"--out: {options.out} would overwrite what is read")
+    scenario = load_scenario(options.scenario)
+    scenario = completed(scenario.updated(**_changes(options, asked, scenario)))
     if options.measured is not None:
         report, lines = _validate(scenario, options.measured, provenance)
         if options.out is not None:
@@ -212,6 +217,10 @@ class PlanOptions:
 DEFAULT_REQUESTS = 53_000
 """Of the longest run: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
+BESIDES = {"trip": 0.3, "front_end": 1.7, "decode": 0.6}
+"""Milliseconds, as in the shipped scenarios, of the service on the machine that made them."""
+BUSY = 0.7
+"""Share of its time from which a front end, one process, has queues of its own."""
 BACKUP_LINE = (SmallBackup.name, "invertible", 1, 0)
 """Method, base model, missing and corrupt workers of the rows that tell a backup's accuracy."""
 
@@ -258,12 +267,25 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     lines = [
         f"{base.arrivals.qps:g} images a second, service {base.service.mean_ms:.2f} ms "
         f"(encoding + {base.encode.mean_ms:.2f} ms for each of a group), "
+        f"trip {base.trip.mean_ms:g} ms, front end {base.front_end.mean_ms:g} ms, "
         f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
+        *_front_ends(base),
         "",
         *plan.table(found),
         *(["", why] if left else []),
     ]
     return found, lines
+
+
+def _front_ends(base: Scenario) -> list[str]:
+    """Return a line on how busy the front end is, if it is too much so: that is not simulated."""
+    busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
+    if busy <= BUSY:
+        return []
+    return [
+        f"One front end would be {busy:.0%} busy, and queues there are not in these figures: take "
+        f"{math.ceil(busy / BUSY)}, each with workers of its own, and plan for the load of one."
+    ]
 
 
 def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> list[plan.Candidate]:
@@ -272,10 +294,12 @@ def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> lis
     Raises:
         UserError: if it is not known of a k that was asked for.
     """
-    found = plan.candidates(accuracy, base.backup_accuracy, options.policy or SERVED)
+    policies = dict.fromkeys(options.policy or SERVED)
+    found = plan.candidates(accuracy, base.backup_accuracy, policies)
     if not options.k:
         return found
-    known = {k for sizes in accuracy.recovered.values() for k in sizes} | set(base.backup_accuracy)
+    known = {k for sizes in accuracy.recovered.values() for k in sizes}
+    known |= {*base.backup_accuracy, *(candidate.k for candidate in found)}
     unknown = set(options.k) - known
     if unknown:
         told = f"no accuracy is known of k = {min(unknown)}; known: {sorted(known)}"
@@ -306,12 +330,14 @@ def _plan_base(options: PlanOptions) -> Scenario:
             "arrivals": {"qps": options.qps},
             "service": service,
             "encode": encode,
+            **BESIDES,
             "workers": 1,
             "policy": "uncoded",
         }
         base = parse_scenario(raw, "plan")
     changes: dict[str, Any] = {"qps": options.qps, "workers": 10_000, "policy": "uncoded"}
-    changes |= {"backup": False, "apart": apart, **long_enough}
+    # How many may wait grows with the workers.
+    changes |= {"backup": False, "apart": apart, "max_pending": None, **long_enough}
     changes |= {
         key: value
         for key in ("batch", "queries", "seed")
@@ -358,5 +384,10 @@ def measured_times(name: str) -> tuple[float, float]:
     """Return what it takes here to embed an image, and to encode each of a group, in ms."""
     bundle = load_bundle(name)
     largest = max(bundle.info.group_sizes)
-    report = info_report(bundle, (largest,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has
+    try:
+        report = info_report(bundle, (largest,))
+    finally:
+        torch.set_num_threads(threads)
     return report["embedding_ms"], report[f"encoder_ms_k{largest}"] / largest

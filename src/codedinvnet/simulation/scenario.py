@@ -225,6 +225,9 @@ class Scenario(Section):
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
+        for name in ("trip", "encode", "front_end", "decode"):
+            if not math.isfinite(getattr(self, name).mean_ms):
+                raise ValueError(f"{name} must take a finite time in the mean")
         return self
 
     @property
@@ -312,11 +315,17 @@ def completed(scenario: Scenario) -> Scenario:
     """Return a scenario with what its bundle says of the code.
 
     Raises:
-        UserError: if there is no such bundle.
+        UserError: if there is no such bundle, or it has nothing to guess from and shall guess.
     """
     if scenario.bundle is None:
         return scenario
-    return scenario.updated(apart=keeps_apart(scenario.bundle))
+    bundle = load_bundle(scenario.bundle)
+    if scenario.coding.guessing and not bundle.method(min(bundle.info.group_sizes)).guesses:
+        raise UserError(
+            f"policy {scenario.policy} needs a code that can guess, by side features; that of "
+            f"{scenario.bundle} has none, or does so under coded, too"
+        )
+    return scenario.updated(apart=bundle.model.encoder.keeps_apart)
 
 
 def bundle_accuracy(name: str) -> Accuracy:

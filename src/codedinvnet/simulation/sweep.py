@@ -44,11 +44,11 @@ class Sweep(Section):
     base: Scenario
     loads: Annotated[tuple[float, ...], Field(min_length=1)]
     """Shares of the capacity of the base's workers."""
-    policies: tuple[str, ...] = tuple(SERVED)
+    policies: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(SERVED)
     """Names of SERVED: the policies, and the small backup."""
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
-    batches: tuple[Positive, ...] = (1,)
+    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
     requests: Positive = 1
     """The fewest of a cell: the base's queries are raised where `batch` makes fewer of them."""
 
