@@ -23,7 +23,7 @@ from codedinvnet.quantiles import percentile
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import Death, Result, Task, WorkerPool
-from codedinvnet.simulation.codes import ErasureCode
+from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import scenario
@@ -75,23 +75,41 @@ class Rules(ErasureCode):
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         answered = self.recoverable(frozenset(outputs), size)
+        if self.guesses and max(outputs) >= self.k:
+            answered = frozenset(range(size))
         return {member: torch.zeros(len(next(iter(outputs.values()))), 2) for member in answered}
 
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
         return None
 
 
-class SleepingPool:
-    """Workers that sleep for a drawn time and answer nothing."""
+class BackupRules(Backup, Rules):
+    """Likewise, of a small backup or a parity that keeps its members apart."""
 
-    def __init__(self, service: Iterator[float]) -> None:
+
+class SleepingPool:
+    """Workers that sleep for a drawn time, at a parity as long as costs, and answer nothing.
+
+    Args:
+        service: the drawn times.
+        given: of what else a task takes, the constants.
+    """
+
+    def __init__(self, service: Iterator[float], given: Scenario) -> None:
         self.on_death: Death | None = None
-        self.service = service
+        self.service, self.given = service, given
 
     async def start(self, size: int) -> None: ...
 
     async def call(self, worker: int, task: Task) -> Result:
-        seconds = next(self.service)
+        seconds, given = next(self.service), self.given
+        if task.number >= given.k and given.coding.coded:
+            images = len(task.images)
+            if given.backup:
+                seconds *= images / given.k
+            else:
+                seconds += images * given.encode.ms / 1000
+        seconds += given.trip.ms / 1000
         await asyncio.sleep(seconds)
         return Result(np.zeros(1, np.float32), seconds)
 
@@ -108,7 +126,7 @@ def serve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Serve a scenario's requests with the real front end: latencies, and decoded answers."""
     simulation = Simulation(given)  # for its draws alone
-    pool: WorkerPool = SleepingPool(simulation._service)
+    pool: WorkerPool = SleepingPool(simulation._service, given)
     if faults is not None:
         pool = FaultyPool(pool, faults)
     batch = given.arrivals.batch
@@ -128,7 +146,12 @@ def serve(
             decoded[number] += answer.outcome != "direct"
 
     async def run() -> None:
-        method = cast(CodedMethod, Rules(given.k, given.r))
+        code = given.code
+        if isinstance(code, Backup):
+            method = cast(CodedMethod, BackupRules(given.k))
+        else:
+            guesses = code is not None and code.guesses
+            method = cast(CodedMethod, Rules(given.k, given.r, guesses=guesses))
         deadline = given.deadline_ms / 1000
         front = FrontEnd(method, pool, given.rules, (1, 1, 1), deadline=deadline)
         await front.start()
@@ -148,21 +171,29 @@ def serve(
 
 
 @pytest.mark.parametrize(
-    ("policy", "batch"),
+    ("policy", "batch", "more"),
     [
-        ("uncoded", 1),
-        ("replicate", 1),
-        ("hedge", 1),
-        ("coded", 1),
-        ("coded", 7),
-        ("coded+hedge", 1),
+        ("uncoded", 1, {}),
+        ("replicate", 1, {}),
+        ("hedge", 1, {}),
+        ("coded", 1, {}),
+        ("coded", 7, {}),
+        ("coded", 3, {"r": 2}),
+        ("coded", 3, {"apart": True}),
+        ("coded", 3, {"backup": True}),
+        ("coded+hedge", 1, {}),
+        ("coded+guess", 1, {}),
+        ("coded+guess", 7, {}),
     ],
 )
 def test_every_latency_is_the_front_ends(
-    policy: str, batch: int, monkeypatch: pytest.MonkeyPatch
+    policy: str, batch: int, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = scenario(
         policy=policy,
+        encode=2,
+        trip=3,
+        **more,
         workers=6,
         k=4,
         qps=60,
