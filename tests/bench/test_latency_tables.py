@@ -119,6 +119,23 @@ def test_percentiles_of_different_ranks_are_not_compared() -> None:
     assert [label for _, label in latency_tables.farthest(lines)] == ["coded"]
 
 
+def test_methods_that_were_not_measured_side_by_side_are_named() -> None:
+    rows = [
+        latency_row(label, sample(run), run=run)
+        for run in (1, 2)
+        for label in ("uncoded", "hedge", "coded")
+    ]
+    assert "side by side" not in latency_tables.overview(rows)
+    for row in rows:
+        if row["label"] == "coded":
+            row |= {"commit": "another", "processors_busy": 0.2}
+    text = latency_tables.overview(rows)
+    assert (
+        "Not measured side by side, but at other commits: uncoded, hedge (the processors 40% busy "
+        "in the mean); coded (the processors 20% busy in the mean)." in text
+    )
+
+
 def test_medians_of_few_requests_are_no_tails() -> None:
     few = [latency_row(label, sample(1, count=300)) for label in ("coded", "hedge")]
     assert latency_tables.overview(few) == ""

@@ -359,8 +359,29 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
         f"run, which met the same arrivals, and beside {CODED}'s, from {SAME:.0%} on. Never: more "
         "queries were lost than the percentile allows."
         + (f" Left out, of too few runs: {'; '.join(fewer)}." if fewer else "")
+        + apart(current(rows))
         + "\n"
     )
+
+
+def apart(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a space and a sentence on methods that were not measured side by side, or ""."""
+    own: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["error"] is None:
+            own.setdefault(row["label"], []).append(row)
+    groups: dict[frozenset[str], list[str]] = {}
+    for label in sorted(own, key=list(SERVED).index):
+        groups.setdefault(frozenset(row["commit"] for row in own[label]), []).append(label)
+    if len(groups) < 2:
+        return ""
+    told = []
+    for labels in groups.values():
+        known = [r["processors_busy"] for label in labels for r in own[label]]
+        busy = [value for value in known if value is not None]
+        words = f" (the processors {statistics.fmean(busy):.0%} busy in the mean)" if busy else ""
+        told.append(f"{', '.join(labels)}{words}")
+    return f" Not measured side by side, but at other commits: {'; '.join(told)}."
 
 
 def compare_tails(tails: Sequence[Mapping[str, float]], labels: Sequence[str]) -> str:
