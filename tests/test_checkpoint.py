@@ -309,7 +309,8 @@ def test_optimizer_round_trip_continues_bit_for_bit(make: Make, tmp_path: Path) 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "a[1].json"
-    old, new, other = (tmp_path / name for name in (".a[1].json-1", ".a[1].json-2", ".b.json-1"))
+    names = (".a[1].json-00000001", ".a[1].json-00000002", ".a[1].json-mine")
+    old, new, other = (tmp_path / name for name in names)
     for part in (old, new, other):
         part.write_text("a part")
     for part in (old, other):

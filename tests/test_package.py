@@ -15,4 +15,4 @@ def test_public_names_are_listed_and_load() -> None:
 
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match=r"'codedinvnet' has no attribute 'load_bundel'"):
-        codedinvnet.load_bundel  # noqa: B018
+        codedinvnet.load_bundel  # type: ignore[attr-defined]  # noqa: B018

@@ -30,8 +30,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
-    for part in path.parent.glob(f"{glob.escape(prefix)}*"):  # of a writer that was killed
-        with suppress(FileNotFoundError):
+    for part in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
+        with suppress(OSError):
             if time.time() - part.stat().st_mtime > ABANDONED:
                 part.unlink()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)

@@ -90,7 +90,8 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
         assert row["apart"] is False
         if sys.platform == "linux":
-            assert 0 < row["processors_own"] <= row["processors_busy"] + 0.05
+            assert 0 < row["processors_own"] < 1
+            assert 0 < row["processors_busy"] <= 1
     assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
     assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0
     assert rows["small-backup"]["extra_tasks_per_query"] == pytest.approx(0.25, abs=0.02)

@@ -88,12 +88,12 @@ class TestTriton:
         return [http.InferRequestedOutput(name, binary_data=binary) for name in names]
 
     def check(self, result: Any, mnist: Bundle, images: np.ndarray) -> None:
-        """Check that direct answers, the most of them, are the bundle's."""
+        """Check that direct answers are the bundle's, and of many the most are direct."""
         expected = mnist.classify(mnist.embed(torch.from_numpy(images))).numpy()
         outcomes = [as_text(outcome) for outcome in result.as_numpy("outcome")]
         direct = [i for i, outcome in enumerate(outcomes) if outcome == "direct"]
         assert set(outcomes) <= {"direct", "decoded", "guessed"}
-        assert len(direct) >= len(images) / 2
+        assert len(direct) >= len(images) / 2 or len(images) < 5
         probabilities, found = result.as_numpy("probabilities"), result.as_numpy("label")
         assert probabilities.shape == expected.shape
         np.testing.assert_allclose(probabilities[direct], expected[direct], atol=1e-5)

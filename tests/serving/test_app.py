@@ -636,10 +636,10 @@ class TestFailures:
             assert "deadline passed" in told
             assert all(words.endswith("deadline passed") for words in told)
             assert set(statuses) == {200, 503, 504}
-            assert max(parsed) <= 0.9
+            assert max(parsed) <= 1.2  # all ten would take two seconds
             assert service.front.metrics.queries.labels("deadline")._value.get() >= len(late)
 
-        using(mnist, body, deadline=0.9)
+        using(mnist, body, deadline=0.9, max_pending=1000)
 
     def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
         class Silent(Leaving):
@@ -664,7 +664,7 @@ class TestFailures:
     @pytest.mark.parametrize("depth", [32, 33, 900, 970, 1000, 5000])
     def test_deep_parameters(self, depth: int, mnist: Bundle, images: np.ndarray) -> None:
         async def body(service: Service) -> None:
-            deep = "[" * (depth - 1) + "]" * (depth - 1)
+            deep = "[" * (depth - 1) + "7" + "]" * (depth - 1)
             inputs = json.dumps([tensor(images[:1])])
             given = f'{{"inputs": {inputs}, "parameters": {{"x": {deep}}}}}'
             content, headers = gzip.compress(given.encode()), {"Content-Encoding": "gzip"}

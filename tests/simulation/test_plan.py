@@ -72,6 +72,46 @@ def test_a_number_that_may_miss_is_unsure(monkeypatch: pytest.MonkeyPatch) -> No
     assert verdict(60.5) == "the load and the stragglers allow no fewer, unsure"
 
 
+@pytest.mark.parametrize("enough", [76, 77, 91, 100, 101, 103, 250])
+def test_steps_of_several_workers_end_with_the_right_reason(
+    enough: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BASE.updated(qps=7550, workers=10_000)  # 76 workers do the work
+    figures = {"p999_ms": 50.0, "p999_ms_95": None, "accuracy": 1.0}
+    asked: list[int] = []
+
+    def probe(_: Candidate, workers: int, *__: int, **___: int) -> Probe:
+        asked.append(workers)
+        return Probe("" if workers >= enough else "p99.9", figures)
+
+    planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9))
+    monkeypatch.setattr(planner, "_probe", probe)
+    verdict = planner.judge(UNCODED)
+    assert verdict.workers is not None
+    assert enough <= verdict.workers <= 1.02 * enough + 1
+    missed = verdict.reason == "fewer miss the p99.9 target"
+    assert missed == (min(asked) < enough)
+    assert missed or verdict.reason == "the load and the stragglers allow no fewer"
+
+
+def test_what_misses_after_all_is_told_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search was lucky with its draws, the confirming runs are not, whatever the workers."""
+    planner = Planner(BASE, ACCURACY, Target(p999_ms=60, accuracy=0.9))
+    asked: list[int] = []
+
+    def probe(_: Candidate, workers: int, *__: int, **more: int) -> Probe:
+        asked.append(workers)
+        late = 70.0 if more.get("seed") == BASE.seed + 1 else 50.0
+        figures = {"p999_ms": late, "p999_ms_95": None, "accuracy": 1.0}
+        return Probe("p99.9" if late > 60 else "", figures)
+
+    monkeypatch.setattr(planner, "_probe", probe)
+    verdict = planner.judge(UNCODED)
+    assert verdict.workers is None
+    assert verdict.reason.startswith("p99.9 is 70 ms with")
+    assert len(asked) < 12
+
+
 def test_what_no_number_of_workers_mends() -> None:
     base = scenario(workers=100, qps=200, queries=6000, stragglers=HELD)
     planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9))

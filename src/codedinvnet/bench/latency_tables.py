@@ -366,18 +366,25 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def apart(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return a space and a sentence on methods that were not measured side by side, or ""."""
-    own: dict[str, list[Mapping[str, Any]]] = {}
+    own: dict[str, dict[Any, Mapping[str, Any]]] = {}
     for row in rows:
         if row["error"] is None:
-            own.setdefault(row["label"], []).append(row)
-    groups: dict[frozenset[str], list[str]] = {}
+            own.setdefault(row["label"], {})[_place(row)[:-1], row["seed"]] = row
+    groups: list[list[str]] = []
     for label in sorted(own, key=list(SERVED).index):
-        groups.setdefault(frozenset(row["commit"] for row in own[label]), []).append(label)
+        for group in groups:
+            first = own[group[0]]
+            both = first.keys() & own[label].keys()
+            if all(first[place]["commit"] == own[label][place]["commit"] for place in both):
+                group.append(label)
+                break
+        else:
+            groups.append([label])
     if len(groups) < 2:
         return ""
     told = []
-    for labels in groups.values():
-        known = [r["processors_busy"] for label in labels for r in own[label]]
+    for labels in groups:
+        known = [row["processors_busy"] for label in labels for row in own[label].values()]
         busy = [value for value in known if value is not None]
         words = f" (the processors {statistics.fmean(busy):.0%} busy in the mean)" if busy else ""
         told.append(f"{', '.join(labels)}{words}")

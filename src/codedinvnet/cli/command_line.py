@@ -35,7 +35,7 @@ def _kept(arguments: argparse.Namespace) -> str:
         return "finished epochs and shards are kept: --resume goes on"
     if getattr(arguments, "fresh", False):
         return "finished epochs are kept: the same command without --fresh goes on"
-    if hasattr(arguments, "picture") and getattr(arguments, "out", None):
+    if hasattr(arguments, "measured") and arguments.out and not arguments.measured:  # a sweep
         return "finished rows are kept: the same command goes on"
     if hasattr(arguments, "save_dir"):
         return "finished epochs and rows are kept: the same command goes on"

@@ -37,7 +37,11 @@ def _add_simulate(commands: Commands) -> None:
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")
     add("--qps", type=float, help="images a second (the scenario's)")
     add("--batch", type=int, help="images of a request (the scenario's)")
-    add("--queries", type=int, help="images in all (the scenario's)")
+    add(
+        "--queries",
+        type=int,
+        help="images in all; of --measured, requests of each run (the scenario's)",
+    )
     add("--seed", type=int, help="of all draws (the scenario's)")
     add(
         "--stragglers",

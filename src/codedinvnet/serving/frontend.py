@@ -43,9 +43,9 @@ from codedinvnet.serving.scheduler import Scheduler
 from codedinvnet.serving.times import Times
 
 CHECKED_SHARE = 0.5
-"""Share of the complete groups that live agreement and residuals are measured on."""
+"""Share of the complete groups that live agreement and residuals are measured on, at most."""
 WAITING_CHECKS = 4
-"""Of these, as many wait until no answer does; then the oldest is left out."""
+"""The newest of these that wait until no answer does; older ones are left out."""
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""
 STALLED = 0.5
@@ -653,7 +653,7 @@ class FrontEnd:
     # Free checks
 
     def _check(self, action: Complete) -> None:
-        """Have one member of a complete group decoded as if it were missing, or of a sample."""
+        """Have one member of some complete groups decoded as if it were missing."""
         if self._random.random() >= CHECKED_SHARE:
             return
         outputs = {task: self._output(a) for task, a in action.outputs.items()}

@@ -24,9 +24,9 @@ OUTPUTS = {"probabilities": "FP32", "label": "INT64", "outcome": "BYTES"}
 DTYPES: dict[str, Any] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 MICROSECONDS = 1e-6
 LONGEST_SHOWN = 100
+"""Characters of a client's value in a message."""
 DEEPEST = 32
 """Levels of lists and objects in what an answer repeats."""
-"""Characters of a client's value in a message."""
 LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
 
@@ -177,7 +177,7 @@ def check_depth(parameters: Mapping[str, Any]) -> None:
     for _ in range(DEEPEST):
         nested = [value for value in level if isinstance(value, dict | list)]
         level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
-    if level:
+    if any(isinstance(value, dict | list) for value in level):
         raise BadRequest(f"parameters: nested more than {DEEPEST} deep")
 
 

@@ -166,17 +166,15 @@ class Planner:
         step, lucky = max(1, round(FINE * good)), False
         while (probe := self._confirm(candidate, good)).lack:
             if good >= most:
-                return self._missed(candidate, most, self.base.queries)
+                return self._missed(candidate, most, self.base.queries, self.base.seed + 1)
             lack, lucky = probe.lack, True
-            good = min(most, good + step)
-        while not lucky and good - step >= low:
-            fewer = self._confirm(candidate, good - step)
+            good, step = min(most, good + step), 2 * step
+        while not lucky and good > low:
+            fewer = self._confirm(candidate, max(low, good - step))
             if fewer.lack:
                 lack = fewer.lack
                 break
-            good, probe = good - step, fewer
-        else:
-            lack = lack if lucky else ""
+            good, probe, lack = max(low, good - step), fewer, ""
         if lack:
             why = f"fewer miss the {lack} target"
         elif good == candidate.fewest:
@@ -242,9 +240,11 @@ class Planner:
             return Probe("p99.9", figures)
         return Probe("accuracy" if figures["accuracy"] < self.target.accuracy else "", figures)
 
-    def _missed(self, candidate: Candidate, workers: int, queries: int) -> Verdict:
+    def _missed(
+        self, candidate: Candidate, workers: int, queries: int, seed: int | None = None
+    ) -> Verdict:
         """Say what a candidate misses with as many workers as were tried."""
-        lack, figures = self._probe(candidate, workers, queries, to_the_end=True)
+        lack, figures = self._probe(candidate, workers, queries, seed=seed, to_the_end=True)
         late = figures["p999_ms"]
         if lack == "accuracy":
             what = f"accuracy is {figures['accuracy']:.4f}"

@@ -256,8 +256,10 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
 
         verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
         bar.total = bar.n
+    told = _front_ends(base)
     found = {
         **plan.report(verdicts, base, target),
+        "front_ends": told or None,
         "not_ranked": left,
         "bundle": options.bundle,
         "cpu_seconds": round(time.process_time() - began, 1),
@@ -269,7 +271,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         f"(encoding + {base.encode.mean_ms:.2f} ms for each of a group), "
         f"trip {base.trip.mean_ms:g} ms, front end {base.front_end.mean_ms:g} ms, "
         f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
-        *_front_ends(base),
+        *([told] if told else []),
         "",
         *plan.table(found),
         *(["", why] if left else []),
@@ -277,15 +279,15 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
-def _front_ends(base: Scenario) -> list[str]:
-    """Return a line on how busy the front end is, if it is too much so: that is not simulated."""
+def _front_ends(base: Scenario) -> str:
+    """Return how busy the front end is, if it is too much so: that is not simulated."""
     busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
     if busy <= BUSY:
-        return []
-    return [
+        return ""
+    return (
         f"One front end would be {busy:.0%} busy, and queues there are not in these figures: take "
         f"{math.ceil(busy / BUSY)}, each with workers of its own, and plan for the load of one."
-    ]
+    )
 
 
 def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> list[plan.Candidate]:
@@ -299,7 +301,8 @@ def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> lis
     if not options.k:
         return found
     known = {k for sizes in accuracy.recovered.values() for k in sizes}
-    known |= {*base.backup_accuracy, *(candidate.k for candidate in found)}
+    known |= set(base.backup_accuracy)
+    known |= {c.k for c in found if c.policy not in ("uncoded", "replicate")}
     unknown = set(options.k) - known
     if unknown:
         told = f"no accuracy is known of k = {min(unknown)}; known: {sorted(known)}"

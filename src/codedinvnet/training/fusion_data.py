@@ -198,7 +198,7 @@ def load_fusion_data(
     """
     fusion = pixel_settings(settings)
     stamp = _stamp(settings, members, weights)
-    paths = sorted((folder / "data").glob("*.safetensors"))
+    paths = sorted((folder / "data").glob("train-*.safetensors"))
     if not paths:
         raise UserError(
             f"no fusion data set in {folder / 'data'}: generate it first "
