@@ -263,6 +263,11 @@ def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
         load_bundle(bundle_folder, "meta")
 
 
+def test_what_is_no_device_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'abacus': "):
+        load_bundle(bundle_folder, "abacus")
+
+
 def test_limits_of_the_range_are_taken(bundle: Bundle) -> None:
     assert bundle.embed(torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])).shape[0] == 2
 

@@ -362,6 +362,8 @@ def test_an_interrupted_rendering_leaves_what_was_there(
         (["--costs", "nosuch"], "error: no bundle nosuch ships; these do: "),
         (["nosuch", "mnist"], "error: no bundle nosuch ships; these do: "),
         (["--page", "nosuch"], "error: there is no folder nosuch"),
+        (["--page", ".", "--costs"], "error: --page renders what is there"),
+        (["--page", ".", "mnist"], "error: --page renders what is there"),
         (["--costs", "--device", "abacus"], "error: cannot use the device 'abacus': "),
     ],
 )
@@ -379,6 +381,14 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     assert told.startswith(said)
     assert told.count("\n") == 1
     assert {path: path.read_bytes() for path in repository.iterdir()} == before
+
+
+def test_a_service_that_decoded_nothing_has_no_share_of_right_ones(folder: Path) -> None:
+    path = folder / "serve.json"
+    figures_of = json.loads(path.read_text())
+    nothing = {"decoded": 0, "decoded_accuracy": None, "decoded_accuracy_95": None}
+    path.write_text(json.dumps({**figures_of, **nothing}))
+    assert "0 decoded with none to score, " in sections(folder)["serve"]
 
 
 def test_a_bundles_file_is_written_when_all_of_it_is_measured(

@@ -785,7 +785,8 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: before anything is measured, if a bundle does not ship or a folder is not there.
     """
     if arguments.page is not None:
-        if arguments.bundle != shipped_bundles() or arguments.measure or arguments.data_dir:
+        measures = arguments.measure or arguments.data_dir or arguments.costs
+        if measures or arguments.bundle != shipped_bundles():
             raise UserError("--page renders what is there: no bundle, nothing to measure with it")
         write_page(arguments.page, arguments.page / "results.md")
         return

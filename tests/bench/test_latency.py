@@ -234,6 +234,16 @@ def test_a_run_that_was_measured_with_other_faults_is_measured_again(
     assert run(grid, tmp_path, data_dir)["kept"] == 2
 
 
+def test_a_log_that_cannot_be_written_is_told_before_any_run(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, ["uncoded"])
+    (tmp_path / "log").mkdir()
+    with pytest.raises(UserError, match=r"cannot write to .*log: it is a folder"):
+        run(grid, tmp_path, data_dir)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_every_setting_and_run_meets_arrivals_of_its_own(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,10 @@ def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
     (folder / "validation.json").write_text(json.dumps(good))
     found = section(page(folder, "."), title)
     assert "3 are judged and 3 agree" in found
+    (folder / "validation.json").write_text("{}")
+    with pytest.raises(UserError, match="is no comparison of `simulate --measured`"):
+        page(folder, ".")
+    (folder / "validation.json").write_text(json.dumps(good))
     assert "None is left out." in found
     assert not any(words in found for words in ("never", "not judged", "Those that do not"))
 

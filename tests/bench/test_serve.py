@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 
 from codedinvnet.bench import load, reports, serve
 from codedinvnet.bench.load import Reply, descendants
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bundle import bundle_folder, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from tests.bench.replies import canned
@@ -53,6 +54,29 @@ def reply(row: int, label: int, outcome: str, probabilities: np.ndarray) -> Repl
         (outcome,),
         probabilities[None],
     )
+
+
+def test_a_folder_is_served_under_its_bundles_name(tmp_path: Path) -> None:
+    """Asked for by another name, a service answers 404."""
+    folder = tmp_path / "mine"
+    shutil.copytree(bundle_folder("mnist"), folder)
+    own = load_bundle(folder)
+    found = serve.ServeBench(str(folder), own, sample_images("mnist"), TINY, 0, tmp_path / "log")
+    assert (found.name, found.model) == (str(folder), "mnist")
+    assert asyncio.run(found.overhead())["http_p50_ms"] > 0
+
+
+def test_a_log_that_cannot_be_written_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*log: .*file is no folder"):
+        serve.run(
+            "mnist", quick=True, data_dir=None, seed=0, log=tmp_path / "file" / "log", parts=()
+        )
+
+
+def test_help_names_all_parts(call: Command) -> None:
+    told = " ".join(call("bench", "serve", "--help").out.split())
+    assert all(part in told for part in serve.PARTS)
 
 
 def test_pool_answers_in_milliseconds(tmp_path: Path) -> None:

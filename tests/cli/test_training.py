@@ -117,6 +117,12 @@ def test_interrupt_is_not_a_traceback(
     outcome = call("train", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
     assert outcome.code == 130
     assert outcome.err == "interrupted; finished epochs and shards are kept: --resume goes on\n"
+    monkeypatch.setattr(stages, "reproduce", lambda *_: interrupted(_[0]))
+    words = ("reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
+    kept = "finished epochs and rows are kept: the same command goes on"
+    assert call(*words).err == f"interrupted; {kept}\n"
+    fresh = "finished epochs are kept: the same command without --fresh goes on"
+    assert call(*words, "--fresh").err == f"interrupted; {fresh}\n"
     # What keeps nothing promises nothing.
     monkeypatch.setattr(bundles, "_info", interrupted)
     outcome = call("info", "mnist")

@@ -222,6 +222,9 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
             mnist.coded(name, K)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
         check(ServeOptions("mnist", method="none"))  # that is a policy
+    for k in (0, -3):
+        with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
+            method_for(mnist, "mnist", "parm-concat", k, Path("x"))
     with pytest.raises(UserError, match="--part: approxifer needs no trained part"):
         method_for(mnist, "mnist", "approxifer", K, Path("x"))
     with pytest.raises(UserError, match="--part: there is no file x"):

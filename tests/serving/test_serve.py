@@ -30,6 +30,7 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted = writer.get_extra_info("socket")
         seen.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        seen.append(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
         writer.close()
 
     async def run() -> None:
@@ -40,7 +41,7 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
             writer.close()
 
     asyncio.run(run())
-    assert seen
+    assert len(seen) == 2
     assert all(seen)
 
 
