@@ -13,6 +13,7 @@ import torch
 
 from codedinvnet.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
+from codedinvnet.classifier import classifier_of
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
@@ -22,6 +23,7 @@ from codedinvnet.methods import (
     CodedInvNet,
     CodedMethod,
     Need,
+    SmallBackup,
     Tolerance,
 )
 from codedinvnet.methods.interpolation import Interpolating
@@ -251,3 +253,30 @@ def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnis
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
         make_front_end(ServeOptions("mnist", k=K, method="nercc", policy=policy), mnist)
+
+
+@pytest.mark.parametrize(("name", "encodes"), [("oracle", True), ("nercc", False), ("own", False)])
+def test_encoding_is_told_only_where_it_is_the_parities_own(
+    name: str, encodes: bool, mnist: Bundle
+) -> None:
+    """Every task of a non-systematic code encodes, as part of its computing; a backup does not."""
+    classifier = classifier_of(mnist.model)
+    backup = SmallBackup(classifier, classifier, K)
+    method: CodedMethod = backup if name == "own" else mnist.coded(name, K)
+    images = sample_images("mnist").images[:K].numpy()
+
+    async def run() -> FrontEnd:
+        rules = Rules(workers=K + 1, policy=POLICIES["coded"], hang_timeout=60.0)
+        front = FrontEnd(method, InProcessPool(method), rules, (1, 28, 28), deadline=60.0)
+        await front.start()
+        await front.infer(images)
+        for _ in range(500):
+            if front.times.trip.seen == K + 1:
+                break
+            await asyncio.sleep(0.01)
+        await front.stop()
+        return front
+
+    front = asyncio.run(run())
+    assert front.times.trip.seen == K + 1
+    assert ("encode" in front.times.report()) == encodes
