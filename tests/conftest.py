@@ -18,6 +18,7 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.cli import main, paper_main
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.training import precision
 
 TRAINING_IMAGES, TEST_IMAGES = 800, 200
 
@@ -151,6 +152,12 @@ def recovery_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 @pytest.fixture(scope="session")
 def bundle_folder(recovery_run: stages.Run) -> Path:
     return recovery_run.fusion_folder(4) / "bundle"
+
+
+@pytest.fixture
+def bfloat16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bfloat16 computed wherever it is asked for, on any processor."""
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: True)
 
 
 @pytest.fixture

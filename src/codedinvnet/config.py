@@ -89,7 +89,7 @@ class TrainSettings(Section):
     """Augmentation: mirror images, and shift them by up to so many pixels."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of f's passes while it trains; weights and losses stay in float32. bfloat16 is 1.6 times as
-    fast on processors that have instructions for it, and slower on others."""
+    fast on processors that have instructions for it; on others f trains in float32."""
     init_batch: Positive = 1024
     series_terms: Positive = 5
     trace_samples: Positive = 1

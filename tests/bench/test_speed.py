@@ -21,6 +21,7 @@ from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, operator_norm
+from codedinvnet.training import precision
 from tests.conftest import Command, make_run, tiny_settings
 
 TINY = speed.Sizes(
@@ -175,7 +176,7 @@ def test_inverse(parts: speed.SpeedBench) -> None:
     assert {"inverse_ratio_plain", "inverse_ratio_ten"} <= found.keys()
 
 
-def test_train(parts: speed.SpeedBench) -> None:
+def test_train(parts: speed.SpeedBench, bfloat16_instructions: None) -> None:
     found = parts.train()
     first, last = found["train_first_loss"], found["train_last_loss"]
     assert set(first) == {"plain", "ours", "plain, bfloat16", "ours, bfloat16"}
@@ -186,7 +187,18 @@ def test_train(parts: speed.SpeedBench) -> None:
     assert found["train_ratio"] > 0
 
 
-def test_published_network_takes_its_norms_in_float32(parts: speed.SpeedBench) -> None:
+def test_train_without_instructions_for_bfloat16(
+    parts: speed.SpeedBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: False)
+    found = parts.train()
+    assert set(found["train_ms"]) == {"plain", "ours"}
+    assert {key for key in found if "ratio" in key} == {"train_ratio", "train_ratio_spread"}
+
+
+def test_published_network_takes_its_norms_in_float32(
+    parts: speed.SpeedBench, bfloat16_instructions: None
+) -> None:
     stage = parts.stage(published=True, reduced=True)
     layer = next(m for m in stage.network.modules() if isinstance(m, NormalisedConv2d))
     expected = copy.deepcopy(layer)
@@ -215,7 +227,11 @@ def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
 
 
 def test_commands(
-    call: Command, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Command,
+    bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16_instructions: None,
 ) -> None:
     monkeypatch.setattr(speed, "QUICK", replace(TINY, plain_iterations=5))
     out = tmp_path / "speed.json"

@@ -57,17 +57,17 @@ def test_a_plain_classifier_learns(classifier: ImageClassifier, source: ImageSet
     assert not logits.requires_grad
 
 
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_classifier_trains_in_the_precision_that_was_asked_for(
-    reduced: bool, source: ImageSet
+    precision: str, source: ImageSet, bfloat16_instructions: None
 ) -> None:
     network, seen = ResNet(1, 10, width=3, blocks=(1,), squeeze=2), []
     network.classify.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     pupil = ImageClassifier(network, padding=2)
-    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, reduced=reduced)
+    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, precision=precision)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     assert stage.step(0, 0)["loss"] > 0
-    assert seen == [torch.bfloat16 if reduced else torch.float32]
+    assert seen == [getattr(torch, precision)]
     assert all(p.dtype == torch.float32 for p in pupil.parameters())
 
 

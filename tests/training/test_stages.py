@@ -504,7 +504,9 @@ def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> Non
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_irevnet_run(precision: str, data_dir: Path, tmp_path: Path) -> None:
+def test_irevnet_run(
+    precision: str, data_dir: Path, tmp_path: Path, bfloat16_instructions: None
+) -> None:
     raw = tiny_settings("recovery", "irevnet")
     raw["training"]["precision"] = precision
     run = make_run(raw, tmp_path, data_dir)
@@ -671,7 +673,7 @@ def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mixup", ["none", "manifold"])
 def test_the_network_trains_in_the_precision_that_was_asked_for(
-    precision: str, mixup: str, data_dir: Path, tmp_path: Path
+    precision: str, mixup: str, data_dir: Path, tmp_path: Path, bfloat16_instructions: None
 ) -> None:
     raw = tiny_settings("recovery", "irevnet")
     raw["training"] |= {"precision": precision, "mixup": mixup}
@@ -689,7 +691,10 @@ def test_the_network_trains_in_the_precision_that_was_asked_for(
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_reduced_precision_is_of_passes_that_train(
-    joint: bool, recovery_run: stages.Run, monkeypatch: pytest.MonkeyPatch
+    joint: bool,
+    recovery_run: stages.Run,
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16_instructions: None,
 ) -> None:
     bundle = load_bundle(recovery_run.fusion_folder(4) / "bundle")
     settings = recovery_run.settings.model_copy(

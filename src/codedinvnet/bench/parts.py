@@ -234,7 +234,7 @@ class DataSet:
             part,
             flip=options.flip,
             shift=options.shift,
-            reduced=options.precision == "bfloat16",
+            precision=options.precision,
             teacher=teacher,
         )
 

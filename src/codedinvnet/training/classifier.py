@@ -15,6 +15,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.model import prepare
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
+from codedinvnet.training.precision import autocast
 
 EVALUATION_BATCH = 250
 DISTILLED_SHARE = 0.7
@@ -58,7 +59,7 @@ class ClassifierStage(PartStage):
         part: how to train.
         flip: mirror half of the images.
         shift: shift images by up to so many pixels.
-        reduced: whether its passes run in bfloat16 while it trains.
+        precision: of its passes while it trains, "float32" or "bfloat16".
         teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
     """
 
@@ -74,12 +75,13 @@ class ClassifierStage(PartStage):
         *,
         flip: bool,
         shift: int,
-        reduced: bool = False,
+        precision: str = "float32",
         teacher: Tensor | None = None,
     ) -> None:
         super().__init__(classifier, part)
         self.source, self.flip, self.shift, self.teacher = source, flip, shift, teacher
-        self.train_rows, self.validation_rows, self.reduced = train_rows, validation_rows, reduced
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.precision = precision
         self.order = torch.arange(len(train_rows))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
@@ -93,7 +95,7 @@ class ClassifierStage(PartStage):
         images, labels = self.source.batch(self.train_rows[chosen])
         x = prepare(images.to(self.device), 0)
         x = augment(x, self.flip, self.shift, self.generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+        with autocast(self.precision, self.device):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:

@@ -39,6 +39,7 @@ from codedinvnet.training.loop import (
     train_stage,
     warmup_cosine,
 )
+from codedinvnet.training.precision import autocast
 
 NETWORK = "network.safetensors"
 """The trained f and g, in a network's folder."""
@@ -66,12 +67,6 @@ def augment(x: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Te
         index = torch.arange(batch, device=x.device)[:, None, None]
         x = x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return x
-
-
-def reduced_precision(settings: Settings, device: torch.device) -> torch.autocast:
-    """Return the context in which passes through f have the precision that was asked for."""
-    reduced = settings.training.precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
 
 
 class NetworkStage:
@@ -157,7 +152,7 @@ class NetworkStage:
         options = self.options
         steps = self.network.steps()
         if options.mixup == "none":
-            with reduced_precision(self.settings, self.device):
+            with autocast(self.options.precision, self.device):
                 z = self.network(x)
             return F.cross_entropy(self.head(z.float()), labels)
         points = self.points if options.mixup == "manifold" else [0]
@@ -168,7 +163,7 @@ class NetworkStage:
             )[0]
         )
         partner = torch.randperm(x.shape[0], generator=self.generator).to(x.device)
-        with reduced_precision(self.settings, self.device):
+        with autocast(self.options.precision, self.device):
             for position, transform in enumerate([*steps, nn.Identity()]):
                 if position == point:
                     x = share * x + (1 - share) * x[partner]

@@ -23,7 +23,8 @@ from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
-from codedinvnet.training.network import augment, reduced_precision
+from codedinvnet.training.network import augment
+from codedinvnet.training.precision import autocast
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 WARMUP = 0.1
@@ -200,7 +201,7 @@ class RecoveryStage:
         direct answers' sake alone.
         """
         x = self._varied(x)
-        with reduced_precision(self.settings, self.device):
+        with autocast(self.settings.training.precision, self.device):
             encoding = self.model.encoder(x)
         share = self.fusion.normal_share * x.shape[0] * x.shape[1]
         answered = max(1, round(share)) if self.joint else 0
@@ -210,7 +211,7 @@ class RecoveryStage:
 
     def _together(self, queries: Tensor, parities: Tensor) -> tuple[Tensor, Tensor]:
         """Embed queries and parities in one pass, so that batch statistics are of both."""
-        with reduced_precision(self.settings, self.device):
+        with autocast(self.settings.training.precision, self.device):
             both = self.model.network(torch.cat([queries, parities])).float()
         return both[: len(queries)], both[len(queries) :]
 
