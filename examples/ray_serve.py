@@ -13,10 +13,12 @@ from ray import serve
 
 from codedinvnet import UserError, load_bundle
 from codedinvnet.serving.app import build_app
+from codedinvnet.serving.pool import freeze_loaded
 from codedinvnet.serving.serve import (
     ServeOptions,
     app_options,
     check,
+    log_to_stderr,
     make_front_end,
     read_token,
 )
@@ -31,9 +33,12 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         raise UserError(f"{unused.pop()}: Ray Serve listens; say it there (http_options)")
     token = read_token(options.token_file)
 
-    def make() -> Any:
+    def make() -> Any:  # in the replica's process
+        log_to_stderr()
         bundle = load_bundle(options.bundle)
-        return build_app(make_front_end(options, bundle), app_options(options, bundle, token))
+        made = build_app(make_front_end(options, bundle), app_options(options, bundle, token))
+        freeze_loaded()
+        return made
 
     # The front end computes little; a whole CPU would be taken from the workers.
     deployment = serve.deployment(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,28 @@ def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
             app({option: "1"})
     with pytest.raises(UserError, match="--token-file: cannot read"):
         app({"token_file": str(tmp_path / "none")})
+
+
+def test_the_examples_events_are_told_as_serve_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its handler, events would lose their fields."""
+    from ray import serve
+
+    from examples import ray_serve
+
+    made: list[Any] = []
+    called: list[str] = []
+
+    def ingress(make: Any) -> Any:
+        made.append(make)
+        return lambda cls: cls
+
+    monkeypatch.setattr(serve, "ingress", ingress)
+    for name in ("log_to_stderr", "freeze_loaded"):
+        monkeypatch.setattr(ray_serve, name, lambda name=name: called.append(name))
+    ray_serve.app({"bundle": "mnist", "k": "2"})
+    assert called == []  # here is not where it runs
+    made[0]()
+    assert called == ["log_to_stderr", "freeze_loaded"]
 
 
 def test_the_example_answers_through_ray_serve(tmp_path: Path) -> None:

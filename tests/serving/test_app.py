@@ -24,7 +24,7 @@ import torch
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.serving import app
-from codedinvnet.serving.app import AppOptions, build_app
+from codedinvnet.serving.app import DEMO_HEADER, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.pool import InProcessPool
@@ -83,6 +83,7 @@ async def serving(
     *,
     token: str = "",
     demo: np.ndarray | None = None,
+    policy: str = "coded",
     deadline: float = 60.0,
     max_pending: int = 100,
     pool_class: type[InProcessPool] = InProcessPool,
@@ -92,7 +93,7 @@ async def serving(
     front = FrontEnd(
         method,
         FaultyPool(pool, Schedule()),
-        Rules(WORKERS, POLICIES["coded"], hang_timeout=60.0, max_pending=max_pending),
+        Rules(WORKERS, POLICIES[policy], hang_timeout=60.0, max_pending=max_pending),
         bundle.info.input.shape,
         deadline=deadline,
     )
@@ -100,7 +101,10 @@ async def serving(
     app = build_app(front, AppOptions(model, MAX_BODY, token, demo))
     await front.start()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    headers = {DEMO_HEADER: "1"}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as client:
         try:
             yield Service(front, pool, client)
         finally:
@@ -182,7 +186,8 @@ class TestInfer:
             assert sum(worker["seen"] for worker in times["tasks"] if worker) == 3
             assert Distribution.model_validate(times["service"]).mean_ms < elapsed
 
-        using(mnist, body)
+        # With a code the parity may be quicker than a data task.
+        using(mnist, body, policy="uncoded")
 
     @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
     def test_binary(self, encoding: str | None, mnist: Bundle, images: np.ndarray) -> None:
@@ -326,7 +331,11 @@ class TestBadRequests:
             (b"{}", {HEADER_LENGTH: "3"}, f"{HEADER_LENGTH}: 3 is more than"),
             (b"{}", {"Content-Encoding": "br"}, "Content-Encoding: 'br'"),
             (b"{}", {"Content-Encoding": "gzip"}, "body: not valid gzip"),
-            (gzip.compress(b"{}" * 99)[:-9], {"Content-Encoding": "gzip"}, "body: the gzip data"),
+            (
+                gzip.compress(b"{}" * 99, mtime=0)[:-9],
+                {"Content-Encoding": "gzip"},
+                "body: the gzip data",
+            ),
             (zlib.compress(b"{}" * 99)[:-5], {"Content-Encoding": "deflate"}, "body: the deflate"),
         ],
         ids=lambda value: repr(value)[:30],
@@ -524,6 +533,8 @@ class TestToken:
                     assert "a bearer token is needed" in error(response, 401)
                     assert response.headers["www-authenticate"] == "Bearer"
             error(await service.infer(images[:1]), 401)
+            count = service.front.metrics.registry.get_sample_value
+            assert count("codedinvnet_requests_total", {"code": "401"}) == 1
             error(await client.post("/demo/workers/0/kill"), 401)
             client.headers["Authorization"] = f"Bearer {TOKEN}"
             for path in self.CLOSED[:-1]:
@@ -641,6 +652,61 @@ class TestFailures:
 
         using(mnist, body, deadline=0.9, max_pending=1000)
 
+    def test_who_finds_no_room_need_not_send_the_body(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        class Unread(Leaving):
+            async def receive(self) -> dict[str, Any]:
+                raise AssertionError("its body was read")
+
+        async def body(service: Service) -> None:
+            service.hang_all()
+            first = asyncio.create_task(service.infer(images[:8]))
+            while len(service.front.scheduler.queries) < 8:
+                await asyncio.sleep(0.005)
+            client = Unread(service, images[:1])
+            await asyncio.wait_for(client.infer(), 30)
+            assert client.sent[0]["status"] == 503
+            service.kill_all()
+            assert (await first).status_code == 200
+
+        using(mnist, body, max_pending=8)
+
+    def test_bodies_that_arrive_have_a_limit(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Halting(Leaving):
+            """Sends all but the end of a large body, and then waits."""
+
+            async def receive(self) -> dict[str, Any]:
+                self._asked += 1
+                if self._asked > 1:
+                    await self.away.wait()
+                    return {"type": "http.disconnect"}
+                return {"type": "http.request", "body": bytes(MAX_BODY), "more_body": True}
+
+        async def body(service: Service) -> None:
+            halting = [Halting(service, images[:1]) for _ in range(app.WAITING_BODIES)]
+            requests = [asyncio.create_task(client.infer()) for client in halting]
+            await asyncio.sleep(0.05)
+            one_more = Halting(service, images[:1])
+            await asyncio.wait_for(one_more.infer(), 30)
+            assert one_more.sent[0]["status"] == 503
+            assert (await service.infer(images[:1])).status_code == 200  # a small one has room
+            for client in halting:
+                client.away.set()
+            await asyncio.wait_for(asyncio.gather(*requests), 30)
+            assert {client.sent[0]["status"] for client in halting} == {499}
+            again = Halting(service, images[:1])
+            again.away.set()
+            await asyncio.wait_for(again.infer(), 30)
+            assert again.sent[0]["status"] == 499
+            count = service.front.metrics.registry.get_sample_value
+            assert count("codedinvnet_requests_total", {"code": "503"}) == 1
+            assert count("codedinvnet_requests_total", {"code": "499"}) == len(halting) + 1
+
+        using(mnist, body)
+
     def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
         class Silent(Leaving):
             async def receive(self) -> dict[str, Any]:
@@ -706,6 +772,8 @@ class TestFailures:
             assert (
                 error(await service.infer(images[:1]), 500) == "internal error: ZeroDivisionError"
             )
+            count = service.front.metrics.registry.get_sample_value
+            assert count("codedinvnet_requests_total", {"code": "500"}) == 1
 
         using(mnist, body)
 
@@ -736,10 +804,14 @@ class TestFailures:
 
         using(mnist, body, deadline=0.2)
 
-    def test_workers_that_fail(self, mnist: Bundle, images: np.ndarray) -> None:
+    def test_workers_that_fail(
+        self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async def body(service: Service) -> None:
             service.pool.broken = set(range(WORKERS))
-            message = error(await service.infer(images[:2]), 500)
+            message = error(await service.infer(images[:2], id="seven" * 100), 500)
+            told = [vars(r)["fields"] for r in caplog.records if r.message == "query failed"]
+            assert [fields["id"] for fields in told] == ["seven" * 20]
             assert message.startswith("2 of 2 queries failed: ")
             assert "this worker is broken" in message
             service.pool.broken = set()
@@ -792,7 +864,10 @@ class TestViews:
             assert values['codedinvnet_queries_total{outcome="decoded"}'] == "1.0"
             assert values['codedinvnet_workers{state="up"}'] == str(float(WORKERS))
             assert values["codedinvnet_pending_queries"] == "0.0"
-            assert all(name.startswith("codedinvnet_") for name in values)
+            assert values['codedinvnet_requests_total{code="200"}'] == "1.0"
+            assert values[f'codedinvnet_task_failures_total{{worker="{WORKERS - 1}"}}'] == "0.0"
+            assert values[f'codedinvnet_groups_total{{size="{K - 1}"}}'] == "0.0"
+            assert all(name.startswith(("codedinvnet_", "process_")) for name in values)
             described = {line.split()[2] for line in lines if line.startswith("# HELP")}
             assert described >= {
                 "codedinvnet_queries_total",
@@ -888,6 +963,26 @@ class TestDemo:
             pool = service.front.pool
             assert isinstance(pool, FaultyPool)
             assert pool.faults == []
+
+        using(mnist, body, demo=images, pool_class=Numbered)
+
+    def test_a_page_of_another_site_hurts_nobody(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a browser sends there without asking first has no header of ours."""
+        signals: list[tuple[int, int]] = []
+        monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+
+        async def body(service: Service) -> None:
+            for given in (None, "", "0"):
+                service.client.headers.pop(DEMO_HEADER, None)
+                if given is not None:
+                    service.client.headers[DEMO_HEADER] = given
+                message = error(await service.client.post("/demo/workers/0/kill"), 403)
+                assert message == f"the header {DEMO_HEADER}: 1 is needed"
+            assert not signals
+            page = (await service.client.get("/")).text
+            assert f'headers: {{ "{DEMO_HEADER}": "1" }}' in page
 
         using(mnist, body, demo=images, pool_class=Numbered)
 

@@ -495,6 +495,39 @@ def test_an_output_that_cannot_be_decoded_is_lost_alone(
     asyncio.run(run())
 
 
+class Absurd(InProcessPool):
+    """One worker's outputs are finite, and no head can do anything with them."""
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        result = await super()._work(worker, task)
+        if worker != 0:
+            return result
+        return result._replace(output=np.full_like(result.output, 3e38))
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_an_answer_that_is_not_finite_is_none(
+    decoded: bool, method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with running(method, pool=Absurd(method), routing="round-robin") as (front, pool):
+            if decoded:
+                pool.hang(1)
+            found = await front.infer(images[:K], accept_decoded=decoded, name="seven")
+            bad = [f for f in found if isinstance(f, QueryFailed)]
+            assert [str(problem) for problem in bad] == [
+                "decoding failed: the result is not finite"
+            ] * (1 + decoded)
+            for answer in found[1 + decoded :]:
+                assert isinstance(answer, Answered)
+                assert np.isfinite(answer.probabilities).all()
+
+    with caplog.at_level("WARNING", logger.name):
+        asyncio.run(run())
+    told = [vars(r)["fields"] for r in caplog.records if r.message == "query failed"]
+    assert [fields["id"] for fields in told] == ["seven"]  # the second one within a second is not
+
+
 def test_a_parity_of_another_shape_is_lost_and_computed_again(
     method: CodedInvNet, images: np.ndarray
 ) -> None:
@@ -616,6 +649,10 @@ class TestConfidence:
                 np.testing.assert_allclose(answers[2].probabilities, expected, atol=1e-5)
                 assert sum(number == 2 for _, number in pool.calls) == 2
                 assert front.scheduler.hedges >= 1
+                for _ in range(2):
+                    front.update_gauges()
+                count = front.metrics.registry.get_sample_value("codedinvnet_hedges_total")
+                assert count == front.scheduler.hedges
 
         asyncio.run(run())
 
@@ -856,10 +893,11 @@ def test_answers_do_not_wait_for_checks(
             await until(lambda: len(waiting) == 1)  # the decoder is at it
             batch = asyncio.ensure_future(front.infer(images[: 10 * K]))
             await until(lambda: len({q for job in front._jobs for q in job.wanted}) == 10 * K)
-            await until(lambda: len(front._checks) == frontend.WAITING_CHECKS)
+            # How many groups are complete is a matter of time: a late member is decoded.
+            await until(lambda: len(front._checks) >= 1)
             go_on.set()
             answered(await batch)
-            await until(lambda: len(waiting) == 1 + frontend.WAITING_CHECKS)
+            await until(lambda: not front._checks and len(waiting) >= 2)
             assert waiting == [0] * len(waiting)
 
     asyncio.run(run())

@@ -24,7 +24,7 @@ def test_answers_are_counted_by_outcome() -> None:
         metrics.answered(outcome, latency)
     assert value(metrics, "queries_total", outcome="direct") == 2
     assert value(metrics, "queries_total", outcome="decoded") == 1
-    assert value(metrics, "queries_total", outcome="deadline") is None
+    assert value(metrics, "queries_total", outcome="deadline") == 0
     assert value(metrics, "query_latency_seconds_count", outcome="direct") == 2
     assert value(metrics, "query_latency_seconds_sum", outcome="direct") == pytest.approx(0.016)
     bucket = "query_latency_seconds_bucket"
@@ -35,7 +35,30 @@ def test_answers_are_counted_by_outcome() -> None:
 def test_two_services_count_for_themselves() -> None:
     one, other = Metrics(), Metrics()
     one.answered("direct", 0.1)
-    assert value(other, "queries_total", outcome="direct") is None
+    assert value(other, "queries_total", outcome="direct") == 0
+
+
+def test_what_can_be_known_begins_at_zero() -> None:
+    """`increase()` sees nothing of a first burst whose label begins above 0."""
+    metrics = Metrics()
+    metrics.expect(workers=2, size=3)
+    for name, labels in (
+        *(("queries_total", {"outcome": outcome}) for outcome in module.OUTCOMES),
+        *(("requests_total", {"code": str(code)}) for code in module.CODES),
+        *(("worker_restarts_total", {"reason": reason}) for reason in module.REASONS),
+        *(("tasks_total", {"task": kind}) for kind in ("data", "parity")),
+        *(("task_failures_total", {"worker": worker}) for worker in "01"),
+        *(("groups_total", {"size": size}) for size in "123"),
+        ("query_latency_seconds_count", {"outcome": "guessed"}),
+        ("hedges_total", {}),
+    ):
+        assert value(metrics, name, **labels) == 0, (name, labels)
+
+
+def test_the_front_ends_process_is_measured() -> None:
+    memory = Metrics().registry.get_sample_value("process_resident_memory_bytes")
+    assert memory is not None
+    assert memory > 1e6
 
 
 def test_no_agreement_before_the_first_check() -> None:
@@ -118,7 +141,7 @@ def test_the_text_has_every_figure_and_no_creation_times() -> None:
     assert 'codedinvnet_worker_restarts_total{reason="hung"} 1.0' in text
     assert "_created" not in text
     named = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
-    assert all(name.startswith("codedinvnet_") for name in named)
+    assert all(name.startswith(("codedinvnet_", "process_")) for name in named)
 
 
 def formatted(**changes: Any) -> dict[str, Any]:
@@ -167,3 +190,23 @@ def test_events_carry_fields(caplog: pytest.LogCaptureFixture) -> None:
     ready, lost = caplog.records
     assert json.loads(JsonLines().format(ready))["workers"] == 3
     assert (lost.levelname, json.loads(JsonLines().format(lost))["worker"]) == ("WARNING", 1)
+
+
+def test_a_flood_of_events_is_logged_once_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    quiet = module.Quiet()
+    for _ in range(500):
+        quiet.log("query failed", logging.WARNING, query=1)
+    now += module.QUIET
+    quiet.log("query failed", logging.WARNING, query=2)
+    now += module.QUIET
+    quiet.log("query failed", logging.WARNING, query=3)
+    told = [vars(record)["fields"] for record in caplog.records]
+    assert [(line["query"], line.get("left_out")) for line in told] == [
+        (1, None),
+        (2, 499),
+        (3, None),
+    ]

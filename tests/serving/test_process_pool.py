@@ -25,6 +25,7 @@ from codedinvnet.bundle import WEIGHTS, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod
+from codedinvnet.serving import process_pool
 from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed, WorkerSpec, run_task
 from codedinvnet.serving.process_pool import Connection, ProcessPool
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
@@ -435,6 +436,49 @@ def test_the_fork_server_is_lost() -> None:
             assert survivors(pids) == []
             await asyncio.gather(pool.replace(0), pool.replace(1))
             await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
+
+    async def run() -> None:
+        async with started(2) as (pool, pids):
+            os.kill(parent(pids[0]), signal.SIGSTOP)
+            with monkeypatch.context() as patch:
+                patch.setattr(process_pool, "START_TIMEOUT", 0.3)
+                with pytest.raises(WorkerDied, match="did not start in time"):
+                    await asyncio.wait_for(pool.replace(0), 20)
+            await until(lambda: pool.connections[1].dead != "")  # it ends with the fork server
+            await asyncio.gather(pool.replace(0), pool.replace(1))
+            await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+
+            server = parent(pool.connections[0].process.pid or 0)
+            os.kill(server, signal.SIGSTOP)
+            replacing = asyncio.create_task(pool.replace(0))  # is told to stop meanwhile
+            await asyncio.sleep(0.1)
+            replacing.cancel()
+            await asyncio.wait({replacing}, timeout=20)
+            assert replacing.cancelled()
+            assert not alive(server)
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_a_fork_server_that_stands_still_does_not_keep_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
+
+    async def run() -> None:
+        async with started(2) as (pool, pids):
+            processes = [connection.process for connection in pool.connections]
+            os.kill(parent(pids[0]), signal.SIGSTOP)
+            await asyncio.wait_for(pool.stop(), 20)
+            await until(lambda: not any(process.is_alive() for process in processes))
 
     asyncio.run(run())
 

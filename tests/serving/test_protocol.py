@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from codedinvnet.serving.frontend import Answered
 from codedinvnet.serving.protocol import (
+    MOST_PARAMETERS,
     BadRequest,
+    InferBody,
     InferRequest,
     ModelDescription,
     decompress,
@@ -103,7 +105,7 @@ def test_a_small_bomb_is_not_unpacked() -> None:
         decompress(bomb, "gzip", 1000)
 
 
-@pytest.mark.parametrize("damaged", [b"hello", gzip.compress(b"hello")[:-8] + bytes(8)])
+@pytest.mark.parametrize("damaged", [b"hello", gzip.compress(b"hello", mtime=0)[:-8] + bytes(8)])
 def test_damaged_gzip(damaged: bytes) -> None:
     with pytest.raises(BadRequest, match=r"^body: not valid gzip: "):
         decompress(damaged, "gzip", 1000)
@@ -333,6 +335,32 @@ def test_bad_json(data: bytes, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+WRONG_SHAPE = "inputs.0.shape: must be [B, 1, 2, 3] with B >= 1, got "
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            json.dumps({"inputs": [0] * 1000}).encode(),
+            "inputs: the model takes one input, 'images'; got 1000",
+        ),
+        (body(outputs=[0] * 1000), "outputs: the model has 3, got 1000"),
+        (body(tensor(shape=[1, 1, 1, 2, 3])), WRONG_SHAPE + "[1, 1, 1, 2, 3]"),
+        (body(tensor(shape=["x"] * 1000)), WRONG_SHAPE + "['x', 'x'"),
+    ],
+    ids=["inputs", "outputs", "shape", "long shape"],
+)
+def test_long_lists_are_refused_before_each_element_is_an_error(
+    data: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InferBody, "model_validate", None)
+    with pytest.raises(BadRequest) as caught:
+        parse(data)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 300
+
+
 def test_unknown_keys_are_left_to_newer_clients() -> None:
     assert parse(body({**tensor(), "more": 1}, more=2)).images.shape == (1, 1, 2, 3)
 
@@ -370,6 +398,13 @@ def test_parameters_that_cannot_be_repeated() -> None:
     data = body(parameters={"x": 7}).replace(b"7}", b"1e999}")
     with pytest.raises(BadRequest, match=r"^parameters: "):
         parse(data)
+
+
+def test_parameters_that_are_too_long() -> None:
+    room = MOST_PARAMETERS - len('{"x": ""}')
+    assert parse(body(parameters={"x": "y" * room})).parameters
+    with pytest.raises(BadRequest, match=r"^parameters: more than 65536 characters$"):
+        parse(body(parameters={"x": "y" * (room + 1)}))
 
 
 def test_the_outputs_that_are_asked_for() -> None:
@@ -412,6 +447,12 @@ ANSWERS = [
     Answered(np.array([0.25, 0.5, 0.25], np.float32), "direct", 0.1),
     Answered(np.array([0.125, 0.125, 0.75], np.float32), "decoded", 0.2),
 ]
+
+
+def test_no_answer_has_a_bare_nan() -> None:
+    nothing = Answered(np.full(3, np.nan, np.float32), "direct", 0.1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render_response(parse(body()), [nothing], MODEL)
 
 
 def test_a_json_response() -> None:

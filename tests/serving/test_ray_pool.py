@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.serving.ray_pool import Actor, RayPool, last_line
 
 
@@ -20,3 +26,30 @@ def test_an_error_of_ray_comes_down_to_its_last_line() -> None:
     )
     assert last_line(Exception(raised)) == "codedinvnet.errors.UserError: no bundle 'nowhere'"
     assert last_line(Exception()) == ""
+
+
+class NoRay:
+    """Stands in for Ray, and connects to nothing."""
+
+    def init(self, **options: Any) -> None:
+        assert options["address"] == "local"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "home"])
+def test_a_users_token_is_asked_for(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray switches its tokens on by itself, unless it is told not to."""
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    if where == "home":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif where != "nowhere":
+        os.environ[where] = str(tmp_path / "secret")
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.spec, pool.address = NoRay(), WorkerSpec("mnist", 4), None
+    pool._connect()
+    assert os.environ.get("RAY_AUTH_MODE") == ("disabled" if where == "nowhere" else None)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    pool._connect()
+    assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
+from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.serve import (
     VALUE_LENGTH,
     ServeOptions,
@@ -18,8 +20,10 @@ from codedinvnet.serving.serve import (
     app_options,
     bind,
     check,
+    hang_timeout,
     make_front_end,
     read_token,
+    server_config,
 )
 
 
@@ -43,6 +47,14 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
     asyncio.run(run())
     assert len(seen) == 2
     assert all(seen)
+
+
+def test_connections_are_bounded() -> None:
+    config = server_config(FastAPI(), ServeOptions("mnist"), workers=11)
+    config.load()
+    chosen = config.http_protocol_class
+    assert issubclass(chosen, BoundedHttp)
+    assert chosen.most == connection_limit(11) < connection_limit(1)
 
 
 def test_a_taken_port_is_told() -> None:
@@ -95,6 +107,35 @@ def test_a_batch_that_could_never_be_taken() -> None:
     make_front_end(replace(options, max_batch=2000), load_bundle("mnist"))
     with pytest.raises(UserError, match="with --max-pending 100"):
         make_front_end(replace(options, max_batch=200, max_pending=100), load_bundle("mnist"))
+
+
+@pytest.mark.parametrize(
+    ("deadline", "given", "seconds", "told"),
+    [
+        (5000, None, 3.0, False),
+        (60_000, None, 3.0, False),
+        (2000, None, 1.2, False),
+        (300, None, 1.0, False),  # the machine may stand still for so long
+        (2000, 1999, 1.999, False),
+        (2000, 2000, 2.0, True),
+        (2000, 3000, 3.0, True),
+    ],
+)
+def test_a_hung_query_has_time_to_be_sent_again(
+    deadline: float,
+    given: float | None,
+    seconds: float,
+    told: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = ServeOptions("mnist", k=2, deadline_ms=deadline, hang_timeout_ms=given)
+    check(options)
+    caplog.set_level(logging.WARNING, "codedinvnet.serving")
+    assert hang_timeout(options) == pytest.approx(seconds)
+    assert len(caplog.records) == told
+    if deadline == 2000:
+        front = make_front_end(options, load_bundle("mnist"))
+        assert front.rules.hang_timeout == pytest.approx(seconds)
 
 
 def test_a_token(tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ def add_commands(commands: Commands) -> None:
         default=20,
         help="until a group is coded that is not full (20)",
     )
-    add("--hang-timeout-ms", type=float, default=3000, help="until a silent worker goes (3000)")
+    add(
+        "--hang-timeout-ms",
+        type=float,
+        help="until a silent worker goes (0.6 of the deadline, 1000 to 3000)",
+    )
     add(
         "--min-confidence",
         type=float,

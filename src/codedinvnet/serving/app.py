@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -24,16 +24,18 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codedinvnet.serving.actions import DEADLINE
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.frontend import Answered, DeadlinePassed, Draining, FrontEnd, Overloaded
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.metrics import OUTCOMES, log_event
 from codedinvnet.serving.protocol import (
     HEADER_LENGTH,
+    LONGEST_SHOWN,
     VERSION,
     BadRequest,
     InferRequest,
@@ -52,15 +54,16 @@ RETRY_AFTER = "1"
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
-"""Bytes from which a request is parsed in a thread, so that nobody waits for it."""
+"""Bytes from which a request is parsed in a thread, so that others are served meanwhile; but
+reading JSON holds the interpreter, a tenth of a second for 4 MB. Binary tensors do not."""
 WAITING_BODIES = 8
-"""Bodies of the most bytes that may wait for it, or as many bytes of smaller ones."""
+"""Bodies of the most bytes that may arrive and wait for it, or as many bytes of smaller ones."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
 """Seconds on one task after which the page calls a worker silent."""
-OUTCOMES = ("direct", "decoded", "guessed", "failed", "deadline", "rejected", "cancelled")
-"""How queries end."""
+DEMO_HEADER = "X-Codedinvnet-Demo"
+"""Of requests that hurt workers: pages of other sites cannot send it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,35 @@ class TokenCheck:
         await self.app(scope, receive, send)
 
 
+class RequestCount:
+    """Count inference requests by the status code that they got."""
+
+    def __init__(self, app: ASGIApp, counter: Counter) -> None:
+        self.app, self.counter = app, counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or not scope["path"].endswith("/infer"):
+            await self.app(scope, receive, send)
+            return
+
+        started = False
+
+        async def counted(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                self.counter.labels(str(message["status"])).inc()
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # which is answered by who called us
+            if not started:
+                self.counter.labels("500").inc()
+            raise
+
+
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an error response."""
     return JSONResponse({"error": message}, status_code=status, headers=headers)
@@ -114,8 +146,16 @@ class TooSlow(Exception):
     """A request's body did not come in time."""
 
 
-async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+async def read_body(
+    request: Request, limit: int, seconds: float, arrived: Callable[[int], None]
+) -> bytes:
     """Read a request's body.
+
+    Args:
+        request: its.
+        limit: bytes, at most.
+        seconds: in which it must be here.
+        arrived: is told how many bytes are here, and may raise.
 
     Raises:
         TooLarge: if it has more than `limit` bytes.
@@ -128,6 +168,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
             size += len(part)
             if size > limit:
                 raise TooLarge(f"body: more than {limit} bytes")
+            arrived(size)
             parts.append(part)
         return b"".join(parts)
 
@@ -151,7 +192,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     """Return the application; it starts the front end and stops it in the end."""
     model = options.model
     large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
-    waiting = 0  # bytes of bodies
+    waiting = 0  # bytes of bodies that are arriving or wait to be parsed
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -164,6 +205,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     app = FastAPI(title="codedinvnet", lifespan=lifespan, openapi_url=None)
     if options.token:
         app.add_middleware(TokenCheck, token=options.token)
+    app.add_middleware(RequestCount, counter=front.metrics.requests)  # last: around the others
 
     @app.exception_handler(HTTPException)
     async def http_problem(_: Request, error: HTTPException) -> Response:
@@ -239,49 +281,70 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         return JSONResponse({"name": name, "ready": up}, status_code=200 if up else 503)
 
     async def parse_in_turn(
-        size: int, parse: Callable[[], InferRequest], began: float, gone: asyncio.Task[None]
+        parse: Callable[[], InferRequest], began: float, gone: asyncio.Task[None]
     ) -> InferRequest:
         """Parse in a thread, one request at a time, and none for nothing.
 
         Raises:
-            Overloaded: if too many queries or bodies are waiting.
+            Overloaded: if too many queries are waiting.
             DeadlinePassed: if the turn comes too late.
             ClientDisconnect: if nobody waits for it any more.
         """
+        async with large:
+            if gone.done():
+                raise ClientDisconnect
+            front.check_room(1)
+            if time.monotonic() - began > front.deadline:
+                raise DeadlinePassed(DEADLINE)
+            return await asyncio.to_thread(parse)
+
+    @contextlib.contextmanager
+    def holding(free: int) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a body while it arrives and waits, if it has as many as `free`."""
         nonlocal waiting
-        front.check_room(1)
-        if waiting + size > WAITING_BODIES * options.max_body:
-            front.refuse(1)
-        waiting += size
+        held = 0
+
+        def arrived(size: int) -> None:
+            nonlocal waiting, held
+            if size < free:
+                return
+            if waiting - held + size > WAITING_BODIES * options.max_body:
+                front.refuse(1)
+            waiting, held = waiting - held + size, size
+
         try:
-            async with large:
-                if gone.done():
-                    raise ClientDisconnect
-                front.check_room(1)
-                if time.monotonic() - began > front.deadline:
-                    raise DeadlinePassed(DEADLINE)
-                return await asyncio.to_thread(parse)
+            yield arrived
         finally:
-            waiting -= size
+            waiting -= held
+
+    async def take_in(request: Request, began: float) -> tuple[InferRequest, asyncio.Task[None]]:
+        """Read and parse a request; also return a task that ends when its client goes away."""
+        headers = request.headers
+        packed = "content-encoding" in headers
+        with holding(0 if packed else LARGE_BODY) as arrived:
+            body = await read_body(request, options.max_body, front.deadline, arrived)
+
+            def parse() -> InferRequest:
+                plain = decompress(body, headers.get("content-encoding"), options.max_body)
+                return parse_request(plain, headers.get(HEADER_LENGTH), model)
+
+            gone = asyncio.create_task(departure(request.receive))
+            try:
+                if len(body) < LARGE_BODY and not packed:
+                    return parse(), gone
+                return await parse_in_turn(parse, began, gone), gone
+            except BaseException:
+                gone.cancel()
+                raise
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{model_version}/infer")
     async def infer(request: Request, name: str, model_version: str = VERSION) -> Response:
         check_model(name, model_version)
         began = time.monotonic()
-        headers = request.headers
-        body = await read_body(request, options.max_body, front.deadline)
-
-        def parse() -> InferRequest:
-            plain = decompress(body, headers.get("content-encoding"), options.max_body)
-            return parse_request(plain, headers.get(HEADER_LENGTH), model)
-
-        gone = asyncio.create_task(departure(request.receive))
+        front.check_room(1)  # before its body takes any
+        parsed, gone = await take_in(request, began)
         try:
-            if len(body) < LARGE_BODY and "content-encoding" not in headers:
-                parsed = parse()
-            else:
-                parsed = await parse_in_turn(len(body), parse, began, gone)
             if not parsed.accept_decoded and not front.scheduler.systematic:
                 raise BadRequest("parameters.accept_decoded: this method has no direct answers")
             if gone.done():
@@ -292,6 +355,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
                 deadline=parsed.timeout,
                 began=began,
                 gone=gone,
+                name=None if parsed.identity is None else parsed.identity[:LONGEST_SHOWN],
             )
             if gone.done():
                 raise ClientDisconnect
@@ -305,7 +369,7 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
         extra = {} if head is None else {HEADER_LENGTH: str(head)}
         if len(data) >= COMPRESSED_FROM:
             extra["Vary"] = "Accept-Encoding"
-            if wants_gzip(headers.get("accept-encoding", "")):
+            if wants_gzip(request.headers.get("accept-encoding", "")):
                 data = gzip.compress(data, 1)
                 extra["Content-Encoding"] = "gzip"
         work = max((answer.work_seconds for answer in answers), default=0.0)
@@ -417,7 +481,9 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
         return [encode_image(image) for image in images]
 
     @app.post("/demo/workers/{worker}/{deed}")
-    async def do(worker: int, deed: str) -> Response:
+    async def do(request: Request, worker: int, deed: str) -> Response:
+        if request.headers.get(DEMO_HEADER) != "1":
+            raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
         if not 0 <= worker < front.rules.workers or not isinstance(pool, FaultyPool):
             raise HTTPException(404, f"no worker {worker}")
         pid = pool.pid(worker)

@@ -36,7 +36,7 @@ from codedinvnet.serving.actions import (
 )
 from codedinvnet.serving.decoding import Job, check_group, compute_apart
 from codedinvnet.serving.group import FILLER
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.pool import Origin, Result, Task, WorkerDied, WorkerFailed, WorkerPool
 from codedinvnet.serving.rules import Rules
 from codedinvnet.serving.scheduler import Scheduler
@@ -114,6 +114,8 @@ class Waiting:
     """When all that its answer is made of was here."""
     outcome: str = ""
     """Of this answer."""
+    request: str | None = None
+    """What its client calls the request, for the log."""
 
 
 @dataclass
@@ -171,6 +173,7 @@ class FrontEnd:
         self.method, self.pool, self.rules = method, pool, rules
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
+        self.metrics.expect(rules.workers, method.k)
         self.times = Times(rules.workers)
         self.scheduler = Scheduler(rules, method)
         self.workers = [WorkerView() for _ in range(rules.workers)]
@@ -197,6 +200,9 @@ class FrontEnd:
         self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         """Of the outputs of parity tasks, by their number and how many images they are of."""
         self._group_of: dict[int, GroupView] = {}
+        self._hedges = 0
+        """Those that the metrics have."""
+        self._failed_queries, self._failed_tasks = Quiet(), Quiet()
 
     # Life
 
@@ -310,6 +316,7 @@ class FrontEnd:
         deadline: float | None = None,
         began: float | None = None,
         gone: asyncio.Future[Any] | None = None,
+        name: str | None = None,
     ) -> list[Answered | QueryFailed]:
         """Answer a batch of images (B, C, H, W), uint8 or float32 in 0..1.
 
@@ -320,6 +327,7 @@ class FrontEnd:
             began: when they are counted from (`time.monotonic()`); None: now.
             gone: done as soon as the caller no longer waits; what is unanswered is then cancelled,
                 as it is when this call is.
+            name: of the request, for the log.
 
         Returns:
             For each image its answer, or why there is none.
@@ -344,7 +352,7 @@ class FrontEnd:
         for position, (number, image) in enumerate(zip(numbers, images, strict=True)):
             self._images[number] = image
             origin = Origin(self._requests, position, len(images))
-            waiting = Waiting(now, origin, loop.create_future())
+            waiting = Waiting(now, origin, loop.create_future(), request=name)
             self._waiting[number] = waiting
             futures.append(waiting.future)
             self._show(number, image)
@@ -482,7 +490,7 @@ class FrontEnd:
                 self._worker_died(worker, str(error))
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         except WorkerFailed as error:
-            log_event("task failed", logging.WARNING, worker=worker, reason=str(error))
+            self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
             self.metrics.task_failures.labels(str(worker)).inc()
             if self._is_at(worker, task) and self._is_broken(worker, members):
                 self._worker_died(worker, f"{FAILING}: {error}")
@@ -572,7 +580,10 @@ class FrontEnd:
         waiting.future.set_exception(kind(action.reason))
         self.metrics.queries.labels("deadline" if late else "failed").inc()
         self._note(action.query, "failed")
-        log_event("query failed", logging.WARNING, query=action.query, reason=action.reason)
+        told = {} if waiting.request is None else {"id": waiting.request}
+        self._failed_queries.log(
+            "query failed", logging.WARNING, query=action.query, reason=action.reason, **told
+        )
 
     def _note(self, query: int, outcome: str) -> None:
         for view in self.groups:
@@ -626,20 +637,23 @@ class FrontEnd:
                 self.metrics.decode_time.observe(time.perf_counter() - began)
                 for job, found in zip(jobs, answers, strict=True):
                     if isinstance(found, Exception):
-                        self._decoding_failed(job, found)
+                        self._decoding_failed(job.wanted, f"{type(found).__name__}: {found}")
                         continue
                     for query, probabilities in found.items():
-                        if job.size == 0:
+                        # A worker's output may be finite and too large for the heads.
+                        if not np.isfinite(probabilities).all():
+                            self._decoding_failed((query,), "the result is not finite")
+                        elif job.size == 0:
                             self._answer(query, probabilities)
                         else:
                             self._decoded(query, probabilities)
         finally:
             self._decoding = False
 
-    def _decoding_failed(self, job: Job, error: Exception) -> None:
-        """End a job's queries: nobody may wait for them for ever."""
-        for query in job.wanted:
-            self._fail(Fail(query, f"decoding failed: {type(error).__name__}: {error}"))
+    def _decoding_failed(self, queries: Iterable[int], reason: str) -> None:
+        """End queries that were to be answered: nobody may wait for them for ever."""
+        for query in queries:
+            self._fail(Fail(query, f"decoding failed: {reason}"))
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))
 
@@ -688,6 +702,8 @@ class FrontEnd:
             sum(len(w.queue) for w in scheduler.workers) + len(scheduler.unplaced)
         )
         metrics.pending.set(len(self._waiting))
+        metrics.hedges.inc(scheduler.hedges - self._hedges)
+        self._hedges = scheduler.hedges
         metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
         states = [view.state for view in self.workers]
         for state in ("up", "hung", "down"):

@@ -14,6 +14,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -29,6 +30,16 @@ WINDOW = 5
 """Seconds that the throughput is of."""
 RECENT = 2000
 """Latencies of each outcome that the page's percentiles come from."""
+OUTCOMES = ("direct", "decoded", "guessed", "failed", "deadline", "rejected", "cancelled")
+"""How queries end."""
+ANSWERS = OUTCOMES[:3]
+"""Those that are answers."""
+CODES = (200, 400, 401, 404, 408, 413, 499, 500, 503, 504)
+"""Status codes of inference requests."""
+REASONS = ("died", "hung", "failing")
+"""Why workers are replaced."""
+QUIET = 1.0
+"""Seconds between two lines of a kind of which there may be thousands."""
 
 
 class Metrics:
@@ -43,6 +54,17 @@ class Metrics:
             "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
             "request that was turned away unparsed counts as one.",
             ["outcome"],
+            registry=registry,
+        )
+        self.requests = Counter(
+            "codedinvnet_requests",
+            "Inference requests by the status code that was sent; 499: the client had left.",
+            ["code"],
+            registry=registry,
+        )
+        self.hedges = Counter(
+            "codedinvnet_hedges",
+            "Copies of late queries, and of decoded answers that were not sure.",
             registry=registry,
         )
         self.latency = Histogram(
@@ -137,6 +159,29 @@ class Metrics:
         )
         self._checks: deque[bool] = deque(maxlen=500)
         self._residuals: dict[tuple[int, str], float] = {}
+        ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Create what labels are known: Prometheus sees no increase in what begins above 0."""
+        for outcome in OUTCOMES:
+            self.queries.labels(outcome)
+        for outcome in ANSWERS:
+            self.latency.labels(outcome)
+        for code in CODES:
+            self.requests.labels(str(code))
+        for reason in REASONS:
+            self.restarts.labels(reason)
+        for kind in ("data", "parity"):
+            self.tasks.labels(kind)
+            self.worker_time.labels(kind)
+
+    def expect(self, workers: int, size: int) -> None:
+        """Create the labels of a service with so many workers and members of a group."""
+        for worker in range(workers):
+            self.task_failures.labels(str(worker))
+        for members in range(1, size + 1):
+            self.groups.labels(str(members))
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""
@@ -211,3 +256,22 @@ logger = logging.getLogger("codedinvnet.serving")
 def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event."""
     logger.log(level, event, extra={"fields": fields})
+
+
+class Quiet:
+    """Logs an event at most once in `QUIET` seconds, with how many were left out since the last."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._left_out = 0
+
+    def log(self, event: str, level: int, **fields: Any) -> None:
+        """Log one event, or count it."""
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        if self._left_out:
+            fields["left_out"] = self._left_out
+        self._next, self._left_out = now + QUIET, 0
+        log_event(event, level, **fields)

@@ -27,6 +27,8 @@ STOP_TIMEOUT = 2.0
 EXIT_TIMEOUT = 0.1
 """Seconds in which the exit code of a worker that is gone becomes known."""
 STOP_POLL = 0.01
+PATIENCE = 10.0
+"""Seconds that the fork server is given when a start is over or no longer wanted."""
 
 
 def launch(process: BaseProcess, spec: WorkerSpec) -> None:
@@ -43,6 +45,16 @@ def launch(process: BaseProcess, spec: WorkerSpec) -> None:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _settle(launched: asyncio.Future[None]) -> None:
+    """Wait for a launch to end, well or not; end the fork server if it stands still."""
+    done, _ = await asyncio.wait({launched}, timeout=PATIENCE)
+    if not done:
+        log_event("the fork server stands still", logging.ERROR)
+        preload.kill_fork_server()
+        await asyncio.wait({launched})
+    launched.exception()  # has been seen
 
 
 async def _exit_of(process: BaseProcess) -> str:
@@ -123,11 +135,11 @@ class ProcessPool:
         connection: Connection | None = None
         try:
             try:
-                await asyncio.shield(launched)
+                await asyncio.wait_for(asyncio.shield(launched), START_TIMEOUT)
+            except asyncio.TimeoutError:
+                raise WorkerDied(f"worker {worker} did not start in time") from None
             finally:
-                await asyncio.wait(
-                    {launched}
-                )  # when cancelled, too: there is a process to end then
+                await _settle(launched)  # when cancelled, too: there is a process to end then
                 theirs.close()
             connection = Connection(process, *await asyncio.open_connection(sock=ours))
             await self._greet(worker, connection)
@@ -219,10 +231,20 @@ class ProcessPool:
             self._bury(worker, connection, "stopped")
         listeners = [c.listener for c in self.connections if c.listener is not None]
         await asyncio.gather(*[self._end(c) for c in self.connections])
+        await self._see_off()
         for listener in listeners:
             listener.cancel()
         await asyncio.gather(*listeners, return_exceptions=True)
         self.connections = []
+
+    async def _see_off(self) -> None:
+        """Wait until the fork server says that all have ended; this process's end waits for it."""
+        processes = [connection.process for connection in self.connections]
+        for _ in range(round(PATIENCE / STOP_POLL)):
+            if not any(process.is_alive() for process in processes):
+                return
+            await asyncio.sleep(STOP_POLL)
+        preload.kill_fork_server()
 
     def pid(self, worker: int) -> int | None:
         connection = self.connections[worker]

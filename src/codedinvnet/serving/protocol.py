@@ -29,6 +29,8 @@ DEEPEST = 32
 """Levels of lists and objects in what an answer repeats."""
 LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
+MOST_PARAMETERS = 64 * 1024
+"""Characters of a request's parameters, which its answer repeats."""
 
 
 class BadRequest(Exception):
@@ -140,9 +142,7 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
         BadRequest: if anything is wrong with it.
     """
     head, tail = split_body(body, header_length)
-    parsed = parse_json(head)
-    if len(parsed.inputs) != 1:
-        raise BadRequest(f"inputs: the model takes one input, {INPUT!r}; got {len(parsed.inputs)}")
+    parsed = parse_json(head, model)
     images = read_images(parsed.inputs[0], tail, model)
     accept = parsed.parameters.get("accept_decoded", True)
     if not isinstance(accept, bool):
@@ -154,9 +154,11 @@ def parse_request(body: bytes, header_length: str | None, model: ModelDescriptio
         raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {short(timeout)}")
     check_depth(parsed.parameters)
     try:
-        json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
+        repeated = json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
     except ValueError as error:
         raise BadRequest(f"parameters: {error}") from error
+    if len(repeated) > MOST_PARAMETERS:
+        raise BadRequest(f"parameters: more than {MOST_PARAMETERS} characters")
     return InferRequest(
         images=images,
         identity=parsed.id,
@@ -200,8 +202,8 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     return body[:length], body[length:]
 
 
-def parse_json(head: bytes) -> InferBody:
-    """Read the JSON part."""
+def parse_json(head: bytes, model: ModelDescription) -> InferBody:
+    """Read the JSON part, which has one input."""
 
     def no_constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON")
@@ -212,12 +214,37 @@ def parse_json(head: bytes) -> InferBody:
         raise BadRequest(f"body: not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise BadRequest("body: must be a JSON object")
+    check_lengths(raw, model)
     try:
         return InferBody.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BadRequest(f"{where}: {first['msg']}") from error
+
+
+def check_lengths(raw: Mapping[str, Any], model: ModelDescription) -> None:
+    """Refuse long lists before each of their elements can become an error of its own.
+
+    Raises:
+        BadRequest: naming the list.
+    """
+    inputs, outputs = raw.get("inputs"), raw.get("outputs")
+    if isinstance(inputs, list):
+        if len(inputs) != 1:
+            raise BadRequest(f"inputs: the model takes one input, {INPUT!r}; got {len(inputs)}")
+        shape = inputs[0].get("shape") if isinstance(inputs[0], dict) else None
+        if isinstance(shape, list) and len(shape) > 4:
+            raise wrong_shape(shape, model)
+    if isinstance(outputs, list) and len(outputs) > len(OUTPUTS):
+        raise BadRequest(f"outputs: the model has {len(OUTPUTS)}, got {len(outputs)}")
+
+
+def wrong_shape(shape: Sequence[Any], model: ModelDescription) -> BadRequest:
+    """Return the error of an input whose shape is not that of images."""
+    dims = ", ".join(map(str, model.image_shape))
+    shown = short(list(shape[: LONGEST_SHOWN // 2]))  # enough to be cut off, and no more
+    return BadRequest(f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {shown}")
 
 
 def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np.ndarray:
@@ -228,10 +255,7 @@ def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np
         raise BadRequest(f"inputs.0.datatype: must be UINT8 or FP32, got {short(tensor.datatype)}")
     shape, wanted = tuple(tensor.shape), model.image_shape
     if len(shape) != 4 or shape[1:] != wanted or shape[0] < 1:
-        dims = ", ".join(map(str, wanted))
-        raise BadRequest(
-            f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {short(list(shape))}"
-        )
+        raise wrong_shape(shape, model)
     if shape[0] > model.max_batch:
         raise BadRequest(f"inputs.0.shape: at most {model.max_batch} images, got {shape[0]}")
     dtype = DTYPES[tensor.datatype]
@@ -340,7 +364,8 @@ def render_response(
         reply["id"] = request.identity
     if request.parameters:
         reply["parameters"] = request.parameters
-    head = json.dumps({**reply, "outputs": outputs}, separators=(",", ":")).encode()
+    written = json.dumps({**reply, "outputs": outputs}, separators=(",", ":"), allow_nan=False)
+    head = written.encode()
     return b"".join([head, *blobs]), len(head) if blobs else None
 
 

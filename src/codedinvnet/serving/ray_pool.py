@@ -14,6 +14,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ def last_line(error: BaseException) -> str:
     """Return what an error of Ray's comes down to: the last line of its traceback; "" if none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def has_token() -> bool:
+    """Tell whether the user has a token of Ray's, in the places where it looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 class RayWorker:
@@ -127,8 +134,10 @@ class RayPool:
     def _connect(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
-            # Our own cluster, reachable from this machine alone: no token to write into the home.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            if not has_token():
+                # Our own cluster, reachable from this machine alone: Ray would write a token into
+                # the home. Who has one wants it to be asked for, and Ray does so by itself.
+                os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Without an address Ray would join whatever cluster runs here already.
             options |= {"address": "local", "include_dashboard": False}
             options["_node_ip_address"] = "127.0.0.1"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
@@ -23,6 +24,7 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
+from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
@@ -39,6 +41,10 @@ VALUE_LENGTH = 32
 """Characters of a request's body for every value of its images, at most."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
+LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
+"""Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
+deadline, so that there is time to send its query again, within these. The machine itself may stand
+still for less than the shortest."""
 DEMO_IMAGES = 100
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -67,7 +73,8 @@ class ServeOptions:
     port: int = 8000
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
-    hang_timeout_ms: float = 3000.0  # below the deadline: a hung query can be sent again
+    hang_timeout_ms: float | None = None
+    """None: what suits the deadline (`hang_timeout`)."""
     min_confidence: float = 0.0
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
@@ -121,6 +128,22 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+
+
+def hang_timeout(options: ServeOptions) -> float:
+    """Return the seconds that a worker may be at one task; tell if that is too long.
+
+    A query on a hung worker is sent again only when that worker is given up, and is over at its
+    deadline.
+    """
+    given = options.hang_timeout_ms
+    if given is None:
+        share = HANG_SHARE * options.deadline_ms
+        return max(SHORTEST_HANG, min(LONGEST_HANG, share)) / 1000
+    if given >= options.deadline_ms:
+        why = f"--hang-timeout-ms {given:g} is not below --deadline-ms {options.deadline_ms:g}"
+        log_event("queries on hung workers are not sent again", logging.WARNING, reason=why)
+    return given / 1000
 
 
 def is_open(options: ServeOptions) -> bool:
@@ -201,7 +224,7 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         workers=workers,
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
-        hang_timeout=options.hang_timeout_ms / 1000,
+        hang_timeout=hang_timeout(options),
         hedge_share=1 / options.k,
         max_pending=most,
         routing=options.routing,
@@ -273,6 +296,18 @@ def log_to_stderr() -> None:
         chosen.propagate = False
 
 
+def server_config(app: FastAPI, options: ServeOptions, workers: int) -> uvicorn.Config:
+    """Return how the application is served."""
+    return uvicorn.Config(
+        app,
+        http=type("Http", (BoundedHttp,), {"most": connection_limit(workers)}),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(options.deadline_ms / 1000) + DRAIN_TIMEOUT,
+        timeout_keep_alive=KEEP_ALIVE,
+    )
+
+
 class Server(uvicorn.Server):
     """A server that tells when it is up, and leaves signals to its caller."""
 
@@ -304,14 +339,8 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
     listener = bind(options.host, options.port)
     try:
         await front.start()
-        config = uvicorn.Config(
-            build_app(front, app_options(options, bundle, token)),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=math.ceil(options.deadline_ms / 1000) + DRAIN_TIMEOUT,
-            timeout_keep_alive=KEEP_ALIVE,
-        )
-        server = Server(config)
+        app = build_app(front, app_options(options, bundle, token))
+        server = Server(server_config(app, options, front.rules.workers))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())
         await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,168 @@
+"""What a client may take before it is known."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+
+from codedinvnet.serving import connections
+from codedinvnet.serving.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.serve import Server, bind
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
+
+
+async def answer(scope: Any, _: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+class Http(BoundedHttp):
+    most = 3
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Any]:
+    """Serve on a free port; yields a function that connects."""
+    config = uvicorn.Config(answer, http=Http, lifespan="off", log_config=None)
+    listener, server = bind("127.0.0.1", 0), Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    writers = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writers.append(writer)
+        return reader, writer
+
+    try:
+        await server.up.wait()
+        yield connect
+    finally:
+        for writer in writers:
+            writer.close()
+        server.should_exit = True
+        await task
+
+
+async def ended(reader: asyncio.StreamReader) -> float:
+    """Return the seconds until a connection is closed without an answer."""
+    began = time.monotonic()
+    with suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+    return time.monotonic() - began
+
+
+async def answered(reader: asyncio.StreamReader) -> None:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    assert head.startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST], ids=["nothing", "half"])
+def test_headers_that_do_not_come(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            writer.write(sent)
+            assert 0.2 < await ended(reader) < 5
+
+    asyncio.run(run())
+
+
+def test_a_later_requests_headers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            writer.write(REQUEST + b"\r\n")
+            await answered(reader)
+            await asyncio.sleep(0.6)  # idle connections stay
+            writer.write(REQUEST + b"\r\n")
+            await answered(reader)
+            writer.write(REQUEST)
+            assert 0.2 < await ended(reader) < 5
+
+    asyncio.run(run())
+
+
+def test_an_answer_may_take_longer_than_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
+
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            writer.write(REQUEST.replace(b"/ ", b"/slow ", 1) + b"\r\n" + REQUEST)
+            await answered(reader)
+            writer.write(b"\r\n")
+            await answered(reader)
+
+    asyncio.run(run())
+
+
+def test_headers_without_an_end() -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            line = b"X-Long: " + b"x" * 1000 + b"\r\n"
+            writer.write(REQUEST + 60 * line + b"\r\n")
+            await answered(reader)
+            writer.write(REQUEST + 60 * line)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            assert not reader.at_eof()
+            writer.write(70 * line)
+            assert await ended(reader) < 5
+
+    asyncio.run(run())
+
+
+def test_a_body_is_not_taken_for_headers() -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            for _ in range(3):
+                head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100000\r\n\r\n"
+                writer.write(head + bytes(100_000))
+                await answered(reader)
+
+    asyncio.run(run())
+
+
+def test_connections_have_a_limit() -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            kept = [await connect() for _ in range(Http.most)]
+            for reader, writer in kept:
+                writer.write(REQUEST + b"\r\n")
+                await answered(reader)
+            reader, _ = await connect()
+            assert await ended(reader) < 5
+            kept[0][1].close()
+            await asyncio.sleep(0.1)
+            reader, writer = await connect()
+            writer.write(REQUEST + b"\r\n")
+            await answered(reader)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "most"),
+    [(1024, 11, 872), (256, 100, 16), (resource.RLIM_INFINITY, 1, 1048504)],
+)
+def test_workers_keep_room(
+    files: int, workers: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert connection_limit(workers) == most
