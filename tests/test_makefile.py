@@ -67,7 +67,7 @@ def test_the_quick_benchmarks_start_from_nothing() -> None:
     ("kind", "folder"), [("quick", "results/quick"), ("bench", "docs/results")]
 )
 def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
-    words = shlex.split(commands(f"{kind}-{name}"))
+    words = shlex.split(commands(f"{kind}-{name}").splitlines()[-1])  # behind the set-up
     assert words[0] == ".venv/bin/codedinvnet"
     arguments = build_parser().parse_args(words[1:])
     assert arguments.out.parent == Path(folder)  # quick figures never reach the committed ones
@@ -84,6 +84,11 @@ def bare(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "docs" / "results").mkdir(parents=True)
     return tmp_path
+
+
+@pytest.mark.parametrize("target", ["bench-accuracy", "quick-serve", "bench-page", "bench-seeds"])
+def test_any_target_sets_up_what_it_needs(target: str, bare: Path) -> None:
+    assert "pip install" in commands(target, bare)
 
 
 def results(target: str, folder: Path) -> dict[str, list[str]]:
