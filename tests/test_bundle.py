@@ -259,8 +259,23 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
 
 
 def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the device 'meta': it keeps no values"):
+    with pytest.raises(UserError, match="cannot use the device 'meta': "):
         load_bundle(bundle_folder, "meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'cuda': "):
+        load_bundle(bundle_folder, "cuda")
+
+
+def test_a_bundle_that_serves_no_groups_is_damaged(bundle_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    raw = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**raw, "group_sizes": []}))
+    with pytest.raises(UserError, match="group_sizes"):
+        load_bundle(folder)
 
 
 def test_what_is_no_device_is_refused(bundle_folder: Path) -> None:

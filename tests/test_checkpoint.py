@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -24,8 +26,17 @@ from codedinvnet.checkpoint import (
     save_checkpoint,
     tensors_digest,
     write_atomically,
+    write_picture,
 )
 from codedinvnet.errors import UserError
+
+
+class NoArtist(Artist):
+    """Fails in the middle of a drawing."""
+
+    def draw(self, *_: object) -> NoReturn:
+        raise RuntimeError("half drawn")
+
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -93,6 +104,36 @@ def test_a_place_that_cannot_be_written_is_told(
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
         check_writable(tmp_path / "new" / "file")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
+        check_writable(file)
+
+
+@pytest.mark.parametrize("path", [Path("/dev/null"), Path("/")])
+def test_devices_and_roots_are_not_written(path: Path) -> None:
+    with pytest.raises(UserError, match=f"cannot write to {path}: it is "):
+        check_writable(path)
+
+
+def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path: Path) -> None:
+    path, figure = tmp_path / "new" / "picture.png", Figure()
+    write_picture(path, figure)
+    drawn = path.read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    figure.add_artist(NoArtist())
+    with pytest.raises(RuntimeError, match="half drawn"):
+        write_picture(path, figure)
+    assert path.read_bytes() == drawn
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_no_header_length_is_taken_for_a_pickle(tmp_path: Path) -> None:

@@ -415,6 +415,21 @@ def test_published_mixup(hidden: bool, plain: bool, expected: str, tmp_path: Pat
     assert settings.training.mixup == expected
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("theirs.json", "theirs-published"),
+        ("my config (2).json", "my-config--2--published"),
+        ("-a.json", "a-published"),
+    ],
+)
+def test_published_settings_are_named_after_their_file(
+    file: str, name: str, tmp_path: Path
+) -> None:
+    settings, _ = load_published(tmp_path / file, PUBLISHED)
+    assert settings.name == name
+
+
 def test_published_defaults(tmp_path: Path) -> None:
     raw = {"data_processing": {"dataset": "mnist", "nClasses": 10}}
     settings, _ = load_published(tmp_path / "theirs.json", raw)

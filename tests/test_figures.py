@@ -361,6 +361,7 @@ def test_an_interrupted_rendering_leaves_what_was_there(
     [
         (["--costs", "nosuch"], "error: no bundle nosuch ships; these do: "),
         (["nosuch", "mnist"], "error: no bundle nosuch ships; these do: "),
+        (["mnist"], "error: a bundle is measured with --measure or --costs"),
         (["--page", "nosuch"], "error: there is no folder nosuch"),
         (["--page", ".", "--costs"], "error: --page renders what is there"),
         (["--page", ".", "mnist"], "error: --page renders what is there"),
@@ -399,7 +400,8 @@ def test_a_bundles_file_is_written_when_all_of_it_is_measured(
     old = json.loads(path.read_text())
     path.unlink()
 
-    def measured(_: Bundle, data_dir: Path | None) -> dict[str, Any]:
+    def measured(name: str, _: Bundle, data_dir: Path | None) -> dict[str, Any]:
+        assert name == "mnist"
         asked.append(data_dir)
         return {key: value for key, value in old.items() if key != "info"}
 

@@ -67,7 +67,7 @@ AIM = (
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
-def measure(bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
+def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
     """Run evaluate (with both sanity arms at the largest k) and invert on one bundle."""
     source = evaluation_images(bundle, "test", data_dir)
     largest = SIZES[-1]
@@ -84,7 +84,7 @@ def measure(bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
         "shuffled": evaluation_report(bundle, source, split="test", k=largest, shuffle_parity=True),
         "pixel_mean": evaluation_report(bundle, source, split="test", k=largest, pixel_mean=True),
         "invert": inversion_report(bundle.model, source),
-        "weights": weights_digest(bundle.info.name),
+        "weights": weights_digest(name),
     }
 
 
@@ -795,12 +795,14 @@ def run(arguments: argparse.Namespace) -> None:
         ship = ", ".join(shipped_bundles())
         raise UserError(f"no bundle {', '.join(unknown)} ships; these do: {ship}")
     everything = arguments.measure or arguments.data_dir is not None
+    if arguments.bundle != shipped_bundles() and not (everything or arguments.costs):
+        raise UserError("a bundle is measured with --measure or --costs; without, all are rendered")
     device = choose_device(arguments.device)
     if device.type != "cpu" and (everything or not arguments.costs):
         raise UserError("--device goes with --costs alone: all else is measured on the CPU")
     for name in arguments.bundle if everything or arguments.costs else ():
         bundle = load_bundle(name, device)
-        found = measure(bundle, arguments.data_dir) if everything else {}
+        found = measure(name, bundle, arguments.data_dir) if everything else {}
         file = name if device.type == "cpu" else f"{name}-{device.type}"
         update(file, {**found, "info": info_report(bundle, SIZES)})
     write_page(RESULTS, PAGE)

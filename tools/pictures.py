@@ -1,4 +1,5 @@
-"""Draw the pictures of README.md into docs/images: a group of each bundle, and the service's page.
+"""Draw the pictures of README.md into docs/images: a group of each bundle whose images
+ship, and the service's page.
 
     python tools/pictures.py          all
     python tools/pictures.py mnist    one bundle's group
@@ -19,7 +20,7 @@ from playwright.async_api import ViewportSize, async_playwright
 
 from codedinvnet.bench.load import server
 from codedinvnet.bundle import load_bundle, shipped_bundles
-from codedinvnet.data import sample_images
+from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.demo import draw_group
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = (*shipped_bundles(), "page")
+    known = (*(name for name in shipped_bundles() if name in SAMPLES), "page")
     parser.add_argument("names", nargs="*", help=f"{', '.join(known)} (default: all)")
     names = parser.parse_args().names or known
     for name in names:

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from codedinvnet.checkpoint import (
@@ -62,7 +63,7 @@ class BundleInfo(Section):
     name: str
     input: InputDescription
     classes: tuple[str, ...]
-    group_sizes: tuple[int, ...]
+    group_sizes: Annotated[tuple[int, ...], Field(min_length=1)]
     """The m that it serves."""
     model: ModelSettings
     provenance: Provenance
@@ -224,21 +225,29 @@ def weights_digest(name: str | Path) -> str:
     return file_digest(bundle_folder(name) / WEIGHTS)
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device that is there and keeps values.
+
+    Raises:
+        UserError: if it is none, or none of this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # which a device without values refuses
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot use the device {str(device)!r}: {reason}") from error
+    return found
+
+
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
     Raises:
         UserError: if there is none, it is damaged or of another format version, or the device
-            is none, or keeps no values.
+            is none of this machine.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(
-            f"cannot use the device {device!r}: {str(error).splitlines()[0]}"
-        ) from error
-    if kind == "meta":
-        raise UserError(f"cannot use the device {str(device)!r}: it keeps no values")
+    device = usable_device(device)
     folder = bundle_folder(name)
     path = folder / DESCRIPTION
     raw = read_json(path)

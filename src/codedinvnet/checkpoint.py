@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -11,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FORMAT_VERSION = 1
 ABANDONED = 3600.0
 """Seconds after which nobody is still writing a file."""
@@ -27,7 +31,11 @@ _HEADER = "codedinvnet"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Of a symbolic link it is the target that is written.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
     for part in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
@@ -54,9 +62,13 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: saying why it cannot.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if path.is_dir():
         reason = "it is a folder"
+    elif path.exists() and not path.is_file():
+        reason = "it is no ordinary file"
+    elif path.exists() and not os.access(path, os.W_OK):
+        reason = "it may not be changed"
     elif not folder.is_dir():
         reason = f"{folder} is no folder"
     elif not os.access(folder, os.W_OK):
@@ -69,6 +81,13 @@ def check_writable(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
     write_atomically(path, text.encode())
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Draw a Matplotlib figure into a file of the format that its name ends with."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=110)
+    write_atomically(path, drawn.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -414,7 +415,7 @@ def _translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     else:
         mixup = "input" if get(*inet, "mixup", default=False) else "none"
     translated = {
-        "name": f"{path.stem}-published",
+        "name": re.sub(r"[^\w.-]", "-", f"{path.stem}-published").lstrip("-."),
         "seed": get("train", "initialization", "seed", default=0),
         "data": data.model_dump(),
         "network": {

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.checkpoint import write_picture
 from codedinvnet.data import ImageSource, sample_images
 from codedinvnet.evaluation import Evaluation, evaluate
 
@@ -26,13 +27,13 @@ INK, DIRECT, DECODED, ERASED = "#222222", "#4477AA", "#EE7733", "#CC3311"
 
 def run_demo(names: Sequence[str], folder: Path, seed: int = 0) -> None:
     """Evaluate bundles on the shipped test images, print a table, and draw a picture for each."""
+    folder.mkdir(parents=True, exist_ok=True)  # before the work
     rows = []
     for name in names:
         bundle, source = load_bundle(name), sample_images(name)
         for k in GROUP_SIZES:
             rows.append((name, evaluate(bundle.method(k), source, k=k, seed=seed)))
     print(table(rows))
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = folder / f"{name}.png"
         draw_group(load_bundle(name), sample_images(name), path, k=10, seed=seed)
@@ -103,7 +104,7 @@ def draw_group(bundle: Bundle, source: ImageSource, path: Path, *, k: int, seed:
         axis.set_title(f"{title}\n→ {answer} ({float(probabilities.max()):.0%})", fontsize=10)
     left.set_ylabel("probability")
     bottom.supxlabel("class (true class in bold)", fontsize=9)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)
     plt.close(figure)
 
 

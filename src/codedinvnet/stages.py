@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from codedinvnet.bundle import (
     describe_machine,
     load_bundle,
     save_bundle,
+    usable_device,
     write_description,
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, write_json
@@ -50,7 +52,7 @@ from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.report import evaluation_report, inversion_report
 from codedinvnet.training.check import check_head, check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
-from codedinvnet.training.loop import LAST, LATEST, NETWORK_WEIGHTS, Stage, train_stage
+from codedinvnet.training.loop import LAST, LATEST, NETWORK_WEIGHTS, Stage, set_aside, train_stage
 from codedinvnet.training.network import NETWORK, as_trained, load_trained_network, train_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
@@ -119,13 +121,7 @@ def choose_device(name: str) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which a device without values refuses
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot use the device {name!r}: {reason}") from error
-    return device
+    return usable_device(name)
 
 
 def train(run: Run, members: int | None = None) -> dict[str, Any]:
@@ -255,7 +251,7 @@ def _phases(
         raise UserError(f"cannot resume epoch {run.resume}: there is no checkpoint in {folder}")
     if not run.resume:
         for name in started:
-            (folder / name / LAST).unlink()
+            set_aside(folder / name)
     for name in names:
         # An epoch to resume is one of the phase that was under way; finished phases are kept.
         newest = started and name == started[-1]
@@ -304,6 +300,8 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
         for groups of `members` and each of the sizes 2, 4 and 10 that it serves.
     """
     source = run.images("test")  # before the hours of training
+    trained_on = run.images("train")
+    check_images(source, trained_on.shape, trained_on.classes, "the network")
     if len(source) < members:
         raise UserError(f"groups of {members} cannot be drawn from {len(source)} test images")
     check_head(run.settings)
@@ -329,6 +327,32 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     }
 
 
+def check_images(
+    source: ImageSource, shape: tuple[int, ...], classes: tuple[str, ...], whose: str
+) -> None:
+    """Make sure that images can be tested by what was trained on others.
+
+    Args:
+        source: the images.
+        shape: (C, H, W) that is expected.
+        classes: that are expected, in this order, since labels are places in it.
+        whose: they are.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if source.shape != shape:
+        raise UserError(
+            f"{source.source} has images of shape {source.shape}, but {whose} takes {shape}"
+        )
+    for label, (found, expected) in enumerate(zip_longest(source.classes, classes)):
+        if found != expected:
+            raise UserError(
+                f"{source.source} has other classes than {whose}: label {label} is "
+                f"{found or 'none'} instead of {expected or 'none'}"
+            )
+
+
 def evaluation_images(
     bundle: Bundle, split: str, data_dir: Path | None, download: bool = False
 ) -> ImageSource:
@@ -350,11 +374,8 @@ def evaluation_images(
             download=download,
             image_size=data.image_size,
         )
-    if source.shape != bundle.info.input.shape:
-        raise UserError(
-            f"{source.source} has images of shape {source.shape}, "
-            f"but bundle {bundle.info.name!r} takes {bundle.info.input.shape}"
-        )
+    described = bundle.info
+    check_images(source, described.input.shape, described.classes, f"bundle {described.name!r}")
     if split in ("train", "validation"):
         seed = bundle.info.provenance.settings.seed
         train_rows, validation_rows = split_indices(len(source), data.validation, seed)

@@ -429,6 +429,8 @@ def test_an_unknown_image_set_and_choice(
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     with pytest.raises(UserError, match=r"--dataset: 'fashion' is not one of .*: mnist"):
         run(grid, tmp_path, data_dir, only=["fashion"])
+    with pytest.raises(UserError, match=r"--method: 'parm' is not one of .*: none"):
+        run(grid, tmp_path, data_dir, methods=["parm"])
     raw = json.loads(grid.read_text())
     raw["datasets"]["mnits"] = raw["datasets"].pop("mnist")
     grid.write_text(json.dumps(raw))
@@ -495,6 +497,17 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     with pytest.raises(UserError, match="holds no train images"):
         run(grid, tmp_path, tmp_path)
+
+
+def test_only_the_methods_that_were_asked_for_are_tried(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    blocks = [{"methods": ["none", "average-image"], "k": [2]}]
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    counts = run(grid, tmp_path, data_dir, methods=["average-image"])
+    assert (counts["trials"], counts["done"]) == (1, 1)
+    (row,) = read_rows(tmp_path / "rows.jsonl", "accuracy")
+    assert row["method"] == "average-image"
 
 
 def test_the_quick_version_asks_for_no_images_that_the_package_lacks(

@@ -89,6 +89,10 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: ["bench", "embed", s.bundle, "--data-dir", s.large],
         "takes (1, 28, 28)",
     ),
+    "k before the images": (
+        lambda s: ["evaluate", s.bundle, "--k", "5", "--data-dir", s.data / "nowhere"],
+        "groups of 2 to 4, got k = 5",
+    ),
     "k = 1": (lambda s: use(s, "evaluate", s.bundle, "--k", "1"), "groups of 2 to 4, got k = 1"),
     "k = 5": (lambda s: use(s, "evaluate", s.bundle, "--k", "5"), "groups of 2 to 4, got k = 5"),
     "sample k = 1": (lambda s: stage(s, "sample", s.pixels, "--k", "1"), "at least 2, got 1"),

@@ -12,6 +12,7 @@ from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, make_front_end
+from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.scenario import (
     Arrivals,
@@ -111,6 +112,20 @@ def test_a_bundles_own_figures() -> None:
     assert found.missing == 0
     with pytest.raises(UserError, match="no bundle"):
         bundle_accuracy("nothing")
+
+
+@pytest.mark.parametrize(
+    "figures", [{"test_k2": {}}, {"test_k2": {"k": 2, "normal_accuracy": "x"}}]
+)
+def test_damaged_figures_of_a_bundle_are_one_line(
+    figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle("mnist")
+    bundle.info = bundle.info.model_copy(update={"figures": figures})
+    monkeypatch.setattr(scenario_module, "load_bundle", lambda _: bundle)
+    with pytest.raises(UserError, match="the test figures of bundle 'mnist'") as caught:
+        bundle_accuracy("mnist")
+    assert "\n" not in str(caught.value)
 
 
 # Stragglers

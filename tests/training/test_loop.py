@@ -118,6 +118,20 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_starting_over_sets_the_old_checkpoints_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Scripted([0.1, 0.9]), tmp_path)
+    kept = {name: (tmp_path / f"{name}.safetensors").read_bytes() for name in ("last", "best")}
+    assert "starts over" not in capsys.readouterr().err
+    run(Scripted([0.3]), tmp_path)
+    names = "last-before.safetensors and best-before.safetensors"
+    assert f"starts over; the old checkpoints are {names}" in capsys.readouterr().err
+    for name, content in kept.items():
+        assert (tmp_path / f"{name}-before.safetensors").read_bytes() == content
+    assert weight(tmp_path / "last.safetensors") == 2
+
+
 def test_best_survives_a_resumed_worse_epoch(tmp_path: Path) -> None:
     run(Scripted([0.9, 0.1]), tmp_path)
     stage = Scripted([0.9, 0.1, 0.5])

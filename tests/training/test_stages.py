@@ -20,7 +20,7 @@ from codedinvnet.config import (
     RecoveryFusionSettings,
     parse_settings,
 )
-from codedinvnet.data import load_images, split_indices
+from codedinvnet.data import ImageSet, load_images, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
@@ -419,6 +419,25 @@ def network_weights(path: Path) -> str | None:
     _, header = load_checkpoint(path)
     found: str | None = {**header["settings"], **header}.get("network_weights")
     return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "said"),
+    [
+        ((1, 32, 32), ("a", "b", "c"), r"\(1, 28, 28\), but the network takes \(1, 32, 32\)"),
+        ((1, 28, 28), ("a", "c"), "other classes than the network: label 1 is b instead of c"),
+        ((1, 28, 28), ("a", "b", "c", "d"), "label 3 is none instead of d"),
+        ((1, 28, 28), ("a", "b"), "label 2 is c instead of none"),
+    ],
+)
+def test_images_of_other_shapes_or_classes_are_not_tested(
+    shape: tuple[int, ...], classes: tuple[str, ...], said: str
+) -> None:
+    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    source = ImageSet("own", ("a", "b", "c"), images, torch.arange(3), "there")
+    stages.check_images(source, (1, 28, 28), ("a", "b", "c"), "the network")
+    with pytest.raises(UserError, match=said):
+        stages.check_images(source, shape, classes, "the network")
 
 
 def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:

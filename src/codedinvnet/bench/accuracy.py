@@ -94,6 +94,7 @@ def run(
     download: bool = False,
     quick: bool = False,
     only: Collection[str] = (),
+    methods: Collection[str] = (),
 ) -> dict[str, Any]:
     """Do the trials of a grid that are not done yet, one row each.
 
@@ -110,6 +111,7 @@ def run(
             image set cannot be had, a warning says so, and only what needs no training is done.
         only: data sets to do. If it is empty, all of the grid's; in the quick version those of
             which the package has images, if there are any.
+        methods: methods to try. If it is empty, all of the grid's.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -131,6 +133,10 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
+    for name in methods:
+        if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
+            raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
+    wanted = [trial for trial in wanted if not methods or trial.method in methods]
     check_trials(grid, wanted)
     check_writable(out)
     datasets: dict[str, DataSet] = {}

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
+from codedinvnet.checkpoint import write_picture
 from codedinvnet.methods import METHODS
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
@@ -230,7 +231,7 @@ def save_beside(rows_file: Path, figures: Mapping[str, Figure | None]) -> list[P
     for name, figure in figures.items():
         if figure is not None:
             path = rows_file.with_name(f"{rows_file.stem}-{name}.png")
-            figure.savefig(path, dpi=110)
+            write_picture(path, figure)
             plt.close(figure)
             written.append(path)
     return written

@@ -42,12 +42,13 @@ from codedinvnet.bundle import (
     weights_digest,
 )
 from codedinvnet.checkpoint import check_writable
-from codedinvnet.data import ImageSource, load_images, sample_images
+from codedinvnet.data import ImageSource
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
 from codedinvnet.report import median_ms
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.stages import evaluation_images
 
 SCHEMA = 1
 SAME = 1e-5
@@ -143,10 +144,7 @@ async def _run(
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     bundle = load_bundle(name)
-    data = bundle.info.provenance.settings.data.name
-    source: ImageSource = (
-        load_images(data, "test", data_dir=data_dir) if data_dir else sample_images(data)
-    )
+    source = evaluation_images(bundle, "test" if data_dir else "sample", data_dir)
     bench = ServeBench(name, bundle, source, sizes, seed, log)
     wanted = parts or (QUICK_PARTS if quick else PARTS)
     report: dict[str, Any] = {

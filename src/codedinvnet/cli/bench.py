@@ -181,6 +181,9 @@ def _add_accuracy(benches: Commands) -> None:
         "--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)"
     )
     sub.add_argument("--dataset", action="append", default=[], help="only this one; repeatable")
+    sub.add_argument(
+        "--method", action="append", default=[], help="only this method of the grid; repeatable"
+    )
     sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
     sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
     sub.add_argument("--download", action="store_true", help="download into --data-dir")
@@ -204,6 +207,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         download=arguments.download,
         quick=arguments.quick,
         only=arguments.dataset,
+        methods=arguments.method,
     )
     written = [*tables.write(out, load_grid(arguments.grid)), *plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)

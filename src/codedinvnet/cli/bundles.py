@@ -86,6 +86,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    bundle.method(arguments.k, arguments.evidence)  # refused before images are read
     source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
     report = evaluation_report(
         bundle,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from codedinvnet.checkpoint import write_picture
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
 
@@ -74,8 +75,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=2 * len(batches), frameon=False
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        write_picture(path, figure)
 
 
 def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[str]) -> None:
@@ -129,5 +129,4 @@ def draw_fit(measured: np.ndarray, drawn: np.ndarray, path: Path) -> None:
     axis.set(xscale="log", yscale="log", xlabel="ms", ylabel="share of tasks that took longer")
     axis.grid(linewidth=0.3, alpha=0.5)
     axis.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)

@@ -88,6 +88,7 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
             raise UserError(f"{options.scenario} is a sweep: name the file of its rows with --out")
         if options.picture is not None:
             check_format(options.picture)
+            check_writable(options.picture)
         rows = run_sweep(sweep, options.out, provenance)
         if options.picture is not None:
             draw_map(rows, options.picture)
@@ -315,7 +316,15 @@ def _plan_base(options: PlanOptions) -> Scenario:
 
     What the code can do is the bundle's, whatever the scenario says.
     """
+    for key in ("batch", "queries"):
+        if (value := getattr(options, key)) is not None and value < 1:
+            raise UserError(f"--{key}: must be at least 1, got {value}")
     apart = keeps_apart(options.bundle)
+    backups = (
+        {}
+        if options.accuracy_rows is None
+        else {"backup_accuracy": backup_accuracy(options.accuracy_rows, options.bundle)}
+    )
     long_enough: dict[str, Any] = {}
     if options.scenario is not None:
         base = load_scenario(options.scenario)
@@ -350,9 +359,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         changes["service"] = options.service_ms
     if options.encode_ms is not None:
         changes["encode"] = options.encode_ms
-    if options.accuracy_rows is not None:
-        changes["backup_accuracy"] = backup_accuracy(options.accuracy_rows, options.bundle)
-    base = base.updated(**changes)
+    base = base.updated(**changes, **backups)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
         model = stragglers(name, base.service.mean_ms, base.arrivals.batch)
@@ -368,8 +375,10 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
         bundle: whose classifier the backups were distilled from; of other weights no row counts.
 
     Raises:
-        UserError: if there is no such bundle, or no row of a backup of it.
+        UserError: if there is no such file or bundle, or no row of a backup of it.
     """
+    if not rows.is_file():
+        raise UserError(f"--accuracy-rows: there is no file {rows}")
     weights = weights_digest(bundle)
     own = [row for row in read_rows(rows, "accuracy") if row["settings"].get("bundle") == weights]
     found = {

@@ -336,14 +336,16 @@ def bundle_accuracy(name: str) -> Accuracy:
     """
     info = load_bundle(name).info
     found = {
-        figures["k"]: figures
+        figures.get("k"): figures
         for key, figures in info.figures.items()
         if key.startswith("test_k") and isinstance(figures, dict)
     }
     if not found:
         raise UserError(f"bundle {name!r} has no test figures: give the scenario an accuracy")
-    return Accuracy(
-        normal=next(iter(found.values()))["normal_accuracy"],
-        recovered={1: {k: figures["recovered_accuracy"] for k, figures in found.items()}},
-        guessed=info.figures.get("test_guessed", {}).get("recovered_accuracy"),
-    )
+    guessed = info.figures.get("test_guessed")
+    read = {
+        "normal": next(iter(found.values())).get("normal_accuracy"),
+        "recovered": {1: {k: figures.get("recovered_accuracy") for k, figures in found.items()}},
+        "guessed": guessed.get("recovered_accuracy") if isinstance(guessed, dict) else None,
+    }
+    return validated(Accuracy, read, f"the test figures of bundle {name!r}")

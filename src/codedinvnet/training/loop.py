@@ -91,6 +91,17 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def set_aside(folder: Path) -> None:
+    """Rename the checkpoints of a training that starts over: its hours may be wanted after all."""
+    kept = []
+    for path in (folder / LAST, folder / BEST):
+        if path.is_file():
+            kept.append(path.replace(path.with_stem(f"{path.stem}-before")).name)
+    if kept:
+        told = f"{folder}: starts over; the old checkpoints are {' and '.join(kept)}"
+        tqdm.write(told, file=sys.stderr)
+
+
 def train_stage(
     stage: Stage,
     folder: Path,
@@ -126,6 +137,8 @@ def train_stage(
         load_modules(stage.modules(), tensors, last)
         load_optimizers(stage.optimizers(), tensors)
         start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
+    elif not resume:
+        set_aside(folder)
     writer = None
     total = epochs * stage.steps_per_epoch
     bar = tqdm(
