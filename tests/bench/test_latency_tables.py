@@ -311,7 +311,9 @@ def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> N
     for row in rows:
         row["settings"].pop("parity_wait_ms", None)
     note = latency_tables.note(latency_tables.lines_of(rows))
-    assert "When parities waited as long as queries: coded with batches of 10 at 40%. " in note
+    told = "When parities waited as long as queries: coded with batches of 10 at 40%."
+    assert told in note
+    assert told in latency_tables.overview(rows)
     assert "for each image" not in note
 
 

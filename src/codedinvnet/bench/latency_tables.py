@@ -262,13 +262,6 @@ def note(lines: Sequence[Line]) -> str:
         for row in line.rows
         if "parity_wait_ms" in row["settings"]
     }
-    older = {
-        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'} "
-        f"at {line.load:.0%}"
-        for line in lines
-        if SERVED[line.label].rules.coded
-        and any("parity_wait_ms" not in row["settings"] for row in line.rows)
-    }
     parities = "".join(
         f"{'A small backup' if backup else 'A parity'} waits "
         + (f"{task:g} ms and " if task else "")
@@ -280,8 +273,7 @@ def note(lines: Sequence[Line]) -> str:
     own = ""
     if any(row.get("processors_own") is not None for row in rows):
         own = f", {span('processors_own', 0, 100)} % with service and client"
-    if older:
-        parities += f"When parities waited as long as queries: {', '.join(sorted(older))}. "
+    parities += older_waits(lines)
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
@@ -360,8 +352,21 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
         "queries were lost than the percentile allows."
         + (f" Left out, of too few runs: {'; '.join(fewer)}." if fewer else "")
         + apart(current(rows))
+        + f" {older_waits(lines_of(rows))}".rstrip()
         + "\n"
     )
+
+
+def older_waits(lines: Iterable[Line]) -> str:
+    """Return a sentence on rows of parities that waited as long as queries, and a space; or ""."""
+    found = {
+        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'} "
+        f"at {line.load:.0%}"
+        for line in lines
+        if SERVED[line.label].rules.coded
+        and any("parity_wait_ms" not in row["settings"] for row in line.rows)
+    }
+    return f"When parities waited as long as queries: {', '.join(sorted(found))}. " if found else ""
 
 
 def apart(rows: Iterable[Mapping[str, Any]]) -> str:

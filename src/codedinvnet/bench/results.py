@@ -55,7 +55,8 @@ PICTURES = {
     "accuracy.jsonl": {
         "accuracy-k.png": "Recovered accuracy against k, each method on its better base model",
         "accuracy-unavailability.png": "Accuracy of all answers against the share of workers that "
-        "are missing, k = 10",
+        "are missing, k = 10, if never two of a group are (of independent losses a quarter of the "
+        "groups would miss two or more at the right end)",
         "accuracy-confusion.png": "Which classes lost queries are taken for, the right one left "
         "out, k = 10",
     },
@@ -411,7 +412,13 @@ def ablation_section(path: Path) -> str:
     """Return the tables of `bench ablation`."""
     results = ablation.read_results(path)
     quick = any(row.get("quick") for row in results)
-    text = [ablation.table(results).strip(), _machines(results)]
+    text = [
+        ablation.table(results).strip(),
+        "± is the standard deviation over the seeds, of a margin over the differences of each "
+        "seed; seconds are those of all trainings of a row, f and g in them, and of rows that "
+        "share these they hold the same ones again.",
+        _machines(results),
+    ]
     return "\n\n".join([*text, *(["This is the quick version: short trainings."] if quick else [])])
 
 

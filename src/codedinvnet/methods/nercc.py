@@ -113,7 +113,7 @@ class NeRCC(Interpolating):
     LeTCC (2406.00300) derives the same two regularisers for any computation.
 
     α are Chebyshev points of the first kind, β of the second, as in ApproxIFER; with both ends
-    among the β, it was 16 points worse on MNIST's validation images at k = 10 (docs/decisions.md).
+    among the β, it was clearly worse on MNIST's validation images at k = 10 (docs/decisions.md).
 
     Args:
         classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
