@@ -318,9 +318,11 @@ def test_what_only_some_machines_measure_has_a_section_if_it_is_there(folder: Pa
 
 @pytest.fixture
 def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of its own for the command, whose README has all marks and no figures."""
-    marks = "".join(f"<!-- figures:{name} -->\nold\n<!-- end -->\n" for name in sections(folder))
-    (tmp_path / "README.md").write_text(marks)
+    """A repository of its own for the command, whose texts have all marks and no figures."""
+    marks = [f"<!-- figures:{name} -->\nold\n<!-- end -->\n" for name in sections(folder)]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("".join(marks[1:]))
+    (tmp_path / "docs" / "training.md").write_text(marks[0])
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "RESULTS", folder)
     monkeypatch.setattr(figures, "PAGE", tmp_path / "results.md")
@@ -329,9 +331,9 @@ def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
     assert figures.main([]) == 0
-    readme = (repository / "README.md").read_text()
-    assert "old" not in readme
-    assert "| mnist | 2 |" in readme
+    texts = [next(repository.rglob(name)).read_text() for name in ("README.md", "training.md")]
+    assert not any("old" in text for text in texts)
+    assert "| mnist | 2 |" in texts[1]
     assert (repository / "results.md").read_text().startswith("# Results\n")
 
 
@@ -346,14 +348,14 @@ def test_what_the_grid_has_and_the_rows_have_not_is_told(tmp_path: Path) -> None
 def test_an_interrupted_rendering_leaves_what_was_there(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path: path.read_bytes() for path in repository.iterdir()}
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
 
     def interrupted(_: str, __: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     assert figures.main([]) == 130
-    assert {path: path.read_bytes() for path in repository.iterdir()} == before
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -376,12 +378,12 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(repository)
-    before = {path: path.read_bytes() for path in repository.iterdir()}
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     assert figures.main(words) == 2
     told = capsys.readouterr().err
     assert told.startswith(said)
     assert told.count("\n") == 1
-    assert {path: path.read_bytes() for path in repository.iterdir()} == before
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
 
 def test_a_service_that_decoded_nothing_has_no_share_of_right_ones(folder: Path) -> None:

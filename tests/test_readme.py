@@ -14,7 +14,7 @@ import pytest
 
 from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
-from tools.figures import PAGE, RESULTS, render, results_page, sections
+from tools.figures import PAGE, RENDERED, RESULTS, render, results_page, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
@@ -65,7 +65,10 @@ def test_there_is_something_to_run() -> None:
 
 
 def test_figures_are_those_measured() -> None:
-    assert render(TEXT, sections()) == TEXT
+    found = sections()
+    for name in RENDERED:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert render(text, found) == text
 
 
 def test_the_results_page_is_of_the_rows_beside_it() -> None:

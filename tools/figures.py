@@ -1,6 +1,6 @@
 """Measure the shipped bundles on the whole test splits, and render all figures.
 
-They go into README.md, between its marks, and into docs/results.md.
+They go into README.md and docs/training.md, between their marks, and into docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
@@ -60,6 +60,8 @@ AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
     "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
 )
+RENDERED = ("README.md", "docs/training.md")
+"""What figures go into, between marks."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
@@ -636,12 +638,12 @@ def arms_table(result: dict[str, Any]) -> list[str]:
 
 
 def render(text: str, sections: dict[str, str]) -> str:
-    """Replace what stands between `<!-- figures:NAME -->` and `<!-- end -->`."""
+    """Replace what stands between `<!-- figures:NAME -->` and `<!-- end -->`, where that is."""
     for name, content in sections.items():
         start = f"<!-- figures:{name} -->"
         head, mark, rest = text.partition(start)
         if not mark:
-            raise UserError(f"README.md has no {start}")
+            continue
         _, end, tail = rest.partition("<!-- end -->")
         text = f"{head}{start}\n{content}\n{end}{tail}"
     return text
@@ -687,7 +689,7 @@ def paper_of(name: str, folder: Path) -> Paper:
 
 
 def sections(folder: Path = RESULTS) -> dict[str, str]:
-    """Return every section of README from the files in a folder."""
+    """Return every section of README and docs/training.md from the files in a folder."""
     results = bundle_results(folder)
     papers = {name: paper_of(name, folder) for name in results}
     seeds = {name: found for name in results if (found := read(folder / f"seed-{name}.json"))}
@@ -803,8 +805,13 @@ def run(arguments: argparse.Namespace) -> None:
         file = name if device.type == "cpu" else f"{name}-{device.type}"
         update(file, {**found, "info": info_report(bundle, SIZES)})
     write_page(RESULTS, PAGE)
-    readme = ROOT / "README.md"
-    write_text(readme, render(readme.read_text(encoding="utf-8"), sections(RESULTS)))
+    found = sections(RESULTS)
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / name for name in RENDERED)}
+    for name in found:
+        if not any(f"<!-- figures:{name} -->" in text for text in texts.values()):
+            raise UserError(f"none of {', '.join(RENDERED)} has <!-- figures:{name} -->")
+    for path, text in texts.items():
+        write_text(path, render(text, found))
 
 
 if __name__ == "__main__":
