@@ -462,7 +462,7 @@ def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyP
             replacing.cancel()
             await asyncio.wait({replacing}, timeout=20)
             assert replacing.cancelled()
-            assert not alive(server)
+            await until(lambda: not alive(server))
 
     asyncio.run(run())
 
