@@ -94,7 +94,8 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
             assert 0 < row["processors_busy"] <= 1
     assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
     assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0
-    assert rows["small-backup"]["extra_tasks_per_query"] == pytest.approx(0.25, abs=0.02)
+    # Where others compute, too, a group may be answered before its backup task is sent.
+    assert 0.1 < rows["small-backup"]["extra_tasks_per_query"] <= 0.25
     assert 1 < rows["small-backup"]["work_per_query"] < 1.6
     # Its E is dear for so small an f: some groups are answered before their parity is sent.
     assert 0.1 < rows["coded"]["extra_tasks_per_query"] <= 0.25
