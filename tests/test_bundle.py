@@ -259,7 +259,7 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
 
 
 def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the device 'meta': "):
+    with pytest.raises(UserError, match="cannot use the device 'meta': it keeps no values"):
         load_bundle(bundle_folder, "meta")
 
 

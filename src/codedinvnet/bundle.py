@@ -233,8 +233,10 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found).item()  # which a device without values refuses
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if found.type == "meta":
+            raise RuntimeError("it keeps no values")
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as PyTorch has it
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot use the device {str(device)!r}: {reason}") from error
     return found

@@ -893,11 +893,18 @@ def test_answers_do_not_wait_for_checks(
             await until(lambda: len(waiting) == 1)  # the decoder is at it
             batch = asyncio.ensure_future(front.infer(images[: 10 * K]))
             await until(lambda: len({q for job in front._jobs for q in job.wanted}) == 10 * K)
-            # How many groups are complete is a matter of time: a late member is decoded.
-            await until(lambda: len(front._checks) >= 1)
+            # How many of them are complete is a matter of time: a late member is decoded.
+            batches = [batch]
+            for _ in range(100):
+                if len(front._checks) == frontend.WAITING_CHECKS:
+                    break
+                batches.append(asyncio.ensure_future(front.infer(images[:K])))
+                await asyncio.sleep(0.1)
+            assert len(front._checks) == frontend.WAITING_CHECKS
             go_on.set()
-            answered(await batch)
-            await until(lambda: not front._checks and len(waiting) >= 2)
+            for each in batches:
+                answered(await each)
+            await until(lambda: len(waiting) >= 1 + frontend.WAITING_CHECKS)
             assert waiting == [0] * len(waiting)
 
     asyncio.run(run())
