@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -29,14 +28,6 @@ from codedinvnet.checkpoint import (
     write_picture,
 )
 from codedinvnet.errors import UserError
-
-
-class NoArtist(Artist):
-    """Fails in the middle of a drawing."""
-
-    def draw(self, *_: object) -> NoReturn:
-        raise RuntimeError("half drawn")
-
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -124,14 +115,18 @@ def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-def test_a_picture_is_whole_or_not_there(tmp_path: Path) -> None:
-    path, figure = tmp_path / "new" / "picture.png", Figure()
-    write_picture(path, figure)
+def test_a_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "picture.png"
+    write_picture(path, Figure())
     drawn = path.read_bytes()
     assert drawn.startswith(b"\x89PNG")
-    figure.add_artist(NoArtist())
-    with pytest.raises(RuntimeError, match="half drawn"):
-        write_picture(path, figure)
+
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_picture(path, Figure(figsize=(1, 1)))
     assert path.read_bytes() == drawn
     assert list(path.parent.iterdir()) == [path]
 
