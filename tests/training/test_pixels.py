@@ -20,14 +20,20 @@ from codedinvnet.training.pixels import PixelStage
 from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
-K, BATCH, RATE = 2, 4, 0.1
+K, BATCH, EPOCHS, RATE = 2, 4, 12, 0.1
 
 
 def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStage:
     """Return a stage on 24 groups, whose targets are darker than the average image."""
     settings = parse_settings(tiny_settings("pixels"), "here")
     assert isinstance(settings.fusion, PixelFusionSettings)
-    changed = {"batch_size": BATCH, "discriminator_steps": steps, "members": K}
+    changed = {
+        "batch_size": BATCH,
+        "discriminator_steps": steps,
+        "members": K,
+        "epochs": EPOCHS,
+        "learning_rate": RATE,
+    }
     fusion = settings.fusion.model_copy(update=changed)
     groups = torch.arange(24 * K).view(24, K)
     average = model.prepare(images.batch(groups.flatten())[0]).unflatten(0, (24, K)).mean(dim=1)
@@ -70,14 +76,14 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
     held_out: ImageSet, model: CodedModel
 ) -> None:
     stage = make_stage(held_out, model)
-    encoder, discriminator = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
+    encoder = copy.deepcopy(model.encoder)
     stage.generator_optimizer = plain(model.encoder.parameters(), RATE)
-    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), 0.0)
+    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
     fake = encoder(x).parity
     pixel = ((fake - target).exp() + (target - fake).exp()).mean() / 2
-    loss = pixel - discriminator(x, fake).mean()
+    loss = pixel - stage.discriminator(x, fake).mean()  # it moved first
     assert found["pixel"] == pytest.approx(pixel.item(), rel=1e-5)
     assert found["generator"] == pytest.approx(loss.item(), rel=1e-4)
     expected = gradients(loss, encoder)
@@ -89,7 +95,7 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
     stage = make_stage(held_out, model)
     encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
-    stage.generator_optimizer = plain(model.encoder.parameters(), 0.0)
+    stage.generator_optimizer = plain(model.encoder.parameters(), RATE)
     stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
@@ -126,10 +132,26 @@ def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
     assert seen == ["3", turn, "4", turn, "5", turn, "encoder"]
 
 
+def test_both_rates_fall_along_a_half_cosine(held_out: ImageSet, model: CodedModel) -> None:
+    stage = make_stage(held_out, model)
+    per_epoch = stage.steps_per_epoch
+    rates = []
+    for epoch in (0, EPOCHS // 2, EPOCHS - 1):
+        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
+        stage.step(epoch, 0 if epoch < EPOCHS - 1 else per_epoch - 1)
+        found = [optimizer.param_groups[0]["lr"] for optimizer in stage.optimizers().values()]
+        assert found[0] == found[1]
+        rates.append(found[0])
+    total = EPOCHS * per_epoch
+    assert rates[0] == RATE
+    assert rates[1] == pytest.approx(RATE / 2, rel=3 / total)
+    assert 0 < rates[2] < RATE * 3 / total**2
+
+
 def test_pixels_come_nearer_to_their_targets(held_out: ImageSet, model: CodedModel) -> None:
     stage = make_stage(held_out, model)
     errors = []
-    for epoch in range(12):
+    for epoch in range(EPOCHS):
         stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
         losses = [stage.step(epoch, index)["pixel"] - 1 for index in range(stage.steps_per_epoch)]
         errors.append(sum(losses))

@@ -46,6 +46,7 @@ from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json, read_json
 from codedinvnet.report import evaluation_report
+from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings
 
@@ -56,7 +57,7 @@ QUICK_EPOCHS, QUICK_STEPS = 2, 10
 QUICK_GROUPS = 480
 """Of the paper's objective."""
 
-TRAINING = {"mosaic": 2}
+TRAINING = {"mosaic": 2, "pixels": pixels.VERSION}
 """Versions of the training code: of f and g ("network"), of an objective, of a kind of encoder. One
 that is not here is 1.
 

@@ -64,7 +64,7 @@ from codedinvnet.training.fusion_data import (
 )
 from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, changed_settings, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
-from codedinvnet.training.pixels import PixelStage
+from codedinvnet.training.pixels import VERSION, PixelStage
 
 TUNING_IMAGES = 1000
 """Validation images on which NeRCC's regularisers are chosen."""
@@ -340,6 +340,7 @@ class DataSet:
             "base": trial.base,
             "k": k,
             "encoder": paper.encoder.model_dump(mode="json"),
+            "training": VERSION,
             **self._images(trial.base),
         }
 
@@ -454,6 +455,7 @@ class DataSet:
             found["parity"] = part.parity.model_dump(mode="json")
         if need is Need.ENCODER:
             found["paper"] = self.paper.model_dump(mode="json")
+            found["paper_training"] = VERSION
         return found
 
 
