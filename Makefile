@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-BENCHMARKS := accuracy latency serve inverse embed train ablation map
+BENCHMARKS := accuracy latency serve inverse embed train engine ablation map
 # Behind `latency`, whose rows it repeats.
 BENCHMARKS += validation
 
@@ -40,11 +40,11 @@ format: .venv/.installed-dev  ## repair the style
 
 # A benchmark that fails does not keep the others from running (-k); they run one after another.
 # The quick version starts from nothing: rows that were kept would check nothing.
-bench-quick: .venv/.installed  ## every benchmark in short and anew, into results/quick
+bench-quick: .venv/.installed-bench  ## every benchmark in short and anew, into results/quick
 	rm -rf results/quick runs/quick
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=quick-%) quick-page
 
-bench: .venv/.installed  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
+bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
 
 bench-bundles: .venv/.installed  ## the bundles' accuracy and costs where they are missing: half an hour
@@ -57,7 +57,8 @@ bench-seeds: .venv/.installed  ## train the bundles from another seed: many hour
 	@$(MAKE) --no-print-directory -j1 -k $(SEED_FILES) bench-page
 
 # Each may be asked for by itself. What is there is kept, however old (|).
-$(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%) bench-page quick-page: | .venv/.installed
+$(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%): | .venv/.installed-bench
+bench-page quick-page: | .venv/.installed
 $(BUNDLE_FILES) $(PIXEL_FILES) $(SEED_FILES): | .venv/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
@@ -90,6 +91,9 @@ quick-serve:
 quick-inverse quick-embed quick-train: quick-%:
 	$(BIN)/codedinvnet bench $* mnist --quick --out results/quick/speed.json
 
+quick-engine:
+	$(BIN)/codedinvnet bench engine mnist --quick --out results/quick/engine-mnist.json
+
 quick-ablation:
 	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json --quick $(DATA) \
 	  --out results/quick/ablation.jsonl --save-dir runs/quick/ablation
@@ -119,6 +123,10 @@ bench-serve:
 bench-inverse bench-embed bench-train: bench-%:
 	$(BIN)/codedinvnet bench $* mnist --out docs/results/speed.json
 
+bench-engine:
+	for name in $(BUNDLES); do \
+	  $(BIN)/codedinvnet bench engine $$name --out docs/results/engine-$$name.json || exit 1; done
+
 bench-ablation:
 	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json $(DATA) \
 	  --out docs/results/ablation.jsonl
@@ -141,12 +149,17 @@ clean:  ## delete caches and build products; keeps .venv, data and runs
 	rm -rf build dist src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
 
-# The virtual environment in two steps: what the demo needs, then the developer's tools.
+# The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with
+# the developer's tools.
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e .
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/python -m pip install -e ".[onnx]"
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

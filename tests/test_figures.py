@@ -316,13 +316,30 @@ def test_what_only_some_machines_measure_has_a_section_if_it_is_there(folder: Pa
     assert "`configs/paper/mnist.json`, k = 4: normal accuracy 99.11 %" in text
 
 
+def test_engines_are_those_that_were_measured(tmp_path: Path) -> None:
+    assert "not been measured" in sections(tmp_path)["engines"]
+    ratios = {"engine_ratio_query": 2.5, "engine_ratio_query_spread": [2.04, 3.0]}
+    ratios |= {"engine_ratio_parity": 4.0, "engine_ratio_parity_spread": [3.9, 4.1]}
+    query = {"PyTorch": {"median": 5.0}, "ONNX Runtime": {"median": 2.0}}
+    parity = {"PyTorch": {"median": 8.04}, "ONNX Runtime": {"median": 2.01}}
+    times = {"engine_ms_query": query, "engine_ms_parity": parity}
+    report = {**times, **ratios, "machine": "a machine", "cores": 2}
+    (tmp_path / "engine-fashion.json").write_text(json.dumps(report))
+    text = sections(tmp_path)["engines"]
+    assert text.startswith("| PyTorch → ONNX Runtime | fashion |\n")
+    assert "| a query | 5.0 → 2.0 ms (2.5 times, 2.0 to 3.0) |" in text
+    assert "| the parity of ten | 8.0 → 2.0 ms (4.0 times, 3.9 to 4.1) |" in text
+    assert text.endswith("Measured on a machine, 2 cores.")
+
+
 @pytest.fixture
 def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of its own for the command, whose texts have all marks and no figures."""
     marks = [f"<!-- figures:{name} -->\nold\n<!-- end -->\n" for name in sections(folder)]
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text("".join(marks[1:]))
+    (tmp_path / "README.md").write_text("".join(marks[2:]))
     (tmp_path / "docs" / "training.md").write_text(marks[0])
+    (tmp_path / "docs" / "serving.md").write_text(marks[1])
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "RESULTS", folder)
     monkeypatch.setattr(figures, "PAGE", tmp_path / "results.md")
@@ -331,7 +348,7 @@ def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
     assert figures.main([]) == 0
-    texts = [next(repository.rglob(name)).read_text() for name in ("README.md", "training.md")]
+    texts = [(repository / name).read_text() for name in figures.RENDERED]
     assert not any("old" in text for text in texts)
     assert "| mnist | 2 |" in texts[1]
     assert (repository / "results.md").read_text().startswith("# Results\n")

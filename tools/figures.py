@@ -1,6 +1,7 @@
 """Measure the shipped bundles on the whole test splits, and render all figures.
 
-They go into README.md and docs/training.md, between their marks, and into docs/results.md.
+They go into README.md, docs/training.md and docs/serving.md, between their marks, and into
+docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
@@ -11,7 +12,8 @@ They go into README.md and docs/training.md, between their marks, and into docs/
     python tools/figures.py --page results/quick     render the page of another folder into it
 
 In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
-`codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote, and
+`codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote,
+`engine-NAME.json` what `codedinvnet bench engine NAME` did (`make bench-engine`), and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
 `runs/mnist/fusion-k2/evaluation.json`; `pixels-NAME-kK.json` is what
 `codedinvnet reproduce configs/NAME-pixels.json --k K --json` printed of the paper's objective, and
@@ -60,7 +62,7 @@ AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
     "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
 )
-RENDERED = ("README.md", "docs/training.md")
+RENDERED = ("README.md", "docs/training.md", "docs/serving.md")
 """What figures go into, between marks."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -688,8 +690,31 @@ def paper_of(name: str, folder: Path) -> Paper:
     return Paper(trained, finished, frozenset(rows) - frozenset(finished))
 
 
+def engine_table(folder: Path) -> str:
+    """What a worker's tasks take by either engine; that nothing was measured, if so."""
+    found = {n: one for n in BUNDLES if (one := read(folder / f"engine-{n}.json")) is not None}
+    if not found:
+        return "What they take has not been measured in this version."
+
+    def cell(report: Mapping[str, Any], task: str) -> str:
+        before, after = (arm["median"] for arm in report[f"engine_ms_{task}"].values())
+        low, high = report[f"engine_ratio_{task}_spread"]
+        ratio = report[f"engine_ratio_{task}"]
+        return f"{before:.1f} → {after:.1f} ms ({ratio:.1f} times, {low:.1f} to {high:.1f})"
+
+    rows = [
+        [task, *(cell(report, key) for report in found.values())]
+        for task, key in (("a query", "query"), ("the parity of ten", "parity"))
+    ]
+    machines = dict.fromkeys(f"{one['machine']}, {one['cores']} cores" for one in found.values())
+    return (
+        f"{markdown(['PyTorch → ONNX Runtime', *found], rows)}\n"
+        f"Medians, and their ratio over the rounds. Measured on {'; '.join(machines)}."
+    )
+
+
 def sections(folder: Path = RESULTS) -> dict[str, str]:
-    """Return every section of README and docs/training.md from the files in a folder."""
+    """Return every section of README and the pages in docs from the files in a folder."""
     results = bundle_results(folder)
     papers = {name: paper_of(name, folder) for name in results}
     seeds = {name: found for name in results if (found := read(folder / f"seed-{name}.json"))}
@@ -697,6 +722,7 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
     return {
         "bundles": bundle_table(results, papers, seeds),
         "costs": cost_table(results),
+        "engines": engine_table(folder),
         "serve": serve_headline(serve or {}),
         "paper": paper_table(paper, "configs/mnist.json")
         if paper

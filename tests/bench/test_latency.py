@@ -208,6 +208,21 @@ def test_a_run_that_raises_is_a_row_and_is_tried_again(
     assert run(longer, tmp_path, data_dir, only=["method=hedge"])["runs"] == 1
 
 
+def test_workers_compute_by_the_engine_of_the_grid(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path / "cache"))
+    grid = write_grid(tmp_path, bundle_folder, ["uncoded"], engine="onnxruntime")
+    assert run(grid, tmp_path, data_dir)["done"] == 1
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row["error"] is None
+    assert row["settings"]["engine"] == "onnxruntime"
+    assert "exporting for ONNX Runtime" in (tmp_path / "log").read_text()
+    monkeypatch.setattr("codedinvnet.serving.engine.NEEDED", ("nowhere_to_be_found",))
+    with pytest.raises(UserError, match=r"needs nowhere_to_be_found: pip install"):
+        run(grid, tmp_path, data_dir)
+
+
 def test_a_run_that_was_measured_with_other_faults_is_measured_again(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,6 +317,14 @@ def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> N
     assert "for each image" not in note
 
 
+def test_the_note_names_an_engine_other_than_pytorch(rows: list[dict[str, Any]]) -> None:
+    assert "workers compute" not in latency_tables.note(latency_tables.lines_of(rows))
+    for row in rows:
+        row["settings"]["engine"] = "onnxruntime"
+    note = latency_tables.note(latency_tables.lines_of(rows))
+    assert "k = 10, workers compute by onnxruntime. " in note
+
+
 def test_runs_of_the_grid_without_a_row_are_counted(rows: list[dict[str, Any]]) -> None:
     path = Path(__file__).parents[2] / "configs" / "bench" / "latency.json"
     block = {"batches": (10,), "loads": (0.4,), "stragglers": ("pareto",)}

@@ -3,8 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from codedinvnet import stages
 from codedinvnet.bench import speed
 from codedinvnet.bench.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
+from codedinvnet.bench.timing import Sizes
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
@@ -24,7 +23,7 @@ from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, oper
 from codedinvnet.training import precision
 from tests.conftest import Command, make_run, tiny_settings
 
-TINY = speed.Sizes(
+TINY = Sizes(
     rounds=2, plain_rounds=1, seconds=0.0, batch=8, embed_batches=(1, 4), plain_iterations=40
 )
 
@@ -105,49 +104,6 @@ def test_unchecked_inverse_approaches_the_checked_one() -> None:
         errors = [float((unchecked_inverse(inverted, z, n) - x).abs().max()) for n in (1, 5, 60)]
         assert errors[0] > 3 * errors[1] > 3 * errors[2]
         assert errors[2] < 1e-5
-
-
-class Clock:
-    """Stands still but for the arms, which move it on."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.calls: list[str] = []
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def arm(self, name: str, *seconds: float) -> Callable[[], None]:
-        left = list(seconds)
-
-        def call() -> None:
-            self.calls.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
-
-        return call
-
-
-def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
-    times = speed.interleave(
-        {"slow": clock.arm("slow", 9.0, 4.0), "fast": clock.arm("fast", 1.0, 0.4)},
-        rounds=3,
-        seconds=1.0,
-        device=torch.device("cpu"),
-        label="test",
-    )
-    assert times["slow"] == pytest.approx([4000.0] * 3)
-    assert times["fast"] == pytest.approx([400.0] * 3)
-    warm = ["slow", "fast", "fast"]
-    forward, backward = ["slow", *["fast"] * 3], [*["fast"] * 3, "slow"]
-    assert clock.calls == [*warm, *forward, *backward, *forward]
-
-
-def test_a_ratio_is_that_of_the_medians() -> None:
-    times = {"slow": [2.0, 4.0, 9.0], "fast": [1.0, 1.0, 3.0]}
-    assert speed.ratio("r", times, "slow", "fast") == {"r": 4.0, "r_spread": [2.0, 4.0]}
-    assert speed.summary(times["slow"]) == {"median": 4.0, "min": 2.0, "max": 9.0}
 
 
 def test_embed(parts: speed.SpeedBench) -> None:

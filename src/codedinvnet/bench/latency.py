@@ -53,6 +53,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.report import encoder_share
+from codedinvnet.serving.engine import check_engine
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED
@@ -151,7 +152,8 @@ class LatencyBench:
         log: see `run`.
 
     Raises:
-        UserError: if the bundle or its images are not there, or k is none of its group sizes.
+        UserError: if the bundle, its images or the engine are not there, or k is none of the
+            bundle's group sizes.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class LatencyBench:
     ) -> None:
         self.grid, self.quick, self.save_dir, self.log = grid, quick, save_dir, log
         self.data_dir, self.download = data_dir, download
+        check_engine(grid.engine, "cpu")
         self.bundle: Bundle = load_bundle(grid.bundle)
         sizes = self.bundle.info.group_sizes
         if grid.k not in sizes:
@@ -356,6 +359,7 @@ class LatencyBench:
             "--hang-timeout-ms": grid.hang_timeout_ms,
             "--deadline-ms": grid.deadline_ms,
             "--faults": faults_file,
+            "--engine": grid.engine,
         }
         if served.backup:
             words["--part"] = self.part

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -50,6 +50,8 @@ class LatencyGrid(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     bundle: str
     """A shipped bundle's name, or a folder."""
+    engine: Literal["pytorch", "onnxruntime"] = "pytorch"
+    """What computes the networks in a worker."""
     k: GroupSize = 10
     workers: Positive = 11
     wait_ms: Milliseconds

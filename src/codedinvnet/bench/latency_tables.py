@@ -15,6 +15,7 @@ from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
 from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
+from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.simulation.figures import (
     QUANTILES,
     SAME,
@@ -274,6 +275,8 @@ def note(lines: Sequence[Line]) -> str:
     if any(row.get("processors_own") is not None for row in rows):
         own = f", {span('processors_own', 0, 100)} % with service and client"
     parities += older_waits(lines)
+    engines = {row["settings"].get("engine", PYTORCH) for row in rows}
+    engine = "" if engines == {PYTORCH} else f", workers compute by {', '.join(sorted(engines))}"
     return (
         "Latencies in ms from when a request was due until its last image was answered; "
         "percentiles of all runs' requests together where the hundred largest of each reach down "
@@ -282,7 +285,7 @@ def note(lines: Sequence[Line]) -> str:
         f"the lowest of a setting, or within {SAME:.0%} of it, by the farthest percentile beyond "
         f"which its runs together have {TAIL} requests. "
         f"Open loop, Poisson arrivals, {each('queries')} images a run, `{each('bundle')}`, "
-        f"k = {each('k')}. "
+        f"k = {each('k')}{engine}. "
         f"{each('workers')} workers share {each('cores')} cores: a query's task waits "
         f"{each('wait_ms')} ms without a processor besides computing, so that workers behave as "
         "machines of their own as far as a processor is free when they need it; the mean service "

@@ -1,29 +1,27 @@
 """`codedinvnet bench inverse|embed|train`: how fast the i-ResNet is, beside the published way.
 
-The arms of a comparison run in turn, round after round, so that what else the machine does hits
-them alike. A ratio is that of two medians; its spread is the smallest and largest ratio of one
-round. Errors are measured on what the timed calls returned.
+Errors are measured on what the timed calls returned. `codedinvnet bench engine` is run from here,
+too.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from codedinvnet.bench.engine import compare
 from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
 from codedinvnet.bench.reports import check_mergeable, save
+from codedinvnet.bench.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
 from codedinvnet.bundle import (
     Bundle,
     describe_commit,
@@ -45,98 +43,6 @@ EXACT, COARSE = 1e-6, 2e-4
 """The errors that the inverses are compared at (pixels in 0..1, the largest of all)."""
 EXACT_TOLERANCE, COARSE_TOLERANCE = 1e-6, 2e-4
 """Tolerances of a block's residual that reach them on the shipped bundles."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured.
-
-    Attributes:
-        rounds: of every comparison but that with the slow plain inverse.
-        plain_rounds: of that one.
-        seconds: that each arm runs in a round, at least.
-        batch: images inverted, or trained on, at once.
-        embed_batches: images embedded at once.
-        plain_iterations: of the plain inverse.
-    """
-
-    rounds: int
-    plain_rounds: int
-    seconds: float
-    batch: int = 128
-    embed_batches: tuple[int, ...] = (1, 128)
-    plain_iterations: int = 100
-
-
-FULL = Sizes(rounds=15, plain_rounds=5, seconds=0.5)
-QUICK = Sizes(rounds=5, plain_rounds=1, seconds=0.1)
-
-
-Arms = Mapping[str, Callable[[], Any]]
-Times = Mapping[str, Sequence[float]]
-
-
-def interleave(
-    arms: Arms, *, rounds: int, seconds: float, device: torch.device, label: str
-) -> dict[str, list[float]]:
-    """Time the arms in turn.
-
-    Args:
-        arms: what to call, by name.
-        rounds: how often each has its turn; every other round goes backwards.
-        seconds: how long a turn lasts at least: fast arms are called more than once.
-        device: is waited for before the clock is read.
-        label: of the progress bar.
-
-    Returns:
-        For each arm one figure a round: ms of a call.
-    """
-
-    def turn(call: Callable[[], Any], count: int) -> float:
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(count):
-            call()
-        _wait(device)
-        return (time.perf_counter() - began) / count
-
-    counts: dict[str, int] = {}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    names = list(arms)
-    with tqdm(total=(rounds + 1) * len(arms), desc=label, unit="turn", dynamic_ncols=True) as bar:
-        for name in names:
-            first = turn(arms[name], 1)  # loads and allocates
-            once = first if first > seconds else turn(arms[name], 1)
-            counts[name] = max(1, math.ceil(seconds / once))
-            bar.update()
-        for number in range(rounds):
-            for name in names if number % 2 == 0 else reversed(names):
-                times[name].append(1000 * turn(arms[name], counts[name]))
-                bar.update()
-    return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def summary(times: Sequence[float]) -> dict[str, float]:
-    """Return the median, smallest and largest of times in ms."""
-    return {
-        "median": round(statistics.median(times), 4),
-        "min": round(min(times), 4),
-        "max": round(max(times), 4),
-    }
-
-
-def ratio(name: str, times: Times, slow: str, fast: str) -> dict[str, Any]:
-    """Return how many times faster one arm is: of the medians, and the spread over rounds."""
-    rounds = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-    return {
-        name: round(statistics.median(times[slow]) / statistics.median(times[fast]), 3),
-        f"{name}_spread": [round(min(rounds), 3), round(max(rounds), 3)],
-    }
 
 
 def unfolded(bundle: Bundle) -> IResNet:
@@ -366,6 +272,7 @@ class SpeedBench:
         return stage
 
 
+ENGINE = "engine"
 PARTS = ("inverse", "embed", "train")
 
 
@@ -382,10 +289,10 @@ def run(
     """Run one comparison.
 
     Args:
-        part: one of PARTS.
+        part: one of PARTS, or ENGINE.
         name: of a shipped bundle, or a folder.
         quick: a shorter version, whose figures are rough.
-        data_dir: where the image sets lie; None takes the images in the package.
+        data_dir: where the image sets lie; None takes the images in the package. Engines need none.
         device: that the networks are on.
         sizes: how much is measured; None chooses by `quick`.
         out: where the report is written, beside other parts that were measured likewise.
@@ -394,18 +301,25 @@ def run(
         One report: the figures, and what they were measured with.
 
     Raises:
-        UserError: before anything is measured, if the bundle cannot be loaded, has no i-ResNet, or
-            does not take the images, or if `out` cannot be written or holds parts of another bundle
-            or machine.
+        UserError: before anything is measured, if the bundle cannot be loaded, has no i-ResNet (or,
+            of engines, ONNX Runtime is not installed), or does not take the images, or if `out`
+            cannot be written or holds parts of another bundle or machine.
     """
     bundle = load_bundle(name, device)
-    source = evaluation_images(bundle, "test" if data_dir else "sample", data_dir)
-    bench = SpeedBench(bundle, source, sizes or (QUICK if quick else FULL))
+    sizes = sizes or (QUICK if quick else FULL)
+    images: dict[str, int] = {}
+    if part == ENGINE:
+        torch.set_num_threads(1)  # as a worker has
+        measure = partial(compare, bundle, name, sizes)
+    else:
+        source = evaluation_images(bundle, "test" if data_dir else "sample", data_dir)
+        measure = getattr(SpeedBench(bundle, source, sizes), part)
+        images["images"] = len(source)
     report: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": name,
         "weights": weights_digest(name),
-        "images": len(source),
+        **images,
         "quick": quick,
         "device": str(torch.device(device)),
         "machine": describe_machine(),
@@ -414,7 +328,7 @@ def run(
     if out is not None:
         check_mergeable(report, out)
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    report |= getattr(bench, part)()
+    report |= measure()
     report["parts"] = {part: {"commit": describe_commit(), "began": began}}
     if out is not None:
         save(report, out)

@@ -23,6 +23,7 @@ SPEED_BENCHES = {
     "inverse": "time the checked inverse beside fixed numbers of unchecked iterations",
     "embed": "time an embedding beside one that normalises the weights in every pass",
     "train": "time a training step beside one that normalises the weights in every pass",
+    "engine": "time a worker's tasks by PyTorch and by ONNX Runtime",
 }
 
 

@@ -60,7 +60,13 @@ def add_commands(commands: Commands) -> None:
     add("--pool", default="local", help="local processes, or ray (local)")
     add("--ray-address", help="a running Ray cluster; without it, one is started here")
     add("--device", default="cpu", help="of the workers: cpu, cuda (cpu)")
-    add("--threads-per-worker", type=int, default=1, help="PyTorch threads of a worker (1)")
+    add("--threads-per-worker", type=int, default=1, help="threads of a worker (1)")
+    add(
+        "--engine",
+        default="pytorch",
+        help="what computes the networks: pytorch, or onnxruntime, the faster one on processors, "
+        "whose first start takes some seconds longer (pytorch)",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
     add("--deadline-ms", type=float, default=5000, help="until a query is guessed, or fails (5000)")

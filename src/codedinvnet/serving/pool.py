@@ -16,10 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from codedinvnet.bundle import load_bundle, weights_digest
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Tolerance
+from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, run_by_onnxruntime
 from codedinvnet.trained import method_for
 
 
@@ -74,13 +75,14 @@ class WorkerSpec:
         bundle: name or folder.
         k: the most members of a group.
         device: what to compute on.
-        threads: PyTorch's threads in a worker.
+        threads: that a worker computes with.
         method: the coding method's name.
         part: the checkpoint of the part that it needs beside the bundle, if it does.
         stragglers: see `Tolerance`.
         errors: likewise.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
+        engine: what computes the networks, one of `codedinvnet.serving.engine.ENGINES`.
     """
 
     bundle: str | Path
@@ -93,14 +95,31 @@ class WorkerSpec:
     errors: int = 1
     weights: str = ""
     part_weights: str = ""
+    engine: str = PYTORCH
 
     def load(self) -> CodedMethod:
         """Load the method, and compute each of its tasks once, so that no query pays for it.
 
         Raises:
-            UserError: if it cannot be loaded, or other weights lie there than the front end has.
+            UserError: if it cannot be loaded, other weights lie there than the front end has, or
+                the engine is not installed here.
         """
         torch.set_num_threads(self.threads)
+        method, bundle = self._method()
+        size = method.k
+        zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
+        for number, members in method.tasks(size).items():
+            if number in (0, method.k):
+                method.compute(number, zeros[:, : len(members)])
+        return method
+
+    def prepare(self) -> None:
+        """Do what takes seconds and is kept for all workers of this machine; raises as `load`."""
+        if self.engine == ONNX_RUNTIME:
+            self._method()
+
+    def _method(self) -> tuple[CodedMethod, Bundle]:
+        check_engine(self.engine, self.device)
         bundle = load_bundle(self.bundle, self.device)
         tolerance = Tolerance(self.stragglers, self.errors)
         method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
@@ -108,12 +127,9 @@ class WorkerSpec:
             check_weights(self.bundle, weights_digest(self.bundle), self.weights)
         if self.part_weights and self.part is not None:
             check_weights(self.part, file_digest(self.part), self.part_weights)
-        size = method.k
-        zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
-        for number, members in method.tasks(size).items():
-            if number in (0, method.k):
-                method.compute(number, zeros[:, : len(members)])
-        return method
+        if self.engine == ONNX_RUNTIME:
+            run_by_onnxruntime(method, bundle.model.input_shape)
+        return method, bundle
 
 
 def check_weights(place: str | Path, found: str, wanted: str) -> None:

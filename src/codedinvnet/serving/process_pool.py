@@ -105,6 +105,7 @@ class ProcessPool:
         Raises:
             UserError: if one cannot start or load the bundle.
         """
+        await asyncio.to_thread(self.spec.prepare)
         spawned = [asyncio.ensure_future(self._spawn(worker)) for worker in range(size)]
         try:
             started = await asyncio.gather(*spawned, return_exceptions=True)

@@ -25,6 +25,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.engine import PYTORCH, check_engine
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
@@ -69,6 +70,7 @@ class ServeOptions:
     ray_address: str | None = None
     device: str = "cpu"
     threads_per_worker: int = 1
+    engine: str = PYTORCH
     host: str = "127.0.0.1"
     port: int = 8000
     deadline_ms: float = 5000.0
@@ -110,6 +112,8 @@ def check(options: ServeOptions) -> None:
         torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"--device: {str(error).splitlines()[0]}") from error
+    if options.pool == "local":  # of Ray's nodes each tells for itself
+        check_engine(options.engine, options.device)
     for name, chosen in (("stragglers", CHOSEN_STRAGGLERS), ("errors", CHOSEN_ERRORS)):
         value = getattr(options, name)
         if value < 1:
@@ -181,6 +185,7 @@ def make_pool(options: ServeOptions) -> WorkerPool:
         options.errors,
         weights_digest(options.bundle),
         "" if options.part is None else file_digest(options.part),
+        options.engine,
     )
     pool: WorkerPool
     if options.pool == "ray":

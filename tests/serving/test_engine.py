@@ -1,0 +1,225 @@
+"""ONNX Runtime in a worker: the same outputs, exported once, shared by forked workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.classifier import classifier_of
+from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod
+from codedinvnet.nn.fusion import FusionEncoder
+from codedinvnet.serving import engine
+from codedinvnet.serving.engine import (
+    NETWORKS,
+    ONNX_RUNTIME,
+    Exported,
+    ExportedEncoder,
+    ExportedNetwork,
+    check_engine,
+    run_by_onnxruntime,
+)
+from codedinvnet.serving.pool import Task, WorkerSpec
+from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.serve import ServeOptions, check, make_pool
+from codedinvnet.trained import WITH_PARTS, untrained_part, with_part
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_an_own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(cache))
+    yield
+    torch.set_num_threads(threads)
+
+
+def refuse_to_export(*_: Any, **__: Any) -> None:
+    raise RuntimeError("this is exported anew")
+
+
+def groups(shape: Sequence[int], count: int, members: int) -> Tensor:
+    return torch.rand(count, members, *shape, generator=torch.Generator().manual_seed(0))
+
+
+class ByPyTorch(Exported):
+    """In the place of an export, which takes seconds: notes the shapes it computes."""
+
+    def __init__(self, module: nn.Module, examples: Sequence[Tensor]) -> None:
+        self.module, self.shapes = module, [example.shape for example in examples]
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        self.seen.append(tuple(inputs[0].shape))
+        found = self.module(*inputs)
+        return list(found) if isinstance(found, tuple) else [found]
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_the_outputs_are_those_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = WorkerSpec(name, K)
+    plain, fast = spec.load(), WorkerSpec(name, K, engine=ONNX_RUNTIME).load()
+    assert isinstance(fast, CodedInvNet)
+    shape = fast.model.settings.image_shape
+    shapes: list[torch.Size] = []
+    run = Exported.__call__
+
+    def noted(self: Exported, *inputs: Tensor) -> list[Tensor]:
+        shapes.append(inputs[0].shape)
+        return run(self, *inputs)
+
+    monkeypatch.setattr(Exported, "__call__", noted)
+    padded = fast.model.input_shape
+    for number, count, members, computed in (
+        (0, 1, 1, [(1, *padded)]),
+        (K, 1, K, [(1, K, *padded), (1, *padded)]),
+        (K, 1, K - 1, [(1, *padded)]),  # E by PyTorch
+        (0, 2, 1, []),
+    ):
+        shapes.clear()
+        queries = groups(shape, count, members)
+        found = fast.compute(number, queries)
+        torch.testing.assert_close(found, plain.compute(number, queries), rtol=1e-4, atol=1e-4)
+        assert [tuple(shape) for shape in shapes] == computed
+    assert isinstance(plain, CodedInvNet)
+    assert torch.equal(fast.direct(found), plain.direct(found))  # heads are as they were
+
+
+def test_an_export_is_kept_until_the_weights_change(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = nn.Conv2d(1, 2, 3).eval().requires_grad_(False)
+    example = torch.zeros(1, 1, 5, 5)
+    x = torch.rand(1, 1, 5, 5)
+    before = set((cache / "onnx").glob("*")) if (cache / "onnx").is_dir() else set()
+    Exported(module, [example])
+    (kept,) = set((cache / "onnx").glob("*")) - before
+    exporter = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", refuse_to_export)
+    torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+    with pytest.raises(UserError, match=r"cannot export Conv2d: this is exported anew"):
+        Exported(module, [torch.zeros(1, 1, 6, 6)])
+    module.weight.add_(1)
+    with pytest.raises(UserError, match="anew"):
+        Exported(module, [example])
+    monkeypatch.setattr(torch.onnx, "export", exporter)
+    torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(blocked))
+    proto = SimpleNamespace(SerializeToString=kept.read_bytes)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=proto))
+    module.weight.sub_(1)
+    torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+    assert blocked.read_text() == "no folder"
+
+
+def test_other_shapes_types_and_places_do_not_fit() -> None:
+    found = ByPyTorch(nn.Identity(), [torch.zeros(1, 3), torch.zeros(1, 2)])
+    pair = torch.zeros(1, 2)
+    assert found.fits(torch.zeros(1, 3), pair)
+    assert not found.fits(torch.zeros(2, 3), pair)
+    assert not found.fits(torch.zeros(1, 3), torch.zeros(1, 3))
+    assert not found.fits(torch.zeros(1, 3, dtype=torch.float64), pair)
+    assert not found.fits(torch.zeros(1, 3, device="meta"), pair)
+
+
+def made(name: str) -> CodedMethod:
+    """Return a method of the shipped model; trained parts are as they were initialised."""
+    bundle = load_bundle("mnist")
+    if name in FROM_MODEL:
+        return bundle.coded(name, K)
+    classifier = classifier_of(bundle.model)
+    encoder = {"kind": "lean", "width": 4}
+    torch.manual_seed(0)
+    part = untrained_part(name, classifier, bundle.model, K, {"width": 3, "encoder": encoder})
+    return with_part(name, classifier, bundle.model, part.eval().requires_grad_(False), K)
+
+
+@pytest.mark.parametrize("name", [*FROM_MODEL, *WITH_PARTS])
+def test_every_method_is_run_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Exported", ByPyTorch)
+    plain, fast = made(name), made(name)
+    run_by_onnxruntime(fast, (1, 32, 32))
+    parts = [
+        part
+        for value in vars(fast).values()
+        if isinstance(value, nn.Module)
+        for part in value.modules()
+    ]
+    exported = [part for part in parts if isinstance(part, (ExportedNetwork, ExportedEncoder))]
+    inside = {id(child) for part in exported for child in part.children()}
+    left = [part for part in parts if isinstance(part, (*NETWORKS, FusionEncoder))]
+    assert all(id(part) in inside or isinstance(part, ExportedEncoder) for part in left)
+    group = groups((1, 28, 28), 1, K)
+    for number, members in fast.tasks(K).items():
+        queries = group[:, list(members)]
+        torch.testing.assert_close(fast.compute(number, queries), plain.compute(number, queries))
+    seen = {shape for part in exported for shape in part.exported.seen}  # type: ignore[attr-defined]
+    assert (1, 1, 32, 32) in seen
+
+
+def test_workers_share_the_export_and_those_that_replace_them_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = sample_images("mnist").images[:K].numpy()
+    plain = WorkerSpec("mnist", K).load()
+    wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).numpy()[0]
+    parity = plain.compute(K, torch.from_numpy(images)[None]).numpy()[0]
+
+    async def main() -> None:
+        pool = make_pool(ServeOptions("mnist", k=K, engine=ONNX_RUNTIME))
+        assert isinstance(pool, ProcessPool)
+        await pool.start(2)
+        try:
+            for _ in range(2):
+                one = await pool.call(0, Task(1, 0, images[:1]))
+                all_of_them = await pool.call(1, Task(2, K, images))
+                np.testing.assert_allclose(one.output, wanted, rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(all_of_them.output, parity, rtol=1e-4, atol=1e-4)
+                pid = pool.pid(0)
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                await pool.replace(0)
+        finally:
+            await pool.stop()
+
+    monkeypatch.setattr("codedinvnet.serving.preload._loaded", None)
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_what_an_engine_cannot_do_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check(ServeOptions("mnist", engine=ONNX_RUNTIME))
+    with pytest.raises(UserError, match="--engine: 'tensorrt' is not one of pytorch, onnxruntime"):
+        check(ServeOptions("mnist", engine="tensorrt"))
+    with pytest.raises(UserError, match="onnxruntime computes on processors only, not on cuda"):
+        check(ServeOptions("mnist", engine=ONNX_RUNTIME, device="cuda"))
+    monkeypatch.setattr(engine, "NEEDED", ("onnx", "nowhere_to_be_found"))
+    told = r"--engine: onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
+    with pytest.raises(UserError, match=told):
+        check(ServeOptions("mnist", engine=ONNX_RUNTIME))
+    with pytest.raises(UserError, match=told):
+        WorkerSpec("mnist", K, engine=ONNX_RUNTIME).load()
+    check(ServeOptions("mnist", engine=ONNX_RUNTIME, pool="ray"))  # its nodes tell for themselves
+    check_engine("pytorch", "cuda")
