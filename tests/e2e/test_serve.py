@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -334,6 +336,32 @@ def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [event["event"] for event in events] == ["ready", "draining", "stopped"]
     assert events[1]["pending"] > 0  # at the signal, not when all is over
+
+
+def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def status(path: str) -> int:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/v2/health/{path}", timeout=10) as reply:
+                return int(reply.status)
+        except HTTPError as error:
+            return error.code
+        except URLError:
+            return 0
+
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "codedinvnet", "serve", "mnist", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    with process:
+        assert wait_until(lambda: status("live") == 200, 60)
+        assert status("ready") == 503  # its workers take seconds
+        assert "serving mnist" not in (tmp_path / "log").read_text()
+        assert wait_until(lambda: status("ready") == 200, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @needs_proc

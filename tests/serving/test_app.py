@@ -51,8 +51,14 @@ def images() -> np.ndarray:
 class Service:
     """A front end with its app, and a client of it."""
 
-    def __init__(self, front: FrontEnd, pool: InProcessPool, client: httpx.AsyncClient) -> None:
-        self.front, self.pool, self.client = front, pool, client
+    def __init__(
+        self,
+        front: FrontEnd,
+        pool: InProcessPool,
+        client: httpx.AsyncClient,
+        started: asyncio.Task[None],
+    ) -> None:
+        self.front, self.pool, self.client, self.started = front, pool, client, started
 
     async def infer(self, images: np.ndarray, **more: Any) -> httpx.Response:
         """Send JSON; `more` replaces what stands in the request."""
@@ -87,6 +93,7 @@ async def serving(
     deadline: float = 60.0,
     max_pending: int = 100,
     pool_class: type[InProcessPool] = InProcessPool,
+    wait: bool = True,
 ) -> AsyncIterator[Service]:
     method = bundle.method(K)
     pool = pool_class(method)
@@ -99,15 +106,18 @@ async def serving(
     )
     model = ModelDescription("mnist", bundle.info.input.shape, bundle.info.classes, max_batch=32)
     app = build_app(front, AppOptions(model, MAX_BODY, token, demo))
-    await front.start()
+    started = asyncio.create_task(front.start())
+    if wait:
+        await started
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {DEMO_HEADER: "1"}
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers=headers
     ) as client:
         try:
-            yield Service(front, pool, client)
+            yield Service(front, pool, client, started)
         finally:
+            await started
             for worker in range(WORKERS):
                 if pool.hung[worker].is_set():
                     pool.kill(worker)
@@ -835,6 +845,43 @@ class TestViews:
             assert (await get("/v2/health/ready")).status_code == 503
 
         using(mnist, body)
+
+    def test_while_it_starts(self, mnist: Bundle, images: np.ndarray) -> None:
+        go = asyncio.Event()
+
+        class Slow(InProcessPool):
+            async def start(self, size: int) -> None:
+                await go.wait()
+                await super().start(size)
+
+            def pid(self, worker: int) -> int | None:
+                assert go.is_set(), "there is no process yet"
+                return None
+
+        async def body(service: Service) -> None:
+            get = service.client.get
+            try:
+                assert (await get("/v2/health/live")).status_code == 200
+                for path in ("/v2/health/ready", "/v2/models/mnist/ready"):
+                    assert (await get(path)).status_code == 503
+                response = await service.infer(images[:1])
+                assert error(response, 503) == "starting: try again later"
+                assert int(response.headers["retry-after"]) >= 1
+                workers = (await get("/page/state")).json()["workers"]
+                assert [worker["state"] for worker in workers] == ["starting"] * WORKERS
+                metrics = (await get("/metrics")).text
+                assert f'codedinvnet_workers{{state="starting"}} {WORKERS:.1f}' in metrics
+                deed = await service.client.post("/demo/workers/0/kill")
+                assert error(deed, 503) == "worker 0 is starting"
+            finally:
+                go.set()
+            await service.started
+            assert (await get("/v2/health/ready")).status_code == 200
+            assert (await service.infer(images[:1])).status_code == 200
+            workers = (await get("/page/state")).json()["workers"]
+            assert {worker["state"] for worker in workers} == {"up"}
+
+        using(mnist, body, demo=images[:1], pool_class=Slow, wait=False)
 
     def test_metadata(self, mnist: Bundle) -> None:
         async def body(service: Service) -> None:

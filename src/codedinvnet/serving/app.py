@@ -31,7 +31,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codedinvnet.serving.actions import DEADLINE
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
-from codedinvnet.serving.frontend import Answered, DeadlinePassed, Draining, FrontEnd, Overloaded
+from codedinvnet.serving.frontend import (
+    STARTING,
+    Answered,
+    DeadlinePassed,
+    Draining,
+    FrontEnd,
+    Overloaded,
+    Starting,
+)
 from codedinvnet.serving.metrics import OUTCOMES, log_event
 from codedinvnet.serving.protocol import (
     HEADER_LENGTH,
@@ -188,8 +196,15 @@ async def departure(receive: Receive) -> None:
         await asyncio.Event().wait()
 
 
-def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
-    """Return the application; it starts the front end and stops it in the end."""
+def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> FastAPI:
+    """Return the application; it stops the front end in the end.
+
+    Args:
+        front: answers the queries.
+        options: see `AppOptions`.
+        starts: start the front end, too, before anything is answered. Otherwise the caller does,
+            and until then queries are refused.
+    """
     model = options.model
     large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
     waiting = 0  # bytes of bodies that are arriving or wait to be parsed
@@ -197,7 +212,8 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            await front.start()
+            if starts:
+                await front.start()
             yield
         finally:
             await front.stop()
@@ -224,9 +240,11 @@ def build_app(front: FrontEnd, options: AppOptions) -> FastAPI:
 
     @app.exception_handler(Overloaded)
     @app.exception_handler(Draining)
+    @app.exception_handler(Starting)
     async def no_room(_: Request, error: Exception) -> Response:
-        reason = "overloaded" if isinstance(error, Overloaded) else "shutting down"
-        return problem(503, f"{reason}: try again later", {"Retry-After": RETRY_AFTER})
+        reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
+        message = f"{reasons[type(error)]}: try again later"
+        return problem(503, message, {"Retry-After": RETRY_AFTER})
 
     @app.exception_handler(DeadlinePassed)
     async def too_late(_: Request, __: DeadlinePassed) -> Response:
@@ -443,7 +461,7 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
                 "queue": worker.load,
                 "tasks": view.tasks,
                 "restarts": view.restarts,
-                "pid": front.pool.pid(i),
+                "pid": None if view.state == STARTING else front.pool.pid(i),
             }
             for i, (view, worker) in enumerate(zip(front.workers, scheduler.workers, strict=True))
         ],
@@ -486,6 +504,8 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
             raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
         if not 0 <= worker < front.rules.workers or not isinstance(pool, FaultyPool):
             raise HTTPException(404, f"no worker {worker}")
+        if front.workers[worker].state == STARTING:
+            raise HTTPException(503, f"worker {worker} is starting")
         pid = pool.pid(worker)
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}
         if deed not in (*signals, "slow"):

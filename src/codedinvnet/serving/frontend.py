@@ -59,6 +59,8 @@ SHOWN_GROUPS = 6
 LAG_PERIOD = 0.5
 MOST_FAILURES = 5
 """A worker that fails so many tasks in a row is replaced, if they are not to blame."""
+STARTING = "starting"
+"""The state of workers that have not been up yet."""
 FAILING = f"failed {MOST_FAILURES} tasks in a row"
 """Why."""
 
@@ -98,6 +100,10 @@ class Overloaded(Exception):
     """Too many queries are waiting; try again later."""
 
 
+class Starting(Exception):
+    """The workers are not ready yet; try again later."""
+
+
 class Draining(Exception):
     """The service is about to stop."""
 
@@ -122,7 +128,7 @@ class Waiting:
 class WorkerView:
     """What the page and the metrics show of a worker."""
 
-    state: str = "up"
+    state: str = STARTING
     since: float = 0.0
     deaths: int = 0
     restarts: int = 0
@@ -217,7 +223,7 @@ class FrontEnd:
         await self.pool.start(self.rules.workers)
         now = time.monotonic()
         for view in self.workers:
-            view.since = now
+            view.state, view.since = "up", now
         self.ready = True
         self._spawn(self._watch_loop())
         log_event("ready", workers=self.rules.workers, seconds=round(now - began, 3))
@@ -296,9 +302,12 @@ class FrontEnd:
         Raises:
             Overloaded: if too many queries are waiting; none of the batch is accepted then.
             Draining: if the service is about to stop.
+            Starting: if it has not started yet.
         """
         if self.draining:
             raise Draining
+        if not self.ready:
+            raise Starting
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
         if len(self._waiting) + images > self.rules.max_pending:
             self.refuse(images)
@@ -334,7 +343,7 @@ class FrontEnd:
 
         Raises:
             Overloaded: see `check_room`.
-            Draining: likewise.
+            Draining, Starting: likewise.
         """
         self.check_room(len(images))
         now = time.monotonic()
@@ -706,5 +715,5 @@ class FrontEnd:
         self._hedges = scheduler.hedges
         metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
         states = [view.state for view in self.workers]
-        for state in ("up", "hung", "down"):
+        for state in (STARTING, "up", "hung", "down"):
             metrics.workers.labels(state).set(states.count(state))

@@ -343,20 +343,19 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, FrontEnd]]:
     front = make_front_end(options, bundle)
     listener = bind(options.host, options.port)
     try:
-        await front.start()
-        app = build_app(front, app_options(options, bundle, token))
+        app = build_app(front, app_options(options, bundle, token), starts=False)
         server = Server(server_config(app, options, front.rules.workers))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())
-        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
-        if not up.done():
-            up.cancel()
-            await task
-            raise UserError(f"the server on {options.host}:{options.port} ended while starting")
-        host, port = listener.getsockname()[:2]
         try:
+            await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise UserError(f"the server on {options.host}:{options.port} ended while starting")
+            await front.start()  # now that it answers that it is alive, and not ready
+            host, port = listener.getsockname()[:2]
             yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", front
         finally:
+            up.cancel()
             server.should_exit = True
             await task
     finally:
