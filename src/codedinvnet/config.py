@@ -6,7 +6,6 @@ one; the published code's own nested files are recognised and translated.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import warnings
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, nearest
 from codedinvnet.json_files import read_json
 
 Positive = Annotated[int, Field(ge=1)]
@@ -335,8 +334,8 @@ def validated(model: type[Validated], raw: Any, where: object) -> Validated:
 def meant(given: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest one, or all there are."""
     names = list(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    near = nearest(given, names)
+    return f"did you mean {near!r}?" if near is not None else f"known: {', '.join(names)}"
 
 
 def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:

@@ -1,6 +1,9 @@
-"""The one exception that the command line turns into a message instead of a traceback."""
+"""The one exception that the command line turns into a message, and what its messages need."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -8,3 +11,10 @@ class UserError(Exception):
 
     The command line prints its message, which is one line, and exits with code 2.
     """
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """Return the name that was most likely meant, whatever its case; None if none is near."""
+    by_lower = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[near[0]] if near else None

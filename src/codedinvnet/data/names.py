@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from codedinvnet.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,5 @@ def spellings(name: str) -> tuple[str, ...]:
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return a hint for an error message, if an option is close to the name; else ""."""
-    by_lower = {option.lower(): option for option in sorted(options)}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
+    near = nearest(name, options)
+    return f" (did you mean {near!r}?)" if near is not None else ""
