@@ -54,7 +54,7 @@ from codedinvnet.training.check import check_head, check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
 from codedinvnet.training.loop import LAST, LATEST, NETWORK_WEIGHTS, Stage, set_aside, train_stage
 from codedinvnet.training.network import NETWORK, as_trained, load_trained_network, train_network
-from codedinvnet.training.pixels import PixelStage
+from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 
 SAMPLED = "sample.json"
@@ -198,6 +198,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         **settings.model_dump(mode="json"),
         "members": members,
         NETWORK_WEIGHTS: weights,
+        **({} if recovery else {"objective_version": VERSION}),
     }
     seconds = float(trained["seconds"])
     figures: dict[str, float] = {}

@@ -42,7 +42,7 @@ def test_both_engines_do_the_same_tasks(
         assert all(0 < of["min"] <= of["median"] <= of["max"] for of in times.values())
         ratio = times["PyTorch"]["median"] / times["ONNX Runtime"]["median"]
         assert report[f"engine_ratio_{task}"] == pytest.approx(ratio, rel=0.02)
-        assert 0 < report[f"engine_difference_{task}"]["ONNX Runtime"] < 1e-4
+        assert 0 <= report[f"engine_difference_{task}"]["ONNX Runtime"] < 1e-4
     text = speed.table(report)
     assert "engine_ratio_parity" in text
     assert not speed.aims(report)

@@ -89,6 +89,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         (fault,) = row["stragglers"]
         assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
         assert row["apart"] is False
+        assert "engine" not in row["settings"]  # as of rows from before there was a choice
         if sys.platform == "linux":
             assert 0 < row["processors_own"] < 1
             assert 0 < row["processors_busy"] <= 1
@@ -217,7 +218,7 @@ def test_workers_compute_by_the_engine_of_the_grid(
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row["error"] is None
     assert row["settings"]["engine"] == "onnxruntime"
-    assert "exporting for ONNX Runtime" in (tmp_path / "log").read_text()
+    assert "preparing the engine" in (tmp_path / "log").read_text()
     monkeypatch.setattr("codedinvnet.serving.engine.NEEDED", ("nowhere_to_be_found",))
     with pytest.raises(UserError, match=r"needs nowhere_to_be_found: pip install"):
         run(grid, tmp_path, data_dir)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +19,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.bench.load import descendants
 from codedinvnet.bundle import load_bundle
 from codedinvnet.classifier import classifier_of
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod
 from codedinvnet.nn.fusion import FusionEncoder
-from codedinvnet.serving import engine
+from codedinvnet.serving import engine, preload
 from codedinvnet.serving.engine import (
     NETWORKS,
     ONNX_RUNTIME,
@@ -29,12 +34,14 @@ from codedinvnet.serving.engine import (
     ExportedEncoder,
     ExportedNetwork,
     check_engine,
+    check_installed,
     run_by_onnxruntime,
 )
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.serve import ServeOptions, check, make_pool
 from codedinvnet.trained import WITH_PARTS, untrained_part, with_part
+from tests.processes import needs_proc, survivors, wait_until
 
 K = 4
 
@@ -54,6 +61,10 @@ def _one_thread_and_an_own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def refuse_to_export(*_: Any, **__: Any) -> None:
     raise RuntimeError("this is exported anew")
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def groups(shape: Sequence[int], count: int, members: int) -> Tensor:
@@ -117,20 +128,29 @@ def test_an_export_is_kept_until_the_weights_change(
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
     with pytest.raises(UserError, match=r"cannot export Conv2d: this is exported anew"):
         Exported(module, [torch.zeros(1, 1, 6, 6)])
+    weight = module.weight.clone()
     module.weight.add_(1)
     with pytest.raises(UserError, match="anew"):
         Exported(module, [example])
     monkeypatch.setattr(torch.onnx, "export", exporter)
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
 
+    kept.write_bytes(b"cut short")
+    module.weight.copy_(weight)
+    torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+    assert len(kept.read_bytes()) > 100
+
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     monkeypatch.setenv("CODEDINVNET_CACHE", str(blocked))
     proto = SimpleNamespace(SerializeToString=kept.read_bytes)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=proto))
-    module.weight.sub_(1)
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
     assert blocked.read_text() == "no folder"
+    monkeypatch.delenv("CODEDINVNET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
 
 
 def test_other_shapes_types_and_places_do_not_fit() -> None:
@@ -178,9 +198,17 @@ def test_every_method_is_run_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert (1, 1, 32, 32) in seen
 
 
-def test_workers_share_the_export_and_those_that_replace_them_do(
-    monkeypatch: pytest.MonkeyPatch,
+def maps_onnxruntime(pid: int) -> bool:
+    return "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@needs_proc
+def test_workers_share_what_was_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a cache of its own, which a process fills; the fork server then has the sessions."""
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
+    preload.kill_fork_server()  # of earlier tests
     images = sample_images("mnist").images[:K].numpy()
     plain = WorkerSpec("mnist", K).load()
     wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).numpy()[0]
@@ -189,8 +217,15 @@ def test_workers_share_the_export_and_those_that_replace_them_do(
     async def main() -> None:
         pool = make_pool(ServeOptions("mnist", k=K, engine=ONNX_RUNTIME))
         assert isinstance(pool, ProcessPool)
+        assert not pool.spec.is_prepared()
         await pool.start(2)
+        assert pool.spec.is_prepared()
         try:
+            pids = [pool.pid(worker) for worker in range(2)]
+            assert all(maps_onnxruntime(pid) for pid in pids if pid is not None)
+            server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+            assert maps_onnxruntime(server)
+            assert len(os.listdir(f"/proc/{server}/task")) == 1  # no thread of a reporter's
             for _ in range(2):
                 one = await pool.call(0, Task(1, 0, images[:1]))
                 all_of_them = await pool.call(1, Task(2, K, images))
@@ -203,23 +238,53 @@ def test_workers_share_the_export_and_those_that_replace_them_do(
         finally:
             await pool.stop()
 
-    monkeypatch.setattr("codedinvnet.serving.preload._loaded", None)
-    asyncio.run(asyncio.wait_for(main(), 120))
+    asyncio.run(asyncio.wait_for(main(), 200))
+    assert len(list((tmp_path / "onnx").iterdir())) == 2  # f and E
+    preload.kill_fork_server()  # which has the sessions, and this test's cache
+
+
+@needs_proc
+def test_a_stop_while_the_cache_is_filled_ends_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "CODEDINVNET_CACHE": str(tmp_path)}
+    words = ("serve", "mnist", "--engine", ONNX_RUNTIME, "--port", "0")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "codedinvnet", *words],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    text = (tmp_path / "log").read_text
+    with process:
+        assert wait_until(lambda: "preparing the engine" in text(), 60)
+        below = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(60) == 0
+    assert time.monotonic() - began < 5
+    assert survivors(below) == []
+    assert "Traceback" not in text()
+    assert not list(tmp_path.glob("onnx/*"))
 
 
 def test_what_an_engine_cannot_do_is_said_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check(ServeOptions("mnist", engine=ONNX_RUNTIME))
-    with pytest.raises(UserError, match="--engine: 'tensorrt' is not one of pytorch, onnxruntime"):
-        check(ServeOptions("mnist", engine="tensorrt"))
-    with pytest.raises(UserError, match="onnxruntime computes on processors only, not on cuda"):
-        check(ServeOptions("mnist", engine=ONNX_RUNTIME, device="cuda"))
+    for pool in ("local", "ray"):
+        told = "--engine: 'tensorrt' is not one of pytorch, onnxruntime"
+        with pytest.raises(UserError, match=told):
+            check(ServeOptions("mnist", engine="tensorrt", pool=pool))
+        told = "the engine onnxruntime computes on processors only, not on cuda"
+        with pytest.raises(UserError, match=told):
+            check(ServeOptions("mnist", engine=ONNX_RUNTIME, device="cuda", pool=pool))
     monkeypatch.setattr(engine, "NEEDED", ("onnx", "nowhere_to_be_found"))
-    told = r"--engine: onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
+    told = r"engine onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
     with pytest.raises(UserError, match=told):
         check(ServeOptions("mnist", engine=ONNX_RUNTIME))
     with pytest.raises(UserError, match=told):
         WorkerSpec("mnist", K, engine=ONNX_RUNTIME).load()
     check(ServeOptions("mnist", engine=ONNX_RUNTIME, pool="ray"))  # its nodes tell for themselves
     check_engine("pytorch", "cuda")
+    check_installed("pytorch")

@@ -474,6 +474,19 @@ def test_a_network_is_named_by_its_weights(
     assert network_weights(path) != before
 
 
+def test_a_training_of_an_older_objective_is_not_gone_on_with(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
+    shutil.copytree(pixels.network_folder, run.network_folder)
+    stages.sample(run, 2)
+    stages.fuse(run, 2)
+    stages.fuse(run, 2)  # finished, and kept
+    monkeypatch.setattr(stages, "VERSION", stages.VERSION + 1)
+    with pytest.raises(UserError, match=r"last.* \(objective_version 2 -> 3\): start over"):
+        stages.fuse(run, 2)
+
+
 def test_nothing_goes_on_with_targets_of_another_network(
     pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from codedinvnet.bench.timing import Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle
-from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine
+from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.pool import WorkerSpec
 
 NAMES = {PYTORCH: "PyTorch", ONNX_RUNTIME: "ONNX Runtime"}
@@ -29,6 +29,7 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
     """
     device = next(bundle.model.parameters()).device
     check_engine(ONNX_RUNTIME, str(device))
+    check_installed(ONNX_RUNTIME)
     k, threads = bundle.info.group_sizes[-1], torch.get_num_threads()
     methods = {
         arm: WorkerSpec(name, k, threads=threads, engine=engine).load()

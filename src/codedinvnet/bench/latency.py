@@ -53,7 +53,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.report import encoder_share
-from codedinvnet.serving.engine import check_engine
+from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED
@@ -167,7 +167,7 @@ class LatencyBench:
     ) -> None:
         self.grid, self.quick, self.save_dir, self.log = grid, quick, save_dir, log
         self.data_dir, self.download = data_dir, download
-        check_engine(grid.engine, "cpu")
+        check_installed(grid.engine)
         self.bundle: Bundle = load_bundle(grid.bundle)
         sizes = self.bundle.info.group_sizes
         if grid.k not in sizes:
@@ -205,6 +205,8 @@ class LatencyBench:
             "test_images": len(self.test),
             "quick": self.quick,
         }
+        if grid.engine == PYTORCH:
+            del found["engine"]  # rows of before there was a choice are of it, too
         if arm.served.backup and self.part_settings is not None:
             found["backup"] = self.part_settings.datasets[self.dataset].backup.model_dump(
                 mode="json"

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   codedinvnet bench inverse mnist --json
   codedinvnet bench embed mnist --json
   codedinvnet bench train mnist --json
+  codedinvnet bench engine mnist --json
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
   codedinvnet bench latency --data-dir data --quick
 """
@@ -143,7 +144,9 @@ def _add_speed(benches: Commands) -> None:
         sub.set_defaults(part=part)
         sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
         sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
-        sub.add_argument("--data-dir", type=Path, help="take its test images, not the shipped ones")
+        if part != "engine":
+            help_ = "take its test images, not the shipped ones"
+            sub.add_argument("--data-dir", type=Path, help=help_)
         sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
         sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
@@ -157,7 +160,7 @@ def _speed(arguments: argparse.Namespace) -> None:
         arguments.part,
         arguments.bundle,
         quick=arguments.quick,
-        data_dir=arguments.data_dir,
+        data_dir=getattr(arguments, "data_dir", None),
         device=choose_device(arguments.device),
         out=arguments.out,
     )

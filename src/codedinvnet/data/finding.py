@@ -12,7 +12,11 @@ from codedinvnet.errors import UserError
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloaded images, which need not be there yet."""
+    """Return the folder of downloaded images and exports, which need not be there yet.
+
+    Raises:
+        RuntimeError: if this user has no home, and no variable names a folder.
+    """
     if own := os.environ.get("CODEDINVNET_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

@@ -1,20 +1,22 @@
 """ONNX Runtime in place of PyTorch, for what a worker computes on a processor.
 
-PyTorch computes a convolution of one image as a copy and a product, and pays for every call: with
-ONNX Runtime f takes about a third of the time for one image. It computes in float32, too. Only the
-shapes that a service meets most are exported: one image, and one full group. The extra `onnx`
-installs what it needs.
+PyTorch computes a convolution of one image as a copy and a product, and pays for every call; ONNX
+Runtime, which computes in float32, too, takes a half to a third of the time. Only the shapes that a
+service meets most are exported: one image, and one full group. The extra `onnx` installs what it
+needs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,6 @@ from codedinvnet.methods import CodedMethod
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, uniform_weights
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.nn.transform import TransformSequence
-from codedinvnet.serving.metrics import log_event
 
 PYTORCH, ONNX_RUNTIME = "pytorch", "onnxruntime"
 ENGINES = (PYTORCH, ONNX_RUNTIME)
@@ -42,21 +43,25 @@ NETWORKS = (TransformSequence, ResNet)
 
 
 def check_engine(engine: str, device: str) -> None:
-    """Refuse an engine that does not exist, is not installed, or does not compute there.
+    """Refuse an engine that does not compute on a device.
 
     Raises:
-        UserError: saying which.
+        UserError: saying so.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine: {engine!r} is not one of {', '.join(ENGINES)}")
-    if engine == PYTORCH:
-        return
-    if torch.device(device).type != "cpu":
-        raise UserError(f"--engine: {engine} computes on processors only, not on {device}")
+    if engine == ONNX_RUNTIME and torch.device(device).type != "cpu":
+        raise UserError(f"the engine {engine} computes on processors only, not on {device}")
+
+
+def check_installed(engine: str) -> None:
+    """Refuse an engine that is not installed here.
+
+    Raises:
+        UserError: naming what is missing.
+    """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    if engine == ONNX_RUNTIME and missing:
         raise UserError(
-            f"--engine: {engine} needs {', '.join(missing)}: pip install 'codedinvnet[onnx]'"
+            f"the engine {engine} needs {', '.join(missing)}: pip install 'codedinvnet[onnx]'"
         )
 
 
@@ -70,21 +75,22 @@ class Exported:
         examples: inputs of these shapes; float32, on the processor.
 
     Raises:
-        UserError: if PyTorch cannot export the module.
+        UserError: if the module cannot be exported.
     """
 
     def __init__(self, module: nn.Module, examples: Sequence[Tensor]) -> None:
-        import onnxruntime
-
         self.shapes = [example.shape for example in examples]
-        options = onnxruntime.SessionOptions()
-        # With one thread there is no pool of them, so that a session outlives the fork of a worker.
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            _exported(module, examples), options, providers=["CPUExecutionProvider"]
-        )
+        path = _kept_at(module, examples)
+        self.session: Any = None
+        if path is not None:
+            with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
+                self.session = _session(path.read_bytes())
+        if self.session is None:
+            content = _export(module, examples)
+            self.session = _session(content)
+            if path is not None:
+                with suppress(OSError):  # without a cache it is exported every time
+                    write_atomically(path, content)
         self.names = [value.name for value in self.session.get_inputs()]
 
     def fits(self, *inputs: Tensor) -> bool:
@@ -105,13 +111,12 @@ class ExportedNetwork(nn.Module):
 
     Args:
         network: in evaluation mode; maps (B, C, H, W) to one tensor.
-        image_shape: (C, H, W) of its input.
+        exported: its forward pass for one image.
     """
 
-    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, network: nn.Module, exported: Exported) -> None:
         super().__init__()
-        self.network = network
-        self.exported = Exported(network, [torch.zeros(1, *image_shape)])
+        self.network, self.exported = network, exported
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) as the network does."""
@@ -128,15 +133,13 @@ class ExportedEncoder(FusionEncoder):
 
     Args:
         encoder: in evaluation mode.
-        group_shape: (k, C, H, W) of a full group.
+        exported: its pass for one full group and the group's weights.
     """
 
-    def __init__(self, encoder: FusionEncoder, group_shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, encoder: FusionEncoder, exported: Exported) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.exported = encoder, exported
         self.side_features, self.keeps_apart = encoder.side_features, encoder.keeps_apart
-        group = torch.zeros(1, *group_shape)
-        self.exported = Exported(_Encode(encoder), [group, uniform_weights(group)])
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         if not self.exported.fits(x, weights):
@@ -157,6 +160,37 @@ class _Encode(nn.Module):
         return (parity, side) if self.encoder.side_features else (parity,)
 
 
+class _Part(NamedTuple):
+    """A module that ONNX Runtime can take over."""
+
+    parent: nn.Module
+    name: str
+    """In its parent."""
+    module: nn.Module
+    exports: nn.Module
+    """The module, or what makes a module of tensors of it."""
+    examples: Sequence[Tensor]
+
+
+def _parts(method: CodedMethod, image_shape: tuple[int, int, int]) -> Iterator[_Part]:
+    """Yield a method's networks and encoders, wherever they are used."""
+
+    def walk(parent: nn.Module) -> Iterator[_Part]:
+        for name, child in parent.named_children():
+            if isinstance(child, FusionEncoder):
+                group = torch.zeros(1, method.k, *image_shape)
+                weights = uniform_weights(group)
+                yield _Part(parent, name, child, _Encode(child).eval(), [group, weights])
+            elif isinstance(child, NETWORKS):
+                yield _Part(parent, name, child, child, [torch.zeros(1, *image_shape)])
+            else:
+                yield from walk(child)
+
+    for value in vars(method).values():
+        if isinstance(value, nn.Module):
+            yield from walk(value)
+
+
 def run_by_onnxruntime(method: CodedMethod, image_shape: tuple[int, int, int]) -> None:
     """Let ONNX Runtime compute a method's networks and its encoder, in place.
 
@@ -165,66 +199,84 @@ def run_by_onnxruntime(method: CodedMethod, image_shape: tuple[int, int, int]) -
         image_shape: (C, H, W) of an image with its padding.
 
     Raises:
-        UserError: if PyTorch cannot export one of them.
+        UserError: if one of them cannot be exported.
     """
     done: dict[nn.Module, nn.Module] = {}
-
-    def replaced(module: nn.Module) -> nn.Module:
-        if module not in done:
-            done[module] = (
-                ExportedEncoder(module, (method.k, *image_shape))
-                if isinstance(module, FusionEncoder)
-                else ExportedNetwork(module, image_shape)
+    for part in list(_parts(method, image_shape)):
+        if part.module not in done:
+            exported = Exported(part.exports, part.examples)
+            done[part.module] = (
+                ExportedEncoder(part.module, exported)
+                if isinstance(part.module, FusionEncoder)
+                else ExportedNetwork(part.module, exported)
             )
-        return done[module]
-
-    def walk(module: nn.Module) -> None:
-        for name, child in module.named_children():
-            if isinstance(child, (*NETWORKS, FusionEncoder)):
-                setattr(module, name, replaced(child))
-            elif child not in done.values():
-                walk(child)
-
-    for value in vars(method).values():
-        if isinstance(value, nn.Module):
-            walk(value)
+        setattr(part.parent, part.name, done[part.module])
 
 
-def _exported(module: nn.Module, examples: Sequence[Tensor]) -> bytes:
-    """Return a module as ONNX, from the cache if it is there."""
-    path = cache_dir() / "onnx" / f"{_digest(module, examples)}.onnx"
-    with suppress(OSError):
-        return path.read_bytes()
-    log_event("exporting for ONNX Runtime", module=type(module).__name__, kept=str(path))
+def is_kept(method: CodedMethod, image_shape: tuple[int, int, int]) -> bool:
+    """Tell whether the cache, if there is one, has what else takes `run_by_onnxruntime` seconds."""
+    paths = [_kept_at(part.exports, part.examples) for part in _parts(method, image_shape)]
+    return all(path is None or path.is_file() for path in paths)
+
+
+def _session(content: bytes) -> Any:
+    """Return what runs an export."""
+    # The official builds report to their makers, and keep a thread and a database for it, which
+    # workers would inherit.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # With one thread there is no pool of them, so that a session outlives the fork of a worker.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what goes wrong is raised
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _export(module: nn.Module, examples: Sequence[Tensor]) -> bytes:
+    """Return a module as ONNX.
+
+    Raises:
+        UserError: if PyTorch cannot export it.
+    """
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about itself
-            program = torch.onnx.export(module.eval(), tuple(examples), dynamo=True, verbose=False)
+            program = torch.onnx.export(module, tuple(examples), dynamo=True, verbose=False)
         assert program is not None
         content: bytes = program.model_proto.SerializeToString()
     except Exception as error:  # PyTorch's exporter raises whatever it meets
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"--engine: PyTorch {torch.__version__} cannot export {type(module).__name__}: "
-            f"{reason[0] if reason else type(error).__name__}"
+            f"the engine {ONNX_RUNTIME}: PyTorch {torch.__version__} cannot export "
+            f"{type(module).__name__}: {reason[0] if reason else type(error).__name__}"
         ) from error
-    with suppress(OSError):  # without a cache it is exported every time
-        write_atomically(path, content)
     return content
 
 
-def _digest(module: nn.Module, examples: Sequence[Tensor]) -> str:
-    """Return a name for what an export depends on: the module, shapes, our code and PyTorch's."""
+def _kept_at(module: nn.Module, examples: Sequence[Tensor]) -> Path | None:
+    """Return where the cache has an export, or would; None without a cache.
+
+    The name says what it depends on: the module, shapes, our code and the libraries that export.
+    """
+    try:
+        folder = cache_dir() / "onnx"
+    except RuntimeError:  # this user has no home
+        return None
     plain = (bool, int, float, str, tuple)
     parts = [
         (name, type(part).__name__, {k: v for k, v in vars(part).items() if isinstance(v, plain)})
         for name, part in module.named_modules()
     ]
+    code = [Path(__file__), *sorted(Path(nn_code.__file__).parent.glob("*.py"))]
     words = (
         parts,
         tensors_digest(module_tensors({"module": module})),
         [tuple(example.shape) for example in examples],
-        [file_digest(path) for path in sorted(Path(nn_code.__file__).parent.glob("*.py"))],
+        [file_digest(path) for path in code],
         torch.__version__,
+        [importlib.metadata.version(name) for name in NEEDED],
     )
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:24]
+    return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.onnx"

@@ -20,7 +20,14 @@ from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Tolerance
-from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, run_by_onnxruntime
+from codedinvnet.serving.engine import (
+    ONNX_RUNTIME,
+    PYTORCH,
+    check_engine,
+    check_installed,
+    is_kept,
+    run_by_onnxruntime,
+)
 from codedinvnet.trained import method_for
 
 
@@ -105,7 +112,11 @@ class WorkerSpec:
                 the engine is not installed here.
         """
         torch.set_num_threads(self.threads)
+        check_engine(self.engine, self.device)
+        check_installed(self.engine)
         method, bundle = self._method()
+        if self.engine == ONNX_RUNTIME:
+            run_by_onnxruntime(method, bundle.model.input_shape)
         size = method.k
         zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
         for number, members in method.tasks(size).items():
@@ -113,13 +124,14 @@ class WorkerSpec:
                 method.compute(number, zeros[:, : len(members)])
         return method
 
-    def prepare(self) -> None:
-        """Do what takes seconds and is kept for all workers of this machine; raises as `load`."""
-        if self.engine == ONNX_RUNTIME:
-            self._method()
+    def is_prepared(self) -> bool:
+        """Tell whether `load` takes no longer than it must; raises alike."""
+        if self.engine != ONNX_RUNTIME:
+            return True
+        method, bundle = self._method()
+        return is_kept(method, bundle.model.input_shape)
 
     def _method(self) -> tuple[CodedMethod, Bundle]:
-        check_engine(self.engine, self.device)
         bundle = load_bundle(self.bundle, self.device)
         tolerance = Tolerance(self.stragglers, self.errors)
         method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
@@ -127,8 +139,6 @@ class WorkerSpec:
             check_weights(self.bundle, weights_digest(self.bundle), self.weights)
         if self.part_weights and self.part is not None:
             check_weights(self.part, file_digest(self.part), self.part_weights)
-        if self.engine == ONNX_RUNTIME:
-            run_by_onnxruntime(method, bundle.model.input_shape)
         return method, bundle
 
 

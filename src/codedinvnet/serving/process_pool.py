@@ -8,6 +8,8 @@ import logging
 import multiprocessing
 import signal
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -31,20 +33,32 @@ PATIENCE = 10.0
 """Seconds that the fork server is given when a start is over or no longer wanted."""
 
 
-def launch(process: BaseProcess, spec: WorkerSpec) -> None:
-    """Start a process that will load `spec`.
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Let processes be born deaf to SIGTERM and SIGINT.
 
-    The fork server is born deaf to SIGTERM and SIGINT, as its workers are: a service manager's stop
-    and a terminal's Ctrl-C reach every process of a group, and workers do not outlive the fork
-    server.
+    A service manager's stop and a terminal's Ctrl-C reach every process of a group; when those that
+    we started end is for us to say.
     """
     resource_tracker.ensure_running()  # which unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        preload.start_fork_server(spec)
-        process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def launch(process: BaseProcess, spec: WorkerSpec) -> None:
+    """Start a process that will load `spec`; the fork server is deaf as well."""
+    with deaf():
+        preload.start_fork_server(spec)
+        process.start()
+
+
+def prepare(spec: WorkerSpec) -> None:
+    """Load, for the cache that it fills; the workers will meet the same errors, and can tell."""
+    with contextlib.suppress(Exception):
+        spec.load()
 
 
 async def _settle(launched: asyncio.Future[None]) -> None:
@@ -105,7 +119,7 @@ class ProcessPool:
         Raises:
             UserError: if one cannot start or load the bundle.
         """
-        await asyncio.to_thread(self.spec.prepare)
+        await self._prepare()
         spawned = [asyncio.ensure_future(self._spawn(worker)) for worker in range(size)]
         try:
             started = await asyncio.gather(*spawned, return_exceptions=True)
@@ -125,6 +139,23 @@ class ProcessPool:
         for worker, connection in enumerate(self.connections):
             if connection.dead and self.on_death is not None:  # while others were starting
                 self.on_death(worker, connection.dead)
+
+    async def _prepare(self) -> None:
+        """Let a process fill the cache, so that not every worker does; it ends when cancelled."""
+        if await asyncio.to_thread(self.spec.is_prepared):
+            return
+        began = time.monotonic()
+        log_event("preparing the engine", engine=self.spec.engine)
+        process = multiprocessing.get_context("spawn").Process(
+            target=prepare, args=(self.spec,), daemon=True
+        )
+        with deaf():
+            process.start()
+        try:
+            await asyncio.to_thread(process.join)
+        finally:  # when cancelled, too
+            process.kill()
+        log_event("prepared", seconds=round(time.monotonic() - began, 1))
 
     async def _spawn(self, worker: int) -> Connection:
         """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""

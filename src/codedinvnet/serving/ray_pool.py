@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.serving.pool import (
     Death,
     Result,
@@ -121,9 +122,12 @@ class RayPool:
             concurrency_groups={"life": 1},
             scheduling_strategy="SPREAD",
         )(RayWorker)
-        started = await asyncio.gather(
-            *[self._spawn() for _ in range(size)], return_exceptions=True
-        )
+        # The first alone, if there is an engine's cache to fill: all others wait for as long.
+        alone = 0 if self.spec.engine == PYTORCH else 1
+        started: list[Actor | BaseException] = []
+        for count in (alone, size - alone):
+            actors = [self._spawn() for _ in range(count)]
+            started += await asyncio.gather(*actors, return_exceptions=True)
         self.actors = [actor for actor in started if isinstance(actor, Actor)]
         for problem in started:
             if isinstance(problem, BaseException):

@@ -25,7 +25,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.engine import PYTORCH, check_engine
+from codedinvnet.serving.engine import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
@@ -97,6 +97,7 @@ def check(options: ServeOptions) -> None:
         ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--pool", options.pool, ("local", "ray")),
+        ("--engine", options.engine, ENGINES),
     )
     for flag, value, known in choices:
         if value not in known:
@@ -112,8 +113,9 @@ def check(options: ServeOptions) -> None:
         torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"--device: {str(error).splitlines()[0]}") from error
+    check_engine(options.engine, options.device)
     if options.pool == "local":  # of Ray's nodes each tells for itself
-        check_engine(options.engine, options.device)
+        check_installed(options.engine)
     for name, chosen in (("stragglers", CHOSEN_STRAGGLERS), ("errors", CHOSEN_ERRORS)):
         value = getattr(options, name)
         if value < 1:

@@ -2,7 +2,8 @@
 
 What the published code really does is followed (its settings name other losses): hinge losses, the
 mean of cosh of the pixel error, five discriminator steps to one of the generator, and a
-discriminator that sees the k images beside the parity image, and rates that fall along a cosine.
+discriminator that sees the k images beside the parity image, and rates that fall along a cosine (by
+step here, by epoch there).
 """
 
 from __future__ import annotations
