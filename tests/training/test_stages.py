@@ -29,7 +29,7 @@ from codedinvnet.report import evaluation_report
 from codedinvnet.training.fusion_data import FusionData, draw_groups, load_fusion_data
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
-from codedinvnet.training.pixels import PixelStage
+from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings, write_images
 
@@ -482,7 +482,7 @@ def test_a_training_of_an_older_objective_is_not_gone_on_with(
     stages.sample(run, 2)
     stages.fuse(run, 2)
     stages.fuse(run, 2)  # finished, and kept
-    monkeypatch.setattr(stages, "VERSION", stages.VERSION + 1)
+    monkeypatch.setattr("codedinvnet.stages.VERSION", VERSION + 1)
     with pytest.raises(UserError, match=r"last.* \(objective_version 2 -> 3\): start over"):
         stages.fuse(run, 2)
 
