@@ -12,7 +12,9 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,18 @@ class Actor:
     """Why, once it is."""
 
 
+def take_back_sigterm() -> None:
+    """Handle SIGTERM as before Ray was started, if this is the main thread.
+
+    Ray's library puts a handler of its own around it, which prints a trace of the stack, and aborts
+    when another signal comes in its midst, as timeout(1) sends two.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+        signal.siginterrupt(signal.SIGTERM, False)  # as asyncio has it
+
+
 class RayPool:
     """One actor a worker, spread over the cluster's nodes.
 
@@ -114,6 +128,7 @@ class RayPool:
         """
         if not self.ray.is_initialized():
             await asyncio.to_thread(self._connect)
+            take_back_sigterm()
             self.connected = True
         self.remote = self.ray.remote(
             num_cpus=ACTOR_CPUS,
