@@ -25,9 +25,10 @@ setup: .venv/.installed-dev  ## create .venv with everything a developer needs
 demo: .venv/.installed  ## run the demonstration (writes demo-out/)
 	$(BIN)/codedinvnet demo
 
-# Several tests at once, each on one thread: threads of two tests would wait for each other.
+# Several files at once, each on one thread: threads of two tests would wait for each other. In their order:
+# otherwise the files with few and long tests come last, and one process does them alone.
 test: lint  ## every check: lint, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff check
