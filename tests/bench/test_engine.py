@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from codedinvnet.bench import speed
 from codedinvnet.bench.timing import Sizes
@@ -18,11 +16,8 @@ TINY = Sizes(rounds=2, plain_rounds=1, seconds=0.0)
 
 
 @pytest.fixture(autouse=True)
-def _threads_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _own_cache(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_both_engines_do_the_same_tasks(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,11 +52,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_an_own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _own_cache(cache: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEDINVNET_CACHE", str(cache))
-    yield
-    torch.set_num_threads(threads)
 
 
 def refuse_to_export(*_: Any, **__: Any) -> None:
@@ -151,6 +148,12 @@ def test_an_export_is_kept_until_the_weights_change(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+
+
+def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_export", lambda *_: b"no model")
+    with pytest.raises(UserError, match="the engine onnxruntime cannot run Identity: "):
+        Exported(nn.Identity(), [torch.zeros(1, 3)])
 
 
 def test_other_shapes_types_and_places_do_not_fit() -> None:
@@ -283,8 +286,9 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
     told = r"engine onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
     with pytest.raises(UserError, match=told):
         check(ServeOptions("mnist", engine=ONNX_RUNTIME))
-    with pytest.raises(UserError, match=told):
-        WorkerSpec("mnist", K, engine=ONNX_RUNTIME).load()
+    for step in (WorkerSpec.load, WorkerSpec.is_prepared):
+        with pytest.raises(UserError, match=told):
+            step(WorkerSpec("mnist", K, engine=ONNX_RUNTIME))
     check(ServeOptions("mnist", engine=ONNX_RUNTIME, pool="ray"))  # its nodes tell for themselves
     check_engine("pytorch", "cuda")
     check_installed("pytorch")

@@ -474,13 +474,19 @@ def test_a_network_is_named_by_its_weights(
     assert network_weights(path) != before
 
 
-def test_a_training_of_an_older_objective_is_not_gone_on_with(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
+def fused(pixels: stages.Run, save_dir: Path) -> stages.Run:
+    """Return a finished run of its own, which goes on."""
+    run = replace(pixels, save_dir=save_dir, resume=LATEST)
     shutil.copytree(pixels.network_folder, run.network_folder)
     stages.sample(run, 2)
     stages.fuse(run, 2)
+    return run
+
+
+def test_a_training_of_an_older_objective_is_not_gone_on_with(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fused(pixels, tmp_path)
     stages.fuse(run, 2)  # finished, and kept
     monkeypatch.setattr("codedinvnet.stages.VERSION", VERSION + 1)
     with pytest.raises(UserError, match=r"last.* \(objective_version 2 -> 3\): start over"):
@@ -490,10 +496,7 @@ def test_a_training_of_an_older_objective_is_not_gone_on_with(
 def test_nothing_goes_on_with_targets_of_another_network(
     pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
-    shutil.copytree(pixels.network_folder, run.network_folder)
-    stages.sample(run, 2)
-    stages.fuse(run, 2)
+    run = fused(pixels, tmp_path)
     train_otherwise(run, monkeypatch)
     with pytest.raises(UserError, match=r"train-00000.* \(network_weights .*: generate it anew"):
         stages.fuse(run, 2)

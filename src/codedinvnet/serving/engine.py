@@ -75,7 +75,7 @@ class Exported:
         examples: inputs of these shapes; float32, on the processor.
 
     Raises:
-        UserError: if the module cannot be exported.
+        UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.
     """
 
     def __init__(self, module: nn.Module, examples: Sequence[Tensor]) -> None:
@@ -87,7 +87,13 @@ class Exported:
                 self.session = _session(path.read_bytes())
         if self.session is None:
             content = _export(module, examples)
-            self.session = _session(content)
+            try:
+                self.session = _session(content)
+            except Exception as error:  # ONNX Runtime has many, one for a release that is too old
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(
+                    f"the engine {ONNX_RUNTIME} cannot run {type(module).__name__}: {reason}"
+                ) from error
             if path is not None:
                 with suppress(OSError):  # without a cache it is exported every time
                     write_atomically(path, content)

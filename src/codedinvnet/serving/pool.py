@@ -112,8 +112,6 @@ class WorkerSpec:
                 the engine is not installed here.
         """
         torch.set_num_threads(self.threads)
-        check_engine(self.engine, self.device)
-        check_installed(self.engine)
         method, bundle = self._method()
         if self.engine == ONNX_RUNTIME:
             run_by_onnxruntime(method, bundle.model.input_shape)
@@ -132,6 +130,8 @@ class WorkerSpec:
         return is_kept(method, bundle.model.input_shape)
 
     def _method(self) -> tuple[CodedMethod, Bundle]:
+        check_engine(self.engine, self.device)
+        check_installed(self.engine)
         bundle = load_bundle(self.bundle, self.device)
         tolerance = Tolerance(self.stragglers, self.errors)
         method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
