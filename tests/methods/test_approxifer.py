@@ -204,6 +204,27 @@ def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float)
         torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, honest))
 
 
+@pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf, 1e20, 1e300])
+def test_an_absurd_output_is_found_and_hides_no_other(worst: float) -> None:
+    k, errors = 3, 2
+    method = RobustApproxIFER(Linear(), k, stragglers=0, errors=errors)
+    outputs = outputs_of(method, images(k, batch=2))
+    outputs[0] = torch.full_like(outputs[0], worst)
+    outputs[1] = outputs[1] + torch.linspace(-3, 4, outputs[1].shape[1])
+    answers = method.decode(outputs, k)
+    honest = range(errors, method.workers)
+    matrix = berrut_matrix(method.points, method.nodes[list(honest)])
+    values = torch.stack([outputs[t] for t in honest], dim=1)
+    found = torch.stack([answers[i] for i in range(k)], dim=1)
+    torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, values))
+
+
+def test_an_output_that_is_not_finite_is_wrong_whatever_the_others_are() -> None:
+    values = torch.zeros(1, 9, 3)
+    values[0, 5, 1] = math.nan
+    assert locate_errors(values, second_kind(9), 3, 1).nonzero().tolist() == [[0, 5]]
+
+
 def test_the_byzantine_variant_has_the_workers_of_the_paper() -> None:
     method = RobustApproxIFER(Linear(), 4)
     assert (method.name, method.errors, method.workers) == ("approxifer-byzantine", 1, 11)

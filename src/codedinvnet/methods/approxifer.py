@@ -7,6 +7,8 @@ experimentally well-conditioned global interpolation*, 1988.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ from codedinvnet.methods.interpolation import Interpolating, second_kind
 
 MEETS = 1e-12
 """Points closer than this are one point: cosines of equal angles differ by some 1e-16."""
+FARTHEST = 1e6
+"""Outputs count as at most so many times their median in the search for wrong ones: a larger one
+would drown another that is wrong in rounding."""
 
 
 def berrut_matrix(points: Tensor, nodes: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
     sought with P(β_i) = y_i Q(β_i) for all i: Q vanishes where y is wrong. The E nodes with the
     smallest |Q| get a vote, and the E nodes with most votes are the wrong ones. Here P and Q are
     written in Chebyshev polynomials and normed to 1, which the paper's monomials with Q(0) = 1 do
-    not allow to be well conditioned.
+    not allow to be well conditioned. An output with a value that is not finite is wrong for sure.
 
     Args:
         values: outputs (B, n, classes).
@@ -63,7 +68,10 @@ def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
     while len(basis) < degree:
         basis.append(2 * nodes * basis[-1] - basis[-2])
     vandermonde = torch.stack(basis[:degree], dim=1)
-    y = values.transpose(1, 2).to(nodes)
+    finite = values.isfinite().all(dim=2)
+    y = values.where(finite[..., None], 0.0).transpose(1, 2).to(nodes)
+    most = FARTHEST * y.abs().median(dim=2, keepdim=True).values.clamp_min(1e-12)
+    y = y.clamp(-most, most)
     y = y / y.abs().amax(dim=2, keepdim=True).clamp_min(1e-12)
     right = -y[..., None] * vandermonde
     system = torch.cat([vandermonde.expand_as(right), right], dim=3)
@@ -72,6 +80,7 @@ def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
     sizes = (vandermonde @ q[..., None])[..., 0].abs()
     suspects = sizes.topk(errors, dim=2, largest=False).indices
     votes = torch.zeros_like(sizes).scatter_(2, suspects, 1.0).sum(dim=1)
+    votes = votes.masked_fill(~finite, math.inf)
     wrong = votes.topk(errors, dim=1).indices
     return torch.zeros_like(votes, dtype=torch.bool).scatter_(1, wrong, True)
 
