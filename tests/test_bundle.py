@@ -22,9 +22,11 @@ from codedinvnet.bundle import (
     shipped_bundles,
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
+from codedinvnet.classifier import classifier_of
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
+from codedinvnet.methods import ApproxIFER, Uncoded
 from codedinvnet.model import CodedModel
 
 
@@ -85,6 +87,20 @@ def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_p
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+def test_a_kill_while_a_bundle_is_replaced_leaves_none(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(copied)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.bundle.write_description", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(copied, bundle.info, bundle.model)
+    assert "no bundle" in refusal(copied)
+
+
 def test_loading_twice_is_bit_identical(bundle_folder: Path, held_out: ImageSet) -> None:
     one, two = load_bundle(bundle_folder), load_bundle(str(bundle_folder))
     assert torch.equal(one.embed(held_out.images), two.embed(held_out.images))
@@ -123,6 +139,25 @@ def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
     assert describe_commit().startswith("codedinvnet ")
     monkeypatch.setattr("codedinvnet.bundle.__file__", str(tmp_path / "src" / "x" / "bundle.py"))
     assert len(describe_commit()) == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_type_are_images(
+    dtype: torch.dtype, bundle: Bundle, held_out: ImageSet
+) -> None:
+    group = (held_out.images[:4].float() / 255)[None]
+    classifier = classifier_of(bundle.model)
+    for method in (bundle.method(4), Uncoded(classifier, 4), ApproxIFER(classifier, 4)):
+        queries = group[:, list(method.tasks(4)[0])]
+        found, expected = method.compute(0, queries.to(dtype)), method.compute(0, queries)
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_an_empty_batch_stays_empty(bundle: Bundle, held_out: ImageSet) -> None:
+    none = held_out.images[:0]
+    assert bundle.classify(bundle.embed(none)).shape == (0, 10)
+    parity = bundle.encode(none.reshape(0, 4, *none.shape[1:]))
+    assert parity.latent.shape == (0, *bundle.model.latent_shape)
 
 
 def test_floats_and_bytes_are_the_same_image(bundle: Bundle, held_out: ImageSet) -> None:
@@ -256,6 +291,13 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
         bundle.decode(parity, latents[None, :count], 0)
     with pytest.raises(UserError, match="one of 4 members"):
         bundle.decode(parity, latents[1:], 0)  # no group dimension
+
+
+def test_gpus_compute_in_whole_float32(bundle_folder: Path) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    load_bundle(bundle_folder)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:

@@ -226,11 +226,15 @@ def weights_digest(name: str | Path) -> str:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Return a device that is there and keeps values.
+    """Return a device that is there and keeps values, and have GPUs compute in whole float32.
 
     Raises:
         UserError: if it is none, or none of this machine.
     """
+    # TF32, PyTorch's default for convolutions, rounds to one part in 2,000: the fixed-point inverse
+    # of an i-ResNet would not get down to its tolerance, and decoding multiplies an error by k.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         found = torch.device(device)
         if found.type == "meta":
@@ -267,8 +271,13 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
 
 
 def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
-    """Write a bundle; the model's constrained convolutions are folded first, in place."""
+    """Write a bundle; the model's constrained convolutions are folded first, in place.
+
+    The description of a bundle that was there goes first, so that whatever a kill leaves is no
+    bundle, rather than new weights with old figures.
+    """
     fold(model)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
     save_checkpoint(folder / WEIGHTS, module_tensors({"model": model}), {"bundle": info.name})
     write_description(folder, info)
 

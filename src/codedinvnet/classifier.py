@@ -26,7 +26,8 @@ class ImageClassifier(nn.Module):
         Returns:
             (B, classes).
         """
-        logits: Tensor = self.network(prepare(images, self.padding))
+        x = prepare(images, self.padding).to(next(self.network.parameters()))
+        logits: Tensor = self.network(x)
         return logits
 
 

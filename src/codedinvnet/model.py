@@ -214,8 +214,8 @@ class CodedModel(nn.Module):
         )
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Scale uint8 images (..., C, H, W) to 0..1 (floats stay) and pad them with zeros."""
-        return prepare(images, self.settings.padding)
+        """Return images (..., C, H, W) in 0..1, of the weights' type, and padded with zeros."""
+        return prepare(images, self.settings.padding).to(next(self.parameters()))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as latents (B, *latent_shape)."""

@@ -110,17 +110,13 @@ class Run:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn a device's name into a device that is there, and have GPUs compute in whole float32.
+    """Turn a device's name, or "auto", into a device that is there (`bundle.usable_device`).
 
     Raises:
         UserError: if it is not a device, or not one of this machine.
     """
-    # TF32, PyTorch's default for convolutions, rounds to one part in 2,000: the fixed-point inverse
-    # of an i-ResNet would not get down to its tolerance.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     return usable_device(name)
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.layers import space_to_depth
+
 
 class Encoding(NamedTuple):
     """What a fusion encoder makes of a batch of groups.
@@ -153,7 +155,7 @@ class LeanFusion(_SharedStages):
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
-        h1, h2, h3 = self.stages(F.pixel_unshuffle(x.flatten(0, 1), 2))
+        h1, h2, h3 = self.stages(space_to_depth(x.flatten(0, 1), 2))
 
         def mean(h: Tensor) -> Tensor:
             return weighted_mean(h.unflatten(0, (batch, members)), weights)
@@ -265,7 +267,7 @@ class MosaicFusion(_SharedStages):
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
-        squeezed = F.pixel_unshuffle(x.flatten(0, 1), 2)
+        squeezed = space_to_depth(x.flatten(0, 1), 2)
         h1, *maps = self.stages(squeezed)
         side = self.side(maps[-1], batch, members)
         if self.few is not None and members <= FEW:
@@ -275,7 +277,7 @@ class MosaicFusion(_SharedStages):
                 side = side + self.few_to_side(pooled).unflatten(0, (batch, members))
         if self.drawing is not None:
             if self.mirrored:
-                squeezed = F.pixel_unshuffle(x.flatten(0, 1).flip(-1), 2)
+                squeezed = space_to_depth(x.flatten(0, 1).flip(-1), 2)
             h1, *maps = self.drawing.stages(squeezed)
         rows, columns = grid = mosaic_grid(members)
         tiles = self.fine[_key(grid)](torch.cat([squeezed, h1], dim=1))
@@ -285,7 +287,7 @@ class MosaicFusion(_SharedStages):
         tiles = tiles.unflatten(0, (batch, members)) * (members * weights)[..., None, None, None]
         cells = F.pad(tiles, (0,) * 7 + (rows * columns - members,))
         canvas = cells.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5)
-        canvas = canvas.reshape(batch, -1, rows * height, columns * width)
+        canvas = canvas.reshape(batch, tiles.shape[2], rows * height, columns * width)
         return Encoding(F.pixel_shuffle(canvas, 2), side)
 
     def _more(self, h: Tensor) -> Tensor:

@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from codedinvnet.nn.transform import InvertibleTransform
 
 
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """Make channels of every `factor`×`factor` block of pixels (..., C, H, W), if any images.
+
+    PyTorch's own leaves an empty batch in the shape that it has.
+    """
+    if x.numel():
+        return F.pixel_unshuffle(x, factor)
+    *lead, channels, height, width = x.shape
+    return x.new_empty(*lead, channels * factor**2, height // factor, width // factor)
+
+
 class Squeeze(InvertibleTransform):
     """Space to depth: every `factor`×`factor` block of pixels becomes channels."""
 
@@ -17,7 +28,7 @@ class Squeeze(InvertibleTransform):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(x, self.factor)
+        return space_to_depth(x, self.factor)
 
     def log_abs_det(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[0])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.layers import space_to_depth
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with batch normalisation beside a shortcut."""
@@ -70,7 +72,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, classes)."""
-        h = F.pixel_unshuffle(x, self.squeeze) if self.squeeze > 1 else x
+        h = space_to_depth(x, self.squeeze) if self.squeeze > 1 else x
         h = self.stages(F.relu(self.norm(self.stem(h))))
         logits: Tensor = self.classify(h.mean(dim=(2, 3)))
         return logits
