@@ -125,11 +125,16 @@ def test_starting_over_sets_the_old_checkpoints_aside(
     kept = {name: (tmp_path / f"{name}.safetensors").read_bytes() for name in ("last", "best")}
     assert "starts over" not in capsys.readouterr().err
     run(Scripted([0.3]), tmp_path)
-    names = "last-before.safetensors and best-before.safetensors"
-    assert f"starts over; the old checkpoints are {names}" in capsys.readouterr().err
-    for name, content in kept.items():
-        assert (tmp_path / f"{name}-before.safetensors").read_bytes() == content
+    first = tmp_path / "checkpoints-before-1"
+    assert f"starts over; the old checkpoints are in {first}" in capsys.readouterr().err
     assert weight(tmp_path / "last.safetensors") == 2
+    (tmp_path / "last.safetensors").unlink()  # as of a kill between the two
+    run(Scripted([0.2]), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints-before-2").iterdir()] == [
+        "best.safetensors"
+    ]
+    for name, content in kept.items():
+        assert (first / f"{name}.safetensors").read_bytes() == content
 
 
 def test_best_survives_a_resumed_worse_epoch(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ of an epoch comes from the seed and the epoch's number, so a resumed run repeats
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -91,15 +92,21 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def unused(path: Path) -> Path:
+    """Return the first of PATH-before-1, PATH-before-2, … that is not there."""
+    numbered = (path.with_name(f"{path.name}-before-{n}") for n in itertools.count(1))
+    return next(name for name in numbered if not name.exists())
+
+
 def set_aside(folder: Path) -> None:
-    """Rename the checkpoints of a training that starts over: its hours may be wanted after all."""
-    kept = []
-    for path in (folder / LAST, folder / BEST):
-        if path.is_file():
-            kept.append(path.replace(path.with_stem(f"{path.stem}-before")).name)
-    if kept:
-        told = f"{folder}: starts over; the old checkpoints are {' and '.join(kept)}"
-        tqdm.write(told, file=sys.stderr)
+    """Move the checkpoints of a training that starts over: its hours may be wanted after all."""
+    found = [path for path in (folder / LAST, folder / BEST) if path.is_file()]
+    if found:
+        kept = unused(folder / "checkpoints")
+        kept.mkdir()
+        for path in found:
+            path.replace(kept / path.name)
+        tqdm.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
 
 
 def train_stage(
@@ -173,9 +180,10 @@ def train_stage(
             seconds += time.monotonic() - began
             mean = {key: value / stage.steps_per_epoch for key, value in sums.items()}
             if not all(math.isfinite(v) for v in [*mean.values(), score]):
+                kept = f" The checkpoint of epoch {epoch} is untouched." if epoch else ""
                 raise UserError(
                     f"{stage.name}: the loss is not finite in epoch {epoch + 1}; "
-                    f"lower the learning rate. The checkpoint of epoch {epoch} is untouched."
+                    f"lower the learning rate.{kept}"
                 )
             for key, value in [*mean.items(), *scalars.items()]:
                 writer.add_scalar(f"{stage.name}/{key}", value, epoch + 1)
