@@ -285,6 +285,21 @@ def test_pixels_of_a_network_without_an_inverse_are_refused() -> None:
     assert parse_settings(put(raw, "network.kind", "irevnet"), "settings").network.kind == "irevnet"
 
 
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ({"kind": "irevnet"}, "needs a bounded i-ResNet"),
+        ({"coefficient": None}, "needs a bounded i-ResNet"),
+        ({"injective_padding": 4}, "set network.injective_padding to 0"),
+    ],
+)
+def test_networks_without_a_density_are_refused(network: dict[str, Any], told: str) -> None:
+    raw = put(tiny_settings(), "training.objective", "density")
+    assert parse_settings(raw, "settings").training.objective == "density"
+    raw["network"] |= network
+    assert told in complaint(raw)
+
+
 def test_other_faults_are_counted() -> None:
     raw = put(put(tiny_settings(), "training.epochs", 0), "training.batch_size", 0)
     assert "(and 1 more)" in complaint(raw)

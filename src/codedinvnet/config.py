@@ -236,6 +236,23 @@ class Settings(Section):
             raise ValueError("the targets of the pixels need f's inverse: set network.coefficient")
         return self
 
+    @model_validator(mode="after")
+    def _density_if_it_means_one(self) -> Settings:
+        """Refuse networks for which the change of variables does not hold."""
+        if self.training.objective != "density":
+            return self
+        if self.network.kind != "iresnet" or self.network.coefficient is None:
+            raise ValueError(
+                "density estimation needs a bounded i-ResNet: set network.kind to 'iresnet' and "
+                "network.coefficient"
+            )
+        if self.network.injective_padding:
+            raise ValueError(
+                "density estimation needs a latent of the image's size: set "
+                "network.injective_padding to 0"
+            )
+        return self
+
 
 def load_settings(path: Path) -> Settings:
     """Read and validate a settings file.

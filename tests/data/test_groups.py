@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.data import random_groups, split_indices
+from codedinvnet.data import random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 
 
@@ -33,6 +33,21 @@ def test_split_indices_differ_by_seed_and_leave_the_global_generator_alone() -> 
 def test_split_indices_refuses(count: int, validation: int) -> None:
     with pytest.raises(UserError, match=f"cannot set {validation} of {count} images"):
         split_indices(count, validation, 0)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+@settings(deadline=None)
+def test_spread_rows(count: int, wanted: int) -> None:
+    rows = torch.arange(count) + 7
+    found = spread_rows(rows, wanted)
+    assert len(found) == min(count, wanted)
+    assert set(found.tolist()) <= set(rows.tolist())
+    assert bool((found.diff() > 0).all())
+
+
+def test_spread_rows_of_a_folder_are_of_all_classes() -> None:
+    labels = torch.arange(10).repeat_interleave(600)
+    assert labels[spread_rows(torch.arange(6000), 1000)].bincount().tolist() == [100] * 10
 
 
 @given(st.data(), st.integers(2, 200), st.integers(0, 1000))

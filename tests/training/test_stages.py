@@ -601,13 +601,6 @@ def test_density_is_validated_in_the_middle_of_each_grey_level(
     assert (round(float(levels.min())), round(float(levels.max()))) == (0, 255)
 
 
-def test_density_of_an_irevnet_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    raw = tiny_settings(kind="irevnet")
-    raw["training"]["objective"] = "density"
-    with pytest.raises(UserError, match="density estimation needs an i-ResNet"):
-        stages.train(make_run(raw, tmp_path, data_dir))
-
-
 def test_more_in_a_batch_than_training_images(data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings()
     raw["training"]["batch_size"] = 701
@@ -619,13 +612,6 @@ def test_no_such_device() -> None:
     with pytest.raises(UserError, match="cannot use the device 'abacus'"):
         stages.choose_device("abacus")
     assert stages.choose_device("cpu") == CPU
-
-
-def test_gpus_compute_in_whole_float32() -> None:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    stages.choose_device("cpu")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("encoder", ["lean", "mosaic"])

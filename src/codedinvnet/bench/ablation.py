@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from codedinvnet import stages
-from codedinvnet.bench.accuracy import first_images
+from codedinvnet.bench.accuracy import few_images
 from codedinvnet.bench.tables import one_line
 from codedinvnet.bundle import (
     DESCRIPTION,
@@ -205,7 +205,7 @@ def hastened(settings: Settings) -> Settings:
 
 
 def write_few_images(names: Iterable[str], data_dir: Path | None, folder: Path) -> None:
-    """Write the first images of image sets to a folder, as `load_images` finds them there.
+    """Write a few images of image sets to a folder, as `load_images` finds them there.
 
     Raises:
         UserError: if a set is not there.
@@ -213,7 +213,7 @@ def write_few_images(names: Iterable[str], data_dir: Path | None, folder: Path) 
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for split, count in QUICK_IMAGES.items():
-            source = first_images(load_images(name, split, data_dir=data_dir), count)
+            source = few_images(load_images(name, split, data_dir=data_dir), count)
             images, labels = source.batch(torch.arange(len(source)))
             np.savez(
                 folder / name / f"{split}.npz",

@@ -34,7 +34,14 @@ from codedinvnet.bench.rows import (
 from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
-from codedinvnet.data import SAMPLES, ImageSet, ImageSource, load_images, sample_images
+from codedinvnet.data import (
+    SAMPLES,
+    ImageSet,
+    ImageSource,
+    load_images,
+    sample_images,
+    spread_rows,
+)
 from codedinvnet.errors import UserError
 from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
 from codedinvnet.methods.systematic import Systematic
@@ -76,12 +83,12 @@ def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     return grid.model_copy(update={"datasets": datasets, "blocks": blocks, "groupings": 1})
 
 
-def first_images(source: ImageSource, count: int) -> ImageSource:
-    """Return the first images of a source."""
+def few_images(source: ImageSource, count: int) -> ImageSource:
+    """Return `count` images of a source, evenly spread; all if there are no more."""
     if len(source) <= count:
         return source
-    images, labels = source.batch(torch.arange(count))
-    return ImageSet(source.name, source.classes, images, labels, f"{source.source}, first {count}")
+    images, labels = source.batch(spread_rows(torch.arange(len(source)), count))
+    return ImageSet(source.name, source.classes, images, labels, f"{count} of {source.source}")
 
 
 def run(
@@ -210,7 +217,7 @@ def _images(
             stacklevel=2,
         )
         return None, sample_images(name)
-    return train, first_images(test, QUICK_TEST_IMAGES) if quick else test
+    return train, few_images(test, QUICK_TEST_IMAGES) if quick else test
 
 
 class _Bench:

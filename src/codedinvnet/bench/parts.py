@@ -7,7 +7,6 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -23,7 +22,7 @@ from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
-from codedinvnet.data import ImageSource, random_groups, split_indices
+from codedinvnet.data import ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     NEEDS,
@@ -62,7 +61,15 @@ from codedinvnet.training.fusion_data import (
     draw_groups,
     invert_means,
 )
-from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, changed_settings, train_stage
+from codedinvnet.training.loop import (
+    BEST,
+    LAST,
+    LATEST,
+    Stage,
+    changed_settings,
+    train_stage,
+    unused,
+)
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 from codedinvnet.training.pixels import VERSION, PixelStage
 
@@ -134,8 +141,8 @@ class DataSet:
                 len(train), served.data.validation, served.seed
             )
         if limit is not None:
-            self.train_rows = self.train_rows[:limit]
-            self.validation_rows = self.validation_rows[: max(1, limit // 10)]
+            self.train_rows = spread_rows(self.train_rows, limit)
+            self.validation_rows = spread_rows(self.validation_rows, max(1, limit // 10))
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
         self._logits: dict[tuple[Base, int, str], Tensor] = {}
@@ -399,7 +406,7 @@ class DataSet:
 
     def validation_groups(self, k: int) -> tuple[Tensor, Tensor]:
         """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
-        rows = self.validation_rows[:TUNING_IMAGES]
+        rows = spread_rows(self.validation_rows, TUNING_IMAGES)
         members = random_groups(len(rows), k, torch.Generator().manual_seed(k)).members
         queries, labels = self.train.batch(rows[members.flatten()])
         return queries.unflatten(0, tuple(members.shape)), labels.view_as(members)
@@ -467,8 +474,7 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
         before = load_checkpoint(path)[1].get("settings", {})
         different = changed_settings(before, settings)
         if different:
-            free = (folder.with_name(f"{folder.name}-before-{n}") for n in itertools.count(1))
-            kept = next(name for name in free if not name.exists())
+            kept = unused(folder)
             folder.rename(kept)
             told = (
                 f"{folder}: trained anew, with {', '.join(different)}; the old one is {kept.name}"

@@ -8,7 +8,7 @@ groups.
 
 from __future__ import annotations
 
-from codedinvnet.data.groups import Groups, random_groups, split_indices
+from codedinvnet.data.groups import Groups, random_groups, split_indices, spread_rows
 from codedinvnet.data.load import SAMPLES, load_images, sample_images
 from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
 
@@ -23,4 +23,5 @@ __all__ = [
     "random_groups",
     "sample_images",
     "split_indices",
+    "spread_rows",
 ]

@@ -33,6 +33,16 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
     return order[validation:].sort().values, order[:validation].sort().values
 
 
+def spread_rows(rows: Tensor, count: int) -> Tensor:
+    """Return `count` of the rows (N,), evenly spread; all if there are no more.
+
+    Of an image folder, whose images are sorted by class, the first ones would be of few classes.
+    """
+    if len(rows) <= count:
+        return rows
+    return rows[torch.arange(count) * len(rows) // count]
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Coding groups of images.

@@ -22,7 +22,7 @@ from codedinvnet.checkpoint import (
     tensors_digest,
 )
 from codedinvnet.config import Settings, parse_settings
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_head, build_network, prepare
 from codedinvnet.nn.head import Head
@@ -91,8 +91,6 @@ class NetworkStage:
                 f"{len(self.train_rows)} training images"
             )
         self.density = self.options.objective == "density"
-        if self.density and isinstance(self.network, IRevNet):
-            raise UserError("density estimation needs an i-ResNet: set network.kind to 'iresnet'")
         if isinstance(self.network, IResNet):
             self.network.set_trace(
                 series_terms=self.options.series_terms, trace_samples=self.options.trace_samples
@@ -116,7 +114,7 @@ class NetworkStage:
 
     def initialise(self) -> None:
         """Set the constraint and the activation normalisation before the first step."""
-        rows = self.train_rows[: self.options.init_batch]
+        rows = spread_rows(self.train_rows, self.options.init_batch)
         x = prepare(self.source.batch(rows)[0].to(self.device), self.settings.data.padding)
         project(self.network, iterations=50)
         initialise_actnorm(self.network, x)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.config import RecoveryFusionSettings, Settings
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, split_indices, spread_rows
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
@@ -104,7 +104,7 @@ class RecoveryStage:
     def initialise(self) -> None:
         """Normalise the recovery head's input."""
         if self.model.recovery_head is not None:
-            rows = self.train_rows[:1024]
+            rows = spread_rows(self.train_rows, 1024)
             z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
             self.model.recovery_head.norm.initialise(z)
 
