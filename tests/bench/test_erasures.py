@@ -13,7 +13,9 @@ from codedinvnet.bench.erasures import (
     score,
     task_outputs,
 )
+from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSet, random_groups
+from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import (
     ApproxIFER,
     CodedMethod,
@@ -24,6 +26,7 @@ from codedinvnet.methods import (
     SmallBackup,
     Uncoded,
 )
+from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 CLASSES = ("a", "b", "c", "d")
 N = 41
@@ -105,6 +108,21 @@ def test_a_worse_base_model_shows_in_complete(source: ImageSet) -> None:
     wrong = Brightness(shift=0.6)
     right = float((wrong(source.images).argmax(1) == source.labels).float().mean())
     assert scored(Uncoded(wrong, 4), source, 4).complete == pytest.approx(right)
+
+
+def test_it_agrees_with_evaluate_and_with_what_trainings_watch(
+    bundle: Bundle, held_out: ImageSet
+) -> None:
+    """Three ways to the same figure: of a benchmark, of `evaluate`, and of a stage's validation."""
+    k = 4
+    found = scored(bundle.method(k), held_out, k)
+    evaluated = evaluate(bundle.method(k), held_out, k=k, groupings=2, seed=0, progress=False)
+    assert found.complete == pytest.approx(evaluated.normal_accuracy)
+    assert found.recovered == pytest.approx(evaluated.recovered_accuracy)
+    latents = embed_all(bundle.model, held_out.images)
+    watched = recovered_accuracy(bundle.model, held_out.images, held_out.labels, latents, k)
+    once = scored(bundle.method(k), held_out, k, seed=k, groupings=1)
+    assert watched == pytest.approx(once.recovered)
 
 
 @pytest.mark.parametrize("missing", [2, 3])

@@ -156,7 +156,7 @@ def test_decoded_is_what_the_learned_code_decodes(
 def test_too_few_images_for_a_group(classifier: ImageClassifier, source: ImageSet) -> None:
     train, validation = taught(classifier, source)
     few = Taught(source, validation.rows[:3], validation.logits[:3])
-    with pytest.raises(UserError, match="groups of k=4 cannot be drawn from 3 images"):
+    with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
         ParityStage(ParityModel(classifier, 4), ParM.encode, train, few, 4, PART)
 
 

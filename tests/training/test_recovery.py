@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images
-from codedinvnet.model import CodedModel, model_settings
+from codedinvnet.model import CodedModel, decode_missing, model_settings
 from codedinvnet.nn.fusion import mosaic_grid
+from codedinvnet.training import recovery
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
@@ -70,3 +75,80 @@ def test_some_image_of_a_joint_step_is_answered_directly(
     scalars = stage.step(0, 0)
     assert all(math.isfinite(value) for value in scalars.values())
     assert counts == [answered]  # of 4 groups of 4
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("kind", ["lean", "mosaic"])
+def test_a_step_follows_the_loss(
+    kind: str, joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every member is decoded as it would be served; all terms have weights of their own."""
+    members, rate = 3, 0.1
+    weights = {"decoded_weight": 0.7, "evidence_weight": 0.3, "normal_weight": 1.7}
+    raw = tiny_settings()
+    raw["fusion"] |= {
+        **weights,
+        "latent_weight": 0.4 if kind == "lean" else 0.0,
+        "encoder": {"kind": kind, "width": 4, "side_features": 4},
+    }
+    settings = parse_settings(raw, "here")
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    source = load_images("mnist", "train", data_dir=data_dir)
+    torch.manual_seed(0)
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
+    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    seen: list[tuple[Tensor, Tensor]] = []
+    batch = source.batch
+
+    def noted(rows: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(batch(rows))
+        return seen[-1]
+
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    if not joint:
+        stage.cached_latents()
+    monkeypatch.setattr(recovery, "draw_size", lambda *_: members)
+    monkeypatch.setattr(recovery, "project", lambda *_: None)
+    monkeypatch.setattr(recovery, "GRADIENT_NORM", math.inf)
+    monkeypatch.setattr(stage, "source", SimpleNamespace(batch=noted))
+    stage.optimizer = torch.optim.SGD(model.parameters(), rate)  # type: ignore[assignment]
+    monkeypatch.setattr(recovery, "set_rate", lambda *_: None)
+    before = copy.deepcopy(model)
+    stage.step(0, 0)
+    (images, labels) = seen[0]
+
+    groups = images.unflatten(0, (-1, members))
+    sent = before.encode(groups)
+    z = before.embed(images).unflatten(0, groups.shape[:2])
+    side = sent.side.flatten(0, 1)
+    latents = torch.stack(
+        [
+            decode_missing(sent.latent, torch.cat([z[:, :i], z[:, i + 1 :]], dim=1))
+            if kind == "lean"
+            else sent.latent
+            for i in range(members)
+        ],
+        dim=1,
+    ).flatten(0, 1)
+    terms = {
+        "decoded_weight": F.cross_entropy(before.recover(latents, side, members), labels),
+        "evidence_weight": F.cross_entropy(
+            before.recover_from_latent(latents, side, members), labels
+        )
+        + F.cross_entropy(before.recover_from_side(side), labels),
+    }
+    if joint:
+        answered = len(labels) if kind == "lean" else round(stage.fusion.normal_share * len(labels))
+        direct = before.classify(z.flatten(0, 1)[:answered])
+        terms["normal_weight"] = F.cross_entropy(direct, labels[:answered])
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    if kind == "lean":
+        loss = loss + 0.4 * (members * sent.latent - z.sum(dim=1)).square().mean()
+    trained = [name for name, p in before.named_parameters() if p.requires_grad]
+    was, now = dict(before.named_parameters()), dict(model.named_parameters())
+    expected = torch.autograd.grad(loss, [was[name] for name in trained], allow_unused=True)
+    assert joint == any(name.startswith("network.") for name in trained)
+    for name, gradient in zip(trained, expected, strict=True):
+        moved = (was[name] - now[name]).detach() / rate
+        wanted = torch.zeros_like(moved) if gradient is None else gradient
+        torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4, msg=name)
