@@ -71,8 +71,9 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        UserError: if the images are too few for a group or the shuffling of parities, or if
-            groupings is below 1.
+        UserError: if the images are too few for a group or the shuffling of parities, if groupings
+            is below 1, or if the method does not serve groups of k, has no direct answers, or
+            cannot decode a member.
     """
     if groupings < 1:
         raise UserError(f"groupings must be at least 1, got {groupings}")

@@ -21,7 +21,7 @@ from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
 from codedinvnet.training.network import as_trained, load_trained_network, network_settings
 
 INVERSION_BATCH = 128
-TOLERANCE = 1e-4  # a 25th of one grey level: the targets need no more
+TOLERANCE = 1e-4  # of a block's residual; a grey level is 39 times it, the targets need no more
 ERROR = "largest_latent_error"
 """In a shard's header and in the report: the largest difference between f(target) and mean z."""
 SECONDS = "seconds"

@@ -52,8 +52,9 @@ class GroupStage(PartStage):
     def __init__(
         self, module: nn.Module, train: Taught, validation: Taught, k: int, part: PartSettings
     ) -> None:
-        if min(len(train.rows), len(validation.rows)) < k:
-            raise UserError(f"groups of k={k} cannot be drawn from {len(validation.rows)} images")
+        for words, there in (("training", train.rows), ("validation", validation.rows)):
+            if len(there) < k:
+                raise UserError(f"groups of k={k} cannot be drawn from {len(there)} {words} images")
         super().__init__(module, part)
         self.train, self.validation, self.k = train, validation, k
 
