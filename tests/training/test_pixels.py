@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from codedinvnet.bundle import Bundle
 from codedinvnet.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageSet
+from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.pixels import PixelStage
@@ -90,6 +91,16 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
     assert any(gradient.abs().max() > 1e-3 for gradient in expected)
     for was, wanted in zip(moved(encoder, model.encoder), expected, strict=True):
         torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_targets_whose_cosh_overflows_are_refused(held_out: ImageSet, model: CodedModel) -> None:
+    stage = make_stage(held_out, model)
+    targets = stage.data.targets.clone()
+    targets[3, 0, 5, 5] = -90.0
+    far = FusionData(stage.data.groups, targets)
+    settings = parse_settings(tiny_settings("pixels"), "here")
+    with pytest.raises(UserError, match="reach 90 where images lie in 0..1"):
+        PixelStage(settings, stage.fusion, held_out, model, far, K, CPU)
 
 
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:

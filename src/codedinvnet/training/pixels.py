@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fusion_data import FusionData
@@ -28,7 +29,11 @@ not those of now. 1 had a constant rate."""
 
 
 class PixelStage:
-    """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3)."""
+    """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3).
+
+    Raises:
+        UserError: if the targets are so far from the images' range that their cosh overflows.
+    """
 
     name = "fusion"
 
@@ -42,6 +47,13 @@ class PixelStage:
         members: int,
         device: torch.device,
     ) -> None:
+        farthest = data.targets.abs().max()
+        if not farthest.cosh().isfinite():
+            raise UserError(
+                f"fusion: the targets, f⁻¹ of mean latents, reach {float(farthest):.0f} where images "
+                "lie in 0..1, and their cosh overflows: nothing bounds this f's inverse. The paper's "
+                "objective needs an i-ResNet (network.kind)"
+            )
         self.fusion, self.source, self.model = fusion, source, model
         self.data, self.members, self.device = data, members, device
         torch.manual_seed(settings.seed)
