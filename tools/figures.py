@@ -1,7 +1,6 @@
 """Measure the shipped bundles on the whole test splits, and render all figures.
 
-They go into README.md, docs/training.md and docs/serving.md, between their marks, and into
-docs/results.md.
+They go into README.md and the pages in docs, between their marks, and into docs/results.md.
 
     python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
     python tools/figures.py --data-dir data mnist    measure one bundle
@@ -33,9 +32,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from codedinvnet.bench.equal_cost import (
+    backup_width,
+    macs,
+    plain_network,
+    plain_width,
+    served_macs,
+)
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.results import ACCURACY_GRID, LATENCY_GRID, headlines, page, speed_section
@@ -48,8 +55,10 @@ from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
+from codedinvnet.model import CodedModel
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.stages import choose_device, evaluation_images
+from codedinvnet.trained import backup_network
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -62,7 +71,7 @@ AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
     "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
 )
-RENDERED = ("README.md", "docs/training.md", "docs/serving.md")
+RENDERED = ("README.md", "docs/training.md", "docs/serving.md", "docs/benchmarks.md")
 """What figures go into, between marks."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -286,10 +295,17 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         return f"{seconds / 60:.0f} minutes"
 
     failed = any(paper.failed for paper in papers.values())
+    trained = any(paper.trained for paper in papers.values())
     text = (
         "Paper's objective: recovered accuracy with a lean encoder that was trained on pixels, for "
-        "each k one of its own, for an f and g that were trained as the bundle's are before it "
-        "(`configs/NAME-pixels.json`); *: for the bundle's own f and g, of the cost of the "
+        "each k one of its own"
+        + (
+            ", for an f and g that were trained as the bundle's are before it "
+            "(`configs/NAME-pixels.json`)"
+            if trained
+            else ""
+        )
+        + "; *: for the bundle's own f and g, of the cost of the "
         "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set "
         "(900 steps of E, with five of the discriminator for each) and not in equal time"
         + (" ([what failed](docs/results.md#failed-trials))" if failed else "")
@@ -298,7 +314,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
     (published,) = [f for f in PUBLISHED if f.label == PaperInvNet.name]
     text += (
         f" Published ({published.source}): {published.recovered} at k = {published.k}, of a data "
-        "set that is not named there."
+        "set that the abstract does not name."
     )
     parts = []
     for name, paper in papers.items():
@@ -317,7 +333,10 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
     if parts:
         text += f" Training took: {'; '.join(parts)}."
     if any(k not in paper.trained for paper in papers.values() for k in SIZES):
-        text += " `make bench-pixels` trains those that are missing."
+        text += (
+            " `bench accuracy --method coded-invnet-paper` measures the others with a star; "
+            "`make bench-pixels` trains f, g and E for every place anew, in many hours."
+        )
     return text
 
 
@@ -444,6 +463,25 @@ def cost_table(results: Mapping[str, Mapping[str, Any]], costs: Sequence[Cost] =
         )
     cells = [[cost.label, *(cost.cell(found) for found in results.values())] for cost in costs]
     return markdown(("", *results), cells).strip()
+
+
+@cache
+def rival_costs(names: tuple[str, ...]) -> str:
+    """Multiply-adds of the classifiers in the tables of the methods, for one image each."""
+    shipped = {name: load_bundle(name).model for name in names if name in shipped_bundles()}
+    k = SIZES[-1]
+    counts: dict[str, Callable[[CodedModel], int]] = {
+        "g(f(x))": served_macs,
+        "the plain ResNet": lambda m: macs(plain_network(m, plain_width(m)).eval(), m),
+        f"the small backup, k = {k}": lambda m: macs(
+            backup_network(m, backup_width(m, k)).eval(), m
+        ),
+    }
+    cells = [
+        [label, *(f"{count(model) / 1e6:.1f} M" for model in shipped.values())]
+        for label, count in counts.items()
+    ]
+    return markdown(("multiply-adds of one image", *shipped), cells).strip()
 
 
 def paper_table(result: dict[str, Any], config: str) -> str:
@@ -722,6 +760,7 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
     return {
         "bundles": bundle_table(results, papers, seeds),
         "costs": cost_table(results),
+        "rivals": rival_costs(tuple(results)),
         "engines": engine_table(folder),
         "serve": serve_headline(serve or {}),
         "paper": paper_table(paper, "configs/mnist.json")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from codedinvnet.bench.rows import read_rows
-from codedinvnet.bundle import Bundle, weights_digest
+from codedinvnet.bundle import Bundle, bundle_folder, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import EncoderSettings
@@ -120,6 +120,12 @@ def _smoothing(rows: Path, weights: str, k: int, stragglers: int) -> tuple[float
     return encoder, decoder
 
 
+def part_beside(bundle: str | Path, name: str, k: int) -> Path | None:
+    """Return the part that lies beside a bundle's weights, `NAME-kK.safetensors`; None without."""
+    path = bundle_folder(bundle) / f"{name}-k{k}.safetensors"
+    return path if path.is_file() else None
+
+
 def method_for(
     loaded: Bundle,
     bundle: str | Path,
@@ -135,8 +141,9 @@ def method_for(
         bundle: its name or folder.
         name: of the method.
         k: members of a group.
-        part: what `bench accuracy` left, `best.safetensors` in the part's folder; of nercc its
-            rows, for the regularisers that it chose.
+        part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
+            beside the bundle, if there is one. Of nercc its rows, for the regularisers that it
+            chose.
         tolerance: of a method that can be made for any.
 
     Raises:
@@ -155,8 +162,11 @@ def method_for(
         if part is not None:
             raise UserError(f"--part: {name} needs no trained part")
         return loaded.coded(name, k, tolerance)
+    part = part or part_beside(bundle, name, k)
     if part is None:
-        raise UserError(f"--part: {name} needs the part that `codedinvnet bench accuracy` trained")
+        raise UserError(
+            f"--part: {name} needs the part that `codedinvnet bench accuracy` trained for k = {k}"
+        )
     if name == ConcatParM.name:
         check_tiles(k, loaded.info.input.shape)
     tensors, header = load_checkpoint(part)

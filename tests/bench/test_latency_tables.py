@@ -157,6 +157,7 @@ def test_the_overview_compares_methods_in_the_same_runs() -> None:
     assert "| uncoded | 2 of 6 | 2.00 | 3.00 | 0 | 4 | 2.00 |" in text
     assert "| coded | 6 of 6 | 1.00 | 1.04 |  |  |  |" in text
     assert "Tails of 6 runs (3 settings: " in text
+    assert "these are 2 draws of arrivals, not 6" in text
     lost = latency_row("coded", sample(1, count=900), lost=100, stragglers="exponential")
     more = latency_tables.overview([*rows, lost])
     assert "| coded | 6 of 7 | 1.00 | never |" in more
@@ -176,6 +177,36 @@ def test_a_runs_tail_has_ten_requests_beyond_it(count: int, percentile: float) -
     assert tails["coded"] == pytest.approx(expected, rel=1e-3)
     (short,) = latency_tables.lines_of([latency_row("coded", sample(1, count=15))])
     assert latency_tables.run_tails([short]) == {}
+
+
+def test_settings_of_their_own_arrivals_are_as_many_draws() -> None:
+    rows = [
+        latency_row(label, sample(1), stragglers=stragglers) | {"seed": seed}
+        for seed, stragglers in enumerate(("held", "pareto"))
+        for label in ("uncoded", "coded")
+    ]
+    assert "draws of arrivals" not in latency_tables.overview(rows)
+
+
+def test_work_stands_beside_the_tails() -> None:
+    rows = [
+        latency_row(label, sample(1), run=run) | {"work_per_query": work + 0.1 * run}
+        for label, work in (("uncoded", 1.0), ("coded", 1.1))
+        for run in (1, 2)
+    ]
+    text = latency_tables.overview(rows)
+    assert "| uncoded | 2 of 2 | 1.00 | 1.00 | 0 | 0 | 1.00 | 1.15 |" in text
+    assert "| coded | 2 of 2 | 1.00 | 1.00 |  |  |  | 1.25 |" in text
+
+
+def test_coded_tails_stand_beside_the_published_ones() -> None:
+    flat = np.full(10_000, 50.0)
+    late, less = flat.copy(), flat.copy()
+    late[:20], less[:20] = 450.0, 250.0
+    rows = [latency_row("uncoded", late), latency_row("coded", less)]
+    text = latency_tables.overview(rows)
+    assert "Here, of coded: by up to 44% (median of 1 settings 44%), up to 2.0 times (2.0)." in text
+    assert "Published of ParM" not in latency_tables.overview(rows[1:])
 
 
 def test_quick_rows_have_no_p999() -> None:

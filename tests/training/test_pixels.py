@@ -99,7 +99,7 @@ def test_targets_whose_cosh_overflows_are_refused(held_out: ImageSet, model: Cod
     targets[3, 0, 5, 5] = -90.0
     far = FusionData(stage.data.groups, targets)
     settings = parse_settings(tiny_settings("pixels"), "here")
-    with pytest.raises(UserError, match="reach 90 where images lie in 0..1"):
+    with pytest.raises(UserError, match="reach 90 where images lie in 0"):
         PixelStage(settings, stage.fusion, held_out, model, far, K, CPU)
 
 

@@ -6,7 +6,6 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from codedinvnet.bench.equal_cost import backup_width, plain_network, plain_width
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
@@ -45,12 +45,9 @@ from codedinvnet.methods import (
 from codedinvnet.methods.nercc import tune
 from codedinvnet.methods.systematic import Systematic
 from codedinvnet.model import CodedModel, with_encoder
-from codedinvnet.nn.resnet import ResNet, width_of_cost
-from codedinvnet.report import count_macs
 from codedinvnet.trained import (
     PART,
     WITH_PARTS,
-    backup_network,
     untrained_part,
     with_part,
 )
@@ -191,26 +188,10 @@ class DataSet:
             return classifier_of(self.bundle.model)
         return cast(ImageClassifier, self._resnet(seed))
 
-    def _macs(self, network: nn.Module) -> int:
-        return count_macs(lambda: network(torch.rand(1, *self.bundle.model.input_shape)))
-
-    @cached_property
-    def served_macs(self) -> int:
-        """Multiply-adds of g(f(x)) for one image."""
-        model = copy.deepcopy(self.bundle.model).to("cpu")
-        return self._macs(nn.Sequential(model.network, model.head))
-
     @cached_property
     def resnet_width(self) -> int:
-        """Width of the plain base model: the largest that costs no more than g(f(x))."""
-
-        def cost(width: int) -> int:
-            return self._macs(self._resnet_of(width).eval())
-
-        return width_of_cost(cost, self.served_macs)
-
-    def _resnet_of(self, width: int) -> ResNet:
-        return ResNet(self.bundle.model.input_shape[0], len(self.test.classes), width=width)
+        """Width of the plain base model."""
+        return plain_width(self.bundle.model)
 
     def _resnet(self, seed: int) -> nn.Module:
         """Return the plain base model, of about the served one's cost."""
@@ -219,7 +200,7 @@ class DataSet:
 
         def make() -> nn.Module:
             padding = self.bundle.model.settings.padding
-            return ImageClassifier(self._resnet_of(self.resnet_width), padding)
+            return ImageClassifier(plain_network(self.bundle.model, self.resnet_width), padding)
 
         def stage(module: nn.Module) -> Stage:
             return self._classifier_stage(module, part)
@@ -375,10 +356,7 @@ class DataSet:
         if base == "resnet":
             depends["classifier"] = self.settings.classifier.model_dump(mode="json")
         if name == SmallBackup.name:
-            depends["width"] = width_of_cost(
-                lambda width: self._macs(backup_network(self.bundle.model, width).eval()),
-                self.served_macs // k,
-            )
+            depends["width"] = backup_width(self.bundle.model, k)
         settings = self.settings.backup if name == SmallBackup.name else self.settings.parity
 
         def make() -> nn.Module:

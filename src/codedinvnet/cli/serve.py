@@ -29,9 +29,9 @@ def add_commands(commands: Commands) -> None:
     add(
         "--method",
         default="coded-invnet",
-        help="coded-invnet, approxifer, approxifer-byzantine, nercc, oracle or average-image; with "
-        "--part also parm, parm-concat, parm-learned, coded-invnet-paper or small-backup "
-        "(coded-invnet)",
+        help="coded-invnet, approxifer, approxifer-byzantine, nercc, oracle, average-image, or of "
+        "the shipped bundles, with k = 10, small-backup; with --part also parm, parm-concat, "
+        "parm-learned, coded-invnet-paper or small-backup (coded-invnet)",
     )
     add(
         "--part",

@@ -50,9 +50,9 @@ class PixelStage:
         farthest = data.targets.abs().max()
         if not farthest.cosh().isfinite():
             raise UserError(
-                f"fusion: the targets, f⁻¹ of mean latents, reach {float(farthest):.0f} where images "
-                "lie in 0..1, and their cosh overflows: nothing bounds this f's inverse. The paper's "
-                "objective needs an i-ResNet (network.kind)"
+                f"fusion: the targets, f⁻¹ of mean latents, reach {float(farthest):.0f} where "
+                "images lie in 0..1, and their cosh overflows: nothing bounds this f's inverse. "
+                "The paper's objective needs an i-ResNet (network.kind)"
             )
         self.fusion, self.source, self.model = fusion, source, model
         self.data, self.members, self.device = data, members, device
