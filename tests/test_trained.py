@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,19 @@ import pytest
 import torch
 
 from codedinvnet.bench.rows import append_row
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.bundle import (
+    Bundle,
+    bundle_folder,
+    load_bundle,
+    shipped_bundles,
+    weights_digest,
+)
 from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
+from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, NeRCC, Tolerance
+from codedinvnet.evaluation import evaluate
+from codedinvnet.methods import METHODS, NeRCC, SmallBackup, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.serving.process_pool import ProcessPool
@@ -70,6 +79,30 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     with pytest.raises(UserError, match="the front end has 123: restart the service"):
         replace(pool.spec, part_weights="123").load()
     assert not any(p.requires_grad for p in mnist.model.parameters())
+
+
+def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
+    mnist: Bundle, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle_folder("mnist"), tmp_path / "mnist"))
+    with pytest.raises(UserError, match=r"--part: parm needs the part .* trained for k = 4"):
+        method_for(mnist, folder, "parm", K, None)
+    path, _ = saved(folder / f"parm-k{K}.safetensors", mnist, "parm")
+    named, other = (method_for(mnist, folder, "parm", K, given) for given in (None, path))
+    group = torch.rand(2, K, 1, 28, 28)
+    torch.testing.assert_close(named.compute(K, group), other.compute(K, group))
+    saved(path, mnist, "parm", k=3)
+    with pytest.raises(UserError, match="trained for k 3, not 4"):
+        method_for(mnist, folder, "parm", K, None)
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_a_small_backup_ships_with_every_bundle(name: str) -> None:
+    bundle = load_bundle(name)
+    method = method_for(bundle, name, SmallBackup.name, 10, None)
+    if name in SAMPLES:
+        found = evaluate(method, sample_images(name), k=10, groupings=1, progress=False)
+        assert found.recovered_accuracy > 0.9
 
 
 @pytest.mark.parametrize(
