@@ -15,6 +15,7 @@ from codedinvnet.simulation.figures import (
     estimate,
     latencies_of,
     latency_of,
+    percentile_of,
     percentile_of_runs,
     pooled,
     sections_for,
@@ -35,6 +36,20 @@ def test_intervals_hold_the_truth_nineteen_times_in_twenty() -> None:
         assert low < found.value < high
         held += low <= -math.log(1 - share) <= high
     assert 0.90 <= held / 300 <= 0.985
+
+
+def test_an_interval_of_a_heavy_tail_is_a_factor() -> None:
+    generator, share, held = np.random.default_rng(0), 0.999, 0
+    truth = 10 * (1 - share) ** (-1 / 0.8)
+    for _ in range(200):
+        found = percentile_of(10 * (1 + generator.pareto(0.8, 60_000)), share)
+        assert found.interval is not None
+        low, high = found.interval
+        assert 0 < low < found.value < high
+        assert low * high == pytest.approx(found.value**2)
+        held += low <= truth <= high
+    assert 0.90 <= held / 200 <= 0.985
+    assert percentile_of(np.zeros(60_000), share) == (0, None)
 
 
 def test_neighbours_that_are_alike_widen_an_interval() -> None:
@@ -118,6 +133,13 @@ def test_lost_requests_count_as_infinitely_late() -> None:
     assert found["p99_ms"] is None
     assert found["missing_share"] > 0.1
     assert found["accuracy"] < 0.9
+
+
+def test_what_was_never_lost_may_be_lost_by_the_request() -> None:
+    given = scenario(qps=20, batch=10, queries=4000, warmup=0)
+    found = summarise(Simulation(given).run(), given)
+    assert (found["missing_share"], found["missing_share_95"]) == (0, [0, 3 / 400])
+    assert found["decoded_share_95"] == [0, 3 / 4000]
 
 
 def test_a_million_queries_in_two_minutes() -> None:

@@ -463,7 +463,7 @@ def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[st
             continue
         value, interval = percentile_of(latency, share)
         found[f"{name}_ms"] = finite(value)
-        found[f"{name}_ms_95"] = interval and [finite(max(0.0, bound)) for bound in interval]
+        found[f"{name}_ms_95"] = interval and [finite(bound) for bound in interval]
     answered = latency[np.isfinite(latency)]
     # Among all requests, so that a share of unanswered ones leaves the curve open.
     cut = [share for share in SHARES if share * len(latency) <= len(answered)]

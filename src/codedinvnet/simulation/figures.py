@@ -144,9 +144,19 @@ def sections_for(count: int, share: float) -> int:
 
 
 def percentile_of(latency: np.ndarray, share: float) -> Estimate:
-    """Return a percentile of the latencies (n,) of a run, in order of time."""
-    sections = sections_for(len(latency), share)
-    return estimate(latency, lambda part: percentile(part, share), sections)
+    """Return a percentile of the latencies (n,) of a run, in order of time.
+
+    The interval is by sectioning on the logarithm: a tail is off by a factor, and never below 0.
+    There is none around a percentile of 0.
+    """
+
+    def logarithm(part: np.ndarray) -> float:
+        value = percentile(part, share)
+        return math.log(value) if value > 0 else -math.inf
+
+    interval = estimate(latency, logarithm, sections_for(len(latency), share)).interval
+    bounds = None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+    return Estimate(percentile(latency, share), bounds)
 
 
 def share_of(values: np.ndarray, sections: int, count: int) -> Estimate:
@@ -190,15 +200,17 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     for name, share in QUANTILES.items():
         put(f"{name}_ms", percentile_of(latency, share), 3)
     stretches = min(SECTIONS, len(latency))
+    answers = len(latency) * records.batch
     shares = {
-        "accuracy": records.right,
-        "decoded_share": records.decoded / records.batch,
-        "missing_share": records.missing / records.batch,
+        "accuracy": (records.right, answers),
+        "decoded_share": (records.decoded / records.batch, answers),
+        # Lost by the request: of ten images of one no two are lost for themselves.
+        "missing_share": (records.missing / records.batch, len(latency)),
     }
     if scenario.backup and scenario.k not in scenario.backup_accuracy:
         del shares["accuracy"]
-    for name, values in shares.items():
-        put(name, share_of(values[first:], stretches, len(latency) * records.batch), 6)
+    for name, (values, count) in shares.items():
+        put(name, share_of(values[first:], stretches, count), 6)
     queries = len(records.latency) * records.batch
     ideal = queries * scenario.service.mean_ms / 1000
     return {

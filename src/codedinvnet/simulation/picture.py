@@ -94,7 +94,8 @@ def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[
         for load, row in line:
             if row["p999_ms"] is not None and row["p999_ms_95"] is not None:
                 low, high = row["p999_ms_95"]
-                bounds = [max(low, 0.1 * row["p999_ms"]), high]  # the axis is logarithmic
+                # The axis is logarithmic, and intervals of older rows reach below 0.
+                bounds = [max(low, 0.1 * row["p999_ms"]), high]
                 axis.plot([load, load], bounds, color=COLOURS[policy], linewidth=0.8)
     axis.grid(axis="y", linewidth=0.3, alpha=0.5)
 
