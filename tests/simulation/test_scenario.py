@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faults import Delay, Fault, Schedule
-from codedinvnet.serving.serve import ServeOptions, make_front_end
+from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
 from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.scenario import (
@@ -59,6 +60,15 @@ def test_the_rules_are_those_of_serve() -> None:
         same = scenario(k=4, workers=37, policy="coded+hedge", max_pending=pending)
         assert same.rules == front.rules
         assert same.rules.max_pending == meant
+
+
+@pytest.mark.parametrize("deadline", [300.0, 2000.0, 4000.0, 5000.0, 60_000.0])
+def test_the_hang_timeout_is_serves(deadline: float) -> None:
+    options = ServeOptions("mnist", 4, deadline_ms=deadline)
+    assert scenario(deadline_ms=deadline).rules.hang_timeout == hang_timeout(options)
+    given = dataclasses.replace(options, hang_timeout_ms=250.0)
+    same = scenario(deadline_ms=deadline, hang_timeout_ms=250)
+    assert same.rules.hang_timeout == hang_timeout(given) == 0.25
 
 
 # Arrivals
@@ -194,6 +204,8 @@ def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
 
 # Bad input
 
+BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
+
 
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -219,6 +231,14 @@ def test_held_answers_are_the_papers_for_requests_of_ten() -> None:
             {"stragglers": [{"kind": "factor", "factor": 2, "per_request": True}]},
             "'factor' is not per_request",
         ),
+        ({"stragglers": [{**BURST, "worker": 0}]}, "a burst draws its workers"),
+        ({"stragglers": [{**BURST, "probability": 0.5}]}, "a burst draws its workers"),
+        (
+            {"stragglers": [{"kind": "hang", "from_s": 3, "until_s": 3}]},
+            "until_s 3 is not after from_s 3",
+        ),
+        ({"batch": 257}, "requests of 257 images could never be taken: max_batch 256"),
+        ({"batch": 8, "max_pending": 7}, "of 8 images could never be taken: max_pending 7"),
         ({"stragglers": [{"kind": "hang", "worker": 1}]}, "names more than the 1 workers"),
     ],
 )

@@ -37,11 +37,22 @@ POLICIES = {
 }
 
 ROUTINGS = ("least-loaded", "round-robin")
+LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
+"""Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
+deadline, so that there is time to send its query again, within these. The machine itself may stand
+still for less than the shortest."""
+MAX_BATCH = 256
+"""Images of one request, at most, if nobody says."""
 
 
 def pending_limit(workers: int) -> int:
     """Return how many queries may be unanswered before more are refused, if nobody says."""
     return max(2000, 200 * workers)
+
+
+def hang_limit(deadline_ms: float) -> float:
+    """Return the ms that a worker may be at one task before it is replaced, if nobody says."""
+    return max(SHORTEST_HANG, min(LONGEST_HANG, HANG_SHARE * deadline_ms))
 
 
 @dataclass(frozen=True)

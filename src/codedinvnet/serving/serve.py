@@ -33,7 +33,14 @@ from codedinvnet.serving.metrics import JsonLines, log_event, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.protocol import ModelDescription
-from codedinvnet.serving.rules import POLICIES, ROUTINGS, Rules, pending_limit
+from codedinvnet.serving.rules import (
+    MAX_BATCH,
+    POLICIES,
+    ROUTINGS,
+    Rules,
+    hang_limit,
+    pending_limit,
+)
 from codedinvnet.trained import WITH_PARTS, method_for
 
 DRAIN_TIMEOUT = 10
@@ -42,10 +49,6 @@ VALUE_LENGTH = 32
 """Characters of a request's body for every value of its images, at most."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
-LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
-"""Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
-deadline, so that there is time to send its query again, within these. The machine itself may stand
-still for less than the shortest."""
 DEMO_IMAGES = 100
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -76,11 +79,11 @@ class ServeOptions:
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float | None = None
-    """None: what suits the deadline (`hang_timeout`)."""
+    """None: what suits the deadline (`hang_limit`)."""
     min_confidence: float = 0.0
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
-    max_batch: int = 256
+    max_batch: int = MAX_BATCH
     token_file: Path | None = None
     faults: Path | None = None
     demo: bool = False
@@ -144,8 +147,7 @@ def hang_timeout(options: ServeOptions) -> float:
     """
     given = options.hang_timeout_ms
     if given is None:
-        share = HANG_SHARE * options.deadline_ms
-        return max(SHORTEST_HANG, min(LONGEST_HANG, share)) / 1000
+        return hang_limit(options.deadline_ms) / 1000
     if given >= options.deadline_ms:
         why = f"--hang-timeout-ms {given:g} is not below --deadline-ms {options.deadline_ms:g}"
         log_event("queries on hung workers are not sent again", logging.WARNING, reason=why)

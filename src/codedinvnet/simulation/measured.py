@@ -72,7 +72,7 @@ class MeasuredRun(Section):
     requests: Positive
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
-    hang_timeout_ms: float = 3000.0
+    hang_timeout_ms: float | None = None
     stragglers: tuple[Straggler, ...] = ()
     """The faults that were injected, as in a faults file."""
     service: Distribution | None = None

@@ -13,7 +13,15 @@ from codedinvnet.bundle import load_bundle
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.serving.rules import POLICIES, ROUTINGS, Policy, Rules, pending_limit
+from codedinvnet.serving.rules import (
+    MAX_BATCH,
+    POLICIES,
+    ROUTINGS,
+    Policy,
+    Rules,
+    hang_limit,
+    pending_limit,
+)
 from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution, Time
 
@@ -109,6 +117,10 @@ class Straggler(Section):
             raise ValueError(f"a straggler of kind {self.kind!r} has {has}")
         if self.per_request and self.kind not in ("slow", "hold", "hang", "crash"):
             raise ValueError(f"a straggler of kind {self.kind!r} is not per_request")
+        if self.kind == "burst" and (self.worker is not None or self.probability != 1):
+            raise ValueError("a burst draws its workers and when it comes: no worker, probability")
+        if self.until_s is not None and self.until_s <= self.from_s:
+            raise ValueError(f"until_s {self.until_s:g} is not after from_s {self.from_s:g}")
         return self
 
     def hits(self, worker: int, now: float) -> bool:
@@ -175,8 +187,12 @@ class Scenario(Section):
     routing: str = "least-loaded"
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
-    hang_timeout_ms: Annotated[float, Field(gt=0)] = 3000.0
+    hang_timeout_ms: Annotated[float, Field(gt=0)] | None = None
+    """None: what suits the deadline (`hang_limit`), as of `serve`."""
     max_pending: Positive | None = None
+    """None: what suits the workers (`pending_limit`), as of `serve`."""
+    max_batch: Positive = MAX_BATCH
+    """Images of one request, at most: `serve` refuses larger ones."""
     service: Distribution
     """Computing a data task; a parity task's embedding, too."""
     encode: Distribution = Distribution()
@@ -219,6 +235,10 @@ class Scenario(Section):
             raise ValueError(
                 f"{self.workers} workers are too few: policy {self.policy} {what}needs {needed}"
             )
+        batch, pending = self.arrivals.batch, self.rules.max_pending
+        for most, name in ((self.max_batch, "max_batch"), (pending, "max_pending")):
+            if batch > most:
+                raise ValueError(f"requests of {batch} images could never be taken: {name} {most}")
         for straggler in self.stragglers:
             named = (straggler.worker or 0) + 1
             if max(named, straggler.workers or 0) > self.workers:
@@ -237,11 +257,17 @@ class Scenario(Section):
             workers=self.workers,
             policy=POLICIES[self.policy],
             group_timeout=self.group_timeout_ms / 1000,
-            hang_timeout=self.hang_timeout_ms / 1000,
+            hang_timeout=self.hang_ms / 1000,
             hedge_share=1 / self.k,
             max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
         )
+
+    @property
+    def hang_ms(self) -> float:
+        """How long a worker may be at one task before it is replaced."""
+        given = self.hang_timeout_ms
+        return hang_limit(self.deadline_ms) if given is None else given
 
     @property
     def coding(self) -> Policy:
