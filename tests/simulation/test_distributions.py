@@ -40,6 +40,18 @@ def test_the_mean_is_that_of_the_draws(raw: dict[str, Any]) -> None:
     assert draws.mean() == pytest.approx(distribution.mean_ms, rel=0.02)
 
 
+@pytest.mark.parametrize("raw", [raw for raw, _ in MODELS])
+def test_another_mean_leaves_the_shape(raw: dict[str, Any]) -> None:
+    given = Distribution(**raw, plus_ms=3)
+    scaled = given.scaled(2 * given.mean_ms)
+    assert scaled.mean_ms == pytest.approx(2 * given.mean_ms)
+    draws = [d.draw(np.random.default_rng(1), 1000) for d in (given, scaled)]
+    assert draws[1] == pytest.approx(2 * draws[0])
+    assert Distribution().scaled(7) == Distribution(ms=7)
+    endless = Distribution(distribution="pareto", ms=1, shape=1)
+    assert endless.scaled(7) == Distribution(ms=7)
+
+
 def test_a_heavy_tail_has_no_mean() -> None:
     assert Distribution(distribution="pareto", ms=1, shape=1).mean_ms == math.inf
 

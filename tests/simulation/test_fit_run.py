@@ -69,7 +69,13 @@ def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -
         3,
     )
     assert scenario.accuracy == Accuracy(normal=0.5)
-    assert "what encoding takes is not known" in outcome.out
+    assert "--encode-ms" not in outcome.out  # it is the scenario's
+    assert json.loads(out.read_text())["trip"] == 0  # or `plan` would add what is usual
+    assert "decode" not in json.loads(out.read_text())
+    base.write_text(json.dumps({**raw, "policy": "uncoded", "decode": 0, "encode": 0}))
+    assert call("fit", tasks, "--out", out, "--scenario", base).code == 0
+    written = json.loads(out.read_text())
+    assert (written["decode"], written["encode"]) == (0, 0)
     assert call("fit", tasks, "--out", out, "--scenario", base, "--bundle", "mnist").code == 0
     with_bundle = load_scenario(out)
     assert (with_bundle.bundle, with_bundle.accuracy) == ("mnist", None)
@@ -91,7 +97,9 @@ def test_no_stragglers_are_said_to_be_none(tmp_path: Path, call: Command) -> Non
     outcome = call("fit", path, "--out", tmp_path / "out.json")
     assert outcome.code == 0, outcome.err
     assert "no stragglers" in outcome.out
-    assert "codedinvnet plan BUNDLE --scenario" in outcome.out
+    assert "what encoding takes is not known" in outcome.out
+    out = tmp_path / "out.json"
+    assert f"codedinvnet plan BUNDLE --scenario {out} --encode-ms MS --qps" in outcome.out
     assert "codedinvnet simulate" not in outcome.out  # which needs to know an accuracy
 
 

@@ -14,6 +14,7 @@ from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.simulation import run
+from codedinvnet.simulation.distributions import Distribution
 from tests.bench.canned import row
 from tests.conftest import Command
 
@@ -214,7 +215,10 @@ def test_plan_prints_a_ranking(call: Command) -> None:
     assert best["figures"]["p999_ms"] <= 60
     assert worst["workers"] is None
     assert "p99.9 is 11" in worst["reason"]
-    assert report["scenario"]["service"] == {"ms": 10}
+    service = Distribution.model_validate(report["scenario"]["service"])
+    assert service.distribution == "lognormal"
+    assert service.mean_ms == pytest.approx(10)
+    assert report["scenario"]["bundle"] == report["bundle"] == "mnist"
     assert report["cpu_seconds"] > 0
     lines = call(*words, *times, *ways).out.splitlines()
     assert lines[0].startswith("100 images a second, service 10.00 ms")
@@ -222,7 +226,7 @@ def test_plan_prints_a_ranking(call: Command) -> None:
     shown = "-" if low is None else f"{low:.1f} to {high:.1f}"
     assert any(line.startswith("coded, k = 4") and f" {shown}  " in line for line in lines)
     assert "95 % interval" in lines[2]
-    assert report["not_ranked"] == []
+    assert report["not_ranked"] == {}
 
 
 def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
@@ -245,7 +249,7 @@ def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
     backup = ranked["small-backup, k = 4"]
     assert backup["workers"] >= 5
     assert 0.96 < backup["figures"]["accuracy"] < 1
-    assert report["not_ranked"] == []
+    assert report["not_ranked"] == {}
     unknown = call(*words)
     assert "small-backup, k" not in unknown.out
     assert unknown.out.splitlines()[-1].startswith(
@@ -280,7 +284,17 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     file.write_text(json.dumps({**SCENARIO, "backup": True}))  # of which nothing is kept
     mosaic = run._plan_base(dataclasses.replace(options, bundle="cifar10"))
     assert (mosaic.apart, mosaic.backup) == (True, False)
+    assert base.encode.mean_ms > 0  # measured, since the scenario does not say it
+    assert (base.trip.ms, base.front_end.ms, base.decode.ms) == (0.3, 1.7, 0.6)
+    free = {"encode": 0, "trip": 0, "front_end": 0, "decode": 2}
+    file.write_text(json.dumps({**SCENARIO, **free}))
+    said = run._plan_base(options)
+    assert [getattr(said, key).ms for key in free] == list(free.values())
+    longer = run._plan_base(dataclasses.replace(options, service_ms=30, encode_ms=1))
+    assert longer.service == Distribution(distribution="exponential", ms=30)
+    assert longer.encode.ms == 1
     timed = run._plan_base(run.PlanOptions("mnist", 50, 100, 0.9))
+    assert timed.service.distribution == "lognormal"
     assert 0.1 < timed.service.mean_ms < 1000
     assert 0 < timed.encode.mean_ms < timed.service.mean_ms
     assert timed.stragglers[0].kind == "slow"
@@ -331,14 +345,21 @@ def test_simulate_refuses_in_one_line(
         (["--p999-ms", "0"], "--p999-ms: must be above 0"),
         (["--min-accuracy", "97"], "--min-accuracy: must lie in 0..1"),
         (["--policy", "prayer"], "--policy: 'prayer' is not one of"),
-        (["--k", "7"], "--k: no accuracy is known of k = 7; known: [2, 4, 10]"),
+        (["--policy", "coded", "--k", "11"], "known of k = 11; of codes it is up to k = 10"),
+        (["--policy", "coded", "--k", "1"], "--k: no accuracy is known of k = 1"),
+        (["--k", "0"], "--k: must be at least 1, got 0"),
+        (["--p999-ms", "5001"], "--p999-ms: 5001 is beyond the deadline of 5000 ms"),
+        (["--service-ms", "3001"], "and a worker that is at one for 3000 is replaced"),
+        (["--deadline-ms", "1000", "--service-ms", "1001"], "raise --hang-timeout-ms"),
+        (["--deadline-ms", "0"], "--deadline-ms: must be above 0, got 0"),
+        (["--hang-timeout-ms", "nan"], "--hang-timeout-ms: must be above 0, got nan"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--qps", "-1"], "qps"),
         (["--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--queries", "0"], "--queries: must be at least 1, got 0"),
         (["--accuracy-rows", "rows.jsnl"], "--accuracy-rows: there is no file rows.jsnl"),
-        (["--scenario", "FILE", "--service-ms", "-1"], "service.ms"),
-        (["--scenario", "FILE", "--encode-ms", "nan"], "encode.ms"),
+        (["--scenario", "FILE", "--service-ms", "-1"], "--service-ms: must be above 0"),
+        (["--scenario", "FILE", "--encode-ms", "nan"], "--encode-ms: must be above 0"),
     ],
 )
 def test_plan_refuses_in_one_line(
@@ -350,6 +371,51 @@ def test_plan_refuses_in_one_line(
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_plan_takes_a_k_between_those_measured_and_any_share_of_copies(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "10", "--p999-ms", "300", "--queries", "1000"]
+    words += ["--service-ms", "10", "--encode-ms", "1", "--stragglers", "none", "--json"]
+    policies = ["--policy", "uncoded", "--policy", "hedge", "--policy", "coded"]
+    for k, ranked in (("7", {"uncoded", "hedge", "coded"}), ("50", {"uncoded", "hedge"})):
+        outcome = call(*words, *policies, "--k", k)
+        assert outcome.code == 0, outcome.err
+        report = json.loads(outcome.out)
+        assert {row["policy"] for row in report["ranking"]} == ranked
+        left = {"coded": f"no accuracy is known of k = {k}; of codes it is up to k = 10"}
+        assert report["not_ranked"] == ({} if "coded" in ranked else left)
+    assert call(*words, "--policy", "uncoded", "--k", "50").code == 0
+
+
+def test_plan_ranks_no_code_that_the_bundle_has_not(file: Path, call: Command) -> None:
+    guessed = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "guessed": 0.8}
+    file.write_text(json.dumps({**SCENARIO, "accuracy": guessed}))
+    words = ["--qps", "10", "--p999-ms", "300", "--scenario", file, "--policy", "coded+guess"]
+    outcome = call("plan", "cifar10", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "not ranked: coded+guess, since the code of cifar10 cannot guess" in outcome.err
+    assert call("plan", "mnist", *words).code == 0
+
+
+def test_plan_tells_whose_times_it_takes(file: Path, call: Command) -> None:
+    words = ["--qps", "10", "--p999-ms", "300", "--scenario", file, "--policy", "uncoded", "--json"]
+    for bundle in ("cifar10", "mnist"):
+        report = json.loads(call("plan", bundle, *words).out)
+        assert report["scenario"]["bundle"] == bundle
+        told = f"{file} is of the bundle mnist: its times are taken for those of cifar10"
+        assert [told in note for note in report["notes"]] == [True] * (bundle != "mnist")
+    assert told in call("plan", "cifar10", *words[:-1]).out
+
+
+def test_patience_can_be_had(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "1", "--p999-ms", "5500", "--service-ms", "3500"]
+    words += ["--encode-ms", "1", "--stragglers", "none", "--queries", "1000", "--json"]
+    words += ["--policy", "uncoded", "--deadline-ms", "9000", "--hang-timeout-ms", "6000"]
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["ranking"][0]["workers"] is not None
+    assert report["scenario"]["hang_timeout_ms"] == 6000
 
 
 def test_plan_knows_its_bundles(file: Path, call: Command) -> None:

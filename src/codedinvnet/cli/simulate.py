@@ -85,13 +85,25 @@ def _add_plan(commands: Commands) -> None:
         "(the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
+    add("--deadline-ms", type=float, help="as serve's (the scenario's, else 5000)")
+    add(
+        "--hang-timeout-ms",
+        type=float,
+        help="as serve's (the scenario's, else 0.6 of the deadline, within 1000 to 3000)",
+    )
     add(
         "--policy",
         action="append",
         default=[],
         help="only this policy, of those of `simulate --policy`; repeatable",
     )
-    add("--k", action="append", type=int, default=[], help="only this k; repeatable")
+    add(
+        "--k",
+        action="append",
+        type=int,
+        default=[],
+        help="only this k, of codes up to the largest measured; repeatable",
+    )
     add(
         "--queries",
         type=int,

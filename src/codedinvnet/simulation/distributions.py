@@ -89,6 +89,15 @@ class Distribution(Section):
             mean = self.ms
         return float(mean) + self.plus_ms
 
+    def scaled(self, mean_ms: float) -> Distribution:
+        """Return one of the same shape with another mean; a constant, if this is 0 or infinite."""
+        factor = mean_ms / self.mean_ms if self.mean_ms else 0.0
+        if not factor:
+            return Distribution(ms=mean_ms)
+        times = {"ms": factor * self.ms, "plus_ms": factor * self.plus_ms}
+        values = tuple(factor * value for value in self.values_ms)
+        return self.model_copy(update={**times, "values_ms": values})
+
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Return draws (count,) in seconds."""
         if self.distribution == "exponential":

@@ -26,6 +26,8 @@ from codedinvnet.simulation.task_times import Measured, read_measured
 
 SHOWN = (0.5, 0.9, 0.99, 0.995, 0.999)
 """Quantiles that the report compares."""
+MAY_BE_ZERO = {"encode", "front_end", "decode"}
+"""Of a scenario: `plan` takes one that is not said for what is usual, so that 0 is written, too."""
 LOAD = 0.5
 """Of capacity, where no scenario says the load."""
 
@@ -96,7 +98,11 @@ def run_fit(options: FitOptions) -> tuple[dict[str, Any], list[str]]:
     measured = read_measured(options.times)
     fitted = fit(measured.workers)
     scenario = scenario_with(fitted, measured, base, options.bundle, options.times.stem)
-    write_json(options.out, scenario.model_dump(mode="json", exclude_defaults=True))
+    said = {"trip"} if base is None else {"trip", *(base.model_fields_set & MAY_BE_ZERO)}
+    if measured.encode is not None:
+        said.add("encode")
+    zeros = {key: 0.0 for key in sorted(said) if not getattr(scenario, key).mean_ms}
+    write_json(options.out, scenario.model_dump(mode="json", exclude_defaults=True) | zeros)
     drawn, delays = draws(fitted)
     if options.picture is not None:
         draw_fit(fitted.times, drawn, options.picture)
@@ -122,7 +128,8 @@ def run_fit(options: FitOptions) -> tuple[dict[str, Any], list[str]]:
         "out": str(options.out),
     }
     whole = scenario.bundle is not None or scenario.accuracy is not None
-    return report, [*_lines(report), *_next(options.out, options.bundle, whole)]
+    told = _next(options.out, options.bundle, whole, "encode" in said)
+    return report, [*_lines(report), *told]
 
 
 def distance(measured: np.ndarray, drawn: np.ndarray) -> float:
@@ -137,13 +144,23 @@ def distance(measured: np.ndarray, drawn: np.ndarray) -> float:
     return float(np.abs(one - other).max())
 
 
-def _next(out: Path, bundle: str | None, whole: bool) -> list[str]:
-    """Return what can be done with a scenario; without an accuracy it is not whole."""
+def _next(out: Path, bundle: str | None, whole: bool, encodes: bool) -> list[str]:
+    """Return what can be done with a scenario.
+
+    Args:
+        out: the scenario.
+        bundle: that was named.
+        whole: whether the scenario has an accuracy, without which it cannot be simulated.
+        encodes: whether it says what encoding takes.
+    """
+    encode = "" if encodes else " --encode-ms MS"
     lines = [f"codedinvnet simulate {out}"] if whole else []
+    unknown = "what encoding takes is not known: plan with --encode-ms, or a --scenario's"
     return [
+        *([] if encodes else [unknown]),
         f"wrote {out}, for:",
         *(f"  {line}" for line in lines),
-        f"  codedinvnet plan {bundle or 'BUNDLE'} --scenario {out} --qps QPS --p999-ms MS",
+        f"  codedinvnet plan {bundle or 'BUNDLE'} --scenario {out}{encode} --qps QPS --p999-ms MS",
     ]
 
 
@@ -166,8 +183,6 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
         f"differ by {report['late_distance']:.3f} at most",
     ]
-    if report["encode_ms"] is None:
-        lines.append("what encoding takes is not known: plan with --encode-ms, or a --scenario's")
     return lines
 
 

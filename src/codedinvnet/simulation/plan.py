@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +42,12 @@ class Candidate(NamedTuple):
         return self.policy
 
     @property
+    def sized(self) -> bool:
+        """Whether k means anything to it."""
+        policy = SERVED[self.policy].rules
+        return policy.coded or policy.hedged
+
+    @property
     def fewest(self) -> int:
         """Workers that it needs at any load."""
         policy = SERVED[self.policy].rules
@@ -75,7 +81,10 @@ class Verdict:
 
 
 def candidates(
-    accuracy: Accuracy, backup: Iterable[int] = (), policies: Iterable[str] = SERVED
+    accuracy: Accuracy,
+    backup: Iterable[int] = (),
+    policies: Iterable[str] = SERVED,
+    sizes: Collection[int] = (),
 ) -> list[Candidate]:
     """Return every policy with every k and r whose accuracy is known.
 
@@ -83,18 +92,26 @@ def candidates(
         accuracy: of direct and decoded answers.
         backup: each k with a small backup of known accuracy.
         policies: names of SERVED.
+        sizes: k that are wanted alone, of codes between those measured, too; none wants all that
+            were measured.
     """
-    coded = [(k, r) for r, sizes in sorted(accuracy.recovered.items()) for k in sorted(sizes)]
+    coded = [
+        (k, r)
+        for r, known in sorted(accuracy.recovered.items())
+        for k in sorted(set(sizes or known))
+        if 2 <= k <= max(known, default=0)
+    ]
     found = []
     for policy in policies:
         if SERVED[policy].backup:
-            found += [Candidate(policy, k, 1) for k in sorted(backup)]
+            found += [Candidate(policy, k, 1) for k in sorted(backup) if not sizes or k in sizes]
         elif SERVED[policy].rules.guessing and accuracy.guessed is None:
             continue
         elif SERVED[policy].rules.coded:
             found += [Candidate(policy, k, r) for k, r in coded]
         elif SERVED[policy].rules.hedged:
-            found += [Candidate(policy, k, 1) for k in sorted({k for k, _ in coded} or {10})]
+            shares = set(sizes) or {k for k, _ in coded} or {10}
+            found += [Candidate(policy, k, 1) for k in sorted(shares)]
         else:
             found.append(Candidate(policy, 10, 1))
     return found

@@ -20,6 +20,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.report import info_report
 from codedinvnet.simulation import measured, plan
+from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate, simulate_requests
 from codedinvnet.simulation.picture import check_format, draw_map
@@ -27,6 +28,7 @@ from codedinvnet.simulation.scenario import (
     Accuracy,
     Scenario,
     bundle_accuracy,
+    can_guess,
     completed,
     keeps_apart,
     load_scenario,
@@ -213,11 +215,15 @@ class PlanOptions:
     k: tuple[int, ...] = ()
     queries: int | None = None
     seed: int | None = None
+    deadline_ms: float | None = None
+    hang_timeout_ms: float | None = None
 
 
 DEFAULT_REQUESTS = 53_000
 """Of the longest run: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
+SERVICE = Distribution(distribution="lognormal", ms=24.0, shape=0.1)
+"""As in the shipped scenarios; its mean is given or measured."""
 BESIDES = {"trip": 0.3, "front_end": 1.7, "decode": 0.6}
 """Milliseconds, as in the shipped scenarios, of the service on the machine that made them."""
 BUSY = 0.7
@@ -236,17 +242,22 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     plan.check_target(target)
     _check_policies(options.policy)
     base = _plan_base(options)
+    _check_patience(base, target)
+    notes = []
+    if base.bundle not in (None, options.bundle):
+        notes.append(
+            f"{options.scenario} is of the bundle {base.bundle}: its times are taken for those of "
+            f"{options.bundle}, whose code is planned."
+        )
+    base = base.updated(bundle=options.bundle)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
-    wanted = _candidates(options, base, accuracy)
-    ranked = {candidate.policy for candidate in wanted}
-    left = [policy for policy in options.policy or SERVED if policy not in ranked]
-    why = (
-        f"not ranked: {', '.join(left)}, since it is not known how often what is made up is right "
-        "(a scenario's accuracy.recovered, accuracy.guessed, of a small backup its backup_accuracy "
-        "or --accuracy-rows)"
-    )
+    wanted, left = _candidates(options, base, accuracy)
+    why = [
+        f"not ranked: {', '.join(p for p in left if left[p] == reason)}, since {reason}"
+        for reason in dict.fromkeys(left.values())
+    ]
     if not wanted:
-        raise UserError(why)
+        raise UserError("; ".join(why))
     began = time.process_time()
     with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
 
@@ -262,6 +273,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         **plan.report(verdicts, base, target),
         "front_ends": told or None,
         "not_ranked": left,
+        "notes": notes,
         "bundle": options.bundle,
         "cpu_seconds": round(time.process_time() - began, 1),
         "machine": describe_machine(),
@@ -273,9 +285,10 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         f"trip {base.trip.mean_ms:g} ms, front end {base.front_end.mean_ms:g} ms, "
         f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
         *([told] if told else []),
+        *notes,
         "",
         *plan.table(found),
-        *(["", why] if left else []),
+        *(["", *why] if left else []),
     ]
     return found, lines
 
@@ -291,75 +304,108 @@ def _front_ends(base: Scenario) -> str:
     )
 
 
-def _candidates(options: PlanOptions, base: Scenario, accuracy: Accuracy) -> list[plan.Candidate]:
-    """Return the ways to serve that were asked for and whose accuracy is known.
+def _check_patience(base: Scenario, target: plan.Target) -> None:
+    """Refuse what the service would give up in the ordinary course of things.
 
     Raises:
-        UserError: if it is not known of a k that was asked for.
+        UserError: naming the option that mends it.
     """
-    policies = dict.fromkeys(options.policy or SERVED)
-    found = plan.candidates(accuracy, base.backup_accuracy, policies)
-    if not options.k:
-        return found
-    known = {k for sizes in accuracy.recovered.values() for k in sizes}
-    known |= set(base.backup_accuracy)
-    known |= {c.k for c in found if c.policy not in ("uncoded", "replicate")}
-    unknown = set(options.k) - known
-    if unknown:
-        told = f"no accuracy is known of k = {min(unknown)}; known: {sorted(known)}"
-        raise UserError(f"--k: {told}")
-    return [c for c in found if c.k in options.k or c.policy in ("uncoded", "replicate")]
+    if target.p999_ms > base.deadline_ms:
+        raise UserError(
+            f"--p999-ms: {target.p999_ms:g} is beyond the deadline of {base.deadline_ms:g} ms, at "
+            "which queries are given up: raise --deadline-ms"
+        )
+    if base.service.mean_ms >= base.hang_ms:
+        raise UserError(
+            f"a task takes {base.service.mean_ms:g} ms in the mean, and a worker that is at one "
+            f"for {base.hang_ms:g} is replaced: raise --hang-timeout-ms"
+        )
+
+
+UNKNOWN = (
+    "it is not known how often what is made up is right (a scenario's accuracy.recovered, "
+    "accuracy.guessed, of a small backup its backup_accuracy or --accuracy-rows)"
+)
+
+
+def _candidates(
+    options: PlanOptions, base: Scenario, accuracy: Accuracy
+) -> tuple[list[plan.Candidate], dict[str, str]]:
+    """Return the ways to serve that were asked for and whose accuracy is known, and why not others.
+
+    Raises:
+        UserError: if a k that was asked for is none of any of them.
+    """
+    policies = list(dict.fromkeys(options.policy or SERVED))
+    left = {}
+    if not can_guess(options.bundle):
+        cannot = f"the code of {options.bundle} cannot guess, or does so under coded, too"
+        left = {policy: cannot for policy in policies if SERVED[policy].rules.guessing}
+    policies = [policy for policy in policies if policy not in left]
+    found = plan.candidates(accuracy, base.backup_accuracy, policies, options.k)
+    ranked = {candidate.policy for candidate in found}
+    known = max((k for sizes in accuracy.recovered.values() for k in sizes), default=0)
+    up_to = f"; of codes it is up to k = {known}" if known else ""
+    of_k = f"no accuracy is known of k = {', '.join(map(str, sorted(set(options.k))))}{up_to}"
+    for policy in policies:
+        if policy not in ranked:
+            at_any = plan.candidates(accuracy, base.backup_accuracy, [policy])
+            left[policy] = of_k if at_any else UNKNOWN
+    used = {candidate.k for candidate in found if candidate.sized}
+    useless = sorted(set(options.k) - used)
+    if useless and (used or of_k in left.values()):
+        raise UserError(f"--k: no accuracy is known of k = {useless[0]}{up_to}")
+    return found, left
 
 
 def _plan_base(options: PlanOptions) -> Scenario:
-    """Return load, times and stragglers: the options', else the scenario's, else measured here.
+    """Return load, times and stragglers: the options', else the scenario's, else what is usual.
 
-    What the code can do is the bundle's, whatever the scenario says.
+    What the code can do is the bundle's, whatever the scenario says. What encoding takes, and the
+    service without a scenario, is measured here if nobody says it.
+
+    Raises:
+        UserError: if an option or the scenario is wrong, or there is no such bundle.
     """
     for key in ("batch", "queries"):
         if (value := getattr(options, key)) is not None and value < 1:
             raise UserError(f"--{key}: must be at least 1, got {value}")
-    apart = keeps_apart(options.bundle)
-    backups = (
-        {}
-        if options.accuracy_rows is None
-        else {"backup_accuracy": backup_accuracy(options.accuracy_rows, options.bundle)}
-    )
-    long_enough: dict[str, Any] = {}
+    for key in ("service_ms", "encode_ms", "deadline_ms", "hang_timeout_ms"):
+        value = getattr(options, key)
+        if value is not None and not (0 < value < math.inf or (value == 0 and key == "encode_ms")):
+            raise UserError(f"--{key.replace('_', '-')}: must be above 0, got {value}")
+    if any(k < 1 for k in options.k):
+        raise UserError(f"--k: must be at least 1, got {min(options.k)}")
     if options.scenario is not None:
         base = load_scenario(options.scenario)
-        if "queries" not in base.model_fields_set:
-            long_enough["queries"] = DEFAULT_REQUESTS * (options.batch or base.arrivals.batch)
+        said = base.model_fields_set
     else:
-        service, encode = options.service_ms, options.encode_ms
-        if service is None or encode is None:
-            here = measured_times(options.bundle)
-            service = here[0] if service is None else service
-            encode = here[1] if encode is None else encode
-        raw = {
-            "name": "plan",
-            "queries": DEFAULT_REQUESTS * (options.batch or 1),
-            "arrivals": {"qps": options.qps},
-            "service": service,
-            "encode": encode,
-            **BESIDES,
-            "workers": 1,
-            "policy": "uncoded",
-        }
-        base = parse_scenario(raw, "plan")
-    changes: dict[str, Any] = {"qps": options.qps, "workers": 10_000, "policy": "uncoded"}
+        raw = {"arrivals": {"qps": options.qps}, "service": SERVICE, "workers": 1}
+        base, said = parse_scenario({**raw, "name": "plan", "policy": "uncoded"}, "plan"), set()
+    service, encode = options.service_ms, options.encode_ms
+    apart = keeps_apart(options.bundle)
+    if (service is None and not said) or (encode is None and "encode" not in said):
+        here = measured_times(options.bundle)
+        service = here[0] if service is None and not said else service
+        encode = here[1] if encode is None and "encode" not in said else encode
+    batch = options.batch or base.arrivals.batch
+    changes: dict[str, Any] = {"qps": options.qps, "batch": batch, "policy": "uncoded"}
     # How many may wait grows with the workers.
-    changes |= {"backup": False, "apart": apart, "max_pending": None, **long_enough}
+    changes |= {"workers": 10_000, "backup": False, "apart": apart, "max_pending": None}
+    changes |= {key: ms for key, ms in BESIDES.items() if key not in said}
+    if "queries" not in said:
+        changes["queries"] = DEFAULT_REQUESTS * batch
+    if options.accuracy_rows is not None:
+        changes["backup_accuracy"] = backup_accuracy(options.accuracy_rows, options.bundle)
+    for key, mean in (("service", service), ("encode", encode)):
+        if mean is not None:
+            changes[key] = getattr(base, key).scaled(mean).model_dump()
     changes |= {
         key: value
-        for key in ("batch", "queries", "seed")
+        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms")
         if (value := getattr(options, key)) is not None
     }
-    if options.service_ms is not None:
-        changes["service"] = options.service_ms
-    if options.encode_ms is not None:
-        changes["encode"] = options.encode_ms
-    base = base.updated(**changes, **backups)
+    base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
         model = stragglers(name, base.service.mean_ms, base.arrivals.batch)

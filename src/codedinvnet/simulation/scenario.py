@@ -337,6 +337,16 @@ def keeps_apart(name: str) -> bool:
     return load_bundle(name).model.encoder.keeps_apart
 
 
+def can_guess(name: str) -> bool:
+    """Tell whether a bundle's code guesses under `coded+guess`, and not under `coded` already.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    bundle = load_bundle(name)
+    return bundle.method(min(bundle.info.group_sizes)).guesses
+
+
 def completed(scenario: Scenario) -> Scenario:
     """Return a scenario with what its bundle says of the code.
 
@@ -345,13 +355,12 @@ def completed(scenario: Scenario) -> Scenario:
     """
     if scenario.bundle is None:
         return scenario
-    bundle = load_bundle(scenario.bundle)
-    if scenario.coding.guessing and not bundle.method(min(bundle.info.group_sizes)).guesses:
+    if scenario.coding.guessing and not can_guess(scenario.bundle):
         raise UserError(
             f"policy {scenario.policy} needs a code that can guess, by side features; that of "
             f"{scenario.bundle} has none, or does so under coded, too"
         )
-    return scenario.updated(apart=bundle.model.encoder.keeps_apart)
+    return scenario.updated(apart=keeps_apart(scenario.bundle))
 
 
 def bundle_accuracy(name: str) -> Accuracy:
