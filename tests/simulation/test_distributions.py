@@ -52,6 +52,13 @@ def test_another_mean_leaves_the_shape(raw: dict[str, Any]) -> None:
     assert endless.scaled(7) == Distribution(ms=7)
 
 
+def test_a_mean_of_times_that_end_at_a_limit() -> None:
+    heavy = Distribution(distribution="pareto", ms=1, shape=1)
+    assert heavy.mean_within(100) == pytest.approx(1 + math.log(100), rel=0.02)
+    assert heavy.mean_within(100) == heavy.mean_within(100)
+    assert Distribution(ms=7, plus_ms=1).mean_within(100) == pytest.approx(8)
+
+
 def test_a_heavy_tail_has_no_mean() -> None:
     assert Distribution(distribution="pareto", ms=1, shape=1).mean_ms == math.inf
 

@@ -125,6 +125,7 @@ def test_figures_of_a_run() -> None:
     assert found["utilisation"] == pytest.approx(200 * (11 + 0.1 * 16) / 11_000, rel=0.02)
     assert found["accuracy"] == pytest.approx(0.98, abs=0.01)
     assert (found["requests"], found["queries"]) == (3000, 30_000)
+    assert found["drifting"] is False
 
 
 def test_lost_requests_count_as_infinitely_late() -> None:
@@ -133,6 +134,14 @@ def test_lost_requests_count_as_infinitely_late() -> None:
     assert found["p99_ms"] is None
     assert found["missing_share"] > 0.1
     assert found["accuracy"] < 0.9
+
+
+def test_overload_is_told_though_a_run_is_short() -> None:
+    drifting = {}
+    for qps in (70, 103):
+        row = simulate(scenario(qps=qps, queries=4000))
+        drifting[row["load"], row["busy_workers"]] = row["drifting"]
+    assert drifting == {(0.7, 0.7): False, (1.03, 1.03): True}
 
 
 def test_what_was_never_lost_may_be_lost_by_the_request() -> None:

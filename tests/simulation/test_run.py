@@ -59,8 +59,18 @@ def test_simulate_prints_lines(file: Path, call: Command) -> None:
     outcome = call("simulate", file, "--stragglers", "slower", "--batch", "4", "--k", "2")
     assert outcome.code == 0
     found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    assert float(found["p50_ms"]) > 0
-    assert "'factor': 3.0" in found["scenario"]
+    value, interval = found["p50_ms"].split(maxsplit=1)
+    assert float(value) > 0
+    low, _, high = interval.strip("()").split()
+    assert float(low) <= float(value) <= float(high)
+    assert found["p999_ms"].endswith("(the run is too short for an interval)")
+    assert json.loads(found["scenario"])["stragglers"][0]["factor"] == 3
+    assert not {"kind", "million_in_two_minutes", "notes", "p50_ms_95"} & set(found)
+    scenario = json.loads(file.read_text())
+    file.write_text(json.dumps({**scenario, "deadline_ms": 20}))
+    outcome = call("simulate", file, "--qps", "3000", "--policy", "uncoded")
+    found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines() if line)
+    assert found["p999_ms"] == "never: more requests were lost than the percentile allows"
 
 
 def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, call: Command) -> None:
@@ -188,7 +198,7 @@ def test_what_cannot_be_written_or_is_not_known_is_told_before_measured_runs_are
     def simulated(*_: object, **__: object) -> None:
         raise AssertionError("simulated")
 
-    monkeypatch.setattr(run, "simulate", simulated)
+    monkeypatch.setattr(run, "simulate_requests", simulated)
     arm = {"schema_version": 1, "kind": "latency", "policy": "uncoded", "workers": 11, "k": 10}
     arm |= {"qps": 10, "requests": 400, "p50_ms": 21, "p99_ms": 200, "name": "first"}
     rows = tmp_path / "rows.jsonl"
@@ -470,6 +480,26 @@ def test_plan_says_what_it_takes_for_granted(file: Path, call: Command) -> None:
     file.write_text(json.dumps({**SCENARIO, "max_pending": 20}))
     base = run._plan_base(run.PlanOptions("mnist", 50, 100, 0.9, scenario=file))
     assert base.max_pending is None
+
+
+def test_plan_tells_of_what_is_rare_and_hits_few(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "2000", "--p999-ms", "500", "--policy", "uncoded"]
+    words += ["--service-ms", "24", "--encode-ms", "1", "--stragglers", "bursts"]
+    report = json.loads(call(*words, "--queries", "2000", "--json").out)
+    front_ends, few, short = sorted(report["notes"])
+    assert short.startswith("The longest runs last 1.0 s, and a burst of slow workers comes every")
+    assert few.startswith(f"Stragglers are 3 of {report['ranking'][0]['workers']} workers")
+    assert front_ends.startswith("One front end would be 340% busy")
+    assert report["front_ends"] == {"busy": 3.4, "needed": 5}
+
+
+def test_simulate_tells_of_an_overload_and_of_a_short_run(file: Path, call: Command) -> None:
+    words = ("--policy", "uncoded", "--queries", "3000")
+    assert json.loads(call("simulate", file, *words, "--json").out)["notes"] == []
+    outcome = call("simulate", file, *words, "--qps", "1200", "--stragglers", "exponential")
+    lines = outcome.out.splitlines()
+    assert any("Overloaded: data tasks alone keep 13.2 workers busy" in line for line in lines)
+    assert any("and the hang timeout is 3.0 s: too short" in line for line in lines)
 
 
 def test_plan_ranks_a_policy_once(file: Path, call: Command) -> None:

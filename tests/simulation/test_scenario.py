@@ -71,6 +71,22 @@ def test_the_hang_timeout_is_serves(deadline: float) -> None:
     assert same.rules.hang_timeout == hang_timeout(given) == 0.25
 
 
+def test_workers_that_the_load_and_the_stragglers_keep_busy() -> None:
+    def busy(*stragglers: dict[str, Any], **changes: Any) -> float:
+        given = {"qps": 200, "batch": 2, "workers": 3, "service": 9, "trip": 1, **changes}
+        return scenario(stragglers=stragglers, **given).busy_workers
+
+    slow = {"kind": "slow", "probability": 0.1, "delay": 50}
+    assert busy() == pytest.approx(2)
+    assert busy(slow) == pytest.approx(3)
+    assert busy({**slow, "per_request": True}) == pytest.approx(2.5)
+    assert busy({**slow, "delay": 9000}, deadline_ms=2000) == pytest.approx(2 + 0.1 * 240)
+    assert busy({"kind": "hang", "probability": 0.01}) == pytest.approx(2 + 0.01 * 600)
+    assert busy({"kind": "factor", "factor": 2}, slow) == pytest.approx(4.8)
+    of_some = [{**slow, "worker": 0}, {**slow, "until_s": 1}, {**slow, "kind": "hold"}]
+    assert busy(*of_some) == pytest.approx(2)
+
+
 # Arrivals
 
 

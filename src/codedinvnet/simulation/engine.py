@@ -89,9 +89,9 @@ class Simulation:
         self.scheduler = Scheduler(scenario.rules, scenario.code)
         self.env = simpy.Environment()
         self.batch = scenario.arrivals.batch
-        self.requests = math.ceil(scenario.queries / self.batch)
+        self.requests = scenario.requests
         self._limit, self._over = limit, 0
-        self._first = int(scenario.warmup * self.requests)
+        self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
         sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
 from codedinvnet.quantiles import percentile, rank_of
+from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
@@ -27,6 +29,8 @@ TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
 SAME = 0.05
 """Percentiles that differ by less count as equal."""
+HIDDEN = ("schema_version", "kind", "scenario", "million_in_two_minutes", "notes")
+"""What people are not told as a line of its own."""
 SECONDS_PER_MILLION = 120.0
 """What a million queries may take on one core."""
 
@@ -143,6 +147,13 @@ def sections_for(count: int, share: float) -> int:
     return min(SECTIONS, int(count * min(share, 1 - share) / TAIL))
 
 
+def no_interval(count: int, share: float) -> str:
+    """Return why a percentile of `count` values that is finite has no interval."""
+    if sections_for(count, share) < FEWEST_SECTIONS:
+        return "the run is too short for an interval"
+    return "lost answers leave no interval"
+
+
 def percentile_of(latency: np.ndarray, share: float) -> Estimate:
     """Return a percentile of the latencies (n,) of a run, in order of time.
 
@@ -177,7 +188,7 @@ def share_of(values: np.ndarray, sections: int, count: int) -> Estimate:
 
 def counted(records: Records, scenario: Scenario) -> np.ndarray:
     """Return the latencies (n,) in ms of the requests that count, those after the warm-up."""
-    latency: np.ndarray = 1000 * records.latency[int(scenario.warmup * len(records.latency)) :]
+    latency: np.ndarray = 1000 * records.latency[len(records.latency) - scenario.counted :]
     return latency
 
 
@@ -220,6 +231,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         "work_per_query": round(records.computing / ideal, 4),
         "tasks_per_query": round(records.tasks / queries, 4),
         "hedges_per_query": round(records.hedges / queries, 4),
+        "drifting": drifts(latency),
         "utilisation": round(records.busy / (scenario.workers * records.seconds), 4),
         "workers_replaced": records.replaced,
         "simulated_seconds": round(records.seconds, 3),
@@ -256,8 +268,32 @@ def simulate_requests(
         "kind": "simulated",
         "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
         "load": round(scenario.arrivals.qps / scenario.capacity_qps, 4),
+        "busy_workers": round(scenario.busy_workers, 2),
         **figures,
         "cpu_seconds": round(seconds, 2),
         "cpu_seconds_per_million": round(per_million, 1),
         "million_in_two_minutes": per_million <= SECONDS_PER_MILLION,
     }
+
+
+def figure_lines(row: Mapping[str, Any], scenario: Scenario) -> list[str]:
+    """Return the lines that tell people what `simulate` returned; the scenario as JSON, for a file.
+
+    Args:
+        row: with `notes`, and whatever stands beside.
+        scenario: that was simulated.
+    """
+    lines = [*row["notes"], *([""] if row["notes"] else [])]
+    for key, value in row.items():
+        if key in HIDDEN or key.endswith("_95"):
+            continue
+        shown = str(value)
+        if value is None:
+            shown = "never: more requests were lost than the percentile allows"
+        elif interval := row.get(f"{key}_95"):
+            shown += f"  ({interval[0]} to {interval[1]})"
+        elif f"{key}_95" in row:
+            share = QUANTILES.get(key.removesuffix("_ms"), 0.5)
+            shown += f"  ({no_interval(scenario.counted, share)})"
+        lines.append(f"{key:<24} {shown}")
+    return [*lines, f"{'scenario':<24} {json.dumps(row['scenario'])}"]

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import QUANTILES, summarise
+from codedinvnet.simulation.figures import QUANTILES, no_interval, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 from codedinvnet.simulation.served import SERVED
 
-GROWTH = 1.5
-"""By so much the number of workers grows while it is too small."""
 MOST = 16
 """Times the fewest workers that the load can need: no more are tried."""
 FINE = 0.02
 """The search ends when the number is known to this share of it, or to one worker."""
 SEARCH_SHARE = 1 / 3
 """The part of the requests that a step of the search simulates."""
+DRIFT = "requests wait ever longer"
+"""What is said of a load that is too high, though the run ends before too many are late."""
 
 
 class Candidate(NamedTuple):
@@ -70,14 +70,15 @@ class Verdict:
         candidate: the way to serve.
         workers: the fewest that meet the target; None if no number does.
         figures: of the run with that many workers, or with the most that were tried.
-        reason: why that many, or what is missed; unsure, if the 95 % interval of its p99.9 reaches
-            beyond the target.
+        reason: why that many, or what is missed, and why it is unsure.
+        unsure: whether the 95 % interval of its p99.9 reaches beyond the target, or there is none.
     """
 
     candidate: Candidate
     workers: int | None
     figures: dict[str, Any]
     reason: str
+    unsure: bool = False
 
 
 def candidates(
@@ -117,26 +118,44 @@ def candidates(
     return found
 
 
+class Draws(NamedTuple):
+    """How long a run is, and what it draws."""
+
+    queries: int
+    seed: int
+
+
 class Probe(NamedTuple):
     """What one run came to."""
 
     lack: str
-    """What of the target was missed; nothing if it was met."""
+    """What of the target was missed, or that the run drifts; nothing if it was met."""
     figures: dict[str, Any]
     """Empty if the run was stopped early."""
+
+
+class Found(NamedTuple):
+    """A number of workers with which a run met the target."""
+
+    workers: int
+    lack: str
+    """Of the most workers below that were tried; nothing if none were."""
+    figures: dict[str, Any]
 
 
 class Planner:
     """Searches the number of workers by simulation.
 
-    All numbers of workers and all candidates meet the same arrivals (the scenario's seed in the
-    search, the next one in the runs that confirm its number or one that is a step lower), so that
-    they differ by what they are, not by luck. A run is stopped as soon as too many requests were
-    late, so what is hopeless costs little.
+    All candidates meet the same arrivals in the same step (one seed in the search, one in the runs
+    that choose a number near what it found, further ones in those that judge the number), so that
+    they differ by what they are, not by luck. A number is taken once it meets the target at once
+    with draws that had no part in choosing it, and that run's figures are told: those of a run that
+    chose it would flatter. A run is stopped as soon as too many requests were late, so what is
+    hopeless costs little.
 
     Args:
         base: load, times, stragglers, and the accuracy of small backups; its queries are those of
-            the last, longest run.
+            all runs but the search's.
         accuracy: of direct and decoded answers.
         target: what is to be met.
         step: called with a few words after each run.
@@ -154,62 +173,49 @@ class Planner:
 
     def judge(self, candidate: Candidate) -> Verdict:
         """Find the fewest workers with which a candidate meets the target."""
-        target = self.target
-        if (most := self._most_accurate(candidate)) < target.accuracy:
+        if (most := self._most_accurate(candidate)) < self.target.accuracy:
             reason = f"even its best answers are right in {most:.4f} alone"
             return Verdict(candidate, None, {}, reason)
-        busy = self.base.service.mean_ms + self.base.trip.mean_ms
-        load = self.base.arrivals.qps * busy / 1000
-        named = [s.worker + 1 for s in self.base.stragglers if s.worker is not None]
-        bursts = [s.workers for s in self.base.stragglers if s.workers is not None]
-        low = max(candidate.fewest, math.ceil(load), *named, *bursts)
-        most = MOST * low
-        short = max(1000, round(SEARCH_SHARE * self.base.queries))
-
-        good, bad, lack = low, low - 1, ""
-        while (probe := self._probe(candidate, good, short)).lack:
-            if good == most:
-                return self._missed(candidate, most, short)
-            lack = probe.lack
-            good, bad = min(most, math.ceil(GROWTH * good)), good
-        while good - bad > max(1, FINE * good):
-            middle = (good + bad) // 2
-            probe = self._probe(candidate, middle, short)
-            if probe.lack:
-                bad, lack = middle, probe.lack
-            else:
-                good = middle
-        # The search may owe its number to luck: the last, longer runs have draws of their own.
-        step, lucky = max(1, round(FINE * good)), False
-        while (probe := self._confirm(candidate, good)).lack:
-            if good >= most:
-                return self._missed(candidate, most, self.base.queries, self.base.seed + 1)
-            lack, lucky = probe.lack, True
-            good, step = min(most, good + step), 2 * step
-        while not lucky and good > low:
-            fewer = self._confirm(candidate, max(low, good - step))
-            if fewer.lack:
-                lack = fewer.lack
-                break
-            good, probe, lack = max(low, good - step), fewer, ""
-        if lack:
+        low = max(candidate.fewest, fewest_workers(self.base))
+        queries, seed = self.base.queries, self.base.seed
+        draws = Draws(max(1000, round(SEARCH_SHARE * queries)), seed)
+        found = self._climb(candidate, low, max(1, low // 2), MOST * low, draws)
+        if found is None:
+            return self._missed(candidate, MOST * low, draws)
+        draws = Draws(queries, seed + 1)
+        chosen = self._climb(candidate, found.workers, _fine(found.workers), MOST * low, draws)
+        while chosen is not None and not chosen.lack and chosen.workers > low:
+            fewer = max(low, chosen.workers - _fine(chosen.workers))
+            probe = self._probe(candidate, fewer, draws)
+            lacks = chosen._replace(lack=probe.lack)
+            chosen = lacks if probe.lack else Found(fewer, "", probe.figures)
+        lack, at_once = "", False
+        while chosen is not None and not at_once:
+            lack, start = chosen.lack or lack, chosen.workers
+            draws = draws._replace(seed=draws.seed + 1)
+            chosen = self._climb(candidate, start, _fine(start), MOST * low, draws)
+            at_once = chosen is not None and chosen.workers == start
+        if chosen is None:
+            return self._missed(candidate, MOST * low, draws)
+        if lack == DRIFT:
+            why = f"with fewer {lack}"
+        elif lack:
             why = f"fewer miss the {lack} target"
-        elif good == candidate.fewest:
+        elif chosen.workers == candidate.fewest:
             why = "its tasks need no fewer"
         else:
             why = "the load and the stragglers allow no fewer"
-        interval = probe.figures["p999_ms_95"]
-        if interval is not None and interval[1] > target.p999_ms:
-            why += ", unsure"
-        return Verdict(candidate, good, probe.figures, why)
+        doubt = self._doubt(chosen.figures)
+        return Verdict(candidate, chosen.workers, chosen.figures, why + doubt, bool(doubt))
 
     def rank(self, wanted: Iterable[Candidate]) -> list[Verdict]:
-        """Judge all candidates; fewest workers first, then least work, then what fails."""
+        """Judge all candidates; fewest workers first, then sure ones, least work, what fails."""
         verdicts = [self.judge(candidate) for candidate in wanted]
         return sorted(
             verdicts,
             key=lambda v: (
                 v.workers if v.workers is not None else math.inf,
+                v.unsure,
                 v.figures.get("work_per_query", math.inf),
             ),
         )
@@ -224,47 +230,66 @@ class Planner:
             found += self.accuracy.recovered.get(r, {}).values()
         return max(found)
 
-    def _confirm(self, candidate: Candidate, workers: int) -> Probe:
-        """Simulate a long run with other draws than those of the search."""
-        return self._probe(candidate, workers, self.base.queries, seed=self.base.seed + 1)
+    def _climb(
+        self, candidate: Candidate, start: int, step: int, most: int, draws: Draws
+    ) -> Found | None:
+        """Find the fewest workers from `start` on that meet the target in runs of the same draws.
+
+        By steps that double, then by bisection between the last that fails and the first that does
+        not, to FINE. None if as many as `most` do not.
+        """
+        good, bad, lack = start, start - 1, ""
+        while (probe := self._probe(candidate, good, draws)).lack:
+            if good >= most:
+                return None
+            lack, bad = probe.lack, good
+            good, step = min(most, good + step), 2 * step
+        while good - bad > _fine(good):
+            middle = (good + bad) // 2
+            trial = self._probe(candidate, middle, draws)
+            if trial.lack:
+                bad, lack = middle, trial.lack
+            else:
+                good, probe = middle, trial
+        return Found(good, lack, probe.figures)
 
     def _probe(
-        self,
-        candidate: Candidate,
-        workers: int,
-        queries: int,
-        *,
-        seed: int | None = None,
-        to_the_end: bool = False,
+        self, candidate: Candidate, workers: int, draws: Draws, *, to_the_end: bool = False
     ) -> Probe:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
-        changes = {"k": k, "r": r, "workers": workers, "queries": queries}
-        if seed is not None:
-            changes["seed"] = seed
+        changes = {"k": k, "r": r, "workers": workers, **draws._asdict()}
         scenario = self.base.updated(**SERVED[policy].scenario, **changes)
-        requests = math.ceil(scenario.queries / scenario.arrivals.batch)
-        counted = requests - int(scenario.warmup * requests)
+        counted = scenario.counted
         over = counted - 1 - rank_of(counted, QUANTILES["p999"])
         limit = None if to_the_end else (self.target.p999_ms / 1000, over)
         records = Simulation(scenario, self.accuracy, limit).run()
         self.step(f"{candidate}: {workers} workers")
         if not records.complete:
             return Probe("p99.9", {})
-        figures = summarise(records, scenario)
+        figures = {**summarise(records, scenario), "seed": draws.seed}
         late = figures["p999_ms"]
         if late is None or late > self.target.p999_ms:
             return Probe("p99.9", figures)
-        return Probe("accuracy" if figures["accuracy"] < self.target.accuracy else "", figures)
+        if figures["accuracy"] < self.target.accuracy:
+            return Probe("accuracy", figures)
+        return Probe(DRIFT if figures["drifting"] else "", figures)
 
-    def _missed(
-        self, candidate: Candidate, workers: int, queries: int, seed: int | None = None
-    ) -> Verdict:
+    def _doubt(self, figures: dict[str, Any]) -> str:
+        """Return why a number that met the target may miss it after all, to end a reason with."""
+        interval = figures["p999_ms_95"]
+        if interval is not None:
+            return ", unsure" if interval[1] > self.target.p999_ms else ""
+        return f", unsure: {no_interval(self.base.counted, QUANTILES['p999'])}"
+
+    def _missed(self, candidate: Candidate, workers: int, draws: Draws) -> Verdict:
         """Say what a candidate misses with as many workers as were tried."""
-        lack, figures = self._probe(candidate, workers, queries, seed=seed, to_the_end=True)
+        lack, figures = self._probe(candidate, workers, draws, to_the_end=True)
         late = figures["p999_ms"]
         if lack == "accuracy":
             what = f"accuracy is {figures['accuracy']:.4f}"
+        elif lack == DRIFT:
+            what = lack
         elif late is None:
             what = "one answer in a thousand never comes"
         else:
@@ -272,9 +297,21 @@ class Planner:
         return Verdict(candidate, None, figures, f"{what} with {workers} workers, the most tried")
 
 
+def fewest_workers(base: Scenario) -> int:
+    """Return the workers that the load and the stragglers need, whatever makes up for late ones."""
+    named = [s.worker + 1 for s in base.stragglers if s.worker is not None]
+    bursts = [s.workers for s in base.stragglers if s.workers is not None]
+    return max(math.floor(base.busy_workers) + 1, *named, *bursts, 1)
+
+
+def _fine(workers: int) -> int:
+    """Return to how many workers a number is found."""
+    return max(1, round(FINE * workers))
+
+
 def runs_expected(count: int) -> int:
     """Return about how many runs the ranking of so many candidates takes, for a progress bar."""
-    return 10 * count
+    return 9 * count
 
 
 def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str, Any]:
@@ -294,6 +331,7 @@ def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str,
                 **verdict.candidate._asdict(),
                 "workers": verdict.workers,
                 "reason": verdict.reason,
+                "unsure": verdict.unsure,
                 "figures": verdict.figures,
             }
             for verdict in verdicts
@@ -308,14 +346,14 @@ def table(plan: dict[str, Any]) -> list[str]:
     for row in plan["ranking"]:
         figures = row["figures"]
         late, right = figures.get("p999_ms"), figures.get("accuracy")
-        interval = figures.get("p999_ms_95")
+        interval, work = figures.get("p999_ms_95"), figures.get("work_per_query")
         between = "-" if interval is None else "{:.1f} to {:.1f}".format(*interval)
         lines.append(
             f"{row['method']:<{width}}  "
             f"{'-' if row['workers'] is None else row['workers']:>7}  "
             f"{'-' if late is None else f'{late:.1f}':>8} {between:>15}  "
             f"{'-' if right is None else f'{right:.4f}':>8}  "
-            f"{figures.get('work_per_query', math.nan):>5.2f}  {row['reason']}"
+            f"{'-' if work is None else f'{work:.2f}':>5}  {row['reason']}"
         )
     return lines
 

@@ -21,8 +21,9 @@ from codedinvnet.methods import SmallBackup
 from codedinvnet.report import info_report
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import simulate, simulate_requests
+from codedinvnet.simulation.figures import figure_lines, simulate, simulate_requests
 from codedinvnet.simulation.picture import check_format, draw_map
 from codedinvnet.simulation.scenario import (
     Accuracy,
@@ -114,8 +115,13 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         if options.out is not None:
             write_json(options.out, report)
         return report, lines
-    found = {**simulate(scenario, progress=True), **provenance}
-    return found, [f"{key:<24} {value}" for key, value in found.items()]
+    figures = simulate(scenario, progress=True)
+    notes = [
+        *overload(scenario, figures["drifting"]),
+        *too_short(figures["simulated_seconds"], rarest(scenario, scenario.workers)),
+    ]
+    found = {**figures, "notes": notes, **provenance}
+    return found, figure_lines(found, scenario)
 
 
 def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario) -> dict[str, Any]:
@@ -220,7 +226,7 @@ class PlanOptions:
 
 
 DEFAULT_REQUESTS = 53_000
-"""Of the longest run: enough for an interval of p99.9."""
+"""Of a plan's longest runs: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
 SERVICE = Distribution(distribution="lognormal", ms=24.0, shape=0.1)
 """As in the shipped scenarios; its mean is given or measured."""
@@ -268,10 +274,17 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
 
         verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
         bar.total = bar.n
-    told = _front_ends(base)
+    longest = base.queries / base.arrivals.qps
+    rare = rarest(base, plan.fewest_workers(base))
+    notes += too_short(longest, rare, "The longest runs last")
+    notes += few_hit(base.stragglers, verdicts[0].workers or 0)
+    busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
+    needed = max(1, math.ceil(busy / BUSY))
+    if busy > BUSY:
+        notes.insert(0, _front_ends(busy, needed))
     found = {
         **plan.report(verdicts, base, target),
-        "front_ends": told or None,
+        "front_ends": {"busy": round(busy, 4), "needed": needed},
         "not_ranked": left,
         "notes": notes,
         "bundle": options.bundle,
@@ -284,7 +297,6 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         f"(encoding + {base.encode.mean_ms:.2f} ms for each of a group), "
         f"trip {base.trip.mean_ms:g} ms, front end {base.front_end.mean_ms:g} ms, "
         f"p99.9 within {target.p999_ms:g} ms, accuracy of at least {target.accuracy:g}:",
-        *([told] if told else []),
         *notes,
         "",
         *plan.table(found),
@@ -293,14 +305,11 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
-def _front_ends(base: Scenario) -> str:
-    """Return how busy the front end is, if it is too much so: that is not simulated."""
-    busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
-    if busy <= BUSY:
-        return ""
+def _front_ends(busy: float, needed: int) -> str:
+    """Say how busy one front end is, and how many it takes: that is not simulated."""
     return (
         f"One front end would be {busy:.0%} busy, and queues there are not in these figures: take "
-        f"{math.ceil(busy / BUSY)}, each with workers of its own, and plan for the load of one."
+        f"{needed}, each with workers of its own, and plan for the load of one."
     )
 
 

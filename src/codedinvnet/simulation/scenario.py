@@ -264,6 +264,16 @@ class Scenario(Section):
         )
 
     @property
+    def requests(self) -> int:
+        """How many there are in a run."""
+        return math.ceil(self.queries / self.arrivals.batch)
+
+    @property
+    def counted(self) -> int:
+        """How many of these count: those after the warm-up."""
+        return self.requests - int(self.warmup * self.requests)
+
+    @property
     def hang_ms(self) -> float:
         """How long a worker may be at one task before it is replaced."""
         given = self.hang_timeout_ms
@@ -296,6 +306,27 @@ class Scenario(Section):
     def capacity_qps(self) -> float:
         """Images a second at which all workers would be busy with data tasks alone."""
         return 1000 * self.workers / (self.service.mean_ms + self.trip.mean_ms)
+
+    @property
+    def busy_workers(self) -> float:
+        """How many workers data tasks alone keep busy in the mean, stragglers among them.
+
+        Of stragglers those count that hit every worker and do not end; a service with fewer workers
+        cannot keep up, however it makes up for late answers.
+        """
+        computing, blocked = self.service.mean_ms, 0.0
+        for straggler in self.stragglers:
+            if straggler.worker is not None or straggler.until_s is not None:
+                continue
+            share = straggler.probability
+            share /= self.arrivals.batch if straggler.per_request else 1
+            if straggler.kind == "factor" and straggler.factor is not None:
+                computing *= 1 + share * (straggler.factor - 1)
+            elif straggler.kind == "slow" and straggler.delay is not None:
+                blocked += share * straggler.delay.mean_within(self.hang_ms)
+            elif straggler.kind == "hang":
+                blocked += share * self.hang_ms
+        return self.arrivals.qps * (computing + blocked + self.trip.mean_ms) / 1000
 
     def updated(self, **changes: Any) -> Scenario:
         """Return a copy with some values changed, validated anew; `qps` and `batch`, too.

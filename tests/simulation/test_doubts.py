@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.simulation.doubts import Rare, drifts, few_hit, overload, rarest, too_short
+from codedinvnet.simulation.stragglers import stragglers
+from tests.simulation.scenarios import scenario
+
+BURSTS = {"kind": "bursts", "qps": 100, "calm_ms": 9000, "burst_ms": 1000}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "found"),
+    [
+        ("none", {}, None),
+        ("slower", {}, None),
+        ("none", {"arrivals": BURSTS}, Rare("a burst of arrivals", 10)),
+        ("bursts", {}, Rare("a burst of slow workers", 2)),
+        ("held", {"batch": 10}, Rare("a held answer", 1)),
+        ("hung", {}, Rare("a hung task", 40 / 0.1)),
+        ("pareto", {}, Rare("the hang timeout", 3)),
+        ("pareto", {"deadline_ms": 2000}, Rare("the hang timeout", 1.2)),
+    ],
+)
+def test_what_is_rarest(name: str, changes: dict[str, Any], found: Rare | None) -> None:
+    model = [straggler.model_dump() for straggler in stragglers(name, 10, 10)]
+    arrivals = {} if "arrivals" in changes else {"qps": 100}
+    given = scenario(**arrivals, **changes, workers=40, stragglers=model)
+    rare = rarest(given, given.workers)
+    assert (rare and rare.what) == (found and found.what)
+    if rare is not None and found is not None:
+        assert rare.every_s == pytest.approx(found.every_s)
+
+
+def test_a_run_must_have_some_of_what_is_rare() -> None:
+    rare = Rare("a crash", 4.8)
+    assert too_short(14.4, rare) == too_short(1, None) == []
+    (told,) = too_short(2.65, rare, "The longest runs last")
+    assert told.startswith("The longest runs last 2.6 s, and a crash comes every 4.8 s: too short")
+    (told,) = too_short(2.65, Rare("the hang timeout", 3))
+    assert told.startswith("The run lasts 2.6 s, and the hang timeout is 3.0 s: too short")
+
+
+def test_a_run_drifts_if_requests_wait_ever_longer() -> None:
+    generator = np.random.default_rng(0)
+    times = generator.exponential(size=3000)
+    assert not drifts(times)
+    assert drifts(times + np.linspace(0, 1, 3000))
+    assert not drifts(times + np.linspace(1, 0, 3000))  # it began badly
+    assert not drifts(times[:2])
+    assert not drifts(np.full(3000, math.inf))
+
+
+def test_overload_is_told_by_the_load_or_by_the_run() -> None:
+    assert overload(scenario(qps=50), drifting=False) == []
+    assert overload(scenario(qps=50), drifting=True)[0].startswith("Requests wait ever longer")
+    (told,) = overload(scenario(qps=125), drifting=True)
+    assert told.startswith("Overloaded: data tasks alone keep 1.2 workers busy, and there are 1;")
+
+
+def test_stragglers_of_a_fixed_number_are_few_of_many() -> None:
+    assert few_hit(stragglers("bursts", 10, 1), 30) == []
+    (told,) = few_hit(stragglers("bursts", 10, 1), 31)
+    assert told.startswith("Stragglers are 3 of 31 workers, however many there are")
+    assert few_hit(stragglers("hung", 10, 1), 31)[0].startswith("Stragglers are 1 of 31")
+    assert few_hit(stragglers("pareto", 10, 1), 10_000) == few_hit((), 10_000) == []
