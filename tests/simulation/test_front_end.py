@@ -113,7 +113,8 @@ class SleepingPool:
         await asyncio.sleep(seconds)
         return Result(np.zeros(1, np.float32), seconds)
 
-    async def replace(self, worker: int) -> None: ...
+    async def replace(self, worker: int) -> None:
+        await asyncio.sleep(self.given.restart.ms / 1000)
 
     async def stop(self) -> None: ...
 
@@ -218,8 +219,10 @@ def test_every_latency_is_the_front_ends(
             "probability": 0.04,
             "delay": {"distribution": "exponential", "ms": 200},
         },
+        {"kind": "hang", "probability": 0.01},
+        {"kind": "crash", "probability": 0.04},
     ],
-    ids=["held", "blocked"],
+    ids=["held", "blocked", "hung", "crashed"],
 )
 @pytest.mark.parametrize("policy", ["uncoded", "coded+hedge"])
 def test_injected_faults_mean_the_same(
@@ -234,8 +237,12 @@ def test_injected_faults_mean_the_same(
         batch=4,
         queries=6000,
         service={"distribution": "lognormal", "ms": 40, "shape": 0.3},
+        hang_timeout_ms=300 if fault["kind"] == "hang" else None,
+        restart=200,
         stragglers=[fault],
     )
+    # A worker that dies again and again waits for its place here, and is back in the simulator.
+    monkeypatch.setattr("codedinvnet.serving.frontend.RESTART_DELAYS", (0.0,))
     records = Simulation(given).run()
     latency, decoded = serve(given, monkeypatch, Schedule.model_validate({"faults": [fault]}))
     for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, 0.12)):
