@@ -159,9 +159,11 @@ def test_a_load_that_a_short_run_would_hide_is_planned_for() -> None:
         stragglers=[{"kind": "slow", "probability": 0.02, "delay": EXPONENTIAL}],
     )
     assert base.busy_workers == pytest.approx(5000 * (24.12 + 2.4) / 1000, rel=0.002)
-    verdict = Planner(base, ACCURACY, Target(p999_ms=850, accuracy=0.9)).judge(UNCODED)
+    steps: list[str] = []
+    target = Target(p999_ms=850, accuracy=0.9)
+    verdict = Planner(base, ACCURACY, target, steps.append).judge(UNCODED)
     assert verdict.workers is not None
-    assert verdict.workers > base.busy_workers
+    assert min(int(words.split()[-2]) for words in steps) > base.busy_workers
     assert verdict.figures["utilisation"] < 1
     longer = base.updated(workers=verdict.workers, queries=60_000, seed=9)
     assert summarise(Simulation(longer).run(), longer)["p999_ms"] < 850
