@@ -48,7 +48,7 @@ from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.results import ACCURACY_GRID, LATENCY_GRID, headlines, page, speed_section
 from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS, FULL
-from codedinvnet.bench.tables import JPEG, markdown
+from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
@@ -321,7 +321,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         theirs = [
             f"{minutes(paper.trained[k]['seconds'])} (k = {k}, with f and g)"
             if k in paper.trained
-            else f"{minutes(paper.on_bundle[k]['preparing_seconds'])} (k = {k}, E alone)"
+            else f"{minutes(training_seconds(paper.on_bundle[k]))} (k = {k}, E alone)"
             for k in SIZES
             if k in paper.trained or k in paper.on_bundle
         ]

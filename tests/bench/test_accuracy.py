@@ -272,6 +272,9 @@ def test_an_interrupted_training_goes_on(
     assert read_rows(tmp_path / "rows.jsonl") == []
     assert run(grid, tmp_path, data_dir)["done"] == 1
     assert steps[5:] == [1, 1, 1, 2, 2, 2]
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    (last,) = (tmp_path / "runs").rglob("seed1/last.safetensors")
+    assert row["training_seconds"] == load_checkpoint(last)[1]["seconds"] > 0
 
 
 def test_parts_of_other_settings_are_trained_anew(

@@ -142,6 +142,7 @@ def test_what_trained_with_one_seed_says_for_how_long() -> None:
     rows = [
         row("parm", 0.5, preparing_seconds=400.0),
         row("parm", 0.8, k=4, preparing_seconds=0.2),  # its part was there
+        row("parm", 0.9, k=2, preparing_seconds=0.2) | {"training_seconds": 540.0},
         row("none", 0.1, base="resnet", preparing_seconds=700.0),
         row("approxifer", 0.8, base="resnet", systematic=False),
         row("small-backup", 0.9, seed=1, preparing_seconds=900.0),
@@ -151,11 +152,12 @@ def test_what_trained_with_one_seed_says_for_how_long() -> None:
     ]
     assert tables.single_seeds(tables.lines_of(rows)) == (
         "One seed each (training minutes in brackets): parm of the invertible base, k = 10 (7), "
-        "parm of the invertible base, k = 4 (not timed), the plain ResNet (12)."
+        "parm of the invertible base, k = 4 (not timed), parm of the invertible base, k = 2 (9), "
+        "the plain ResNet (12)."
     )
     rows[0]["settings"]["quick"] = True
     assert tables.single_seeds(tables.lines_of(rows[:1])) == ""
-    assert tables.single_seeds(tables.lines_of(rows[4:])) == ""
+    assert tables.single_seeds(tables.lines_of(rows[5:])) == ""
     assert "One seed each " in tables.report(rows[1:])
 
 

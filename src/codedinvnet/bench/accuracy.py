@@ -304,6 +304,7 @@ class _Bench:
             **_chosen(method),
             "seconds": round(time.monotonic() - began, 1),
             "preparing_seconds": round(prepared - began, 1),
+            "training_seconds": data.training_seconds(trial),
         }
 
 

@@ -377,6 +377,16 @@ class DataSet:
     def _part_folder(self, trial: Trial) -> Path:
         return self.folder / f"{trial.method}-of-{trial.base}-k{trial.k}"
 
+    def training_seconds(self, trial: Trial) -> float | None:
+        """Return what training a trial's part took, or else its plain base model; None without."""
+        folder = self._part_folder(trial)
+        if trial.method not in WITH_PARTS:
+            if trial.base != "resnet":
+                return None
+            folder = self.folder / "resnet"
+        seconds: float = load_checkpoint(folder / f"seed{trial.seed}" / LAST)[1]["seconds"]
+        return seconds
+
     def part_file(self, trial: Trial) -> Path:
         """Return the checkpoint of a trial's part for `serve --part`; train it if need be."""
         self.part(trial)

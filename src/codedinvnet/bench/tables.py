@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -461,11 +461,20 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
     return "\n\n".join([*text, remarks(rows)])
 
 
+def training_seconds(row: Mapping[str, Any]) -> float:
+    """Return what training the part of a row took.
+
+    Older rows say how long their trial prepared alone: of the first one that needs a part that is
+    its training, or what was left of it after an interruption.
+    """
+    known = row.get("training_seconds")
+    return float(row["preparing_seconds"] if known is None else known)
+
+
 def single_seeds(lines: Iterable[Line]) -> str:
     """Return what of a data set was trained with one seed, and for how long; "" for nothing.
 
-    The first trial that needs a part trains it, so the longest preparation of all is the training;
-    it is part of one if that was interrupted. Quick lines, which all have one seed, are left out.
+    Quick lines, which all have one seed, are left out.
     """
     parts: dict[str, list[Line]] = {}
     for line in lines:
@@ -475,7 +484,7 @@ def single_seeds(lines: Iterable[Line]) -> str:
     found = []
     for part, own in parts.items():
         if all(len(line.rows) == 1 for line in own):
-            seconds = max(line.rows[0]["preparing_seconds"] for line in own)
+            seconds = max(training_seconds(line.rows[0]) for line in own)
             found.append(f"{part} ({seconds / 60:.0f})" if seconds >= 1 else f"{part} (not timed)")
     return f"One seed each (training minutes in brackets): {', '.join(found)}." if found else ""
 
