@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,9 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
 def test_gpus_compute_in_whole_float32(bundle_folder: Path) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     load_bundle(bundle_folder)
+    assert torch.backends.cudnn.allow_tf32  # a caller's own, where nothing needs it
+    with suppress(UserError):  # there may be no GPU
+        load_bundle(bundle_folder, "cuda")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 

@@ -91,6 +91,12 @@ def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
     named, other = (method_for(mnist, folder, "parm", K, given) for given in (None, path))
     group = torch.rand(2, K, 1, 28, 28)
     torch.testing.assert_close(named.compute(K, group), other.compute(K, group))
+    pool = make_pool(ServeOptions(str(folder), k=K, method="parm"))
+    assert isinstance(pool, ProcessPool)
+    torch.testing.assert_close(pool.spec.load().compute(K, group), other.compute(K, group))
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(UserError, match="restart the service"):
+        pool.spec.load()
     saved(path, mnist, "parm", k=3)
     with pytest.raises(UserError, match="trained for k 3, not 4"):
         method_for(mnist, folder, "parm", K, None)

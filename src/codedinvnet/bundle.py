@@ -226,17 +226,19 @@ def weights_digest(name: str | Path) -> str:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Return a device that is there and keeps values, and have GPUs compute in whole float32.
+    """Return a device that is there and keeps values.
+
+    Of a GPU, all of this process then compute in whole float32. PyTorch's default for convolutions,
+    TF32, rounds to one part in 2,000: the fixed-point inverse of an i-ResNet would not get down to
+    its tolerance, and decoding multiplies an error by k.
 
     Raises:
         UserError: if it is none, or none of this machine.
     """
-    # TF32, PyTorch's default for convolutions, rounds to one part in 2,000: the fixed-point inverse
-    # of an i-ResNet would not get down to its tolerance, and decoding multiplies an error by k.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         found = torch.device(device)
+        if found.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if found.type == "meta":
             raise RuntimeError("it keeps no values")
         torch.zeros(1, device=found).item()
@@ -248,6 +250,8 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
+
+    On a GPU it also has this process compute in whole float32, whatever the network.
 
     Raises:
         UserError: if there is none, it is damaged or of another format version, or the device

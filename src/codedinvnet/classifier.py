@@ -26,7 +26,7 @@ class ImageClassifier(nn.Module):
         Returns:
             (B, classes).
         """
-        x = prepare(images, self.padding).to(next(self.network.parameters()))
+        x = prepare(images, self.padding).to(next(self.network.parameters()).dtype)
         logits: Tensor = self.network(x)
         return logits
 

@@ -215,7 +215,7 @@ class CodedModel(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (..., C, H, W) in 0..1, of the weights' type, and padded with zeros."""
-        return prepare(images, self.settings.padding).to(next(self.parameters()))
+        return prepare(images, self.settings.padding).to(next(self.parameters()).dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as latents (B, *latent_shape)."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.simulation.doubts import Rare, drifts, few_hit, overload, rarest, too_short
+from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.stragglers import stragglers
 from tests.simulation.scenarios import scenario
 
@@ -48,16 +49,39 @@ def test_a_run_must_have_some_of_what_is_rare() -> None:
 def test_a_run_drifts_if_requests_wait_ever_longer() -> None:
     generator = np.random.default_rng(0)
     times = generator.exponential(size=3000)
-    assert not drifts(times)
-    assert drifts(times + np.linspace(0, 1, 3000))
-    assert not drifts(times + np.linspace(1, 0, 3000))  # it began badly
-    assert not drifts(times[:2])
-    assert not drifts(np.full(3000, math.inf))
+    assert not drifts(times, 1.0)
+    assert drifts(times + np.linspace(0, 1, 3000), 1.0)
+    assert not drifts(times + np.linspace(0, 1, 3000), 0.96)  # workers that wait can do the load
+    assert not drifts(times + np.linspace(1, 0, 3000), 1.0)  # it began badly
+    assert not drifts(times[:2], 1.0)
+    assert not drifts(np.full(3000, math.inf), 1.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("load", "arrivals", "found"),
+    [(0.9, {}, False), (0.6, {"kind": "bursts"}, False), (1.06, {}, True)],
+    ids=["stable", "bursts", "overloaded"],
+)
+def test_queues_that_come_and_go_are_no_drift(
+    load: float, arrivals: dict[str, Any], found: bool, seed: int
+) -> None:
+    given = scenario(
+        arrivals={"qps": load * 1000, **arrivals},
+        workers=10,
+        service=10,
+        queries=6000,
+        seed=seed,
+        deadline_ms=60_000,
+    )
+    assert simulate(given)["drifting"] == found
 
 
 def test_overload_is_told_by_the_load_or_by_the_run() -> None:
     assert overload(scenario(qps=50), drifting=False) == []
-    assert overload(scenario(qps=50), drifting=True)[0].startswith("Requests wait ever longer")
+    assert overload(scenario(qps=50), drifting=True)[0].startswith(
+        "Requests seem to wait ever longer"
+    )
     (told,) = overload(scenario(qps=125), drifting=True)
     assert told.startswith("Overloaded: data tasks alone keep 1.2 workers busy, and there are 1;")
 

@@ -11,6 +11,7 @@ from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import summarise
 from codedinvnet.simulation.plan import (
+    STAGES,
     Candidate,
     Draws,
     Planner,
@@ -64,7 +65,8 @@ def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
     for seed in range(4):
         planner = Planner(BASE.updated(seed=seed), ACCURACY, Target(p999_ms=90, accuracy=0.9))
         verdict = planner.judge(UNCODED)
-        fewest, fresh = next(n for n in range(5, 50) if late(n, seed + 1) <= 90), seed + 2
+        choosing, fresh = STAGES * seed + 1, STAGES * seed + 2
+        fewest = next(n for n in range(5, 50) if late(n, choosing) <= 90)
         while late(fewest, fresh) > 90:
             fewest = next(n for n in range(fewest, 50) if late(n, fresh) <= 90)
             fresh += 1
@@ -140,6 +142,16 @@ def test_what_one_runs_draws_need_more_for_is_found_to_a_step(chosen: int, judge
     assert len(planner.asked) < 35
 
 
+def test_plans_of_neighbouring_seeds_share_no_draws() -> None:
+    asked = []
+    for seed in (0, 1, 2**31 - 1):
+        planner = Imagined(BASE.updated(seed=seed), lambda _: 20)
+        planner.judge(UNCODED)
+        asked.append({seed for _, seed in planner.asked})
+    assert asked[0].isdisjoint(asked[1])
+    assert all(0 <= seed < 2**31 for seed in asked[2])
+
+
 def test_what_misses_after_all_is_told_of_the_same_run() -> None:
     """The search was lucky with its draws, the choosing runs are not, whatever the workers."""
     planner = Imagined(BASE, lambda seed: math.inf if seed == BASE.seed + 1 else 0)
@@ -171,7 +183,7 @@ def test_a_load_that_a_short_run_would_hide_is_planned_for() -> None:
     planner = Planner(given, ACCURACY, Target(p999_ms=3000, accuracy=0.9))
     probe = planner._probe(Candidate("replicate", 10, 1), 180, Draws(6000, 0))
     assert probe.figures["p999_ms"] < 3000
-    assert probe.lack == "requests wait ever longer"
+    assert probe.lack == "requests seem to wait ever longer"
     assert planner._probe(UNCODED, 180, Draws(6000, 0)).lack == ""
 
 

@@ -73,6 +73,24 @@ def test_simulate_prints_lines(file: Path, call: Command) -> None:
     assert found["p999_ms"] == "never: more requests were lost than the percentile allows"
 
 
+def test_an_accuracy_that_nobody_knows_is_not_never(file: Path, call: Command) -> None:
+    known = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}}  # and not of what is guessed
+    file.write_text(json.dumps({**SCENARIO, "accuracy": known, "policy": "coded+guess"}))
+    outcome = call("simulate", file, "--qps", "900")
+    assert outcome.code == 0
+    found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines() if line)
+    assert found["accuracy"].startswith("not known: the scenario does not say how often")
+
+
+def test_a_plan_for_more_than_can_be_tried_is_refused_at_once(call: Command) -> None:
+    words = ("--p999-ms", "150", "--service-ms", "24", "--encode-ms", "1", "--policy", "hedge")
+    for load in ("1e9", "1e300"):
+        outcome = call("plan", "mnist", "--qps", load, *words)
+        assert outcome.code == 2
+        assert "--qps: this load needs" in outcome.err
+        assert "10,000 are the most tried" in outcome.err
+
+
 def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, call: Command) -> None:
     row = {
         "schema_version": 1,

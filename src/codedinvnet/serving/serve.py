@@ -41,7 +41,7 @@ from codedinvnet.serving.rules import (
     hang_limit,
     pending_limit,
 )
-from codedinvnet.trained import WITH_PARTS, method_for
+from codedinvnet.trained import WITH_PARTS, method_for, part_beside
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
@@ -178,17 +178,20 @@ def read_token(path: Path | None) -> str:
 
 def make_pool(options: ServeOptions) -> WorkerPool:
     """Return the pool that was asked for, not yet started."""
+    part = options.part
+    if part is None and options.method in WITH_PARTS:
+        part = part_beside(options.bundle, options.method, options.k)
     spec = WorkerSpec(
         options.bundle,
         options.k,
         options.device,
         options.threads_per_worker,
         options.method,
-        options.part,
+        part,
         options.stragglers,
         options.errors,
         weights_digest(options.bundle),
-        "" if options.part is None else file_digest(options.part),
+        "" if part is None else file_digest(part),
         options.engine,
     )
     pool: WorkerPool

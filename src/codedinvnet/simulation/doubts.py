@@ -14,6 +14,8 @@ FEWEST = 3
 """A run must be as long as so many of its rarest events take in the mean."""
 GROWN = 1.25
 """A run drifts if the median of its last third is so many times that of its first."""
+FULL = 0.97
+"""Workers that are busy for less of their time can do the load."""
 FEW_HIT = 0.1
 """The share of the workers from which stragglers of a fixed number of them matter."""
 NAMES = {
@@ -49,7 +51,7 @@ def _rare(straggler: Straggler, scenario: Scenario, workers: int) -> Rare | None
         return None
     if straggler.every_s is not None:
         return Rare(NAMES[straggler.kind], straggler.every_s)
-    rate = straggler.probability * scenario.arrivals.qps
+    rate = max(straggler.probability * scenario.arrivals.qps, 1e-300)  # no division by zero
     if straggler.per_request:
         rate /= scenario.arrivals.batch
     if straggler.worker is not None:
@@ -68,15 +70,17 @@ def too_short(seconds: float, rare: Rare | None, what: str = "The run lasts") ->
     ]
 
 
-def drifts(latency: np.ndarray) -> bool:
-    """Tell whether requests wait ever longer, so that a longer run would have other percentiles.
+def drifts(latency: np.ndarray, utilisation: float) -> bool:
+    """Tell whether requests seem to wait ever longer: a longer run would have other percentiles.
 
-    The load is too high then, though the run may end before many are late.
+    The load is too high then, though the run may end before many are late. Where workers have time
+    to spare, rising medians are the chance of queues and of bursts.
 
     Args:
         latency: (n,) of the requests that count, in order of time.
+        utilisation: share of the workers' time that they were busy.
     """
-    if len(latency) < FEWEST:
+    if len(latency) < FEWEST or utilisation < FULL:
         return False
     first, middle, last = (percentile(part, 0.5) for part in np.array_split(latency, 3))
     return first < middle < last and last > GROWN * first
@@ -91,7 +95,7 @@ def overload(scenario: Scenario, drifting: bool) -> list[str]:
             f"{scenario.workers}; the longer the run, the later its answers."
         ]
     if drifting:
-        return ["Requests wait ever longer: the workers are too few, or the run is too short."]
+        return ["Requests seem to wait ever longer: the workers are too few."]
     return []
 
 

@@ -224,6 +224,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         put(name, share_of(values[first:], stretches, count), 6)
     queries = len(records.latency) * records.batch
     ideal = queries * scenario.service.mean_ms / 1000
+    utilisation = records.busy / (scenario.workers * records.seconds)
     return {
         **found,
         "requests": len(records.latency),
@@ -231,8 +232,8 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         "work_per_query": round(records.computing / ideal, 4),
         "tasks_per_query": round(records.tasks / queries, 4),
         "hedges_per_query": round(records.hedges / queries, 4),
-        "drifting": drifts(latency),
-        "utilisation": round(records.busy / (scenario.workers * records.seconds), 4),
+        "drifting": drifts(latency, utilisation),
+        "utilisation": round(utilisation, 4),
         "workers_replaced": records.replaced,
         "simulated_seconds": round(records.seconds, 3),
     }
@@ -288,8 +289,10 @@ def figure_lines(row: Mapping[str, Any], scenario: Scenario) -> list[str]:
         if key in HIDDEN or key.endswith("_95"):
             continue
         shown = str(value)
-        if value is None:
+        if value is None and key.removesuffix("_ms") in QUANTILES:
             shown = "never: more requests were lost than the percentile allows"
+        elif value is None:
+            shown = "not known: the scenario does not say how often some answers are right"
         elif interval := row.get(f"{key}_95"):
             shown += f"  ({interval[0]} to {interval[1]})"
         elif f"{key}_95" in row:

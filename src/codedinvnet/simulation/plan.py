@@ -15,12 +15,16 @@ from codedinvnet.simulation.scenario import Accuracy, Scenario
 from codedinvnet.simulation.served import SERVED
 
 MOST = 16
-"""Times the fewest workers that the load can need: no more are tried."""
+"""Times the workers that the search begins with: no more are tried."""
+LARGEST = 10_000
+"""Workers that are tried, at most, if the load needs no more."""
+STAGES = 1000
+"""Seeds of a plan: of its search, of the runs that choose, and of those that judge."""
 FINE = 0.02
 """The search ends when the number is known to this share of it, or to one worker."""
 SEARCH_SHARE = 1 / 3
 """The part of the requests that a step of the search simulates."""
-DRIFT = "requests wait ever longer"
+DRIFT = "requests seem to wait ever longer"
 """What is said of a load that is too high, though the run ends before too many are late."""
 
 
@@ -177,26 +181,26 @@ class Planner:
             reason = f"even its best answers are right in {most:.4f} alone"
             return Verdict(candidate, None, {}, reason)
         low = max(candidate.fewest, fewest_workers(self.base))
-        queries, seed = self.base.queries, self.base.seed
-        draws = Draws(max(1000, round(SEARCH_SHARE * queries)), seed)
-        found = self._climb(candidate, low, max(1, low // 2), MOST * low, draws)
+        queries, most = self.base.queries, min(MOST * low, max(LARGEST, low))
+        draws = Draws(max(1000, round(SEARCH_SHARE * queries)), self._seed(0))
+        found = self._climb(candidate, low, max(1, low // 2), most, draws)
         if found is None:
-            return self._missed(candidate, MOST * low, draws)
-        draws = Draws(queries, seed + 1)
-        chosen = self._climb(candidate, found.workers, _fine(found.workers), MOST * low, draws)
+            return self._missed(candidate, most, draws)
+        draws = Draws(queries, self._seed(1))
+        chosen = self._climb(candidate, found.workers, _fine(found.workers), most, draws)
         while chosen is not None and not chosen.lack and chosen.workers > low:
             fewer = max(low, chosen.workers - _fine(chosen.workers))
             probe = self._probe(candidate, fewer, draws)
             lacks = chosen._replace(lack=probe.lack)
             chosen = lacks if probe.lack else Found(fewer, "", probe.figures)
-        lack, at_once = "", False
+        lack, at_once, stage = "", False, 2
         while chosen is not None and not at_once:
             lack, start = chosen.lack or lack, chosen.workers
-            draws = draws._replace(seed=draws.seed + 1)
-            chosen = self._climb(candidate, start, _fine(start), MOST * low, draws)
-            at_once = chosen is not None and chosen.workers == start
+            draws = draws._replace(seed=self._seed(stage))
+            chosen = self._climb(candidate, start, _fine(start), most, draws)
+            at_once, stage = chosen is not None and chosen.workers == start, stage + 1
         if chosen is None:
-            return self._missed(candidate, MOST * low, draws)
+            return self._missed(candidate, most, draws)
         if lack == DRIFT:
             why = f"with fewer {lack}"
         elif lack:
@@ -229,6 +233,10 @@ class Planner:
         elif SERVED[policy].rules.coded:
             found += self.accuracy.recovered.get(r, {}).values()
         return max(found)
+
+    def _seed(self, stage: int) -> int:
+        """Return the seed of a step; other plans, with other seeds, share none of it."""
+        return (STAGES * self.base.seed + stage) % 2**31
 
     def _climb(
         self, candidate: Candidate, start: int, step: int, most: int, draws: Draws

@@ -257,6 +257,8 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         )
     base = base.updated(bundle=options.bundle)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
+    if (needed := plan.fewest_workers(base)) > (most := base.workers):
+        raise UserError(f"--qps: this load needs {needed:,} workers; {most:,} are the most tried")
     wanted, left = _candidates(options, base, accuracy)
     why = [
         f"not ranked: {', '.join(p for p in left if left[p] == reason)}, since {reason}"
@@ -400,7 +402,8 @@ def _plan_base(options: PlanOptions) -> Scenario:
     batch = options.batch or base.arrivals.batch
     changes: dict[str, Any] = {"qps": options.qps, "batch": batch, "policy": "uncoded"}
     # How many may wait grows with the workers.
-    changes |= {"workers": 10_000, "backup": False, "apart": apart, "max_pending": None}
+    most = max(plan.LARGEST, base.workers)  # a straggler may be any of them
+    changes |= {"workers": most, "backup": False, "apart": apart, "max_pending": None}
     changes |= {key: ms for key, ms in BESIDES.items() if key not in said}
     if "queries" not in said:
         changes["queries"] = DEFAULT_REQUESTS * batch
