@@ -26,8 +26,8 @@ class ImageClassifier(nn.Module):
         Returns:
             (B, classes).
         """
-        x = prepare(images, self.padding).to(next(self.network.parameters()).dtype)
-        logits: Tensor = self.network(x)
+        x = prepare(images, self.padding)
+        logits: Tensor = self.network(x.to(next(self.network.parameters(), x).dtype))
         return logits
 
 
