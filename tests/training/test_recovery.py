@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
-from codedinvnet.data import load_images
+from codedinvnet.data import ImageSet, load_images
 from codedinvnet.model import CodedModel, decode_missing, model_settings
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.training import recovery
+from codedinvnet.training.network import NetworkStage
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
@@ -152,3 +153,32 @@ def test_a_step_follows_the_loss(
         moved = (was[name] - now[name]).detach() / rate
         wanted = torch.zeros_like(moved) if gradient is None else gradient
         torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", [NetworkStage, RecoveryStage])
+def test_what_is_initialised_sees_all_classes_of_a_sorted_set(
+    stage: type[NetworkStage | RecoveryStage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an image folder is, whose first images are of one class."""
+    raw = tiny_settings()
+    settings = parse_settings(raw, "here")
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    labels = torch.arange(10).repeat_interleave(150)
+    images = torch.randint(0, 256, (1500, 1, 28, 28), dtype=torch.uint8)
+    source = ImageSet("sorted", tuple("0123456789"), images, labels, "here")
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
+    made = (
+        NetworkStage(settings, source, CPU)
+        if stage is NetworkStage
+        else RecoveryStage(settings, settings.fusion, source, model, CPU, joint=False)
+    )
+    seen: list[Tensor] = []
+
+    def noted(rows: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(labels[rows])
+        return images[rows], labels[rows]
+
+    monkeypatch.setattr(made, "source", SimpleNamespace(batch=noted))
+    made.initialise()
+    (classes,) = seen
+    assert min(classes.bincount(minlength=10).tolist()) > 0.08 * len(classes)
