@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
+from codedinvnet.rows import append_row
 from tests.bench.canned import row
 from tools import figures
 from tools.figures import RESULTS, SIZES, results_page, sections

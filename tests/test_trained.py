@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import (
     Bundle,
     bundle_folder,
@@ -24,6 +23,7 @@ from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import METHODS, NeRCC, SmallBackup, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
+from codedinvnet.rows import append_row
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.serve import ServeOptions, make_pool
 from codedinvnet.trained import (

@@ -46,7 +46,6 @@ from codedinvnet.bench.equal_cost import (
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.results import ACCURACY_GRID, LATENCY_GRID, headlines, page, speed_section
-from codedinvnet.bench.rows import Row, newest, read_rows
 from codedinvnet.bench.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
@@ -57,6 +56,7 @@ from codedinvnet.json_files import read_json
 from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.model import CodedModel
 from codedinvnet.report import evaluation_report, info_report, inversion_report
+from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
 from codedinvnet.trained import backup_network
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from codedinvnet.bench.rows import read_rows
 from codedinvnet.bundle import Bundle, bundle_folder, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
@@ -29,6 +28,7 @@ from codedinvnet.methods import (
 from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel, check_tiles
 from codedinvnet.model import CodedModel, build_encoder, with_encoder
 from codedinvnet.nn.resnet import ResNet
+from codedinvnet.rows import read_rows
 
 PART = "part"
 """The module's name in a checkpoint."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codedinvnet.bench.latency import latency_figures
 from codedinvnet.bench.load import Reply
-from codedinvnet.bench.rows import SCHEMA_VERSION, key_of, pack_counts
+from codedinvnet.rows import SCHEMA_VERSION, key_of, pack_counts
 
 GROUPS, K = 100, 10
 

@@ -12,13 +12,13 @@ import torch
 
 from codedinvnet import stages
 from codedinvnet.bench import ablation
-from codedinvnet.bench.rows import append_row
 from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_encoder, build_network
 from codedinvnet.report import count_macs
+from codedinvnet.rows import append_row
 from tests.bench import canned
 from tests.conftest import tiny_settings
 

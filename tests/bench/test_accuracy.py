@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from codedinvnet.bench import accuracy
-from codedinvnet.bench.rows import append_row, newest, read_rows
 from codedinvnet.bench.tables import current
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, PaperInvNet
+from codedinvnet.rows import append_row, newest, read_rows
 from codedinvnet.trained import method_for
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage

@@ -11,9 +11,9 @@ import pytest
 from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
 from codedinvnet.bench.load import Reply
-from codedinvnet.bench.rows import newest, read_rows
 from codedinvnet.errors import UserError
 from codedinvnet.report import encoder_share
+from codedinvnet.rows import newest, read_rows
 from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario
 from tests.conftest import Command
@@ -92,6 +92,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         assert "engine" not in row["settings"]  # as of rows from before there was a choice
         if sys.platform == "linux":
             assert 0 < row["processors_own"] < 1
+            assert 0 < row["front_ms_per_query"] < 1000 * row["seconds"] / row["queries"]
             assert 0 < row["processors_busy"] <= 1
     assert rows["uncoded"]["work_per_query"] == pytest.approx(1, abs=0.01)
     assert rows["uncoded"]["decoded_share"] == rows["uncoded"]["extra_tasks_per_query"] == 0

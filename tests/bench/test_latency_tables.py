@@ -10,8 +10,8 @@ import pytest
 
 from codedinvnet.bench import latency_plots, latency_tables
 from codedinvnet.bench.latency_grid import load_latency_grid
-from codedinvnet.bench.rows import append_row
 from codedinvnet.quantiles import rank_of
+from codedinvnet.rows import append_row
 from codedinvnet.simulation import figures
 from tests.bench.canned import MACHINE, latency_row
 
@@ -276,6 +276,9 @@ def test_the_table_says_how_workers_behave_as_machines(rows: list[dict[str, Any]
     rows[0]["processors_own"] = 0.3
     text = latency_tables.latency_table(rows)
     assert "the processors were 40 % busy, 30 % with service and client. " in text
+    rows[0]["front_ms_per_query"] = 2.44
+    text = latency_tables.latency_table(rows)
+    assert "30 % with service and client, the front end computed 2.4 ms a query. " in text
     assert MACHINE in text
     assert latency_tables.latency_table([]) == ""
 

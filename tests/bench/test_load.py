@@ -134,6 +134,7 @@ def test_processor_time() -> None:
     assert before is not None
     assert idle is not None
     assert after is not None
+    assert idle.first == after.first < idle.own  # it waits
     slack = 0.03  # of counters in hundredths of a second
     for earlier, later in ((before, idle), (idle, after)):
         # Once by the other one's child, which has ended, and once by this process.

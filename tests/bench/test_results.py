@@ -11,9 +11,9 @@ import pytest
 
 from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
-from codedinvnet.bench.rows import append_row
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
+from codedinvnet.rows import append_row
 from codedinvnet.simulation.measured import COMPARED
 from codedinvnet.simulation.sweep import load_sweep
 from tests.bench.canned import latency_row, row

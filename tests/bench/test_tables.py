@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench import plots, tables
-from codedinvnet.bench.rows import append_row
+from codedinvnet.rows import append_row
 from tests.bench.canned import row
 
 

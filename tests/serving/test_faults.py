@@ -160,6 +160,14 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
         ({"faults": [{"kind": "hang", "from_task": -1}]}, "faults.0.from_task: "),
         ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
         ({"faults": [{"kind": "hang", "from_s": -1}]}, "faults.0.from_s: "),
+        (
+            {"faults": [{"kind": "hang", "from_s": 2, "until_s": 2}]},
+            "faults.0: until_s 2 is not after from_s 2",
+        ),
+        (
+            {"faults": [{"kind": "hang", "from_task": 10, "until_task": 10}]},
+            "faults.0: until_task 10 is not above from_task 10",
+        ),
         ({"faults": [{"kind": "hang", "probability": 0}]}, "faults.0.probability: "),
         ({"faults": [{"kind": "hang", "probability": 1.1}]}, "faults.0.probability: "),
         ({"faults": [{"kind": "corrupt", "scale": 0}]}, "faults.0.scale: "),

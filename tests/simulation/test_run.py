@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench.rows import append_row
 from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
+from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
 from tests.bench.canned import row

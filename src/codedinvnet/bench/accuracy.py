@@ -22,15 +22,6 @@ from codedinvnet.bench.grid import (
     trials,
 )
 from codedinvnet.bench.parts import DataSet
-from codedinvnet.bench.rows import (
-    SCHEMA_VERSION,
-    Row,
-    append_row,
-    key_of,
-    newest,
-    pack_counts,
-    read_rows,
-)
 from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -45,6 +36,15 @@ from codedinvnet.data import (
 from codedinvnet.errors import UserError
 from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
 from codedinvnet.methods.systematic import Systematic
+from codedinvnet.rows import (
+    SCHEMA_VERSION,
+    Row,
+    append_row,
+    key_of,
+    newest,
+    pack_counts,
+    read_rows,
+)
 from codedinvnet.serving.group import is_systematic
 from codedinvnet.training.check import check_pixels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from codedinvnet.bench.grid import AccuracyGrid, Trial, trials
-from codedinvnet.bench.rows import Row
+from codedinvnet.rows import Row
 
 ABSENT = "not measured"
 """A table's cell for it."""

@@ -39,7 +39,6 @@ from codedinvnet.bench.latency_grid import (
 )
 from codedinvnet.bench.load import ProcessorTime, Reply, connect, open_loop, processor_time, server
 from codedinvnet.bench.parts import DataSet
-from codedinvnet.bench.rows import SCHEMA_VERSION, Row, append_row, key_of, newest, read_rows
 from codedinvnet.bundle import (
     Bundle,
     describe_commit,
@@ -53,6 +52,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
 from codedinvnet.report import encoder_share
+from codedinvnet.rows import SCHEMA_VERSION, Row, append_row, key_of, newest, read_rows
 from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
@@ -400,7 +400,7 @@ class LatencyBench:
                     label=arm.label,
                     leave=False,
                 )
-                busy = _busy(processors, processor_time(process.pid))
+                busy = _busy(processors, processor_time(process.pid), len(images) * arm.batch)
                 await asyncio.sleep(SETTLE)
                 after, times = await client.metrics(), await client.times()
         return {
@@ -541,12 +541,19 @@ def work_figures(
     }
 
 
-def _busy(before: ProcessorTime | None, after: ProcessorTime | None) -> dict[str, Any]:
-    """Return the share of the processors' time that was used, and by service and client."""
+def _busy(
+    before: ProcessorTime | None, after: ProcessorTime | None, queries: int
+) -> dict[str, Any]:
+    """Return the share of the processors' time that was used, and by service and client.
+
+    And how many ms of a processor the front end took for each query of the run.
+    """
     if before is None or after is None:
-        return {"processors_busy": None, "processors_own": None}
-    own, busy, whole = (b - a for a, b in zip(before, after, strict=True))
+        names = ("processors_busy", "processors_own", "front_ms_per_query")
+        return dict.fromkeys(names)
+    own, front, busy, whole = (b - a for a, b in zip(before, after, strict=True))
     return {
+        "front_ms_per_query": round(1000 * front / queries, 4),
         "processors_busy": round(busy / max(whole, 1e-9), 4),
         "processors_own": round(own / max(whole, 1e-9), 4),
     }

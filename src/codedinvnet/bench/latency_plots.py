@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import legend, save_beside
-from codedinvnet.bench.rows import read_rows
+from codedinvnet.rows import read_rows
 from codedinvnet.simulation.figures import latencies_of
 from codedinvnet.simulation.picture import COLOURS
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
-from codedinvnet.bench.rows import Row, agreeing, newest, read_rows
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
+from codedinvnet.rows import Row, agreeing, newest, read_rows
 from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.simulation.figures import (
     QUANTILES,
@@ -274,6 +274,8 @@ def note(lines: Sequence[Line]) -> str:
     own = ""
     if any(row.get("processors_own") is not None for row in rows):
         own = f", {span('processors_own', 0, 100)} % with service and client"
+    if any(row.get("front_ms_per_query") is not None for row in rows):
+        own += f", the front end computed {span('front_ms_per_query')} ms a query"
     parities += older_waits(lines)
     engines = {row["settings"].get("engine", PYTORCH) for row in rows}
     engine = "" if engines == {PYTORCH} else f", workers compute by {', '.join(sorted(engines))}"

@@ -289,6 +289,8 @@ class ProcessorTime(NamedTuple):
 
     own: float
     """Of some processes."""
+    first: float
+    """Of one of them alone, without those below it."""
     busy: float
     """Of all processes."""
     whole: float
@@ -299,7 +301,7 @@ def processor_time(pid: int) -> ProcessorTime | None:
     """Return what the processors have done for this process and another, and in all.
 
     Args:
-        pid: the other one; those below it count, too, and those of them that have ended.
+        pid: the other one, `first`; those below it count, too, and those of them that have ended.
 
     Returns:
         None but on Linux.
@@ -311,10 +313,10 @@ def processor_time(pid: int) -> ProcessorTime | None:
     user, nice, system, idle, wait, *more = (int(word) for word in words[1:9])
     busy = user + nice + system + sum(more)
     # Of user, system, and both of children that have ended.
-    own = sum(int(word) for p in (pid, *descendants(pid)) for word in process_stat(p)[11:15])
+    stats = [[int(word) for word in process_stat(p)[11:15]] for p in (pid, *descendants(pid))]
     tick = os.sysconf("SC_CLK_TCK")
-    used = time.process_time() + own / tick
-    return ProcessorTime(used, busy / tick, (busy + idle + wait) / tick)
+    used = time.process_time() + sum(map(sum, stats)) / tick
+    return ProcessorTime(used, sum(stats[0][:2]) / tick, busy / tick, (busy + idle + wait) / tick)
 
 
 def process_stat(pid: int) -> list[str]:

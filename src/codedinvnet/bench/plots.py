@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
 from codedinvnet.checkpoint import write_picture
 from codedinvnet.methods import METHODS
+from codedinvnet.rows import read_rows
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10

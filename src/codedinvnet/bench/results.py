@@ -20,10 +20,10 @@ from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.bench.rows import Row, agreeing, read_rows
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
+from codedinvnet.rows import Row, agreeing, read_rows
 from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.served import SERVED

@@ -15,9 +15,9 @@ from codedinvnet.bench.erasures import Counts
 from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
-from codedinvnet.bench.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.methods import NEEDS, Need
+from codedinvnet.rows import Row, agreeing, newest, read_rows, unpack_counts
 from codedinvnet.trained import WITH_PARTS
 
 DATASETS = ("mnist", "fashion", "cifar10")

@@ -39,17 +39,33 @@ class Delay(Section):
         return self.ms / 1000
 
 
-class Fault(Section):
-    """What goes wrong, on which worker, and when."""
+class Spell(Section):
+    """Where and when something goes wrong."""
 
-    kind: Literal["slow", "hold", "hang", "crash", "corrupt"]
-    """slow: the worker is blocked; hold: its answer is held back while it goes on; hang: it never
-    answers; crash: it dies; corrupt: noise is added to its output."""
     worker: Annotated[int, Field(ge=0)] | None = None
     """None: every worker."""
     from_s: Annotated[float, Field(ge=0)] = 0.0
     until_s: float | None = None
     """Seconds since the pool started."""
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Spell:
+        if self.until_s is not None and self.until_s <= self.from_s:
+            raise ValueError(f"until_s {self.until_s:g} is not after from_s {self.from_s:g}")
+        return self
+
+    def hits(self, worker: int, now: float) -> bool:
+        """Tell whether it is on for a worker at this time (seconds since the start)."""
+        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
+        return on and self.worker in (None, worker)
+
+
+class Fault(Spell):
+    """What goes wrong, on which worker, and when."""
+
+    kind: Literal["slow", "hold", "hang", "crash", "corrupt"]
+    """slow: the worker is blocked; hold: its answer is held back while it goes on; hang: it never
+    answers; crash: it dies; corrupt: noise is added to its output."""
     from_task: Annotated[int, Field(ge=0)] = 0
     until_task: Annotated[int, Field(gt=0)] | None = None
     """Numbers of tasks in the coding method that are hit: k is that of the first parity."""
@@ -74,12 +90,11 @@ class Fault(Section):
         for option in ("each_image", "spread"):
             if getattr(self, option) and self.kind != "slow":
                 raise ValueError(f"{option} is an option of kind 'slow', not of {self.kind!r}")
+        if self.until_task is not None and self.until_task <= self.from_task:
+            raise ValueError(
+                f"until_task {self.until_task} is not above from_task {self.from_task}"
+            )
         return self
-
-    def hits(self, worker: int, now: float) -> bool:
-        """Tell whether the fault is on for a worker at this time (seconds since the start)."""
-        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
-        return on and self.worker in (None, worker)
 
     def concerns(self, number: int) -> bool:
         """Tell whether it can hit the task of this number."""

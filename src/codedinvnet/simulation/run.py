@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bench.rows import read_rows
 from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
 from codedinvnet.checkpoint import check_writable, file_digest, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.report import info_report
+from codedinvnet.rows import read_rows
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short

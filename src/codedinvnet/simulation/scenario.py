@@ -13,6 +13,7 @@ from codedinvnet.bundle import load_bundle
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
+from codedinvnet.serving.faults import Spell
 from codedinvnet.serving.rules import (
     MAX_BATCH,
     POLICIES,
@@ -23,7 +24,7 @@ from codedinvnet.serving.rules import (
     pending_limit,
 )
 from codedinvnet.simulation.codes import Backup, ErasureCode
-from codedinvnet.simulation.distributions import Distribution, Time
+from codedinvnet.simulation.distributions import Distribution
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -63,7 +64,7 @@ class Arrivals(Section):
         return np.interp(units, np.concatenate(passed), np.concatenate(times))
 
 
-class Straggler(Section):
+class Straggler(Spell):
     """Why some answers are late. A faults file's `slow`, `hold`, `hang` and `crash` mean the same.
 
     slow: the worker is blocked before it computes; hold: its answer is held back while it goes on;
@@ -72,10 +73,6 @@ class Straggler(Section):
     """
 
     kind: Literal["slow", "hold", "hang", "crash", "factor", "burst"]
-    worker: Annotated[int, Field(ge=0)] | None = None
-    """None: every worker."""
-    from_s: Time = 0.0
-    until_s: float | None = None
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of each task to be hit; with `per_request`, of each request."""
     per_request: bool = False
@@ -119,14 +116,7 @@ class Straggler(Section):
             raise ValueError(f"a straggler of kind {self.kind!r} is not per_request")
         if self.kind == "burst" and (self.worker is not None or self.probability != 1):
             raise ValueError("a burst draws its workers and when it comes: no worker, probability")
-        if self.until_s is not None and self.until_s <= self.from_s:
-            raise ValueError(f"until_s {self.until_s:g} is not after from_s {self.from_s:g}")
         return self
-
-    def hits(self, worker: int, now: float) -> bool:
-        """Tell whether it is on for a worker at this time (seconds)."""
-        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
-        return on and self.worker in (None, worker)
 
 
 class Accuracy(Section):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
-from codedinvnet.bench import rows as results
+from codedinvnet import rows as results
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench.rows import (
+from codedinvnet.errors import UserError
+from codedinvnet.rows import (
     SCHEMA_VERSION,
     agreeing,
     append_row,
@@ -17,7 +18,6 @@ from codedinvnet.bench.rows import (
     read_rows,
     unpack_counts,
 )
-from codedinvnet.errors import UserError
 
 
 def row(key: str, value: int = 0) -> dict[str, object]:
