@@ -25,7 +25,7 @@ from ray import serve
 from codedinvnet.data import sample_images
 from examples.ray_serve import app
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 try:
     serve.run(app({"bundle": "mnist", "k": "2", "deadline_ms": "9000"}))

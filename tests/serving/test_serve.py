@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
@@ -50,7 +50,7 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
 
 
 def test_connections_are_bounded() -> None:
-    config = server_config(FastAPI(), ServeOptions("mnist"), workers=11)
+    config = server_config(Starlette(), ServeOptions("mnist"), workers=11)
     config.load()
     chosen = config.http_protocol_class
     assert issubclass(chosen, BoundedHttp)

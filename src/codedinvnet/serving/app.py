@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -21,12 +21,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import Counter
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codedinvnet.serving.actions import DEADLINE
@@ -150,6 +151,9 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
+Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
 class TooSlow(Exception):
     """A request's body did not come in time."""
 
@@ -196,7 +200,47 @@ async def departure(receive: Receive) -> None:
         await asyncio.Event().wait()
 
 
-def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> FastAPI:
+def problems(front: FrontEnd) -> dict[Any, Handler]:
+    """Return how every kind of error is answered."""
+
+    async def http_problem(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    async def internal(request: Request, error: Exception) -> Response:
+        reason = f"{type(error).__name__}: {error}"
+        log_event("internal error", logging.ERROR, path=request.url.path, reason=reason)
+        return problem(500, f"internal error: {type(error).__name__}")
+
+    async def no_room(_: Request, error: Exception) -> Response:
+        reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
+        message = f"{reasons[type(error)]}: try again later"
+        return problem(503, message, {"Retry-After": RETRY_AFTER})
+
+    async def too_late(_: Request, __: DeadlinePassed) -> Response:
+        front.metrics.queries.labels("deadline").inc()
+        return problem(504, "deadline passed")
+
+    async def client_left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def too_slow(_: Request, error: TooSlow) -> Response:
+        return problem(408, str(error), {"Connection": "close"})  # the rest may still come
+
+    async def bad_request(_: Request, error: BadRequest) -> Response:
+        return problem(413 if isinstance(error, TooLarge) else 400, str(error))
+
+    return {
+        HTTPException: http_problem,
+        Exception: internal,
+        **dict.fromkeys((Overloaded, Draining, Starting), no_room),
+        DeadlinePassed: too_late,
+        ClientDisconnect: client_left,
+        TooSlow: too_slow,
+        BadRequest: bad_request,
+    }
+
+
+def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> Starlette:
     """Return the application; it stops the front end in the end.
 
     Args:
@@ -210,7 +254,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> F
     waiting = 0  # bytes of bodies that are arriving or wait to be parsed
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             if starts:
                 await front.start()
@@ -218,85 +262,35 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> F
         finally:
             await front.stop()
 
-    app = FastAPI(title="codedinvnet", lifespan=lifespan, openapi_url=None)
-    if options.token:
-        app.add_middleware(TokenCheck, token=options.token)
-    app.add_middleware(RequestCount, counter=front.metrics.requests)  # last: around the others
-
-    @app.exception_handler(HTTPException)
-    async def http_problem(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def bad_path(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return problem(400, f"{first['loc'][-1]}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        reason = f"{type(error).__name__}: {error}"
-        log_event("internal error", logging.ERROR, path=request.url.path, reason=reason)
-        return problem(500, f"internal error: {type(error).__name__}")
-
-    @app.exception_handler(Overloaded)
-    @app.exception_handler(Draining)
-    @app.exception_handler(Starting)
-    async def no_room(_: Request, error: Exception) -> Response:
-        reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
-        message = f"{reasons[type(error)]}: try again later"
-        return problem(503, message, {"Retry-After": RETRY_AFTER})
-
-    @app.exception_handler(DeadlinePassed)
-    async def too_late(_: Request, __: DeadlinePassed) -> Response:
-        front.metrics.queries.labels("deadline").inc()
-        return problem(504, "deadline passed")
-
-    @app.exception_handler(ClientDisconnect)
-    async def client_left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it
-
-    @app.exception_handler(TooSlow)
-    async def too_slow(_: Request, error: TooSlow) -> Response:
-        return problem(408, str(error), {"Connection": "close"})  # the rest may still come
-
-    @app.exception_handler(BadRequest)
-    async def bad_request(_: Request, error: BadRequest) -> Response:
-        return problem(413 if isinstance(error, TooLarge) else 400, str(error))
-
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    async def live(_: Request) -> Response:
+        return JSONResponse({"live": True})
 
     def is_ready() -> bool:
         return front.ready and any(worker.up for worker in front.scheduler.workers)
 
-    @app.get("/v2/health/ready")
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         up = is_ready()
         return JSONResponse({"ready": up}, status_code=200 if up else 503)
 
-    @app.get("/v2")
-    async def server() -> dict[str, Any]:
-        return server_metadata(version("codedinvnet"))
+    async def server(_: Request) -> Response:
+        return JSONResponse(server_metadata(version("codedinvnet")))
 
-    def check_model(name: str, model_version: str = VERSION) -> None:
+    def check_model(request: Request) -> None:
+        name = request.path_params["name"]
+        model_version = request.path_params.get("model_version", VERSION)
         if name != model.name or model_version != VERSION:
             raise HTTPException(
                 404, f"no model {name!r} version {model_version!r}; there is {model.name!r} 1"
             )
 
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{model_version}")
-    async def metadata(name: str, model_version: str = VERSION) -> dict[str, Any]:
-        check_model(name, model_version)
-        return model_metadata(model)
+    async def metadata(request: Request) -> Response:
+        check_model(request)
+        return JSONResponse(model_metadata(model))
 
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{model_version}/ready")
-    async def model_ready(name: str, model_version: str = VERSION) -> Response:
-        check_model(name, model_version)
+    async def model_ready(request: Request) -> Response:
+        check_model(request)
         up = is_ready()
-        return JSONResponse({"name": name, "ready": up}, status_code=200 if up else 503)
+        return JSONResponse({"name": model.name, "ready": up}, status_code=200 if up else 503)
 
     async def parse_in_turn(
         parse: Callable[[], InferRequest], began: float, gone: asyncio.Task[None]
@@ -355,10 +349,8 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> F
                 gone.cancel()
                 raise
 
-    @app.post("/v2/models/{name}/infer")
-    @app.post("/v2/models/{name}/versions/{model_version}/infer")
-    async def infer(request: Request, name: str, model_version: str = VERSION) -> Response:
-        check_model(name, model_version)
+    async def infer(request: Request) -> Response:
+        check_model(request)
         began = time.monotonic()
         front.check_room(1)  # before its body takes any
         parsed, gone = await take_in(request, began)
@@ -394,13 +386,11 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> F
         extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
         return Response(data, media_type=kind, headers=extra)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         front.update_gauges()
         return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/times")
-    async def times() -> Response:
+    async def times(_: Request) -> Response:
         def written() -> bytes:  # in a thread: ten thousands of numbers
             return json.dumps(front.times.report()).encode()
 
@@ -408,17 +398,41 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> F
 
     page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
 
-    @app.get("/")
-    async def index() -> HTMLResponse:
+    async def index(_: Request) -> Response:
         return HTMLResponse(page)
 
-    @app.get("/page/state")
-    async def state() -> dict[str, Any]:
-        return page_state(front, options)
+    async def state(_: Request) -> Response:
+        return JSONResponse(page_state(front, options))
 
+    routes = [
+        Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
+        for version_part in ("", "/versions/{model_version}")
+        for path, endpoint, verb in (
+            ("/infer", infer, "POST"),
+            ("", metadata, "GET"),
+            ("/ready", model_ready, "GET"),
+        )
+    ]
+    routes += [
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2", server),
+        Route("/metrics", metrics),
+        Route("/times", times),
+        Route("/", index),
+        Route("/page/state", state),
+    ]
     if options.demo is not None:
-        add_demo(app, front, options.demo)
-    return app
+        routes += demo_routes(front, options.demo)
+    middleware = [Middleware(RequestCount, counter=front.metrics.requests)]
+    if options.token:
+        middleware.append(Middleware(TokenCheck, token=options.token))
+    return Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers=problems(front),
+        lifespan=lifespan,
+    )
 
 
 def wants_gzip(accepted: str) -> bool:
@@ -490,16 +504,15 @@ def encode_image(image: np.ndarray) -> str:
     return base64.b64encode(pixels.tobytes()).decode()
 
 
-def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
-    """Add the buttons: slow, stop, kill and heal a worker, and images to send."""
+def demo_routes(front: FrontEnd, images: np.ndarray) -> list[Route]:
+    """Return those of the buttons: slow, stop, kill and heal a worker, and images to send."""
     pool = front.pool
 
-    @app.get("/demo/images")
-    async def demo_images() -> list[str]:
-        return [encode_image(image) for image in images]
+    async def demo_images(_: Request) -> Response:
+        return JSONResponse([encode_image(image) for image in images])
 
-    @app.post("/demo/workers/{worker}/{deed}")
-    async def do(request: Request, worker: int, deed: str) -> Response:
+    async def do(request: Request) -> Response:
+        worker, deed = request.path_params["worker"], request.path_params["deed"]
         if request.headers.get(DEMO_HEADER) != "1":
             raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
         if not 0 <= worker < front.rules.workers or not isinstance(pool, FaultyPool):
@@ -523,3 +536,8 @@ def add_demo(app: FastAPI, front: FrontEnd, images: np.ndarray) -> None:
                 os.kill(pid, signals[deed])
         log_event("demo", worker=worker, deed=deed)
         return JSONResponse({"worker": worker, "deed": deed})
+
+    return [
+        Route("/demo/images", demo_images),
+        Route("/demo/workers/{worker:int}/{deed}", do, methods=["POST"]),
+    ]

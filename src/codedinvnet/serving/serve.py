@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+import uvloop
+from starlette.applications import Starlette
 
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
@@ -308,13 +309,14 @@ def log_to_stderr() -> None:
         chosen.propagate = False
 
 
-def server_config(app: FastAPI, options: ServeOptions, workers: int) -> uvicorn.Config:
+def server_config(app: Starlette, options: ServeOptions, workers: int) -> uvicorn.Config:
     """Return how the application is served."""
     return uvicorn.Config(
         app,
         http=type("Http", (BoundedHttp,), {"most": connection_limit(workers)}),
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody here asks where a request comes from
         timeout_graceful_shutdown=math.ceil(options.deadline_ms / 1000) + DRAIN_TIMEOUT,
         timeout_keep_alive=KEEP_ALIVE,
     )
@@ -407,4 +409,4 @@ def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
     with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
-        asyncio.run(_serve(options))
+        uvloop.run(_serve(options))
