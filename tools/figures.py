@@ -24,7 +24,9 @@ Three more have a section of docs/results.md each, if they are there: `NAME-cuda
 the costs on a GPU; `speed-cuda.json`, which `codedinvnet bench inverse mnist --device cuda --out
 docs/results/speed-cuda.json` and likewise `embed` and `train` write; and
 `paper-full-mnist-kK.json`, a copy of what the paper's four commands left of
-`configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`.
+`configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`. And so has
+`latency-pytorch.jsonl`: three runs of the latency of before, to be deleted when the set in
+`latency.jsonl` has as many.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from codedinvnet.bench import latency_tables
 from codedinvnet.bench.equal_cost import (
     backup_width,
     macs,
@@ -45,7 +48,14 @@ from codedinvnet.bench.equal_cost import (
 )
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.bench.results import ACCURACY_GRID, LATENCY_GRID, headlines, page, speed_section
+from codedinvnet.bench.results import (
+    ACCURACY_GRID,
+    LATENCY_GRID,
+    headlines,
+    latency_section,
+    page,
+    speed_section,
+)
 from codedinvnet.bench.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
@@ -73,6 +83,7 @@ AIM = (
 )
 RENDERED = ("README.md", "docs/training.md", "docs/serving.md", "docs/benchmarks.md")
 """What figures go into, between marks."""
+OLD_LATENCY = "latency-pytorch.jsonl"
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
@@ -766,6 +777,9 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
         "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
+        "latency-before": latency_tables.overview(read_rows(old, "latency")).strip()
+        if (old := folder / OLD_LATENCY).is_file()
+        else "Not measured before.",
         **headlines(folder, GRID),
     }
 
@@ -793,6 +807,17 @@ def full_paper(folder: Path) -> str:
     return "\n\n".join(paper_table(one, "configs/paper/mnist.json") for one in found if one)
 
 
+def latency_before(folder: Path, pictures: str) -> str:
+    """The latency as it was measured before, and its pictures; empty if it is not there."""
+    path = folder / OLD_LATENCY
+    if not path.is_file():
+        return ""
+    shown = "The share of requests of these runs that take longer"
+    picture = path.with_name(f"{path.stem}-tails.png")
+    drawn = f"\n\n{shown}:\n\n![{shown}]({pictures}/{picture.name})" if picture.is_file() else ""
+    return latency_section(path) + drawn
+
+
 def results_page(folder: Path, pictures: str) -> str:
     """The page of a folder of results: the benchmarks', and what only some machines can measure.
 
@@ -804,6 +829,7 @@ def results_page(folder: Path, pictures: str) -> str:
     more = {
         "The service": serve_table(serve) if serve else "",
         "Checks of the shipped bundles": bundle_checks(bundle_results(folder), folder),
+        "Latency, measured before": latency_before(folder, pictures),
         "Times on a CUDA machine": cuda_times(folder),
         "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
         "The paper's settings with all their epochs": full_paper(folder),

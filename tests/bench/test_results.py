@@ -251,8 +251,13 @@ def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
         "| arm 2 | p50 | never | never | 90.0 |",
     ]
     assert "have changed since" not in found
-    write(folder / "latency.jsonl", [latency_row("hedge", TIMES, run=2)])
-    assert "have changed since" in section(page(folder, "."), title)
+    assert "Every arm of `latency.jsonl` with" in found
+    (folder / "latency.jsonl").rename(folder / "latency-before.jsonl")
+    assert "Every arm of `latency-before.jsonl` with" in section(page(folder, "."), title)
+    write(folder / "latency-before.jsonl", [latency_row("hedge", TIMES, run=2)])
+    found_again = section(page(folder, "."), title)
+    assert "Every arm with" in found_again
+    assert "have changed since" in found_again
     good = json.loads((folder / "validation.json").read_text())
     same = percentile(100.0, 90.0, True)
     good["arms"] = [{**good["arms"][0], "percentiles": dict.fromkeys(COMPARED, same)}]

@@ -312,8 +312,12 @@ def validation_section(path: Path) -> str:
         for name, own in finite.items()
     )
     never = f", and {found.never} are never on both sides ({measured.NEVER})" if found.never else ""
+    rows = sorted(path.parent.glob("latency*.jsonl"))
+    of = [one.name for one in rows if file_digest(one) == report["measured_digest"]]
+    named = f" of `{of[0]}`" if of else ""
     text = [
-        f"Every arm with finished runs was simulated with the times fitted in these runs, {images} "
+        f"Every arm{named} with finished runs was simulated with the times fitted in these runs, "
+        f"{images} "
         "images a run; a percentile of simulated runs is taken as that of the measured ones. Of "
         f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
         f"judged and {found.agree} agree: {found.agree - found.never} lie within "
@@ -321,8 +325,7 @@ def validation_section(path: Path) -> str:
         f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval: {alone}){never}. "
         + (" ".join(not_judged) or "None is left out."),
     ]
-    rows = path.with_name("latency.jsonl")
-    if rows.is_file() and file_digest(rows) != report["measured_digest"]:
+    if rows and not of:
         text.append("The rows of the measurement have changed since.")
     if off:
         columns = ("arm", "percentile", "measured, ms", "allowed, ms", "simulated, ms")
