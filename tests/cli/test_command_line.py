@@ -71,7 +71,7 @@ def test_help_needs_no_heavy_imports() -> None:
     own = [module for module in loaded if module.startswith("codedinvnet.")]
     expected = ["codedinvnet.errors"]
     assert [module for module in own if not module.startswith("codedinvnet.cli")] == expected
-    assert not {"torch", "numpy", "pydantic", "fastapi"} & set(loaded)
+    assert not {"torch", "numpy", "pydantic", "starlette"} & set(loaded)
 
 
 def test_wrong_usage(call: Command) -> None:

@@ -45,7 +45,7 @@ def test_a_run_must_have_some_of_what_is_rare() -> None:
     (told,) = too_short(2.65, Rare("the hang timeout", 3))
     assert told.startswith("The run lasts 2.6 s, and the hang timeout is 3.0 s: too short")
     (told,) = too_short(2.65, Rare("a hung task", 1e300))
-    assert told == "The run lasts 2.6 s, and a hung task hardly ever comes: none is judged by it."
+    assert told == "The run lasts 2.6 s, and a hung task hardly ever comes: it is not judged."
 
 
 def test_a_run_drifts_if_requests_wait_ever_longer() -> None:

@@ -14,7 +14,7 @@ FEWEST = 3
 """A run must be as long as so many of its rarest events take in the mean."""
 GROWN = 1.25
 """A run drifts if the median of its last third is so many times that of its first."""
-ODD = 1e7
+HARDLY_EVER = 1e7
 """What takes more seconds in the mean (four months) is said to hardly ever come."""
 FULL = 0.97
 """Workers that are busy for less of their time can do the load."""
@@ -65,8 +65,8 @@ def too_short(seconds: float, rare: Rare | None, what: str = "The run lasts") ->
     """Return a sentence, if a run of so many seconds is too short for its rarest event."""
     if rare is None or seconds >= FEWEST * rare.every_s:
         return []
-    if rare.every_s > ODD:
-        return [f"{what} {seconds:.1f} s, and {rare.what} hardly ever comes: none is judged by it."]
+    if rare.every_s > HARDLY_EVER:
+        return [f"{what} {seconds:.1f} s, and {rare.what} hardly ever comes: it is not judged."]
     comes = "is" if rare.what == "the hang timeout" else "comes every"
     return [
         f"{what} {seconds:.1f} s, and {rare.what} {comes} {rare.every_s:.1f} s: too short to judge "
