@@ -998,8 +998,10 @@ class TestDemo:
                 assert response.json() == {"worker": 2, "deed": deed}
             sent = [signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT]
             assert signals == [(1_000_000_002, number) for number in sent]
-            for worker, deed in ((WORKERS, "kill"), (-1, "kill"), ("one", "kill"), (0, "hurt")):
-                error(await post(f"/demo/workers/{worker}/{deed}"), 404)
+            for worker in (WORKERS, -1, "one"):
+                message = error(await post(f"/demo/workers/{worker}/kill"), 404)
+                assert message == f"no worker {worker}"
+            assert "no deed 'hurt'" in error(await post("/demo/workers/0/hurt"), 404)
             assert len(signals) == 3
 
             await post("/demo/workers/1/slow")

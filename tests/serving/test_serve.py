@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 from starlette.applications import Starlette
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
+from codedinvnet.serving import serve as serving
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.serve import (
     VALUE_LENGTH,
@@ -44,9 +46,21 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
             assert await reader.read() == b""
             writer.close()
 
-    asyncio.run(run())
+    uvloop.run(run())  # as the service does
     assert len(seen) == 2
     assert all(seen)
+
+
+def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = []
+
+    async def serves(_: ServeOptions) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    monkeypatch.setattr(serving, "_serve", serves)
+    monkeypatch.setattr(serving, "log_to_stderr", lambda: None)
+    serving.serve(ServeOptions("mnist"))
+    assert [type(loop) for loop in loops] == [uvloop.Loop]
 
 
 def test_connections_are_bounded() -> None:

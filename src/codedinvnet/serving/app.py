@@ -512,11 +512,12 @@ def demo_routes(front: FrontEnd, images: np.ndarray) -> list[Route]:
         return JSONResponse([encode_image(image) for image in images])
 
     async def do(request: Request) -> Response:
-        worker, deed = request.path_params["worker"], request.path_params["deed"]
+        name, deed = request.path_params["worker"], request.path_params["deed"]
         if request.headers.get(DEMO_HEADER) != "1":
             raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
-        if not 0 <= worker < front.rules.workers or not isinstance(pool, FaultyPool):
-            raise HTTPException(404, f"no worker {worker}")
+        if name not in map(str, range(front.rules.workers)) or not isinstance(pool, FaultyPool):
+            raise HTTPException(404, f"no worker {name}")
+        worker = int(name)
         if front.workers[worker].state == STARTING:
             raise HTTPException(503, f"worker {worker} is starting")
         pid = pool.pid(worker)
@@ -539,5 +540,5 @@ def demo_routes(front: FrontEnd, images: np.ndarray) -> list[Route]:
 
     return [
         Route("/demo/images", demo_images),
-        Route("/demo/workers/{worker:int}/{deed}", do, methods=["POST"]),
+        Route("/demo/workers/{worker}/{deed}", do, methods=["POST"]),
     ]

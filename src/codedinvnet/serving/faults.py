@@ -39,7 +39,7 @@ class Delay(Section):
         return self.ms / 1000
 
 
-class Spell(Section):
+class FaultWindow(Section):
     """Where and when something goes wrong."""
 
     worker: Annotated[int, Field(ge=0)] | None = None
@@ -49,7 +49,7 @@ class Spell(Section):
     """Seconds since the pool started."""
 
     @model_validator(mode="after")
-    def _ends_after_it_begins(self) -> Spell:
+    def _ends_after_it_begins(self) -> FaultWindow:
         if self.until_s is not None and self.until_s <= self.from_s:
             raise ValueError(f"until_s {self.until_s:g} is not after from_s {self.from_s:g}")
         return self
@@ -60,7 +60,7 @@ class Spell(Section):
         return on and self.worker in (None, worker)
 
 
-class Fault(Spell):
+class Fault(FaultWindow):
     """What goes wrong, on which worker, and when."""
 
     kind: Literal["slow", "hold", "hang", "crash", "corrupt"]

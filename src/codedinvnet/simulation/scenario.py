@@ -13,7 +13,7 @@ from codedinvnet.bundle import load_bundle
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.serving.faults import Spell
+from codedinvnet.serving.faults import FaultWindow
 from codedinvnet.serving.rules import (
     MAX_BATCH,
     POLICIES,
@@ -64,7 +64,7 @@ class Arrivals(Section):
         return np.interp(units, np.concatenate(passed), np.concatenate(times))
 
 
-class Straggler(Spell):
+class Straggler(FaultWindow):
     """Why some answers are late. A faults file's `slow`, `hold`, `hang` and `crash` mean the same.
 
     slow: the worker is blocked before it computes; hold: its answer is held back while it goes on;
