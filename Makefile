@@ -14,7 +14,7 @@ BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test lint format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-pixels bench-seeds bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -25,10 +25,13 @@ setup: .venv/.installed-dev  ## create .venv with everything a developer needs
 demo: .venv/.installed  ## run the demonstration (writes demo-out/)
 	$(BIN)/codedinvnet demo
 
-# Several files at once, each on one thread: threads of two tests would wait for each other. In their order:
-# otherwise the files with few and long tests come last, and one process does them alone.
-test: lint  ## every check: lint, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: lint pytest  ## every check: lint, types, tests
+
+# Several files at once, each on one thread: threads of two tests would wait for each other. Three, since a third
+# of the time is spent waiting for what runs elsewhere. In their order: otherwise the files with few and long tests
+# come last, and one process does them alone.
+pytest: .venv/.installed-dev  ## the tests alone
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff check

@@ -20,7 +20,7 @@ from codedinvnet.classifier import classifier_of
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
-from codedinvnet.methods import METHODS, NeRCC, SmallBackup, Tolerance
+from codedinvnet.methods import METHODS, ClosedNeRCC, NeRCC, SmallBackup, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.rows import append_row
@@ -137,7 +137,7 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
 
     path = tmp_path / "accuracy.jsonl"
     others: list[dict[str, Any]] = [
-        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "approxifer"}),
+        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-closed"}),
         *({"error": "no"}, {"settings": {"bundle": "another"}}),
     ]
     for number, changed in enumerate(others):
@@ -153,6 +153,9 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     method = method_for(mnist, "mnist", "nercc", K, path)
     assert isinstance(method, NeRCC)
     assert (method.encoder_smoothing, method.decoder_smoothing) == (0.25, 1e-4)
+    closed = method_for(mnist, "mnist", "nercc-closed", K, path)
+    assert isinstance(closed, ClosedNeRCC)
+    assert (closed.encoder_smoothing, closed.decoder_smoothing) == (9.0, 9.0)
     plain = method_for(mnist, "mnist", "nercc", K, None)
     assert isinstance(plain, NeRCC)
     assert (plain.encoder_smoothing, plain.decoder_smoothing) == (1e-6, 1e-6)

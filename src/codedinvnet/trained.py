@@ -16,10 +16,10 @@ from codedinvnet.config import EncoderSettings
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     ONE,
+    REGULARISED,
     CodedMethod,
     ConcatParM,
     LearnedCode,
-    NeRCC,
     PaperInvNet,
     ParM,
     SmallBackup,
@@ -97,8 +97,8 @@ def with_part(
     return PARITY_MODELS[name](classifier, part, k)
 
 
-def _smoothing(rows: Path, weights: str, k: int, stragglers: int) -> tuple[float, float]:
-    """Return NeRCC's regularisers, encoder's and decoder's, from rows of `bench accuracy`.
+def _smoothing(rows: Path, name: str, weights: str, k: int, stragglers: int) -> tuple[float, float]:
+    """Return the regularisers, encoder's and decoder's, from rows of `bench accuracy`.
 
     Raises:
         UserError: if there is no such file, or none of its rows is of these weights, k and S.
@@ -109,13 +109,13 @@ def _smoothing(rows: Path, weights: str, k: int, stragglers: int) -> tuple[float
         row["chosen"]["smoothing"]
         for row in read_rows(rows, "accuracy")
         if row["error"] is None
-        and (row["method"], row["base"]) == (NeRCC.name, "invertible")
+        and (row["method"], row["base"]) == (name, "invertible")
         and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
         and row["settings"].get("bundle") == weights
     ]
     if not found:
         many = "" if stragglers == 1 else f" and {stragglers} missing"
-        raise UserError(f"--part: {rows} holds no row of nercc with k = {k}{many} for this bundle")
+        raise UserError(f"--part: {rows} holds no row of {name} with k = {k}{many} for this bundle")
     encoder, decoder = found[-1]
     return encoder, decoder
 
@@ -142,16 +142,16 @@ def method_for(
         name: of the method.
         k: members of a group.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
-            beside the bundle, if there is one. Of nercc its rows, for the regularisers that it
-            chose.
+            beside the bundle, if there is one. Of `REGULARISED` its rows, for the regularisers that
+            it chose.
         tolerance: of a method that can be made for any.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.
     """
-    if name == NeRCC.name and part is not None:
-        encoder, decoder = _smoothing(part, weights_digest(bundle), k, tolerance.stragglers)
-        return NeRCC(
+    if name in REGULARISED and part is not None:
+        encoder, decoder = _smoothing(part, name, weights_digest(bundle), k, tolerance.stragglers)
+        return REGULARISED[name](
             classifier_of(loaded.model),
             k,
             stragglers=tolerance.stragglers,

@@ -44,10 +44,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
     {"methods": ["parm-concat"]},
     {"methods": ["parm-learned"], "k": [2]},
-    {"methods": ["coded-invnet-paper", "average-image"]},
+    {"methods": ["coded-invnet-paper", "average-image", "approxifer-closed", "nercc-closed"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
     {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
+TRIALS = 22
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
@@ -89,14 +90,14 @@ def finished(
     folder = tmp_path_factory.mktemp("accuracy")
     grid = write_grid(folder / "grid.json", bundle_folder)
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 20, "kept": 0, "done": 20, "failed": 0}
+    assert counts == {"trials": TRIALS, "kept": 0, "done": TRIALS, "failed": 0}
     return folder, grid
 
 
 def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == set(METHODS)
-    assert len({row["key"] for row in rows}) == len(rows) == 20
+    assert len({row["key"] for row in rows}) == len(rows) == TRIALS
     guessed = {(r["method"], r["missing"]) for r in rows if r["settings"].get("guesses")}
     assert guessed == {("coded-invnet", 2)}
     for row in rows:
@@ -118,7 +119,8 @@ def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> N
     assert one["replication", "invertible"]["recovered"] == pytest.approx(normal)
     assert one["none", "invertible"]["answered"] == 0.0
     assert not one["nercc", "resnet"]["systematic"]
-    assert len(one["nercc", "resnet"]["chosen"]["smoothing"]) == 2
+    for name, base in (("nercc", "resnet"), ("nercc-closed", "invertible")):
+        assert len(one[name, base]["chosen"]["smoothing"]) == 2
     assert one["approxifer-byzantine", "invertible"]["r"] == 2 * 5 + 1 - 4
     (both,) = (r for r in rows if r["corrupt"] == 2)
     assert both["r"] == 2 * (4 + 2) + 1 - 4  # as many wrong ones are looked for
@@ -135,7 +137,7 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
     assert len(before) == 2 * 6
     counts = run(grid, folder, data_dir)
-    assert counts == {"trials": 20, "kept": 20, "done": 0, "failed": 0}
+    assert counts == {"trials": TRIALS, "kept": TRIALS, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
     blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
     assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
@@ -226,14 +228,19 @@ def test_a_killed_grid_goes_on_where_it_stopped(
         process.send_signal(signal.SIGKILL)
         process.wait()
     there = read_rows(rows)
-    assert 2 <= len(there) < 20
+    assert 2 <= len(there) < TRIALS
     with open(rows, "ab") as file:  # and the line that was being written
         file.write(b'{"schema_version": 1, "key": "half of a')
     counts = run(grid, tmp_path, data_dir)
-    assert counts == {"trials": 20, "kept": len(there), "done": 20 - len(there), "failed": 0}
+    assert counts == {
+        "trials": TRIALS,
+        "kept": len(there),
+        "done": TRIALS - len(there),
+        "failed": 0,
+    }
     found = read_rows(rows)
     assert found[: len(there)] == there
-    assert len({row["key"] for row in found}) == len(found) == 20
+    assert len({row["key"] for row in found}) == len(found) == TRIALS
 
 
 @pytest.mark.parametrize(
@@ -488,6 +495,7 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
         ("none", 1),
         ("replication", 1),
         ("approxifer", 1),
+        ("approxifer-closed", 1),
         ("approxifer-byzantine", 1),
         ("coded-invnet", 1),
         ("coded-invnet", 2),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
-from codedinvnet.methods import ApproxIFER, CodedMethod, RobustApproxIFER
+from codedinvnet.methods import ApproxIFER, ClosedApproxIFER, CodedMethod, RobustApproxIFER
 from codedinvnet.methods.approxifer import berrut_matrix, locate_errors
 from codedinvnet.methods.interpolation import first_kind, second_kind
 from codedinvnet.serving.group import is_systematic
@@ -60,6 +60,10 @@ def test_points_lie_where_the_paper_puts_them() -> None:
         [math.cos(math.pi / 6), 0.0, math.cos(5 * math.pi / 6)]
     )
     assert second_kind(4).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
+    assert second_kind(4, closed=True).tolist() == pytest.approx([1, 0.5, -0.5, -1])
+    assert second_kind(1, closed=True).tolist() == [1]
+    assert ApproxIFER(Linear(), 3).nodes.tolist() == second_kind(4).tolist()
+    assert ClosedApproxIFER(Linear(), 3).nodes.tolist() == second_kind(4, closed=True).tolist()
 
 
 def collides(k: int, workers: int) -> bool:
@@ -76,8 +80,11 @@ def test_the_known_collisions() -> None:
 
 @pytest.mark.parametrize("stragglers", [0, 1, 2, 3])
 @pytest.mark.parametrize("k", range(2, 12))
-def test_weights_are_finite_and_sum_to_one_at_every_pattern(k: int, stragglers: int) -> None:
-    method = ApproxIFER(Linear(), k, stragglers=stragglers)
+@pytest.mark.parametrize("kind", [ApproxIFER, ClosedApproxIFER])
+def test_weights_are_finite_and_sum_to_one_at_every_pattern(
+    kind: type[ApproxIFER], k: int, stragglers: int
+) -> None:
+    method = kind(Linear(), k, stragglers=stragglers)
     assert (method.r, len(method.tasks(k))) == (stragglers, k + stragglers)
     ones = torch.ones(k + stragglers, dtype=torch.float64)
     torch.testing.assert_close(method.encoding.sum(1), ones)
@@ -89,12 +96,13 @@ def test_weights_are_finite_and_sum_to_one_at_every_pattern(k: int, stragglers: 
 
 
 @pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 1), (4, 1), (3, 3), (6, 2), (10, 1)])
+@pytest.mark.parametrize("kind", [ApproxIFER, ClosedApproxIFER])
 def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
-    k: int, stragglers: int
+    kind: type[ApproxIFER], k: int, stragglers: int
 ) -> None:
     """A linear model of a mixture is the mixture of its outputs: two matrix products."""
     classifier = Linear()
-    method = ApproxIFER(classifier, k, stragglers=stragglers)
+    method = kind(classifier, k, stragglers=stragglers)
     as_method: CodedMethod = method
     assert not is_systematic(as_method)
     group = images(k)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline, make_smoothing_spline
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
-from codedinvnet.methods import NeRCC
+from codedinvnet.methods import ClosedNeRCC, NeRCC
 from codedinvnet.methods.interpolation import first_kind, second_kind
 from codedinvnet.methods.nercc import natural_spline_matrix, smoothing_spline_matrix, tune
 from codedinvnet.serving.group import is_systematic
@@ -87,10 +87,13 @@ def test_the_order_of_the_knots_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 2), (4, 1), (10, 1)])
-def test_queries_on_a_line_are_answered_exactly_at_every_pattern(k: int, stragglers: int) -> None:
+@pytest.mark.parametrize("kind", [NeRCC, ClosedNeRCC])
+def test_queries_on_a_line_are_answered_exactly_at_every_pattern(
+    kind: type[NeRCC], k: int, stragglers: int
+) -> None:
     """The splines keep lines, and a linear model maps a line to a line."""
     classifier = Linear()
-    method = NeRCC(classifier, k, stragglers=stragglers, encoder_smoothing=0.3)
+    method = kind(classifier, k, stragglers=stragglers, encoder_smoothing=0.3)
     assert not is_systematic(method)
     start, end = images(2).unbind(1)
     group = torch.stack([start + float(a) * (end - start) for a in first_kind(k)], dim=1)
@@ -138,7 +141,10 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize("stragglers", [0, 1, 2])
-def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -> None:
+@pytest.mark.parametrize("kind", [NeRCC, ClosedNeRCC])
+def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
+    kind: type[NeRCC], stragglers: int
+) -> None:
     generator = torch.Generator().manual_seed(3)
     group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64, generator=generator)
     group = group.expand(-1, -1, 2, 4, 4)
@@ -157,7 +163,7 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -
         return sum(int((f == labels).sum()) for f in found)
 
     def make(encoder: float, decoder: float) -> NeRCC:
-        return NeRCC(
+        return kind(
             classifier,
             4,
             stragglers=stragglers,
@@ -167,7 +173,8 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next test looks at it
-        tuned = tune(classifier, group, labels, stragglers=stragglers, candidates=candidates)
+        tuned = tune(kind, classifier, group, labels, stragglers=stragglers, candidates=candidates)
+    assert type(tuned) is kind
     all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1
     assert all_pairs[tuned.encoder_smoothing, tuned.decoder_smoothing] == max(all_pairs.values())
@@ -178,9 +185,9 @@ def test_a_best_regulariser_at_the_end_of_the_candidates_is_told() -> None:
     classifier = Steps()
     labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
     with pytest.warns(UserWarning, match=r"of the .*coder, 1, is at the end .*\(1 to 10\)"):
-        tuned = tune(classifier, group, labels, candidates=(1.0, 10.0))
+        tuned = tune(NeRCC, classifier, group, labels, candidates=(1.0, 10.0))
     assert 1.0 in (tuned.encoder_smoothing, tuned.decoder_smoothing)
-    tune(classifier, group, labels, candidates=(0.0,))  # nothing lies below 0
+    tune(NeRCC, classifier, group, labels, candidates=(0.0,))  # nothing lies below 0
 
 
 def test_negative_smoothing_is_the_users_error() -> None:

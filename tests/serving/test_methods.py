@@ -84,7 +84,9 @@ async def served(
 
 
 @pytest.mark.parametrize("hung", [None, 0, 3])
-@pytest.mark.parametrize("name", ["approxifer", "nercc", "oracle"])
+@pytest.mark.parametrize(
+    "name", ["approxifer", "nercc", "approxifer-closed", "nercc-closed", "oracle"]
+)
 def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int | None) -> None:
     method = mnist.coded(name, K)
     images = sample_images("mnist").images[:K].numpy()
@@ -129,6 +131,8 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
     [
         ("approxifer", 2, 1, K + 2),
         ("nercc", 3, 1, K + 3),
+        ("approxifer-closed", 2, 1, K + 2),
+        ("nercc-closed", 2, 1, K + 2),
         ("approxifer-byzantine", 1, 2, 2 * (K + 2) + 1),
         ("approxifer-byzantine", 2, 3, 2 * (K + 3) + 2),
     ],

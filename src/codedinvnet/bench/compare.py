@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from codedinvnet.bench.erasures import Counts
 
 SAMPLES = 2000
-CHUNK = 200
-"""Redraws at a time, which bounds the memory."""
 
 
 class Difference(NamedTuple):
@@ -49,19 +48,19 @@ def paired_difference(
         len(x.scored) != len(y.scored) for x, y in zip(a[:shared], b[:shared], strict=True)
     ):
         raise ValueError("the methods were not given the same groups")
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     margins, deviations = [], []
     per_grouping = -(-samples // shared)
     for x, y in zip(a[:shared], b[:shared], strict=True):
         values = torch.stack([x.correct, x.scored, y.correct, y.scored]).double()
         margin = float(_difference(values.sum(1)))
         margins.append(margin)
+        # Groups that came out the same are one kind: a redraw is how many it has of each.
+        kinds, of_each = values.unique(dim=1, return_counts=True)
         count = values.shape[1]
-        for start in range(0, per_grouping, CHUNK):
-            size = min(CHUNK, per_grouping - start)
-            redrawn = torch.randint(count, (size, count), generator=generator)
-            sums = torch.stack([row[redrawn].sum(1) for row in values])
-            deviations.append(_difference(sums) - margin)
+        redrawn = generator.multinomial(count, of_each.numpy() / count, per_grouping)
+        sums = kinds @ torch.from_numpy(redrawn).double().T
+        deviations.append(_difference(sums) - margin)
     mean = sum(margins) / shared
     drawn = torch.cat(deviations) + mean
     tails = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))

@@ -20,7 +20,7 @@ from codedinvnet.config import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.methods import METHODS, NEEDS, Need, NeRCC
+from codedinvnet.methods import METHODS, NEEDS, REGULARISED, Need
 from codedinvnet.methods.parm import check_tiles
 
 Base = Literal["invertible", "resnet"]
@@ -174,7 +174,7 @@ def trained(method: str, base: Base) -> bool:
 
 def needs_training_images(method: str, base: Base) -> bool:
     """Tell whether something is trained for a trial, or chosen on validation images."""
-    return trained(method, base) or method == NeRCC.name
+    return trained(method, base) or method in REGULARISED
 
 
 def trials(grid: AccuracyGrid) -> Iterator[Trial]:

@@ -26,14 +26,15 @@ from codedinvnet.data import ImageSource, random_groups, split_indices, spread_r
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     NEEDS,
+    REGULARISED,
     ApproxIFER,
     AverageImage,
+    ClosedApproxIFER,
     CodedInvNet,
     CodedMethod,
     ConcatParM,
     LearnedCode,
     Need,
-    NeRCC,
     Oracle,
     PaperInvNet,
     ParM,
@@ -422,11 +423,14 @@ class DataSet:
         classifier = self.classifier(trial.base, trial.seed)
         if trial.method in WITH_PARTS:
             return with_part(trial.method, classifier, self.bundle.model, self.part(trial), k)
-        if trial.method == NeRCC.name:
+        if trial.method in REGULARISED:
             groups, labels = self.validation_groups(k)
-            return tune(classifier, groups, labels, stragglers=stragglers)
-        if trial.method == ApproxIFER.name:
-            return ApproxIFER(classifier, k, stragglers=stragglers)
+            return tune(
+                REGULARISED[trial.method], classifier, groups, labels, stragglers=stragglers
+            )
+        for kind in (ApproxIFER, ClosedApproxIFER):
+            if trial.method == kind.name:
+                return kind(classifier, k, stragglers=stragglers)
         if trial.method == RobustApproxIFER.name:
             errors = max(1, trial.corrupt)
             return RobustApproxIFER(classifier, k, stragglers=stragglers, errors=errors)

@@ -32,7 +32,7 @@ HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""
 HEADLINE_METHODS = (
     *(tables.OURS, "small-backup"),
-    *("approxifer", "nercc", "parm", "approxifer-byzantine"),
+    *("approxifer", "approxifer-closed", "nercc", "nercc-closed", "parm", "approxifer-byzantine"),
     *("coded-invnet-paper", "average-image"),
     *("none", "replication", "oracle"),
 )

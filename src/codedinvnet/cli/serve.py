@@ -29,21 +29,22 @@ def add_commands(commands: Commands) -> None:
     add(
         "--method",
         default="coded-invnet",
-        help="coded-invnet, approxifer, approxifer-byzantine, nercc, oracle, average-image, or of "
-        "the shipped bundles, with k = 10, small-backup; with --part also parm, parm-concat, "
-        "parm-learned, coded-invnet-paper or small-backup (coded-invnet)",
+        help="coded-invnet, approxifer, approxifer-closed, approxifer-byzantine, nercc, "
+        "nercc-closed, oracle, average-image, or of the shipped bundles, with k = 10, "
+        "small-backup; with --part also parm, parm-concat, parm-learned, coded-invnet-paper or "
+        "small-backup (coded-invnet)",
     )
     add(
         "--part",
         type=Path,
-        help="the checkpoint that `bench accuracy` left for that method and k; of nercc its rows, "
-        "for the regularisers",
+        help="the checkpoint that `bench accuracy` left for that method and k; of nercc and "
+        "nercc-closed its rows, for the regularisers",
     )
     add(
         "--stragglers",
         type=int,
         default=1,
-        help="outputs of a group that may be missing: approxifer, approxifer-byzantine, nercc (1)",
+        help="outputs of a group that may be missing: approxifer*, nercc* (1)",
     )
     add(
         "--errors",

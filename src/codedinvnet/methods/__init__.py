@@ -7,10 +7,10 @@ from enum import Enum
 from typing import NamedTuple
 
 from codedinvnet.classifier import classifier_of
-from codedinvnet.methods.approxifer import ApproxIFER, RobustApproxIFER
+from codedinvnet.methods.approxifer import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
 from codedinvnet.methods.base import CodedMethod
 from codedinvnet.methods.coded_invnet import AverageImage, CodedInvNet, Evidence, PaperInvNet
-from codedinvnet.methods.nercc import NeRCC
+from codedinvnet.methods.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.methods.oracle import Oracle
 from codedinvnet.methods.parm import ConcatParM, LearnedCode, ParM
 from codedinvnet.methods.small_backup import SmallBackup
@@ -36,8 +36,10 @@ METHODS: Mapping[str, type[CodedMethod]] = {
     "parm-concat": ConcatParM,
     "parm-learned": LearnedCode,
     "approxifer": ApproxIFER,
+    "approxifer-closed": ClosedApproxIFER,
     "approxifer-byzantine": RobustApproxIFER,
     "nercc": NeRCC,
+    "nercc-closed": ClosedNeRCC,
     "coded-invnet": CodedInvNet,
     "coded-invnet-paper": PaperInvNet,
     "average-image": AverageImage,
@@ -53,8 +55,10 @@ NEEDS: Mapping[str, Need] = {
     "parm-concat": Need.PARITY_MODEL,
     "parm-learned": Need.LEARNED_CODE,
     "approxifer": Need.CLASSIFIER,
+    "approxifer-closed": Need.CLASSIFIER,
     "approxifer-byzantine": Need.CLASSIFIER,
     "nercc": Need.CLASSIFIER,
+    "nercc-closed": Need.CLASSIFIER,
     "coded-invnet": Need.MODEL,
     "coded-invnet-paper": Need.ENCODER,
     "average-image": Need.MODEL,
@@ -82,15 +86,26 @@ FROM_MODEL: Mapping[str, Callable[[CodedModel, int, Tolerance], CodedMethod]] = 
     "approxifer": lambda model, k, tolerance: ApproxIFER(
         classifier_of(model), k, stragglers=tolerance.stragglers
     ),
+    "approxifer-closed": lambda model, k, tolerance: ClosedApproxIFER(
+        classifier_of(model), k, stragglers=tolerance.stragglers
+    ),
     "approxifer-byzantine": lambda model, k, tolerance: RobustApproxIFER(
         classifier_of(model), k, **tolerance._asdict()
     ),
     "nercc": lambda model, k, tolerance: NeRCC(
         classifier_of(model), k, stragglers=tolerance.stragglers
     ),
+    "nercc-closed": lambda model, k, tolerance: ClosedNeRCC(
+        classifier_of(model), k, stragglers=tolerance.stragglers
+    ),
 }
 """The codes that a bundle's model alone is enough for, made from it, k and a tolerance."""
-CHOSEN_STRAGGLERS = (ApproxIFER.name, RobustApproxIFER.name, NeRCC.name)
+REGULARISED: Mapping[str, type[NeRCC]] = {kind.name: kind for kind in (NeRCC, ClosedNeRCC)}
+"""The codes whose regularisers are chosen on validation images."""
+CHOSEN_STRAGGLERS = (
+    *(ApproxIFER.name, ClosedApproxIFER.name, RobustApproxIFER.name),
+    *REGULARISED,
+)
 CHOSEN_ERRORS = (RobustApproxIFER.name,)
 """The codes whose S or E can be chosen."""
 
@@ -101,8 +116,11 @@ __all__ = [
     "METHODS",
     "NEEDS",
     "ONE",
+    "REGULARISED",
     "ApproxIFER",
     "AverageImage",
+    "ClosedApproxIFER",
+    "ClosedNeRCC",
     "CodedInvNet",
     "CodedMethod",
     "ConcatParM",

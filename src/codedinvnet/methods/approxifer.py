@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
-from codedinvnet.methods.interpolation import Interpolating, second_kind
+from codedinvnet.methods.interpolation import Interpolating
 
 MEETS = 1e-12
 """Points closer than this are one point: cosines of equal angles differ by some 1e-16."""
@@ -89,8 +89,8 @@ class ApproxIFER(Interpolating):
     """Berrut's interpolant as encoder and decoder, for any k and S (paper, sections 3 and 4).
 
     Without errors there are k + S workers; to locate E wrong ones, 2(k + E) + S. The points are
-    those of the published code, β_i = cos(iπ / workers); those of the paper's text end at −1. For
-    some k and S they meet the α, where the interpolant is the node's value.
+    those of the published code, β_i = cos(iπ / workers); for those of the paper's text see
+    `ClosedApproxIFER`. For some k and S they meet the α, where the interpolant is the node's value.
 
     Args:
         classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
@@ -116,13 +116,7 @@ class ApproxIFER(Interpolating):
             raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
         self.errors = errors
         workers = 2 * (k + errors) + stragglers if errors else k + stragglers
-        super().__init__(
-            classifier,
-            k,
-            workers=workers,
-            stragglers=stragglers,
-            nodes=second_kind(max(1, workers)),
-        )
+        super().__init__(classifier, k, workers=workers, stragglers=stragglers)
 
     def encoding_matrix(self) -> Tensor:
         return berrut_matrix(self.nodes, self.points)
@@ -142,6 +136,13 @@ class ApproxIFER(Interpolating):
             used = tuple(t for t, keep in zip(tasks, kept.tolist(), strict=True) if keep)
             answers[rows] = super().answers(used, values[rows][:, kept])
         return answers
+
+
+class ClosedApproxIFER(ApproxIFER):
+    """ApproxIFER with the points of its paper's text, which end at −1 (section 3)."""
+
+    name = "approxifer-closed"
+    closed = True
 
 
 class RobustApproxIFER(ApproxIFER):

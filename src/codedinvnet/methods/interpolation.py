@@ -24,9 +24,14 @@ def first_kind(count: int) -> Tensor:
     return torch.cos((2 * torch.arange(count, dtype=torch.float64) + 1) * math.pi / (2 * count))
 
 
-def second_kind(count: int) -> Tensor:
-    """Return Chebyshev points of the second kind without −1, cos(iπ / n), falling, float64."""
-    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / count)
+def second_kind(count: int, *, closed: bool = False) -> Tensor:
+    """Return Chebyshev points of the second kind, falling, float64.
+
+    They begin at 1. Without `closed` −1, where they would end, is left out: cos(iπ / n) for
+    i = 0 … n − 1; else they are cos(iπ / (n − 1)).
+    """
+    intervals = max(1, count - 1) if closed else count
+    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / intervals)
 
 
 class Interpolating(ABC):
@@ -37,25 +42,24 @@ class Interpolating(ABC):
         k: queries in a group.
         workers: k + r.
         stragglers: S, the outputs that may be missing.
-        nodes: β (workers,), distinct, falling, float64.
 
     Raises:
         UserError: if k is below 2 or the stragglers below 0.
     """
 
     name: str
+    closed = False
+    """Whether both ends of −1..1 are among the β."""
     fixed_size = True
     guesses = False
 
-    def __init__(
-        self, classifier: nn.Module, k: int, *, workers: int, stragglers: int, nodes: Tensor
-    ) -> None:
+    def __init__(self, classifier: nn.Module, k: int, *, workers: int, stragglers: int) -> None:
         check_k(k)
         if stragglers < 0:
             raise UserError(f"{self.name}: stragglers must be at least 0, got {stragglers}")
         self.classifier, self.k, self.r = classifier, k, workers - k
         self.workers, self.needed = workers, workers - stragglers
-        self.points, self.nodes = first_kind(k), nodes
+        self.points, self.nodes = first_kind(k), second_kind(workers, closed=self.closed)
         parameter = next(classifier.parameters())
         self.device = parameter.device
         self.parameters = sum(p.numel() for p in classifier.parameters())

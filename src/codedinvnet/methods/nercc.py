@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
-from codedinvnet.methods.interpolation import Interpolating, second_kind
+from codedinvnet.methods.interpolation import Interpolating
 from codedinvnet.methods.patterns import erasure_patterns
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6
@@ -112,8 +112,7 @@ class NeRCC(Interpolating):
 
     LeTCC (2406.00300) derives the same two regularisers for any computation.
 
-    α are Chebyshev points of the first kind, β of the second, as in ApproxIFER; with both ends
-    among the β, it was clearly worse on MNIST's validation images at k = 10 (docs/decisions.md).
+    α are Chebyshev points of the first kind, β of the second, as in ApproxIFER.
 
     Args:
         classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
@@ -139,18 +138,12 @@ class NeRCC(Interpolating):
     ) -> None:
         if not (encoder_smoothing >= 0 and decoder_smoothing >= 0):
             raise UserError(
-                "nercc: both smoothings must be at least 0, "
+                f"{self.name}: both smoothings must be at least 0, "
                 f"got {encoder_smoothing} and {decoder_smoothing}"
             )
         self.encoder_smoothing, self.decoder_smoothing = encoder_smoothing, decoder_smoothing
         workers = k + stragglers
-        super().__init__(
-            classifier,
-            k,
-            workers=workers,
-            stragglers=stragglers,
-            nodes=second_kind(max(1, workers)),
-        )
+        super().__init__(classifier, k, workers=workers, stragglers=stragglers)
 
     def encoding_matrix(self) -> Tensor:
         return smoothing_spline_matrix(self.nodes, self.points, self.encoder_smoothing)
@@ -160,8 +153,16 @@ class NeRCC(Interpolating):
         return smoothing_spline_matrix(self.points, nodes, self.decoder_smoothing)
 
 
+class ClosedNeRCC(NeRCC):
+    """NeRCC with both ends of −1..1 among its β."""
+
+    name = "nercc-closed"
+    closed = True
+
+
 @torch.inference_mode()
 def tune(
+    kind: type[NeRCC],
     classifier: nn.Module,
     groups: Tensor,
     labels: Tensor,
@@ -175,6 +176,7 @@ def tune(
     one may lie beyond it.
 
     Args:
+        kind: of the method.
         classifier: as for `NeRCC`.
         groups: images (G, k, C, H, W).
         labels: (G, k).
@@ -188,13 +190,13 @@ def tune(
     best: tuple[float, float, float] | None = None
     lost_sets = erasure_patterns(k, stragglers, stragglers, TUNING_PATTERNS, 0)
     for encoder in candidates:
-        coded = NeRCC(classifier, k, stragglers=stragglers, encoder_smoothing=encoder)
+        coded = kind(classifier, k, stragglers=stragglers, encoder_smoothing=encoder)
         outputs = {
             task: torch.cat([coded.compute(task, part) for part in groups.split(250)])
             for task in coded.tasks(k)
         }
         for decoder in candidates:
-            method = NeRCC(
+            method = kind(
                 classifier,
                 k,
                 stragglers=stragglers,
@@ -213,12 +215,12 @@ def tune(
     for part, chosen in zip(("encoder", "decoder"), best[1:], strict=True):
         if len(candidates) > 1 and chosen > 0 and chosen in (min(candidates), max(candidates)):
             warnings.warn(
-                f"nercc: the best regulariser of the {part}, {chosen:g}, is at the end of what "
-                f"was tried ({min(candidates):g} to {max(candidates):g}): a better one may lie "
-                "beyond",
+                f"{kind.name}: the best regulariser of the {part}, {chosen:g}, is at the end of "
+                f"what was tried ({min(candidates):g} to {max(candidates):g}): a better one may "
+                "lie beyond",
                 stacklevel=2,
             )
-    return NeRCC(
+    return kind(
         classifier,
         k,
         stragglers=stragglers,
