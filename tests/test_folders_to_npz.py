@@ -1,0 +1,59 @@
+"""`python tools/folders_to_npz.py`: what it writes is what `--data-dir` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codedinvnet.data import load_images
+from tools.folders_to_npz import main
+
+
+def write(path: Path, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28)])
+def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None:
+    source, expected = tmp_path / "source", []
+    for number, (name, file) in enumerate([("dog", "b"), ("cat", "a"), ("dog", "a")]):
+        for split in ("train", "test"):
+            pixels = write(source / split / name / f"{file}.png", shape, number)
+        expected.append(pixels)
+    assert main([str(source), str(tmp_path / "data" / "pets")]) == 0
+    for split in ("train", "test"):
+        found = load_images("pets", split, data_dir=tmp_path / "data")
+        assert found.classes == ("cat", "dog")
+        images, labels = found.batch(torch.arange(3))
+        assert labels.tolist() == [0, 1, 1]
+        for image, number in zip(images, (1, 2, 0), strict=True):
+            rows = image.permute(1, 2, 0).numpy().reshape(shape)
+            np.testing.assert_array_equal(rows, expected[number])
+
+
+def test_mistakes_are_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    words = [str(source), str(target)]
+
+    def told() -> str:
+        assert main(words) == 2
+        assert not target.exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert told() == f"error: there is no folder {source / 'train'}"
+    (source / "train").mkdir(parents=True)
+    assert told() == f"error: {source / 'train'} has no folders of images, one for each class"
+    write(source / "train" / "cat" / "a.png", (32, 32, 3), 0)
+    write(source / "train" / "cat" / "b.png", (30, 32, 3), 0)
+    assert "b.png has the shape (30, 32, 3), the first (32, 32, 3)" in told()
+    (source / "train" / "cat" / "b.png").write_text("no picture")
+    assert "b.png: no image: " in told()
