@@ -243,6 +243,8 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
     failed, *others = others
     lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
     lines += [row(k, 0.55, label="average-image") for k in (4, 10)]
+    quick = {"bundle": weights_digest("mnist"), "quick": True}
+    lines.append(row(4, 0.1, settings=quick, key="quick"))
     (folder / "accuracy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     (folder / "pixels-mnist-k4.json").write_text(reproduced(3000, {4: 0.7408}))
     papers = figures.paper_of("mnist", folder)

@@ -139,6 +139,7 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     others: list[dict[str, Any]] = [
         *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-closed"}),
         *({"error": "no"}, {"settings": {"bundle": "another"}}),
+        {"settings": {"bundle": weights_digest("mnist"), "quick": True}},
     ]
     for number, changed in enumerate(others):
         append_row(path, row(str(number), [9.0, 9.0], **changed))

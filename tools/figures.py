@@ -524,20 +524,26 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
     return ", ".join(parts)
 
 
+def beyond(result: dict[str, Any]) -> str:
+    """Return a sentence on how many requests lie beyond p99.9, and a space."""
+    requests = min(arm["requests"] for arm in result["straggler_arms"].values())
+    return (
+        f"(Of {requests:,} requests each, {requests // 1000} beyond p99.9; these intervals, of a "
+        "bootstrap, cannot reach above the slowest.) "
+    )
+
+
 def held_tails(result: dict[str, Any]) -> str:
-    """Return the p99 of requests of ten and the p99.9 of single images, with held answers."""
+    """Return the p99 of requests of ten and of single images, with held answers."""
     arms = {**result.get("straggler_arms", {}), **result.get("variant_arms", {})}
     texts = []
-    for kind, figure, words in (
-        ("held", "p99_ms", "p99 with held answers"),
-        ("single", "p999_ms", "p99.9 of single images with held answers"),
-    ):
+    for kind, words in (("held", "p99"), ("single", "p99 of single images")):
         own = {
             policy: arms[f"{kind}/{policy}"] for policy in POLICIES if f"{kind}/{policy}" in arms
         }
-        values = ", ".join(f"{policy} {number(arm[figure])}" for policy, arm in own.items())
+        values = ", ".join(f"{policy} {number(arm['p99_ms'])}" for policy, arm in own.items())
         if values:
-            texts.append(f"{words}: {values} ms.")
+            texts.append(f"{words} with held answers: {values} ms.")
     return " ".join(texts)
 
 
@@ -595,7 +601,7 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "stragglers": lambda r: (
         "p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
         f"{tail_ratios(r, '', POLICIES)}; with evenly spaced requests "
-        f"{tail_ratios(r, 'even_', POLICIES[:2])}. {held_tails(r)}"
+        f"{tail_ratios(r, 'even_', POLICIES[:2])}. {beyond(r)}{held_tails(r)}"
     ),
     "light": lambda r: (
         f"When nobody straggles, at 30 % of capacity ({r['capacity_qps']:.0f} single images a "
@@ -726,7 +732,7 @@ def method_rows(name: str, method: str, folder: Path) -> dict[int, Row]:
     wanted = (method, weights_digest(name) if rows else "", 1, 0)
     return {
         row["k"]: row
-        for row in newest(rows).values()
+        for row in sorted(newest(rows).values(), key=lambda row: not row["settings"].get("quick"))
         if (row["label"], row["settings"].get("bundle"), row["missing"], row["corrupt"]) == wanted
     }
 

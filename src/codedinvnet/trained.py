@@ -109,6 +109,7 @@ def _smoothing(rows: Path, name: str, weights: str, k: int, stragglers: int) -> 
         row["chosen"]["smoothing"]
         for row in read_rows(rows, "accuracy")
         if row["error"] is None
+        and not row["settings"].get("quick")
         and (row["method"], row["base"]) == (name, "invertible")
         and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
         and row["settings"].get("bundle") == weights

@@ -315,6 +315,11 @@ def test_the_command_writes_rows_tables_and_figures(
     [
         ({"k": 5, "workers": 6}, [], "serves groups of 2 to 4"),
         ({"parts": "missing.json"}, [], "cannot read the grid"),
+        (
+            {"blocks": [{"batches": [257], "loads": [0.3], "methods": ["coded"]}]},
+            [],
+            "blocks.0.batches.0: input should be less than or equal to 256, got 257",
+        ),
         ({}, ["--only", "method=parm"], "the grid has no method=parm"),
         ({"bundle": "nowhere"}, [], "no bundle 'nowhere'"),
         (

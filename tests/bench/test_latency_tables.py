@@ -343,7 +343,7 @@ def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> N
     lines = latency_tables.lines_of([*rows, latency_row("small-backup", sample(1))])
     note = latency_tables.note(lines)
     assert "A parity waits 40 ms and 1.6 ms for each image of its group, as E costs" in note
-    assert "A small backup waits 4 ms for each image of its group, as it costs 1/k" in note
+    assert "A small backup waits 4 ms for each image of its group, as it may cost 1/k" in note
     assert "When parities" not in note
     for row in rows:
         row["settings"].pop("parity_wait_ms", None)

@@ -305,7 +305,7 @@ def test_rows_of_an_earlier_sweep_are_left_out(folder: Path) -> None:
     write(path, [sweep_row(0.5, "coded", 50.0, 1.1)])
     where = section(page(folder, "."), "Where each policy wins")
     assert "| held | 10 | coded | coded |" in where
-    assert "4 runs of 20,000 images each, which arrive at random." in where
+    assert "4 runs of 20,000 images each, which arrive at random. All 2 places met the" in where
     write(path, [{**sweep_row(0.2, "hedge", 9.0, 1.0), "scenario": {"workers": 20}}])
     where = section(page(folder, "."), "Where each policy wins")
     assert "| held | 10 | hedge |" in where
@@ -334,6 +334,12 @@ def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:
         for cell, scenario in found.scenarios()
     ]
     assert results._current_cells(rows) == rows
+    seeds: dict[tuple[str, int, float], set[int]] = {}
+    for cell, scenario in found.scenarios():
+        seeds.setdefault((cell.stragglers, cell.batch, cell.load), set()).add(scenario.seed)
+    assert all(len(of_a_place) == 1 for of_a_place in seeds.values())
+    assert len(set.union(*seeds.values())) == len(seeds)
+    assert results._draws(rows, len(seeds)) == ""
 
 
 def test_quick_rows_are_marked(tmp_path: Path) -> None:

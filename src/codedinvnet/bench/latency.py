@@ -37,7 +37,15 @@ from codedinvnet.bench.latency_grid import (
     long_enough,
     quick_grid,
 )
-from codedinvnet.bench.load import ProcessorTime, Reply, connect, open_loop, processor_time, server
+from codedinvnet.bench.load import (
+    ProcessorTime,
+    Reply,
+    connect,
+    open_loop,
+    processor_time,
+    server,
+    warm,
+)
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bundle import (
     Bundle,
@@ -218,8 +226,8 @@ class LatencyBench:
     def parity_wait(self, arm: Arm) -> ParityWait | None:
         """Return what a parity waits; None without parities.
 
-        Its parts are to `wait_ms` as their multiply-adds to f's: E costs `encode_share` of f for k
-        images, a small backup 1/k for each.
+        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. A small
+        backup is charged what it may cost, 1/k of f for each image.
         """
         grid = self.grid
         if not arm.served.rules.coded:
@@ -385,8 +393,9 @@ class LatencyBench:
                 server(*self._options(arm, path), log=self.log) as process,
                 connect(process.address, self.bundle.info.name, self.images) as client,
             ):
-                for i in range(WARM_REQUESTS):
-                    await client.infer(f"warm-{i}", images[i % len(images)])
+                await warm(
+                    client, (images[i % len(images)] for i in range(WARM_REQUESTS)), self.log
+                )
 
                 async def call(i: int, due: float) -> Reply:
                     return await client.infer(f"{i}", images[i], due)

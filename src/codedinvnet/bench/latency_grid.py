@@ -16,6 +16,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.faults import Fault, check_workers
+from codedinvnet.serving.rules import MAX_BATCH
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.served import SERVED, Served
 from codedinvnet.simulation.stragglers import stragglers
@@ -35,7 +36,7 @@ Load = Annotated[float, Field(gt=0, lt=1)]
 class LatencyBlock(Section):
     """A product of choices; each combination is one arm, which is run several times."""
 
-    batches: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    batches: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_BATCH)], ...], Field(min_length=1)]
     """Images of a request, which is answered with its last one."""
     loads: Annotated[tuple[Load, ...], Field(min_length=1)]
     """Shares of the capacity."""

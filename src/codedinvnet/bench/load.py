@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +169,23 @@ async def connect(address: str, model: str, images: np.ndarray) -> AsyncIterator
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield Client(session, address, model, images)
+
+
+async def warm(client: Client, requests: Iterable[Sequence[int]], log: Path) -> None:
+    """Send requests, one after another, so that every worker and path has run once.
+
+    Args:
+        client: of the service.
+        requests: of each the rows of its images.
+        log: the service's, for the error.
+
+    Raises:
+        UserError: if one of the answers is an error.
+    """
+    for number, rows in enumerate(requests):
+        reply = await client.infer(f"warm-{number}", rows)
+        if not reply.ok:
+            raise UserError(f"the service answered a first request with {reply.status}: see {log}")
 
 
 @contextmanager

@@ -375,7 +375,7 @@ def map_section(path: Path) -> str:
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,
             f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each, which "
-            "arrive at random. A million images took "
+            f"arrive at random.{_draws(rows, len(best))} A million images took "
             f"{statistics.median(seconds):.0f} s of a core ({min(seconds):.0f} to "
             f"{max(seconds):.0f}) on {'; '.join(sorted({row['machine'] for row in rows}))}."
             + (
@@ -388,6 +388,18 @@ def map_section(path: Path) -> str:
     )
 
 
+def _draws(rows: Sequence[Row], places: int) -> str:
+    """Return a space and a sentence if places met the same draws; else ""."""
+    seeds = len({row["scenario"].get("seed", 0) for row in rows})
+    if seeds >= places:
+        return ""
+    return (
+        f" All {places} places met the same gaps between arrivals: they are one draw."
+        if seeds == 1
+        else f" The {places} places have {seeds} seeds: of one seed the gaps are the same."
+    )
+
+
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -395,7 +407,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def _current_cells(rows: Sequence[Row]) -> list[Row]:
     """Return the newest row of every cell, of those whose scenario differs in its place alone."""
-    varied = ("arrivals", "policy", "backup", "stragglers", "queries")
+    varied = ("arrivals", "policy", "backup", "stragglers", "queries", "seed")
 
     def base(row: Row) -> dict[str, Any]:
         return {key: value for key, value in row["scenario"].items() if key not in varied}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
+from codedinvnet.bench.load import Client, Reply, connect, open_loop, server, warm
 from codedinvnet.bench.serve_figures import latencies
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
@@ -79,12 +79,7 @@ class Loader:
         Raises:
             UserError: if one of the answers is an error.
         """
-        for i in range(30):
-            reply = await client.infer(f"warm-{i}", self.rows(i, size))
-            if not reply.ok:
-                raise UserError(
-                    f"the service answered a first request with {reply.status}: see {self.log}"
-                )
+        await warm(client, (self.rows(i, size) for i in range(30)), self.log)
 
     async def _arm(
         self,

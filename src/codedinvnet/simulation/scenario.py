@@ -169,8 +169,8 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     backup: bool = False
-    """The extra task is a small classifier's, in place of a parity: it takes `service` alone, and
-    answers for every member."""
+    """The extra task is a small classifier's, in place of a parity: it takes 1/k of `service` for
+    each member of the group, and answers for every one."""
     apart: bool = False
     """The encoder keeps a group's members apart: its one parity (r = 1) alone makes up for any
     number of them. Of a scenario with a bundle the bundle says it (`completed`)."""
