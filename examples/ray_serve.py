@@ -6,12 +6,14 @@ serve run examples.ray_serve:app bundle=mnist k=10 deadline_ms=2000
 One replica: a coding group needs its queries in one place.
 """
 
+import dataclasses
 from typing import Any
 
 from pydantic import TypeAdapter
 from ray import serve
 
 from codedinvnet import UserError, load_bundle
+from codedinvnet.config import meant
 from codedinvnet.serving.app import build_app
 from codedinvnet.serving.pool import freeze_loaded
 from codedinvnet.serving.serve import (
@@ -26,6 +28,10 @@ from codedinvnet.serving.serve import (
 
 def app(arguments: dict[str, Any]) -> serve.Application:
     """Build the application from `serve run`'s arguments: the bundle, and options of `serve`."""
+    names = [field.name for field in dataclasses.fields(ServeOptions)]
+    for name in arguments:
+        if name not in names:
+            raise UserError(f"{name}: no option of serve: {meant(name, names)}")
     settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
     options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
     check(options)

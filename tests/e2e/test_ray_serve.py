@@ -48,6 +48,8 @@ def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
     """Refused, or looked at, before Ray is asked for anything."""
     from examples.ray_serve import app
 
+    with pytest.raises(UserError, match="token_fiel: no option of serve: did you mean"):
+        app({"token_fiel": "secret"})
     for option in ("host", "port"):
         with pytest.raises(UserError, match=f"{option}: Ray Serve listens"):
             app({option: "1"})

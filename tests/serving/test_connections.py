@@ -31,9 +31,17 @@ class Http(BoundedHttp):
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Any]:
+async def serving(
+    http: type[BoundedHttp] = Http, timeout_keep_alive: int = 5
+) -> AsyncIterator[Any]:
     """Serve on a free port; yields a function that connects."""
-    config = uvicorn.Config(answer, http=Http, lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        answer,
+        http=http,
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=timeout_keep_alive,
+    )
     listener, server = bind("127.0.0.1", 0), Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     writers = []
@@ -135,6 +143,66 @@ def test_a_body_is_not_taken_for_headers() -> None:
                 head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100000\r\n\r\n"
                 writer.write(head + bytes(100_000))
                 await answered(reader)
+
+    asyncio.run(run())
+
+
+CHUNKED = REQUEST.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"0\r\n" + 20_000 * b"a:b\r\n", b"0\r\na:" + bytes(100_000), b"0;" + 100_000 * b"x"]
+)
+def test_what_follows_a_body_is_bounded_and_dropped(sent: bytes) -> None:
+    """Trailers come after the answer, when nobody looks at the connection any more."""
+    kept: list[int] = []
+
+    class Noted(Http):
+        def connection_lost(self, exc: Exception | None) -> None:
+            kept.append(len(self.headers))
+            super().connection_lost(exc)
+
+    async def run() -> None:
+        async with serving(Noted) as connect:
+            reader, writer = await connect()
+            writer.write(CHUNKED)
+            await answered(reader)
+            for start in range(0, len(sent), 1000):  # not all at once: that is read as one
+                writer.write(sent[start : start + 1000].replace(b"\0", b"x"))
+                await asyncio.sleep(0.001)
+            assert await ended(reader) < 5
+
+    asyncio.run(run())
+    assert kept == [2]  # Host and Transfer-Encoding
+
+
+def test_trailers_are_no_fault() -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            for _ in range(2):
+                writer.write(CHUNKED + b"3\r\nabc\r\n0\r\na: b\r\n\r\n")
+                await answered(reader)
+
+    asyncio.run(run())
+
+
+def test_a_body_that_comes_after_the_answer_does_not_keep_the_connection() -> None:
+    async def run() -> None:
+        async with serving(timeout_keep_alive=1) as connect:
+            reader, writer = await connect()
+            head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100\r\n\r\n"
+            writer.write(head)
+            await answered(reader)
+            for _ in range(3):
+                await asyncio.sleep(0.2)
+                writer.write(b"x")
+            assert await ended(reader) < 5
+            reader, writer = await connect()  # one that comes whole may be followed by another
+            writer.write(head)
+            await answered(reader)
+            writer.write(bytes(100) + REQUEST + b"\r\n")
+            await answered(reader)
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -148,6 +149,17 @@ def test_an_export_is_kept_until_the_weights_change(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
+
+
+def test_a_library_may_be_installed_by_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `onnxruntime-gpu` has the module `onnxruntime`."""
+    known = importlib.metadata.version("onnxruntime")
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert engine._version("onnxruntime") == known
 
 
 def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,11 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
         ({"faults": [{"kind": "slow"}]}, "faults.0: a fault of kind 'slow' needs a delay"),
         ({"faults": [{"kind": "hold"}]}, "faults.0: a fault of kind 'hold' needs a delay"),
         ({"faults": [{"kind": "hang", "spread": True}]}, "spread is an option of kind 'slow'"),
+        (
+            {"faults": [{"kind": "hang", "delay": {"ms": 500}}]},
+            "faults.0: delay is an option of kind 'slow' and 'hold', not of 'hang'",
+        ),
+        ({"faults": [{"kind": "crash", "scale": 2}]}, "scale is an option of kind 'corrupt'"),
         ({"faults": [{"kind": "crash", "each_image": True}]}, "each_image is an option of"),
         ({"faults": [{"kind": "hang", "from_task": -1}]}, "faults.0.from_task: "),
         ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
@@ -279,8 +284,8 @@ def test_slow_takes_its_time() -> None:
         await pool.call(1, task(7))
         return loop.time() - began
 
-    assert run(work, {"kind": "slow", "delay": {"ms": 30}}) >= 0.029
-    assert run(work, {"kind": "slow", "delay": {"ms": 0}}) < 10
+    assert run(work, {"kind": "slow", "delay": {"ms": 300}}) >= 0.29
+    assert run(work, {"kind": "slow", "delay": {"ms": 0}}) < 0.29
 
 
 def test_a_delay_that_is_spread_is_the_same_in_all(clock: Clock) -> None:

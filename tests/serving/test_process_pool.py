@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -257,6 +258,48 @@ def test_stop_ends_a_stopped_worker_too() -> None:
         with pytest.raises(WorkerDied, match="stopped"):
             await call
         assert deaths == []  # no one is to replace them
+
+    asyncio.run(run())
+
+
+def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
+    """A second Ctrl-C: this process's end waits for theirs."""
+
+    async def run() -> None:
+        pool = ProcessPool(WorkerSpec("mnist", 4))
+        await pool.start(2)
+        pids = [pid for i in range(2) if (pid := pool.pid(i)) is not None]
+        os.kill(pids[1], signal.SIGSTOP)
+        stopping = asyncio.create_task(pool.stop())
+        await asyncio.sleep(0.1)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert survivors(pids, 2) == []
+
+    asyncio.run(run())
+
+
+def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for the fork server, which may stand still; bodies are parsed in threads, too."""
+    hold = threading.Event()
+
+    def launch(*_: object) -> None:
+        hold.wait(60)
+        raise EOFError
+
+    monkeypatch.setattr(process_pool, "launch", launch)
+
+    async def run() -> None:
+        pool = ProcessPool(WorkerSpec("mnist", 4))
+        starting = [asyncio.create_task(pool._spawn(worker)) for worker in range(40)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(int), 10)
+        finally:
+            hold.set()
+        ends = await asyncio.gather(*starting, return_exceptions=True)
+        assert {type(end) for end in ends} == {EOFError}
 
     asyncio.run(run())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.errors import UserError
+from codedinvnet.serving.engine import ONNX_RUNTIME
 from codedinvnet.serving.pool import WorkerSpec
-from codedinvnet.serving.ray_pool import Actor, RayPool, last_line
+from codedinvnet.serving.ray_pool import Actor, RayPool, has_token, last_line
 
 
 def test_a_dead_actors_number_may_be_another_processs() -> None:
@@ -26,6 +29,41 @@ def test_an_error_of_ray_comes_down_to_its_last_line() -> None:
     )
     assert last_line(Exception(raised)) == "codedinvnet.errors.UserError: no bundle 'nowhere'"
     assert last_line(Exception()) == ""
+
+
+def test_a_user_without_a_home_has_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(Path, "home", home)
+    assert not has_token()
+
+
+def test_where_the_first_actor_fails_no_other_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine it starts alone; the others would fail as slowly."""
+    spawned: list[int] = []
+
+    async def fail(_: RayPool) -> Actor:
+        spawned.append(1)
+        raise RuntimeError("no engine here")
+
+    class Initialized:
+        def is_initialized(self) -> bool:
+            return True
+
+        def remote(self, **_: Any) -> Any:
+            return lambda cls: cls
+
+        def shutdown(self) -> None: ...
+
+    monkeypatch.setattr(RayPool, "_spawn", fail)
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.spec = Initialized(), WorkerSpec("mnist", 4, engine=ONNX_RUNTIME)
+    pool.actors, pool.heartbeats, pool.connected = [], None, False
+    with pytest.raises(UserError, match="the Ray actors cannot start: no engine here"):
+        asyncio.run(pool.start(11))
+    assert spawned == [1]
 
 
 class NoRay:

@@ -21,6 +21,7 @@ from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.serving.scheduler import (
     BUCKET,
+    FEW_TIMERS,
     HEDGE_SAMPLES,
     OVERTIME,
     PARITY_RETRIES,
@@ -48,6 +49,22 @@ def hedging(policy: str = "hedge", **options: Any) -> Model:
     model.wait(1)  # the open group is over
     model.new()
     return model
+
+
+# Timers
+
+
+def test_moot_timers_do_not_heap_up() -> None:
+    """A deadline may be hours away, and a live timer of a hung worker is in front of them."""
+    model = Model("uncoded", workers=2, hang_timeout=1e5, max_pending=1000)
+    model.submit(timeout=1e6)  # which keeps its worker
+    for _ in range(3000):
+        (query,) = model.submit(timeout=1e6)
+        (send,) = only(model.new(), Send)[-1:]
+        model.result(send.attempt)
+        assert query in model.ended
+        model.scheduler.next_timer()
+    assert len(model.scheduler._timers) < 3 * FEW_TIMERS
 
 
 # Groups

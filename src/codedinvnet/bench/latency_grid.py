@@ -77,6 +77,8 @@ class LatencyGrid(Section):
             raise ValueError(
                 f"service_ms must be above the wait_ms of {self.wait_ms:g} that it has in it"
             )
+        if self.group_timeout_ms >= self.deadline_ms:
+            raise ValueError(f"group_timeout_ms must be below the deadline_ms {self.deadline_ms:g}")
         return self
 
     @property

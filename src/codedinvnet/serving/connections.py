@@ -8,7 +8,8 @@ import resource
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LONGEST_HEAD = 64 * 1024
-"""Bytes of a request's line and headers, beside those that come together with the first one."""
+"""Bytes of a request's line and headers, or of what follows a chunk of its body (extensions,
+trailers), beside those that come together with the first one."""
 HEAD_TIMEOUT = 10.0
 """Seconds in which they must be here."""
 FILES_OF_A_WORKER = 8
@@ -27,12 +28,18 @@ def connection_limit(workers: int) -> int:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection: it is closed if its headers are too long, or too long on their way."""
+    """One connection: it is closed if its headers are too long, or too long on their way.
+
+    Trailers are counted and dropped. What comes of a request that was answered before it was here
+    does not keep the connection open.
+    """
 
     most = 1 << 20
     """Connections; those beyond are closed at once."""
-    _head: int | None = 0
-    """Bytes of headers so far; None while there are none to come."""
+    _in_head = True
+    """Whether a request's line or headers are to come."""
+    _unread = 0
+    """Bytes since a request began, its headers were complete, or a part of its body came."""
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,27 +54,39 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head is not None:
-            self._head += len(data)
+        idle = self.timeout_keep_alive_task
+        self._unread += len(data)
         super().data_received(data)
-        if self._head is not None and self._head > LONGEST_HEAD:
+        if self._unread > LONGEST_HEAD:
             self.transport.abort()
+        elif idle is not None and not self._in_head and self.cycle.response_complete:
+            self.timeout_keep_alive_task = self.loop.call_at(
+                idle.when(), self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._timer is None:  # the first one is expected from the connection's beginning on
             self._expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
     def _expect_head(self) -> None:
-        self._head = 0
+        self._in_head, self._unread = True, 0
         self._timer = self.loop.call_later(HEAD_TIMEOUT, self._too_late)
 
     def _end_head(self) -> None:
-        self._head = None
+        self._in_head, self._unread = False, 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

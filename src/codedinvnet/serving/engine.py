@@ -262,6 +262,14 @@ def _export(module: nn.Module, examples: Sequence[Tensor]) -> bytes:
     return content
 
 
+def _version(name: str) -> str:
+    """Return a library's version, also of one that another distribution installs (GPU builds)."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(name).__version__)
+
+
 def _kept_at(module: nn.Module, examples: Sequence[Tensor]) -> Path | None:
     """Return where the cache has an export, or would; None without a cache.
 
@@ -283,6 +291,6 @@ def _kept_at(module: nn.Module, examples: Sequence[Tensor]) -> Path | None:
         [tuple(example.shape) for example in examples],
         [file_digest(path) for path in code],
         torch.__version__,
-        [importlib.metadata.version(name) for name in NEEDED],
+        [_version(name) for name in NEEDED],
     )
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.onnx"

@@ -60,6 +60,15 @@ class FaultWindow(Section):
         return on and self.worker in (None, worker)
 
 
+OPTIONS = {
+    "delay": ("slow", "hold"),
+    "each_image": ("slow",),
+    "spread": ("slow",),
+    "scale": ("corrupt",),
+}
+"""Options of a fault that not every kind has."""
+
+
 class Fault(FaultWindow):
     """What goes wrong, on which worker, and when."""
 
@@ -87,9 +96,10 @@ class Fault(FaultWindow):
     def _delayed(self) -> Fault:
         if self.kind in ("slow", "hold") and self.delay is None:
             raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
-        for option in ("each_image", "spread"):
-            if getattr(self, option) and self.kind != "slow":
-                raise ValueError(f"{option} is an option of kind 'slow', not of {self.kind!r}")
+        for option, kinds in OPTIONS.items():
+            if option in self.model_fields_set and self.kind not in kinds:
+                words = " and ".join(map(repr, kinds))
+                raise ValueError(f"{option} is an option of kind {words}, not of {self.kind!r}")
         if self.until_task is not None and self.until_task <= self.from_task:
             raise ValueError(
                 f"until_task {self.until_task} is not above from_task {self.from_task}"

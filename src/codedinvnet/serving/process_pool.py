@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -112,6 +113,8 @@ class ProcessPool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["codedinvnet.serving.worker", preload.__name__])
         self.stopping = False
+        # Of its own: others that wait for a thread must not wait for the fork server.
+        self.launcher = ThreadPoolExecutor(thread_name_prefix="launch")
 
     async def start(self, size: int) -> None:
         """Start the workers.
@@ -163,7 +166,8 @@ class ProcessPool:
         process = self.context.Process(
             target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
         )
-        launched = asyncio.ensure_future(asyncio.to_thread(launch, process, self.spec))
+        loop = asyncio.get_running_loop()
+        launched = loop.run_in_executor(self.launcher, launch, process, self.spec)
         connection: Connection | None = None
         try:
             try:
@@ -262,8 +266,12 @@ class ProcessPool:
         for worker, connection in enumerate(self.connections):
             self._bury(worker, connection, "stopped")
         listeners = [c.listener for c in self.connections if c.listener is not None]
-        await asyncio.gather(*[self._end(c) for c in self.connections])
-        await self._see_off()
+        try:
+            await asyncio.gather(*[self._end(c) for c in self.connections])
+            await self._see_off()
+        finally:  # when cancelled, too: this process's end waits for theirs
+            for connection in self.connections:
+                self._kill(connection)
         for listener in listeners:
             listener.cancel()
         await asyncio.gather(*listeners, return_exceptions=True)

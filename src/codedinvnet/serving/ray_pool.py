@@ -52,8 +52,12 @@ def last_line(error: BaseException) -> str:
 
 def has_token() -> bool:
     """Tell whether the user has a token of Ray's, in the places where it looks for one."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    try:
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    except RuntimeError:  # this user has no home
+        return False
 
 
 class RayWorker:
@@ -143,6 +147,8 @@ class RayPool:
         for count in (alone, size - alone):
             actors = [self._spawn() for _ in range(count)]
             started += await asyncio.gather(*actors, return_exceptions=True)
+            if any(isinstance(problem, BaseException) for problem in started):
+                break
         self.actors = [actor for actor in started if isinstance(actor, Actor)]
         for problem in started:
             if isinstance(problem, BaseException):

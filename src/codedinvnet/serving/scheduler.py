@@ -43,6 +43,8 @@ OVERTIME = 0.5
 PATIENCE = 0.1
 """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
 a worker that hangs."""
+FEW_TIMERS = 256
+"""As many moot ones are let be."""
 NOBODY = -1
 """In place of a worker."""
 
@@ -155,6 +157,7 @@ class Scheduler:
         self._identity = 0
         self._fresh = 0
         self._timers: list[tuple[float, int, str, int]] = []
+        self._kept_timers = 0
         self._actions: list[Action] = []
 
     # Events
@@ -258,6 +261,12 @@ class Scheduler:
 
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
+        if len(self._timers) > 2 * self._kept_timers + FEW_TIMERS:
+            # Behind a live one moot ones would stay until they are due, which a deadline may make
+            # hours.
+            self._timers = [timer for timer in self._timers if not self._is_moot(*timer[2:])]
+            heapq.heapify(self._timers)
+            self._kept_timers = len(self._timers)
         while self._timers and self._is_moot(*self._timers[0][2:]):
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None

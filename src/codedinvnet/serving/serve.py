@@ -111,6 +111,11 @@ def check(options: ServeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if options.group_timeout_ms >= options.deadline_ms:
+        raise UserError(
+            f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
+            f"{options.group_timeout_ms:g}: a group that does not fill would be coded too late"
+        )
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
     try:
@@ -301,7 +306,8 @@ def log_to_stderr() -> None:
     """Write the service's events as JSON lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    levels = {logger.name: logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}
+    # uvicorn's warnings are of what clients send, a line for each request.
+    levels = {logger.name: logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
     for name, level in levels.items():
         chosen = logging.getLogger(name)
         chosen.handlers = [handler]
@@ -314,6 +320,7 @@ def server_config(app: Starlette, options: ServeOptions, workers: int) -> uvicor
     return uvicorn.Config(
         app,
         http=type("Http", (BoundedHttp,), {"most": connection_limit(workers)}),
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,  # nobody here asks where a request comes from
