@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from codedinvnet.data import load_images
+from codedinvnet.data.sources import Split
 from tools.folders_to_npz import main
 
 
@@ -28,7 +29,8 @@ def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None
             pixels = write(source / split / name / f"{file}.png", shape, number)
         expected.append(pixels)
     assert main([str(source), str(tmp_path / "data" / "pets")]) == 0
-    for split in ("train", "test"):
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
         found = load_images("pets", split, data_dir=tmp_path / "data")
         assert found.classes == ("cat", "dog")
         images, labels = found.batch(torch.arange(3))

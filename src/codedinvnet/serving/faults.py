@@ -97,7 +97,8 @@ class Fault(FaultWindow):
         if self.kind in ("slow", "hold") and self.delay is None:
             raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
         for option, kinds in OPTIONS.items():
-            if option in self.model_fields_set and self.kind not in kinds:
+            default = type(self).model_fields[option].default
+            if self.kind not in kinds and getattr(self, option) != default:
                 words = " and ".join(map(repr, kinds))
                 raise ValueError(f"{option} is an option of kind {words}, not of {self.kind!r}")
         if self.until_task is not None and self.until_task <= self.from_task:

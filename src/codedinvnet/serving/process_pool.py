@@ -30,6 +30,9 @@ STOP_TIMEOUT = 2.0
 EXIT_TIMEOUT = 0.1
 """Seconds in which the exit code of a worker that is gone becomes known."""
 STOP_POLL = 0.01
+UNREAD = 255
+"""multiprocessing's exit code of a process whose own it missed, as when another one's start, in a
+thread, has asked for it at the same moment."""
 PATIENCE = 10.0
 """Seconds that the fork server is given when a start is over or no longer wanted."""
 
@@ -79,7 +82,7 @@ async def _exit_of(process: BaseProcess) -> str:
             break
         await asyncio.sleep(STOP_POLL)
     code = process.exitcode
-    if code is None:
+    if code in (None, UNREAD):
         return "unknown"
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
