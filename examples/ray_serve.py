@@ -9,7 +9,7 @@ One replica: a coding group needs its queries in one place.
 import dataclasses
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
 from codedinvnet import UserError, load_bundle
@@ -33,7 +33,11 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         if name not in names:
             raise UserError(f"{name}: no option of serve: {meant(name, names)}")
     settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
-    options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
+    try:
+        options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UserError(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from error
     check(options)
     if unused := {"host", "port"} & arguments.keys():
         raise UserError(f"{unused.pop()}: Ray Serve listens; say it there (http_options)")

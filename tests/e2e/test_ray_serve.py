@@ -50,6 +50,8 @@ def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="token_fiel: no option of serve: did you mean"):
         app({"token_fiel": "secret"})
+    with pytest.raises(UserError, match=r"^k: Input should be a valid integer.*, got 'many'$"):
+        app({"k": "many"})
     for option in ("host", "port"):
         with pytest.raises(UserError, match=f"{option}: Ray Serve listens"):
             app({option: "1"})

@@ -23,6 +23,7 @@ from codedinvnet.serving.serve import (
     bind,
     check,
     hang_timeout,
+    log_to_stderr,
     make_front_end,
     read_token,
     server_config,
@@ -150,6 +151,24 @@ def test_a_hung_query_has_time_to_be_sent_again(
     if deadline == 2000:
         front = make_front_end(options, load_bundle("mnist"))
         assert front.rules.hang_timeout == pytest.approx(seconds)
+
+
+def test_what_clients_send_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """uvicorn warns of every invalid request, whoever sends it; its errors are ours to know."""
+    names = ("codedinvnet.serving", "uvicorn", "asyncio")
+    before = [
+        (log, log.handlers, log.level, log.propagate) for log in map(logging.getLogger, names)
+    ]
+    try:
+        log_to_stderr()
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+        assert capsys.readouterr().err == ""
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application")
+        assert "Exception in ASGI application" in capsys.readouterr().err
+    finally:
+        for log, handlers, level, propagate in before:
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)
 
 
 def test_a_token(tmp_path: Path) -> None:

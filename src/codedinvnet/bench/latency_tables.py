@@ -267,11 +267,7 @@ def note(lines: Sequence[Line]) -> str:
         f"{'A small backup' if backup else 'A parity'} waits "
         + (f"{task:g} ms and " if task else "")
         + f"{image:.2g} ms for each image of its group, "
-        + (
-            "as it may cost 1/k of f for each (`mnist`'s at k = 10 costs 0.85 of that). "
-            if backup
-            else "as E costs beside f. "
-        )
+        + ("as it may cost 1/k of f for each. " if backup else "as E costs beside f. ")
         for backup, task, image in sorted(waits)
     )
     commits = ", ".join(sorted({row["commit"][:7] for row in rows}))

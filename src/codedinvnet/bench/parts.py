@@ -26,10 +26,9 @@ from codedinvnet.data import ImageSource, random_groups, split_indices, spread_r
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     NEEDS,
+    RATIONAL,
     REGULARISED,
-    ApproxIFER,
     AverageImage,
-    ClosedApproxIFER,
     CodedInvNet,
     CodedMethod,
     ConcatParM,
@@ -428,9 +427,8 @@ class DataSet:
             return tune(
                 REGULARISED[trial.method], classifier, groups, labels, stragglers=stragglers
             )
-        for kind in (ApproxIFER, ClosedApproxIFER):
-            if trial.method == kind.name:
-                return kind(classifier, k, stragglers=stragglers)
+        if trial.method in RATIONAL:
+            return RATIONAL[trial.method](classifier, k, stragglers=stragglers)
         if trial.method == RobustApproxIFER.name:
             errors = max(1, trial.corrupt)
             return RobustApproxIFER(classifier, k, stragglers=stragglers, errors=errors)

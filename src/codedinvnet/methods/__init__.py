@@ -79,33 +79,31 @@ class Tolerance(NamedTuple):
 
 ONE = Tolerance()
 
+RATIONAL = {kind.name: kind for kind in (ApproxIFER, ClosedApproxIFER)}
+"""The rational interpolants that look for no errors."""
+REGULARISED = {kind.name: kind for kind in (NeRCC, ClosedNeRCC)}
+"""The codes whose regularisers are chosen on validation images."""
+
+
+def _for_stragglers(
+    kind: type[ApproxIFER] | type[NeRCC],
+) -> Callable[[CodedModel, int, Tolerance], CodedMethod]:
+    return lambda model, k, tolerance: kind(
+        classifier_of(model), k, stragglers=tolerance.stragglers
+    )
+
+
 FROM_MODEL: Mapping[str, Callable[[CodedModel, int, Tolerance], CodedMethod]] = {
     "coded-invnet": lambda model, k, _: CodedInvNet(model, k),
     "oracle": lambda model, k, _: Oracle(model, k),
     "average-image": lambda model, k, _: AverageImage(model, k),
-    "approxifer": lambda model, k, tolerance: ApproxIFER(
-        classifier_of(model), k, stragglers=tolerance.stragglers
-    ),
-    "approxifer-closed": lambda model, k, tolerance: ClosedApproxIFER(
-        classifier_of(model), k, stragglers=tolerance.stragglers
-    ),
+    **{name: _for_stragglers(kind) for name, kind in (RATIONAL | REGULARISED).items()},
     "approxifer-byzantine": lambda model, k, tolerance: RobustApproxIFER(
         classifier_of(model), k, **tolerance._asdict()
     ),
-    "nercc": lambda model, k, tolerance: NeRCC(
-        classifier_of(model), k, stragglers=tolerance.stragglers
-    ),
-    "nercc-closed": lambda model, k, tolerance: ClosedNeRCC(
-        classifier_of(model), k, stragglers=tolerance.stragglers
-    ),
 }
 """The codes that a bundle's model alone is enough for, made from it, k and a tolerance."""
-REGULARISED: Mapping[str, type[NeRCC]] = {kind.name: kind for kind in (NeRCC, ClosedNeRCC)}
-"""The codes whose regularisers are chosen on validation images."""
-CHOSEN_STRAGGLERS = (
-    *(ApproxIFER.name, ClosedApproxIFER.name, RobustApproxIFER.name),
-    *REGULARISED,
-)
+CHOSEN_STRAGGLERS = (*RATIONAL, RobustApproxIFER.name, *REGULARISED)
 CHOSEN_ERRORS = (RobustApproxIFER.name,)
 """The codes whose S or E can be chosen."""
 
@@ -116,6 +114,7 @@ __all__ = [
     "METHODS",
     "NEEDS",
     "ONE",
+    "RATIONAL",
     "REGULARISED",
     "ApproxIFER",
     "AverageImage",
