@@ -127,6 +127,11 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
 
 
+def test_points_are_those_of_approxifer() -> None:
+    assert NeRCC(Linear(), 4).nodes.tolist() == second_kind(5).tolist()
+    assert ClosedNeRCC(Linear(), 4).nodes.tolist() == second_kind(5, closed=True).tolist()
+
+
 class Steps(nn.Module):
     """A classifier with sharp steps, for which smoothing matters."""
 
