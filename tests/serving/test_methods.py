@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +259,23 @@ def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnis
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
         make_front_end(ServeOptions("mnist", k=K, method="nercc", policy=policy), mnist)
+
+
+@pytest.mark.parametrize("method", ["approxifer", "nercc"])
+def test_faults_of_data_tasks_where_there_are_none_are_told(
+    method: str, mnist: Bundle, tmp_path: Path
+) -> None:
+    faults = tmp_path / "faults.json"
+    options = ServeOptions("mnist", k=K, method=method, faults=faults)
+    for per_request in (False, True):
+        fault = {"kind": "hold", "per_request": per_request, "delay": {"ms": 1}}
+        faults.write_text(json.dumps({"faults": [fault]}), encoding="utf-8")
+        make_front_end(replace(options, method="coded-invnet"), mnist)
+        if per_request:
+            with pytest.raises(UserError, match=rf"\(per_request\); {method} has none"):
+                make_front_end(options, mnist)
+        else:
+            make_front_end(options, mnist)
 
 
 @pytest.mark.parametrize(("name", "encodes"), [("oracle", True), ("nercc", False), ("own", False)])

@@ -140,6 +140,19 @@ def check_workers(faults: Iterable[Fault], size: int) -> None:
             raise UserError(f"the faults name worker {fault.worker}; there are {size}")
 
 
+def check_per_request(faults: Iterable[Fault], method: str) -> None:
+    """Make sure that faults can hit a method whose tasks are all mixtures of a group.
+
+    Raises:
+        UserError: if one is of a request's data task.
+    """
+    if any(fault.per_request for fault in faults):
+        raise UserError(
+            f"the faults hit a data task of a request (per_request); {method} has none: each of "
+            "its tasks is a mixture of the whole group"
+        )
+
+
 class FaultyPool:
     """A pool whose workers misbehave by a schedule; everything else is the inner pool's.
 

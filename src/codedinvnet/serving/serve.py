@@ -27,7 +27,12 @@ from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, To
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.engine import ENGINES, PYTORCH, check_engine, check_installed
-from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.faults import (
+    FaultyPool,
+    Schedule,
+    check_per_request,
+    load_schedule,
+)
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import is_systematic
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
@@ -247,10 +252,13 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         max_pending=most,
         routing=options.routing,
     )
+    pool = make_pool(options)
+    if isinstance(pool, FaultyPool) and not is_systematic(method):
+        check_per_request(pool.faults, method.name)
     try:
         return FrontEnd(
             method,
-            make_pool(options),
+            pool,
             rules,
             bundle.info.input.shape,
             deadline=options.deadline_ms / 1000,
