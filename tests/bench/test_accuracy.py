@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codedinvnet.bench import accuracy
 from codedinvnet.bench.tables import current
+from codedinvnet.bundle import bundle_folder as shipped_folder
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
@@ -431,6 +433,29 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
             data_dir=data_dir,
             device=torch.device("cpu"),
         )
+
+
+def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:
+    bundle = shutil.copytree(shipped_folder("cifar10"), tmp_path / "bundle")
+    description = json.loads((bundle / "bundle.json").read_text())
+    description["provenance"]["settings"]["data"] |= {
+        "name": "mine",
+        "image_size": 32,
+        "validation": 2,
+    }
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    for split in ("train", "test"):
+        for name in description["classes"]:
+            folder = tmp_path / "data" / "mine" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (40, 36), (200, 10, 10)).save(folder / "1.png")
+    raw = json.loads(
+        write_grid(tmp_path / "grid.json", bundle, [{"methods": ["none"]}]).read_text()
+    )
+    raw["datasets"] = {"mine": raw["datasets"].pop("mnist")}
+    (tmp_path / "grid.json").write_text(json.dumps(raw))
+    counts = run(tmp_path / "grid.json", tmp_path, tmp_path / "data")
+    assert counts == {"trials": 1, "kept": 0, "done": 1, "failed": 0}
 
 
 def test_an_unknown_image_set_and_choice(

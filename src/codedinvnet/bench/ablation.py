@@ -204,16 +204,22 @@ def hastened(settings: Settings) -> Settings:
     return settings.model_copy(update=changed)
 
 
-def write_few_images(names: Iterable[str], data_dir: Path | None, folder: Path) -> None:
+def write_few_images(sizes: Mapping[str, int | None], data_dir: Path | None, folder: Path) -> None:
     """Write a few images of image sets to a folder, as `load_images` finds them there.
+
+    Args:
+        sizes: image set -> `image_size` of `load_images`.
+        data_dir: where the image sets lie.
+        folder: where the few images go.
 
     Raises:
         UserError: if a set is not there.
     """
-    for name in names:
+    for name, size in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for split, count in QUICK_IMAGES.items():
-            source = few_images(load_images(name, split, data_dir=data_dir), count)
+            found = load_images(name, split, data_dir=data_dir, image_size=size)
+            source = few_images(found, count)
             images, labels = source.batch(torch.arange(len(source)))
             np.savez(
                 folder / name / f"{split}.npz",
@@ -344,7 +350,8 @@ def run(
             done[row["key"]] = row
     if quick:
         images = save_dir / "images"
-        write_few_images({t.settings.data.name for t in wanted.values()}, data_dir, images)
+        sets = [trial.settings.data for trial in wanted.values()]
+        write_few_images({data.name: data.image_size for data in sets}, data_dir, images)
         data_dir = images
     if done:
         _write(out, wanted, done)

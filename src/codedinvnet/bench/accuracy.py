@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def run(
     check_writable(out)
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
-        train, test = _images(name, data_dir, download, quick)
+        size = load_bundle(grid.datasets[name].bundle).info.provenance.settings.data.image_size
+        train, test = _images(name, size, data_dir, download, quick)
         if train is None:
             wanted = [
                 trial
@@ -203,12 +205,12 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
 
 
 def _images(
-    name: str, data_dir: Path | None, download: bool, quick: bool
+    name: str, size: int | None, data_dir: Path | None, download: bool, quick: bool
 ) -> tuple[ImageSource | None, ImageSource]:
     """Return training and test images; the quick version goes on with those in the package."""
+    load = partial(load_images, name, data_dir=data_dir, download=download, image_size=size)
     try:
-        train = load_images(name, "train", data_dir=data_dir, download=download)
-        test = load_images(name, "test", data_dir=data_dir, download=download)
+        train, test = load("train"), load("test")
     except UserError as error:
         if not quick or name not in SAMPLES:
             raise

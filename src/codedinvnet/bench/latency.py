@@ -55,7 +55,7 @@ from codedinvnet.bundle import (
     weights_digest,
 )
 from codedinvnet.checkpoint import check_writable
-from codedinvnet.data import load_images
+from codedinvnet.data import ImageSource, Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
@@ -185,13 +185,24 @@ class LatencyBench:
                 if SERVED[name].rules.guessing:
                     raise UserError(f"methods: {name} needs a bundle that guesses: leave it out")
         self.dataset = self.bundle.info.provenance.settings.data.name
-        self.test = load_images(self.dataset, "test", data_dir=data_dir, download=download)
+        self.test = self._load("test")
         images, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = images.numpy(), labels.numpy()
         self.encode_share = encoder_share(self.bundle.model, grid.k)
         self.part: Path | None = None
         backed = any("small-backup" in block.methods for block in grid.blocks)
         self.part_settings = self._part_settings() if backed else None
+
+    def _load(self, split: Split) -> ImageSource:
+        """Read the bundle's image set, as large as it was trained on."""
+        data = self.bundle.info.provenance.settings.data
+        return load_images(
+            data.name,
+            split,
+            data_dir=self.data_dir,
+            download=self.download,
+            image_size=data.image_size,
+        )
 
     def _part_settings(self) -> AccuracyGrid:
         """Return the grid of `bench accuracy` that trains the backup."""
@@ -288,7 +299,7 @@ class LatencyBench:
         data = DataSet(
             self.dataset,
             grid.datasets[self.dataset],
-            load_images(self.dataset, "train", data_dir=self.data_dir, download=self.download),
+            self._load("train"),
             self.test,
             self.save_dir / "bench" / (grid.name + ("-quick" if self.quick else "")),
             torch.device("cpu"),
