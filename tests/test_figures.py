@@ -57,11 +57,17 @@ def service(folder: Path) -> str:
 
 def test_readme_has_the_failures_and_the_held_answers_alone(folder: Path) -> None:
     text, whole = sections(folder)["serve"], service(folder)
-    for sentence in ("20,000 answers, 0 errors", "p99.9 with held answers over"):
-        assert sentence in text
-        assert sentence in whole
+    assert "20,000 answers, 0 errors" in text
+    assert "20,000 answers, 0 errors" in whole
+    assert "p99.9 with held answers over" in whole
     assert "| coded+hedge |" in whole
-    assert "|" not in text
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == ["p99 / p99.9, ms", "uncoded", "hedge", "coded", "coded+hedge"]
+    none, held, single = table[2:]
+    arms = json.loads((folder / "serve.json").read_text())["straggler_arms"]
+    assert held[3] == f"{arms['held/coded']['p99_ms']:.1f} / {arms['held/coded']['p999_ms']:.1f}"
+    assert none[2:] == [""] * len(none[2:])
+    assert all(cell.endswith(" / –") for cell in single[1:])
     keep(folder / "serve.json", "machine", "cores", "soak_seconds")
     assert sections(folder)["serve"].startswith("Not measured")
 
@@ -157,10 +163,10 @@ def test_the_quick_version_has_fewer_policies(folder: Path) -> None:
         ratios = service(folder).split("(uncoded), with 95 % intervals: ")[1].split(";")[0]
         return [ratio.split()[0] for ratio in ratios.split(", ")]
 
-    assert policies() == ["coded", "uncoded", "hedge", "coded+hedge"]
+    assert policies() == ["uncoded", "hedge", "coded", "coded+hedge"]
     figures = json.loads((folder / "serve.json").read_text())
     keep(folder / "serve.json", *(key for key in figures if "hedge" not in key))
-    assert policies() == ["coded", "uncoded"]
+    assert policies() == ["uncoded", "coded"]
 
 
 def test_the_quick_version_has_one_routing_and_a_short_soak(folder: Path) -> None:
@@ -190,8 +196,8 @@ def test_the_maximum_of_a_few_requests_is_no_p999(folder: Path) -> None:
     path = folder / "serve.json"
     figures = json.loads(path.read_text())
     arms = figures["straggler_arms"]
-    arms["none/uncoded"] |= {"requests": 999, "p999_ms": 77.7}
-    arms["held/coded"] |= {"requests": 1000, "p999_ms": 88.8}
+    arms["none/uncoded"] |= {"requests": 2999, "p999_ms": 77.7}
+    arms["held/coded"] |= {"requests": 3000, "p999_ms": 88.8}
     path.write_text(json.dumps(figures))
     lines = service(folder).splitlines()
     (few,) = [line for line in lines if line.startswith("| nobody straggles | uncoded |")]
@@ -201,7 +207,9 @@ def test_the_maximum_of_a_few_requests_is_no_p999(folder: Path) -> None:
 
 
 def test_the_papers_objective_stands_beside_each_row(folder: Path) -> None:
-    missing = "`bench accuracy --method coded-invnet-paper` measures the others with a star; "
+    missing = "`codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data --method "
+    missing += "coded-invnet-paper --out docs/results/accuracy.jsonl` measures the others with a "
+    missing += "star; "
     missing += "`make bench-pixels` trains f, g and E for every place anew"
     table = sections(folder)["bundles"]
     assert table.splitlines()[0].endswith("| side alone | paper's objective |")
@@ -337,9 +345,7 @@ def test_the_latency_of_before_stands_beside_the_new_one_while_it_is_there(folde
     rows.with_name(f"{rows.stem}-tails.png").touch()
     section = results_page(folder, "pictures").partition(title)[2].partition("\n## ")[0]
     assert "(pictures/latency-pytorch-tails.png)" in section
-    found = sections(folder)
-    assert "| hedge | 0 of 1 | 2.00 |" in found["latency-before"]
-    assert found["latency"].startswith("Not measured yet")
+    assert sections(folder)["latency"].startswith("Not measured yet")
 
 
 def test_engines_are_those_that_were_measured(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codedinvnet.bench import latency_tables
 from codedinvnet.bench.equal_cost import (
     backup_width,
     macs,
@@ -50,6 +49,7 @@ from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.results import (
     ACCURACY_GRID,
+    COMMANDS,
     LATENCY_GRID,
     headlines,
     latency_section,
@@ -208,7 +208,7 @@ def bundle_table(
         "a parity query, over those of k queries. Recovered: mean over all erasure positions and 5 "
         "random groupings, ± the standard deviation of a bootstrap over groups; worst position: "
         "the place in the group where it is lowest (of mnist and fashion, whose E averages, all "
-        "places are alike, and the lowest is chance); agreement: how many decoded answers are the "
+        "places are equivalent, and differ by chance); agreement: how many decoded answers are the "
         "direct ones. "
         "Beside it, the same recovery head answers from the decoded latent alone (of cifar10: from "
         "the member's cell of z_p), and from the missing member's side features alone (E's "
@@ -345,7 +345,8 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         text += f" Training took: {'; '.join(parts)}."
     if any(k not in paper.trained for paper in papers.values() for k in SIZES):
         text += (
-            " `bench accuracy --method coded-invnet-paper` measures the others with a star; "
+            f" `codedinvnet {COMMANDS['accuracy.jsonl']} --method {PaperInvNet.name} "
+            "--out docs/results/accuracy.jsonl` measures the others with a star; "
             "`make bench-pixels` trains f, g and E for every place anew, in many hours."
         )
     return text
@@ -509,7 +510,7 @@ def paper_table(result: dict[str, Any], config: str) -> str:
     )
 
 
-POLICIES = ("coded", "uncoded", "hedge", "coded+hedge")
+POLICIES = ("uncoded", "hedge", "coded", "coded+hedge")
 
 
 def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> str:
@@ -524,9 +525,14 @@ def tail_ratios(result: dict[str, Any], kind: str, policies: Sequence[str]) -> s
     return ", ".join(parts)
 
 
+def least(result: dict[str, Any]) -> int:
+    """Return how many requests each arm with stragglers had, at least."""
+    return min(int(arm["requests"]) for arm in result["straggler_arms"].values())
+
+
 def beyond(result: dict[str, Any]) -> str:
     """Return a sentence on how many requests lie beyond p99.9, and a space."""
-    requests = min(arm["requests"] for arm in result["straggler_arms"].values())
+    requests = least(result)
     return (
         f"(Of {requests:,} requests each, {requests // 1000} beyond p99.9; these intervals, of a "
         "bootstrap, cannot reach above the slowest.) "
@@ -558,18 +564,53 @@ PART_FIGURES = {
 }
 """Part of `bench serve` -> a figure that it leaves."""
 SERVE_COMMAND = "codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json"
-FEWEST_FOR_P999 = 1000
-"""Of fewer requests it would be the maximum."""
+FEWEST_FOR_P999 = 3000
+"""Of fewer requests one or two would lie beyond it."""
 
 
 def serve_headline(result: dict[str, Any]) -> str:
-    """What `bench serve` found of failures and held answers, in two paragraphs."""
-    texts = {"chaos": chaos_text, "stragglers": TEXTS["stragglers"]}
-    kept = [text(result) for part, text in texts.items() if PART_FIGURES[part] in result]
+    """What `bench serve` found of failures, in a paragraph, and of held answers, in a table."""
+    parts = {part for part, figure in PART_FIGURES.items() if figure in result}
+    kept = [chaos_text(result)] if "chaos" in parts else []
+    if "stragglers" in parts:
+        kept += [
+            held_table(result),
+            f"Of {least(result):,} requests of ten each, {least(result) // 1000} lie beyond p99.9.",
+        ]
     if not kept:
         return f"Not measured in this version; `{SERVE_COMMAND}` measures it."
-    kept.append(f"Measured on {result['machine']}, {result['cores']} cores, which {SHARING}")
+    kept.append(
+        f"Measured by `{SERVE_COMMAND}` ([more](docs/results.md#the-service)) on "
+        f"{result['machine']}, {result['cores']} cores, which {SHARING}"
+    )
     return "\n\n".join(kept)
+
+
+def held_table(result: dict[str, Any]) -> str:
+    """The tails with held answers, policies across; those of too few requests are left out."""
+    arms = {**result["straggler_arms"], **result.get("variant_arms", {})}
+    kinds = {
+        "none": "requests of ten, nobody straggles",
+        "held": "requests of ten, one answer of one request in ten held back 100 ms",
+        "single": "single images, one answer in a hundred held back",
+    }
+    policies = [name for name in POLICIES if f"held/{name}" in arms]
+    cells = [
+        [words, *(tails(arms.get(f"{kind}/{name}")) for name in policies)]
+        for kind, words in kinds.items()
+        if any(f"{kind}/{name}" in arms for name in policies)
+    ]
+    return markdown(("p99 / p99.9, ms", *policies), cells).strip()
+
+
+def tails(arm: Mapping[str, Any] | None) -> str:
+    """The p99 and p99.9 of an arm; the latter as a dash, if it has too few requests."""
+    return "" if arm is None else f"{number(arm['p99_ms'])} / {far_tail(arm)}"
+
+
+def far_tail(arm: Mapping[str, Any]) -> str:
+    """The p99.9 of an arm, if it has enough requests; else a dash."""
+    return number(arm["p999_ms"]) if arm["requests"] >= FEWEST_FOR_P999 else "–"
 
 
 def serve_table(result: dict[str, Any]) -> str:
@@ -601,7 +642,7 @@ TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "stragglers": lambda r: (
         "p99.9 with held answers over p99.9 without stragglers (uncoded), with 95 % intervals: "
         f"{tail_ratios(r, '', POLICIES)}; with evenly spaced requests "
-        f"{tail_ratios(r, 'even_', POLICIES[:2])}. {beyond(r)}{held_tails(r)}"
+        f"{tail_ratios(r, 'even_', POLICIES)}. {beyond(r)}{held_tails(r)}"
     ),
     "light": lambda r: (
         f"When nobody straggles, at 30 % of capacity ({r['capacity_qps']:.0f} single images a "
@@ -673,14 +714,13 @@ def arms_table(result: dict[str, Any]) -> list[str]:
     order, cells = list(words), []
     for name in sorted(arms, key=lambda name: order.index(name.split("/")[0])):
         (kind, policy), arm = name.split("/"), arms[name]
-        far = number(arm["p999_ms"]) if arm["requests"] >= FEWEST_FOR_P999 else "–"
         cells.append(
             [
                 words[kind].format_map(result),
                 policy,
                 number(arm["p50_ms"]),
                 number(arm["p99_ms"]),
-                far,
+                far_tail(arm),
                 f"{percent(arm['decoded_share'])} %",
                 percent(arm["accuracy"]),
             ]
@@ -783,9 +823,6 @@ def sections(folder: Path = RESULTS) -> dict[str, str]:
         "paper": paper_table(paper, "configs/mnist.json")
         if paper
         else "What they reach has not been measured in this version.",
-        "latency-before": latency_tables.overview(read_rows(old, "latency")).strip()
-        if (old := folder / OLD_LATENCY).is_file()
-        else "Not measured before.",
         **headlines(folder, GRID),
     }
 

@@ -22,7 +22,7 @@ FILES = (
     *("accuracy.jsonl", "latency.jsonl", "validation.json"),
     *("map.jsonl", "ablation.jsonl", "speed.json"),
 )
-BATCH, LOAD, MODEL = HEADLINE_LATENCY
+(BATCH, LOAD, MODEL), (OTHER_BATCH, _, _) = HEADLINE_LATENCY
 TIMES = np.arange(1000.0)
 
 
@@ -217,7 +217,7 @@ def test_the_grid_is_that_of_the_command() -> None:
     assert (Path(__file__).parents[2] / results.ACCURACY_GRID).is_file()
 
 
-def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Path) -> None:
+def test_latency_has_a_table_of_all_settings_and_the_headline_of_two(folder: Path) -> None:
     found = section(page(folder, "."), "Latency")
     lines = [line for line in found.splitlines() if line.startswith("| 1")]
     assert [line.split(" | ")[3] for line in lines] == ["hedge", "hedge", "coded"]
@@ -229,6 +229,10 @@ def test_latency_has_a_table_of_all_settings_and_the_headline_of_one(folder: Pat
     assert "| uncoded, run 1 | RuntimeError: no |" in found
     headline = headlines(folder)["latency"]
     assert headline.count("| hedge |") == 2  # the overview, and one setting
+    write(folder / "latency.jsonl", [latency_row("hedge", TIMES, batch=OTHER_BATCH)])
+    headline = headlines(folder)["latency"]
+    assert headline.count("| hedge |") == 3
+    assert f"\n| {OTHER_BATCH} | {LOAD:.0%} | {MODEL} | hedge |" in headline
     assert f"\n| {BATCH + 1} |" not in headline
     assert "docs/results.md" in headline
     assert "uncoded" not in headline
@@ -283,6 +287,11 @@ def test_the_map_the_ablation_and_the_speeds(folder: Path) -> None:
     assert "| held | 10 | coded | uncoded |" in where
     assert "| held | 10 | 20% |" in where
     assert "p99.9 of 2 places" in where
+    assert "Simulated with the service's own rules. The policy" in where
+    assert "by load:\n" in where
+    assert (
+        "doing nothing (none: not even at 20%; ≥ 50%: at the highest load simulated, too)" in where
+    )
     assert "| uncoded | 1 of 2 | 1.34 | 1.67 | 0 | 1 | 1.34 |" in where
     assert "| coded | 2 of 2 | 1.00 | 1.00 |" in where
     assert "In 1 of 2 places the 95 % interval" in where
@@ -319,6 +328,18 @@ def test_a_map_without_a_place_that_every_policy_has(tmp_path: Path) -> None:
     where = section(page(tmp_path, "."), "Where each policy wins")
     assert "| held | 10 | uncoded | coded |" in where
     assert "p99.9 of" not in where
+
+
+def test_the_map_says_what_its_tasks_take(tmp_path: Path) -> None:
+    times = {"service": {"distribution": "lognormal", "ms": 24.0, "shape": 0.1}}
+    rows = [sweep_row(0.2, "coded", 9.0, 1.1), sweep_row(0.5, "coded", None, 1.1)]
+    for one in rows:
+        one["scenario"] = {**times, "encode": {"ms": 0.96}}
+    write(tmp_path / "map.jsonl", rows)
+    where = section(page(tmp_path, "."), "Where each policy wins")
+    assert "rules: 24 ms a query, 0.96 ms of encoding for each image of a group, groups " in where
+    assert "groups coded after 20 ms (not the measured set's times). The policy" in where
+    assert "by load (none: every policy loses more than one request in a thousand):" in where
 
 
 def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:

@@ -26,6 +26,7 @@ from codedinvnet.json_files import read_json
 from codedinvnet.rows import Row, agreeing, read_rows
 from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.figures import SAME
+from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.simulation.served import SERVED
 
 HEADLINE_K = 10
@@ -37,8 +38,9 @@ HEADLINE_METHODS = (
     *("none", "replication", "oracle"),
 )
 """Their order: ours, its rival, other codes, other encoders, and bounds; then those not here."""
-HEADLINE_LATENCY = (10, 0.4, "pareto")
-"""Images of a request, load, and straggler model of README's table."""
+HEADLINE_LATENCY = ((10, 0.4, "pareto"), (1, 0.4, "pareto"))
+"""Images of a request, load, and straggler model of the settings in README's table: one in which
+the code is ahead, and one in which it is not."""
 
 ACCURACY_GRID = "configs/bench/accuracy.json"
 LATENCY_GRID = "configs/bench/latency.json"
@@ -100,7 +102,8 @@ def page(
     text = [
         "# Results",
         "Rendered from the benchmarks' rows by `python tools/figures.py`; nothing here is written "
-        "by hand. Figures of papers are marked as published.",
+        "by hand. Figures of papers are marked as published. Which command measures which section, "
+        "and how: `docs/benchmarks.md`.",
     ]
     titles = [*sections, *(more or {})]
     text.append("\n".join(f"- [{title}](#{_anchor(title)})" for title in titles))
@@ -240,14 +243,14 @@ def latency_section(path: Path, grid: Path | None = None) -> str:
 
 
 def headline_latency(path: Path) -> str:
-    """Return how near every method comes to the best of each setting, and one setting's table."""
+    """Return how near every method comes to the best of each setting, and two settings' table."""
     kept = latency_tables.current(read_rows(path, "latency"))
-    rows = [row for row in kept if row["error"] is None and _setting(row) == HEADLINE_LATENCY]
-    batch, load, model = HEADLINE_LATENCY
+    rows = [row for row in kept if row["error"] is None and _setting(row) in HEADLINE_LATENCY]
     if not rows:
-        return f"Not measured yet for requests of {batch} at {load:.0%}, {model}."
+        wanted = " and ".join(f"{n} at {load:.0%}, {model}" for n, load, model in HEADLINE_LATENCY)
+        return f"Not measured yet for requests of {wanted}."
     return (
-        f"{latency_tables.overview(kept)}\nOne of these settings, and how all were measured "
+        f"{latency_tables.overview(kept)}\nTwo of these settings, and how all were measured "
         f"([docs/results.md](docs/results.md#latency) has the others):\n\n"
         f"{latency_tables.latency_table(rows)}"
     ).strip()
@@ -318,7 +321,7 @@ def validation_section(path: Path) -> str:
     text = [
         f"Every arm{named} with finished runs was simulated with the times fitted in these runs, "
         f"{images} "
-        "images a run; a percentile of simulated runs is taken as that of the measured ones. Of "
+        "images a run; percentiles of simulated runs are computed as those of measured ones. Of "
         f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
         f"judged and {found.agree} agree: {found.agree - found.never} lie within "
         f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "
@@ -350,6 +353,11 @@ def map_section(path: Path) -> str:
         for model, batch in places
     ]
     shares = [f"{load:.0%}" for load in loads]
+    lost = (
+        f" ({sweep.NOBODY}: every policy loses more than one request in a thousand)"
+        if sweep.NOBODY in best.values()
+        else ""
+    )
     seconds = [row["cpu_seconds_per_million"] for row in rows]
     met = [tail for tail in sweep.tails(rows).values() if math.isfinite(min(tail.values()))]
     names = [name for name in SERVED if any(name in tail for tail in met)]
@@ -366,12 +374,12 @@ def map_section(path: Path) -> str:
     )
     return "\n\n".join(
         [
-            "Simulated with the service's own rules. The policy with the least work among those "
-            f"whose p99.9 is within {SAME:.0%} of the lowest, by load ({sweep.NOBODY}: "
-            "every policy loses more than one request in a thousand):",
+            f"Simulated with the service's own rules{_times(rows)}. The policy with the least work "
+            f"among those whose p99.9 is within {SAME:.0%} of the lowest, by load{lost}:",
             tables.markdown(["stragglers", "images of a request", *shares], wins).strip(),
             f"Up to which load a policy's p99.9 is more than {SAME:.0%} below that of "
-            "doing nothing:",
+            f"doing nothing (none: not even at {shares[0]}; ≥ {shares[-1]}: at the highest load "
+            "simulated, too):",
             tables.markdown(["stragglers", "images of a request", *policies], ends).strip(),
             *overview,
             f"{len(rows)} runs of {_range([row['queries'] for row in rows])} images each, which "
@@ -385,6 +393,22 @@ def map_section(path: Path) -> str:
                 else " They are too short for an interval of p99.9: winners may be so by chance."
             ),
         ]
+    )
+
+
+def _times(rows: Sequence[Row]) -> str:
+    """Return what the simulated tasks take, if the rows' scenarios say so; they have it in common.
+
+    They may be other times than those of the measured set.
+    """
+    scenario = rows[0]["scenario"]
+    if "service" not in scenario:
+        return ""
+    encode = scenario.get("encode", {}).get("ms", 0.0)
+    timeout = scenario.get("group_timeout_ms", Scenario.model_fields["group_timeout_ms"].default)
+    return (
+        f": {scenario['service']['ms']:g} ms a query, {encode:g} ms of encoding for each image of "
+        f"a group, groups coded after {timeout:g} ms (not the measured set's times)"
     )
 
 
@@ -431,7 +455,8 @@ def ablation_section(path: Path) -> str:
         ablation.table(results).strip(),
         "± is the standard deviation over the seeds, of a margin over the differences of each "
         "seed; seconds are those of all trainings of a row, f and g in them, and of rows that "
-        "share these they hold the same ones again.",
+        "share these they hold the same ones again. Seconds of rows that were trained on different "
+        "machines, or beside other work, do not compare (`docs/benchmarks.md` says which).",
         _machines(results),
     ]
     return "\n\n".join([*text, *(["This is the quick version: short trainings."] if quick else [])])

@@ -421,10 +421,11 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
     figures, margins = figures_table(lines), margins_table(lines)
     text = [
         "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
-        "missing workers concern, mean over all that any erasure pattern loses, and over random "
-        "groupings; of a "
+        "missing workers concern, mean over all that any erasure pattern loses, and over the "
+        "grid's random groupings of the whole test split (the dearest trials have fewer, so that "
+        "figures of the same thing may differ by some hundredths); of a "
         "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
-        "is well. Extra queries: parities or copies for one; what an encoder costs comes on top. "
+        "is well. Extra queries: parities or copies for each; what an encoder costs comes on top. "
         "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
         f"without them, is left out. {HEADS}",
         "Answered: how many of the answers behind `recovered` there were, if not all; the others "
