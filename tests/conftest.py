@@ -70,7 +70,7 @@ def tiny_settings(objective: str = "recovery", kind: str = "iresnet") -> dict[st
             "steps_per_epoch": 4,
             "epochs": 2,
             "joint_batch_size": 4,
-            "joint_epochs": 1,
+            "joint_epochs": 2,
             "head_hidden": 16,
             "encoder": {"kind": "lean", "width": 4, "side_features": 4},
         },

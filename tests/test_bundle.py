@@ -29,6 +29,7 @@ from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.methods import ApproxIFER, Uncoded
 from codedinvnet.model import CodedModel
+from codedinvnet.report import evaluation_report
 
 
 @pytest.fixture
@@ -211,6 +212,15 @@ def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) 
     assert not plain.method(4).guesses, "zeros tell nothing of a member"
     images = held_out.images
     assert torch.equal(plain.embed(images), bundle.embed(images))
+
+
+def test_the_average_image_is_not_read_by_cells_nor_from_nothing(
+    bundle: Bundle, held_out: ImageSet
+) -> None:
+    with pytest.raises(UserError, match="recovery head that reads each member's own cell"):
+        load_bundle("cifar10").with_pixel_mean()
+    with pytest.raises(UserError, match="the average image has no side features"):
+        evaluation_report(bundle, held_out, split="test", k=4, pixel_mean=True, evidence="side")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,11 @@ def test_what_a_bundles_file_lacks_is_not_measured(folder: Path) -> None:
     assert "Not measured: fashion;" in found["bundles"]  # it is shipped
     assert found["costs"].startswith("Not measured")
     assert checks in results_page(folder, ".")
+    path = folder / "mnist.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pixel_mean": None}))
+    assert "by the recovery head g' nothing, since it reads a cell of each" in results_page(
+        folder, "."
+    )
     assert "points beside" not in found["bundles"]
 
 

@@ -59,3 +59,15 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert "b.png has the shape (30, 32, 3), the first (32, 32, 3)" in told()
     (source / "train" / "cat" / "b.png").write_text("no picture")
     assert "b.png: no image: " in told()
+    write(source / "train" / "cat" / "b.png", (32, 32, 3), 0)
+    write(source / "test" / "dog" / "a.png", (32, 32, 3), 0)
+    assert told() == f"error: {source}: train and test have other classes: cat, dog"
+
+
+def test_a_target_that_cannot_be_written_is_told_before_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "target").write_text("a file")
+    assert main([str(tmp_path / "missing"), str(tmp_path / "target")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot write to {tmp_path / 'target' / 'train.npz'}: ")

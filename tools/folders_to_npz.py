@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from codedinvnet.checkpoint import write_atomically
+from codedinvnet.checkpoint import check_writable, write_atomically
+from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
 
 
@@ -60,17 +61,28 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="has train/CLASS/* and test/CLASS/*")
     parser.add_argument("target", type=Path, help="gets train.npz and test.npz")
     arguments = parser.parse_args(words)
-    try:
-        found = {split: read_folder(arguments.source / split) for split in ("train", "test")}
-        for split, arrays in found.items():
-            path, content = arguments.target / f"{split}.npz", io.BytesIO()
-            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-            write_atomically(path, content.getvalue())
-            print(f"{path}: {len(arrays['labels'])} images of {len(arrays['classes'])} classes")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: convert(arguments.source, arguments.target))
+
+
+def convert(source: Path, target: Path) -> None:
+    """Read the folders of both splits, then write their arrays.
+
+    Raises:
+        UserError: if one cannot be read, the target not be written, or the classes differ.
+    """
+    paths = {split: target / f"{split}.npz" for split in ("train", "test")}
+    for path in paths.values():
+        check_writable(path)
+    found = {split: read_folder(source / split) for split in paths}
+    train, test = (arrays["classes"].tolist() for arrays in found.values())
+    if train != test:
+        other = ", ".join(sorted(set(train) ^ set(test)))
+        raise UserError(f"{source}: train and test have other classes: {other}")
+    for split, arrays in found.items():
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        write_atomically(paths[split], content.getvalue())
+        print(f"{paths[split]}: {len(arrays['labels'])} images of {len(train)} classes")
 
 
 if __name__ == "__main__":

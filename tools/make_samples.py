@@ -8,12 +8,14 @@ needs the whole image sets in the folder named, in any layout that `load_images`
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from codedinvnet.checkpoint import write_atomically
 from codedinvnet.cli.common import guarded
 from codedinvnet.data import SAMPLES, load_images
 
@@ -37,14 +39,15 @@ def write_samples(data_dir: Path, target: Path) -> None:
         generator = torch.Generator().manual_seed(SEED)
         chosen = torch.randperm(len(whole), generator=generator)[:COUNT].sort().values
         images, labels = whole.batch(chosen)
-        path = target / f"{name}.npz"
+        path, content = target / f"{name}.npz", io.BytesIO()
         np.savez_compressed(
-            path,
+            content,
             images=images[:, 0].numpy(),
             labels=labels.numpy().astype(np.uint8),
             classes=np.array(whole.classes),
             indices=chosen.numpy(),
         )
+        write_atomically(path, content.getvalue())
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -20,6 +20,7 @@ from playwright.async_api import ViewportSize, async_playwright
 
 from codedinvnet.bench.load import server
 from codedinvnet.bundle import load_bundle, shipped_bundles
+from codedinvnet.checkpoint import write_atomically
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.demo import draw_group
 
@@ -56,7 +57,7 @@ async def draw_page(path: Path) -> None:
         await page.get_by_label("stop worker 7").click()
         await page.get_by_label("kill worker 3").click()
         await page.wait_for_function(f"{COUNTED.format('decoded')} > 4")
-        await page.screenshot(path=path)
+        write_atomically(path, await page.screenshot())
         await browser.close()
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,11 +36,12 @@ WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
 class InputDescription(Section):
     """What the model takes."""
 
-    datatype: str = "UINT8"
+    datatype: Literal["UINT8"] = "UINT8"
     shape: tuple[int, int, int]
     """(C, H, W) of one image as it is sent."""
     scaling: float = 1 / 255
-    """Factor that the model applies to UINT8 values; floats in 0..1 are taken as they are."""
+    """Factor that the model applies to UINT8 values; floats in 0..1 are taken as they are. It is
+    told, not read: there is no other."""
     padding: int
     """Zero pixels that the model adds on every side."""
 
@@ -51,6 +52,8 @@ class Provenance(Section):
     command: str
     commit: str
     data: str
+    images: str = ""
+    """The digest of the training images, in their order; older releases did not state it."""
     machine: str
     seconds: float
     settings: Settings
@@ -161,7 +164,17 @@ class Bundle:
         return FROM_MODEL[name](self.model, k, tolerance)
 
     def with_pixel_mean(self) -> Bundle:
-        """Return the bundle with the average image, and no side features, in place of E."""
+        """Return the bundle with the average image, and no side features, in place of E.
+
+        Raises:
+            UserError: if its recovery head reads what the average image does not have.
+        """
+        if self.model.encoder.keeps_apart:
+            raise UserError(
+                f"bundle {self.info.name!r} has a recovery head that reads each member's own cell, "
+                "and the average image has none: `bench accuracy --method average-image` answers "
+                "with g"
+            )
         model = CodedModel(self.info.model)
         fold(model)
         model.load_state_dict(self.model.state_dict())

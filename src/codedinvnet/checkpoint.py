@@ -104,7 +104,12 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
 
 def file_digest(path: Path) -> str:
     """Return a short digest of a file's content, which tells whether it has changed since."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return content_digest(path.read_bytes())
+
+
+def content_digest(content: bytes) -> str:
+    """Return what `file_digest` does of a file that holds this."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -38,7 +39,13 @@ def evaluation_report(
     shuffle_parity: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate a bundle at one group size and return what `evaluate --json` prints."""
+    """Evaluate a bundle at one group size and return what `evaluate --json` prints.
+
+    Raises:
+        UserError: if the bundle cannot be evaluated so.
+    """
+    if pixel_mean and evidence == "side":
+        raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle
     result = evaluate(
         used.method(k, evidence),
@@ -98,7 +105,8 @@ def inversion_report(
         `images` that were to be inverted and `measured` ones that were (a batch with an image that
         did not converge is not), `largest_error` (over all pixels, pixels in 0..1), `mean_error`,
         `iterations` (mean over blocks and batches of the slowest sample's; 1 without such blocks),
-        `largest_iterations`, `not_converged` (images above the tolerance), and for an i-ResNet
+        `largest_iterations`, `not_converged` (images above the tolerance, of a batch those in the
+        first block that has any, or whose inverse is not finite), and for an i-ResNet
         `largest_singular_value` of all convolutions with the `coefficient` that bounds it. Errors
         and iterations are None if nothing was measured.
 
@@ -107,8 +115,8 @@ def inversion_report(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
-    if not tolerance > 0:  # NaN is not, either
-        raise UserError(f"tolerance must be above 0, got {tolerance}")
+    if not 0 < tolerance < math.inf:  # NaN neither
+        raise UserError(f"tolerance must be a number above 0, got {tolerance}")
     network = model.network
     device = next(model.parameters()).device
     count = min(len(source), limit or len(source))
@@ -131,6 +139,10 @@ def inversion_report(
                     bar.update(len(part))
                     continue
             error_ = (back - x).abs()
+            if not (finite := error_.flatten(1).isfinite().all(1)).all():
+                failed += int((~finite).sum())  # an inverse in closed form is not checked
+                bar.update(len(part))
+                continue
             largest = max(largest, float(error_.max()))
             total += float(error_.mean()) * len(part)
             measured += len(part)

@@ -69,7 +69,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 whole, newline, last = file.read().rpartition(b"\n")
-                if _is_whole(last):
+                if is_whole(last):
                     file.write(b"\n")
                 else:
                     file.truncate(len(whole + newline))
@@ -78,7 +78,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _is_whole(line: bytes) -> bool:
+def is_whole(line: bytes) -> bool:
     """Tell whether a line without its newline is all of a row; a cut one is no JSON object."""
     try:
         return isinstance(parse_json(line, "the last line"), dict)
@@ -105,7 +105,7 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
-    if not _is_whole(lines[-1]):
+    if not is_whole(lines[-1]):
         lines.pop()
     rows = []
     for number, line in enumerate(lines, start=1):

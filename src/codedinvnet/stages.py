@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,31 @@ from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.report import evaluation_report, inversion_report
-from codedinvnet.training.check import check_head, check_settings
+from codedinvnet.training.check import (
+    check_head,
+    check_images,
+    check_same_images,
+    check_settings,
+)
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
-from codedinvnet.training.loop import LAST, LATEST, NETWORK_WEIGHTS, Stage, set_aside, train_stage
-from codedinvnet.training.network import NETWORK, as_trained, load_trained_network, train_network
+from codedinvnet.training.loop import (
+    LAST,
+    LATEST,
+    NETWORK_WEIGHTS,
+    ORIGIN,
+    Stage,
+    changed_settings,
+    set_aside,
+    train_stage,
+    unused,
+)
+from codedinvnet.training.network import (
+    NETWORK,
+    as_trained,
+    check_network_images,
+    load_trained_network,
+    train_network,
+)
 from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 
@@ -178,10 +198,12 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     source = run.images("train")
     check_settings(run.settings, source, members)
     network, head, trained = load_trained_network(run.settings, run.network_folder, run.device)
-    settings = as_trained(run.settings, run.network_folder, trained)
+    check_network_images(source, trained)
+    named = as_trained(run.settings, run.network_folder, trained)
+    settings = with_members(named, members)
     check_head(settings)
     run = replace(run, settings=settings)
-    fusion = with_members(settings, members).fusion
+    fusion = settings.fusion
     recovery = isinstance(fusion, RecoveryFusionSettings)
     torch.manual_seed(settings.seed)
     model = CodedModel(model_settings(settings, source.shape, source.classes)).to(run.device)
@@ -191,19 +213,21 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     folder = run.fusion_folder(members)
     weights = trained.get(NETWORK_WEIGHTS)
     stamp = {
-        **settings.model_dump(mode="json"),
+        **named.model_dump(mode="json"),
         "members": members,
         NETWORK_WEIGHTS: weights,
         **({} if recovery else {"objective_version": VERSION}),
     }
-    seconds = float(trained["seconds"])
+    seconds, origin = float(trained["seconds"]), {}
     figures: dict[str, float] = {}
+    if not run.resume and (folder / "bundle").is_dir():
+        (folder / "bundle").rename(unused(folder / "bundle"))
     for place, epochs, resume, stage in _phases(run, fusion, model, source, weights):
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
         seconds += float(header["seconds"])
-        figures = header["validation"]
+        figures, origin = header["validation"], header.get(ORIGIN, {})
     if recovery and isinstance(model.network, IResNet):
         constrain_exactly(model.network)
         figures = dict(stage.validate()[1])
@@ -215,10 +239,11 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         group_sizes=tuple(range(2, members + 1)) if recovery else (members,),
         model=model.settings,
         provenance=Provenance(
-            command=describe_command(),
-            commit=describe_commit(),
+            command=origin.get("command", describe_command()),
+            commit=origin.get("commit", describe_commit()),
             data=f"{source.name}, {len(source)} training images",
-            machine=describe_machine(),
+            images=source.digest(),
+            machine=origin.get("machine", describe_machine()),
             seconds=round(seconds, 1),
             settings=settings,
         ),
@@ -267,9 +292,19 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"no trained fusion encoder at {folder}: train it first (main.py -fusion)")
     bundle = load_bundle(folder, run.device)
-    began = time.monotonic()
-    report = evaluation_report(bundle, run.images("test"), split="test", k=members)
     _, network = load_checkpoint(run.network_folder / NETWORK)
+    wanted = with_members(as_trained(run.settings, run.network_folder, network), members)
+    trained = with_members(bundle.info.provenance.settings, members)
+    settings = (one.model_dump(mode="json", exclude={"name"}) for one in (trained, wanted))
+    if changed := changed_settings(*settings):
+        raise UserError(
+            f"{folder} was trained with other settings ({', '.join(changed)}): train it anew "
+            "(main.py -fusion)"
+        )
+    source = run.images("test")
+    check_images(source, bundle.info.input.shape, bundle.info.classes, "the fusion encoder")
+    began = time.monotonic()
+    report = evaluation_report(bundle, source, split="test", k=members)
     seconds = {"train": network["seconds"]}
     if sampling := sampling_seconds(run.fusion_folder(members)):
         seconds["sample"] = sampling
@@ -283,10 +318,12 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
 def test_inversion(run: Run) -> dict[str, Any]:
     """Invert the trained network on the test split."""
     network, _, header = load_trained_network(run.settings, run.network_folder, run.device)
-    described = model_settings(run.settings, tuple(header["image_shape"]), tuple(header["classes"]))
-    model = CodedModel(described).to(run.device)
+    shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
+    source = run.images("test")
+    check_images(source, shape, classes, "the trained network")
+    model = CodedModel(model_settings(run.settings, shape, classes)).to(run.device)
     model.network.load_state_dict(network.state_dict())
-    return inversion_report(model.eval(), run.images("test"))
+    return inversion_report(model.eval(), source)
 
 
 def reproduce(run: Run, members: int) -> dict[str, Any]:
@@ -324,32 +361,6 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     }
 
 
-def check_images(
-    source: ImageSource, shape: tuple[int, ...], classes: tuple[str, ...], whose: str
-) -> None:
-    """Make sure that images can be tested by what was trained on others.
-
-    Args:
-        source: the images.
-        shape: (C, H, W) that is expected.
-        classes: that are expected, in this order, since labels are places in it.
-        whose: they are.
-
-    Raises:
-        UserError: if they differ.
-    """
-    if source.shape != shape:
-        raise UserError(
-            f"{source.source} has images of shape {source.shape}, but {whose} takes {shape}"
-        )
-    for label, (found, expected) in enumerate(zip_longest(source.classes, classes)):
-        if found != expected:
-            raise UserError(
-                f"{source.source} has other classes than {whose}: label {label} is "
-                f"{found or 'none'} instead of {expected or 'none'}"
-            )
-
-
 def evaluation_images(
     bundle: Bundle, split: str, data_dir: Path | None, download: bool = False
 ) -> ImageSource:
@@ -374,6 +385,7 @@ def evaluation_images(
     described = bundle.info
     check_images(source, described.input.shape, described.classes, f"bundle {described.name!r}")
     if split in ("train", "validation"):
+        check_same_images(source, bundle.info.provenance.images, f"bundle {described.name!r}")
         seed = bundle.info.provenance.settings.seed
         train_rows, validation_rows = split_indices(len(source), data.validation, seed)
         images, labels = source.batch(train_rows if split == "train" else validation_rows)

@@ -22,11 +22,12 @@ FILES = (
     *("accuracy.jsonl", "latency.jsonl", "validation.json"),
     *("map.jsonl", "ablation.jsonl", "speed.json"),
 )
-(BATCH, LOAD, MODEL), (OTHER_BATCH, _, _) = HEADLINE_LATENCY
+BATCH, LOAD, MODEL = HEADLINE_LATENCY[0]
+OTHER_BATCH = HEADLINE_LATENCY[1][0]
 TIMES = np.arange(1000.0)
 
 
-def sweep_row(load: float, policy: str, late: float, work: float) -> dict[str, Any]:
+def sweep_row(load: float, policy: str, late: float | None, work: float) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "cell": {"stragglers": "held", "batch": 10, "load": load, "policy": policy},

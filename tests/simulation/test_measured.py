@@ -264,11 +264,25 @@ def test_runs_that_differ_are_simulated_as_they_were_measured() -> None:
     assert together["p99"]["measured_ms"] > 1.5 * math.prod(own) ** (1 / 3)
 
 
+def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {**ROW, "name": "an\u2028arm"}, ROW)
+    whole = path.read_bytes().rstrip(b"\n")
+    path.write_bytes(whole)
+    assert [found.name for found in read_runs(path)] == ["an\u2028arm", ROW["name"]]
+    path.write_bytes(whole[:-5])
+    (found,) = read_runs(path)
+    assert found.name == "an\u2028arm"
+    path.write_bytes(whole.replace(b"{", b"", 1))
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_runs(path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "holds no row of kind 'latency'"),
-        ("{oops", "line 1 is not JSON"),
+        ("{oops\n", "line 1 is not JSON"),
+        ("{oops", "holds no row of kind 'latency'"),  # a line that is being written
         (json.dumps({"kind": "simulated"}), "holds no row"),
         (json.dumps({**ROW, "p50_ms": "fast"}), "line 1: p50_ms: input should be a valid number"),
         (json.dumps({k: v for k, v in ROW.items() if k != "policy"}), "missing key 'policy'"),

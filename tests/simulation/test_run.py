@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from codedinvnet.checkpoint import file_digest
 from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.served import SERVED
 from tests.bench.canned import row
 from tests.conftest import Command
 
@@ -67,7 +70,7 @@ def test_simulate_prints_lines(file: Path, call: Command) -> None:
     assert json.loads(found["scenario"])["stragglers"][0]["factor"] == 3
     assert not {"kind", "million_in_two_minutes", "notes", "p50_ms_95"} & set(found)
     scenario = json.loads(file.read_text())
-    file.write_text(json.dumps({**scenario, "deadline_ms": 20}))
+    file.write_text(json.dumps({**scenario, "deadline_ms": 20, "group_timeout_ms": 10}))
     outcome = call("simulate", file, "--qps", "3000", "--policy", "uncoded")
     found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines() if line)
     assert found["p999_ms"] == "never: more requests were lost than the percentile allows"
@@ -84,7 +87,7 @@ def test_an_accuracy_that_nobody_knows_is_not_never(file: Path, call: Command) -
 
 def test_a_plan_for_more_than_can_be_tried_is_refused_at_once(call: Command) -> None:
     words = ("--p999-ms", "150", "--service-ms", "24", "--encode-ms", "1", "--policy", "hedge")
-    for load in ("1e9", "1e300"):
+    for load in ("1e9", "1e300", "1e307"):
         outcome = call("plan", "mnist", "--qps", load, *words)
         assert outcome.code == 2
         assert "--qps: this load needs" in outcome.err
@@ -188,6 +191,35 @@ def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
     assert call("simulate", path, "--out", out, "--seed", "1").code == 2
 
 
+def test_a_sweep_leaves_out_guesses_that_its_bundle_cannot_make(
+    tmp_path: Path, call: Command
+) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
+    base = {**SCENARIO, "bundle": "cifar10", "queries": 200}
+    sweep = {"base": base, "loads": [0.3], "stragglers": ["none"]}
+    path.write_text(json.dumps(sweep))
+    assert call("simulate", path, "--out", out).code == 0
+    found = {json.loads(line)["cell"]["policy"] for line in out.read_text().splitlines()}
+    assert found == set(SERVED) - {"coded+guess"}
+    path.write_text(json.dumps({**sweep, "policies": ["coded", "coded+guess"]}))
+    outcome = call("simulate", path, "--out", out)
+    assert outcome.code == 2
+    assert (
+        "policies: coded+guess needs a bundle that guesses, which cifar10 does not" in outcome.err
+    )
+
+
+def test_a_scenario_is_read_once_and_may_be_a_pipe(
+    file: Path, tmp_path: Path, call: Command
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()))
+    writer.start()
+    assert json.loads(call("simulate", pipe, "--json").out)["scenario"]["name"] == "small"
+    writer.join()
+
+
 def test_a_picture_of_no_format_is_refused_before_the_sweep(tmp_path: Path, call: Command) -> None:
     path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
     sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3], "stragglers": ["none"]}
@@ -260,7 +292,7 @@ def test_plan_prints_a_ranking(call: Command) -> None:
 def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
     tmp_path: Path, file: Path, call: Command
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
+    rows, quick = tmp_path / "rows.jsonl", tmp_path / "quick.jsonl"
     weights = weights_digest("mnist")
     for number, backup in enumerate((0.97, 0.95)):
         append_row(rows, row("small-backup", backup, k=4, seed=number, weights=weights))
@@ -283,10 +315,24 @@ def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
     assert unknown.out.splitlines()[-1].startswith(
         "not ranked: small-backup, since it is not known"
     )
+    for number in range(2):  # as trained by --quick, for seconds
+        append_row(quick, row("small-backup", 0.9, k=4, seed=number, weights=weights, quick=True))
+    outcome = call(*words, "--accuracy-rows", quick)
+    assert outcome.code == 2
+    assert "of the bundle 'mnist' that was trained in full (not by --quick)" in outcome.err
     rows.write_text("")
     outcome = call(*words, "--accuracy-rows", rows)
     assert outcome.code == 2
     assert "holds no small backup of the bundle 'mnist'" in outcome.err
+
+
+def test_plan_tells_which_of_several_k_a_policy_lacks(file: Path, call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "50", "--p999-ms", "200", "--scenario", file, "--k", "4"]
+    words += ["--k", "50", "--policy", "coded", "--policy", "hedge", "--queries", "1000", "--json"]
+    report = json.loads(call(*words).out)
+    assert list(report["not_ranked"]) == ["coded of k = 50"]
+    assert report["not_ranked"]["coded of k = 50"].startswith("no accuracy is known of it")
+    assert "coded, k = 4, r = 1" in {found["method"] for found in report["ranking"]}
 
 
 def test_plan_needs_something_to_rank(tmp_path: Path, call: Command) -> None:
@@ -346,6 +392,9 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--policy", "prayer"], "--policy: 'prayer' is not one of uncoded"),
         (["--qps", "0"], "arrivals.qps"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
+        (["--stragglers", "held", "--batch", "-5"], "--batch: must be at least 1, got -5"),
+        (["--batch", "0"], "--batch: must be at least 1, got 0"),
+        (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
         (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
         (["--picture", "map.png"], "--picture belongs to a sweep"),
         (
@@ -383,6 +432,11 @@ def test_simulate_refuses_in_one_line(
         (["--hang-timeout-ms", "nan"], "--hang-timeout-ms: must be above 0, got nan"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--qps", "-1"], "qps"),
+        (["--service-ms", "1e308"], "not with a service of 1e+308 ms"),
+        (
+            ["--p999-ms", "14", "--deadline-ms", "15"],
+            "group_timeout_ms 20 is not below deadline_ms",
+        ),
         (["--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--queries", "0"], "--queries: must be at least 1, got 0"),
         (["--accuracy-rows", "rows.jsnl"], "--accuracy-rows: there is no file rows.jsnl"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,11 +11,12 @@ from codedinvnet.config import load_settings, parse_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import PatchDiscriminator
-from codedinvnet.training.check import check_settings
+from codedinvnet.training.check import check_images, check_same_images, check_settings
 from tests.conftest import tiny_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES["imagenet"] = (3, 224, 224)
 Changes: TypeAlias = dict[str, dict[str, Any]]
 MOSAIC = {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
 
@@ -43,6 +45,45 @@ def test_shipped_settings_pass(path: Path) -> None:
     source = images(SHAPES[settings.data.name], 60_000)
     for members in (2, 4, 10):
         check_settings(settings, source, members)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "paper").glob("*.json")), ids=lambda p: p.stem)
+def test_the_papers_own_settings_pass(path: Path) -> None:
+    settings = load_settings(path)
+    source = images(SHAPES[settings.data.name], 60_000)
+    for members in (2, 4, 10):
+        check_settings(settings, source, members)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "said"),
+    [
+        ((1, 32, 32), ("a", "b", "c"), r"\(1, 28, 28\), but the network takes \(1, 32, 32\)"),
+        ((1, 28, 28), ("a", "c"), "other classes than the network: label 1 is b instead of c"),
+        ((1, 28, 28), ("a", "b", "c", "d"), "label 3 is none instead of d"),
+        ((1, 28, 28), ("a", "b"), "label 2 is c instead of none"),
+    ],
+)
+def test_images_of_other_shapes_or_classes_are_refused(
+    shape: tuple[int, ...], classes: tuple[str, ...], said: str
+) -> None:
+    pixels = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    source = ImageSet("own", ("a", "b", "c"), pixels, torch.arange(3), "there")
+    check_images(source, (1, 28, 28), ("a", "b", "c"), "the network")
+    with pytest.raises(UserError, match=said):
+        check_images(source, shape, classes, "the network")
+
+
+def test_images_in_another_order_are_not_the_same() -> None:
+    pixels = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
+    source = ImageSet("own", ("a", "b", "c"), pixels, torch.arange(3), "there")
+    order = torch.tensor([1, 0, 2])
+    other = replace(source, images=pixels[order], labels=source.labels[order])
+    check_same_images(source, source.digest(), "the network")
+    check_same_images(other, "", "the network")  # of an older release
+    for changed in (other, replace(source, labels=torch.zeros(3, dtype=torch.int64))):
+        with pytest.raises(UserError, match="there has other training images than the network"):
+            check_same_images(changed, source.digest(), "the network")
 
 
 def test_nothing_is_drawn_from_the_generator() -> None:

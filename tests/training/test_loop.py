@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from codedinvnet.checkpoint import load_checkpoint
@@ -135,6 +136,29 @@ def test_starting_over_sets_the_old_checkpoints_aside(
     ]
     for name, content in kept.items():
         assert (first / f"{name}.safetensors").read_bytes() == content
+
+
+def test_what_is_left_without_the_last_checkpoint_is_set_aside_when_resumed(tmp_path: Path) -> None:
+    run(Scripted([0.1, 0.9]), tmp_path)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "last.safetensors").unlink()  # it was damaged
+    run(Scripted([0.3]), tmp_path, resume=LATEST)
+    assert (tmp_path / "checkpoints-before-1" / "best.safetensors").read_bytes() == best
+
+
+def test_a_best_checkpoint_is_not_resumed_as_the_last_one(tmp_path: Path) -> None:
+    run(Scripted([0.1, 0.9]), tmp_path)
+    (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
+    with pytest.raises(UserError, match=r"last.safetensors is not a checkpoint to go on from"):
+        run(Scripted([0.1, 0.9, 0.3]), tmp_path, resume=LATEST)
+
+
+def test_curves_lose_no_epoch_at_a_resume(tmp_path: Path) -> None:
+    run(Scripted([0.1, 0.9]), tmp_path)
+    run(Scripted([0.1, 0.9, 0.3]), tmp_path, resume=LATEST)
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("scripted/score")] == [1, 2, 3]
 
 
 def test_best_survives_a_resumed_worse_epoch(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from codedinvnet.config import (
     RecoveryFusionSettings,
     parse_settings,
 )
-from codedinvnet.data import ImageSet, load_images, split_indices
+from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
@@ -45,10 +47,11 @@ def pixel_run(save_dir: Path, data_dir: Path, resume: int = 0, **fusion: Any) ->
 
 @pytest.fixture(scope="module")
 def pixels(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
-    """A run of the paper's objective with a trained network; its k = 2 has a fusion data set."""
+    """A run of the paper's objective with a trained network; its k = 2 is trained."""
     run = pixel_run(tmp_path_factory.mktemp("pixels"), data_dir)
     stages.train(run)
     stages.sample(run, 2)
+    stages.fuse(run, 2)
     return run
 
 
@@ -69,7 +72,6 @@ def shared_network(pixels: stages.Run, save_dir: Path, **options: Any) -> stages
 
 
 def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
-    stages.fuse(pixels, 2)
     report = stages.test_fusion(pixels, 2)
     written = json.loads((pixels.fusion_folder(2) / "evaluation.json").read_text())
     assert written == report
@@ -299,7 +301,7 @@ def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
         _, header = load_checkpoint(folder / phase / "last.safetensors")
         phases[phase] = (header["stage"], header["epoch"], sorted(header["validation"]))
     figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
-    assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 1, figures)}
+    assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 2, figures)}
 
 
 def test_figures_are_of_the_weights_that_ship(
@@ -349,7 +351,7 @@ def test_resumed_fusion_equals_an_unbroken_one(
     run.folder.mkdir(parents=True)
     run.network_folder.symlink_to(recovery_run.network_folder)
     real = RecoveryStage.start_epoch
-    for phase, broken in (("recovery", 1), ("joint", 0)):
+    for phase, broken in (("recovery", 1), ("joint", 0), ("joint", 1)):
 
         def breaks(
             self: RecoveryStage,
@@ -421,23 +423,136 @@ def network_weights(path: Path) -> str | None:
     return found
 
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "said"),
-    [
-        ((1, 32, 32), ("a", "b", "c"), r"\(1, 28, 28\), but the network takes \(1, 32, 32\)"),
-        ((1, 28, 28), ("a", "c"), "other classes than the network: label 1 is b instead of c"),
-        ((1, 28, 28), ("a", "b", "c", "d"), "label 3 is none instead of d"),
-        ((1, 28, 28), ("a", "b"), "label 2 is c instead of none"),
-    ],
-)
-def test_images_of_other_shapes_or_classes_are_not_tested(
-    shape: tuple[int, ...], classes: tuple[str, ...], said: str
+def rewritten(data_dir: Path, root: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy an image folder, and change what both of its files hold."""
+    shutil.copytree(data_dir, root)
+    for path in (root / "mnist").glob("*.npz"):
+        with np.load(path) as found:
+            arrays = dict(found)
+        change(arrays)
+        np.savez(path, **arrays)
+    return root
+
+
+def in_another_order(arrays: dict[str, Any]) -> None:
+    arrays["images"], arrays["labels"] = arrays["images"][::-1], arrays["labels"][::-1]
+
+
+def with_another_class(arrays: dict[str, Any]) -> None:
+    arrays["classes"] = np.array([*map(str, arrays["classes"]), "none of these"])
+
+
+def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_path: Path) -> None:
+    assert pixels.data_dir is not None
+    other = rewritten(pixels.data_dir, tmp_path / "data", in_another_order)
+    run = replace(shared_network(pixels, tmp_path), data_dir=other)
+    told = "has other training images than the network was trained on, or has them in another order"
+    for stage in (stages.sample, stages.fuse):
+        with pytest.raises(UserError, match=told):
+            stage(run, 2)
+    with pytest.raises(UserError, match=r"trained with other settings \(images '"):
+        stages.train(replace(run, resume=LATEST))
+    bundle = load_bundle(shutil.copytree(pixels.fusion_folder(2) / "bundle", tmp_path / "bundle"))
+    assert bundle.info.provenance.images == pixels.images("train").digest()
+    with pytest.raises(UserError, match="than bundle 'mnist' was trained on"):
+        stages.evaluation_images(bundle, "validation", other)
+    stages.evaluation_images(bundle, "test", other)  # of the test split the order does not matter
+    run.network_folder.unlink()
+    shutil.copytree(pixels.network_folder, run.network_folder)
+    path = run.network_folder / "network.safetensors"
+    tensors, header = load_checkpoint(path)
+    del header["settings"]["images"]  # as of an older release
+    save_checkpoint(path, tensors, header)
+    stages.sample(run, 2)
+
+
+def test_no_stage_goes_on_with_images_of_other_classes(pixels: stages.Run, tmp_path: Path) -> None:
+    assert pixels.data_dir is not None
+    other = rewritten(pixels.data_dir, tmp_path / "data", with_another_class)
+    run = replace(shared_network(pixels, tmp_path), data_dir=other)
+    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
+    told = "has other classes than the (trained network|fusion encoder): label 10 is none of these"
+    for stage in (stages.sample, stages.fuse, stages.test_fusion):
+        with pytest.raises(UserError, match=told):
+            stage(run, 2)
+    with pytest.raises(UserError, match=told):
+        stages.test_inversion(run)
+
+
+def test_a_fusion_that_starts_over_leaves_no_bundle_to_test(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
-    source = ImageSet("own", ("a", "b", "c"), images, torch.arange(3), "there")
-    stages.check_images(source, (1, 28, 28), ("a", "b", "c"), "the network")
-    with pytest.raises(UserError, match=said):
-        stages.check_images(source, shape, classes, "the network")
+    run = shared_network(pixels, tmp_path)
+    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "train_stage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stages.fuse(run, 2)
+    with pytest.raises(UserError, match="no trained fusion encoder at"):
+        stages.test_fusion(run, 2)
+    assert load_bundle(run.fusion_folder(2) / "bundle-before-1").info.group_sizes == (2,)
+
+
+def test_a_bundle_of_other_settings_is_not_tested(pixels: stages.Run, tmp_path: Path) -> None:
+    run = shared_network(pixels, tmp_path, batch_size=5)
+    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
+    with pytest.raises(UserError, match=r"other settings \(fusion.batch_size 4 -> 5\): train it"):
+        stages.test_fusion(run, 2)
+
+
+def test_a_bundle_says_what_trained_it_and_not_what_ran_last(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shared_network(pixels, tmp_path, resume=LATEST)
+    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
+    before = load_bundle(run.fusion_folder(2) / "bundle").info.provenance
+    for module in (stages, training.loop):
+        monkeypatch.setattr(module, "describe_commit", lambda: "another commit")
+        monkeypatch.setattr(module, "describe_machine", lambda: "another machine")
+    stages.fuse(run, 2)
+    assert load_bundle(run.fusion_folder(2) / "bundle").info.provenance == before
+    assert before.commit != "another commit"
+
+
+def test_a_resumed_fusion_of_the_papers_objective_equals_an_unbroken_one(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shared_network(pixels, tmp_path, resume=LATEST)
+    shutil.copytree(pixels.fusion_folder(2) / "data", run.fusion_folder(2) / "data")
+    real = PixelStage.start_epoch
+
+    def breaks(self: PixelStage, epoch: int, generator: torch.Generator) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        real(self, epoch, generator)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PixelStage, "start_epoch", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            stages.fuse(run, 2)
+    stages.fuse(run, 2)
+    expected, _ = load_checkpoint(pixels.fusion_folder(2) / "last.safetensors")
+    found, _ = load_checkpoint(run.fusion_folder(2) / "last.safetensors")
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_an_inverse_that_is_not_finite_is_told(
+    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = IResNet.inverse
+    monkeypatch.setattr(
+        IResNet, "inverse", lambda *args, **options: real(*args, **options) * math.nan
+    )
+    with pytest.raises(UserError, match="inverse of a mean latent is not finite"):
+        stages.sample(shared_network(pixels, tmp_path), 2)
+    report = stages.test_inversion(pixels)
+    assert (report["measured"], report["not_converged"]) == (0, 200)
+    assert report["largest_error"] is None
 
 
 def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ from codedinvnet.trained import (
     untrained_part,
     with_part,
 )
-from codedinvnet.training.check import check_settings
+from codedinvnet.training.check import check_same_images, check_settings
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.fusion_data import (
     FusionData,
@@ -113,7 +113,8 @@ class DataSet:
         limit: most training images, and a tenth of it validation images, that are used.
 
     Raises:
-        UserError: if the bundle does not exist or does not take these images.
+        UserError: if the bundle does not exist, does not take these images, or was trained on
+            other ones.
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class DataSet:
         self.train_rows = self.validation_rows = torch.arange(0)
         if train is not None:
             # The bundle's own split: no validation image was trained on.
-            served = self.bundle.info.provenance.settings
+            provenance = self.bundle.info.provenance
+            served = provenance.settings
+            check_same_images(train, provenance.images, f"bundle {settings.bundle!r}")
             self.train_rows, self.validation_rows = split_indices(
                 len(train), served.data.validation, served.seed
             )

@@ -55,6 +55,9 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:  # numpy says how much was asked for
+        print(f"error: too little memory: {error}".rstrip(": "), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
         return 130

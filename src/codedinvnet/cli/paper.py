@@ -13,6 +13,8 @@ from codedinvnet.errors import UserError
 if TYPE_CHECKING:
     from codedinvnet.config import Settings
 
+SHARD_BATCHES = 16
+"""Batches of targets in one saved shard, if nobody says it."""
 EXAMPLES = """the four commands of the paper:
   python ./main.py --config_file configs/mnist.json
   python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -sample_fusion
@@ -37,7 +39,7 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     add("--lr", type=float, help="learning rate of the stage that runs (its settings')")
     add("--resume", type=int, default=0, help="epoch to go on from; 0: from the start")
     add("--nactors", type=int, help="k, the queries in a group (the settings' fusion.members)")
-    add("--nsteps_save", type=int, default=16, help="batches of 128 targets in one saved shard")
+    add("--nsteps_save", type=int, help="batches of 128 targets in one saved shard (16)")
     add("-fusion", action="store_true", help="the fusion stages instead of the network's")
     add("-sample_fusion", action="store_true", help="with -fusion: generate the data set")
     add("-test_fusion", action="store_true", help="with -fusion: evaluate on the test split")
@@ -63,8 +65,10 @@ def _paper(arguments: argparse.Namespace) -> None:
         raise UserError("-sample_fusion and -test_fusion are two commands")
     if arguments.test_inversion and arguments.fusion:
         raise UserError("-test_inversion is of the network: it does not go with -fusion")
-    if arguments.resume < 0 or arguments.nsteps_save < 1:
+    shard = SHARD_BATCHES if arguments.nsteps_save is None else arguments.nsteps_save
+    if arguments.resume < 0 or shard < 1:
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
+    _refuse_idle(arguments)
     run = stages.Run(
         settings=_paper_settings(arguments),
         save_dir=arguments.save_dir,
@@ -75,7 +79,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     members = members_of(run.settings, arguments.nactors)
     if arguments.fusion:
         if arguments.sample_fusion:
-            report = stages.sample(run, members, arguments.nsteps_save)
+            report = stages.sample(run, members, shard)
         elif arguments.test_fusion:
             report = stages.test_fusion(run, members)
         else:
@@ -88,6 +92,25 @@ def _paper(arguments: argparse.Namespace) -> None:
     print_report(report, as_json=False)
 
 
+def _refuse_idle(arguments: argparse.Namespace) -> None:
+    """Refuse flags that would change nothing of the stage that runs.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    tests = arguments.test_fusion or arguments.test_inversion
+    trains = not (tests or arguments.sample_fusion)
+    given = {
+        "--lr": arguments.lr is not None and not trains,
+        "--batch_size": arguments.batch_size is not None and not trains,
+        "--resume": arguments.resume != 0 and tests,
+        "--nsteps_save": arguments.nsteps_save is not None and not arguments.sample_fusion,
+    }
+    for flag, idle in given.items():
+        if idle:
+            raise UserError(f"{flag} changes nothing of this stage: leave it out")
+
+
 def _paper_settings(arguments: argparse.Namespace) -> Settings:
     """Apply the flags to the stage that runs."""
     from codedinvnet.config import load_settings, parse_settings
@@ -97,6 +120,15 @@ def _paper_settings(arguments: argparse.Namespace) -> Settings:
         raw["name"] += "-density"
         raw["training"]["objective"] = "density"
     section = raw["fusion" if arguments.fusion else "training"]
+    for flag, value, key in (
+        ("--batch_size", arguments.batch_size, "batch_size"),
+        ("--lr", arguments.lr, "learning_rate"),
+    ):
+        if value is not None and section.get("joint_epochs"):
+            raise UserError(
+                f"{flag}: this fusion has two phases, with fusion.{key} and fusion.joint_{key}: "
+                f"change them in {arguments.config_file}"
+            )
     if arguments.batch_size is not None:
         section["batch_size"] = arguments.batch_size
     if arguments.lr is not None:

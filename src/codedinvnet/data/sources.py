@@ -5,6 +5,7 @@ Images stay as they were stored, uint8 in 0 to 255; the network pads and scales 
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int:
         """Count the images."""
+
+    def digest(self) -> str:
+        """Return a short digest of the images and their order, which decides what they are for."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images.
@@ -104,6 +108,13 @@ class ImageSet:
         """Count the images."""
         return len(self.images)
 
+    def digest(self) -> str:
+        """Return a digest of all pixels and labels; see `ImageSource.digest`."""
+        found = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in (self.images, self.labels):
+            found.update(part.contiguous().numpy().data)
+        return found.hexdigest()[:16]
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images; see `ImageSource.batch`."""
         return self.images[indices], self.labels[indices]
@@ -146,6 +157,15 @@ class ImageFolder:
     def __len__(self) -> int:
         """Count the images."""
         return len(self._paths)
+
+    def digest(self) -> str:
+        """Return a digest of the files' names and labels; see `ImageSource.digest`.
+
+        What the files hold is not read: for folders of many gigabytes that would take minutes.
+        """
+        names = [str(Path(path).relative_to(self.source)) for path in self._paths]
+        listed = repr((self.shape, names, self._labels.tolist()))
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images; see `ImageSource.batch`.

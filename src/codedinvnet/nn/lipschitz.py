@@ -173,8 +173,9 @@ def constrain_exactly(module: nn.Module) -> None:
 def fold(module: nn.Module) -> None:
     """Replace every constrained convolution by a plain one with the same kernel, in place.
 
-    A batch normalisation right behind a convolution in a sequence goes into its kernel, too. What
-    is left is what is served: no buffer, no projection. Outputs in evaluation mode do not change.
+    A batch normalisation right behind a convolution in a sequence goes into its kernel, too; one
+    before a convolution, or behind a transposed one, stays. What is left is what is served, without
+    a projection. Outputs in evaluation mode do not change.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

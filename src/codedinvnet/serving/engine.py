@@ -8,10 +8,12 @@ needs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -248,7 +250,11 @@ def _export(module: nn.Module, examples: Sequence[Tensor]) -> bytes:
         UserError: if PyTorch cannot export it.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sys.stderr),  # where some releases of onnxscript print
+        ):
             warnings.simplefilter("ignore")  # of PyTorch, about itself
             program = torch.onnx.export(module, tuple(examples), dynamo=True, verbose=False)
         assert program is not None

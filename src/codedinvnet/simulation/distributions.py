@@ -148,7 +148,7 @@ def read_times(path: Path) -> tuple[float, ...]:
     try:
         raw = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
         values = tuple(float(value) for value in raw)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} is not a list of times in ms") from error
     if not values or any(not 0 <= value < math.inf for value in values):
         raise ValueError(f"{path} must hold times of at least 0 ms, and at least one")

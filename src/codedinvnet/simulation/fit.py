@@ -1,10 +1,10 @@
 """Service times and stragglers of a scenario, fitted to what tasks really took.
 
 As the simulator has it, a task takes an ordinary time, multiplied by its worker's factor, and now
-and then a delay beside. What takes at most twice its worker's median is ordinary and kept as
-measured; of the rest the delays beyond the median get the one of three laws that makes the measured
-ones likeliest. A sample of ten thousand holds ten of the slowest thousandth, so the delays' tail is
-drawn from a law and not from them.
+and then a delay beside. What takes at most twice the median of all tasks, each over its worker's
+factor, is ordinary and kept as measured; of the rest the delays beyond the median get the one of
+three laws that makes the measured ones likeliest. A sample of ten thousand holds ten of the slowest
+thousandth, so the delays' tail is drawn from a law and not from them.
 
 Nothing is said of when tasks were late: delays that come together (bursts) are fitted as if each
 came alone, and tasks that never ended are in no sample.

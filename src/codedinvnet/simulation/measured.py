@@ -22,6 +22,7 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
 from codedinvnet.quantiles import percentile, rank_of
+from codedinvnet.rows import is_whole
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import (
     QUANTILES,
@@ -180,19 +181,47 @@ LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
 
 
-def read_runs(path: Path) -> list[MeasuredRun]:
-    """Read measured runs: JSONL rows of kind `latency`; others are passed over.
+def read(path: Path) -> bytes:
+    """Read a file of measured runs, once: more may be measured meanwhile, or it is a pipe.
 
-    Of the rows of `bench latency` those are read that its tables show.
+    Raises:
+        UserError: if that is impossible.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the measured runs {path}: {error}") from error
+
+
+def read_runs(path: Path) -> list[MeasuredRun]:
+    """Read the measured runs of a file (`runs_in`).
+
+    Raises:
+        UserError: if it cannot be read, or holds none, or a wrong one.
+    """
+    return runs_in(read(path), path)
+
+
+def runs_in(content: bytes, path: Path) -> list[MeasuredRun]:
+    """Return measured runs: JSONL rows of kind `latency`; others are passed over.
+
+    Of the rows of `bench latency` those are taken that its tables show. A last line that is not
+    whole is one that is being written, or was when that was interrupted: it does not count.
+
+    Args:
+        content: of a file.
+        path: the file, for errors.
 
     Raises:
         UserError: if there are none, or one is wrong.
     """
+    whole, _, last = content.rpartition(b"\n")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = (content if is_whole(last) else whole).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read the measured runs {path}: {error}") from error
-    places = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1)]
+    lines = text.split("\n")  # at nothing else: a row's words may hold other ends of lines
+    places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, start=1)]
     rows = [(where, parse_json(line, where)) for where, line in places if line.strip()]
     benched = [
         {**row, "where": where}

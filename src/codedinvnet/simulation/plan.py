@@ -309,7 +309,8 @@ def fewest_workers(base: Scenario) -> int:
     """Return the workers that the load and the stragglers need, whatever makes up for late ones."""
     named = [s.worker + 1 for s in base.stragglers if s.worker is not None]
     bursts = [s.workers for s in base.stragglers if s.workers is not None]
-    return max(math.floor(base.busy_workers) + 1, *named, *bursts, 1)
+    busy = min(base.busy_workers, 1e12)  # of a load that is all but infinite
+    return max(math.floor(busy) + 1, *named, *bursts, 1)
 
 
 def _fine(workers: int) -> int:

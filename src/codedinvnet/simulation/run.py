@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
-from codedinvnet.checkpoint import check_writable, file_digest, write_json
+from codedinvnet.checkpoint import check_writable, content_digest, write_json
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.methods import SmallBackup
 from codedinvnet.report import info_report
 from codedinvnet.rows import read_rows
@@ -37,7 +38,7 @@ from codedinvnet.simulation.scenario import (
 )
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.sweep import helps_up_to, load_sweep, run_sweep, winners
+from codedinvnet.simulation.sweep import helps_up_to, parse_sweep, run_sweep, winners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
     """
     provenance = {"machine": describe_machine(), "commit": describe_commit()}
     asked = [key for key in CHANGES if getattr(options, key) is not None]
-    sweep = load_sweep(options.scenario)
+    raw = read_json(options.scenario)  # once: it may be a pipe
+    sweep = parse_sweep(raw, options.scenario)
     if sweep is not None:
         if asked or options.measured:
             raise UserError(f"{options.scenario} is a sweep: its file alone says what is simulated")
@@ -108,7 +110,7 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         for read in (options.scenario, options.measured):
             if read is not None and read.resolve() == options.out.resolve():
                 raise UserError(f"--out: {options.out} would overwrite what is read")
-    scenario = load_scenario(options.scenario)
+    scenario = parse_scenario(raw, str(options.scenario))
     scenario = completed(scenario.updated(**_changes(options, asked, scenario)))
     if options.measured is not None:
         report, lines = _validate(scenario, options.measured, provenance)
@@ -127,6 +129,8 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
 def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario) -> dict[str, Any]:
     """Return what options that were asked for change in a scenario."""
     changes = {key: getattr(options, key) for key in asked}
+    if options.batch is not None and options.batch < 1:
+        raise UserError(f"--batch: must be at least 1, got {options.batch}")
     if options.policy is not None:
         _check_policies((options.policy,))
         changes |= SERVED[options.policy].scenario
@@ -144,7 +148,8 @@ def _validate(
 
     The scenario of each run is what the base and its row make of it, and is not repeated.
     """
-    arms = measured.arms_of(measured.read_runs(path))
+    content = measured.read(path)
+    arms = measured.arms_of(measured.runs_in(content, path))
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
     for scenario in (scenario for repeated in scenarios for scenario in repeated):
@@ -160,7 +165,7 @@ def _validate(
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
-        "measured_digest": file_digest(path),
+        "measured_digest": content_digest(content),
         "base": base.model_dump(mode="json", exclude_defaults=True),
         **measured.tally(rows)._asdict(),
         "arms": rows,
@@ -359,9 +364,13 @@ def _candidates(
     up_to = f"; of codes it is up to k = {known}" if known else ""
     of_k = f"no accuracy is known of k = {', '.join(map(str, sorted(set(options.k))))}{up_to}"
     for policy in policies:
+        own = {candidate.k for candidate in found if candidate.policy == policy and candidate.sized}
         if policy not in ranked:
             at_any = plan.candidates(accuracy, base.backup_accuracy, [policy])
             left[policy] = of_k if at_any else UNKNOWN
+        elif own and (lacking := sorted(set(options.k) - own)):
+            sizes = ", ".join(map(str, lacking))
+            left[f"{policy} of k = {sizes}"] = f"no accuracy is known of it{up_to}"
     used = {candidate.k for candidate in found if candidate.sized}
     useless = sorted(set(options.k) - used)
     if useless and (used or of_k in left.values()):
@@ -438,7 +447,11 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
     if not rows.is_file():
         raise UserError(f"--accuracy-rows: there is no file {rows}")
     weights = weights_digest(bundle)
-    own = [row for row in read_rows(rows, "accuracy") if row["settings"].get("bundle") == weights]
+    own = [
+        row
+        for row in read_rows(rows, "accuracy")
+        if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
+    ]
     found = {
         line.k: right
         for line in lines_of(own)
@@ -446,7 +459,10 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
         and (right := line.mean("recovered")) is not None
     }
     if not found:
-        raise UserError(f"--accuracy-rows: {rows} holds no small backup of the bundle {bundle!r}")
+        raise UserError(
+            f"--accuracy-rows: {rows} holds no small backup of the bundle {bundle!r} that was "
+            "trained in full (not by --quick)"
+        )
     return found
 
 

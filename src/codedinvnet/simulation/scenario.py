@@ -160,11 +160,11 @@ class Scenario(Section):
 
     name: str = "scenario"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    queries: Positive = 100_000
+    queries: Annotated[int, Field(gt=0, le=10**9)] = 100_000
     warmup: Annotated[float, Field(ge=0, lt=0.9)] = 0.05
     """The share of the requests, from the first, that is not counted."""
     arrivals: Arrivals
-    workers: Positive = 11
+    workers: Annotated[int, Field(gt=0, le=10**6)] = 11
     policy: str = "coded"
     k: Positive = 10
     r: Positive = 1
@@ -235,6 +235,11 @@ class Scenario(Section):
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
+        if self.group_timeout_ms >= self.deadline_ms:
+            raise ValueError(
+                f"group_timeout_ms {self.group_timeout_ms:g} is not below deadline_ms "
+                f"{self.deadline_ms:g}: a group that does not fill would be coded too late"
+            )
         for name in ("trip", "encode", "front_end", "decode"):
             if not math.isfinite(getattr(self, name).mean_ms):
                 raise ValueError(f"{name} must take a finite time in the mean")

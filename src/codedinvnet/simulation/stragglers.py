@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
@@ -89,7 +91,13 @@ def stragglers(name: str, service_ms: float, batch: int) -> Model:
         UserError: if it is neither.
     """
     if name in STRAGGLERS:
-        return STRAGGLERS[name](service_ms, batch)
+        try:
+            return STRAGGLERS[name](service_ms, batch)
+        except ValidationError as error:  # of a time that is infinite, times a service's
+            raise UserError(
+                f"stragglers {name!r}: not with a service of {service_ms:g} ms and requests of "
+                f"{batch} images"
+            ) from error
     path = Path(name)
     if not path.is_file():
         raise UserError(f"stragglers {name!r}: neither a file nor one of {', '.join(STRAGGLERS)}")

@@ -21,7 +21,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, completed
+from codedinvnet.simulation.scenario import Scenario, can_guess, completed
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
@@ -90,10 +90,36 @@ def load_sweep(path: Path) -> Sweep | None:
     Raises:
         UserError: if it is wrong.
     """
-    raw = read_json(path)
+    return parse_sweep(read_json(path), path)
+
+
+def parse_sweep(raw: Any, path: Path) -> Sweep | None:
+    """Validate what a file holds as a sweep; None if it is a single scenario.
+
+    Raises:
+        UserError: if it is wrong.
+    """
     if not isinstance(raw, dict) or "base" not in raw:
         return None
     return validated(Sweep, raw, path)
+
+
+def _without_guesses(sweep: Sweep) -> Sweep:
+    """Leave out the policies that guess, if the code of the bundle cannot.
+
+    Raises:
+        UserError: if the file names one.
+    """
+    if sweep.base.bundle is None or can_guess(sweep.base.bundle):
+        return sweep
+    for policy in sweep.policies:
+        if SERVED[policy].rules.guessing and "policies" in sweep.model_fields_set:
+            raise UserError(
+                f"policies: {policy} needs a bundle that guesses, which {sweep.base.bundle} does "
+                "not, or does so under coded, too: leave it out"
+            )
+    kept = tuple(policy for policy in sweep.policies if not SERVED[policy].rules.guessing)
+    return sweep.model_copy(update={"policies": kept})
 
 
 def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,7 +134,7 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     Raises:
         UserError: if a scenario cannot be simulated, or `out` not be written; before any work.
     """
-    sweep = sweep.model_copy(update={"base": completed(sweep.base)})
+    sweep = _without_guesses(sweep.model_copy(update={"base": completed(sweep.base)}))
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 
 from codedinvnet.config import PixelFusionSettings, Settings, with_members
@@ -34,6 +36,52 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
         model = CodedModel(model_settings(settings, source.shape, source.classes))
     if isinstance(fusion, PixelFusionSettings):
         check_pixels(fusion, min(model.input_shape[1:]))
+
+
+def check_images(
+    source: ImageSource, shape: tuple[int, ...], classes: tuple[str, ...], whose: str
+) -> None:
+    """Make sure that images fit what was trained on others, or on these before.
+
+    Args:
+        source: the images.
+        shape: (C, H, W) that is expected.
+        classes: that are expected, in this order, since labels are places in it.
+        whose: they are.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if source.shape != shape:
+        raise UserError(
+            f"{source.source} has images of shape {source.shape}, but {whose} takes {shape}"
+        )
+    for label, (found, expected) in enumerate(zip_longest(source.classes, classes)):
+        if found != expected:
+            raise UserError(
+                f"{source.source} has other classes than {whose}: label {label} is "
+                f"{found or 'none'} instead of {expected or 'none'}"
+            )
+
+
+def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
+    """Make sure that training images are those of an earlier training, in the same order.
+
+    The order decides which ones are kept for validation.
+
+    Args:
+        source: the images.
+        digest: of the earlier ones; empty, if an older release did not state it.
+        whose: they were.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if digest and digest != source.digest():
+        raise UserError(
+            f"{source.source} has other training images than {whose} was trained on, or has them "
+            "in another order: some that were trained on would count as validation images"
+        )
 
 
 def check_head(settings: Settings) -> None:

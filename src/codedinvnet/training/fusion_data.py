@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,12 @@ from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
 from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
-from codedinvnet.training.network import as_trained, load_trained_network, network_settings
+from codedinvnet.training.network import (
+    as_trained,
+    check_network_images,
+    load_trained_network,
+    network_settings,
+)
 
 INVERSION_BATCH = 128
 TOLERANCE = 1e-4  # of a block's residual; a grey level is 39 times it, the targets need no more
@@ -82,6 +88,7 @@ def sample_fusion_data(
     """
     fusion = pixel_settings(settings)
     network, _, header = load_trained_network(settings, network_folder, device)
+    check_network_images(source, header)
     settings = as_trained(settings, network_folder, header)
     fold(network)
     train, _ = split_indices(len(source), settings.data.validation, settings.seed)
@@ -136,7 +143,7 @@ def invert_means(
         Targets (N, C, H, W) on the CPU, and the largest difference of f(target) from mean z.
 
     Raises:
-        UserError: if f cannot be inverted at a mean.
+        UserError: if f cannot be inverted at a mean, or not in finite numbers.
     """
     device = next(network.parameters()).device
     targets, worst = [], 0.0
@@ -147,12 +154,18 @@ def invert_means(
             mean = latents.unflatten(0, tuple(batch.shape)).mean(dim=1)
             try:
                 target = network.inverse(mean, tolerance=TOLERANCE)
-            except NotConverged as error:
+            except NotConverged as problem:
                 raise UserError(
-                    f"the network cannot be inverted at a mean latent ({error}); "
+                    f"the network cannot be inverted at a mean latent ({problem}); "
                     "train it longer or with a smaller network.coefficient"
-                ) from error
-            worst = max(worst, float((network(target) - mean).abs().max()))
+                ) from problem
+            error = float((network(target) - mean).abs().max())
+            if not math.isfinite(error):  # an i-RevNet's inverse is computed without a check
+                raise UserError(
+                    "the network's inverse of a mean latent is not finite in float32: the paper's "
+                    "objective needs a bounded network (network.kind iresnet)"
+                )
+            worst = max(worst, error)
         targets.append(target.cpu())
         bar.update(len(batch))
     return torch.cat(targets), worst

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from codedinvnet.bundle import describe_command, describe_commit, describe_machine
 from codedinvnet.checkpoint import (
     load_checkpoint,
     load_modules,
@@ -35,10 +36,13 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""
 LATEST = -1
 """As `resume`: go on from the newest checkpoint, if there is one."""
-
+ORIGIN = "origin"
+"""In a checkpoint's header: the command, commit and machine that trained it."""
 
 NETWORK_WEIGHTS = "network_weights"
 """In headers, and in settings of what depends on a trained network: the digest of its weights."""
+IMAGES = "images"
+"""In settings of a trained network: the digest of its training images, in their order."""
 
 
 class Stage(Protocol):
@@ -134,17 +138,23 @@ def train_stage(
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
 
     Raises:
-        UserError: if the checkpoint to resume is missing or does not fit.
+        UserError: if the checkpoint to resume is missing or does not fit, or if the loss is not
+            finite in some epoch.
     """
     last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
+    origin = {
+        "command": describe_command(),
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+    }
     if resume and (resume != LATEST or last.is_file()):
         tensors, header = load_checkpoint(last)
         _check_resumable(header, settings, last, resume)
         load_modules(stage.modules(), tensors, last)
         load_optimizers(stage.optimizers(), tensors)
         start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
-    elif not resume:
+    else:
         set_aside(folder)
     writer = None
     total = epochs * stage.steps_per_epoch
@@ -159,7 +169,8 @@ def train_stage(
     try:
         for epoch in range(start, epochs):
             if writer is None:
-                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+                # What is kept ends before this step, and epoch `start` was written as step `start`.
+                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
             began = time.monotonic()
             generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
             torch.manual_seed(seed * 100_003 + epoch)
@@ -203,6 +214,7 @@ def train_stage(
                 "seconds": seconds,
                 "score": score,
                 "validation": dict(scalars),
+                ORIGIN: origin,
                 **(keep or {}),
             }
             if score > best_score:
@@ -229,6 +241,11 @@ def _check_resumable(
             f"{path} was trained with other settings ({', '.join(changed)}): "
             "start over, or use another name or save directory"
         )
+    if "best_score" not in header:
+        raise UserError(
+            f"{path} is not a checkpoint to go on from, as a {BEST} is not: start over, or put the "
+            f"training's own {LAST} there"
+        )
     if resume not in (LATEST, header["epoch"]):
         raise UserError(
             f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
@@ -239,11 +256,12 @@ def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
     """Name the keys in which stored settings differ from those wanted, with both values.
 
     Options that the stored ones are too old to have count as left at their defaults, and a network
-    that older releases did not name as the one that is wanted.
+    and images that older releases did not name as those that are wanted.
     """
     filled = with_defaults(stored, wanted)
-    if filled.get(NETWORK_WEIGHTS) is None:
-        filled[NETWORK_WEIGHTS] = wanted.get(NETWORK_WEIGHTS)
+    for name in (NETWORK_WEIGHTS, IMAGES):
+        if filled.get(name) is None:
+            filled[name] = wanted.get(name)
     return differing_keys(filled, wanted)
 
 

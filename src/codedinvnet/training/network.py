@@ -30,7 +30,9 @@ from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
+from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.loop import (
+    IMAGES,
     NETWORK_WEIGHTS,
     changed_settings,
     differing_keys,
@@ -237,7 +239,7 @@ def train_network(
         folder,
         epochs=settings.training.epochs,
         seed=settings.seed,
-        settings=network_settings(settings),
+        settings={**network_settings(settings), IMAGES: source.digest()},
         resume=resume,
         keep={"classes": list(source.classes), "image_shape": list(source.shape)},
     )
@@ -280,6 +282,21 @@ def load_trained_network(
     head = build_head(settings.network, network.latent_shape, len(header["classes"]))
     load_modules({"network": network, "head": head}, tensors, path)
     return network.to(device).eval(), head.to(device).eval(), header
+
+
+def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None:
+    """Make sure that images are those that a trained network was trained on.
+
+    Args:
+        source: the training images.
+        header: of the network.
+
+    Raises:
+        UserError: if they are of another shape, of other classes, or other images.
+    """
+    shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
+    check_images(source, shape, classes, "the trained network")
+    check_same_images(source, header["settings"].get(IMAGES) or "", "the network")
 
 
 def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> Settings:
