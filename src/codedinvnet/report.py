@@ -115,8 +115,8 @@ def inversion_report(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
-    if not 0 < tolerance < math.inf:  # NaN neither
-        raise UserError(f"tolerance must be a number above 0, got {tolerance}")
+    if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
+        raise UserError(f"tolerance must be above 0, got {tolerance}")
     network = model.network
     device = next(model.parameters()).device
     count = min(len(source), limit or len(source))

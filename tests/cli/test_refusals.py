@@ -109,6 +109,10 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: use(s, "invert", s.bundle, "--tolerance", "0"),
         "tolerance must be above 0, got 0.0",
     ),
+    "tolerance without end": (
+        lambda s: use(s, "invert", s.bundle, "--tolerance", "inf"),
+        "tolerance must be above 0, got inf",
+    ),
     "tolerance that is no number": (
         lambda s: use(s, "invert", s.bundle, "--tolerance", "nan"),
         "tolerance must be above 0, got nan",

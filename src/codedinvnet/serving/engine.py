@@ -8,7 +8,6 @@ needs.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,7 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -253,7 +252,7 @@ def _export(module: nn.Module, examples: Sequence[Tensor]) -> bytes:
         with (
             torch.no_grad(),
             warnings.catch_warnings(),
-            contextlib.redirect_stdout(sys.stderr),  # where some releases of onnxscript print
+            redirect_stdout(sys.stderr),  # where some releases of onnxscript print
         ):
             warnings.simplefilter("ignore")  # of PyTorch, about itself
             program = torch.onnx.export(module, tuple(examples), dynamo=True, verbose=False)
