@@ -116,7 +116,7 @@ def inversion_report(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
     if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
-        raise UserError(f"tolerance must be above 0, got {tolerance}")
+        raise UserError(f"tolerance must be finite and above 0, got {tolerance}")
     network = model.network
     device = next(model.parameters()).device
     count = min(len(source), limit or len(source))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from codedinvnet.bundle import (
     Bundle,
@@ -218,11 +220,13 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         NETWORK_WEIGHTS: weights,
         **({} if recovery else {"objective_version": VERSION}),
     }
-    seconds, origin = float(trained["seconds"]), {}
+    seconds = float(trained["seconds"])
     figures: dict[str, float] = {}
-    if not run.resume and (folder / "bundle").is_dir():
-        (folder / "bundle").rename(unused(folder / "bundle"))
-    for place, epochs, resume, stage in _phases(run, fusion, model, source, weights):
+    origin: dict[str, str] = {}
+    phases = _phases(run, fusion, model, source, weights)
+    for number, (place, epochs, resume, stage) in enumerate(phases):
+        if number == 0 and not (resume and (place / LAST).is_file()):  # it starts over
+            _set_bundle_aside(folder / "bundle")
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
@@ -251,6 +255,14 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     )
     save_bundle(folder / "bundle", info, model)
     return {"bundle": str(folder / "bundle"), **figures}
+
+
+def _set_bundle_aside(folder: Path) -> None:
+    """Move the bundle of a fusion that starts over: until it ends, there is none to test."""
+    if folder.is_dir():
+        kept = unused(folder)
+        folder.rename(kept)
+        tqdm.write(f"{folder}: trained anew; the old bundle is in {kept}", file=sys.stderr)
 
 
 def _phases(
@@ -295,8 +307,11 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     _, network = load_checkpoint(run.network_folder / NETWORK)
     wanted = with_members(as_trained(run.settings, run.network_folder, network), members)
     trained = with_members(bundle.info.provenance.settings, members)
-    settings = (one.model_dump(mode="json", exclude={"name"}) for one in (trained, wanted))
-    if changed := changed_settings(*settings):
+    before, now = (one.model_dump(mode="json") for one in (trained, wanted))
+    now["name"] = before["name"]
+    for key in ("batch_size", "learning_rate"):  # which flags of main.py may have changed
+        now["fusion"][key] = before["fusion"].get(key)
+    if changed := changed_settings(before, now):
         raise UserError(
             f"{folder} was trained with other settings ({', '.join(changed)}): train it anew "
             "(main.py -fusion)"

@@ -13,9 +13,10 @@ from codedinvnet.bench import results
 from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.rows import append_row
 from codedinvnet.simulation.measured import COMPARED
-from codedinvnet.simulation.sweep import load_sweep
+from codedinvnet.simulation.sweep import parse_sweep
 from tests.bench.canned import latency_row, row
 
 FILES = (
@@ -338,13 +339,14 @@ def test_the_map_says_what_its_tasks_take(tmp_path: Path) -> None:
         one["scenario"] = {**times, "encode": {"ms": 0.96}}
     write(tmp_path / "map.jsonl", rows)
     where = section(page(tmp_path, "."), "Where each policy wins")
-    assert "rules: 24 ms a query, 0.96 ms of encoding for each image of a group, groups " in where
-    assert "groups coded after 20 ms (not the measured set's times). The policy" in where
+    assert "rules: a query takes 24.12 ms in the mean, encoding 0.96 ms for each image" in where
+    assert "of a group, and groups are coded after 20 ms. The policy" in where
     assert "by load (none: every policy loses more than one request in a thousand):" in where
 
 
 def test_cells_of_one_sweep_differ_in_their_place_alone() -> None:
-    found = load_sweep(Path(__file__).parents[2] / "configs" / "bench" / "simulate-map.json")
+    path = Path(__file__).parents[2] / "configs" / "bench" / "simulate-map.json"
+    found = parse_sweep(read_json(path), path)
     assert found is not None
     rows = [
         {

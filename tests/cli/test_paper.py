@@ -103,6 +103,7 @@ BAD_PAPER: dict[str, tuple[list[str], str]] = {
     "idle resume": (["-test_inversion", "--resume", "1"], "--resume changes nothing of this"),
     "idle rate": (["-fusion", "-test_fusion", "--lr", "0.1"], "--lr changes nothing of this"),
     "idle batch": (["-fusion", "-sample_fusion", "--batch_size", "4"], "--batch_size changes"),
+    "idle actors": (["--nactors", "4"], "--nactors changes nothing of this stage"),
     "idle shards": (["--nsteps_save", "4"], "--nsteps_save changes nothing of this stage"),
     "rate of two phases": (["-fusion", "--lr", "0.1"], "fusion.joint_learning_rate: change them"),
     "batch of one": (["--batch_size", "1"], "training.batch_size"),

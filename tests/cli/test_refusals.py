@@ -107,15 +107,15 @@ BAD: dict[str, tuple[Words, str]] = {
     "info of truncated weights": (lambda s: ["info", s.cut, "--json"], "truncated"),
     "tolerance 0": (
         lambda s: use(s, "invert", s.bundle, "--tolerance", "0"),
-        "tolerance must be above 0, got 0.0",
+        "tolerance must be finite and above 0, got 0.0",
     ),
     "tolerance without end": (
         lambda s: use(s, "invert", s.bundle, "--tolerance", "inf"),
-        "tolerance must be above 0, got inf",
+        "tolerance must be finite and above 0, got inf",
     ),
     "tolerance that is no number": (
         lambda s: use(s, "invert", s.bundle, "--tolerance", "nan"),
-        "tolerance must be above 0, got nan",
+        "tolerance must be finite and above 0, got nan",
     ),
     "negative limit": (lambda s: use(s, "invert", s.bundle, "--limit", "-1"), "limit"),
     "no device": (

@@ -61,7 +61,8 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def test_rows_become_scenarios(tmp_path: Path) -> None:
     other = {"kind": "simulated"}
-    (run, mosaic) = read_runs(write(tmp_path / "rows.jsonl", other, ROW, {**ROW, "apart": True}))
+    path = write(tmp_path / "rows.jsonl", other, ROW, {**ROW, "apart": True})
+    (run, mosaic) = read_runs(path).runs
     base = scenario(queries=500, trip=0.5, front_end=2)
     found = scenario_of(run, base.updated(apart=True))
     assert not found.apart  # rows of before do not say it: there was no code that does
@@ -98,7 +99,7 @@ def test_a_simulated_run_meets_itself_and_no_slower_one() -> None:
 def test_failed_runs_are_passed_over_and_open_percentiles_not_compared(tmp_path: Path) -> None:
     failed = {key: ROW[key] for key in ("schema_version", "kind", "name")} | {"error": "no luck"}
     lost = {**ROW, "error": None, "p50_ms": None, "p99_ms": None, "backup": True}
-    (run,) = read_runs(write(tmp_path / "rows.jsonl", failed, lost))
+    (run,) = read_runs(write(tmp_path / "rows.jsonl", failed, lost)).runs
     assert compare(MeasuredArm((run,)), [requests(1.0, 1.0)]) == {}
     assert scenario_of(run, scenario()).backup
 
@@ -239,7 +240,7 @@ def test_rows_of_the_benchmark_count_as_in_its_tables(tmp_path: Path) -> None:
     lost = [made("uncoded", sample), made("uncoded", sample, error="RuntimeError: no")]
     kept = [made("coded", sample, run=run) for run in (1, 2)]
     path = write(tmp_path / "rows.jsonl", *old, ROW, *lost, *kept)
-    runs = read_runs(path)
+    runs = read_runs(path).runs
     assert [run.key for run in runs] == [None, *(row["key"] for row in kept)]
     assert [len(arm.runs) for arm in arms_of(runs)] == [1, 2]  # what others measured counts, too
     (line,) = lines_of([*old, *lost, *kept])
@@ -268,9 +269,9 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {**ROW, "name": "an\u2028arm"}, ROW)
     whole = path.read_bytes().rstrip(b"\n")
     path.write_bytes(whole)
-    assert [found.name for found in read_runs(path)] == ["an\u2028arm", ROW["name"]]
+    assert [found.name for found in read_runs(path).runs] == ["an\u2028arm", ROW["name"]]
     path.write_bytes(whole[:-5])
-    (found,) = read_runs(path)
+    (found,) = read_runs(path).runs
     assert found.name == "an\u2028arm"
     path.write_bytes(whole.replace(b"{", b"", 1))
     with pytest.raises(UserError, match="line 1 is not JSON"):

@@ -70,8 +70,8 @@ def test_simulate_prints_lines(file: Path, call: Command) -> None:
     assert json.loads(found["scenario"])["stragglers"][0]["factor"] == 3
     assert not {"kind", "million_in_two_minutes", "notes", "p50_ms_95"} & set(found)
     scenario = json.loads(file.read_text())
-    file.write_text(json.dumps({**scenario, "deadline_ms": 20, "group_timeout_ms": 10}))
-    outcome = call("simulate", file, "--qps", "3000", "--policy", "uncoded")
+    file.write_text(json.dumps({**scenario, "policy": "uncoded", "deadline_ms": 20}))
+    outcome = call("simulate", file, "--qps", "3000")
     found = dict(line.split(maxsplit=1) for line in outcome.out.splitlines() if line)
     assert found["p999_ms"] == "never: more requests were lost than the percentile allows"
 
@@ -209,15 +209,24 @@ def test_a_sweep_leaves_out_guesses_that_its_bundle_cannot_make(
     )
 
 
+def test_groups_are_coded_before_the_deadline(file: Path, call: Command) -> None:
+    file.write_text(json.dumps({**SCENARIO, "deadline_ms": 20}))
+    outcome = call("simulate", file)
+    assert outcome.code == 2
+    assert "group_timeout_ms 20 is not below deadline_ms 20" in outcome.err
+    file.write_text(json.dumps({**SCENARIO, "deadline_ms": 20, "policy": "uncoded"}))
+    assert call("simulate", file).code == 0
+
+
+@pytest.mark.timeout(60)
 def test_a_scenario_is_read_once_and_may_be_a_pipe(
     file: Path, tmp_path: Path, call: Command
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()))
-    writer.start()
+    write = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()), daemon=True)
+    write.start()
     assert json.loads(call("simulate", pipe, "--json").out)["scenario"]["name"] == "small"
-    writer.join()
 
 
 def test_a_picture_of_no_format_is_refused_before_the_sweep(tmp_path: Path, call: Command) -> None:
@@ -435,7 +444,7 @@ def test_simulate_refuses_in_one_line(
         (["--service-ms", "1e308"], "not with a service of 1e+308 ms"),
         (
             ["--p999-ms", "14", "--deadline-ms", "15"],
-            "group_timeout_ms 20 is not below deadline_ms",
+            "--deadline-ms: 15 is not above the 20 ms after",
         ),
         (["--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--queries", "0"], "--queries: must be at least 1, got 0"),

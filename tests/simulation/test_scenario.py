@@ -11,6 +11,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
 from codedinvnet.simulation import scenario as scenario_module
@@ -25,7 +26,7 @@ from codedinvnet.simulation.scenario import (
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import STRAGGLERS, stragglers
-from codedinvnet.simulation.sweep import load_sweep
+from codedinvnet.simulation.sweep import parse_sweep
 from tests.simulation.scenarios import ACCURACY, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ FILES = sorted((ROOT / "configs" / "bench").glob("simulate-*.json"))
 def test_the_shipped_files_are_valid() -> None:
     assert len(FILES) >= 4
     for path in FILES:
-        sweep = load_sweep(path)
+        sweep = parse_sweep(read_json(path), path)
         if sweep is None:
             load_scenario(path)
         else:

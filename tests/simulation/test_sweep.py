@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.json_files import read_json
 from codedinvnet.simulation.figures import FEWEST_SECTIONS, QUANTILES, sections_for
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
@@ -14,7 +15,7 @@ from codedinvnet.simulation.sweep import (
     Sweep,
     contested,
     helps_up_to,
-    load_sweep,
+    parse_sweep,
     read_rows,
     run_sweep,
     winners,
@@ -94,7 +95,8 @@ def test_cells_have_as_many_requests_as_was_asked_for() -> None:
 
 
 def test_every_percentile_of_the_shipped_map_has_an_interval() -> None:
-    shipped = load_sweep(Path(__file__).resolve().parents[2] / "configs/bench/simulate-map.json")
+    path = Path(__file__).resolve().parents[2] / "configs/bench/simulate-map.json"
+    shipped = parse_sweep(read_json(path), path)
     assert shipped is not None
     for cell, given in shipped.scenarios():
         requests = given.queries // cell.batch
@@ -158,9 +160,9 @@ def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     path.write_text('{"base": {}, "load": [0.5]}')
     with pytest.raises(UserError, match="unknown key 'load': did you mean 'loads'"):
-        load_sweep(path)
+        parse_sweep(read_json(path), path)
     path.write_text('{"arrivals": {}}')
-    assert load_sweep(path) is None
+    assert parse_sweep(read_json(path), path) is None
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"schema_version": 1, "kind": "latency"}\n')
     with pytest.raises(UserError, match=r"rows.jsonl, line 1 is no row of a sweep"):

@@ -450,7 +450,7 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
     for stage in (stages.sample, stages.fuse):
         with pytest.raises(UserError, match=told):
             stage(run, 2)
-    with pytest.raises(UserError, match=r"trained with other settings \(images '"):
+    with pytest.raises(UserError, match=told):
         stages.train(replace(run, resume=LATEST))
     bundle = load_bundle(shutil.copytree(pixels.fusion_folder(2) / "bundle", tmp_path / "bundle"))
     assert bundle.info.provenance.images == pixels.images("train").digest()
@@ -498,10 +498,12 @@ def test_a_fusion_that_starts_over_leaves_no_bundle_to_test(
 
 
 def test_a_bundle_of_other_settings_is_not_tested(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path, batch_size=5)
+    run = shared_network(pixels, tmp_path, groups=50)
     shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
-    with pytest.raises(UserError, match=r"other settings \(fusion.batch_size 4 -> 5\): train it"):
+    with pytest.raises(UserError, match=r"other settings \(fusion.groups 40 -> 50\): train it"):
         stages.test_fusion(run, 2)
+    flags = shared_network(pixels, tmp_path, batch_size=5, learning_rate=0.5)
+    assert stages.test_fusion(flags, 2)["k"] == 2  # as main.py may have changed them
 
 
 def test_a_bundle_says_what_trained_it_and_not_what_ran_last(
@@ -511,11 +513,14 @@ def test_a_bundle_says_what_trained_it_and_not_what_ran_last(
     shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
     before = load_bundle(run.fusion_folder(2) / "bundle").info.provenance
     for module in (stages, training.loop):
-        monkeypatch.setattr(module, "describe_commit", lambda: "another commit")
-        monkeypatch.setattr(module, "describe_machine", lambda: "another machine")
+        for what in ("commit", "machine", "command"):
+            monkeypatch.setattr(module, f"describe_{what}", lambda what=what: f"another {what}")
     stages.fuse(run, 2)
     assert load_bundle(run.fusion_folder(2) / "bundle").info.provenance == before
-    assert before.commit != "another commit"
+    stages.fuse(replace(run, resume=0), 2)
+    after = load_bundle(run.fusion_folder(2) / "bundle").info.provenance
+    found = (after.commit, after.machine, after.command)
+    assert found == ("another commit", "another machine", "another command")
 
 
 def test_a_resumed_fusion_of_the_papers_objective_equals_an_unbroken_one(

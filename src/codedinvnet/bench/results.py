@@ -25,6 +25,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.rows import Row, agreeing, read_rows
 from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.simulation.served import SERVED
@@ -397,18 +398,18 @@ def map_section(path: Path) -> str:
 
 
 def _times(rows: Sequence[Row]) -> str:
-    """Return what the simulated tasks take, if the rows' scenarios say so; they have it in common.
-
-    They may be other times than those of the measured set.
-    """
+    """Return what the simulated tasks take, if the rows say so; they have it in common."""
     scenario = rows[0]["scenario"]
     if "service" not in scenario:
         return ""
-    encode = scenario.get("encode", {}).get("ms", 0.0)
+    service, encode = (
+        Distribution.model_validate(scenario.get(name, {})).mean_ms
+        for name in ("service", "encode")
+    )
     timeout = scenario.get("group_timeout_ms", Scenario.model_fields["group_timeout_ms"].default)
     return (
-        f": {scenario['service']['ms']:g} ms a query, {encode:g} ms of encoding for each image of "
-        f"a group, groups coded after {timeout:g} ms (not the measured set's times)"
+        f": a query takes {service:.4g} ms in the mean, encoding {encode:.3g} ms for each image of "
+        f"a group, and groups are coded after {timeout:g} ms"
     )
 
 

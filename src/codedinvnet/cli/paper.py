@@ -13,8 +13,6 @@ from codedinvnet.errors import UserError
 if TYPE_CHECKING:
     from codedinvnet.config import Settings
 
-SHARD_BATCHES = 16
-"""Batches of targets in one saved shard, if nobody says it."""
 EXAMPLES = """the four commands of the paper:
   python ./main.py --config_file configs/mnist.json
   python ./main.py --config_file configs/mnist.json -fusion --nactors 2 -sample_fusion
@@ -65,8 +63,8 @@ def _paper(arguments: argparse.Namespace) -> None:
         raise UserError("-sample_fusion and -test_fusion are two commands")
     if arguments.test_inversion and arguments.fusion:
         raise UserError("-test_inversion is of the network: it does not go with -fusion")
-    shard = SHARD_BATCHES if arguments.nsteps_save is None else arguments.nsteps_save
-    if arguments.resume < 0 or shard < 1:
+    shards = {} if arguments.nsteps_save is None else {"shard_batches": arguments.nsteps_save}
+    if arguments.resume < 0 or any(batches < 1 for batches in shards.values()):
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
     _refuse_idle(arguments)
     run = stages.Run(
@@ -79,7 +77,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     members = members_of(run.settings, arguments.nactors)
     if arguments.fusion:
         if arguments.sample_fusion:
-            report = stages.sample(run, members, shard)
+            report = stages.sample(run, members, **shards)
         elif arguments.test_fusion:
             report = stages.test_fusion(run, members)
         else:
@@ -105,6 +103,7 @@ def _refuse_idle(arguments: argparse.Namespace) -> None:
         "--batch_size": arguments.batch_size is not None and not trains,
         "--resume": arguments.resume != 0 and tests,
         "--nsteps_save": arguments.nsteps_save is not None and not arguments.sample_fusion,
+        "--nactors": arguments.nactors is not None and not arguments.fusion,
     }
     for flag, idle in given.items():
         if idle:

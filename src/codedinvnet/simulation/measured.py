@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from codedinvnet.bench.latency_tables import comparable, current
+from codedinvnet.checkpoint import content_digest
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
@@ -181,40 +182,26 @@ LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
 
 
-def read(path: Path) -> bytes:
-    """Read a file of measured runs, once: more may be measured meanwhile, or it is a pipe.
+class MeasuredFile(NamedTuple):
+    """What a file held when it was read: more may be measured since."""
 
-    Raises:
-        UserError: if that is impossible.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the measured runs {path}: {error}") from error
+    runs: list[MeasuredRun]
+    digest: str
 
 
-def read_runs(path: Path) -> list[MeasuredRun]:
-    """Read the measured runs of a file (`runs_in`).
-
-    Raises:
-        UserError: if it cannot be read, or holds none, or a wrong one.
-    """
-    return runs_in(read(path), path)
-
-
-def runs_in(content: bytes, path: Path) -> list[MeasuredRun]:
-    """Return measured runs: JSONL rows of kind `latency`; others are passed over.
+def read_runs(path: Path) -> MeasuredFile:
+    """Read measured runs: JSONL rows of kind `latency`; others are passed over.
 
     Of the rows of `bench latency` those are taken that its tables show. A last line that is not
     whole is one that is being written, or was when that was interrupted: it does not count.
 
-    Args:
-        content: of a file.
-        path: the file, for errors.
-
     Raises:
-        UserError: if there are none, or one is wrong.
+        UserError: if the file cannot be read, or holds no runs, or a wrong one.
     """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the measured runs {path}: {error}") from error
     whole, _, last = content.rpartition(b"\n")
     try:
         text = (content if is_whole(last) else whole).decode("utf-8")
@@ -238,7 +225,7 @@ def runs_in(content: bytes, path: Path) -> list[MeasuredRun]:
         runs.append(validated(MeasuredRun, row, where))
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
-    return runs
+    return MeasuredFile(runs, content_digest(content))
 
 
 def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:

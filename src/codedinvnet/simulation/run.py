@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
-from codedinvnet.checkpoint import check_writable, content_digest, write_json
+from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.methods import SmallBackup
@@ -148,8 +148,8 @@ def _validate(
 
     The scenario of each run is what the base and its row make of it, and is not repeated.
     """
-    content = measured.read(path)
-    arms = measured.arms_of(measured.runs_in(content, path))
+    found = measured.read_runs(path)
+    arms = measured.arms_of(found.runs)
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
     for scenario in (scenario for repeated in scenarios for scenario in repeated):
@@ -165,7 +165,7 @@ def _validate(
         "schema_version": 1,
         "kind": "validation",
         "measured": str(path),
-        "measured_digest": content_digest(content),
+        "measured_digest": found.digest,
         "base": base.model_dump(mode="json", exclude_defaults=True),
         **measured.tally(rows)._asdict(),
         "arms": rows,
@@ -330,6 +330,12 @@ def _check_patience(base: Scenario, target: plan.Target) -> None:
         raise UserError(
             f"--p999-ms: {target.p999_ms:g} is beyond the deadline of {base.deadline_ms:g} ms, at "
             "which queries are given up: raise --deadline-ms"
+        )
+    if base.group_timeout_ms >= base.deadline_ms:
+        raise UserError(
+            f"--deadline-ms: {base.deadline_ms:g} is not above the {base.group_timeout_ms:g} ms "
+            "after which groups that do not fill are coded: raise it, or have a smaller "
+            "group_timeout_ms in a --scenario, as `serve` would need --group-timeout-ms"
         )
     if base.service.mean_ms >= base.hang_ms:
         raise UserError(

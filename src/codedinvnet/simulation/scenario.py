@@ -235,7 +235,7 @@ class Scenario(Section):
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
-        if self.group_timeout_ms >= self.deadline_ms:
+        if coded and self.group_timeout_ms >= self.deadline_ms:
             raise ValueError(
                 f"group_timeout_ms {self.group_timeout_ms:g} is not below deadline_ms "
                 f"{self.deadline_ms:g}: a group that does not fill would be coded too late"

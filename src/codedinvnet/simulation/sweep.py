@@ -18,7 +18,6 @@ from codedinvnet import rows as results
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, completed
@@ -82,15 +81,6 @@ class Sweep(Section):
                 stragglers=[cause.model_dump() for cause in causes],
             )
             yield Cell(model, batch, load, policy), scenario
-
-
-def load_sweep(path: Path) -> Sweep | None:
-    """Read a sweep file; None if it is a single scenario.
-
-    Raises:
-        UserError: if it is wrong.
-    """
-    return parse_sweep(read_json(path), path)
 
 
 def parse_sweep(raw: Any, path: Path) -> Sweep | None:

@@ -33,6 +33,7 @@ from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.loop import (
     IMAGES,
+    LAST,
     NETWORK_WEIGHTS,
     changed_settings,
     differing_keys,
@@ -232,7 +233,13 @@ def train_network(
 
     Returns:
         The header of the finished checkpoint.
+
+    Raises:
+        UserError: if a training cannot be resumed, or its loss is not finite.
     """
+    if resume and (folder / LAST).is_file():  # in words, before the settings are compared
+        _, last = load_checkpoint(folder / LAST)
+        check_same_images(source, last.get("settings", {}).get(IMAGES) or "", "the network")
     stage = NetworkStage(settings, source, device)
     header = train_stage(
         stage,
