@@ -105,14 +105,6 @@ def digests(*folders: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Leave PyTorch's threads as they were: a worker that is loaded here sets them."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> Iterator[None]:
     """Leave the thread count as the environment asks, but never above two."""

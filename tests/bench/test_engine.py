@@ -16,7 +16,7 @@ TINY = Sizes(rounds=2, plain_rounds=1, seconds=0.0)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
 
 

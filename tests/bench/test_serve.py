@@ -237,6 +237,27 @@ def test_unknown_part(call: Command) -> None:
     assert "chaos" in outcome.err
 
 
+def test_a_light_load_is_compared_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, turns = bench(tmp_path), []
+
+    async def capacity(size: int) -> float:
+        assert size == 1
+        return 100.0
+
+    async def arm(options: tuple[str, ...], **more: Any) -> list[Reply]:
+        turns.append(options[1])
+        assert (more["rate"], more["count"], more["size"]) == (30.0, TINY.light_queries // 3, 1)
+        return canned(0.03 if options[1] == "coded" else 0.02, more["count"])
+
+    monkeypatch.setattr(parts, "_capacity", capacity)
+    monkeypatch.setattr(parts, "_arm", arm)
+    found = asyncio.run(parts.light())
+    assert turns == ["uncoded", "coded"] * 3
+    assert found["light_p50_ratio"] == pytest.approx(1.5)
+    assert found["light_p50_ratio_spread"] == pytest.approx([1.5, 1.5])
+    assert found["capacity_qps"] == 100.0
+
+
 def test_stragglers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = bench(tmp_path)
     turns: list[tuple[str, str]] = []

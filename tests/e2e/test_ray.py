@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.serving.ray_pool import RayPool
-from tests.processes import needs_proc, survivors
+from tests.processes import free_port, needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
 
@@ -60,9 +59,7 @@ def raylet(node: Any) -> int:
 
 
 def test_a_dead_address_is_told_at_once() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     pool = RayPool(WorkerSpec("mnist", 4), address)
     began = time.monotonic()
     with pytest.raises(UserError, match=f"cannot connect to Ray at {address}"):

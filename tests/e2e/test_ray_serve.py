@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from tests.processes import free_port
 
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
 
@@ -82,9 +82,7 @@ def test_the_examples_events_are_told_as_serve_tells_them(monkeypatch: pytest.Mo
 
 
 def test_the_example_answers_through_ray_serve(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",

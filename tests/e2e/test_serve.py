@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
@@ -24,7 +25,7 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.serving.metrics import logger
 from tests.conftest import Command
-from tests.processes import alive, needs_proc, served, survivors, wait_until
+from tests.processes import alive, free_port, needs_proc, served, survivors, wait_until
 
 PATIENT = ("--deadline-ms", "30000")
 """For machines that are busy with other things."""
@@ -324,13 +325,15 @@ def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
             for _ in range(2):  # timeout(1) sends two
                 process.process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(0.2)
+            address = urlsplit(process.address)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(address.hostname, address.port)
+            assert not any(request.done() for request in requests)
             replies = await asyncio.gather(*requests)
             assert [reply.error for reply in replies] == ["", ""]
             assert await asyncio.wait_for(process.process.wait(), 30) == 0
             assert await asyncio.to_thread(survivors, below) == []
             assert not any(alive(pid) for pid in below)
-            late = await client.infer("late", [0])
-            assert late.status == 0
 
     asyncio.run(run())
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
@@ -339,9 +342,7 @@ def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
 
 
 def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def status(path: str) -> int:
         try:

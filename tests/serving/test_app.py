@@ -255,7 +255,7 @@ class TestInfer:
             service.pool.hang(1)
             service.pool.hang(3)
             response = await service.infer(
-                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 300_000}
+                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 1_000_000}
             )
             (output,) = response.json()["outputs"]
             assert output["data"] == ["direct", "guessed", "direct", "guessed"]
@@ -528,7 +528,15 @@ class TestLeaving:
 
 class TestToken:
     OPEN = ("/v2/health/live", "/v2/health/ready", "/")
-    CLOSED = ("/v2", "/v2/models/mnist", "/metrics", "/page/state", "/demo/images", "/nowhere")
+    CLOSED = (
+        "/v2",
+        "/v2/models/mnist",
+        "/metrics",
+        "/page/state",
+        "/demo/images",
+        "/times",
+        "/nowhere",
+    )
 
     def test_who_is_let_in(self, mnist: Bundle, images: np.ndarray) -> None:
         async def body(service: Service) -> None:
@@ -634,14 +642,12 @@ class TestFailures:
     def test_bodies_that_wait_to_be_parsed_have_a_limit_and_a_deadline(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        parsed: list[float] = []
+        parsed: list[object] = []
         large = np.full_like(images[:1], 200).repeat(24, 0)
 
         async def body(service: Service) -> None:
-            began = time.monotonic()
-
             def slowly(*words: Any) -> Any:
-                parsed.append(time.monotonic() - began)
+                parsed.append(words)
                 time.sleep(0.2)
                 return parse_request(*words)
 
@@ -657,7 +663,8 @@ class TestFailures:
             assert "deadline passed" in told
             assert all(words.endswith("deadline passed") for words in told)
             assert set(statuses) == {200, 503, 504}
-            assert max(parsed) <= 1.2  # all ten would take two seconds
+            # All that waited would take two seconds: the last ones are late before their turn.
+            assert len(parsed) < len(statuses) - statuses.count(503)
             assert service.front.metrics.queries.labels("deadline")._value.get() >= len(late)
 
         using(mnist, body, deadline=0.9, max_pending=1000)
@@ -757,17 +764,17 @@ class TestFailures:
     ) -> None:
         async def body(service: Service) -> None:
             def slowly(*words: Any) -> Any:
-                time.sleep(0.5)
+                time.sleep(0.8)
                 return parse_request(*words)
 
             monkeypatch.setattr(app, "parse_request", slowly)
             service.hang_all()
             late = service.infer(
-                np.full_like(images[:1], 200).repeat(24, 0), parameters={"timeout": 600_000}
+                np.full_like(images[:1], 200).repeat(24, 0), parameters={"timeout": 900_000}
             )
             began = time.monotonic()
             assert "deadline passed" in error(await late, 504)
-            assert 0.6 <= time.monotonic() - began < 1.0
+            assert 0.9 <= time.monotonic() - began < 1.7
 
         using(mnist, body)
 

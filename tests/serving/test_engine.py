@@ -53,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(cache: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODEDINVNET_CACHE", str(cache))
 
 
@@ -119,7 +119,9 @@ def test_an_export_is_kept_until_the_weights_change(
     example = torch.zeros(1, 1, 5, 5)
     x = torch.rand(1, 1, 5, 5)
     before = set((cache / "onnx").glob("*")) if (cache / "onnx").is_dir() else set()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     Exported(module, [example])
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     (kept,) = set((cache / "onnx").glob("*")) - before
     exporter = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", refuse_to_export)

@@ -233,6 +233,8 @@ def test_a_worker_that_fails_at_everything_is_replaced(
         asyncio.run(run())
     (lost,) = [vars(r)["fields"] for r in caplog.records if r.message == "worker lost"]
     assert lost["reason"] == "failed 5 tasks in a row: this worker is broken"
+    told = [r for r in caplog.records if r.message == "task failed"]
+    assert 1 <= len(told) <= 1 + told[-1].created - told[0].created  # once a second at most
 
 
 @pytest.mark.parametrize("good", [False, True])
@@ -379,7 +381,7 @@ class Stubborn(InProcessPool):
 def test_a_worker_is_started_until_it_starts(
     method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "RESTART_DELAYS", (0.0, 0.01))
+    monkeypatch.setattr(frontend, "RESTART_DELAYS", (0.0, 0.05))
 
     async def run() -> None:
         pool = Stubborn(method)
@@ -390,11 +392,17 @@ def test_a_worker_is_started_until_it_starts(
             UserError("the bundle is gone"),
         ]
         async with running(method, pool=pool) as (front, _):
+            began = time.monotonic()
             pool.kill(0)
             await until(lambda: front.workers[0].restarts == 1)
+            assert time.monotonic() - began > 0.19  # it waited before each further attempt
             assert front.workers[0].deaths == 5
             assert front.scheduler.workers[0].up
             answered(await front.infer(images[: 2 * K]))
+            front.workers[0].since -= frontend.STEADY  # it has been well for long
+            pool.kill(0)
+            await until(lambda: front.workers[0].restarts == 2)
+            assert front.workers[0].deaths == 1
 
     asyncio.run(run())
 
@@ -871,6 +879,27 @@ def test_agreement_is_not_measured_on_fillers(
 
     asyncio.run(run())
     assert set(chosen) == {0, 1}
+
+
+def test_at_most_half_of_the_groups_are_checked(
+    method: CodedInvNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+
+    def checked(*arguments: Any) -> tuple[bool, None]:
+        chosen.append(arguments[-1])
+        return True, None
+
+    monkeypatch.setattr(frontend, "check_group", checked)
+
+    async def run() -> None:
+        async with running(FixedSize(method.model, K)) as (front, _):
+            for _ in range(200):
+                front._do([Complete(0, K, {0: FILLER, K: FILLER}, workers={0: 3, K: 2})])
+                await until(lambda: not front._decoding)
+
+    asyncio.run(run())
+    assert 70 <= len(chosen) <= 130
 
 
 def test_answers_do_not_wait_for_checks(

@@ -518,6 +518,17 @@ def test_the_percentile_follows_recent_latencies() -> None:
     model.drain()
 
 
+def test_the_percentile_is_the_95th_of_the_last_thousand_latencies() -> None:
+    scheduler = Scheduler(Rules(2, POLICIES["hedge"]))
+    for i in range(1, 121):
+        scheduler._observe(i / 1000)
+    assert scheduler.hedge_after == pytest.approx(0.115)  # the 99th would be 0.119
+    for _ in range(2000):
+        scheduler._observe(0.001)
+    assert scheduler.hedge_after == pytest.approx(0.001)  # of all of them it would be 0.015
+    assert len(scheduler.latencies) == 1000
+
+
 def unsure(**options: Any) -> tuple[Model, int]:
     """Return a model in which a member was decoded without confidence, and the member."""
     settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}

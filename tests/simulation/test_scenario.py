@@ -16,6 +16,7 @@ from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
 from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.codes import Backup, ErasureCode
+from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (
     Arrivals,
     Straggler,
@@ -187,6 +188,40 @@ def test_models_by_name(name: str) -> None:
     assert all(isinstance(straggler, Straggler) for straggler in found)
     assert bool(found) == (name != "none")
     scenario(workers=11, stragglers=[straggler.model_dump() for straggler in found])
+
+
+def test_models_are_those_of_the_page() -> None:
+    """docs/simulation.md; for a service of 10 ms and requests of 5 images."""
+
+    def model(name: str) -> dict[str, Any]:
+        (found,) = stragglers(name, 10.0, 5)
+        return found.model_dump(exclude_defaults=True)
+
+    assert model("held") == {
+        "kind": "hold",
+        "probability": 0.05,
+        "per_request": True,
+        "delay": {"ms": 100.0},
+    }
+    assert model("exponential") == {
+        "kind": "slow",
+        "probability": 0.02,
+        "delay": {"distribution": "exponential", "ms": 50.0},
+    }
+    pareto = model("pareto")
+    assert (pareto["kind"], pareto["probability"]) == ("slow", 0.01)
+    assert Distribution(**pareto["delay"]) == Distribution(
+        distribution="pareto", ms=20.0, shape=1.5
+    )
+    assert model("slower") == {"kind": "factor", "worker": 0, "factor": 3.0}
+    assert model("bursts") == {
+        "kind": "burst",
+        "factor": 5.0,
+        "workers": 3,
+        "every_s": 2.0,
+        "delay": {"distribution": "exponential", "ms": 200.0},
+    }
+    assert model("hung") == {"kind": "hang", "worker": 0, "probability": 0.001}
 
 
 def test_a_straggler_is_on_in_its_time() -> None:

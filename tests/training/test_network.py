@@ -7,12 +7,58 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from codedinvnet import stages
-from codedinvnet.training.network import NetworkStage
+from codedinvnet.training import network
+from codedinvnet.training.loop import make_optimizer, warmup_cosine
+from codedinvnet.training.network import NetworkStage, augment
 from tests.conftest import make_run, tiny_settings
 
 CPU = torch.device("cpu")
+
+
+def test_images_are_mirrored_and_shifted_each_for_itself() -> None:
+    """One bright pixel in each image, of a brightness of its own."""
+    count = 400
+    brightness = torch.arange(1.0, count + 1)
+    x = torch.zeros(count, 1, 7, 7)
+    x[:, 0, 3, 2] = brightness
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(x, False, 0, generator), x)
+    mirrored = augment(x, True, 0, generator)
+    assert torch.equal(mirrored[:, 0, 3, 2] + mirrored[:, 0, 3, 4], brightness)
+    assert 0.4 < float((mirrored[:, 0, 3, 4] > 0).float().mean()) < 0.6
+    shifted = augment(x, False, 2, generator)
+    assert torch.equal(shifted.sum((1, 2, 3)), brightness)
+    places = {(row, column) for _, _, row, column in shifted.nonzero().tolist()}
+    assert places == {(row, column) for row in range(1, 6) for column in range(5)}
+
+
+def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_curve(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tiny_settings("recovery"), tmp_path, data_dir)
+    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    calls: list[dict[str, int]] = []
+    monkeypatch.setattr(network, "project", lambda f, **options: calls.append(options))
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    assert calls == [{"iterations": 50}]
+    options = run.settings.training
+    for epoch, index in ((0, 0), (1, 3), (options.epochs - 1, stage.steps_per_epoch - 1)):
+        stage.step(epoch, index)
+        factor = warmup_cosine(
+            epoch * stage.steps_per_epoch + index, stage.total_steps, options.warmup
+        )
+        rates = [group["lr"] for group in stage.optimizer.param_groups]
+        assert rates == pytest.approx([options.learning_rate * factor] * len(rates))
+    assert calls[1:] == [{}] * 3
+
+
+def test_only_matrices_and_kernels_decay() -> None:
+    groups = make_optimizer([nn.Linear(2, 2)], 1.0, 0.1).param_groups
+    found = [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups]
+    assert found == [(0.1, [2]), (0.0, [1])]
 
 
 @pytest.mark.parametrize("point", [0, 2, -1])

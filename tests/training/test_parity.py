@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from codedinvnet.bundle import load_bundle
@@ -16,8 +17,9 @@ from codedinvnet.methods import LearnedCode, ParM
 from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
-from codedinvnet.training.loop import train_stage
+from codedinvnet.training.loop import train_stage, warmup_cosine
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
+from codedinvnet.training.part import WARMUP
 
 PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
 ROWS = (torch.arange(600), torch.arange(600, 700))
@@ -84,6 +86,24 @@ def test_a_teacher_is_followed_even_where_it_is_wrong(source: ImageSet) -> None:
     pupil.eval()
     found = all_logits(pupil, source, ROWS[1], description="logits").argmax(1)
     assert float((found == 7).float().mean()) > 0.9
+
+
+def test_a_pupil_follows_its_teacher_and_the_labels(source: ImageSet) -> None:
+    torch.manual_seed(0)
+    pupil = ImageClassifier(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), padding=2).eval()
+    teacher = torch.randn(600, 10)
+    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, teacher=teacher)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    loss = stage.batch_loss(1)
+    chosen = stage.order[PART.batch_size : 2 * PART.batch_size]
+    images, labels = source.batch(chosen)
+    logits = pupil(images.float() / 255)
+    parts = F.cross_entropy(logits, teacher[chosen].softmax(1)), F.cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, 0.7 * parts[0] + 0.3 * parts[1])
+    for step in (0, PART.epochs * PART.steps_per_epoch - 1):
+        stage.step(*divmod(step, PART.steps_per_epoch))
+        factor = warmup_cosine(step, stage.total_steps, WARMUP)
+        assert stage.optimizer.param_groups[0]["lr"] == PART.learning_rate * factor
 
 
 def test_a_parity_model_learns_the_sum(

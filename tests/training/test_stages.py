@@ -299,7 +299,10 @@ def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
     phases = {}
     for phase in ("recovery", "joint"):
         _, header = load_checkpoint(folder / phase / "last.safetensors")
-        phases[phase] = (header["stage"], header["epoch"], sorted(header["validation"]))
+        found = header["validation"]
+        phases[phase] = (header["stage"], header["epoch"], sorted(found))
+        score = found["validation_normal"] + found["validation_recovered_k4"]
+        assert header["score"] == pytest.approx(score)
     figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
     assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 2, figures)}
 
