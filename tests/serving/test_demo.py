@@ -1,11 +1,16 @@
-"""The demonstration's table; `make demo` runs the rest."""
+"""The demonstration's table, and the whole of it in short."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from codedinvnet.bench.load import Reply
+from codedinvnet.serving import demo
 from codedinvnet.serving.demo import table
+from tests.processes import needs_proc
 
 
 def reply(row: int, label: int, outcome: str, latency: float) -> Reply:
@@ -29,6 +34,21 @@ def test_the_table_counts_by_outcome() -> None:
         ["failed", "1", "0.0%"],
     ]
     assert lines[2].split()[3:] == ["50.0", "50.0"]
+
+
+@needs_proc
+def test_a_service_with_a_slow_and_a_killed_worker_answers_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "QUERIES", 120)
+    monkeypatch.setattr(demo, "KILLED_AFTER", 0.3)
+    demo.run_serving_demo("mnist", tmp_path)
+    told = capsys.readouterr().out.splitlines()
+    counts = {words[0]: int(words[1]) for words in map(str.split, told[-4:])}
+    assert counts["direct"] + counts["decoded"] + counts["guessed"] == 120
+    assert counts["decoded"] >= 1
+    assert counts["failed"] == 0
+    assert "worker lost" in (tmp_path / "serve.log").read_text()
 
 
 def test_what_did_not_happen_is_a_zero() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving import ray_pool
 from codedinvnet.serving.engine import ONNX_RUNTIME
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.serving.ray_pool import Actor, RayPool, has_token, last_line
@@ -19,6 +20,43 @@ def test_a_dead_actors_number_may_be_another_processs() -> None:
     here, there = socket.gethostname(), "elsewhere"
     pool.actors = [Actor(None, here, 7), Actor(None, here, 8, dead="x"), Actor(None, there, 9)]
     assert [pool.pid(worker) for worker in range(3)] == [7, None, None]
+
+
+class Handle:
+    """An actor that gives a sign of life, or none."""
+
+    def __init__(self, alive: bool) -> None:
+        self.alive = alive
+        self.whereabouts = self
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def remote(self) -> asyncio.Future[tuple[str, int]]:
+        sign: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        if self.alive:
+            sign.set_result(("here", 1))
+        return sign
+
+
+def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_pool, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(ray_pool, "HEARTBEAT_TIMEOUT", 0.02)
+    pool = RayPool.__new__(RayPool)
+    pool.actors = [Actor(Handle(False), "here", 7), Actor(Handle(True), "here", 8)]
+    given_up: list[tuple[int, str]] = []
+    pool.on_death = lambda worker, reason: given_up.append((worker, reason))
+
+    async def run() -> None:
+        watch = asyncio.create_task(pool._watch())
+        await asyncio.sleep(0.3)  # ten heartbeats, and more
+        watch.cancel()
+
+    asyncio.run(run())
+    assert given_up == [(0, "no sign of life")]
+    assert [actor.dead for actor in pool.actors] == ["no sign of life", ""]
 
 
 def test_an_error_of_ray_comes_down_to_its_last_line() -> None:
