@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ def written(folder: Path, *blocks: dict[str, Any], **more: Any) -> Path:
     path = folder / "grid.json"
     path.write_text(json.dumps(raw(*blocks, **more)))
     return path
+
+
+def test_the_grid_of_ones_own_in_the_docs_is_one(tmp_path: Path) -> None:
+    docs = ROOT / "docs" / "serving.md"
+    blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = [block for block in blocks if '"datasets"' in block]
+    path = tmp_path / "mine-grid.json"
+    path.write_text(text)
+    found = trials(load_grid(path))
+    assert [(trial.method, trial.base, trial.k) for trial in found] == [
+        ("coded-invnet", "invertible", 10),
+        ("small-backup", "invertible", 10),
+    ]
 
 
 def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import statistics
 from collections.abc import Awaitable, Callable
@@ -129,7 +130,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_example_in_the_docs_is_a_schedule(tmp_path: Path) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
-    text = docs.read_text(encoding="utf-8").partition("```json\n")[2].partition("```")[0]
+    blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = [block for block in blocks if '"faults"' in block]
     made = load_schedule(write(tmp_path, text))
     assert made.seed == 1
     assert [fault.kind for fault in made.faults] == ["slow", "hold", "crash", "hang", "corrupt"]
