@@ -857,10 +857,8 @@ def test_at_the_deadline_side_features_answer(
     asyncio.run(run())
 
 
-def test_agreement_is_not_measured_on_fillers(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the members that are decoded for a check, as they come."""
     chosen: list[int] = []
 
     def checked(*arguments: Any) -> tuple[bool, None]:
@@ -868,6 +866,14 @@ def test_agreement_is_not_measured_on_fillers(
         return True, None
 
     monkeypatch.setattr(frontend, "check_group", checked)
+    return chosen
+
+
+def test_agreement_is_not_measured_on_fillers(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    chosen = note_checks(monkeypatch)
 
     async def run() -> None:
         async with running(FixedSize(method.model, K)) as (front, _):
@@ -884,13 +890,7 @@ def test_agreement_is_not_measured_on_fillers(
 def test_at_most_half_of_the_groups_are_checked(
     method: CodedInvNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: list[int] = []
-
-    def checked(*arguments: Any) -> tuple[bool, None]:
-        chosen.append(arguments[-1])
-        return True, None
-
-    monkeypatch.setattr(frontend, "check_group", checked)
+    chosen = note_checks(monkeypatch)
 
     async def run() -> None:
         async with running(FixedSize(method.model, K)) as (front, _):
