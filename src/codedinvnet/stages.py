@@ -31,6 +31,7 @@ from codedinvnet.bundle import (
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, write_json
 from codedinvnet.config import (
+    DataSettings,
     FusionSettings,
     PixelFusionSettings,
     RecoveryFusionSettings,
@@ -121,14 +122,20 @@ class Run:
 
     def images(self, split: Split) -> ImageSource:
         """Read the image set."""
-        data = self.settings.data
-        return load_images(
-            data.name,
-            split,
-            data_dir=self.data_dir,
-            download=self.download,
-            image_size=data.image_size,
-        )
+        return images_of(self.settings.data, split, self.data_dir, self.download)
+
+
+def images_of(
+    data: DataSettings, split: Split, data_dir: Path | None, download: bool
+) -> ImageSource:
+    """Read the image set of settings, at the size that they have.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    return load_images(
+        data.name, split, data_dir=data_dir, download=download, image_size=data.image_size
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -390,13 +397,7 @@ def evaluation_images(
     if split == "sample":
         source: ImageSource = sample_images(data.name)
     else:
-        source = load_images(
-            data.name,
-            "test" if split == "test" else "train",
-            data_dir=data_dir,
-            download=download,
-            image_size=data.image_size,
-        )
+        source = images_of(data, "test" if split == "test" else "train", data_dir, download)
     described = bundle.info
     check_images(source, described.input.shape, described.classes, f"bundle {described.name!r}")
     if split in ("train", "validation"):

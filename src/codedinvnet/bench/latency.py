@@ -55,7 +55,7 @@ from codedinvnet.bundle import (
     weights_digest,
 )
 from codedinvnet.checkpoint import check_writable
-from codedinvnet.data import ImageSource, Split, load_images
+from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles
@@ -65,6 +65,7 @@ from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED
+from codedinvnet.stages import images_of
 
 WARM_REQUESTS = 30
 """Sent one after another before a run, so that every worker has run and hedges know a p95."""
@@ -196,13 +197,7 @@ class LatencyBench:
     def _load(self, split: Split) -> ImageSource:
         """Read the bundle's image set, as large as it was trained on."""
         data = self.bundle.info.provenance.settings.data
-        return load_images(
-            data.name,
-            split,
-            data_dir=self.data_dir,
-            download=self.download,
-            image_size=data.image_size,
-        )
+        return images_of(data, split, self.data_dir, self.download)
 
     def _part_settings(self) -> AccuracyGrid:
         """Return the grid of `bench accuracy` that trains the backup."""
