@@ -185,6 +185,33 @@ def test_a_perfect_method_is_perfect(count: int) -> None:
     )
 
 
+class Counting(ParityIgnored):
+    """Counts the images of which it computes a data task."""
+
+    computed = 0
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        if task < self.k:
+            self.computed += len(queries)
+        return super().compute(task, queries)
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_outputs_that_do_not_fit_are_computed_again(
+    shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, groupings = 26, 3
+    kept, again = Counting(4), Counting(4)
+    size = count * 2 * 4  # bytes: two floats an image
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", size)
+    found = run(kept, count, groupings=groupings, shuffle_parity=shuffle)
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", size - 1)
+    assert run(again, count, groupings=groupings, shuffle_parity=shuffle) == found
+    assert kept.computed == count
+    assert again.computed == count + groupings * 28  # two images fill the last group up
+
+
 @pytest.mark.usefixtures("any_batch")
 @pytest.mark.parametrize("count", [24, 25, 27])
 def test_direct_answers_set_normal_accuracy_and_agreement_alone(count: int) -> None:

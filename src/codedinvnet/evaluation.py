@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,9 @@ from codedinvnet.methods.base import CodedMethod
 
 BATCH = 250
 BOOTSTRAP_SAMPLES = 1000
+KEPT_BYTES = 4 << 30
+"""Outputs of data tasks that are kept in memory. Of more, as of many large images, none is, and
+each is computed again wherever it is needed."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,20 @@ def evaluate(
         dynamic_ncols=True,
         disable=not progress,
     ) as bar:
-        outputs, labels = [], []
+        kept, answers, labels = [], [], []
         for rows in torch.arange(count).split(BATCH):
             images, truth = source.batch(rows)
-            outputs.append(method.compute(0, images[:, None]))
+            outputs = method.compute(0, images[:, None])
+            logits = method.direct(outputs)
+            if logits is None:
+                raise UserError(f"{method.name} has no direct answers to compare with")
+            answers.append(logits.argmax(1).cpu())
             labels.append(truth)
+            if count * outputs[0].nbytes <= KEPT_BYTES:
+                kept.append(outputs)
             bar.update()
-        data_outputs, truth = torch.cat(outputs), torch.cat(labels)
-        logits = method.direct(data_outputs)
-        if logits is None:
-            raise UserError(f"{method.name} has no direct answers to compare with")
-        direct = logits.argmax(1).cpu()
+        data_outputs = torch.cat(kept) if kept else None
+        direct, truth = torch.cat(answers), torch.cat(labels)
         hits, agrees, masks = [], [], []
         for groups in drawn:
             predictions = _decoded_predictions(
@@ -134,7 +139,7 @@ def evaluate(
 def _decoded_predictions(
     method: CodedMethod,
     source: ImageSource,
-    data_outputs: Tensor,
+    data_outputs: Tensor | None,
     groups: Groups,
     k: int,
     shuffle_parity: bool,
@@ -142,31 +147,33 @@ def _decoded_predictions(
 ) -> Tensor:
     """Return the decoded class of every member when it alone is erased, (G, k)."""
     needs = method.tasks(k)
-    shared: dict[int, list[Tensor]] = {
-        task: [] for task, members in needs.items() if len(members) > 1
-    }
-    batches = groups.members.split(max(1, BATCH // k))
-    for rows in batches:
-        images, _ = source.batch(rows.flatten())
-        queries = images.unflatten(0, tuple(rows.shape))
-        for task, outputs in shared.items():
-            outputs.append(method.compute(task, queries[:, list(needs[task])]))
-        bar.update()
-    parities: Mapping[int, Tensor] = {task: torch.cat(parts) for task, parts in shared.items()}
-    if shuffle_parity:
-        parities = {task: output.roll(1, 0) for task, output in parities.items()}
-    columns = []
-    for erased in range(k):
-        available = {
-            task: data_outputs[groups.members[:, members[0]]]
+    own = {task: members[0] for task, members in needs.items() if len(members) == 1}
+    size = max(1, BATCH // k)
+    encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
+    found = []
+    for rows, encoded_rows in zip(groups.members.split(size), encoded.split(size), strict=True):
+        flat = rows.flatten()
+        if data_outputs is None:
+            outputs = method.compute(0, source.batch(flat)[0][:, None])
+        else:
+            outputs = data_outputs[flat]
+        outputs = outputs.unflatten(0, tuple(rows.shape))
+        queries = source.batch(encoded_rows.flatten())[0].unflatten(0, tuple(rows.shape))
+        parities = {
+            task: method.compute(task, queries[:, list(members)])
             for task, members in needs.items()
-            if len(members) == 1 and task != erased
+            if task not in own
         }
-        answers = method.decode({**available, **parities}, k)
-        if erased not in answers:
-            raise UserError(f"{method.name} cannot decode member {erased} of a group of {k}")
-        columns.append(answers[erased].argmax(1).cpu())
-    return torch.stack(columns, dim=1)
+        columns = []
+        for erased in range(k):
+            available = {task: outputs[:, member] for task, member in own.items() if task != erased}
+            answers = method.decode({**available, **parities}, k)
+            if erased not in answers:
+                raise UserError(f"{method.name} cannot decode member {erased} of a group of {k}")
+            columns.append(answers[erased].argmax(1).cpu())
+        found.append(torch.stack(columns, dim=1))
+        bar.update()
+    return torch.cat(found)
 
 
 def bootstrap_std(hits: Tensor, mask: Tensor, seed: int) -> float:

@@ -158,6 +158,28 @@ def test_a_step_follows_the_loss(
         torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4, msg=name)
 
 
+def test_latents_that_do_not_fit_are_computed_in_every_step(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = parse_settings(tiny_settings(), "here")
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    source = load_images("mnist", "train", data_dir=data_dir)
+    torch.manual_seed(0)
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
+    found = []
+    for spare in (0, -1):  # in bytes
+        stage = RecoveryStage(
+            settings, settings.fusion, source, copy.deepcopy(model), CPU, joint=False
+        )
+        size = 4 * len(stage.train_rows) * math.prod(model.latent_shape)
+        monkeypatch.setattr(recovery, "KEPT_BYTES", size + spare)
+        stage.start_epoch(0, torch.Generator().manual_seed(0))
+        scalars = stage.step(0, 0)
+        assert (stage.latents is None) == (spare < 0)
+        found.append((scalars, stage.model.encoder.state_dict()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_rate_follows_its_curve_and_gradients_are_clipped(
     joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch

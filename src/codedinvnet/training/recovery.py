@@ -2,14 +2,15 @@
 
 Groups are drawn anew in every step, of a size m drawn from 2 to k; a mosaic has weights for each of
 its grids, and each grid gets as many steps as any other. First f and g are frozen and
-their latents are cached; then all four are trained together, with the direct answers' own
-cross-entropy beside the decoded ones', so that normal accuracy is kept.
+their latents are cached if they fit; then all four are trained together, with the direct answers'
+own cross-entropy beside the decoded ones', so that normal accuracy is kept.
 
 Smaller groups come in larger numbers, so that every step sees about as many images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices, spread_rows
+from codedinvnet.evaluation import KEPT_BYTES
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
@@ -108,6 +110,10 @@ class RecoveryStage:
             z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
             self.model.recovery_head.norm.initialise(z)
 
+    def latents_fit(self) -> bool:
+        """Tell whether f of all training images may be kept in memory, 4 bytes a number."""
+        return 4 * len(self.train_rows) * math.prod(self.model.latent_shape) <= KEPT_BYTES
+
     def cached_latents(self) -> Tensor:
         """Return f of all training images in the order of `train_rows`, computed once."""
         if self.latents is None:
@@ -187,7 +193,11 @@ class RecoveryStage:
         if self.joint:
             flat, parity = self._together(x.flatten(0, 1), encoding.parity)
         else:
-            flat = self.cached_latents()[order.to(self.device)]
+            if self.latents_fit():
+                flat = self.cached_latents()[order.to(self.device)]
+            else:
+                with torch.no_grad():
+                    flat = self.model.network(x.flatten(0, 1))
             parity = self.model.network(encoding.parity)
         z = flat.unflatten(0, x.shape[:2])
         # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
