@@ -213,8 +213,7 @@ def test_the_maximum_of_a_few_requests_is_no_p999(folder: Path) -> None:
 
 def test_the_papers_objective_stands_beside_each_row(folder: Path) -> None:
     missing = "`codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data --method "
-    missing += "coded-invnet-paper --out docs/results/accuracy.jsonl` measures the others with a "
-    missing += "star; "
+    missing += "coded-invnet-paper --out docs/results/accuracy.jsonl` measures those with a star; "
     missing += "`make bench-pixels` trains f, g and E for every place anew"
     table = sections(folder)["bundles"]
     assert table.splitlines()[0].endswith("| side alone | paper's objective |")
@@ -245,7 +244,7 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
             **{"method": "coded-invnet-paper", "label": "coded-invnet-paper", "k": k},
             **{"dataset": "mnist", "base": "invertible", "seed": 1, "missing": 1, "corrupt": 0},
             **{"settings": {"bundle": weights_digest("mnist")}, "error": None},
-            **{"recovered": recovered, "preparing_seconds": 1800.0, "commit": "", "machine": ""},
+            **{"recovered": recovered, "preparing_seconds": 1800.0, "commit": "", "machine": "a"},
         }
         return {**found, **changed}
 
@@ -270,6 +269,8 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
     text = figures.paper_training({"mnist": papers})
     assert "mnist 30 minutes (k = 2, E alone), 50 minutes (k = 4, with f and g), all of the" in text
     assert "trains f, g and E for every place anew" in text
+    own = load_bundle("mnist").info.provenance.machine
+    assert f" These are times of 2 kinds of machines, which differ in speed: a; {own}." in text
     average = "by g, `average-image` of `bench accuracy`, 55.00 %"
     paper = "with an encoder of the paper's objective, by g, 70.00 %"
     assert figures.head_g("mnist", 4, folder) == f" ({average}; {paper})"

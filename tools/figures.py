@@ -326,6 +326,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         "set that the abstract does not name."
     )
     parts = []
+    machines: set[str] = set()
     for name, paper in papers.items():
         theirs = [
             f"{minutes(paper.trained[k]['seconds'])} (k = {k}, with f and g)"
@@ -335,16 +336,22 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
             if k in paper.trained or k in paper.on_bundle
         ]
         if theirs and name in shipped_bundles():
-            own = load_bundle(name).info.provenance.seconds
-            theirs.append(f"all of the bundle, which serves every k, {minutes(own)}")
+            own = load_bundle(name).info.provenance
+            theirs.append(f"all of the bundle, which serves every k, {minutes(own.seconds)}")
+            machines |= {row["machine"] for row in paper.on_bundle.values()} | {own.machine}
         if theirs:
             parts.append(f"{name} {', '.join(theirs)}")
     if parts:
         text += f" Training took: {'; '.join(parts)}."
+    if len(machines) > 1:
+        text += (
+            f" These are times of {len(machines)} kinds of machines, which differ in speed: "
+            f"{'; '.join(sorted(machines))}."
+        )
     if any(k not in paper.trained for paper in papers.values() for k in SIZES):
         text += (
             f" `codedinvnet {COMMANDS['accuracy.jsonl']} --method {PaperInvNet.name} "
-            "--out docs/results/accuracy.jsonl` measures the others with a star; "
+            "--out docs/results/accuracy.jsonl` measures those with a star; "
             "`make bench-pixels` trains f, g and E for every place anew, in many hours."
         )
     return text
