@@ -17,6 +17,7 @@ from codedinvnet import stages, training
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import (
+    DataSettings,
     EncoderSettings,
     PixelFusionSettings,
     RecoveryFusionSettings,
@@ -34,6 +35,7 @@ from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings, write_images
+from tests.data.files import write_folder
 
 CPU = torch.device("cpu")
 SHARDED = {"groups": 200}  # a second shard at one batch a shard
@@ -899,3 +901,9 @@ def recovery_stage(run: stages.Run, joint: bool = False, **fusion: int) -> Recov
     model.train()
     chosen = settings.fusion.model_copy(update=fusion)
     return RecoveryStage(settings, chosen, run.images("train"), model, CPU, joint=joint)
+
+
+def test_images_in_folders_are_read_at_the_size_of_the_settings(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own" / "train")
+    source = stages.images_of(DataSettings(name="own", image_size=16), "train", tmp_path, False)
+    assert source.shape == (3, 16, 16)
