@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from codedinvnet.bench import accuracy
-from codedinvnet.bench.tables import current
 from codedinvnet.bundle import bundle_folder as shipped_folder
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
+from codedinvnet.current_rows import current_accuracy
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, PaperInvNet
 from codedinvnet.rows import append_row, newest, read_rows
@@ -342,8 +342,8 @@ def test_the_plain_base_outlives_the_weights_of_the_bundle(
     assert (counts["kept"], counts["done"]) == (2, 2)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {row["base"] for row in rows[4:]} == {"invertible"}
-    assert {row["base"] for row in current(rows)} == {"invertible", "resnet"}
-    assert len(current(rows)) == 4
+    assert {row["base"] for row in current_accuracy(rows)} == {"invertible", "resnet"}
+    assert len(current_accuracy(rows)) == 4
     assert [path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")] == [
         "parm-of-invertible-k4"
     ]

@@ -157,7 +157,6 @@ def test_the_overview_compares_methods_in_the_same_runs() -> None:
     assert "| uncoded | 2 of 6 | 2.00 | 3.00 | 0 | 4 | 2.00 |" in text
     assert "| coded | 6 of 6 | 1.00 | 1.04 |  |  |  |" in text
     assert "Tails of 6 runs (3 settings: " in text
-    assert "these are 2 draws of arrivals, not 6" in text
     lost = latency_row("coded", sample(1, count=900), lost=100, stragglers="exponential")
     more = latency_tables.overview([*rows, lost])
     assert "| coded | 6 of 7 | 1.00 | never |" in more
@@ -177,15 +176,6 @@ def test_a_runs_tail_has_ten_requests_beyond_it(count: int, percentile: float) -
     assert tails["coded"] == pytest.approx(expected, rel=1e-3)
     (short,) = latency_tables.lines_of([latency_row("coded", sample(1, count=15))])
     assert latency_tables.run_tails([short]) == {}
-
-
-def test_settings_of_their_own_arrivals_are_as_many_draws() -> None:
-    rows = [
-        latency_row(label, sample(1), stragglers=stragglers) | {"seed": seed}
-        for seed, stragglers in enumerate(("held", "pareto"))
-        for label in ("uncoded", "coded")
-    ]
-    assert "draws of arrivals" not in latency_tables.overview(rows)
 
 
 def test_work_stands_beside_the_tails() -> None:
@@ -294,26 +284,6 @@ def test_older_settings_other_benchmarks_and_failures(rows: list[dict[str, Any]]
     assert "Failed runs" not in again
 
 
-@pytest.mark.parametrize(
-    "changed", [{"held_ms": 50.0}, {"machine": "another"}, {"cores": 8}, {"wait_ms": 1.0}]
-)
-def test_runs_that_were_made_otherwise_are_not_pooled(changed: dict[str, Any]) -> None:
-    rows = [latency_row("coded", sample(run), run=run) for run in (1, 2)]
-    last = latency_row("coded", sample(3), run=3, **changed)
-    (line,) = latency_tables.lines_of([*rows, last])
-    assert line.rows == (last,)
-
-
-def test_the_threads_of_the_process_that_sends_are_no_other_machine() -> None:
-    machines = [f"box, {threads} threads, Python 3" for threads in (2, 1)]
-    rows = [
-        latency_row("coded", sample(run), run=run, machine=machine)
-        for run, machine in enumerate(machines)
-    ]
-    (line,) = latency_tables.lines_of(rows)
-    assert line.rows == tuple(rows)
-
-
 def test_methods_are_compared_under_the_same_settings_and_faults() -> None:
     rows = [latency_row(label, sample(1)) for label in ("uncoded", "coded")]
     rows += [latency_row("coded", sample(1), stragglers="held", error="RuntimeError: no")]
@@ -328,12 +298,6 @@ def test_methods_are_compared_under_the_same_settings_and_faults() -> None:
     assert "Failed runs" not in latency_tables.report([*rows, late[0]])
 
 
-def test_quick_rows_count_where_a_data_set_has_no_others() -> None:
-    rows = [latency_row("coded", sample(1)), latency_row("coded", sample(2), run=2, quick=True)]
-    (line,) = latency_tables.lines_of(rows)
-    assert line.rows == (rows[0],)
-
-
 def test_errors_stay_in_their_cell() -> None:
     page = latency_tables.report([latency_row("coded", sample(1), error="OSError: a | b\n  c")])
     assert "| coded, run 1 | OSError: a \\| b c |\n" in page
@@ -344,14 +308,6 @@ def test_the_note_says_how_long_parities_waited(rows: list[dict[str, Any]]) -> N
     note = latency_tables.note(lines)
     assert "A parity waits 40 ms and 1.6 ms for each image of its group, as E costs" in note
     assert "A small backup waits 4 ms for each image of its group, as it may cost 1/k" in note
-    assert "When parities" not in note
-    for row in rows:
-        row["settings"].pop("parity_wait_ms", None)
-    note = latency_tables.note(latency_tables.lines_of(rows))
-    told = "When parities waited as long as queries: coded with batches of 10 at 40%."
-    assert told in note
-    assert told in latency_tables.overview(rows)
-    assert "for each image" not in note
 
 
 def test_the_note_names_an_engine_other_than_pytorch(rows: list[dict[str, Any]]) -> None:

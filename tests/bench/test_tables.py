@@ -182,14 +182,6 @@ def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -
     assert parm["its best base"] == "invertible (alone measured)"
 
 
-def test_rows_of_older_settings_are_left_out() -> None:
-    rows = [row("parm", 0.2, seed=s, epochs=1) for s in (1, 2)]
-    rows += [row("parm", 0.6, seed=1, epochs=9)]
-    (line,) = tables.lines_of(rows)
-    assert line.mean("recovered") == 0.6
-    assert line.std("recovered") is None
-
-
 @pytest.mark.parametrize(
     "changed",
     [
@@ -209,17 +201,6 @@ def test_methods_are_compared_only_if_they_were_given_the_same(changed: dict[str
     assert tables.margins_table(lines) == []
     again = tables.lines_of([*old, new, row("parm", 0.7, **changed)])
     assert len(tables.margins_table(again)) == 1
-
-
-def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
-    old = [row("coded-invnet", 0.93), row("parm", 0.5, k=4)]
-    old += [row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]
-    lines = tables.lines_of([*old, row("coded-invnet", 0.75, missing=2, patterns=300)])
-    assert [(x.label, x.k, x.missing, x.mean("recovered")) for x in lines] == [
-        ("coded-invnet", 10, 1, 0.93),
-        ("parm", 4, 1, 0.5),
-        ("coded-invnet", 10, 2, 0.75),
-    ]
 
 
 def test_quick_rows_count_where_a_data_set_has_no_others() -> None:

@@ -120,7 +120,7 @@ def test_demo_names_only_what_ships(
     monkeypatch.setattr("codedinvnet.bundle.shipped_bundles", lambda: ("fashion", "other"))
     monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, out, seed: asked.append(names))
     monkeypatch.setattr(
-        "codedinvnet.serving.demo.run_serving_demo", lambda name, out, seed: served.append(name)
+        "codedinvnet.serving_demo.run_serving_demo", lambda name, out, seed: served.append(name)
     )
     assert call("demo", "--out", tmp_path).code == 0
     assert asked == [["fashion"]]

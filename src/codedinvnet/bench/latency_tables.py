@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
-from codedinvnet.rows import Row, agreeing, newest, read_rows
+from codedinvnet.current_rows import current_latency, latency_place
+from codedinvnet.rows import Row, read_rows
 from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.simulation.figures import (
     QUANTILES,
@@ -78,56 +78,12 @@ class Line:
         return half_width([row[figure] for row in self.rows], self.mean(figure))
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
-    """Return what tells a row's line from the others: the first fields of `Line`, in order."""
-    return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
-
-
-READ = (
-    *("key", "dataset", "batch", "load", "straggler_model", "label"),
-    *("settings", "stragglers", "machine", "cores"),
-)
-"""What `current` reads of a row."""
-OWN = ("backup", "parity_wait_ms")
-"""Settings that some methods' rows alone have: the small backup's, and those with parities."""
-
-
-def comparable(row: Mapping[str, Any]) -> bool:
-    """Return whether a row has what `current` reads; rows of somebody else may not."""
-    settings = row.get("settings")
-    return row.keys() >= set(READ) and isinstance(settings, dict) and "quick" in settings
-
-
-def current(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Return the rows of this benchmark that belong together, failed ones, too.
-
-    A row that was written again replaces the old one. Of a data set only rows count that have the
-    settings of its last one (those aside that some methods have: OWN), of a setting those with
-    the faults that were injected last, and of a line those with its last settings, machine and
-    cores (but for the threads of the process that sent: the service's own have one each). Quick
-    rows count where a data set has no others.
-    """
-    found = newest(dict(row) for row in rows if row.get("kind") == "latency").values()
-    kept = sorted(found, key=lambda row: not row["settings"]["quick"])
-    kept = agreeing(
-        kept,
-        lambda row: row["dataset"],
-        lambda row: {name: value for name, value in row["settings"].items() if name not in OWN},
-    )
-    kept = agreeing(kept, lambda row: _place(row)[:-1], lambda row: row["stragglers"])
-    return agreeing(kept, _place, lambda row: [row["settings"], _served_on(row), row["cores"]])
-
-
-def _served_on(row: Row) -> str:
-    return re.sub(r", \d+ threads", "", row["machine"])
-
-
 def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
-    """Put the finished rows of `current` together, runs of one arm on one line, in order."""
+    """Put the finished rows that belong together in order, runs of one arm on one line."""
     found: dict[tuple[str, int, float, str, str], list[Row]] = {}
-    for row in current(rows):
+    for row in current_latency(rows):
         if row["error"] is None:
-            found.setdefault(_place(row), []).append(row)
+            found.setdefault(latency_place(row), []).append(row)
     methods = list(SERVED)
     lines = [Line(*place, tuple(runs)) for place, runs in found.items()]
     return sorted(
@@ -276,7 +232,6 @@ def note(lines: Sequence[Line]) -> str:
         own = f", {span('processors_own', 0, 100)} % with service and client"
     if any(row.get("front_ms_per_query") is not None for row in rows):
         own += f", the front end computed {span('front_ms_per_query')} ms a query"
-    parities += older_waits(lines)
     engines = {row["settings"].get("engine", PYTORCH) for row in rows}
     engine = "" if engines == {PYTORCH} else f", workers compute by {', '.join(sorted(engines))}"
     return (
@@ -347,7 +302,7 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
     if not whole:
         return ""
     fewer = [f"{label}, {counts[label]} runs" for label in counts if label not in labels]
-    settings, draws = ({place[i] for place in whole} for i in (0, 1))
+    settings = {setting for setting, _ in whole}
     lines = lines_of(rows)
     work = {
         label: statistics.fmean(x.mean("work_per_query") for x in lines if x.label == label)
@@ -362,15 +317,8 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
         "queries were lost than the percentile allows. (With ten beyond it, the percentile of a "
         "tail with exponent 1.5 varies by a fifth from run to run: a few runs tell little.) "
         "Work: in service times a query, the mean."
-        + (
-            f" Settings shared their sequences of gaps: these are {len(draws)} draws of arrivals, "
-            f"not {len(whole)}."
-            if len(draws) < len(whole)
-            else ""
-        )
         + (f" Left out, of too few runs: {'; '.join(fewer)}." if fewer else "")
-        + apart(current(rows))
-        + f" {older_waits(lines)}".rstrip()
+        + apart(current_latency(rows))
         + f" {beside_published(lines)}".rstrip()
         + "\n"
     )
@@ -409,24 +357,12 @@ def beside_published(lines: Iterable[Line]) -> str:
     )
 
 
-def older_waits(lines: Iterable[Line]) -> str:
-    """Return a sentence on rows of parities that waited as long as queries, and a space; or ""."""
-    found = {
-        f"{line.label} with {'single images' if line.batch == 1 else f'batches of {line.batch}'} "
-        f"at {line.load:.0%}"
-        for line in lines
-        if SERVED[line.label].rules.coded
-        and any("parity_wait_ms" not in row["settings"] for row in line.rows)
-    }
-    return f"When parities waited as long as queries: {', '.join(sorted(found))}. " if found else ""
-
-
 def apart(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return a space and a sentence on methods that were not measured side by side, or ""."""
     own: dict[str, dict[Any, Mapping[str, Any]]] = {}
     for row in rows:
         if row["error"] is None:
-            own.setdefault(row["label"], {})[_place(row)[:-1], row["seed"]] = row
+            own.setdefault(row["label"], {})[latency_place(row)[:-1], row["seed"]] = row
     groups: list[list[str]] = []
     for label in sorted(own, key=list(SERVED).index):
         for group in groups:
@@ -493,17 +429,17 @@ def _ratio(value: float) -> str:
 
 def failures(rows: Sequence[Mapping[str, Any]], heading: str = "##") -> str:
     """Return the Markdown section of the runs that failed; "" if none did."""
-    failed = [row for row in current(rows) if row["error"] is not None]
+    failed = [row for row in current_latency(rows) if row["error"] is not None]
     cells = [(one_line(row["name"]), one_line(row["error"])) for row in failed]
     return f"{heading} Failed runs\n\n{markdown(('run', 'error'), cells)}" if failed else ""
 
 
 def describe_gaps(rows: Sequence[Mapping[str, Any]], grid: LatencyGrid) -> str:
     """Return a line that counts each method's runs of a grid without a row; "" if all have one."""
-    kept = current(rows)
+    kept = current_latency(rows)
     if any(row["settings"]["quick"] for row in kept):
         return ""
-    done = {(*_place(row)[1:], row["run"]) for row in kept}
+    done = {(*latency_place(row)[1:], row["run"]) for row in kept}
     wanted: dict[str, list[bool]] = {label: [] for label in SERVED}
     for arm in arms(grid):
         place = (arm.batch, arm.load, arm.stragglers, arm.label, arm.run)

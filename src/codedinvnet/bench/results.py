@@ -21,6 +21,7 @@ from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.checkpoint import file_digest
+from codedinvnet.current_rows import current_accuracy, current_latency
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.rows import Row, agreeing, read_rows
@@ -167,11 +168,11 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
     found = {(line.label, line.dataset): line for line in best}
     lacking = {
         (trial.label, trial.dataset)
-        for trial in (gaps(load_grid(grid), tables.current(rows)) if grid is not None else ())
+        for trial in (gaps(load_grid(grid), current_accuracy(rows)) if grid is not None else ())
         if (trial.k, trial.missing, trial.corrupt) == (HEADLINE_K, 1, 0)
         and trial.dataset in datasets
     }
-    failed = {(row["label"], row["dataset"]) for row in tables.current(rows) if row["error"]}
+    failed = {(row["label"], row["dataset"]) for row in current_accuracy(rows) if row["error"]}
     order = {label: place for place, label in enumerate(HEADLINE_METHODS)}
     labels = sorted(
         {label for label, _ in (*found, *lacking)},
@@ -245,7 +246,7 @@ def latency_section(path: Path, grid: Path | None = None) -> str:
 
 def headline_latency(path: Path) -> str:
     """Return how near every method comes to the best of each setting, and two settings' table."""
-    kept = latency_tables.current(read_rows(path, "latency"))
+    kept = current_latency(read_rows(path, "latency"))
     rows = [row for row in kept if row["error"] is None and _setting(row) in HEADLINE_LATENCY]
     if not rows:
         wanted = " and ".join(f"{n} at {load:.0%}, {model}" for n, load, model in HEADLINE_LATENCY)

@@ -16,8 +16,9 @@ from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
 from codedinvnet.checkpoint import write_atomically
+from codedinvnet.current_rows import accuracy_place, current_accuracy
 from codedinvnet.methods import NEEDS, Need
-from codedinvnet.rows import Row, agreeing, newest, read_rows, unpack_counts
+from codedinvnet.rows import Row, read_rows, unpack_counts
 from codedinvnet.trained import WITH_PARTS
 
 DATASETS = ("mnist", "fashion", "cifar10")
@@ -25,10 +26,6 @@ DATASETS = ("mnist", "fashion", "cifar10")
 OURS = "coded-invnet"
 ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE, Need.BACKUP)
 """What goes with an invertible base model and with a plain one."""
-SHARED = ("quick", "grouping_seed", "test_images", "train_images")
-"""Settings without which methods were not given the same groups, or not the same chances."""
-SETTING = ("dataset", "k", "missing", "corrupt")
-"""What methods are compared in: there they must also have tried as many erasure patterns."""
 
 
 @dataclass(frozen=True)
@@ -90,45 +87,12 @@ class Line:
         )
 
 
-def _place(row: Row) -> tuple[str, str, str, int, int, int]:
-    """Return what tells a row's line from the others: the first fields of `Line`, in order."""
-    words = (row["label"], row["dataset"], row["base"])
-    return (*words, row["k"], row["missing"], row["corrupt"])
-
-
-def current(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows that may be compared with each other, failed ones, too.
-
-    A row that was written again replaces the old one. Of a data set only rows count that were made
-    as its last one was, as far as SHARED goes; of a setting those with as many patterns as its last
-    one; of a base model those with its last weights; of a line those with its last settings. Quick
-    rows count where a data set has no others.
-    """
-    kept = sorted(newest(rows).values(), key=lambda row: not row["settings"]["quick"])
-    kept = agreeing(
-        kept,
-        lambda row: row["dataset"],
-        lambda row: [row["settings"].get(name) for name in SHARED],
-    )
-    kept = agreeing(
-        kept,
-        lambda row: tuple(row[name] for name in SETTING),
-        lambda row: row["settings"]["patterns"],
-    )
-    kept = agreeing(
-        kept,
-        lambda row: (row["dataset"], row["bundle"], row["base"]),
-        lambda row: [row["settings"].get(name) for name in ("bundle", "plain")],
-    )
-    return agreeing(kept, _place, lambda row: row["settings"])
-
-
 def lines_of(rows: Iterable[Row]) -> list[Line]:
-    """Put the finished rows of `current` together, seeds of one trial on one line."""
+    """Put the finished rows of `current_accuracy` together, seeds of one trial on one line."""
     found: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
-    for row in current(rows):
+    for row in current_accuracy(rows):
         if row["error"] is None:
-            found.setdefault(_place(row), []).append(row)
+            found.setdefault(accuracy_place(row), []).append(row)
     return [Line(*place, tuple(rows)) for place, rows in found.items()]
 
 
@@ -433,7 +397,7 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
         "of `recovered` with one seed, that of a bootstrap over the groups, which says nothing of "
         "another training.",
     ]
-    lacking = describe_gaps(grid, current(rows)) if grid is not None else ""
+    lacking = describe_gaps(grid, current_accuracy(rows)) if grid is not None else ""
     text += [lacking] if lacking else []
     for dataset in dict.fromkeys(cells[0] for cells in figures):
         title = "Data set not named" if dataset == NOT_NAMED else dataset
@@ -453,7 +417,7 @@ def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = N
                 markdown(MARGIN_COLUMNS[1:], own).strip(),
             ]
     text += [f"{heading} Beside the published figures", published_section(lines)]
-    failed = [row for row in current(rows) if row["error"] is not None]
+    failed = [row for row in current_accuracy(rows) if row["error"] is not None]
     if failed:
         columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
         fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
@@ -504,7 +468,7 @@ def _without(cells: Iterable[Sequence[str]], dataset: str) -> list[Sequence[str]
 
 def remarks(rows: Iterable[Row]) -> str:
     """Return what the rows were measured on, and which of them in the quick version."""
-    kept = current(rows)
+    kept = current_accuracy(rows)
     quick = sorted({row["dataset"] for row in kept if row["settings"]["quick"]})
     every = quick == sorted({row["dataset"] for row in kept})
     which = "This is the" if every else f"The figures of {', '.join(quick)} are of the"

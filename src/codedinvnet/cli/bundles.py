@@ -128,7 +128,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import shipped_bundles
     from codedinvnet.data import SAMPLES
     from codedinvnet.demo import run_demo
-    from codedinvnet.serving.demo import run_serving_demo
+    from codedinvnet.serving_demo import run_serving_demo
 
     names = [name for name in SAMPLES if name in shipped_bundles()]
     run_demo(names, arguments.out, arguments.seed)

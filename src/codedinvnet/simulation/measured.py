@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from codedinvnet.bench.latency_tables import comparable, current
 from codedinvnet.checkpoint import content_digest
 from codedinvnet.config import Positive, Section, validated
+from codedinvnet.current_rows import current_latency, is_latency_row
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
 from codedinvnet.quantiles import percentile, rank_of
@@ -213,9 +213,9 @@ def read_runs(path: Path) -> MeasuredFile:
     benched = [
         {**row, "where": where}
         for where, row in rows
-        if isinstance(row, dict) and row.get("kind") == "latency" and comparable(row)
+        if isinstance(row, dict) and row.get("kind") == "latency" and is_latency_row(row)
     ]
-    older = {row["where"] for row in benched} - {row["where"] for row in current(benched)}
+    older = {row["where"] for row in benched} - {row["where"] for row in current_latency(benched)}
     runs: list[MeasuredRun] = []
     for where, row in rows:
         if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bench.tables import lines_of
 from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
 from codedinvnet.checkpoint import check_writable, write_json
+from codedinvnet.current_rows import current_accuracy
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
 from codedinvnet.methods import SmallBackup
@@ -458,18 +459,17 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
         for row in read_rows(rows, "accuracy")
         if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
     ]
-    found = {
-        line.k: right
-        for line in lines_of(own)
-        if (line.label, line.base, line.missing, line.corrupt) == BACKUP_LINE
-        and (right := line.mean("recovered")) is not None
-    }
+    found: dict[int, list[float]] = {}
+    for row in current_accuracy(own):
+        line = (row["label"], row["base"], row["missing"], row["corrupt"])
+        if line == BACKUP_LINE and row["error"] is None and row["recovered"] is not None:
+            found.setdefault(row["k"], []).append(row["recovered"])
     if not found:
         raise UserError(
             f"--accuracy-rows: {rows} holds no small backup of the bundle {bundle!r} that was "
             "trained in full (not by --quick)"
         )
-    return found
+    return {k: statistics.fmean(seeds) for k, seeds in found.items()}
 
 
 def measured_times(name: str) -> tuple[float, float]:

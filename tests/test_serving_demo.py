@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codedinvnet import serving_demo
 from codedinvnet.bench.load import Reply
-from codedinvnet.serving import demo
-from codedinvnet.serving.demo import table
+from codedinvnet.serving_demo import table
 from tests.processes import needs_proc
 
 
@@ -40,9 +40,9 @@ def test_the_table_counts_by_outcome() -> None:
 def test_a_service_with_a_slow_and_a_killed_worker_answers_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "QUERIES", 120)
-    monkeypatch.setattr(demo, "KILLED_AFTER", 0.3)
-    demo.run_serving_demo("mnist", tmp_path)
+    monkeypatch.setattr(serving_demo, "QUERIES", 120)
+    monkeypatch.setattr(serving_demo, "KILLED_AFTER", 0.3)
+    serving_demo.run_serving_demo("mnist", tmp_path)
     told = capsys.readouterr().out.splitlines()
     counts = {words[0]: int(words[1]) for words in map(str.split, told[-4:])}
     assert counts["direct"] + counts["decoded"] + counts["guessed"] == 120
