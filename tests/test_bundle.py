@@ -18,7 +18,9 @@ from codedinvnet.bundle import (
     WEIGHTS,
     Bundle,
     describe_commit,
+    describe_machine,
     load_bundle,
+    processor_name,
     save_bundle,
     shipped_bundles,
 )
@@ -141,6 +143,21 @@ def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
     assert describe_commit().startswith("codedinvnet ")
     monkeypatch.setattr("codedinvnet.bundle.__file__", str(tmp_path / "src" / "x" / "bundle.py"))
     assert len(describe_commit()) == 40
+
+
+def test_a_machine_has_the_name_of_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: Some CPU @ 2: 3 GHz\n")
+    assert processor_name(file) == "Some CPU @ 2: 3 GHz"
+    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert processor_name(file) == ""
+    monkeypatch.setattr(bundle_module, "processor_name", lambda: "")
+    plain = describe_machine()
+    monkeypatch.setattr(bundle_module, "processor_name", lambda: "Some CPU")
+    assert describe_machine() == plain.replace(", ", ", Some CPU, ", 1)
+    assert ", ," not in plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -305,12 +305,31 @@ def write_description(folder: Path, info: BundleInfo) -> None:
 
 
 def describe_machine() -> str:
-    """Return the kind of machine in words: processor kind, threads, GPU, versions."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads{gpu}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+    """Return the kind of machine in words: system, processor, threads, GPU, versions."""
+    threads = torch.get_num_threads()
+    words = (
+        f"{platform.machine()} {platform.system()}",
+        processor_name(),
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
     )
+    return ", ".join(filter(None, words))
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what Linux calls the processor, elsewhere what Python does; "" if nothing does.
+
+    Args:
+        cpuinfo: Linux's file.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":") for line in lines)
+    return next((name.strip() for key, _, name in named if key.strip() == "model name"), "")
 
 
 def describe_commit() -> str:

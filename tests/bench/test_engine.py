@@ -30,7 +30,7 @@ def test_both_engines_do_the_same_tasks(
     report = json.loads(outcome.out)
     assert json.loads(out.read_text()) == report
     assert report["engine_k"] == 4
-    assert " 1 threads" in report["machine"]
+    assert " 1 thread, " in report["machine"]
     for task in ("query", "parity"):
         times = report[f"engine_ms_{task}"]
         assert list(times) == ["PyTorch", "ONNX Runtime"]
