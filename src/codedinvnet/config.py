@@ -181,6 +181,9 @@ class RecoveryFusionSettings(Section):
     joint_learning_rate: Rate = 3e-4
     decoded_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the decoded answers; 0: E learns from latents alone."""
+    distilled_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far decoded answers follow the direct answers' probabilities rather than the labels, of
+    images that are answered directly, too (Hinton et al., 2015, section 2)."""
     latent_weight: Annotated[float, Field(ge=0)] = 0.05
     normal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the direct answers in joint training."""

@@ -415,6 +415,7 @@ def test_a_section_of_another_objective_replaces_the_base() -> None:
 PARTS = {
     "fusion.objective": "objective",
     "fusion.decoded_weight": "objective",
+    "fusion.distilled_share": "objective",
     "fusion.latent_weight": "objective",
     "fusion.evidence_weight": "loss of the evidence",
     "fusion.epochs": "joint training",

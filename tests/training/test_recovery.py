@@ -79,10 +79,11 @@ def test_some_image_of_a_joint_step_is_answered_directly(
     assert counts == [answered]  # of 4 groups of 4
 
 
+@pytest.mark.parametrize("distilled", [0.0, 0.6])
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("kind", ["lean", "mosaic"])
 def test_a_step_follows_the_loss(
-    kind: str, joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, joint: bool, distilled: float, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every member is decoded as it would be served; all terms have weights of their own."""
     members, rate = 3, 0.1
@@ -90,6 +91,8 @@ def test_a_step_follows_the_loss(
     raw = tiny_settings()
     raw["fusion"] |= {
         **weights,
+        "distilled_share": distilled,
+        "normal_share": 1.0 if kind == "lean" else 0.5,
         "latent_weight": 0.4 if kind == "lean" else 0.0,
         "encoder": {"kind": kind, "width": 4, "side_features": 4},
     }
@@ -134,16 +137,18 @@ def test_a_step_follows_the_loss(
         ],
         dim=1,
     ).flatten(0, 1)
+    answered = len(labels) if kind == "lean" else round(stage.fusion.normal_share * len(labels))
+    direct = before.classify(z.flatten(0, 1)[:answered])
+    answers = before.recover(latents, side, members)
+    alike = F.cross_entropy(answers[:answered], direct.detach().softmax(1))
     terms = {
-        "decoded_weight": F.cross_entropy(before.recover(latents, side, members), labels),
+        "decoded_weight": (1 - distilled) * F.cross_entropy(answers, labels) + distilled * alike,
         "evidence_weight": F.cross_entropy(
             before.recover_from_latent(latents, side, members), labels
         )
         + F.cross_entropy(before.recover_from_side(side), labels),
     }
     if joint:
-        answered = len(labels) if kind == "lean" else round(stage.fusion.normal_share * len(labels))
-        direct = before.classify(z.flatten(0, 1)[:answered])
         terms["normal_weight"] = F.cross_entropy(direct, labels[:answered])
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     if kind == "lean":

@@ -151,7 +151,12 @@ class RecoveryStage:
         passed = self._apart_pass(x) if self.apart else self._mean_pass(x, order)
         side, decoded = passed.side.flatten(0, 1), passed.decoded.flatten(0, 1)
         scalars: dict[str, float] = {}
-        recovered = F.cross_entropy(self.model.recover(decoded, side, members), labels)
+        answers = self.model.recover(decoded, side, members)
+        recovered = F.cross_entropy(answers, labels)
+        if self.fusion.distilled_share:
+            recovered = torch.lerp(
+                recovered, self._distilled(answers, passed.direct), self.fusion.distilled_share
+            )
         loss = self.fusion.decoded_weight * recovered
         scalars["recovered"] = float(recovered.detach())
         if passed.error is not None:
@@ -177,6 +182,17 @@ class RecoveryStage:
         if self.joint:
             project(self.model.network)
         return scalars
+
+    def _distilled(self, answers: Tensor, latents: Tensor) -> Tensor:
+        """Return the cross-entropy of decoded answers to the direct ones of the first images.
+
+        Args:
+            answers: decoded logits (n, classes).
+            latents: of the first m images, (m, C, H, W).
+        """
+        with torch.no_grad():
+            direct = self.model.classify(latents).softmax(dim=1)
+        return F.cross_entropy(answers[: len(direct)], direct)
 
     def _varied(self, x: Tensor) -> Tensor:
         """Augment images (G, m, C, H, W)."""
@@ -214,7 +230,8 @@ class RecoveryStage:
         with autocast(self.settings.training.precision, self.device):
             encoding = self.model.encoder(x)
         share = self.fusion.normal_share * x.shape[0] * x.shape[1]
-        answered = max(1, round(share)) if self.joint else 0
+        wanted = self.joint or self.fusion.distilled_share
+        answered = max(1, round(share)) if wanted else 0
         direct, parity = self._together(x.flatten(0, 1)[:answered], encoding.parity)
         sent = self.model.parity(parity, encoding.side.float())
         return Passed(direct, parity.new_zeros(*x.shape[:2], 0), sent.side, None)
