@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from codedinvnet.rows import append_row
-from tests.bench.canned import latency_row, row
+from tests.bench.canned import row
 from tools import figures
 from tools.figures import RESULTS, SIZES, results_page, sections
 
@@ -338,20 +337,6 @@ def test_what_only_some_machines_measure_has_a_section_if_it_is_there(folder: Pa
     assert "| embedding f, time | 0.2 ms |\n| encoder E, ten images, time | 0.3 ms |\n" in text
     assert "train_ratio                       1.40   (1.30 to 1.50 over the rounds)" in text
     assert "`configs/paper/mnist.json`, k = 4: normal accuracy 99.11 %" in text
-
-
-def test_the_latency_of_before_stands_beside_the_new_one_while_it_is_there(folder: Path) -> None:
-    title, rows = "\n## Latency, measured before\n\n", folder / figures.OLD_LATENCY
-    assert title not in results_page(folder, ".")
-    for label, late in (("coded", 1.0), ("hedge", 2.0)):
-        append_row(rows, latency_row(label, late * np.arange(1000.0)))
-    section = results_page(folder, ".").partition(title)[2].partition("\n## ")[0]
-    assert "| hedge | 0 of 1 | 2.00 | 2.00 | 0 | 1 | 2.00 |" in section
-    assert "![" not in section
-    rows.with_name(f"{rows.stem}-tails.png").touch()
-    section = results_page(folder, "pictures").partition(title)[2].partition("\n## ")[0]
-    assert "(pictures/latency-pytorch-tails.png)" in section
-    assert sections(folder)["latency"].startswith("Not measured yet")
 
 
 def test_engines_are_those_that_were_measured(tmp_path: Path) -> None:

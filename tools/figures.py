@@ -24,9 +24,7 @@ Three more have a section of docs/results.md each, if they are there: `NAME-cuda
 the costs on a GPU; `speed-cuda.json`, which `codedinvnet bench inverse mnist --device cuda --out
 docs/results/speed-cuda.json` and likewise `embed` and `train` write; and
 `paper-full-mnist-kK.json`, a copy of what the paper's four commands left of
-`configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`. And so has
-`latency-pytorch.jsonl`: three runs of the latency of before, to be deleted when the set in
-`latency.jsonl` has as many.
+`configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`.
 """
 
 from __future__ import annotations
@@ -52,7 +50,6 @@ from codedinvnet.bench.results import (
     COMMANDS,
     LATENCY_GRID,
     headlines,
-    latency_section,
     page,
     speed_section,
 )
@@ -83,7 +80,6 @@ AIM = (
 )
 RENDERED = ("README.md", "docs/training.md", "docs/serving.md", "docs/benchmarks.md")
 """What figures go into, between marks."""
-OLD_LATENCY = "latency-pytorch.jsonl"
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
@@ -855,17 +851,6 @@ def full_paper(folder: Path) -> str:
     return "\n\n".join(paper_table(one, "configs/paper/mnist.json") for one in found if one)
 
 
-def latency_before(folder: Path, pictures: str) -> str:
-    """The latency as it was measured before, and its pictures; empty if it is not there."""
-    path = folder / OLD_LATENCY
-    if not path.is_file():
-        return ""
-    shown = "The share of requests of these runs that take longer"
-    picture = path.with_name(f"{path.stem}-tails.png")
-    drawn = f"\n\n{shown}:\n\n![{shown}]({pictures}/{picture.name})" if picture.is_file() else ""
-    return latency_section(path) + drawn
-
-
 def results_page(folder: Path, pictures: str) -> str:
     """The page of a folder of results: the benchmarks', and what only some machines can measure.
 
@@ -877,7 +862,6 @@ def results_page(folder: Path, pictures: str) -> str:
     more = {
         "The service": serve_table(serve) if serve else "",
         "Checks of the shipped bundles": bundle_checks(bundle_results(folder), folder),
-        "Latency, measured before": latency_before(folder, pictures),
         "Times on a CUDA machine": cuda_times(folder),
         "Speed of the invertible network on a CUDA machine": cuda_speed(folder),
         "The paper's settings with all their epochs": full_paper(folder),
