@@ -74,9 +74,15 @@ def validation(rows: Path) -> dict[str, Any]:
     arms[1]["p999"] = percentile(400.0, None, False)
     arms.append({"p50": percentile(math.inf, 90.0, False), "p99": percentile(math.inf, None, True)})
     return {
+        "schema_version": 2,
         "measured_digest": file_digest(rows),
         "arms": [
-            {"name": f"arm {i}", "percentiles": own, "simulated": [{"queries": 20_000}]}
+            {
+                "name": f"arm {i}",
+                "percentiles": own,
+                "same_arrivals": False,
+                "simulated": [[{"queries": 20_000}]],
+            }
             for i, own in enumerate(arms)
         ],
     }
@@ -270,6 +276,11 @@ def test_the_simulator_is_judged_by_the_rows(folder: Path) -> None:
     (folder / "validation.json").write_text(json.dumps(good))
     found = section(page(folder, "."), title)
     assert "3 are judged and 3 agree" in found
+    assert "fitted in these runs, 20,000 images a run; " in found
+    good["arms"][0] |= {"same_arrivals": True, "simulated": [[{"queries": 400}, {"queries": 600}]]}
+    (folder / "validation.json").write_text(json.dumps(good))
+    again = section(page(folder, "."), title)
+    assert "these runs, requests coming when they came there, 1,000 images a run; " in again
     (folder / "validation.json").write_text("{}")
     with pytest.raises(UserError, match="is no comparison of `simulate --measured`"):
         page(folder, ".")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,24 @@ def test_rows_become_scenarios(tmp_path: Path) -> None:
     assert found.stragglers[0].probability == 0.01
     assert (found.trip.ms, found.front_end.ms) == (0.5, 2)  # the run does not say
     assert scenario_of(run, base.updated(queries=100_000)).queries == 1_000_000
+
+
+def test_known_arrivals_are_repeated_with_other_draws() -> None:
+    runs = [MeasuredRun.model_validate({**ROW, "requests": 40, "seed": seed}) for seed in (7, 8)]
+    arm = MeasuredArm(tuple(runs))
+    found = scenarios_of(arm, scenario(queries=100, seed=3, warmup=0.5))
+    assert [[s.seed for s in own] for own in found] == [[3, 5, 7], [4, 6, 8]]
+    for run, own in zip(runs, found, strict=True):
+        assert {(s.queries, s.requests, s.counted) for s in own} == {(400, 40, 40)}
+        gaps = random.Random(run.seed)
+        wanted = np.cumsum([gaps.expovariate(180 / 10) for _ in range(40)])
+        for one in own:
+            times = one.arrivals.times(np.random.default_rng(one.seed), 40)
+            np.testing.assert_allclose(times, wanted)
+    assert arm.seeded
+    unknown = MeasuredArm((runs[0], MeasuredRun.model_validate(ROW)))
+    assert not unknown.seeded
+    assert [len(own) for own in scenarios_of(unknown, scenario(queries=100))] == [3, 1]
 
 
 def simulated(given: Scenario) -> np.ndarray:
@@ -171,8 +190,8 @@ def test_runs_of_an_arm_are_one() -> None:
     assert arms[0].name == "pareto/coded at 40 %"
     assert arms[1].name == "pareto/coded at 40 %, run 2"
     scenarios = scenarios_of(arms[0], scenario(queries=500, seed=3))
-    assert [s.seed for s in scenarios] == [3, 4, 5]
-    assert [s.service.values_ms for s in scenarios] == [(20, 22, 24), (20, 22, 24), ()]
+    assert [[s.seed for s in own] for own in scenarios] == [[3], [4], [5]]
+    assert [own[0].service.values_ms for own in scenarios] == [(20, 22, 24), (20, 22, 24), ()]
 
 
 def test_an_arms_percentiles_are_those_of_all_requests() -> None:

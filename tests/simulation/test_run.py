@@ -125,8 +125,10 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert json.loads(out.read_text()) == written
     assert written["base"]["seed"] == 3  # with the row it makes the scenario, which is left out
     (again,) = written["arms"]
-    assert again["simulated"][0]["queries"] == 1000
-    assert "scenario" not in again["simulated"][0]
+    ((only,),) = again["simulated"]
+    assert only["queries"] == 1000
+    assert "scenario" not in only
+    assert again["same_arrivals"] is False
     assert written["measured_digest"] == file_digest(rows)
     for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
         outcome = call("simulate", file, "--measured", rows, f"--{option}", value)

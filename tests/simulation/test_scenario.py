@@ -101,6 +101,15 @@ def test_arrivals_have_the_rate_that_was_asked_for(kind: Any) -> None:
     assert 100_000 / times[-1] == pytest.approx(100, rel=0.03)
 
 
+def test_arrivals_of_a_seed_of_their_own_are_the_same_whoever_draws() -> None:
+    arrivals = Arrivals(qps=400, batch=4, gaps_seed=5)
+    times = [arrivals.times(np.random.default_rng(seed), 1000) for seed in (0, 1)]
+    assert (times[0] == times[1]).all()
+    assert times[0][-1] == pytest.approx(10, rel=0.1)
+    with pytest.raises(ValueError, match="gaps_seed goes with poisson arrivals"):
+        Arrivals(kind="uniform", qps=400, gaps_seed=5)
+
+
 def test_bursts_are_busier_than_poisson_arrivals() -> None:
     spread = {}
     for kind in ("poisson", "bursts"):

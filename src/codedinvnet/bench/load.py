@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import random
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ import aiohttp
 import numpy as np
 from tqdm import tqdm
 
+from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
 
 START_TIMEOUT = 120.0
@@ -223,8 +223,7 @@ async def open_loop(
         poisson: exponential gaps; else equal ones.
         leave: whether the progress bar stays when all is done.
     """
-    generator = random.Random(seed)
-    gaps = [generator.expovariate(rate) if poisson else 1 / rate for _ in range(count)]
+    gaps = poisson_gaps(rate, count, seed) if poisson else [1 / rate] * count
     pending: list[asyncio.Task[Reply]] = []
     bar = tqdm(
         total=count, desc=label, unit="request", dynamic_ncols=True, mininterval=1.0, leave=leave

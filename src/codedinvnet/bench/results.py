@@ -276,7 +276,7 @@ def validation_section(path: Path) -> str:
         UserError: if the file is damaged.
     """
     report = read_json(path)
-    if not isinstance(report, dict) or not {"arms", "measured_digest"} <= report.keys():
+    if not isinstance(report, dict) or report.get("schema_version") != measured.SCHEMA:
         raise UserError(f"{path} is no comparison of `simulate --measured`: write it again")
     arms = report["arms"]
     off = [
@@ -293,7 +293,9 @@ def validation_section(path: Path) -> str:
     ]
     found = measured.tally(arms)
     titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
-    images = _range([own["queries"] for arm in arms for own in arm["simulated"]])
+    images = _range(
+        [sum(one["queries"] for one in run) for arm in arms for run in arm["simulated"]]
+    )
     not_judged = [
         f"{count} are not judged ({why})."
         for count, why in (
@@ -320,10 +322,12 @@ def validation_section(path: Path) -> str:
     rows = sorted(path.parent.glob("latency*.jsonl"))
     of = [one.name for one in rows if file_digest(one) == report["measured_digest"]]
     named = f" of `{of[0]}`" if of else ""
+    again = all(arm["same_arrivals"] for arm in arms)
+    arrivals = "requests coming when they came there, " if again else ""
     text = [
         f"Every arm{named} with finished runs was simulated with the times fitted in these runs, "
-        f"{images} "
-        "images a run; percentiles of simulated runs are computed as those of measured ones. Of "
+        f"{arrivals}{images} images a run; percentiles of simulated runs are computed as those of "
+        "measured ones. Of "
         f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
         f"judged and {found.agree} agree: {found.agree - found.never} lie within "
         f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "

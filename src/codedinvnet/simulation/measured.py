@@ -37,6 +37,8 @@ from codedinvnet.simulation.figures import (
 )
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
+SCHEMA = 2
+"""Version of the comparison that `simulate --measured` writes."""
 COMPARED = ("p50", "p99", "p999")
 TOLERANCE = 0.15
 """A simulated percentile is good within so much of the measured one, or within its interval."""
@@ -72,6 +74,8 @@ class MeasuredRun(Section):
     """Images a second."""
     batch: Positive = 1
     requests: Positive
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of `poisson_gaps`, which drew when requests came: the simulation's come then, too."""
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float | None = None
@@ -126,6 +130,11 @@ class MeasuredArm:
         """The name of a run, of several without its number."""
         name = self.runs[0].name
         return name if len(self.runs) == 1 else re.sub(r",? run \d+$", "", name)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the arrivals of all runs are known."""
+        return all(run.seed is not None for run in self.runs)
 
     @property
     def requests(self) -> int:
@@ -242,22 +251,29 @@ def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:
     return [MeasuredArm(tuple(own)) for own in found.values()]
 
 
-def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[Scenario]:
-    """Return the scenarios that repeat an arm's runs, with the times of each, and other draws.
+def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[list[Scenario]]:
+    """Return for each of an arm's runs the scenarios that repeat it, each with other draws.
+
+    One whose arrivals are known is repeated until there are as many requests as the base has
+    queries: of the few slowest of a thousand requests at high load it is the arrivals that decide.
 
     Raises:
         UserError: if the settings do not fit together.
     """
-    return [
-        scenario_of(run, base).updated(seed=base.seed + place) for place, run in enumerate(arm.runs)
-    ]
+    found = []
+    for place, run in enumerate(arm.runs):
+        scenario = scenario_of(run, base)
+        repeats = 1 if run.seed is None else math.ceil(base.queries / run.requests)
+        seeds = range(base.seed + place, base.seed + place + repeats * len(arm.runs), len(arm.runs))
+        found.append([scenario.updated(seed=seed) for seed in seeds])
+    return found
 
 
 def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     """Return the scenario that repeats a run; what the run does not say is the base's.
 
-    As many requests are simulated as the base has queries, or as many as were measured: more have
-    no reason to be as uncertain.
+    The very requests of a run whose arrivals are known; else as many as the base has queries, or as
+    many as were measured: more have no reason to be as uncertain.
 
     Raises:
         UserError: if the run's settings do not fit together.
@@ -266,6 +282,9 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     changes = {key: raw[key] for key in (*SETTINGS, *RULES)}
     changes |= {key: raw[key] for key in TIMES if raw[key] is not None}
     queries = run.batch * max(base.queries, run.requests)
+    if run.seed is not None:
+        queries = run.batch * run.requests
+        changes |= {"gaps_seed": run.seed, "warmup": 0.0}
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -153,17 +154,29 @@ def _validate(
     arms = measured.arms_of(found.runs)
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
-    for scenario in (scenario for repeated in scenarios for scenario in repeated):
+    for scenario in (one for repeated in scenarios for own in repeated for one in own):
         scenario.check_accuracy(accuracy)
     rows: list[dict[str, Any]] = []
     for arm, repeated in zip(arms, scenarios, strict=True):
-        runs = [simulate_requests(scenario, accuracy, progress=True) for scenario in repeated]
-        percentiles = measured.compare(arm, [latencies for latencies, _ in runs])
-        figures = [{k: v for k, v in own.items() if k != "scenario"} for _, own in runs]
-        row = {"name": arm.name, "runs": len(arm.runs), "percentiles": percentiles}
-        rows.append({**row, "simulated": figures})
+        runs = [
+            [simulate_requests(scenario, accuracy, progress=True) for scenario in own]
+            for own in repeated
+        ]
+        latencies = [np.concatenate([one for one, _ in own]) for own in runs]
+        figures = [
+            [{k: v for k, v in one.items() if k != "scenario"} for _, one in own] for own in runs
+        ]
+        rows.append(
+            {
+                "name": arm.name,
+                "runs": len(arm.runs),
+                "percentiles": measured.compare(arm, latencies),
+                "same_arrivals": arm.seeded,
+                "simulated": figures,
+            }
+        )
     report = {
-        "schema_version": 1,
+        "schema_version": measured.SCHEMA,
         "kind": "validation",
         "measured": str(path),
         "measured_digest": found.digest,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.bundle import load_bundle
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
@@ -42,10 +43,20 @@ class Arrivals(Section):
     burst_factor: Annotated[float, Field(ge=1)] = 3.0
     burst_ms: Annotated[float, Field(gt=0)] = 1000.0
     calm_ms: Annotated[float, Field(gt=0)] = 9000.0
+    gaps_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of `poisson_gaps`: the arrivals of a measured run again. None: the scenario's seed draws."""
+
+    @model_validator(mode="after")
+    def _gaps_are_poisson(self) -> Arrivals:
+        if self.gaps_seed is not None and self.kind != "poisson":
+            raise ValueError("gaps_seed goes with poisson arrivals")
+        return self
 
     def times(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Return the times (count,) in seconds at which requests come, ascending."""
         rate = self.qps / self.batch
+        if self.gaps_seed is not None:
+            return np.cumsum(poisson_gaps(rate, count, self.gaps_seed))
         if self.kind == "uniform":
             return np.arange(1, count + 1) / rate
         units = np.cumsum(generator.standard_exponential(count))  # Poisson at rate 1
@@ -324,13 +335,13 @@ class Scenario(Section):
         return self.arrivals.qps * (computing + blocked + self.trip.mean_ms) / 1000
 
     def updated(self, **changes: Any) -> Scenario:
-        """Return a copy with some values changed, validated anew; `qps` and `batch`, too.
+        """Return a copy with some values changed, validated anew; of `arrivals`, too.
 
         Raises:
             UserError: if they do not fit.
         """
         raw = self.model_dump()
-        for key in ("qps", "batch"):
+        for key in ("qps", "batch", "gaps_seed"):
             if key in changes:
                 raw["arrivals"][key] = changes.pop(key)
         return parse_scenario({**raw, **changes}, self.name)
