@@ -358,6 +358,16 @@ def test_the_curve_stops_where_it_stands_for_less_than_a_request(
     assert latency[at] == pytest.approx(np.quantile(sample(1, 1.2), 0.9), rel=0.02)
 
 
+@pytest.mark.parametrize(("longest", "named"), [(1000.0, True), (100_000.0, False)])
+def test_of_many_decades_only_these_are_named(longest: float, named: bool) -> None:
+    one = latency_row("coded", np.geomspace(10.0, longest, 1000))
+    figure = latency_plots.tails(latency_tables.lines_of([one]))
+    assert figure is not None
+    ticks = figure.axes[0].get_xticks()
+    assert 100 in ticks
+    assert (200 in ticks) == named
+
+
 def test_files_are_made_from_the_rows_alone(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "latency.jsonl"
     assert latency_tables.write(path) == latency_plots.write(path) == []

@@ -83,9 +83,10 @@ def _within(row: Mapping[str, Any], latency: np.ndarray) -> np.ndarray:
 
 
 def _logarithmic(axis: Axes, title: str) -> None:
-    """Put latencies on the axis: 1, 2 and 5 of every decade are named."""
+    """Put latencies on the axis; 1, 2 and 5 of every decade are named, if there are few decades."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="x", labelsize="x-small")
