@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.bench.load import (
     Reply,
     connect,
@@ -55,6 +56,8 @@ def test_arrivals_come_from_the_seed() -> None:
     first, again, other = (run_open_loop(2000, 50, seed=seed) for seed in (1, 1, 2))
     assert first == pytest.approx(again, abs=1e-6)
     assert first != pytest.approx(other, abs=1e-3)
+    gaps = poisson_gaps(2000, 50, 1)  # what the simulator repeats
+    assert first == pytest.approx([sum(gaps[1 : i + 1]) for i in range(50)], abs=1e-6)
 
 
 def test_gaps() -> None:
