@@ -129,6 +129,11 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert only["queries"] == 1000
     assert "scenario" not in only
     assert again["same_arrivals"] is False
+    rows.write_text(json.dumps({**row, "seed": 7}) + "\n")
+    (known,) = json.loads(call("simulate", file, *words).out)["arms"]
+    assert known["same_arrivals"] is True
+    assert [one["queries"] for one in known["simulated"][0]] == [400, 400, 400]
+    rows.write_text(json.dumps(row) + "\n")
     assert written["measured_digest"] == file_digest(rows)
     for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
         outcome = call("simulate", file, "--measured", rows, f"--{option}", value)
