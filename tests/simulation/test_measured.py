@@ -89,6 +89,8 @@ def test_known_arrivals_are_repeated_with_other_draws() -> None:
             times = one.arrivals.times(np.random.default_rng(one.seed), 40)
             np.testing.assert_allclose(times, wanted)
     assert arm.seeded
+    even = {"kind": "uniform", "qps": 1.0}  # the base's, which the row overrules
+    assert scenario_of(runs[0], scenario(arrivals=even)).arrivals == found[0][0].arrivals
     unknown = MeasuredArm((runs[0], MeasuredRun.model_validate(ROW)))
     assert not unknown.seeded
     assert [len(own) for own in scenarios_of(unknown, scenario(queries=100))] == [3, 1]

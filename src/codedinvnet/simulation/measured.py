@@ -284,7 +284,7 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     queries = run.batch * max(base.queries, run.requests)
     if run.seed is not None:
         queries = run.batch * run.requests
-        changes |= {"gaps_seed": run.seed, "warmup": 0.0}
+        changes |= {"kind": "poisson", "gaps_seed": run.seed, "warmup": 0.0}
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 
