@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.bench.erasures import (
+    CORRUPTION,
     Score,
     corrupt_some,
     score,
@@ -15,7 +16,7 @@ from codedinvnet.bench.erasures import (
 )
 from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSet, random_groups
-from codedinvnet.evaluation import evaluate
+from codedinvnet.evaluation import bootstrap_std, evaluate
 from codedinvnet.methods import (
     ApproxIFER,
     CodedMethod,
@@ -100,8 +101,10 @@ def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None
     found = scored(SmallBackup(Brightness(), backup, 4), source, 4)
     assert 0 < float(right) < 1
     assert found.recovered == pytest.approx(float(right))
-    assert found.std is not None
-    assert found.std > 0
+    stds = [bootstrap_std(c.correct[:, None], c.scored[:, None], 0) for c in found.counts]
+    assert stds[0] > 0
+    assert stds[1] > 0
+    assert found.std == pytest.approx(sum(stds) / 2)
 
 
 def test_a_worse_base_model_shows_in_complete(source: ImageSet) -> None:
@@ -221,6 +224,13 @@ def test_noise_hits_so_many_tasks_of_every_group() -> None:
         hits = torch.stack([(found[t] != outputs[t]).any(1) for t in outputs])
         assert hits.sum(0).tolist() == [count] * 50
         assert bool((hits.float().mean(1) < 1).all()) == (count < 3)
+        larger = {task: 4 * output for task, output in outputs.items()}
+        scaled = corrupt_some(larger, count, torch.Generator().manual_seed(0))
+        for task, output in found.items():
+            torch.testing.assert_close(scaled[task], 4 * output)
+    for task, output in found.items():  # everybody's
+        spread = float((output - outputs[task]).std() / outputs[task].std())
+        assert spread == pytest.approx(CORRUPTION, rel=0.2)
 
 
 def test_positions_are_scored_by_pattern(source: ImageSet) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.load import Reply
+from codedinvnet.bench.load import ProcessorTime, Reply
 from codedinvnet.errors import UserError
 from codedinvnet.report import encoder_share
 from codedinvnet.rows import newest, read_rows
@@ -291,6 +291,11 @@ def test_every_setting_and_run_meets_arrivals_of_its_own(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = run(grid, tmp_path, data_dir)
     assert (counts["kept"], counts["done"]) == (31, 1)
+    other = write_grid(tmp_path, bundle_folder, [], blocks=blocks, runs=2, seed=7)
+    assert run(other, tmp_path, data_dir)["done"] == 32
+    others = {row["seed"] for row in read_rows(tmp_path / "rows.jsonl")[-32:]}
+    assert len(others) == 16
+    assert others.isdisjoint(seeds.values())
 
 
 def test_the_command_writes_rows_tables_and_figures(
@@ -416,6 +421,18 @@ def test_percentiles_and_their_intervals() -> None:
     assert latency.latency_figures(replies, quick=True)["p999_ms"] is None
     assert latency.latency_figures(replies[:300])["p999_ms"] is None
     assert latency.latency_figures(replies[:300])["p99_ms"] is not None
+
+
+def test_processors_are_busy_for_a_share_of_their_time() -> None:
+    before = ProcessorTime(own=1.0, first=0.5, busy=10.0, whole=100.0)
+    after = ProcessorTime(own=9.0, first=2.5, busy=22.0, whole=116.0)
+    assert latency._busy(before, after, 400) == {
+        "front_ms_per_query": 5.0,
+        "processors_busy": 0.75,
+        "processors_own": 0.5,
+    }
+    assert set(latency._busy(None, after, 400).values()) == {None}
+    assert set(latency._busy(before, None, 400).values()) == {None}
 
 
 def test_work_is_in_service_times_of_a_query() -> None:

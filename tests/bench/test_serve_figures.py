@@ -24,6 +24,22 @@ def test_requests_without_an_answer_are_the_slowest() -> None:
     assert ratios["p999_ratio_coded_95"][1] is None
 
 
+def test_decoded_and_right_answers_are_shares_of_what_was_answered() -> None:
+    def replied(rows: list[int], labels: list[int], outcomes: list[str]) -> Reply:
+        return Reply("q", tuple(rows), 0.02, 200, labels=np.array(labels), outcomes=tuple(outcomes))
+
+    truth = np.array([5, 6, 7, 8])
+    replies = [
+        replied([3, 2, 1, 0], [8, 7, 6, 0], ["direct", "decoded", "guessed", "decoded"]),
+        replied([0, 1, 2, 3], [5, 6, 7, 0], ["direct"] * 4),
+        replied([2, 3], [7, 8], ["direct"] * 2),
+        Reply("lost", (0, 1), 0.02, 504),
+    ]
+    found = summary(replies, truth)
+    assert (found["requests"], found["errors"]) == (4, 1)
+    assert (found["decoded_share"], found["accuracy"]) == (0.3, 0.8)
+
+
 def test_stretches_are_resampled_whole() -> None:
     """Twenty slow requests in a row are one event: a resample may well miss it."""
     times = [0.02] * 2000

@@ -228,6 +228,20 @@ def test_bursts_slow_several_workers_for_a_while() -> None:
     assert late.mean() == pytest.approx(0.5 * (1 - math.exp(-0.3)), rel=0.15)
 
 
+def test_bursts_keep_to_their_time() -> None:
+    burst = {"kind": "burst", "workers": 2, "factor": 4, "every_s": 1, "delay": 300}
+    found = run(
+        workers=2,
+        queries=2000,
+        arrivals={"kind": "uniform", "qps": 20},
+        stragglers=[{**burst, "from_s": 30.0, "until_s": 60.0}],
+    )
+    late = np.flatnonzero(1000 * found.latency > 39) / 20  # in seconds
+    assert len(late) > 30
+    assert 29.9 < late.min() < 40
+    assert 50 < late.max() < 60.3
+
+
 def test_a_hung_worker_is_replaced_and_its_query_sent_again() -> None:
     hang = {"kind": "hang", "worker": 0, "from_s": 1.0, "until_s": 1.5}
     found = run(workers=2, qps=20, queries=400, hang_timeout_ms=500, restart=100, stragglers=[hang])
@@ -235,6 +249,28 @@ def test_a_hung_worker_is_replaced_and_its_query_sent_again() -> None:
     assert not found.missing.any()
     # as long as the rules wait, then sent again elsewhere
     assert 1000 * found.latency.max() == pytest.approx(510, abs=10.1)
+
+
+@pytest.mark.parametrize(
+    ("queries", "busy_ms"),
+    [(400, 399 * 10 + 500), (24, 22 * 10 + 150)],
+    ids=["replaced", "at the last arrival"],
+)
+def test_a_hung_worker_is_busy_until_it_is_replaced(queries: int, busy_ms: float) -> None:
+    """Of the last arrival nothing counts, of a task that hangs what has passed by then."""
+    hang = {"kind": "hang", "worker": 0, "from_s": 1.04, "until_s": 1.2}
+    found = run(
+        workers=2,
+        queries=queries,
+        hang_timeout_ms=500,
+        arrivals={"kind": "uniform", "qps": 20},
+        stragglers=[hang],
+    )
+    assert found.replaced == 1
+    assert 1000 * found.latency.max() == pytest.approx(510)
+    assert found.latency.argmax() == 20  # it came after 1.05 s
+    assert found.seconds == pytest.approx(queries / 20)
+    assert 1000 * found.busy == pytest.approx(busy_ms)
 
 
 def test_a_crash_is_noticed_at_once() -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
@@ -91,8 +92,8 @@ def test_a_percentile_of_runs_is_of_all_requests_as_far_as_the_tails_reach() -> 
         assert pooled(runs(kept, 0.99), 0.99) is None
         found = percentile_of_runs(runs(kept, 0.99), 0.99)
         assert found.value == pytest.approx(990 * 100 ** (1 / 3))
-        assert found.interval is not None
-        assert found.interval[0] < found.value < found.interval[1]
+        factor = 100 ** (student.ppf(0.975, 2) / 3)  # their logarithms scatter by log(100) / 3
+        assert found.interval == pytest.approx((found.value / factor, found.value * factor))
     assert percentile_of_runs(runs(31, 0.99)[:2], 0.99).interval is None
     alone = RunPercentile(Estimate(7.0, (6.0, 8.0)), latencies[0], 1000)
     assert percentile_of_runs([alone], 0.99) == alone.own
@@ -134,6 +135,26 @@ def test_lost_requests_count_as_infinitely_late() -> None:
     assert found["p99_ms"] is None
     assert found["missing_share"] > 0.1
     assert found["accuracy"] < 0.9
+
+
+def test_losses_are_by_the_request_and_hedges_by_the_query() -> None:
+    given = scenario(
+        policy="hedge",
+        workers=5,
+        qps=350,
+        batch=10,
+        queries=6000,
+        deadline_ms=60,
+        service={"distribution": "exponential", "ms": 10},
+    )
+    records = Simulation(given).run()
+    found = summarise(records, given)
+    lost = np.isinf(records.latency[len(records.latency) - given.counted :])
+    assert 0.05 < lost.mean() < 0.95
+    assert found["missing_share"] == pytest.approx(lost.mean(), abs=1e-6)
+    assert 50 < records.hedges < records.tasks / 3
+    assert found["hedges_per_query"] == pytest.approx(records.hedges / 6000, abs=1e-4)
+    assert found["tasks_per_query"] == pytest.approx(records.tasks / 6000, abs=1e-4)
 
 
 def test_overload_is_told_though_a_run_is_short() -> None:

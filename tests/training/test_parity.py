@@ -131,6 +131,25 @@ def test_a_parity_model_learns_the_sum(
     assert hits / 100 == pytest.approx(header["score"])
 
 
+def test_gradients_of_a_parity_model_are_clipped(
+    classifier: ImageClassifier, source: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k = 2
+    model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
+    stage = ParityStage(model, ParM.encode, *taught(classifier, source), k, PART)
+    assert stage.gradient_norm == 5
+    monkeypatch.setattr(stage, "gradient_norm", 1e-6)
+    monkeypatch.setattr("codedinvnet.training.part.set_rate", lambda *_: None)
+    stage.optimizer = torch.optim.SGD(model.parameters(), 1.0)  # type: ignore[assignment]
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(model)
+    stage.step(0, 0)
+    moved = [
+        (now - was).norm() for was, now in zip(before.parameters(), model.parameters(), strict=True)
+    ]
+    assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
+
+
 def test_the_served_classifier_stays_as_it_is(
     classifier: ImageClassifier, source: ImageSet
 ) -> None:

@@ -212,6 +212,26 @@ def test_the_rate_follows_its_curve_and_gradients_are_clipped(
     assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_batch_statistics_are_those_that_are_served_in_the_last_joint_epochs(
+    joint: bool, data_dir: Path
+) -> None:
+    raw = tiny_settings(kind="irevnet")
+    raw["fusion"] |= {"epochs": 10, "joint_epochs": 10}
+    settings = parse_settings(raw, "here")
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    source = load_images("mnist", "train", data_dir=data_dir)
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
+    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    drawn_anew = []
+    for epoch in range(10):
+        model.train()  # as before every epoch
+        stage.start_epoch(epoch, torch.Generator().manual_seed(0))
+        assert model.encoder.training == (not joint or epoch < 8)
+        drawn_anew.append(model.network.training)
+    assert drawn_anew == ([True] * 8 + [False] * 2 if joint else [False] * 10)
+
+
 @pytest.mark.parametrize("stage", [NetworkStage, RecoveryStage])
 def test_what_is_initialised_sees_all_classes_of_a_sorted_set(
     stage: type[NetworkStage | RecoveryStage], monkeypatch: pytest.MonkeyPatch
