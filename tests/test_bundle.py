@@ -24,7 +24,7 @@ from codedinvnet.bundle import (
     save_bundle,
     shipped_bundles,
 )
-from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
+from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
@@ -445,6 +445,14 @@ def test_settings_that_fit_no_image(copied: Path) -> None:
     edit(copied, lambda raw: raw["model"].update(image_shape=[1, 27, 28]))
     with pytest.raises(UserError, match="do not fit"):
         load_bundle(copied)
+
+
+def test_weights_that_are_no_numbers(copied: Path) -> None:
+    tensors, header = load_checkpoint(copied / WEIGHTS)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_checkpoint(copied / WEIGHTS, tensors, header)
+    assert f"is damaged: {name} has values that are not finite" in refusal(copied)
 
 
 def test_truncated_and_missing_weights(copied: Path) -> None:

@@ -17,6 +17,7 @@ from codedinvnet.config import (
     Settings,
     load_settings,
     parse_settings,
+    validated,
     with_defaults,
 )
 from codedinvnet.errors import UserError
@@ -460,3 +461,12 @@ def test_published_unknown_data_set(tmp_path: Path) -> None:
     path = write_settings(tmp_path / "x.json", put(PUBLISHED, "data_processing.dataset", "svhn"))
     with pytest.raises(UserError, match=r"data_processing\.dataset: unknown 'svhn'"):
         load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"), [([1], "here: must be"), ({**tiny_settings(), "data": 3}, "here: data: ")]
+)
+def test_what_is_no_object_is_told_without_words_of_python(raw: Any, told: str) -> None:
+    with pytest.raises(UserError, match=f"{told}.*one JSON object") as caught:
+        validated(Settings, raw, "here")
+    assert "dictionary" not in str(caught.value)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from codedinvnet.quantiles import SHARES, percentile, quantiles, rank_of
+from codedinvnet.quantiles import SHARES, percentile, quantiles, rank_of, rounded
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_ranks_are_counted_exactly(count: int) -> None:
     for percent in range(1, 101):
         behind = count - 1 - rank_of(count, percent / 100)
         assert behind == count * (100 - percent) // 100
+
+
+def test_what_is_not_finite_is_rounded_to_none() -> None:
+    values = [1.23456, np.float64(2.0), np.inf, -np.inf, np.nan]
+    assert [rounded(value, 3) for value in values] == [1.235, 2.0, None, None, None]
 
 
 def test_infinite_values_are_the_last() -> None:

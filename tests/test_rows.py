@@ -9,10 +9,12 @@ import torch
 
 from codedinvnet.errors import UserError
 from codedinvnet.rows import (
+    PLACES,
     SCHEMA_VERSION,
     agreeing,
     append_row,
     key_of,
+    measured_row,
     newest,
     pack_counts,
     read_rows,
@@ -90,6 +92,17 @@ def test_what_is_no_row_behind_the_last_newline_is_ignored(tmp_path: Path, rest:
     assert read_rows(path) == [row("a"), row("b")]
 
 
+@pytest.mark.parametrize("content", [b"my only notes", b"\xff\xfe\x00", b"[1, 2]"])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"notes\.txt does not hold rows: name another file"):
+        read_rows(path)
+    with pytest.raises(UserError, match="does not hold rows"):
+        append_row(path, row("a"))
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("{", "line 2 is not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],
@@ -105,7 +118,9 @@ def test_other_lines_are_told(tmp_path: Path, line: str, told: str) -> None:
 
 def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    append_row(path, {**row("a"), "benchmark": "accuracy", "settings": {}, "error": None})
+    place = dict.fromkeys(PLACES["accuracy"], 1)
+    trial = {**row("a"), **place, "settings": {"quick": False}, "error": None}
+    append_row(path, {**trial, "benchmark": "accuracy"})
     append_row(path, {**row("b"), "kind": "latency"})
     assert len(read_rows(path)) == 2
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: a row of latency, not of bench acc"):
@@ -124,6 +139,8 @@ def test_rows_of_another_benchmark_are_told(tmp_path: Path) -> None:
         ({"settings": None}, "settings"),
         ({"settings": {}, "key": 7}, "key"),
         ({"settings": {}}, "error"),
+        ({"settings": {}, "error": None}, "dataset"),
+        ({"settings": {}, "error": None, **dict.fromkeys(PLACES["latency"], 1)}, "settings.quick"),
     ],
 )
 def test_a_row_that_is_no_trial_is_told(tmp_path: Path, more: dict[str, Any], lacks: str) -> None:
@@ -136,6 +153,22 @@ def test_a_row_that_is_no_trial_is_told(tmp_path: Path, more: dict[str, Any], la
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the rows in"):
         read_rows(tmp_path)
+
+
+def test_an_error_is_a_row_too() -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("out of luck")
+
+    good = measured_row({"key": "a"}, lambda: {"value": 3})
+    bad = measured_row({"key": "a"}, fail)
+    assert (good["value"], good["error"]) == (3, None)
+    assert bad["error"] == "RuntimeError: out of luck"
+    assert "value" not in bad
+    for one in (good, bad):
+        assert one["schema_version"] == SCHEMA_VERSION
+        assert one["key"] == "a"
+        assert one["seconds"] >= 0
+        assert {"commit", "machine", "began"} <= one.keys()
 
 
 def test_the_newest_row_of_a_trial_counts() -> None:

@@ -131,14 +131,15 @@ def test_parts_of_something_else_are_refused(
 def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path) -> None:
     def row(key: str, smoothing: list[float], **changed: Any) -> dict[str, Any]:
         trial = {"method": "nercc", "base": "invertible", "k": K, "missing": 1, "corrupt": 0}
-        settings = {"bundle": weights_digest("mnist")}
+        trial |= {"label": "nercc", "dataset": "mnist", "bundle": "mnist"}
+        settings = {"bundle": weights_digest("mnist"), "quick": False}
         found = {**trial, "benchmark": "accuracy", "schema_version": 1, "key": key, "error": None}
         return {**found, "settings": settings, "chosen": {"smoothing": smoothing}, **changed}
 
     path = tmp_path / "accuracy.jsonl"
     others: list[dict[str, Any]] = [
         *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-closed"}),
-        *({"error": "no"}, {"settings": {"bundle": "another"}}),
+        *({"error": "no"}, {"settings": {"bundle": "another", "quick": False}}),
         {"settings": {"bundle": weights_digest("mnist"), "quick": True}},
     ]
     for number, changed in enumerate(others):

@@ -199,7 +199,7 @@ def bundle_table(
     rows = [
         row for name, result in measured.items() for row in bundle_rows(name, result, papers[name])
     ]
-    machine = next(iter(measured.values()))["evaluate"][0]["machine"]
+    machines = dict.fromkeys(result["evaluate"][0]["machine"] for result in measured.values())
     lines = [
         markdown(BUNDLE_COLUMNS, rows),
         "Accuracy in % on the whole test split, against the labels. Extra multiply-adds: those of "
@@ -211,7 +211,7 @@ def bundle_table(
         "Beside it, the same recovery head answers from the decoded latent alone (of cifar10: from "
         "the member's cell of z_p), and from the missing member's side features alone (E's "
         "by-product; not the rival `small-backup`). g' was trained for all three. "
-        f"{f'{JPEG} ' if 'cifar10' in measured else ''}Measured on {machine}.",
+        f"{f'{JPEG} ' if 'cifar10' in measured else ''}Measured on {'; '.join(machines)}.",
         "",
         *(line for name, result in measured.items() if (line := evidence_line(name, result))),
         "",

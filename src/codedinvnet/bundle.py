@@ -267,8 +267,8 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     On a GPU it also has this process compute in whole float32, whatever the network.
 
     Raises:
-        UserError: if there is none, it is damaged or of another format version, or the device
-            is none of this machine.
+        UserError: if there is none, it is damaged (weights that are no numbers among that) or of
+            another format version, or the device is none of this machine.
     """
     device = usable_device(device)
     folder = bundle_folder(name)
@@ -283,6 +283,9 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     model = CodedModel(info.model)
     fold(model)
     tensors, _ = load_checkpoint(folder / WEIGHTS)
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{folder / WEIGHTS} is damaged: {key} has values that are not finite")
     load_modules({"model": model}, tensors, folder / WEIGHTS)
     return Bundle(info, model.to(device))
 

@@ -34,8 +34,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     Of a symbolic link it is the target that is written.
+
+    Raises:
+        UserError: if it cannot be written.
     """
-    path = path.resolve()
+    try:
+        _write_atomically(path.resolve(), content)
+    except OSError as error:  # whose file may be one that the user never named
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
     for part in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
@@ -76,6 +85,23 @@ def check_writable(path: Path) -> None:
     else:
         return
     raise UserError(f"cannot write to {path}: {reason}")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Make sure that files can be put into a folder, which need not be there.
+
+    Args:
+        path: the folder.
+        option: that named it.
+
+    Raises:
+        UserError: saying why they cannot.
+    """
+    try:
+        check_writable(path / "any")
+    except UserError as error:
+        reason = str(error).partition(": ")[2]
+        raise UserError(f"{option}: cannot write into {path}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:

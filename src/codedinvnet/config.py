@@ -371,6 +371,8 @@ def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
         return f"unknown key {key!r}: {meant(location[-1], known)}{more}"
     if fault["type"] == "missing":
         return f"missing key {key!r}{more}"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key}: must be one JSON object{more}".removeprefix(": ")
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""

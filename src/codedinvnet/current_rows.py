@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from codedinvnet.rows import Row, agreeing, newest
+from codedinvnet.rows import PLACES, Row, agreeing, newest
 
 SHARED = ("quick", "grouping_seed", "test_images", "train_images")
 """Settings without which methods were not given the same groups, or not the same chances."""
@@ -55,11 +55,6 @@ def latency_place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
     return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
 
 
-READ = (
-    *("key", "dataset", "batch", "load", "straggler_model", "label"),
-    *("settings", "stragglers", "machine", "cores"),
-)
-"""What `current_latency` reads of a row."""
 OWN = ("backup", "parity_wait_ms")
 """Settings that some methods' rows alone have: the small backup's, and those with parities."""
 
@@ -67,7 +62,11 @@ OWN = ("backup", "parity_wait_ms")
 def is_latency_row(row: Mapping[str, Any]) -> bool:
     """Return whether a row has what `current_latency` reads; rows of somebody else may not."""
     settings = row.get("settings")
-    return row.keys() >= set(READ) and isinstance(settings, dict) and "quick" in settings
+    return (
+        row.keys() >= {"key", *PLACES["latency"]}
+        and isinstance(settings, dict)
+        and "quick" in settings
+    )
 
 
 def current_latency(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

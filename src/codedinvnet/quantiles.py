@@ -30,6 +30,11 @@ def percentile(values: Sequence[float] | np.ndarray, share: float) -> float:
     return float(np.partition(values, rank)[rank])
 
 
+def rounded(value: float, digits: int) -> float | None:
+    """Return a rounded value, or None, as JSON has no other, for one that is not finite."""
+    return round(float(value), digits) if math.isfinite(value) else None
+
+
 def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[float]:
     """Return the quantiles of values (n,) at SHARES, interpolated and rounded.
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codedinvnet.bundle import describe_commit, describe_machine
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
 
@@ -40,6 +42,14 @@ TRIAL: Mapping[str, tuple[type, ...]] = {
     "error": (str, type(None)),
 }
 """What every row of a trial has, of whatever kind, and of which types."""
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "accuracy": ("label", "method", "dataset", "base", "bundle", "k", "missing", "corrupt"),
+    "latency": (
+        *("dataset", "batch", "load", "straggler_model", "label"),
+        *("stragglers", "machine", "cores"),
+    ),
+}
+"""Which trial a row of a kind is of, and what it is compared by."""
 
 
 def pack_counts(counts: Tensor) -> str:
@@ -56,10 +66,33 @@ def unpack_counts(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, "<u2").astype(np.int64))
 
 
+def measured_row(header: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Row:
+    """Measure, and return a row: the header, what measured and when, and the figures.
+
+    An error is a row, too, without figures, so that one trial does not take the others with it.
+    """
+    row: Row = {
+        "schema_version": SCHEMA_VERSION,
+        **header,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    began, error = time.monotonic(), None
+    try:
+        row |= measure()
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    return {**row, "seconds": round(time.monotonic() - began, 1), "error": error}
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a file; a line that an interrupted writer left unfinished is cut off first.
 
     One that lacks its newline alone is kept, and given one.
+
+    Raises:
+        UserError: if all that the file holds is no beginning of a row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -72,10 +105,23 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
                 if is_whole(last):
                     file.write(b"\n")
                 else:
+                    _check_begun(path, whole, last)
                     file.truncate(len(whole + newline))
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _check_begun(path: Path, whole: bytes, last: bytes) -> None:
+    """Refuse what no writer of rows can have left: a note or a picture, which would be lost.
+
+    Args:
+        path: of the file.
+        whole: its lines but for the last.
+        last: the line without a newline, which is no row.
+    """
+    if last and not whole and not last.startswith(b"{"):
+        raise UserError(f"{path} does not hold rows: name another file, or move this one away")
 
 
 def is_whole(line: bytes) -> bool:
@@ -106,7 +152,8 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
     except OSError as error:
         raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
     if not is_whole(lines[-1]):
-        lines.pop()
+        last = lines.pop()
+        _check_begun(path, b"\n".join(lines), last)
     rows = []
     for number, line in enumerate(lines, start=1):
         row = parse_json(line, f"{path}, line {number}")
@@ -122,6 +169,9 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
                 f"{path}, line {number}: a row of {found or 'something else'}, not of bench {kind}"
             )
         lacks = [name for name, kinds in TRIAL.items() if not isinstance(row.get(name, ...), kinds)]
+        lacks += [name for name in PLACES.get(kind or "", ()) if name not in row]
+        if kind is not None and not lacks and "quick" not in row["settings"]:
+            lacks = ["settings.quick"]
         if kind is not None and lacks:
             raise UserError(f"{path}, line {number}: a row of bench {kind} without {lacks[0]}")
         rows.append(row)

@@ -565,6 +565,8 @@ def test_the_shipped_grid_in_quick_trains_for_seconds() -> None:
     assert {trial.key for trial in found}.isdisjoint(t.key for t in ablation.trials(grid, SHIPPED))
 
 
-def test_the_quick_version_without_images_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_without_images_no_trial_is_begun(tmp_path: Path, quick: bool) -> None:
     with pytest.raises(UserError, match="holds no train images"):
-        run(grid_file(tmp_path), tmp_path, tmp_path, quick=True)
+        run(grid_file(tmp_path), tmp_path, tmp_path, quick=quick)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]

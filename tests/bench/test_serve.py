@@ -201,6 +201,25 @@ def test_reports_of_other_settings_are_not_mixed(tmp_path: Path, key: str) -> No
     assert set(json.loads(path.read_text())["parts"]) == {"pool", "soak"}
 
 
+def test_a_log_is_no_report(tmp_path: Path, call: Command) -> None:
+    both = tmp_path / "both.json"
+    outcome = call("bench", "serve", "--quick", "--part", "pool", "--out", both, "--log", both)
+    assert outcome.code == 2
+    assert "both.json is where the report goes: name another file" in outcome.err
+    assert not both.exists()
+
+
+def test_a_part_that_is_measured_anew_leaves_nothing_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "serve.json"
+    other = {"pool": reports.part_of_report({"c": 3}, "then")}
+    reports.save({"c": 3, "parts": other}, path)
+    for figures in ({"a": 1, "b": 2}, {"a": 4}):
+        reports.save({**figures, "parts": {"soak": reports.part_of_report(figures, "now")}}, path)
+    found = json.loads(path.read_text())
+    assert {key: found.get(key) for key in "abc"} == {"a": 4, "b": None, "c": 3}
+    assert set(found["parts"]) == {"pool", "soak"}
+
+
 def test_the_committed_report_can_be_added_to() -> None:
     path = Path(__file__).resolve().parents[2] / "docs" / "results" / "serve.json"
     old = json.loads(path.read_text())

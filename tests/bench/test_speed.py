@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from codedinvnet import stages
 from codedinvnet.bench import speed
 from codedinvnet.bench.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
-from codedinvnet.bench.timing import Sizes
+from codedinvnet.bench.timing import Arms, Sizes, interleave
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
@@ -23,6 +24,8 @@ from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, oper
 from codedinvnet.training import precision
 from tests.conftest import Command, make_run, tiny_settings
 
+EXACT, COARSE = 1e-6, 2e-4
+"""The errors that the inverses are compared at (pixels in 0..1, the largest of all)."""
 TINY = Sizes(
     rounds=2, plain_rounds=1, seconds=0.0, batch=8, embed_batches=(1, 4), plain_iterations=40
 )
@@ -45,6 +48,23 @@ def noise(*shape: int) -> Tensor:
 @pytest.fixture
 def parts(bundle: Bundle, held_out: ImageSet) -> speed.SpeedBench:
     return speed.SpeedBench(bundle, held_out, TINY)
+
+
+@pytest.fixture
+def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the arms, and say that their turns took 2, 3, 4 ms and so on."""
+    numbers = itertools.count(2)
+
+    def timed(arms: Arms, *, rounds: int, **how: Any) -> dict[str, list[float]]:
+        interleave(arms, rounds=rounds, **how)
+        return {name: [float(next(numbers)) for _ in range(rounds)] for name in arms}
+
+    monkeypatch.setattr(speed, "interleave", timed)
+
+
+def check_ratio(found: dict[str, Any], name: str, times: str, slow: str, fast: str) -> None:
+    expected = found[times][slow]["median"] / found[times][fast]["median"]
+    assert found[name] == pytest.approx(expected, abs=1e-3), name
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -106,10 +126,16 @@ def test_unchecked_inverse_approaches_the_checked_one() -> None:
         assert errors[2] < 1e-5
 
 
+@pytest.mark.usefixtures("known_times")
 def test_embed(parts: speed.SpeedBench) -> None:
     found = parts.embed()
     for tag in ("batch1", "batch4"):
-        assert found[f"embed_ratio_{tag}"] > 0
+        for kind, slow in {
+            "": "published",
+            "folded_": "published, folded",
+            "unfolded_": "ours, unfolded",
+        }.items():
+            check_ratio(found, f"embed_ratio_{kind}{tag}", f"embed_ms_{tag}", slow, "ours, served")
         low, high = found[f"embed_ratio_{tag}_spread"]
         assert low <= high
         assert set(found[f"embed_ms_{tag}"]) == {
@@ -121,18 +147,26 @@ def test_embed(parts: speed.SpeedBench) -> None:
         assert max(found[f"embed_difference_{tag}"].values()) < 1e-5
 
 
+@pytest.mark.usefixtures("known_times")
 def test_inverse(parts: speed.SpeedBench) -> None:
     found = parts.inverse()
     error = found["inverse_error"]
     assert max(error["plain"], error["exact"]) < 1e-5
-    assert max(error["plain, float64"], error["exact, float64"]) <= speed.EXACT
-    assert error["exact"] < error["coarse"] <= speed.COARSE
+    assert max(error["plain, float64"], error["exact, float64"]) <= EXACT
+    assert error["exact"] < error["coarse"] <= COARSE
     assert set(found["inverse_ms"]) == set(error)
     assert 1 < found["inverse_iterations"]["coarse"] < found["inverse_iterations"]["exact"] < 40
-    assert {"inverse_ratio_plain", "inverse_ratio_ten"} <= found.keys()
+    for kind, (slow, fast) in {
+        "plain": ("plain", "exact"),
+        "plain_float64": ("plain, float64", "exact, float64"),
+        "ten": ("ten", "coarse"),
+        "ten_served": ("ten_served", "coarse"),
+    }.items():
+        check_ratio(found, f"inverse_ratio_{kind}", "inverse_ms", slow, fast)
 
 
-def test_train(parts: speed.SpeedBench, bfloat16_instructions: None) -> None:
+@pytest.mark.usefixtures("known_times", "bfloat16_instructions")
+def test_train(parts: speed.SpeedBench) -> None:
     found = parts.train()
     first, last = found["train_first_loss"], found["train_last_loss"]
     assert set(first) == {"plain", "ours", "plain, bfloat16", "ours, bfloat16"}
@@ -140,7 +174,12 @@ def test_train(parts: speed.SpeedBench, bfloat16_instructions: None) -> None:
     assert first["ours, bfloat16"] != first["ours"]
     assert all(last[name] != loss for name, loss in first.items())
     assert found["train_batch"] == TINY.batch
-    assert found["train_ratio"] > 0
+    for kind, slow, fast in (
+        ("", "plain", "ours"),
+        ("_both_bfloat16", "plain, bfloat16", "ours, bfloat16"),
+        ("_bfloat16", "plain", "ours, bfloat16"),
+    ):
+        check_ratio(found, f"train_ratio{kind}", "train_ms", slow, fast)
 
 
 def test_train_without_instructions_for_bfloat16(
@@ -172,14 +211,14 @@ def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
         with torch.inference_mode():
             return float((network.inverse(network(x), tolerance=tolerance) - x).abs().max())
 
-    assert error(bench.served, x, speed.COARSE_TOLERANCE) <= speed.COARSE
+    assert error(bench.served, x, speed.COARSE_TOLERANCE) <= COARSE
     # In float32 the latents' own rounding is left, which a hundred plain iterations leave, too.
     with torch.inference_mode():
         plain = unchecked_inverse(bench.served, bench.served(x), 100)
-    limit = max(speed.EXACT, 1.1 * float((plain - x).abs().max()))
-    assert error(bench.served, x, speed.EXACT_TOLERANCE) <= limit < 2 * speed.EXACT
+    limit = max(EXACT, 1.1 * float((plain - x).abs().max()))
+    assert error(bench.served, x, speed.EXACT_TOLERANCE) <= limit < 2 * EXACT
     wide = copy.deepcopy(bench.served).double()
-    assert error(wide, x.double(), speed.EXACT_TOLERANCE) <= speed.EXACT
+    assert error(wide, x.double(), speed.EXACT_TOLERANCE) <= EXACT
 
 
 def test_commands(

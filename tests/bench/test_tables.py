@@ -161,6 +161,15 @@ def test_what_trained_with_one_seed_says_for_how_long() -> None:
     assert "One seed each " in tables.report(rows[1:])
 
 
+def test_the_papers_encoder_trained_from_its_inversions_on() -> None:
+    """Whichever is longer: a trial that was interrupted prepared for what was left alone."""
+    for method, expected in (("coded-invnet-paper", 521.0), ("parm", 499.0)):
+        one = row(method, 0.9, preparing_seconds=521.0) | {"training_seconds": 499.0}
+        assert tables.training_seconds(one) == expected
+    resumed = row("coded-invnet-paper", 0.9, preparing_seconds=3.0) | {"training_seconds": 499.0}
+    assert tables.training_seconds(resumed) == 499.0
+
+
 def test_margins_are_against_each_rivals_best_base(rows: list[dict[str, Any]]) -> None:
     table = cells_of(tables.MARGIN_COLUMNS, tables.margins_table(tables.lines_of(rows)))
     found = {c["rival"]: c for c in table}

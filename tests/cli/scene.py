@@ -35,6 +35,8 @@ class Scene:
         mosaic = tiny_settings()
         mosaic["fusion"] |= {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
         self.mosaic = write_settings(root / "mosaic.json", mosaic)
+        self.listed = root / "list.json"
+        self.listed.write_text("[1, 2]")
         self.cut = Path(shutil.copytree(self.bundle, root / "cut"))
         weights = self.cut / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-100])

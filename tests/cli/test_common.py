@@ -1,8 +1,46 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from codedinvnet.cli.common import guarded
+from codedinvnet.cli.common import CLOSED, guarded
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As of `| head`; also where the rest of the output is written as the process ends."""
+    code = (
+        "from codedinvnet.cli.common import guarded\n"
+        "import sys\n"
+        "sys.exit(guarded(lambda: print('many words ' * 100_000)))"
+    )
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == CLOSED
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(13, "Permission denied", "here"), "here: Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise error
+
+    assert guarded(refused) == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ def use(s: Scene, name: str, bundle: Any, *more: Any) -> list[Any]:
 
 BAD: dict[str, tuple[Words, str]] = {
     "no data folder": (lambda s: train(s, s.config, s.root / "no"), "does not exist"),
+    "runs below a file": (
+        lambda s: ["train", s.config, "--data-dir", s.data, "--save-dir", s.config / "runs"],
+        "--save-dir: cannot write into ",
+    ),
+    "settings that are a list": (
+        lambda s: train(s, s.listed, s.data),
+        "the settings must be one JSON object",
+    ),
     "empty data folder": (lambda s: train(s, s.config, s.bundle), "holds no train images"),
     "no settings": (lambda s: train(s, s.root / "no.json", s.data), "cannot read the settings"),
     "settings not JSON": (lambda s: train(s, s.bundle / WEIGHTS, s.data), "not text"),

@@ -414,6 +414,7 @@ class TestRefused:
             (["mnist", "--workers", "0"], "--workers"),
             (["mnist", "--method", "magic"], "--method: 'magic'"),
             (["mnist", "--policy", "magic"], "--policy: 'magic'"),
+            (["mnist", "--policy", "small-backup"], "(it is a --method: --method small-backup)"),
             (["mnist", "--routing", "magic"], "--routing: 'magic'"),
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--deadline-ms", "0"], "--deadline-ms"),

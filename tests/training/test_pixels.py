@@ -103,6 +103,21 @@ def test_targets_whose_cosh_overflows_are_refused(held_out: ImageSet, model: Cod
         PixelStage(settings, stage.fusion, held_out, model, far, K, CPU)
 
 
+def test_the_discriminator_begins_with_the_seed_that_is_given(
+    held_out: ImageSet, model: CodedModel
+) -> None:
+    """So that a mean over seeds has other weights of it, too, on the same split."""
+    one = make_stage(held_out, model)
+    settings = parse_settings(tiny_settings("pixels"), "here")
+
+    def begun(seed: int | None) -> Tensor:
+        stage = PixelStage(settings, one.fusion, held_out, model, one.data, K, CPU, seed)
+        return nn.utils.parameters_to_vector(stage.discriminator.parameters()).detach()
+
+    assert torch.equal(begun(None), begun(settings.seed))
+    assert not torch.equal(begun(None), begun(settings.seed + 1))
+
+
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
     stage = make_stage(held_out, model)
     encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)

@@ -34,7 +34,7 @@ from codedinvnet.bundle import (
     describe_machine,
     load_bundle,
 )
-from codedinvnet.checkpoint import check_writable, write_text
+from codedinvnet.checkpoint import check_folder, check_writable, write_text
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -216,11 +216,11 @@ def write_few_images(sizes: Mapping[str, int | None], data_dir: Path | None, fol
         UserError: if a set is not there.
     """
     for name, size in sizes.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
         for split, count in QUICK_IMAGES.items():
             found = load_images(name, split, data_dir=data_dir, image_size=size)
             source = few_images(found, count)
             images, labels = source.batch(torch.arange(len(source)))
+            (folder / name).mkdir(parents=True, exist_ok=True)
             np.savez(
                 folder / name / f"{split}.npz",
                 images=images.permute(0, 2, 3, 1).numpy(),
@@ -338,21 +338,27 @@ def run(
         quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
-        UserError: if the grid is wrong, if `out` cannot be written or holds what is not of this
-            benchmark, or if images are missing, with `quick`.
+        UserError: before any trial, if the grid is wrong, if `out` cannot be written or holds what
+            is not of this benchmark, or if images are missing.
     """
     grid = load_grid(path)
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
     check_writable(out)
+    check_folder(save_dir, "--save-dir")
     done: dict[str, dict[str, Any]] = {}
     for row in read_everything(out):
         if "error" in done.get(row["key"], {"error": ""}):
             done[row["key"]] = row
     if quick:
         images = save_dir / "images"
-        sets = [trial.settings.data for trial in wanted.values()]
-        write_few_images({data.name: data.image_size for data in sets}, data_dir, images)
+        write_few_images(_image_sets(wanted.values()), data_dir, images)
         data_dir = images
+    else:
+        needed = {"validation", "test"} if test else {"validation"}
+        todo = [trial for key, trial in wanted.items() if needed - done.get(key, {}).keys()]
+        for name, size in _image_sets(todo).items():
+            for split in QUICK_IMAGES:  # that they are there is known before any trial is begun
+                load_images(name, split, data_dir=data_dir, image_size=size)
     if done:
         _write(out, wanted, done)
     places = _Places(save_dir, data_dir, device)
@@ -367,6 +373,11 @@ def run(
                 done[key]["test"] = _scored(trial, places.run(trial, done[key]["folder"]), "test")
                 _write(out, wanted, done)
     return [done[key] for key in wanted]
+
+
+def _image_sets(found: Iterable[Trial]) -> dict[str, int | None]:
+    """Return the image sets that trials need, each with its `image_size`."""
+    return {trial.settings.data.name: trial.settings.data.image_size for trial in found}
 
 
 def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, Any]]) -> None:

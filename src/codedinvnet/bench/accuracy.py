@@ -23,8 +23,8 @@ from codedinvnet.bench.grid import (
     trials,
 )
 from codedinvnet.bench.parts import DataSet
-from codedinvnet.bundle import Bundle, describe_commit, describe_machine, load_bundle
-from codedinvnet.checkpoint import check_writable
+from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.checkpoint import check_folder, check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import (
     SAMPLES,
@@ -38,10 +38,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
 from codedinvnet.methods.systematic import Systematic
 from codedinvnet.rows import (
-    SCHEMA_VERSION,
     Row,
     append_row,
     key_of,
+    measured_row,
     newest,
     pack_counts,
     read_rows,
@@ -50,8 +50,8 @@ from codedinvnet.serving.group import is_systematic
 from codedinvnet.training.check import check_pixels
 
 QUICK_TEST_IMAGES = 1000
-QUICK_TRAINING_IMAGES = 5000
-QUICK_STEPS = 30
+QUICK_TRAINING_IMAGES = 2000
+QUICK_STEPS = 10
 """Of each trained part."""
 QUICK_SEEDS = 1
 
@@ -147,6 +147,7 @@ def run(
     wanted = [trial for trial in wanted if not methods or trial.method in methods]
     check_trials(grid, wanted)
     check_writable(out)
+    check_folder(save_dir, "--save-dir")
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
         size = load_bundle(grid.datasets[name].bundle).info.provenance.settings.data.image_size
@@ -223,7 +224,7 @@ def _images(
 
 
 class _Bench:
-    """Does trials; logits that several methods share are computed once.
+    """Does trials and makes rows of them.
 
     Args:
         grid: for the seed of the groupings.
@@ -245,26 +246,13 @@ class _Bench:
 
     def row(self, trial: Trial, data: DataSet, settings: Mapping[str, Any], key: str) -> Row:
         """Do a trial and return its row; an error is a row, too."""
-        row: Row = {
-            "schema_version": SCHEMA_VERSION,
+        header = {
             "benchmark": "accuracy",
             "key": key,
             **trial.as_dict(),
             "settings": dict(settings),
-            "commit": describe_commit(),
-            "machine": describe_machine(),
-            "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        began = time.monotonic()
-        try:
-            figures = self.figures(trial, data)
-        except Exception as error:  # one trial must not take the others with it
-            return {
-                **row,
-                "seconds": round(time.monotonic() - began, 1),
-                "error": f"{type(error).__name__}: {error}",
-            }
-        return {**row, **figures, "error": None}
+        return measured_row(header, lambda: self.figures(trial, data))
 
     def figures(self, trial: Trial, data: DataSet) -> dict[str, Any]:
         """Make the method, train what it needs, and score it."""
@@ -304,7 +292,6 @@ class _Bench:
             "parameters": method.parameters,
             "classes": list(data.test.classes),
             **_chosen(method),
-            "seconds": round(time.monotonic() - began, 1),
             "preparing_seconds": round(prepared - began, 1),
             "training_seconds": data.training_seconds(trial),
         }

@@ -134,7 +134,6 @@ def score(
     majority: int,
     corrupt: int = 0,
     own: Tensor | None = None,
-    progress: bool = True,
 ) -> Score:
     """Erase workers in every pattern and score what is decoded.
 
@@ -149,7 +148,6 @@ def score(
         majority: the class that a missing answer counts as.
         corrupt: how many of every group's other workers send noise.
         own: `task_outputs`, if they are known.
-        progress: show a progress bar.
     """
     count, classes = len(source), len(source.classes)
     truth = torch.cat([source.batch(rows)[1] for rows in torch.arange(count).split(5000)])
@@ -173,7 +171,6 @@ def score(
         unit="pattern",
         leave=False,
         dynamic_ncols=True,
-        disable=not progress,
     )
     for _ in range(groupings):
         groups = random_groups(count, k, generator)

@@ -15,7 +15,6 @@ import random
 import re
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from codedinvnet.bench.latency_grid import (
     quick_grid,
 )
 from codedinvnet.bench.load import (
+    WARM_REQUESTS,
     ProcessorTime,
     Reply,
     connect,
@@ -49,26 +49,22 @@ from codedinvnet.bench.load import (
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bundle import (
     Bundle,
-    describe_commit,
-    describe_machine,
     load_bundle,
     weights_digest,
 )
-from codedinvnet.checkpoint import check_writable
+from codedinvnet.checkpoint import check_folder, check_writable
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
 from codedinvnet.methods import SmallBackup
-from codedinvnet.quantiles import SHARES, percentile, quantiles
+from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.report import encoder_share
-from codedinvnet.rows import SCHEMA_VERSION, Row, append_row, key_of, newest, read_rows
+from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
 from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED
 from codedinvnet.stages import images_of
 
-WARM_REQUESTS = 30
-"""Sent one after another before a run, so that every worker has run and hedges know a p95."""
 SAMPLED = ("service", "encode", "trip")
 """What of `GET /times` a scenario of the run needs."""
 SETTLE = 0.5
@@ -120,6 +116,9 @@ def run(
     done = newest(read_rows(out, "latency"))
     check_writable(out)
     check_writable(log)
+    check_folder(save_dir, "--save-dir")
+    if out.absolute() == log.absolute():
+        raise UserError(f"--log: {log} is where the rows go: name another file")
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
@@ -327,8 +326,7 @@ class LatencyBench:
         """Do a run and return its row; an error is a row, too."""
         grid = self.grid
         faults = self.faults(arm)
-        row: Row = {
-            "schema_version": SCHEMA_VERSION,
+        header = {
             "kind": "latency",
             "key": key,
             "name": arm.name(),
@@ -350,18 +348,9 @@ class LatencyBench:
             "stragglers": _dumped(faults),
             "seed": self.seed(arm),
             "settings": dict(settings),
-            "commit": describe_commit(),
-            "machine": describe_machine(),
             "cores": os.cpu_count(),
-            "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        began = time.monotonic()
-        try:
-            figures = asyncio.run(self._measure(arm, faults, row))
-        except Exception as error:  # one run must not take the others with it
-            words = f"{type(error).__name__}: {error}"
-            return {**row, "seconds": round(time.monotonic() - began, 1), "error": words}
-        return {**row, **figures, "seconds": round(time.monotonic() - began, 1), "error": None}
+        return measured_row(header, lambda: asyncio.run(self._measure(arm, faults, header)))
 
     def _options(self, arm: Arm, faults_file: Path) -> list[str]:
         """Return the command line of the service."""
@@ -468,23 +457,19 @@ def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[st
     """
     latency = np.array([1000 * reply.latency if reply.ok else math.inf for reply in replies])
     found: dict[str, Any] = {}
-
-    def finite(value: float) -> float | None:
-        return round(float(value), 3) if math.isfinite(value) else None
-
     for name, share in QUANTILES.items():
         if not long_enough(len(latency), share, quick):
             found |= {f"{name}_ms": None, f"{name}_ms_95": None}
             continue
         value, interval = percentile_of(latency, share)
-        found[f"{name}_ms"] = finite(value)
-        found[f"{name}_ms_95"] = interval and [finite(bound) for bound in interval]
+        found[f"{name}_ms"] = rounded(value, 3)
+        found[f"{name}_ms_95"] = interval and [rounded(bound, 3) for bound in interval]
     answered = latency[np.isfinite(latency)]
     # Among all requests, so that a share of unanswered ones leaves the curve open.
     cut = [share for share in SHARES if share * len(latency) <= len(answered)]
     found["shares"] = cut
-    found["quantiles_ms"] = [finite(percentile(latency, share)) for share in cut]
-    found["tail_ms"] = [finite(value) for value in np.sort(latency)[::-1][:TAIL]]
+    found["quantiles_ms"] = [rounded(percentile(latency, share), 3) for share in cut]
+    found["tail_ms"] = [rounded(value, 3) for value in np.sort(latency)[::-1][:TAIL]]
     return found
 
 

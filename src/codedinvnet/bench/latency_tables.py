@@ -228,8 +228,13 @@ def note(lines: Sequence[Line]) -> str:
     )
     commits = ", ".join(sorted({row["commit"][:7] for row in rows}))
     own = ""
-    if any(row.get("processors_own") is not None for row in rows):
-        own = f", {span('processors_own', 0, 100)} % with service and client"
+    others = [
+        max(0.0, row["processors_busy"] - row["processors_own"])
+        for row in rows
+        if None not in (row.get("processors_busy"), row.get("processors_own"))
+    ]
+    if others:
+        own = f", other programs than service and client took at most {max(others):.0%} in a run"
     if any(row.get("front_ms_per_query") is not None for row in rows):
         own += f", the front end computed {span('front_ms_per_query')} ms a query"
     engines = {row["settings"].get("engine", PYTORCH) for row in rows}
@@ -304,12 +309,13 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
     fewer = [f"{label}, {counts[label]} runs" for label in counts if label not in labels]
     settings = {setting for setting, _ in whole}
     lines = lines_of(rows)
-    work = {
-        label: statistics.fmean(x.mean("work_per_query") for x in lines if x.label == label)
-        for label in labels
-    }
+    work: dict[str, list[float]] = {label: [] for label in labels}
+    for line in lines:
+        for row in line.rows:
+            if line.label in work and (line.setting, row["seed"]) in whole:
+                work[line.label].append(row["work_per_query"])
     return (
-        f"{compare_tails(list(whole.values()), labels, work)}\n"
+        f"{compare_tails(list(whole.values()), labels, _means(work))}\n"
         f"Tails of {len(whole)} runs ({len(settings)} settings: images of a request, load and "
         "stragglers): of each the farthest percentile beyond which it has ten requests (10,000 "
         "single images: p99.9; 1,000 requests of ten: p99), over the lowest of all methods in that "
@@ -322,6 +328,10 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
         + f" {beside_published(lines)}".rstrip()
         + "\n"
     )
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.fmean(each) for name, each in values.items()}
 
 
 def beside_published(lines: Iterable[Line]) -> str:

@@ -171,6 +171,10 @@ async def connect(address: str, model: str, images: np.ndarray) -> AsyncIterator
         yield Client(session, address, model, images)
 
 
+WARM_REQUESTS = 30
+"""Sent one after another before a measurement: every worker has run then, and hedges know a p95."""
+
+
 async def warm(client: Client, requests: Iterable[Sequence[int]], log: Path) -> None:
     """Send requests, one after another, so that every worker and path has run once.
 
@@ -308,7 +312,7 @@ class ProcessorTime(NamedTuple):
     first: float
     """Of one of them alone, without those below it."""
     busy: float
-    """Of all processes."""
+    """Of all processes, and what other virtual machines took meanwhile (steal)."""
     whole: float
     """With those in which a processor had nothing to do."""
 

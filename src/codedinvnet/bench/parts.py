@@ -344,7 +344,8 @@ class DataSet:
             generator = torch.Generator().manual_seed(trial.seed)
             groups = draw_groups(self.train_rows, paper.groups, k, generator)
             data = fusion_targets(model, self.train, groups)
-            return PaperStage(settings, paper, self.train, model, data, k, self.device)
+            seed = trial.seed
+            return PaperStage(settings, paper, self.train, model, data, k, self.device, seed)
 
         folder = self._part_folder(trial)
         return self._trained(folder, trial.seed, paper, make, stage, depends)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from codedinvnet.bundle import describe_commit
 from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
@@ -43,8 +44,24 @@ def _read_report(path: Path) -> dict[str, Any]:
     return found
 
 
+def part_of_report(figures: Mapping[str, Any], began: str) -> dict[str, Any]:
+    """Return what a report says of one of its parts.
+
+    Args:
+        figures: what was measured.
+        began: when.
+    """
+    return {"commit": describe_commit(), "began": began, "figures": sorted(figures)}
+
+
 def save(report: Mapping[str, Any], path: Path) -> None:
     """Write a report; parts that were measured before and are not in it stay in the file.
+
+    Of a part that is measured anew nothing stays (its `figures` name what it had).
+
+    Args:
+        report: of some parts.
+        path: the file.
 
     Raises:
         UserError: if those were measured otherwise (`check_mergeable`).
@@ -52,4 +69,7 @@ def save(report: Mapping[str, Any], path: Path) -> None:
     check_mergeable(report, path)
     old = _read_report(path)
     parts = {**old.get("parts", {}), **report["parts"]}
+    for part in report["parts"]:
+        for figure in old.get("parts", {}).get(part, {}).get("figures", []):
+            old.pop(figure, None)
     write_json(path, {**old, **report, "parts": parts})

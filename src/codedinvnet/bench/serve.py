@@ -31,18 +31,18 @@ from codedinvnet.bench.load import (
     proportional_memory,
     server,
 )
-from codedinvnet.bench.reports import check_mergeable, save
+from codedinvnet.bench.reports import check_mergeable, part_of_report, save
 from codedinvnet.bench.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
 from codedinvnet.bench.serve_load import Loader
 from codedinvnet.bundle import (
     Bundle,
-    describe_commit,
     describe_machine,
     load_bundle,
     weights_digest,
 )
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
 from codedinvnet.report import median_ms
@@ -124,6 +124,8 @@ def run(
     """
     sizes = QUICK if quick else FULL
     check_writable(log)
+    if out is not None and out.absolute() == log.absolute():
+        raise UserError(f"--log: {log} is where the report goes: name another file")
     return asyncio.run(_run(name, sizes, quick, data_dir, seed, log, parts, out))
 
 
@@ -163,8 +165,9 @@ async def _run(
     for part in PARTS:
         if part in wanted:
             began = time.strftime("%Y-%m-%dT%H:%M:%S")
-            report |= await getattr(bench, part)()
-            report["parts"][part] = {"commit": describe_commit(), "began": began}
+            found = await getattr(bench, part)()
+            report |= found
+            report["parts"][part] = part_of_report(found, began)
             if out is not None:
                 save(report, out)
     return report

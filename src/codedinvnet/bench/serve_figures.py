@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.bench.load import Reply
-from codedinvnet.quantiles import percentile, rank_of
+from codedinvnet.quantiles import percentile, rank_of, rounded
 
 RESAMPLES = 1000
 STRETCH = 50
@@ -27,7 +27,7 @@ def percentiles(replies: Sequence[Reply]) -> dict[str, float | None]:
     """Return p50, p99 and p99.9 in ms; None for one that so many requests never reached."""
     times = latencies(replies)
     shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
-    return {name: _finite(percentile(times, share), 2) for name, share in shares.items()}
+    return {name: rounded(percentile(times, share), 2) for name, share in shares.items()}
 
 
 def summary(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def tail_ratios(
         with np.errstate(invalid="ignore"):  # infinite by infinite
             ratios = np.sort(_resampled_tails(held, generator) / tails)
         whole = percentile(held, 0.999)
-        found[name] = _finite(whole / tail, 3) if math.isfinite(tail) else None
+        found[name] = rounded(whole / tail, 3) if math.isfinite(tail) else None
         low, high = ratios[int(0.025 * RESAMPLES)], ratios[math.ceil(0.975 * RESAMPLES) - 1]
-        found[f"{name}_95"] = [_finite(low, 3), _finite(high, 3)]
+        found[f"{name}_95"] = [rounded(low, 3), rounded(high, 3)]
     return found
 
 
@@ -94,8 +94,3 @@ def _resampled_tails(values: np.ndarray, generator: np.random.Generator) -> np.n
     draws = values[places.reshape(RESAMPLES, -1)[:, :count]]
     rank = rank_of(count, 0.999)
     return np.asarray(np.partition(draws, rank, axis=1)[:, rank])
-
-
-def _finite(value: float, digits: int) -> float | None:
-    """Return a rounded value, or None for one that is infinite or not a number."""
-    return round(float(value), digits) if math.isfinite(value) else None

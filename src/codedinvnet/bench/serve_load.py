@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, server, warm
+from codedinvnet.bench.load import WARM_REQUESTS, Client, Reply, connect, open_loop, server, warm
 from codedinvnet.bench.serve_figures import latencies
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
@@ -79,7 +79,7 @@ class Loader:
         Raises:
             UserError: if one of the answers is an error.
         """
-        await warm(client, (self.rows(i, size) for i in range(30)), self.log)
+        await warm(client, (self.rows(i, size) for i in range(WARM_REQUESTS)), self.log)
 
     async def _arm(
         self,

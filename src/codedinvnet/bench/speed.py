@@ -20,11 +20,10 @@ from torch import Tensor
 
 from codedinvnet.bench.engine import compare
 from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
-from codedinvnet.bench.reports import check_mergeable, save
+from codedinvnet.bench.reports import check_mergeable, part_of_report, save
 from codedinvnet.bench.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
 from codedinvnet.bundle import (
     Bundle,
-    describe_commit,
     describe_machine,
     load_bundle,
     weights_digest,
@@ -39,10 +38,8 @@ from codedinvnet.training import precision
 from codedinvnet.training.network import NetworkStage
 
 SCHEMA = 1
-EXACT, COARSE = 1e-6, 2e-4
-"""The errors that the inverses are compared at (pixels in 0..1, the largest of all)."""
 EXACT_TOLERANCE, COARSE_TOLERANCE = 1e-6, 2e-4
-"""Tolerances of a block's residual that reach them on the shipped bundles."""
+"""Of a block's residual: the largest error of a pixel in 0..1 is about the same."""
 
 
 def unfolded(bundle: Bundle) -> IResNet:
@@ -82,9 +79,9 @@ class SpeedBench:
         self.published.requires_grad_(False)
         self.folded = self.published.folded()
 
-    def images(self, count: int, start: int = 0) -> Tensor:
-        """Return so many images (B, C, H, W) as the network takes them, from a row on."""
-        rows = (torch.arange(count) + start) % len(self.source)
+    def images(self, count: int) -> Tensor:
+        """Return the first images (B, C, H, W) as the network takes them, over again if need be."""
+        rows = torch.arange(count) % len(self.source)
         return self.bundle.model.prepare(self.source.batch(rows)[0].to(self.device))
 
     # Parts
@@ -201,9 +198,10 @@ class SpeedBench:
     def train(self) -> dict[str, Any]:
         """Compare a training step with one that recomputes all norms in the forward pass.
 
-        All are the step of the network's training stage with the bundle's settings, but for the
-        network (the published one has nothing to project) and the precision. bfloat16 is left out
-        where the device has no instructions for it.
+        All are the step of the network's training stage, for the classification alone, on batches
+        of this benchmark's size. They differ in the network (the published one has nothing to
+        project) and the precision; bfloat16 is left out where the device has no instructions for
+        it.
         """
         names = ["plain", "ours"]
         reduced = precision.computes_bfloat16(self.device.type)
@@ -328,8 +326,8 @@ def run(
     if out is not None:
         check_mergeable(report, out)
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    report |= measure()
-    report["parts"] = {part: {"commit": describe_commit(), "began": began}}
+    found = measure()
+    report |= found | {"parts": {part: part_of_report(found, began)}}
     if out is not None:
         save(report, out)
     return report

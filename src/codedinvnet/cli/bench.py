@@ -61,11 +61,12 @@ def _add_serve(benches: Commands) -> None:
         action="append",
         default=[],
         help="only this part: pool, overhead, chaos, light, stragglers, variants or soak; "
-        "repeatable",
+        "repeatable (all)",
     )
     sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
     sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
-    sub.add_argument("--log", type=Path, default=Path("bench-serve.log"), help="servers' log")
+    log = Path("bench-serve.log")
+    sub.add_argument("--log", type=Path, default=log, help=f"servers' log ({log})")
     sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -106,7 +107,7 @@ def _add_ablation(benches: Commands) -> None:
     sub.add_argument(
         "--quick", action="store_true", help="minutes: one image set, one seed, short trainings"
     )
-    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
 
@@ -184,12 +185,17 @@ def _add_accuracy(benches: Commands) -> None:
     sub.add_argument(
         "--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)"
     )
-    sub.add_argument("--dataset", action="append", default=[], help="only this one; repeatable")
     sub.add_argument(
-        "--method", action="append", default=[], help="only this method of the grid; repeatable"
+        "--dataset", action="append", default=[], help="only this one; repeatable (all)"
+    )
+    sub.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        help="only this method of the grid; repeatable (all)",
     )
     sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
-    sub.add_argument("--data-dir", type=Path, help="where the image sets lie")
+    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
     sub.add_argument("--download", action="store_true", help="download into --data-dir")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
@@ -234,13 +240,14 @@ def _add_latency(benches: Commands) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only runs of this method, batch, load, stragglers or run; repeatable",
+        help="only runs of this method, batch, load, stragglers or run; repeatable (all)",
     )
     add("--quick", action="store_true", help="minutes: one setting, 3,000 queries a method")
     add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
-    add("--data-dir", type=Path, help="where the image sets lie")
+    add("--data-dir", type=Path, help="folder of image sets (the cache)")
     add("--download", action="store_true", help="download into --data-dir")
-    add("--log", type=Path, default=Path("bench-latency.log"), help="servers' log")
+    log = Path("bench-latency.log")
+    add("--log", type=Path, default=log, help=f"servers' log ({log})")
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
         "--split",
         choices=("test", "validation", "train", "sample"),
         default="test",
-        help="which images (test); sample: the 1,000 in the package",
+        help="which images (test); sample: the 1,000 in the package, of mnist and fashion",
     )
     sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
     sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
@@ -56,8 +56,8 @@ def add_commands(commands: Commands) -> None:
     add_bundle_options(sub)
     add_data_options(sub)
     sub.add_argument("--split", choices=("test", "sample"), default="test", help="images (test)")
-    sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block (1e-6)")
-    sub.add_argument("--limit", type=int, help="only the first images")
+    sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block, above 0 (1e-6)")
+    sub.add_argument("--limit", type=int, help="only the first images (all)")
 
     sub = add_command(
         commands,
@@ -76,7 +76,9 @@ def add_commands(commands: Commands) -> None:
         "recover erased predictions on shipped images, draw a group, serve through failures",
         "codedinvnet demo --out demo-out",
     )
-    sub.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for pictures")
+    sub.add_argument(
+        "--out", type=Path, default=Path("demo-out"), help="folder for pictures (demo-out)"
+    )
     sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
 
 

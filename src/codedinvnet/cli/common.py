@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from codedinvnet.config import Settings
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+CLOSED = 141
+"""Exit code of a command whose output nobody reads on, as of one that SIGPIPE ends."""
 
 
 @contextmanager
@@ -52,8 +57,12 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return CLOSED
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except MemoryError as error:  # numpy says how much was asked for
         print(f"error: too little memory: {error}".rstrip(": "), file=sys.stderr)

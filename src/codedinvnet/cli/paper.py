@@ -56,6 +56,7 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
 
 def _paper(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
+    from codedinvnet.checkpoint import check_folder
 
     if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
         raise UserError("-sample_fusion and -test_fusion go with -fusion")
@@ -67,6 +68,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     if arguments.resume < 0 or any(batches < 1 for batches in shards.values()):
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
     _refuse_idle(arguments)
+    check_folder(arguments.save_dir, "--save_dir")
     run = stages.Run(
         settings=_paper_settings(arguments),
         save_dir=arguments.save_dir,

@@ -60,7 +60,7 @@ def add_commands(commands: Commands) -> None:
     add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
     add("--pool", default="local", help="local processes, or ray (local)")
     add("--ray-address", help="a running Ray cluster; without it, one is started here")
-    add("--device", default="cpu", help="of the workers: cpu, cuda (cpu)")
+    add("--device", default="cpu", help="of the workers: cpu, cuda, cuda:1 (cpu)")
     add("--threads-per-worker", type=int, default=1, help="threads of a worker (1)")
     add(
         "--engine",
@@ -94,8 +94,8 @@ def add_commands(commands: Commands) -> None:
         help="unanswered queries before 503 (200 a worker, at least 2000)",
     )
     add("--max-batch", type=int, default=256, help="images of one request (256)")
-    add("--token-file", type=Path, help="clients must send the token in this file")
-    add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments")
+    add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
 
 

@@ -80,7 +80,7 @@ def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
     sizes = (vandermonde @ q[..., None])[..., 0].abs()
     suspects = sizes.topk(errors, dim=2, largest=False).indices
     votes = torch.zeros_like(sizes).scatter_(2, suspects, 1.0).sum(dim=1)
-    votes = votes.masked_fill(~finite, math.inf)
+    votes = votes.masked_fill(~finite.to(votes.device), math.inf)
     wrong = votes.topk(errors, dim=1).indices
     return torch.zeros_like(votes, dtype=torch.bool).scatter_(1, wrong, True)
 

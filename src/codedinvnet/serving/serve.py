@@ -110,7 +110,8 @@ def check(options: ServeOptions) -> None:
     )
     for flag, value, known in choices:
         if value not in known:
-            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
+            hint = f" (it is a --method: --method {value})" if value in choices[0][2] else ""
+            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
     for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
         value = getattr(options, name)
@@ -181,7 +182,8 @@ def read_token(path: Path | None) -> str:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--token-file: cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--token-file: cannot read {path}: {reason}") from error
     if not token or not token.isascii() or not token.isprintable():
         raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
     return token

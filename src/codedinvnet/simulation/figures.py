@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from codedinvnet.quantiles import percentile, rank_of
+from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
@@ -63,7 +63,10 @@ def estimate(
 
 
 def half_width(values: Sequence[float], centre: float) -> float | None:
-    """Return half a 95 % interval around `centre` from runs' values; None if they are too few."""
+    """Return half a 95 % interval around `centre` from runs' values.
+
+    None if they are too few, or one is not finite.
+    """
     n = len(values)
     if n < FEWEST_RUNS or not all(map(math.isfinite, (*values, centre))):
         return None
@@ -72,9 +75,10 @@ def half_width(values: Sequence[float], centre: float) -> float | None:
 
 
 def over_runs(values: Sequence[float], whole: float) -> tuple[float, float] | None:
-    """Return a 95 % interval around all runs' percentile from the runs' own; None below three.
+    """Return a 95 % interval around all runs' percentile from the runs' own.
 
-    By sectioning on the logarithm, with runs as the sections. Values must be above 0.
+    None below three, or if one is infinite. By sectioning on the logarithm, with runs as the
+    sections. Values must be above 0.
     """
     half = half_width([math.log(value) for value in values], math.log(whole))
     return None if half is None else (whole * math.exp(-half), whole * math.exp(half))
@@ -203,8 +207,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def put(name: str, measured: Estimate, digits: int) -> None:
-        finite = math.isfinite(measured.value)
-        found[name] = round(measured.value, digits) if finite else None
+        found[name] = rounded(measured.value, digits)
         interval = measured.interval
         found[f"{name}_95"] = interval and [round(bound, digits) for bound in interval]
 

@@ -22,7 +22,7 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.current_rows import current_latency, is_latency_row
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
-from codedinvnet.quantiles import percentile, rank_of
+from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.rows import is_whole
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import (
@@ -210,7 +210,8 @@ def read_runs(path: Path) -> MeasuredFile:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the measured runs {path}: {error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot read the measured runs {path}: {reason}") from error
     whole, _, last = content.rpartition(b"\n")
     try:
         text = (content if is_whole(last) else whole).decode("utf-8")
@@ -314,16 +315,12 @@ def compare(arm: MeasuredArm, latencies: Sequence[np.ndarray]) -> dict[str, dict
         if math.isinf(value):
             few = arm.lost < TAIL
         found[name] = {
-            "measured_ms": _rounded(value),
-            "simulated_ms": _rounded(late),
-            "allowed_ms": [_rounded(low), _rounded(high)],
+            "measured_ms": rounded(value, 3),
+            "simulated_ms": rounded(late, 3),
+            "allowed_ms": [rounded(low, 3), rounded(high, 3)],
             "agrees": None if interval is None and few else low <= late <= high,
         }
     return found
-
-
-def _rounded(value: float) -> float | None:
-    return round(value, 3) if math.isfinite(value) else None
 
 
 class Tally(NamedTuple):

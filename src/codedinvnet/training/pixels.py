@@ -31,6 +31,16 @@ not those of now. 1 had a constant rate."""
 class PixelStage:
     """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3).
 
+    Args:
+        settings: of the run; its seed tells validation images from the others.
+        fusion: its fusion stage's.
+        source: the images.
+        model: f, E and g, of which E trains.
+        data: groups and what their parity's pixels should be.
+        members: k.
+        device: where all this is.
+        initial_seed: of the weights that training begins with; None is the run's.
+
     Raises:
         UserError: if the targets are so far from the images' range that their cosh overflows.
     """
@@ -46,6 +56,7 @@ class PixelStage:
         data: FusionData,
         members: int,
         device: torch.device,
+        initial_seed: int | None = None,
     ) -> None:
         farthest = data.targets.abs().max()
         if not farthest.cosh().isfinite():
@@ -56,7 +67,7 @@ class PixelStage:
             )
         self.fusion, self.source, self.model = fusion, source, model
         self.data, self.members, self.device = data, members, device
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed if initial_seed is None else initial_seed)
         self.discriminator = PatchDiscriminator(
             model.input_shape[0],
             members,
