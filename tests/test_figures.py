@@ -242,14 +242,15 @@ def test_an_encoder_for_the_bundles_own_network_stands_in_for_a_training_from_th
             **{"schema_version": 1, "benchmark": "accuracy", "key": f"{k} {changed}"},
             **{"method": "coded-invnet-paper", "label": "coded-invnet-paper", "k": k},
             **{"dataset": "mnist", "base": "invertible", "seed": 1, "missing": 1, "corrupt": 0},
-            **{"settings": {"bundle": weights_digest("mnist")}, "error": None},
+            **{"settings": {"bundle": weights_digest("mnist"), "quick": False}, "error": None},
+            **{"bundle": "mnist"},
             **{"recovered": recovered, "preparing_seconds": 1800.0, "commit": "", "machine": "a"},
         }
         return {**found, **changed}
 
     others: list[dict[str, Any]] = [
         *({"error": "no"}, {"missing": 2}, {"corrupt": 1}, {"label": "parm"}),
-        {"settings": {"bundle": "of older weights"}},
+        {"settings": {"bundle": "of older weights", "quick": False}},
     ]
     failed, *others = others
     lines = [row(2, 0.8), row(4, 0.7), *(row(10, 0.6, **changed) for changed in others)]
