@@ -213,7 +213,7 @@ def no_sync(handle: int) -> NoReturn:
 
 @pytest.mark.parametrize(
     ("function", "failure", "error"),
-    [("replace", no_replace, UserError), ("fsync", no_sync, KeyboardInterrupt)],
+    [("replace", no_replace, OSError), ("fsync", no_sync, KeyboardInterrupt)],
 )
 def test_crash_while_writing_leaves_the_old_file(
     function: str,
@@ -227,7 +227,7 @@ def test_crash_while_writing_leaves_the_old_file(
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, function, failure)
-        with pytest.raises(error, match=r"^$|cannot write .*x\.safetensors: No space left on dev"):
+        with pytest.raises(error, match=r"^$|No space left on device: .*x\.safetensors'$"):
             save_checkpoint(path, {"a": torch.zeros(2)}, {})
         with pytest.raises(error):
             save_checkpoint(tmp_path / "new.safetensors", {"a": torch.zeros(2)}, {})

@@ -36,12 +36,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     Of a symbolic link it is the target that is written.
 
     Raises:
-        UserError: if it cannot be written.
+        OSError: of this path, if it cannot be written.
     """
     try:
         _write_atomically(path.resolve(), content)
-    except OSError as error:  # whose file may be one that the user never named
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except OSError as error:  # of the temporary file, perhaps, which the user never named
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -150,7 +150,7 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ([], "input should be a valid dictionary"),
+        ([], "must be one JSON object"),
         ({"sede": 3}, "unknown key 'sede': did you mean 'seed'?"),
         ({"faults": 3}, "faults: "),
         ({"faults": [{}]}, "missing key 'faults.0.kind'"),
