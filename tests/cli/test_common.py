@@ -31,6 +31,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     [
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(13, "Permission denied", "here"), "here: Permission denied"),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),  # of another pipe than the output
     ],
 )
 def test_what_the_system_refuses_is_one_line(

@@ -41,6 +41,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _nobody_reads() -> bool:
+    """Tell whether standard output leads nowhere (`| head`), and let its rest be lost quietly."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return True
+    return False
+
+
 def guarded(call: Callable[[], None], kept: str = "") -> int:
     """Turn a user's mistake into one line on standard error and exit code 2.
 
@@ -57,10 +67,9 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head`: nobody reads on, and nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return CLOSED
     except OSError as error:  # a full disk, a folder that may not be written
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return CLOSED
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
