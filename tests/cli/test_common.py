@@ -16,14 +16,13 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         "sys.exit(guarded(lambda: print('many words ' * 100_000)))"
     )
     words = [sys.executable, "-c", code]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.read(10)
-    process.stdout.close()
-    assert process.wait(60) == CLOSED
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(60) == CLOSED
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize(

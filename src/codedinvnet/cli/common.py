@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -43,12 +44,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _nobody_reads() -> bool:
     """Tell whether standard output leads nowhere (`| head`), and let its rest be lost quietly."""
+    output = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return True
-    return False
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+    except OSError:  # no file of the system: captured
+        return False
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+    return True
 
 
 def guarded(call: Callable[[], None], kept: str = "") -> int:
