@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,16 @@ from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
 DRAWS = 4000
+
+
+def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
+    """Return a stage with these settings, on the tests' images, of a network drawn from seed 0."""
+    settings = parse_settings(raw, "here")
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    source = load_images("mnist", "train", data_dir=data_dir)
+    torch.manual_seed(0)
+    model = CodedModel(model_settings(settings, source.shape, source.classes))
+    return RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
 
 
 def drawn(largest: int, apart: bool) -> Counter[int]:
@@ -60,11 +71,8 @@ def test_some_image_of_a_joint_step_is_answered_directly(
         "latent_weight": 0.0,
         "normal_share": share,
     }
-    settings = parse_settings(raw, "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    source = load_images("mnist", "train", data_dir=data_dir)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=True)
+    stage = stage_of(raw, data_dir, joint=True)
+    model = stage.model
     counts = []
     classify = model.classify
 
@@ -96,12 +104,8 @@ def test_a_step_follows_the_loss(
         "latent_weight": 0.4 if kind == "lean" else 0.0,
         "encoder": {"kind": kind, "width": 4, "side_features": 4},
     }
-    settings = parse_settings(raw, "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    source = load_images("mnist", "train", data_dir=data_dir)
-    torch.manual_seed(0)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    stage = stage_of(raw, data_dir, joint)
+    source, model = stage.source, stage.model
     seen: list[tuple[Tensor, Tensor]] = []
     batch = source.batch
 
@@ -189,13 +193,10 @@ def test_latents_that_do_not_fit_are_computed_in_every_step(
 def test_the_rate_follows_its_curve_and_gradients_are_clipped(
     joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = parse_settings(tiny_settings(), "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    source = load_images("mnist", "train", data_dir=data_dir)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    stage = stage_of(tiny_settings(), data_dir, joint)
+    fusion, model = stage.fusion, stage.model
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    full = settings.fusion.joint_learning_rate if joint else settings.fusion.learning_rate
+    full = fusion.joint_learning_rate if joint else fusion.learning_rate
     for step in (0, 3, stage.total_steps - 1):
         stage.step(*divmod(step, stage.steps_per_epoch))
         factor = warmup_cosine(step, stage.total_steps, recovery.WARMUP)
@@ -218,11 +219,8 @@ def test_batch_statistics_are_those_that_are_served_in_the_last_joint_epochs(
 ) -> None:
     raw = tiny_settings(kind="irevnet")
     raw["fusion"] |= {"epochs": 10, "joint_epochs": 10}
-    settings = parse_settings(raw, "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    source = load_images("mnist", "train", data_dir=data_dir)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    stage = RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    stage = stage_of(raw, data_dir, joint)
+    model = stage.model
     drawn_anew = []
     for epoch in range(10):
         model.train()  # as before every epoch
