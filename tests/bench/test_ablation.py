@@ -565,6 +565,13 @@ def test_the_shipped_grid_in_quick_trains_for_seconds() -> None:
     assert {trial.key for trial in found}.isdisjoint(t.key for t in ablation.trials(grid, SHIPPED))
 
 
+def test_runs_that_cannot_be_kept_are_not_begun(data_dir: Path, tmp_path: Path) -> None:
+    folder = grid_file(tmp_path)  # a file
+    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*: .* is no folder"):
+        ablation.run(folder, tmp_path / "out.jsonl", save_dir=folder, data_dir=data_dir, device=CPU)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_without_images_no_trial_is_begun(tmp_path: Path, quick: bool) -> None:
     with pytest.raises(UserError, match="holds no train images"):

@@ -167,6 +167,16 @@ def test_another_setting_is_another_trial(
     assert (counts["kept"], counts["done"]) == (0, 8)
 
 
+def test_parts_that_cannot_be_kept_are_not_trained(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*runs: .* is no folder"):
+        run(grid, tmp_path, data_dir)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_a_trial_that_raises_is_a_row_and_is_tried_again(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def test_the_command_writes_rows_tables_and_figures(
         ),
         ({}, ["--only", "method=parm"], "the grid has no method=parm"),
         ({"bundle": "nowhere"}, [], "no bundle 'nowhere'"),
+        ({}, ["--save-dir", "/dev/null/runs"], "--save-dir: cannot write into /dev/null/runs: "),
         (
             {
                 "bundle": "cifar10",
@@ -361,6 +362,18 @@ def test_mistakes_are_told_before_any_work(
     assert told in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
+
+
+def test_the_log_is_not_where_the_rows_go(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, REAL)
+    both = tmp_path / "both"
+    words = ["--data-dir", data_dir, "--out", both, "--log", both]
+    outcome = call("bench", "latency", grid, *words)
+    assert outcome.code == 2
+    assert "both is where the rows go: name another file" in outcome.err
+    assert not both.exists()
 
 
 def test_a_backup_of_another_bundle_is_refused(

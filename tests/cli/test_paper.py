@@ -112,6 +112,10 @@ BAD_PAPER: dict[str, tuple[list[str], str]] = {
     "no encoder": (["-fusion", "--nactors", "2", "-test_fusion"], "no trained fusion encoder"),
     "no checkpoint": (["-densityEstimation", "--resume", "2"], "no checkpoint"),
     "another epoch": (["--resume", "2"], "is of epoch 3"),
+    "runs that cannot be kept": (
+        ["--save_dir", "/dev/null/runs"],
+        "--save_dir: cannot write into /dev/null/runs",
+    ),
     "no fusion checkpoint": (["-fusion", "--nactors", "3", "--resume", "1"], "cannot resume"),
 }
 

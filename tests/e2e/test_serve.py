@@ -432,7 +432,10 @@ class TestRefused:
             (["mnist", "--port", "99999"], "--port"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
             (["mnist", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
-            (["mnist", "--token-file", "/nowhere/token"], "--token-file: cannot read"),
+            (
+                ["mnist", "--token-file", "/nowhere/token"],
+                "read /nowhere/token: No such file",
+            ),
             (["mnist", "--faults", "/nowhere/faults"], "cannot read the faults file"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

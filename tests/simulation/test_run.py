@@ -411,7 +411,7 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--stragglers", "held", "--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--batch", "0"], "--batch: must be at least 1, got 0"),
         (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
-        (["--measured", "missing.jsonl"], "cannot read the measured runs missing.jsonl"),
+        (["--measured", "missing.jsonl"], "measured runs missing.jsonl: No such file"),
         (["--picture", "map.png"], "--picture belongs to a sweep"),
         (
             ["--out", "report.json"],
