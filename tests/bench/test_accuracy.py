@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.bench import accuracy
+from codedinvnet.bench import accuracy, parts
 from codedinvnet.bundle import bundle_folder as shipped_folder
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
@@ -165,6 +165,26 @@ def test_another_setting_is_another_trial(
         device=torch.device("cpu"),
     )
     assert (counts["kept"], counts["done"]) == (0, 8)
+
+
+def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[torch.Tensor] = []
+
+    class Noted(parts.PaperStage):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            weights = torch.nn.utils.parameters_to_vector(self.discriminator.parameters())
+            begun.append(weights.detach().clone())
+
+    monkeypatch.setattr(parts, "PaperStage", Noted)
+    blocks = [{"methods": ["coded-invnet-paper"], "seeds": [1, 2]}]
+    assert run(write_grid(tmp_path / "grid.json", bundle_folder, blocks), tmp_path, data_dir)[
+        "done"
+    ]
+    one, two = begun
+    assert not torch.equal(one, two)
 
 
 def test_parts_that_cannot_be_kept_are_not_trained(
