@@ -1,0 +1,257 @@
+"""The rules of codes: their tasks, what outputs determine, and what a task costs.
+
+No torch, no I/O, no clock. The scheduler, the simulator and the planner ask one and the same
+object, so that a code is served as it is simulated.
+
+A group of `size` queries (its *members*, numbered from 0) becomes tasks. Tasks 0 to size − 1 belong
+to the members, tasks k to k + r − 1 are extra, whatever the size. A task says which members it
+needs, which model computes it, and what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, Protocol
+
+SERVED, BACKUP, PARITY_MODEL = "served", "backup", "parity"
+"""Roles of models: the served one, a small backup, and a model that was trained for parities."""
+
+
+class Task(NamedTuple):
+    """One task of a group."""
+
+    members: tuple[int, ...]
+    """The members whose queries the task needs."""
+    model: str = SERVED
+    """The role of the model that computes the task."""
+    cost: float = 1.0
+    """The model's work, in services of one query by the served model; encoding is not in it."""
+    encoded: bool = False
+    """Whether `Code.encode` makes one query of the members; else the model takes them as they are,
+    in one batch."""
+
+
+class Rules(Protocol):
+    """What the scheduler, the simulator and the planner need to know of a code."""
+
+    @property
+    def k(self) -> int:
+        """The most queries in a group."""
+
+    @property
+    def r(self) -> int:
+        """The number of extra tasks of a full group."""
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether groups must have exactly k members; otherwise 1 to k are served."""
+
+    @property
+    def guesses(self) -> bool:
+        """Whether an extra task's output alone gives some answer for every member.
+
+        A guess is worse than the answer of a member that is determined: servers ask last for it.
+        """
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return the tasks of a group by their numbers.
+
+        Raises:
+            ValueError: if the code has no groups of that size.
+        """
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members of a group of `size` that the outputs of these tasks determine."""
+
+
+def is_systematic(rules: Rules) -> bool:
+    """Tell whether data tasks need their own member alone, so that they can leave at once."""
+    tasks = rules.tasks(rules.k)
+    return all(tasks[i].members == (i,) and not tasks[i].encoded for i in range(rules.k))
+
+
+@dataclass(frozen=True)
+class Uncoded:
+    """No code: a missing answer stays missing.
+
+    Attributes:
+        k: the most queries in a group.
+    """
+
+    k: int = 1
+    r = 0
+    fixed_size = False
+    guesses = False
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return one task for each member."""
+        return _data_tasks(self.k, size, self.fixed_size)
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members that answered."""
+        return _here(available, size)
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Each member on two workers: task k + i is the copy of task i.
+
+    Attributes:
+        k: the most queries in a group.
+    """
+
+    k: int
+    fixed_size = False
+    guesses = False
+
+    @property
+    def r(self) -> int:
+        """The number of copies in a full group."""
+        return self.k
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return two tasks for each member."""
+        data = _data_tasks(self.k, size, self.fixed_size)
+        return {**data, **{self.k + i: task for i, task in data.items()}}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members of which one of two answered."""
+        return frozenset(i for i in range(size) if i in available or self.k + i in available)
+
+
+@dataclass(frozen=True)
+class Parities:
+    """Parity tasks over all members, each of which makes up for one missing member.
+
+    Attributes:
+        k: the most queries in a group.
+        r: parity tasks.
+        fixed_size: whether groups have exactly k members.
+        guesses: see `Rules`.
+        model: the role that computes a parity.
+        cost: the model's work on a parity of a group of that size; None: that of one query.
+    """
+
+    k: int
+    r: int = 1
+    fixed_size: bool = False
+    guesses: bool = False
+    model: str = SERVED
+    cost: Callable[[int], float] | None = None
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return a data task for each member, and r parities from task k on over all of them."""
+        return _with_parities(self, size)
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members that answered, or all if no more are missing than parities here."""
+        if len(available) >= size:
+            return _everyone(size)
+        return _here(available, size)
+
+
+@dataclass(frozen=True)
+class AnswersAll:
+    """One extra task, k, whose output answers for every member by itself.
+
+    A small backup is one: it takes the members as they are and costs 1/k for each. A parity that
+    keeps its members apart is another.
+
+    Attributes:
+        k: the most queries in a group.
+        model: the role that computes the extra task.
+        encoded: whether the extra task's query is encoded.
+        cost: the model's work on the extra task for a group of that size; None: size/k.
+    """
+
+    k: int
+    model: str = BACKUP
+    encoded: bool = False
+    cost: Callable[[int], float] | None = None
+    r = 1
+    fixed_size = False
+    guesses = False
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return a data task for each member, and task k over all of them."""
+        return _with_one_for_all(self, size)
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return the members that answered, or all once task k is here."""
+        return _everyone(size) if self.k in available else _here(available, size)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """A code in which every task is encoded of all members, and any `needed` outputs answer all.
+
+    Attributes:
+        k: queries in a group.
+        workers: tasks of a group.
+        needed: outputs that determine the members.
+    """
+
+    k: int
+    workers: int
+    needed: int
+    fixed_size = True
+    guesses = False
+
+    @property
+    def r(self) -> int:
+        """The number of tasks beyond k."""
+        return self.workers - self.k
+
+    def tasks(self, size: int) -> Mapping[int, Task]:
+        """Return the tasks, all of which need everybody."""
+        return _all_of_all(self, size)
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        """Return everybody if enough outputs are here, else nobody."""
+        enough = sum(task < self.workers for task in available) >= self.needed
+        return _everyone(size) if enough else frozenset()
+
+
+def check_size(k: int, size: int, fixed: bool) -> None:
+    """Raise ValueError if a code has no groups of a size."""
+    if not (k if fixed else 1) <= size <= k:
+        served = f"{k}" if fixed else f"1 to {k}"
+        raise ValueError(f"a group has {served} members, got {size}")
+
+
+@cache
+def _data_tasks(k: int, size: int, fixed: bool) -> Mapping[int, Task]:
+    check_size(k, size, fixed)
+    return {i: Task((i,)) for i in range(size)}
+
+
+@cache
+def _with_parities(rules: Parities, size: int) -> Mapping[int, Task]:
+    cost = 1.0 if rules.cost is None else rules.cost(size)
+    parity = Task(tuple(range(size)), rules.model, cost, encoded=True)
+    data = _data_tasks(rules.k, size, rules.fixed_size)
+    return {**data, **{rules.k + j: parity for j in range(rules.r)}}
+
+
+@cache
+def _with_one_for_all(rules: AnswersAll, size: int) -> Mapping[int, Task]:
+    cost = size / rules.k if rules.cost is None else rules.cost(size)
+    extra = Task(tuple(range(size)), rules.model, cost, rules.encoded)
+    return {**_data_tasks(rules.k, size, False), rules.k: extra}
+
+
+@cache
+def _all_of_all(rules: AnyOf, size: int) -> Mapping[int, Task]:
+    check_size(rules.k, size, fixed=True)
+    return dict.fromkeys(range(rules.workers), Task(tuple(range(size)), encoded=True))
+
+
+def _here(available: frozenset[int], size: int) -> frozenset[int]:
+    return frozenset(task for task in available if task < size)
+
+
+@cache
+def _everyone(size: int) -> frozenset[int]:
+    return frozenset(range(size))

@@ -1,0 +1,91 @@
+"""The interface of a model: what it takes, what it returns, and how a batch is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+DATATYPES: Mapping[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(object),
+}
+"""Datatypes of the Open Inference Protocol V2, and numpy's; elements of BYTES are `bytes`."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that a model takes or returns.
+
+    Attributes:
+        name: the model's own name of it.
+        datatype: one of DATATYPES.
+        shape: of one query, without the batch axis, which comes first.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where a classifier's answer is.
+
+    Attributes:
+        output: the name of the output (B, classes).
+        kind: whether its values are logits, or probabilities, which sum to 1.
+    """
+
+    output: str
+    kind: Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What is read from a model.
+
+    Attributes:
+        inputs: in the model's order.
+        outputs: in the model's order.
+        max_batch: queries that it takes at once; None: any number.
+        scores: where the class scores are; None if the model is no classifier, or nobody said.
+        platform: as the protocol's metadata has it, such as "onnxruntime_onnx".
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int | None = None
+    scores: Scores | None = None
+    platform: str = ""
+
+
+class Model(Protocol):
+    """What answers a query."""
+
+    @property
+    def signature(self) -> Signature:
+        """The model's inputs and outputs."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute a batch.
+
+        Args:
+            inputs: name -> (B, *shape), of every input of the signature.
+
+        Returns:
+            name -> (B, *shape), of every output of the signature.
+        """
