@@ -347,7 +347,9 @@ def describe_commit() -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             raise OSError("this is somebody's repository around an installed package")
         head = git("rev-parse", "HEAD")
-        return head + ("+changes" if git("status", "--porcelain", "--", "src") else "")
+        return head + (
+            "+changes" if git("status", "--porcelain", "--", "src", "benchmarks") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         from importlib.metadata import version
 

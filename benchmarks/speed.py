@@ -1,7 +1,7 @@
-"""`codedinvnet bench inverse|embed|train`: how fast the i-ResNet is, beside the published way.
+"""`python -m benchmarks inverse|embed|train`: how fast the i-ResNet is, beside the published way.
 
-Errors are measured on what the timed calls returned. `codedinvnet bench engine` is run from here,
-too.
+Errors are measured on what the timed calls returned. `python -m benchmarks engine` is run from
+here, too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from codedinvnet.bench.engine import compare
-from codedinvnet.bench.published import PublishedIResNet, unchecked_inverse
-from codedinvnet.bench.reports import check_mergeable, part_of_report, save
-from codedinvnet.bench.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
+from benchmarks.engine import compare
+from benchmarks.published import PublishedIResNet, unchecked_inverse
+from benchmarks.reports import check_mergeable, part_of_report, save
+from benchmarks.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
 from codedinvnet.bundle import (
     Bundle,
     describe_machine,

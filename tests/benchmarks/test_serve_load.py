@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench import serve_load
+from benchmarks import serve_load
+from benchmarks.serve_load import Loader
 from codedinvnet.bench.load import Reply
-from codedinvnet.bench.serve_load import Loader
 from codedinvnet.errors import UserError
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench import load, reports, serve
+from benchmarks import reports, serve
+from codedinvnet.bench import load
 from codedinvnet.bench.load import Reply, descendants
 from codedinvnet.bundle import bundle_folder, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from tests.bench.replies import canned
+from tests.benchmarks.replies import canned
 from tests.conftest import Command
 from tests.processes import needs_proc, survivors, wait_until
 
@@ -74,8 +75,8 @@ def test_a_log_that_cannot_be_written_is_told_before_anything_is_served(tmp_path
         )
 
 
-def test_help_names_all_parts(call: Command) -> None:
-    told = " ".join(call("bench", "serve", "--help").out.split())
+def test_help_names_all_parts(call_benchmarks: Command) -> None:
+    told = " ".join(call_benchmarks("serve", "--help").out.split())
     assert all(part in told for part in serve.PARTS)
 
 
@@ -159,12 +160,12 @@ def test_wrong_answers_are_found(tmp_path: Path) -> None:
     assert found["decoded_accuracy"] == 0.5
 
 
-def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(call_benchmarks: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "QUICK", TINY)
     out = tmp_path / "serve.json"
     log = tmp_path / "log"
-    outcome = call(
-        "bench", "serve", "--quick", "--part", "pool", "--json", "--out", out, "--log", log
+    outcome = call_benchmarks(
+        "serve", "--quick", "--part", "pool", "--json", "--out", out, "--log", log
     )
     assert outcome.code == 0
     found = json.loads(outcome.out)
@@ -182,7 +183,7 @@ def test_command(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(serve.ServeBench, "pool", nothing)
     words = ("--quick", "--part", "pool", "--out", out, "--log", log)
-    outcome = call("bench", "serve", *words, "--seed", "1")
+    outcome = call_benchmarks("serve", *words, "--seed", "1")
     assert outcome.code == 2
     assert f"{out} holds parts that were measured otherwise (seed 0 -> 1)" in outcome.err
     assert json.loads(out.read_text()) == merged
@@ -201,9 +202,9 @@ def test_reports_of_other_settings_are_not_mixed(tmp_path: Path, key: str) -> No
     assert set(json.loads(path.read_text())["parts"]) == {"pool", "soak"}
 
 
-def test_a_log_is_no_report(tmp_path: Path, call: Command) -> None:
+def test_a_log_is_no_report(tmp_path: Path, call_benchmarks: Command) -> None:
     both = tmp_path / "both.json"
-    outcome = call("bench", "serve", "--quick", "--part", "pool", "--out", both, "--log", both)
+    outcome = call_benchmarks("serve", "--quick", "--part", "pool", "--out", both, "--log", both)
     assert outcome.code == 2
     assert "both.json is where the report goes: name another file" in outcome.err
     assert not both.exists()
@@ -230,9 +231,9 @@ def test_the_committed_report_can_be_added_to() -> None:
 
 @needs_proc
 def test_a_terminated_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
-    words = ("bench", "serve", "--quick", "--part", "soak", "--log", str(tmp_path / "log"))
+    words = ("serve", "--quick", "--part", "soak", "--log", str(tmp_path / "log"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "codedinvnet", *words],
+        [sys.executable, "-m", "benchmarks", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -249,8 +250,8 @@ def test_a_terminated_benchmark_leaves_nothing_behind(tmp_path: Path) -> None:
     assert survivors(started) == []
 
 
-def test_unknown_part(call: Command) -> None:
-    outcome = call("bench", "serve", "--part", "nonsense")
+def test_unknown_part(call_benchmarks: Command) -> None:
+    outcome = call_benchmarks("serve", "--part", "nonsense")
     assert outcome.code == 2
     assert "nonsense" in outcome.err
     assert "chaos" in outcome.err

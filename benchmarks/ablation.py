@@ -1,4 +1,4 @@
-"""`codedinvnet bench ablation`: what each part of the design is worth, one change at a time.
+"""`python -m benchmarks ablation`: what each part of the design is worth, one change at a time.
 
 A grid file names a base of settings, image sets, seeds and rows; a row is a change to the base, and
 is compared with the row from which it differs in one thing. Networks that rows share are trained
@@ -285,7 +285,9 @@ def read_everything(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         row = parse_json(line, f"{path}, line {number}")
         if not _is_own(row):
-            raise UserError(f"{path}, line {number} is not of `bench ablation`: name another file")
+            raise UserError(
+                f"{path}, line {number} is not of `benchmarks ablation`: name another file"
+            )
         # Rows of a release that did not write its folder's name: it is that of the key it knew.
         folder = row.get("folder", f"{row['data']}-{_digest(row['key'])}")
         rows.append({**row, "key": _respelt(row["key"]), "folder": folder})

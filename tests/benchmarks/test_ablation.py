@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import ablation
 from codedinvnet import stages
-from codedinvnet.bench import ablation
 from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
@@ -364,13 +364,13 @@ OWN |= {"seed": 1, "error": "UserError: no"}
     [
         (b'{"key"', "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[1]", "not of `bench ablation`"),
-        (b'{"row": "x"}', "not of `bench ablation`"),
-        (json.dumps({**OWN, "schema_version": 2}).encode(), "not of `bench ablation`"),
-        (json.dumps({**OWN, "key": "0" * 16}).encode(), "not of `bench ablation`"),
-        (json.dumps({**OWN, "key": json.dumps("abcd")}).encode(), "not of `bench ablation`"),
-        (json.dumps({**OWN, "row": "y"}).encode(), "not of `bench ablation`"),
-        (json.dumps({**OWN, "seed": None}).encode(), "not of `bench ablation`"),
+        (b"[1]", "not of `benchmarks ablation`"),
+        (b'{"row": "x"}', "not of `benchmarks ablation`"),
+        (json.dumps({**OWN, "schema_version": 2}).encode(), "not of `benchmarks ablation`"),
+        (json.dumps({**OWN, "key": "0" * 16}).encode(), "not of `benchmarks ablation`"),
+        (json.dumps({**OWN, "key": json.dumps("abcd")}).encode(), "not of `benchmarks ablation`"),
+        (json.dumps({**OWN, "row": "y"}).encode(), "not of `benchmarks ablation`"),
+        (json.dumps({**OWN, "seed": None}).encode(), "not of `benchmarks ablation`"),
     ],
 )
 def test_a_file_of_anything_else_is_refused_as_it_is(
@@ -389,7 +389,7 @@ def test_a_file_of_anything_else_is_refused_as_it_is(
 
 def test_rows_of_another_benchmark_are_refused(data_dir: Path, tmp_path: Path) -> None:
     append_row(tmp_path / "out.jsonl", canned.row("parm", 0.5))
-    with pytest.raises(UserError, match=r"line 1 is not of `bench ablation`"):
+    with pytest.raises(UserError, match=r"line 1 is not of `benchmarks ablation`"):
         run(grid_file(tmp_path), tmp_path, data_dir)
 
 

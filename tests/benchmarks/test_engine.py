@@ -1,4 +1,4 @@
-"""`bench engine`, with exports of its own."""
+"""`benchmarks engine`, with exports of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.bench import speed
-from codedinvnet.bench.timing import Sizes
+from benchmarks import speed
+from benchmarks.timing import Sizes
 from codedinvnet.errors import UserError
 from tests.conftest import Command
 
@@ -21,11 +21,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_engines_do_the_same_tasks(
-    bundle_folder: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+    bundle_folder: Path, tmp_path: Path, call_benchmarks: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "engine.json"
     monkeypatch.setattr(speed, "QUICK", TINY)
-    outcome = call("bench", "engine", bundle_folder, "--quick", "--json", "--out", out)
+    outcome = call_benchmarks("engine", bundle_folder, "--quick", "--json", "--out", out)
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert json.loads(out.read_text()) == report

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import command_line
+from benchmarks.figures import BUNDLES, SIZES
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.config import load_settings
-from tools.figures import BUNDLES, SIZES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "serve", "inverse", "embed", "train", "ablation", "map"),
     *("engine", "validation"),
@@ -52,7 +53,7 @@ def test_the_quick_benchmarks_start_from_nothing() -> None:
     """And the whole ones do not."""
     lines = commands("bench-quick").splitlines()
     deleted = lines.index("rm -rf results/quick runs/quick")
-    first = next(i for i, line in enumerate(lines) if "codedinvnet bench" in line)
+    first = next(i for i, line in enumerate(lines) if "--out" in line)
     assert deleted < first
     for line in lines[first:]:
         words = shlex.split(line)
@@ -71,8 +72,12 @@ def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
     line = commands(f"{kind}-{name}").splitlines()[-1]  # behind the set-up
     loop = re.search(r"; do +(.+) \|\| exit 1; done", line)
     words = shlex.split(loop[1] if loop else line)
-    assert words[0] == ".venv/bin/codedinvnet"
-    arguments = build_parser().parse_args(words[1:])
+    if words[0] == ".venv/bin/python":
+        assert words[1:3] == ["-m", "benchmarks"]
+        arguments = command_line.build_parser().parse_args(words[3:])
+    else:
+        assert words[0] == ".venv/bin/codedinvnet"
+        arguments = build_parser().parse_args(words[1:])
     assert arguments.out.parent == Path(folder)  # quick figures never reach the committed ones
     assert getattr(arguments, "quick", kind == "quick") == (kind == "quick")
     for key in ("grid", "scenario"):
@@ -105,8 +110,8 @@ def results(target: str, folder: Path) -> dict[str, list[str]]:
             assert before[-2:] == [">", source]  # what is cut off is not brought there
             assert name.startswith("docs/results/")
             found[Path(name).name] = before[1:-2]
-        if words[:3] == [".venv/bin/python", "tools/figures.py", "--measure"]:
-            found[f"{words[-1]}.json"] = words[3:-1]
+        if words[:4] == [".venv/bin/python", "-m", "benchmarks.figures", "--measure"]:
+            found[f"{words[-1]}.json"] = words[4:-1]
         before = words
     return found
 

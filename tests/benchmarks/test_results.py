@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench import results
-from codedinvnet.bench.results import HEADLINE_LATENCY, headlines, page
+from benchmarks import results
+from benchmarks.results import HEADLINE_LATENCY, headlines, page
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
@@ -140,7 +140,7 @@ def section(text: str, title: str) -> str:
 
 def test_what_was_not_measured_is_said_to_be_not_measured(tmp_path: Path) -> None:
     text = page(tmp_path, "results")
-    assert text.count("Not measured yet; `codedinvnet ") == len(FILES)
+    assert text.count("Not measured yet; `") == len(FILES)
     for name in FILES:
         assert f"--out docs/results/{name}` measures it." in text
     assert "| --- |" not in text

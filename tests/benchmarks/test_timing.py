@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from codedinvnet.bench import timing
+from benchmarks import timing
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""`codedinvnet bench engine`: what a worker's tasks take by PyTorch, and by ONNX Runtime."""
+"""`python -m benchmarks engine`: what a worker's tasks take by PyTorch, and by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from codedinvnet.bench.timing import Sizes, interleave, ratio, summary
+from benchmarks.timing import Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle
 from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.pool import WorkerSpec

@@ -2,17 +2,17 @@
 
 They go into README.md and the pages in docs, between their marks, and into docs/results.md.
 
-    python tools/figures.py --data-dir data          measure (half an hour on 2 cores), then render
-    python tools/figures.py --data-dir data mnist    measure one bundle
-    python tools/figures.py --measure                the same on images from the usual places
-    python tools/figures.py --costs                  measure times and multiply-adds alone
-    python tools/figures.py --costs --device cuda    the same on a GPU
-    python tools/figures.py                          render what is in docs/results
-    python tools/figures.py --page results/quick     render the page of another folder into it
+    python -m benchmarks.figures --data-dir data          measure (half an hour), then render
+    python -m benchmarks.figures --data-dir data mnist    measure one bundle
+    python -m benchmarks.figures --measure                the same on images from the usual places
+    python -m benchmarks.figures --costs                  measure times and multiply-adds alone
+    python -m benchmarks.figures --costs --device cuda    the same on a GPU
+    python -m benchmarks.figures                          render what is in docs/results
+    python -m benchmarks.figures --page results/quick     render the page of another folder into it
 
 In `docs/results`, `NAME.json` holds what was measured of a bundle, `serve.json` what
-`codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json` wrote,
-`engine-NAME.json` what `codedinvnet bench engine NAME` did (`make bench-engine`), and
+`python -m benchmarks serve mnist --data-dir data --out docs/results/serve.json` wrote,
+`engine-NAME.json` what `python -m benchmarks engine NAME` did (`make bench-engine`), and
 `paper-mnist-k2.json` is a copy of what the paper's four commands left in
 `runs/mnist/fusion-k2/evaluation.json`; `pixels-NAME-kK.json` is what
 `codedinvnet reproduce configs/NAME-pixels.json --k K --json` printed of the paper's objective, and
@@ -21,7 +21,7 @@ another seed (`make bench-pixels`, `make bench-seeds`); the rows of the other be
 `make bench`'s. What is missing is called not measured.
 
 Three more have a section of docs/results.md each, if they are there: `NAME-cuda.json`, which holds
-the costs on a GPU; `speed-cuda.json`, which `codedinvnet bench inverse mnist --device cuda --out
+the costs on a GPU; `speed-cuda.json`, which `python -m benchmarks inverse mnist --device cuda --out
 docs/results/speed-cuda.json` and likewise `embed` and `train` write; and
 `paper-full-mnist-kK.json`, a copy of what the paper's four commands left of
 `configs/paper/mnist.json` in `runs/paper-mnist/fusion-kK/evaluation.json`.
@@ -36,6 +36,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.results import (
+    ACCURACY_GRID,
+    COMMANDS,
+    LATENCY_GRID,
+    headlines,
+    page,
+    speed_section,
+)
+from benchmarks.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.equal_cost import (
     backup_width,
     macs,
@@ -45,15 +54,6 @@ from codedinvnet.bench.equal_cost import (
 )
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.bench.results import (
-    ACCURACY_GRID,
-    COMMANDS,
-    LATENCY_GRID,
-    headlines,
-    page,
-    speed_section,
-)
-from codedinvnet.bench.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.checkpoint import write_json, write_text
@@ -74,6 +74,7 @@ GRID = ROOT / ACCURACY_GRID
 BUNDLES = ("mnist", "fashion", "cifar10")
 """In the order of the tables."""
 SIZES = (2, 4, 10)
+MEASURE = "python -m benchmarks.figures --data-dir data"
 AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
     "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
@@ -193,9 +194,8 @@ def bundle_table(
         seeds: bundle -> what `reproduce` printed of another seed.
     """
     measured = {name: result for name, result in results.items() if "evaluate" in result}
-    command = "python tools/figures.py --data-dir data"
     if not measured:
-        return f"Not measured in this version; `{command}` measures it."
+        return f"Not measured in this version; `{MEASURE}` measures it."
     rows = [
         row for name, result in measured.items() for row in bundle_rows(name, result, papers[name])
     ]
@@ -225,7 +225,7 @@ def bundle_table(
         lines.append(f"Another seed of {', '.join(other)}: {ABSENT}; `make bench-seeds` trains it.")
     for name in results:
         if name not in measured:
-            lines.append(f"Not measured: {name}; `{command} {name}` measures it.")
+            lines.append(f"Not measured: {name}; `{MEASURE} {name}` measures it.")
     return "\n".join(lines)
 
 
@@ -346,7 +346,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         )
     if any(k not in paper.trained for paper in papers.values() for k in SIZES):
         text += (
-            f" `codedinvnet {COMMANDS['accuracy.jsonl']} --method {PaperInvNet.name} "
+            f" `{COMMANDS['accuracy.jsonl']} --method {PaperInvNet.name} "
             "--out docs/results/accuracy.jsonl` measures those with a star; "
             "`make bench-pixels` trains f, g and E for every place anew, in many hours."
         )
@@ -471,9 +471,7 @@ COSTS = (
 def cost_table(results: Mapping[str, Mapping[str, Any]], costs: Sequence[Cost] = COSTS) -> str:
     """Multiply-adds and times of the parts, and what `invert` found."""
     if not any("info" in result or "invert" in result for result in results.values()):
-        return (
-            "Not measured in this version; `python tools/figures.py --data-dir data` measures it."
-        )
+        return f"Not measured in this version; `{MEASURE}` measures it."
     cells = [[cost.label, *(cost.cell(found) for found in results.values())] for cost in costs]
     return markdown(("", *results), cells).strip()
 
@@ -563,14 +561,14 @@ PART_FIGURES = {
     "variants": "variant_arms",
     "soak": "soak_seconds",
 }
-"""Part of `bench serve` -> a figure that it leaves."""
-SERVE_COMMAND = "codedinvnet bench serve mnist --data-dir data --out docs/results/serve.json"
+"""Part of `benchmarks serve` -> a figure that it leaves."""
+SERVE_COMMAND = "python -m benchmarks serve mnist --data-dir data --out docs/results/serve.json"
 FEWEST_FOR_P999 = 3000
 """Of fewer requests one or two would lie beyond it."""
 
 
 def serve_headline(result: dict[str, Any]) -> str:
-    """What `bench serve` found of failures, in a paragraph, and of held answers, in a table."""
+    """What `benchmarks serve` found of failures (a paragraph) and of held answers (a table)."""
     parts = {part for part, figure in PART_FIGURES.items() if figure in result}
     kept = [chaos_text(result)] if "chaos" in parts else []
     if "stragglers" in parts:
@@ -615,7 +613,7 @@ def far_tail(arm: Mapping[str, Any]) -> str:
 
 
 def serve_table(result: dict[str, Any]) -> str:
-    """What `bench serve` found; parts that it was not asked for are called not measured."""
+    """What `benchmarks serve` found; parts that it was not asked for are called not measured."""
     parts = {part for part, figure in PART_FIGURES.items() if figure in result}
     lines = [chaos_text(result), ""] if "chaos" in parts else []
     if parts & {"stragglers", "variants"}:
@@ -840,7 +838,7 @@ def cuda_times(folder: Path) -> str:
 
 
 def cuda_speed(folder: Path) -> str:
-    """The tables of `bench inverse`, `embed` and `train` on a GPU; empty if there are none."""
+    """The tables of `benchmarks inverse`, `embed` and `train` on a GPU; empty if there are none."""
     path = folder / "speed-cuda.json"
     return speed_section(path) if path.is_file() else ""
 

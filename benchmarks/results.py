@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from codedinvnet.bench import ablation, latency_tables, speed, tables
+from benchmarks import ablation, speed
+from codedinvnet.bench import latency_tables, tables
 from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
@@ -47,13 +48,13 @@ the code is ahead, and one in which it is not."""
 ACCURACY_GRID = "configs/bench/accuracy.json"
 LATENCY_GRID = "configs/bench/latency.json"
 COMMANDS = {
-    "accuracy.jsonl": f"bench accuracy {ACCURACY_GRID} --data-dir data",
-    "latency.jsonl": f"bench latency {LATENCY_GRID} --data-dir data",
-    "validation.json": "simulate configs/bench/simulate-measured.json "
+    "accuracy.jsonl": f"codedinvnet bench accuracy {ACCURACY_GRID} --data-dir data",
+    "latency.jsonl": f"codedinvnet bench latency {LATENCY_GRID} --data-dir data",
+    "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
-    "map.jsonl": "simulate configs/bench/simulate-map.json",
-    "ablation.jsonl": "bench ablation configs/bench/ablation.json --data-dir data",
-    "speed.json": "bench inverse mnist",
+    "map.jsonl": "codedinvnet simulate configs/bench/simulate-map.json",
+    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
+    "speed.json": "python -m benchmarks inverse mnist",
 }
 PICTURES = {
     "accuracy.jsonl": {
@@ -103,9 +104,9 @@ def page(
     }
     text = [
         "# Results",
-        "Rendered from the benchmarks' rows by `python tools/figures.py`; nothing here is written "
-        "by hand. Figures of papers are marked as published. Which command measures which section, "
-        "and how: `docs/benchmarks.md`.",
+        "Rendered from the benchmarks' rows by `python -m benchmarks.figures`; nothing here is "
+        "written by hand. Figures of papers are marked as published. Which command measures which "
+        "section, and how: `docs/benchmarks.md`.",
     ]
     titles = [*sections, *(more or {})]
     text.append("\n".join(f"- [{title}](#{_anchor(title)})" for title in titles))
@@ -135,7 +136,7 @@ def headlines(folder: Path, grid: Path | None = None) -> dict[str, str]:
 def _measured(path: Path, render: Callable[[Path], str]) -> str:
     """Return what is rendered from a file, or that it was not measured if it is not there."""
     if not path.is_file() or not path.stat().st_size:
-        command = f"codedinvnet {COMMANDS[path.name]} --out docs/results/{path.name}"
+        command = f"{COMMANDS[path.name]} --out docs/results/{path.name}"
         return f"Not measured yet; `{command}` measures it."
     return render(path).strip()
 
@@ -454,7 +455,7 @@ def _reach(load: float | None, loads: Sequence[float]) -> str:
 
 
 def ablation_section(path: Path) -> str:
-    """Return the tables of `bench ablation`."""
+    """Return the tables of `benchmarks ablation`."""
     results = ablation.read_results(path)
     quick = any(row.get("quick") for row in results)
     text = [
@@ -469,7 +470,7 @@ def ablation_section(path: Path) -> str:
 
 
 def speed_section(path: Path) -> str:
-    """Return what was aimed at, and the tables of `bench inverse`, `embed` and `train`."""
+    """Return what was aimed at, and the tables of `benchmarks inverse`, `embed` and `train`."""
     report = read_json(path)
     text = [f"```text\n{speed.table(report).strip()}\n```"]
     if cells := speed.aims(report):

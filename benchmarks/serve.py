@@ -1,4 +1,4 @@
-"""`codedinvnet bench serve`: what the service promises, measured on real processes.
+"""`python -m benchmarks serve`: what the service promises, measured on real processes.
 
 Every part starts servers of its own and talks HTTP to them. Timings are compared within one run.
 """
@@ -22,6 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.reports import check_mergeable, part_of_report, save
+from benchmarks.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
+from benchmarks.serve_load import Loader
 from codedinvnet.bench.load import (
     Client,
     Reply,
@@ -31,9 +34,6 @@ from codedinvnet.bench.load import (
     proportional_memory,
     server,
 )
-from codedinvnet.bench.reports import check_mergeable, part_of_report, save
-from codedinvnet.bench.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
-from codedinvnet.bench.serve_load import Loader
 from codedinvnet.bundle import (
     Bundle,
     describe_machine,

@@ -1,4 +1,4 @@
-"""What `python tools/figures.py` renders of whole and of partial files."""
+"""What `python -m benchmarks.figures` renders of whole and of partial files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import figures
+from benchmarks.figures import RESULTS, SIZES, results_page, sections
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from codedinvnet.rows import append_row
 from tests.bench.canned import row
-from tools import figures
-from tools.figures import RESULTS, SIZES, results_page, sections
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_bundle_with_costs_alone_is_not_measured_otherwise(folder: Path) -> No
     found = sections(folder)
     assert len(rows(found["bundles"], "mnist")) == len(SIZES)
     assert rows(found["bundles"], "fashion") == []
-    command = "python tools/figures.py --data-dir data fashion"
+    command = "python -m benchmarks.figures --data-dir data fashion"
     assert f"Not measured: fashion; `{command}` measures it." in found["bundles"]
     costs = {line.strip("| ").split(" | ")[0]: line for line in found["costs"].splitlines()}
     info = [json.loads((folder / f"{n}.json").read_text())["info"] for n in ("mnist", "fashion")]
@@ -158,7 +158,7 @@ def test_a_part_of_the_service_that_is_missing_is_not_measured(folder: Path, par
     keep(path, *(key for key in figures if key not in gone[part]))
     text = service(folder)
     assert f"Not measured in this version: {part}; " in text
-    assert f"bench serve mnist --part {part} --data-dir data --out" in text
+    assert f"benchmarks serve mnist --part {part} --data-dir data --out" in text
     assert len(text.split("Not measured")[0]) < len(whole)
 
 
@@ -190,7 +190,9 @@ def test_the_quick_version_has_one_routing_and_a_short_soak(folder: Path) -> Non
 
 def test_a_part_alone(folder: Path) -> None:
     keep(folder / "serve.json", "machine", "cores", "pool_first_10_of_11_ms")
-    assert sections(folder)["serve"].startswith("Not measured in this version; `codedinvnet bench")
+    assert sections(folder)["serve"].startswith(
+        "Not measured in this version; `python -m benchmarks"
+    )
     text = service(folder)
     assert text.startswith("Ten of eleven instant answers take")
     assert "Not measured in this version: chaos, overhead, light, stragglers" in text

@@ -1,4 +1,4 @@
-"""The figures of `codedinvnet bench serve`: what the replies of a service come to."""
+"""The figures of `python -m benchmarks serve`: what the replies of a service come to."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serve_figures import latencies
 from codedinvnet.bench.load import WARM_REQUESTS, Client, Reply, connect, open_loop, server, warm
-from codedinvnet.bench.serve_figures import latencies
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
 

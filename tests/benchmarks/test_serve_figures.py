@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.serve_figures import latencies, summary, tail_ratios, wilson
 from codedinvnet.bench.load import Reply
-from codedinvnet.bench.serve_figures import latencies, summary, tail_ratios, wilson
-from tests.bench.replies import canned
+from tests.benchmarks.replies import canned
 
 
 def test_requests_without_an_answer_are_the_slowest() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import speed
+from benchmarks.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
+from benchmarks.timing import Arms, Sizes, interleave
 from codedinvnet import stages
-from codedinvnet.bench import speed
-from codedinvnet.bench.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
-from codedinvnet.bench.timing import Arms, Sizes, interleave
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
@@ -222,7 +222,7 @@ def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
 
 
 def test_commands(
-    call: Command,
+    call_benchmarks: Command,
     bundle_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -232,7 +232,7 @@ def test_commands(
     out = tmp_path / "speed.json"
     reports = []
     for part in speed.PARTS:
-        outcome = call("bench", part, bundle_folder, "--quick", "--json", "--out", out)
+        outcome = call_benchmarks(part, bundle_folder, "--quick", "--json", "--out", out)
         assert outcome.code == 0, outcome.err
         reports.append(json.loads(outcome.out))
         assert set(reports[-1]["parts"]) == {part}
@@ -298,10 +298,10 @@ def test_a_report_of_other_weights_is_refused_before_anything_is_measured(
 
 
 def test_table_for_people(
-    call: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+    call_benchmarks: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "QUICK", TINY)
-    outcome = call("bench", "embed", bundle_folder, "--quick")
+    outcome = call_benchmarks("embed", bundle_folder, "--quick")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     rows = [line for line in lines if line.startswith("  ours, served")]
