@@ -26,14 +26,7 @@ from tqdm import tqdm
 from codedinvnet import stages
 from codedinvnet.bench.accuracy import few_images
 from codedinvnet.bench.tables import one_line
-from codedinvnet.bundle import (
-    DESCRIPTION,
-    WEIGHTS,
-    Bundle,
-    describe_commit,
-    describe_machine,
-    load_bundle,
-)
+from codedinvnet.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle
 from codedinvnet.checkpoint import check_folder, check_writable, write_text
 from codedinvnet.config import (
     PixelFusionSettings,
@@ -45,6 +38,7 @@ from codedinvnet.config import (
 from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json, read_json
+from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.report import evaluation_report
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST

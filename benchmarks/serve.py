@@ -34,17 +34,13 @@ from codedinvnet.bench.load import (
     proportional_memory,
     server,
 )
-from codedinvnet.bundle import (
-    Bundle,
-    describe_machine,
-    load_bundle,
-    weights_digest,
-)
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import check_writable
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
 from codedinvnet.methods import CodedMethod
+from codedinvnet.provenance import describe_machine
 from codedinvnet.report import median_ms
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool

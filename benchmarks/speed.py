@@ -22,17 +22,13 @@ from benchmarks.engine import compare
 from benchmarks.published import PublishedIResNet, unchecked_inverse
 from benchmarks.reports import check_mergeable, part_of_report, save
 from benchmarks.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
-from codedinvnet.bundle import (
-    Bundle,
-    describe_machine,
-    load_bundle,
-    weights_digest,
-)
+from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_network
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.lipschitz import project
+from codedinvnet.provenance import describe_machine
 from codedinvnet.stages import evaluation_images
 from codedinvnet.training import precision
 from codedinvnet.training.network import NetworkStage

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from codedinvnet.bundle import Bundle, describe_machine
+from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import Evaluation, evaluate
@@ -21,6 +21,7 @@ from codedinvnet.methods import Evidence
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
+from codedinvnet.provenance import describe_machine
 
 INVERSION_BATCH = 250
 REPEATS = 30

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedinvnet.bundle import describe_commit, describe_machine
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import parse_json
+from codedinvnet.provenance import describe_commit, describe_machine
 
 SCHEMA_VERSION = 1
 

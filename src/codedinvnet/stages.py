@@ -21,9 +21,6 @@ from codedinvnet.bundle import (
     BundleInfo,
     InputDescription,
     Provenance,
-    describe_command,
-    describe_commit,
-    describe_machine,
     load_bundle,
     save_bundle,
     usable_device,
@@ -51,6 +48,7 @@ from codedinvnet.json_files import read_json
 from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
+from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.report import evaluation_report, inversion_report
 from codedinvnet.training.check import (
     check_head,

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from codedinvnet.bundle import describe_command, describe_commit, describe_machine
 from codedinvnet.checkpoint import (
     load_checkpoint,
     load_modules,
@@ -31,6 +30,7 @@ from codedinvnet.checkpoint import (
 )
 from codedinvnet.config import with_defaults
 from codedinvnet.errors import UserError
+from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""
