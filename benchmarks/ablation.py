@@ -27,7 +27,6 @@ from codedinvnet import stages
 from codedinvnet.bench.accuracy import few_images
 from codedinvnet.bench.tables import one_line
 from codedinvnet.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle
-from codedinvnet.checkpoint import check_folder, check_writable, write_text
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -37,7 +36,7 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import parse_json, read_json
+from codedinvnet.files import check_folder, check_writable, parse_json, read_json, write_text
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.report import evaluation_report
 from codedinvnet.training import pixels

@@ -56,10 +56,9 @@ from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
-from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json, write_json, write_text
 from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.model import CodedModel
 from codedinvnet.report import evaluation_report, info_report, inversion_report

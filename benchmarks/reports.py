@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.provenance import describe_commit
 from codedinvnet.training.loop import differing_keys
 

@@ -35,10 +35,10 @@ from codedinvnet.bench.load import (
     server,
 )
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
-from codedinvnet.checkpoint import check_writable
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import evaluate
+from codedinvnet.files import check_writable
 from codedinvnet.methods import CodedMethod
 from codedinvnet.provenance import describe_machine
 from codedinvnet.report import median_ms

@@ -12,16 +12,14 @@ from torch import Tensor
 
 from codedinvnet.checkpoint import (
     FORMAT_VERSION,
-    file_digest,
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
-    write_json,
 )
 from codedinvnet.config import Section, Settings, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import parse_json
+from codedinvnet.files import parse_json
 from codedinvnet.provenance import describe_commit, describe_machine
 
 SCHEMA_VERSION = 1

@@ -11,9 +11,8 @@ import pytest
 
 from benchmarks import results
 from benchmarks.results import HEADLINE_LATENCY, headlines, page
-from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import file_digest, read_json
 from codedinvnet.rows import append_row
 from codedinvnet.simulation.measured import COMPARED
 from codedinvnet.simulation.sweep import parse_sweep

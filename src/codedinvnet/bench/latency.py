@@ -52,9 +52,9 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
-from codedinvnet.checkpoint import check_folder, check_writable
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_folder, check_writable
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.report import encoder_share

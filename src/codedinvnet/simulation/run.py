@@ -15,10 +15,9 @@ import torch
 from tqdm import tqdm
 
 from codedinvnet.bundle import load_bundle, weights_digest
-from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.current_rows import current_accuracy
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.methods import SmallBackup
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.report import info_report
