@@ -21,10 +21,9 @@ from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.current_rows import current_accuracy, current_latency
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json
-from codedinvnet.rows import Row, agreeing, read_rows
+from codedinvnet.rows import Row, agreeing, current_accuracy, current_latency, read_rows
 from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import SAME

@@ -18,11 +18,10 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from codedinvnet.config import Positive, Section, validated
-from codedinvnet.current_rows import current_latency, is_latency_row
 from codedinvnet.errors import UserError
 from codedinvnet.files import content_digest, parse_json
 from codedinvnet.quantiles import percentile, rank_of, rounded
-from codedinvnet.rows import is_whole
+from codedinvnet.rows import current_latency, is_latency_row, is_whole
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import (
     QUANTILES,
