@@ -36,9 +36,9 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.files import check_folder, check_writable, parse_json, read_json, write_text
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.report import evaluation_report
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings

@@ -58,10 +58,12 @@ from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.evaluation.cost import info_report
+from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import read_json, write_json, write_text
 from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.model import CodedModel
-from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
 from codedinvnet.trained import backup_network

@@ -37,11 +37,11 @@ from codedinvnet.bench.load import (
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import evaluate
+from codedinvnet.evaluation.accuracy import evaluate
+from codedinvnet.evaluation.cost import median_ms
 from codedinvnet.files import check_writable
 from codedinvnet.methods import CodedMethod
 from codedinvnet.provenance import describe_machine
-from codedinvnet.report import median_ms
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.stages import evaluation_images

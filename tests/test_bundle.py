@@ -25,9 +25,9 @@ from codedinvnet.classifier import classifier_of
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.methods import ApproxIFER, Uncoded
 from codedinvnet.model import CodedModel
-from codedinvnet.report import evaluation_report
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import ImageSource, sample_images
-from codedinvnet.evaluation import Evaluation, evaluate
+from codedinvnet.evaluation.accuracy import Evaluation, evaluate
 from codedinvnet.files import write_picture
 
 GROUP_SIZES = (2, 4, 10)

@@ -44,12 +44,13 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import free_backup_name, read_json, write_json
 from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
-from codedinvnet.report import evaluation_report, inversion_report
 from codedinvnet.training.check import (
     check_head,
     check_images,

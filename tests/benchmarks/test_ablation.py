@@ -16,8 +16,8 @@ from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.cost import count_macs
 from codedinvnet.model import build_encoder, build_network
-from codedinvnet.report import count_macs
 from codedinvnet.rows import append_row
 from tests.bench import canned
 from tests.conftest import tiny_settings

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.methods import SmallBackup
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.report import info_report
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet import evaluation
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import Evaluation, bootstrap_std, evaluate
+from codedinvnet.evaluation import accuracy
+from codedinvnet.evaluation.accuracy import Evaluation, bootstrap_std, evaluate, figures
 from codedinvnet.methods.base import CodedMethod
 
 CLASSES = 5
@@ -167,7 +167,7 @@ def drawn(count: int, k: int, groupings: int, seed: int = 0) -> list[Groups]:
 
 @pytest.fixture(params=[250, 7, 1], ids=lambda size: f"batch-{size}")
 def any_batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BATCH", request.param)
+    monkeypatch.setattr(accuracy, "BATCH", request.param)
 
 
 @pytest.mark.usefixtures("any_batch")
@@ -204,9 +204,9 @@ def test_outputs_that_do_not_fit_are_computed_again(
     count, groupings = 26, 3
     kept, again = Counting(4), Counting(4)
     size = count * 2 * 4  # bytes: two floats an image
-    monkeypatch.setattr(evaluation, "KEPT_BYTES", size)
+    monkeypatch.setattr(accuracy, "KEPT_BYTES", size)
     found = run(kept, count, groupings=groupings, shuffle_parity=shuffle)
-    monkeypatch.setattr(evaluation, "KEPT_BYTES", size - 1)
+    monkeypatch.setattr(accuracy, "KEPT_BYTES", size - 1)
     assert run(again, count, groupings=groupings, shuffle_parity=shuffle) == found
     assert kept.computed == count
     assert again.computed == count + groupings * 28  # two images fill the last group up
@@ -391,3 +391,17 @@ def test_a_method_that_cannot_be_compared_or_decoded_is_the_users_error() -> Non
         run(NotSystematic(4))
     with pytest.raises(UserError, match="exact cannot decode member 1 of a group of 4"):
         run(Undecodable(4))
+
+
+def test_report_of_evaluation_needs_every_field() -> None:
+    result = Evaluation(10, 2, 5, 0.9, 0.8, 0.01, (0.7, 0.9), 0.85)
+    assert figures(result) == {
+        "images": 10,
+        "k": 2,
+        "groupings": 5,
+        "normal_accuracy": 0.9,
+        "recovered_accuracy": 0.8,
+        "recovered_accuracy_std": 0.01,
+        "worst_position_accuracy": 0.7,
+        "agreement": 0.85,
+    }

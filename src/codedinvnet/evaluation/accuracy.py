@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from codedinvnet.bundle import Bundle
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.errors import UserError
+from codedinvnet.methods import Evidence
 from codedinvnet.methods.base import CodedMethod
+from codedinvnet.provenance import describe_machine
 
 BATCH = 250
 BOOTSTRAP_SAMPLES = 1000
@@ -184,3 +188,61 @@ def bootstrap_std(hits: Tensor, mask: Tensor, seed: int) -> float:
     per_group, sizes = hits.sum(1).double(), mask.sum(1).double()
     means = per_group[redrawn].sum(1) / sizes[redrawn].sum(1)
     return float(means.std())
+
+
+def evaluation_report(
+    bundle: Bundle,
+    source: ImageSource,
+    *,
+    split: str,
+    k: int,
+    groupings: int = 5,
+    seed: int = 0,
+    evidence: Evidence = "both",
+    pixel_mean: bool = False,
+    shuffle_parity: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a bundle at one group size and return what `evaluate --json` prints.
+
+    Raises:
+        UserError: if the bundle cannot be evaluated so.
+    """
+    if pixel_mean and evidence == "side":
+        raise UserError("the average image has no side features, so that nothing would be left")
+    used = bundle.with_pixel_mean() if pixel_mean else bundle
+    result = evaluate(
+        used.method(k, evidence),
+        source,
+        k=k,
+        groupings=groupings,
+        seed=seed,
+        shuffle_parity=shuffle_parity,
+        progress=progress,
+    )
+    arm = "pixel mean" if pixel_mean else "encoder"
+    return {
+        "bundle": bundle.info.name,
+        "dataset": source.name,
+        "split": split,
+        "evidence": evidence,
+        "parity": arm + (", shuffled" if shuffle_parity else ""),
+        "seed": seed,
+        **figures(result),
+        "position_accuracies": [round(a, 6) for a in result.position_accuracies],
+        "machine": describe_machine(),
+    }
+
+
+def figures(result: Evaluation) -> dict[str, Any]:
+    """Return an evaluation's figures, rounded to what they can carry."""
+    return {
+        "images": result.images,
+        "k": result.k,
+        "groupings": result.groupings,
+        "normal_accuracy": round(result.normal_accuracy, 6),
+        "recovered_accuracy": round(result.recovered_accuracy, 6),
+        "recovered_accuracy_std": round(result.recovered_accuracy_std, 6),
+        "worst_position_accuracy": round(result.worst_position_accuracy, 6),
+        "agreement": round(result.agreement, 6),
+    }
