@@ -22,18 +22,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.processes import descriptors, memory, proportional_memory
 from benchmarks.reports import check_mergeable, part_of_report, save
 from benchmarks.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
 from benchmarks.serve_load import Loader
-from codedinvnet.bench.load import (
-    Client,
-    Reply,
-    connect,
-    descriptors,
-    memory,
-    proportional_memory,
-    server,
-)
+from codedinvnet.bench.load import Client, Reply, connect, server
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
