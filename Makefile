@@ -66,7 +66,7 @@ bench-page quick-page: | .venv/.installed
 $(BUNDLE_FILES) $(PIXEL_FILES) $(SEED_FILES): | .venv/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
-	$(BIN)/python tools/figures.py --measure $(DATA) $*
+	$(BIN)/python -m benchmarks.figures --measure $(DATA) $*
 
 # A training that is cut off must not leave a file that would be kept.
 define reproduce
@@ -90,16 +90,16 @@ quick-latency:
 	  --out results/quick/latency.jsonl --save-dir runs/quick
 
 quick-serve:
-	$(BIN)/codedinvnet bench serve mnist --quick --out results/quick/serve.json
+	$(BIN)/python -m benchmarks serve mnist --quick --out results/quick/serve.json
 
 quick-inverse quick-embed quick-train: quick-%:
-	$(BIN)/codedinvnet bench $* mnist --quick --out results/quick/speed.json
+	$(BIN)/python -m benchmarks $* mnist --quick --out results/quick/speed.json
 
 quick-engine:
-	$(BIN)/codedinvnet bench engine mnist --quick --out results/quick/engine-mnist.json
+	$(BIN)/python -m benchmarks engine mnist --quick --out results/quick/engine-mnist.json
 
 quick-ablation:
-	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json --quick $(DATA) \
+	$(BIN)/python -m benchmarks ablation configs/bench/ablation.json --quick $(DATA) \
 	  --out results/quick/ablation.jsonl --save-dir runs/quick/ablation
 
 quick-map:
@@ -111,7 +111,7 @@ quick-validation:
 	  --measured results/quick/latency.jsonl --out results/quick/validation.json
 
 quick-page:
-	$(BIN)/python tools/figures.py --page results/quick
+	$(BIN)/python -m benchmarks.figures --page results/quick
 
 bench-accuracy:
 	$(BIN)/codedinvnet bench accuracy configs/bench/accuracy.json $(DATA) \
@@ -122,17 +122,17 @@ bench-latency:
 	  --out docs/results/latency.jsonl
 
 bench-serve:
-	$(BIN)/codedinvnet bench serve mnist $(DATA) --out docs/results/serve.json
+	$(BIN)/python -m benchmarks serve mnist $(DATA) --out docs/results/serve.json
 
 bench-inverse bench-embed bench-train: bench-%:
-	$(BIN)/codedinvnet bench $* mnist --out docs/results/speed.json
+	$(BIN)/python -m benchmarks $* mnist --out docs/results/speed.json
 
 bench-engine:
 	for name in $(BUNDLES); do \
-	  $(BIN)/codedinvnet bench engine $$name --out docs/results/engine-$$name.json || exit 1; done
+	  $(BIN)/python -m benchmarks engine $$name --out docs/results/engine-$$name.json || exit 1; done
 
 bench-ablation:
-	$(BIN)/codedinvnet bench ablation configs/bench/ablation.json $(DATA) \
+	$(BIN)/python -m benchmarks ablation configs/bench/ablation.json $(DATA) \
 	  --out docs/results/ablation.jsonl
 
 bench-map:
@@ -144,14 +144,14 @@ bench-validation:
 	  --measured docs/results/latency.jsonl --out docs/results/validation.json
 
 bench-page:
-	$(BIN)/python tools/figures.py
+	$(BIN)/python -m benchmarks.figures
 
 wheel: .venv/.installed-dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
 	rm -rf build dist src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find src benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with
 # the developer's tools.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import benchmarks.command_line
 from codedinvnet import stages
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.cli import main, paper_main
@@ -175,6 +176,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Command:
 def call_paper(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `main.py` in this process."""
     return _caller(paper_main, capsys)
+
+
+@pytest.fixture
+def call_benchmarks(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m benchmarks` in this process."""
+    return _caller(benchmarks.command_line.main, capsys)
 
 
 def _caller(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
@@ -17,10 +16,7 @@ from codedinvnet.bundle import (
     DESCRIPTION,
     WEIGHTS,
     Bundle,
-    describe_commit,
-    describe_machine,
     load_bundle,
-    processor_name,
     save_bundle,
     shipped_bundles,
 )
@@ -29,9 +25,9 @@ from codedinvnet.classifier import classifier_of
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.methods import ApproxIFER, Uncoded
 from codedinvnet.model import CodedModel
-from codedinvnet.report import evaluation_report
 
 
 @pytest.fixture
@@ -127,37 +123,6 @@ def test_description_says_where_it_comes_from(bundle: Bundle) -> None:
     assert info.provenance.commit
     assert info.provenance.seconds > 0
     assert 0 <= info.figures["validation"]["validation_recovered_k4"] <= 1
-
-
-def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A virtual environment often lies in a repository of its user's."""
-    (tmp_path / "lib" / "site-packages" / "x").mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    words = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
-    subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    monkeypatch.setattr(
-        "codedinvnet.bundle.__file__", str(tmp_path / "lib" / "site-packages" / "x" / "bundle.py")
-    )
-    assert describe_commit().startswith("codedinvnet ")
-    monkeypatch.setattr("codedinvnet.bundle.__file__", str(tmp_path / "src" / "x" / "bundle.py"))
-    assert len(describe_commit()) == 40
-
-
-def test_a_machine_has_the_name_of_its_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: Some CPU @ 2: 3 GHz\n")
-    assert processor_name(file) == "Some CPU @ 2: 3 GHz"
-    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
-    assert processor_name(file) == ""
-    monkeypatch.setattr(bundle_module, "processor_name", lambda: "")
-    plain = describe_machine()
-    monkeypatch.setattr(bundle_module, "processor_name", lambda: "Some CPU")
-    assert describe_machine() == plain.replace(", ", ", Some CPU, ", 1)
-    assert ", ," not in plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -10,13 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from codedinvnet import checkpoint
 from codedinvnet.checkpoint import (
-    check_writable,
     load_checkpoint,
     load_modules,
     load_optimizers,
@@ -24,8 +22,6 @@ from codedinvnet.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
     tensors_digest,
-    write_atomically,
-    write_picture,
 )
 from codedinvnet.errors import UserError
 
@@ -79,56 +75,6 @@ def test_digest_is_of_names_shapes_types_and_values() -> None:
         {"c" if key == "a" else key: value for key, value in TENSORS.items()},
     ]
     assert len({digest, *map(tensors_digest, others)}) == 5
-
-
-def test_a_place_that_cannot_be_written_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    check_writable(file)
-    check_writable(tmp_path / "new" / "file")
-    assert not (tmp_path / "new").exists()
-    for path, reason in ((tmp_path, "it is a folder"), (file / "file", "file is no folder")):
-        with pytest.raises(UserError, match=f"cannot write to {path}: .*{reason}"):
-            check_writable(path)
-    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
-        check_writable(tmp_path / "new" / "file")
-    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
-    with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
-        check_writable(file)
-
-
-@pytest.mark.parametrize("path", [Path("/dev/null"), Path("/")])
-def test_devices_and_roots_are_not_written(path: Path) -> None:
-    with pytest.raises(UserError, match=f"cannot write to {path}: it is "):
-        check_writable(path)
-
-
-def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
-    target, link = tmp_path / "there" / "file", tmp_path / "link"
-    target.parent.mkdir()
-    link.symlink_to(target)
-    write_atomically(link, b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
-
-
-def test_a_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "picture.png"
-    write_picture(path, Figure())
-    drawn = path.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-
-    def killed(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_picture(path, Figure(figsize=(1, 1)))
-    assert path.read_bytes() == drawn
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_no_header_length_is_taken_for_a_pickle(tmp_path: Path) -> None:
@@ -235,29 +181,6 @@ def test_crash_while_writing_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_content_is_synced_before_it_takes_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    sync, replace = os.fsync, os.replace
-
-    def noted_sync(handle: int) -> None:
-        assert os.fstat(handle).st_size == 7
-        done.append("fsync")
-        sync(handle)
-
-    def noted_replace(source: str, target: Path) -> None:
-        done.append("replace")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "replace", noted_replace)
-    write_atomically(tmp_path / "x", b"content")
-    assert done[:2] == ["fsync", "replace"]
-    assert (tmp_path / "x").read_bytes() == b"content"
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
-
-
 def net(hidden: int = 4, extra: bool = False) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2)]
     return nn.Sequential(*layers, *([nn.Linear(2, 2)] if extra else []))
@@ -341,16 +264,3 @@ def test_optimizer_round_trip_continues_bit_for_bit(make: Make, tmp_path: Path) 
     steps(forgetful, make(forgetful), 3, seed=1)
     assert unchanged(other, module.state_dict())
     assert not unchanged(forgetful, module.state_dict())  # the state matters, so it was restored
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "a[1].json"
-    names = (".a[1].json-00000001", ".a[1].json-00000002", ".a[1].json-mine")
-    old, new, other = (tmp_path / name for name in names)
-    for part in (old, new, other):
-        part.write_text("a part")
-    for part in (old, other):
-        os.utime(part, (0, 0))
-    write_atomically(path, b"whole")
-    assert path.read_bytes() == b"whole"
-    assert sorted(tmp_path.iterdir()) == [new, other, path]

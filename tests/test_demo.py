@@ -9,7 +9,7 @@ from codedinvnet import bundle as bundle_module
 from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.demo import draw_group, run_demo, table
-from codedinvnet.evaluation import evaluate
+from codedinvnet.evaluation.accuracy import evaluate
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,9 @@ from codedinvnet.rows import (
     SCHEMA_VERSION,
     agreeing,
     append_row,
+    current_accuracy,
+    current_latency,
+    is_latency_row,
     key_of,
     measured_row,
     newest,
@@ -20,6 +24,7 @@ from codedinvnet.rows import (
     read_rows,
     unpack_counts,
 )
+from tests.bench import canned
 
 
 def row(key: str, value: int = 0) -> dict[str, object]:
@@ -186,3 +191,56 @@ def test_rows_that_were_made_otherwise_than_the_last_of_their_place_are_left_out
     found = agreeing(rows, lambda row: row["at"], lambda row: row["of"])
     assert found == rows[1:]
     assert agreeing(rows[:3], lambda row: None, lambda row: row["of"]) == rows[2:3]
+
+
+MS = np.arange(50.0, 150.0)
+
+
+def test_accuracy_of_older_settings_does_not_count() -> None:
+    rows = [canned.row("parm", 0.2, seed=seed, epochs=1) for seed in (1, 2)]
+    rows += [canned.row("parm", 0.6, seed=1, epochs=9)]
+    assert current_accuracy(rows) == rows[2:]
+
+
+def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
+    one = [canned.row("coded-invnet", 0.93), canned.row("parm", 0.5, k=4)]
+    two = [canned.row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]
+    new = canned.row("coded-invnet", 0.75, missing=2, patterns=300)
+    assert current_accuracy([*one, *two, new]) == [*one, new]
+
+
+def test_a_trial_that_was_run_again_counts_once() -> None:
+    failed, done = canned.row("parm", 0.0, error="RuntimeError: no"), canned.row("parm", 0.5)
+    assert failed["key"] == done["key"]
+    assert current_accuracy([failed, done]) == [done]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"held_ms": 50.0}, {"machine": "another"}, {"cores": 8}, {"wait_ms": 1.0}]
+)
+def test_latencies_that_were_measured_otherwise_are_not_pooled(changed: dict[str, Any]) -> None:
+    rows = [canned.latency_row("coded", MS, run=run) for run in (1, 2)]
+    last = canned.latency_row("coded", MS, run=3, **changed)
+    assert current_latency([*rows, last]) == [last]
+
+
+def test_the_threads_of_the_process_that_sends_are_no_other_machine() -> None:
+    machines = [f"box, {threads}, Python 3" for threads in ("2 threads", "1 threads", "1 thread")]
+    rows = [
+        canned.latency_row("coded", MS, run=run, machine=machine)
+        for run, machine in enumerate(machines)
+    ]
+    assert current_latency(rows) == rows
+
+
+def test_quick_latencies_count_where_a_data_set_has_no_others() -> None:
+    rows = [canned.latency_row("coded", MS), canned.latency_row("coded", MS, run=2, quick=True)]
+    assert current_latency(rows) == rows[:1]
+    assert current_latency(rows[1:]) == rows[1:]
+
+
+def test_rows_of_somebody_else_are_told_apart() -> None:
+    own = canned.latency_row("coded", MS)
+    assert is_latency_row(own)
+    assert not is_latency_row({**own, "settings": {}})
+    assert not is_latency_row({name: own[name] for name in own if name != "cores"})

@@ -19,7 +19,7 @@ from codedinvnet.checkpoint import module_tensors, save_checkpoint
 from codedinvnet.classifier import classifier_of
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import evaluate
+from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.methods import METHODS, ClosedNeRCC, NeRCC, SmallBackup, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from codedinvnet.checkpoint import check_writable, write_atomically
 from codedinvnet.cli.common import guarded
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable, write_atomically
 
 
 def read_folder(folder: Path) -> dict[str, np.ndarray]:

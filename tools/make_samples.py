@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.checkpoint import write_atomically
 from codedinvnet.cli.common import guarded
 from codedinvnet.data import SAMPLES, load_images
+from codedinvnet.files import write_atomically
 
 COUNT = 1000
 SEED = 0

@@ -7,7 +7,7 @@ from codedinvnet.errors import UserError
 
 if TYPE_CHECKING:
     from codedinvnet.bundle import Bundle, load_bundle
-    from codedinvnet.evaluation import Evaluation, evaluate
+    from codedinvnet.evaluation.accuracy import Evaluation, evaluate
     from codedinvnet.model import CodedModel, Parity, decode_missing
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
 
@@ -27,7 +27,7 @@ __all__ = [
 # These load PyTorch, which takes seconds: the command line's help does without.
 _HOMES = {
     "bundle": ("Bundle", "load_bundle"),
-    "evaluation": ("Evaluation", "evaluate"),
+    "evaluation.accuracy": ("Evaluation", "evaluate"),
     "model": ("CodedModel", "Parity", "decode_missing"),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
 }

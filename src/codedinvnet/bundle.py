@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,16 +12,14 @@ from torch import Tensor
 
 from codedinvnet.checkpoint import (
     FORMAT_VERSION,
-    file_digest,
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
-    write_json,
 )
 from codedinvnet.config import Section, Settings, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
@@ -305,55 +300,3 @@ def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
 def write_description(folder: Path, info: BundleInfo) -> None:
     """Write bundle.json."""
     write_json(folder / DESCRIPTION, info.model_dump(mode="json"))
-
-
-def describe_machine() -> str:
-    """Return the kind of machine in words: system, processor, threads, GPU, versions."""
-    threads = torch.get_num_threads()
-    words = (
-        f"{platform.machine()} {platform.system()}",
-        processor_name(),
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__}",
-    )
-    return ", ".join(filter(None, words))
-
-
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what Linux calls the processor, elsewhere what Python does; "" if nothing does.
-
-    Args:
-        cpuinfo: Linux's file.
-    """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    named = (line.partition(":") for line in lines)
-    return next((name.strip() for key, _, name in named if key.strip() == "model name"), "")
-
-
-def describe_commit() -> str:
-    """Return the commit of the source tree, "+changes" if it has any, or the release's version."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            raise OSError("this is somebody's repository around an installed package")
-        head = git("rev-parse", "HEAD")
-        return head + ("+changes" if git("status", "--porcelain", "--", "src") else "")
-    except (OSError, subprocess.CalledProcessError):
-        from importlib.metadata import version
-
-        return f"codedinvnet {version('codedinvnet')}"
-
-
-def describe_command() -> str:
-    """Return the command line that runs now, without the folder of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,18 +1,12 @@
-"""Weights on disk: safetensors with a JSON header, written whole or not at all, never unpickled."""
+"""Weights on disk: safetensors with a JSON header, never unpickled."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import io
 import json
-import os
-import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,122 +14,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from codedinvnet.files import write_atomically
 
 FORMAT_VERSION = 1
-ABANDONED = 3600.0
-"""Seconds after which nobody is still writing a file."""
 _HEADER = "codedinvnet"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
-
-    Of a symbolic link it is the target that is written.
-
-    Raises:
-        OSError: of this path, if it cannot be written.
-    """
-    try:
-        _write_atomically(path.resolve(), content)
-    except OSError as error:  # of the temporary file, perhaps, which the user never named
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}-"
-    for part in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED:
-                part.unlink()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):  # an interrupt after it was put in its place
-            os.unlink(name)
-        raise
-
-
-def check_writable(path: Path) -> None:
-    """Make sure that a file can be written, before the work whose results it shall hold.
-
-    Raises:
-        UserError: saying why it cannot.
-    """
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    if path.is_dir():
-        reason = "it is a folder"
-    elif path.exists() and not path.is_file():
-        reason = "it is no ordinary file"
-    elif path.exists() and not os.access(path, os.W_OK):
-        reason = "it may not be changed"
-    elif not folder.is_dir():
-        reason = f"{folder} is no folder"
-    elif not os.access(folder, os.W_OK):
-        reason = f"nothing may be written into {folder}"
-    else:
-        return
-    raise UserError(f"cannot write to {path}: {reason}")
-
-
-def check_folder(path: Path, option: str) -> None:
-    """Make sure that files can be put into a folder, which need not be there.
-
-    Args:
-        path: the folder.
-        option: that named it.
-
-    Raises:
-        UserError: saying why they cannot.
-    """
-    try:
-        check_writable(path / "any")
-    except UserError as error:
-        reason = str(error).partition(": ")[2]
-        raise UserError(f"{option}: cannot write into {path}: {reason}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
-    write_atomically(path, text.encode())
-
-
-def write_picture(path: Path, figure: Figure) -> None:
-    """Draw a Matplotlib figure into a file of the format that its name ends with."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:], dpi=110)
-    write_atomically(path, drawn.getvalue())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode())
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file."""
     text = json.dumps({"format_version": FORMAT_VERSION, **header})
     write_atomically(path, save(_plain(tensors), metadata={_HEADER: text}))
-
-
-def file_digest(path: Path) -> str:
-    """Return a short digest of a file's content, which tells whether it has changed since."""
-    return content_digest(path.read_bytes())
-
-
-def content_digest(content: bytes) -> str:
-    """Return what `file_digest` does of a file that holds this."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

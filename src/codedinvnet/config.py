@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from codedinvnet.errors import UserError, nearest
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]

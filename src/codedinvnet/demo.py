@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from codedinvnet.bundle import Bundle, load_bundle
-from codedinvnet.checkpoint import write_picture
 from codedinvnet.data import ImageSource, sample_images
-from codedinvnet.evaluation import Evaluation, evaluate
+from codedinvnet.evaluation.accuracy import Evaluation, evaluate
+from codedinvnet.files import write_picture
 
 GROUP_SIZES = (2, 4, 10)
 INK, DIRECT, DECODED, ERASED = "#222222", "#4477AA", "#EE7733", "#CC3311"

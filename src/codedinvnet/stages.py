@@ -21,15 +21,12 @@ from codedinvnet.bundle import (
     BundleInfo,
     InputDescription,
     Provenance,
-    describe_command,
-    describe_commit,
-    describe_machine,
     load_bundle,
     save_bundle,
     usable_device,
     write_description,
 )
-from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, write_json
+from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.config import (
     DataSettings,
     FusionSettings,
@@ -47,11 +44,13 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.evaluation.inversion import inversion_report
+from codedinvnet.files import free_backup_name, read_json, write_json
 from codedinvnet.model import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
-from codedinvnet.report import evaluation_report, inversion_report
+from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.check import (
     check_head,
     check_images,
@@ -68,7 +67,6 @@ from codedinvnet.training.loop import (
     changed_settings,
     set_aside,
     train_stage,
-    unused,
 )
 from codedinvnet.training.network import (
     NETWORK,
@@ -267,7 +265,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
 def _set_bundle_aside(folder: Path) -> None:
     """Move the bundle of a fusion that starts over: until it ends, there is none to test."""
     if folder.is_dir():
-        kept = unused(folder)
+        kept = free_backup_name(folder)
         folder.rename(kept)
         tqdm.write(f"{folder}: trained anew; the old bundle is in {kept}", file=sys.stderr)
 

@@ -43,7 +43,7 @@ def row(
         weights: the bundle's.
         groupings: recovered accuracy in each; one grouping, if it is empty.
         groups: of a grouping.
-        shared: settings, those of `current_rows.SHARED` and `patterns`.
+        shared: settings, those of `rows.SHARED` and `patterns`.
     """
     generator = torch.Generator().manual_seed(seed)
 

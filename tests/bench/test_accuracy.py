@@ -20,10 +20,9 @@ from codedinvnet.bench import accuracy, parts
 from codedinvnet.bundle import bundle_folder as shipped_folder
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.current_rows import current_accuracy
 from codedinvnet.errors import UserError
 from codedinvnet.methods import METHODS, PaperInvNet
-from codedinvnet.rows import append_row, newest, read_rows
+from codedinvnet.rows import append_row, current_accuracy, newest, read_rows
 from codedinvnet.trained import method_for
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage

@@ -16,7 +16,7 @@ from codedinvnet.bench.erasures import (
 )
 from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSet, random_groups
-from codedinvnet.evaluation import bootstrap_std, evaluate
+from codedinvnet.evaluation.accuracy import bootstrap_std, evaluate
 from codedinvnet.methods import (
     ApproxIFER,
     CodedMethod,

@@ -12,7 +12,7 @@ from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
 from codedinvnet.bench.load import ProcessorTime, Reply
 from codedinvnet.errors import UserError
-from codedinvnet.report import encoder_share
+from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.rows import newest, read_rows
 from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario

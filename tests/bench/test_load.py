@@ -13,17 +13,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.arrivals import poisson_gaps
-from codedinvnet.bench.load import (
-    Reply,
-    connect,
-    descendants,
-    descriptors,
-    memory,
-    open_loop,
-    processor_time,
-    proportional_memory,
-    server,
-)
+from codedinvnet.bench.load import Reply, connect, descendants, open_loop, processor_time, server
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile
 from tests.processes import needs_proc, survivors, wait_until
@@ -108,18 +98,6 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
     assert time.monotonic() - began < 5
     assert len(below) >= 3  # the server, its fork server, and the worker
     assert survivors(below, timeout=2) == []
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")
-def test_memory_and_descriptors() -> None:
-    assert 10e6 < memory(os.getpid()) < 50e9
-    assert 10e6 < proportional_memory(os.getpid()) <= 1.1 * memory(os.getpid())
-    assert proportional_memory(2**22 + 1) == 0  # above the largest process number
-    before = descriptors(os.getpid())
-    read, write = os.pipe()
-    assert descriptors(os.getpid()) == before + 2
-    os.close(read)
-    os.close(write)
 
 
 @needs_proc

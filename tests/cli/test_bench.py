@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench import ablation, accuracy, latency
+from codedinvnet.bench import accuracy, latency
 from tests.conftest import Command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bench"
@@ -29,14 +29,3 @@ def test_failures_are_told_after_the_report(
     assert outcome.err.count("\n") == 1
     monkeypatch.setattr(module, "run", lambda *_, **__: {**COUNTS, "failed": 0})
     assert call(*words).code == 0
-
-
-def test_failures_of_the_ablation_are_told_after_its_table(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {"row": "all", "data": "mnist", "seed": 1, "k": [10], "error": "RuntimeError: no"}
-    monkeypatch.setattr(ablation, "run", lambda *_, **__: [row])
-    outcome = call("bench", "ablation", "grid.json", "--out", tmp_path / "rows.jsonl")
-    assert outcome.code == 2
-    assert "failed: RuntimeError: no" in outcome.out
-    assert outcome.err.startswith("error: 1 of the trials failed; the errors are in ")

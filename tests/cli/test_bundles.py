@@ -93,7 +93,7 @@ def test_invert(call: Command, bundle_folder: Path, data_dir: Path) -> None:
 
 
 def test_info(call: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codedinvnet.report.REPEATS", 3)
+    monkeypatch.setattr("codedinvnet.evaluation.cost.REPEATS", 3)
     outcome = call("info", bundle_folder, "--json")
     assert outcome.code == 0
     report = json.loads(outcome.out)

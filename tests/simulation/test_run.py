@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from codedinvnet.bundle import load_bundle, weights_digest
-from codedinvnet.checkpoint import file_digest
+from codedinvnet.files import file_digest
 from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution

@@ -11,7 +11,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
 from codedinvnet.simulation import scenario as scenario_module

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.simulation.figures import FEWEST_SECTIONS, QUANTILES, sections_for
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (

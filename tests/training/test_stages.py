@@ -25,10 +25,10 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.model import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
-from codedinvnet.report import evaluation_report
 from codedinvnet.training.fusion_data import FusionData, draw_groups, load_fusion_data
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network

@@ -24,7 +24,6 @@ from codedinvnet.bench.grid import (
 )
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bundle import Bundle, load_bundle
-from codedinvnet.checkpoint import check_folder, check_writable
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import (
     SAMPLES,
@@ -35,6 +34,7 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_folder, check_writable
 from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
 from codedinvnet.methods.systematic import Systematic
 from codedinvnet.rows import (

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
+from codedinvnet.evaluation.cost import count_macs
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
-from codedinvnet.report import count_macs
 from codedinvnet.trained import backup_network
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codedinvnet.data import Groups, ImageSource, random_groups
-from codedinvnet.evaluation import bootstrap_std
+from codedinvnet.evaluation.accuracy import bootstrap_std
 from codedinvnet.methods import CodedMethod
 from codedinvnet.methods.patterns import erasure_patterns
 from codedinvnet.serving.group import is_systematic

@@ -19,7 +19,7 @@ from codedinvnet.config import (
     validated,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.methods import METHODS, NEEDS, REGULARISED, Need
 from codedinvnet.methods.parm import check_tiles
 

@@ -52,12 +52,12 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
-from codedinvnet.checkpoint import check_folder, check_writable
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.cost import encoder_share
+from codedinvnet.files import check_folder, check_writable
 from codedinvnet.methods import SmallBackup
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
-from codedinvnet.report import encoder_share
 from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
 from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.faults import Fault, check_workers
 from codedinvnet.serving.rules import MAX_BATCH

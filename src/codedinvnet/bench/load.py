@@ -357,27 +357,3 @@ def descendants(pid: int) -> list[int]:
         new = [child for child, above in parents.items() if above in new]
         found += new
     return found
-
-
-def memory(pid: int) -> int:
-    """Return a process's resident bytes (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def proportional_memory(pid: int) -> int:
-    """Return a process's own resident bytes and its share of those it has in common (Linux).
-
-    0 for a process that is gone: workers may be replaced at any time.
-    """
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
-    return 1024 * int(found.group(1)) if found else 0
-
-
-def descriptors(pid: int) -> int:
-    """Return how many file descriptors a process has open (Linux)."""
-    return len(os.listdir(f"/proc/{pid}/fd"))

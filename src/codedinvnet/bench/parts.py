@@ -24,6 +24,7 @@ from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
+from codedinvnet.files import free_backup_name
 from codedinvnet.methods import (
     NEEDS,
     RATIONAL,
@@ -58,15 +59,7 @@ from codedinvnet.training.fusion_data import (
     draw_groups,
     invert_means,
 )
-from codedinvnet.training.loop import (
-    BEST,
-    LAST,
-    LATEST,
-    Stage,
-    changed_settings,
-    train_stage,
-    unused,
-)
+from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, changed_settings, train_stage
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 from codedinvnet.training.pixels import VERSION, PixelStage
 
@@ -468,7 +461,7 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
         before = load_checkpoint(path)[1].get("settings", {})
         different = changed_settings(before, settings)
         if different:
-            kept = unused(folder)
+            kept = free_backup_name(folder)
             folder.rename(kept)
             told = (
                 f"{folder}: trained anew, with {', '.join(different)}; the old one is {kept.name}"

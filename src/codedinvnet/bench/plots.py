@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
-from codedinvnet.checkpoint import write_picture
+from codedinvnet.files import write_picture
 from codedinvnet.methods import METHODS
 from codedinvnet.rows import read_rows
 

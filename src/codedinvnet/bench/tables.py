@@ -15,10 +15,9 @@ from codedinvnet.bench.erasures import Counts
 from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
-from codedinvnet.checkpoint import write_atomically
-from codedinvnet.current_rows import accuracy_place, current_accuracy
+from codedinvnet.files import write_atomically
 from codedinvnet.methods import NEEDS, Need, PaperInvNet
-from codedinvnet.rows import Row, read_rows, unpack_counts
+from codedinvnet.rows import Row, accuracy_place, current_accuracy, read_rows, unpack_counts
 from codedinvnet.trained import WITH_PARTS
 
 DATASETS = ("mnist", "fashion", "cifar10")

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command, print_report, seed
-from codedinvnet.errors import UserError
+from codedinvnet.cli.common import Commands, add_command, print_report, refuse_failures
 
 EXAMPLES = """examples:
-  codedinvnet bench serve mnist --quick --json
-  codedinvnet bench ablation configs/bench/ablation.json --data-dir data
-  codedinvnet bench inverse mnist --json
-  codedinvnet bench embed mnist --json
-  codedinvnet bench train mnist --json
-  codedinvnet bench engine mnist --json
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
   codedinvnet bench latency --data-dir data --quick
 """
 
-SPEED_BENCHES = {
-    "inverse": "time the checked inverse beside fixed numbers of unchecked iterations",
-    "embed": "time an embedding beside one that normalises the weights in every pass",
-    "train": "time a training step beside one that normalises the weights in every pass",
-    "engine": "time a worker's tasks by PyTorch and by ONNX Runtime",
-}
-
 
 def add_commands(commands: Commands) -> None:
     """Add `bench` and its benchmarks."""
-    summary = "measure what the project promises"
+    summary = "compare all methods: their accuracy, and their latency in the real service"
     bench = commands.add_parser(
         "bench",
         help=summary,
@@ -39,133 +24,8 @@ def add_commands(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_serve(benches)
-    _add_ablation(benches)
-    _add_speed(benches)
     _add_accuracy(benches)
     _add_latency(benches)
-
-
-def _add_serve(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "serve",
-        _serve,
-        "measure failures, latency and memory of the service, on real processes",
-        "codedinvnet bench serve mnist --quick --json",
-    )
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument(
-        "--part",
-        action="append",
-        default=[],
-        help="only this part: pool, overhead, chaos, light, stragglers, variants or soak; "
-        "repeatable (all)",
-    )
-    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
-    sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
-    log = Path("bench-serve.log")
-    sub.add_argument("--log", type=Path, default=log, help=f"servers' log ({log})")
-    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import serve
-
-    unknown = set(arguments.part) - set(serve.PARTS)
-    if unknown:
-        raise UserError(f"--part: {', '.join(sorted(unknown))} not one of {', '.join(serve.PARTS)}")
-    report = serve.run(
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=arguments.data_dir,
-        seed=arguments.seed,
-        log=arguments.log,
-        parts=arguments.part,
-        out=arguments.out,
-    )
-    print_report(report, as_json=arguments.json)
-
-
-def _add_ablation(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "ablation",
-        _ablation,
-        "measure what each part of the design is worth, one change at a time",
-        "codedinvnet bench ablation configs/bench/ablation.json --data-dir data",
-    )
-    sub.add_argument("grid", type=Path, help="grid file (JSON): base settings, rows, seeds")
-    sub.add_argument(
-        "--out",
-        type=Path,
-        help="a line a trial; finished ones in it are kept (runs/ablation.jsonl)",
-    )
-    sub.add_argument("--save-dir", type=Path, help="for runs (runs/ablation)")
-    sub.add_argument(
-        "--quick", action="store_true", help="minutes: one image set, one seed, short trainings"
-    )
-    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
-    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
-    sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
-
-
-def _refuse_failures(failed: int, what: str, rows: Path) -> None:
-    """Raise UserError if trials failed, so that scripts notice."""
-    if failed:
-        raise UserError(
-            f"{failed} {what} failed; the errors are in {rows}, and the same command tries again"
-        )
-
-
-def _ablation(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import ablation
-    from codedinvnet.stages import choose_device
-
-    name = "ablation-quick" if arguments.quick else "ablation"
-    out = arguments.out or Path("runs") / f"{name}.jsonl"
-    results = ablation.run(
-        arguments.grid,
-        out,
-        save_dir=arguments.save_dir or Path("runs") / name,
-        data_dir=arguments.data_dir,
-        device=choose_device(arguments.device),
-        test=not arguments.no_test,
-        quick=arguments.quick,
-    )
-    print(ablation.table(results))
-    _refuse_failures(sum("error" in row for row in results), "of the trials", out)
-
-
-def _add_speed(benches: Commands) -> None:
-    for part, summary in SPEED_BENCHES.items():
-        sub = add_command(benches, part, _speed, summary, f"codedinvnet bench {part} mnist --json")
-        sub.set_defaults(part=part)
-        sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
-        sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
-        if part != "engine":
-            help_ = "take its test images, not the shipped ones"
-            sub.add_argument("--data-dir", type=Path, help=help_)
-        sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-        sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _speed(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import speed
-    from codedinvnet.stages import choose_device
-
-    report = speed.run(
-        arguments.part,
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=getattr(arguments, "data_dir", None),
-        device=choose_device(arguments.device),
-        out=arguments.out,
-    )
-    print(json.dumps(report) if arguments.json else speed.table(report))
 
 
 def _add_accuracy(benches: Commands) -> None:
@@ -221,7 +81,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     )
     written = [*tables.write(out, load_grid(arguments.grid)), *plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    _refuse_failures(report["failed"], "of the trials", out)
+    refuse_failures(report["failed"], "of the trials", out)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -268,4 +128,4 @@ def _latency(arguments: argparse.Namespace) -> None:
     )
     written = [*latency_tables.write(out), *latency_plots.write(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    _refuse_failures(report["failed"], "of the runs", out)
+    refuse_failures(report["failed"], "of the runs", out)

@@ -84,7 +84,7 @@ def add_commands(commands: Commands) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import load_bundle
-    from codedinvnet.report import evaluation_report
+    from codedinvnet.evaluation.accuracy import evaluation_report
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
@@ -106,7 +106,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _invert(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import load_bundle
-    from codedinvnet.report import inversion_report
+    from codedinvnet.evaluation.inversion import inversion_report
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
@@ -119,7 +119,7 @@ def _invert(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import load_bundle
-    from codedinvnet.report import info_report
+    from codedinvnet.evaluation.cost import info_report
     from codedinvnet.stages import choose_device
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))

@@ -56,7 +56,7 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
 
 def _paper(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
-    from codedinvnet.checkpoint import check_folder
+    from codedinvnet.files import check_folder
 
     if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
         raise UserError("-sample_fusion and -test_fusion go with -fusion")

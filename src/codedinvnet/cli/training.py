@@ -75,8 +75,8 @@ def _add_config_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _run_of(arguments: argparse.Namespace, resume: int) -> Run:
-    from codedinvnet.checkpoint import check_folder
     from codedinvnet.config import load_settings
+    from codedinvnet.files import check_folder
     from codedinvnet.stages import Run, choose_device
 
     check_folder(arguments.save_dir, "--save-dir")

@@ -23,14 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet import nn as nn_code
-from codedinvnet.checkpoint import (
-    file_digest,
-    module_tensors,
-    tensors_digest,
-    write_atomically,
-)
+from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.data.finding import cache_dir
 from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest, write_atomically
 from codedinvnet.methods import CodedMethod
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, uniform_weights
 from codedinvnet.nn.resnet import ResNet

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
-from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
 from codedinvnet.methods import CodedMethod, Tolerance
 from codedinvnet.serving.engine import (
     ONNX_RUNTIME,

@@ -20,9 +20,9 @@ import uvloop
 from starlette.applications import Starlette
 
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
-from codedinvnet.checkpoint import file_digest
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.checkpoint import check_writable, write_json
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable, write_json
 from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import Fitted, draws, fit

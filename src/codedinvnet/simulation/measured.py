@@ -17,13 +17,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from codedinvnet.checkpoint import content_digest
 from codedinvnet.config import Positive, Section, validated
-from codedinvnet.current_rows import current_latency, is_latency_row
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import parse_json
+from codedinvnet.files import content_digest, parse_json
 from codedinvnet.quantiles import percentile, rank_of, rounded
-from codedinvnet.rows import is_whole
+from codedinvnet.rows import current_latency, is_latency_row, is_whole
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import (
     QUANTILES,

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from codedinvnet.checkpoint import write_picture
 from codedinvnet.errors import UserError
+from codedinvnet.files import write_picture
 from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
 
 COLOURS = {

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bundle import describe_commit, describe_machine, load_bundle, weights_digest
-from codedinvnet.checkpoint import check_writable, write_json
-from codedinvnet.current_rows import current_accuracy
+from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.evaluation.cost import info_report
+from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.methods import SmallBackup
-from codedinvnet.report import info_report
-from codedinvnet.rows import read_rows
+from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short

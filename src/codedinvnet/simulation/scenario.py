@@ -13,7 +13,7 @@ from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.bundle import load_bundle
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.serving.faults import FaultWindow
 from codedinvnet.serving.rules import (
     MAX_BATCH,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import Straggler
 

@@ -15,9 +15,9 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from codedinvnet import rows as results
-from codedinvnet.checkpoint import check_writable
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, completed

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from codedinvnet.config import Positive, Section, describe
 from codedinvnet.errors import UserError
-from codedinvnet.json_files import read_json
+from codedinvnet.files import read_json
 from codedinvnet.simulation.distributions import Distribution, Time
 
 FEWEST_TASKS = 100

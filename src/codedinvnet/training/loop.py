@@ -7,7 +7,6 @@ of an epoch comes from the seed and the epoch's number, so a resumed run repeats
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from codedinvnet.bundle import describe_command, describe_commit, describe_machine
 from codedinvnet.checkpoint import (
     load_checkpoint,
     load_modules,
@@ -31,6 +29,8 @@ from codedinvnet.checkpoint import (
 )
 from codedinvnet.config import with_defaults
 from codedinvnet.errors import UserError
+from codedinvnet.files import free_backup_name
+from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""
@@ -96,17 +96,11 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def unused(path: Path) -> Path:
-    """Return the first of PATH-before-1, PATH-before-2, … that is not there."""
-    numbered = (path.with_name(f"{path.name}-before-{n}") for n in itertools.count(1))
-    return next(name for name in numbered if not name.exists())
-
-
 def set_aside(folder: Path) -> None:
     """Move the checkpoints of a training that starts over: its hours may be wanted after all."""
     found = [path for path in (folder / LAST, folder / BEST) if path.is_file()]
     if found:
-        kept = unused(folder / "checkpoints")
+        kept = free_backup_name(folder / "checkpoints")
         kept.mkdir()
         for path in found:
             path.replace(kept / path.name)

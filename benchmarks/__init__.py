@@ -1,0 +1,1 @@
+"""What only this repository's own figures need: no part of the package that is installed."""

@@ -1,0 +1,57 @@
+"""`python -m benchmarks engine`: what a worker's tasks take by PyTorch, and by ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.timing import Sizes, interleave, ratio, summary
+from codedinvnet.bundle import Bundle
+from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.serving.pool import WorkerSpec
+
+NAMES = {PYTORCH: "PyTorch", ONNX_RUNTIME: "ONNX Runtime"}
+"""What the arms are called."""
+
+
+def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
+    """Time a query's task and a full group's parity, of noise, with its scaling and padding.
+
+    Args:
+        bundle: that the name stands for.
+        name: of a shipped bundle, or a folder.
+        sizes: how much is measured.
+
+    Raises:
+        UserError: if ONNX Runtime is not installed, or the bundle is not on a processor.
+    """
+    device = next(bundle.model.parameters()).device
+    check_engine(ONNX_RUNTIME, str(device))
+    check_installed(ONNX_RUNTIME)
+    k, threads = bundle.info.group_sizes[-1], torch.get_num_threads()
+    methods = {
+        arm: WorkerSpec(name, k, threads=threads, engine=engine).load()
+        for engine, arm in NAMES.items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, k, *bundle.info.input.shape)
+    group = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    report: dict[str, Any] = {"engine_k": k}
+    for task, number, queries in (("query", 0, group[:, :1]), ("parity", k, group)):
+        calls = {arm: partial(method.compute, number, queries) for arm, method in methods.items()}
+        times = interleave(
+            calls,
+            rounds=sizes.rounds,
+            seconds=sizes.seconds,
+            device=device,
+            label=f"engine, {task}",
+        )
+        expected, found = (calls[arm]() for arm in NAMES.values())
+        report |= ratio(f"engine_ratio_{task}", times, *NAMES.values())
+        report[f"engine_ms_{task}"] = {arm: summary(values) for arm, values in times.items()}
+        report[f"engine_difference_{task}"] = {
+            NAMES[ONNX_RUNTIME]: float((found - expected).abs().max())
+        }
+    return report

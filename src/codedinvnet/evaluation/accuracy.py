@@ -1,0 +1,248 @@
+"""Evaluation of a coding method: every erasure position, against labels and direct answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codedinvnet.bundle import Bundle
+from codedinvnet.data import Groups, ImageSource, random_groups
+from codedinvnet.errors import UserError
+from codedinvnet.methods import Evidence
+from codedinvnet.methods.base import CodedMethod
+from codedinvnet.provenance import describe_machine
+
+BATCH = 250
+BOOTSTRAP_SAMPLES = 1000
+KEPT_BYTES = 4 << 30
+"""Outputs of data tasks that are kept in memory. Of more, as of many large images, none is, and
+each is computed again wherever it is needed."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; accuracies in 0..1.
+
+    Attributes:
+        images: how many images; each is erased once in each grouping.
+        k: data queries in a group.
+        groupings: how many random groupings were averaged.
+        normal_accuracy: of g(f(x)).
+        recovered_accuracy: of decoded answers against the labels, mean over erasure positions.
+        recovered_accuracy_std: of one grouping's recovered accuracy, by a bootstrap over groups
+            (members of a group share one parity, so they are not independent).
+        position_accuracies: recovered accuracy by erased position.
+        agreement: share of decoded answers equal to the direct one.
+    """
+
+    images: int
+    k: int
+    groupings: int
+    normal_accuracy: float
+    recovered_accuracy: float
+    recovered_accuracy_std: float
+    position_accuracies: tuple[float, ...]
+    agreement: float
+
+    @property
+    def worst_position_accuracy(self) -> float:
+        """The lowest recovered accuracy of all erased positions."""
+        return min(self.position_accuracies)
+
+
+def evaluate(
+    method: CodedMethod,
+    source: ImageSource,
+    *,
+    k: int,
+    groupings: int = 5,
+    seed: int = 0,
+    shuffle_parity: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Erase every member of every group in turn and decode it.
+
+    Args:
+        method: a systematic coding method that serves groups of k.
+        source: the images.
+        k: the group size.
+        groupings: how many random groupings.
+        seed: of the groupings.
+        shuffle_parity: decode each group with the whole parity output of another, as a check
+            that the parity matters.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: if the images are too few for a group or the shuffling of parities, if groupings
+            is below 1, or if the method does not serve groups of k, has no direct answers, or
+            cannot decode a member.
+    """
+    if groupings < 1:
+        raise UserError(f"groupings must be at least 1, got {groupings}")
+    if shuffle_parity and len(source) < 2 * k:
+        raise UserError(f"shuffling parities needs two groups: {2 * k} images, got {len(source)}")
+    if k > method.k or (method.fixed_size and k != method.k):
+        served = f"of {method.k} only" if method.fixed_size else f"of up to {method.k}"
+        raise UserError(f"{method.name} serves groups {served}, got k = {k}")
+    count = len(source)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [random_groups(count, k, generator) for _ in range(groupings)]
+    per_batch = max(1, BATCH // k)
+    batches = sum(-(-len(g.members) // per_batch) for g in drawn)
+    with tqdm(
+        total=-(-count // BATCH) + batches,
+        desc=f"evaluate k={k}",
+        unit="batch",
+        dynamic_ncols=True,
+        disable=not progress,
+    ) as bar:
+        kept, answers, labels = [], [], []
+        for rows in torch.arange(count).split(BATCH):
+            images, truth = source.batch(rows)
+            outputs = method.compute(0, images[:, None])
+            logits = method.direct(outputs)
+            if logits is None:
+                raise UserError(f"{method.name} has no direct answers to compare with")
+            answers.append(logits.argmax(1).cpu())
+            labels.append(truth)
+            if count * outputs[0].nbytes <= KEPT_BYTES:
+                kept.append(outputs)
+            bar.update()
+        data_outputs = torch.cat(kept) if kept else None
+        direct, truth = torch.cat(answers), torch.cat(labels)
+        hits, agrees, masks = [], [], []
+        for groups in drawn:
+            predictions = _decoded_predictions(
+                method, source, data_outputs, groups, k, shuffle_parity, bar
+            )
+            hits.append(predictions == truth[groups.members])
+            agrees.append(predictions == direct[groups.members])
+            masks.append(groups.counted)
+    mask = torch.cat(masks)
+    hit, agree = torch.cat(hits) & mask, torch.cat(agrees) & mask
+    erased = mask.sum()
+    return Evaluation(
+        images=count,
+        k=k,
+        groupings=groupings,
+        normal_accuracy=float((direct == truth).float().mean()),
+        recovered_accuracy=float(hit.sum() / erased),
+        recovered_accuracy_std=sum(
+            bootstrap_std(h & m, m, seed) for h, m in zip(hits, masks, strict=True)
+        )
+        / groupings,
+        position_accuracies=tuple((hit.sum(0) / mask.sum(0)).tolist()),
+        agreement=float(agree.sum() / erased),
+    )
+
+
+def _decoded_predictions(
+    method: CodedMethod,
+    source: ImageSource,
+    data_outputs: Tensor | None,
+    groups: Groups,
+    k: int,
+    shuffle_parity: bool,
+    bar: tqdm[None],
+) -> Tensor:
+    """Return the decoded class of every member when it alone is erased, (G, k)."""
+    needs = method.tasks(k)
+    own = {task: members[0] for task, members in needs.items() if len(members) == 1}
+    size = max(1, BATCH // k)
+    encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
+    found = []
+    for rows, encoded_rows in zip(groups.members.split(size), encoded.split(size), strict=True):
+        flat = rows.flatten()
+        if data_outputs is None:
+            outputs = method.compute(0, source.batch(flat)[0][:, None])
+        else:
+            outputs = data_outputs[flat]
+        outputs = outputs.unflatten(0, tuple(rows.shape))
+        queries = source.batch(encoded_rows.flatten())[0].unflatten(0, tuple(rows.shape))
+        parities = {
+            task: method.compute(task, queries[:, list(members)])
+            for task, members in needs.items()
+            if task not in own
+        }
+        columns = []
+        for erased in range(k):
+            available = {task: outputs[:, member] for task, member in own.items() if task != erased}
+            answers = method.decode({**available, **parities}, k)
+            if erased not in answers:
+                raise UserError(f"{method.name} cannot decode member {erased} of a group of {k}")
+            columns.append(answers[erased].argmax(1).cpu())
+        found.append(torch.stack(columns, dim=1))
+        bar.update()
+    return torch.cat(found)
+
+
+def bootstrap_std(hits: Tensor, mask: Tensor, seed: int) -> float:
+    """Return the standard deviation of the mean of hits[mask] when groups (rows) are redrawn."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(hits)
+    redrawn = torch.randint(count, (BOOTSTRAP_SAMPLES, count), generator=generator)
+    per_group, sizes = hits.sum(1).double(), mask.sum(1).double()
+    means = per_group[redrawn].sum(1) / sizes[redrawn].sum(1)
+    return float(means.std())
+
+
+def evaluation_report(
+    bundle: Bundle,
+    source: ImageSource,
+    *,
+    split: str,
+    k: int,
+    groupings: int = 5,
+    seed: int = 0,
+    evidence: Evidence = "both",
+    pixel_mean: bool = False,
+    shuffle_parity: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a bundle at one group size and return what `evaluate --json` prints.
+
+    Raises:
+        UserError: if the bundle cannot be evaluated so.
+    """
+    if pixel_mean and evidence == "side":
+        raise UserError("the average image has no side features, so that nothing would be left")
+    used = bundle.with_pixel_mean() if pixel_mean else bundle
+    result = evaluate(
+        used.method(k, evidence),
+        source,
+        k=k,
+        groupings=groupings,
+        seed=seed,
+        shuffle_parity=shuffle_parity,
+        progress=progress,
+    )
+    arm = "pixel mean" if pixel_mean else "encoder"
+    return {
+        "bundle": bundle.info.name,
+        "dataset": source.name,
+        "split": split,
+        "evidence": evidence,
+        "parity": arm + (", shuffled" if shuffle_parity else ""),
+        "seed": seed,
+        **figures(result),
+        "position_accuracies": [round(a, 6) for a in result.position_accuracies],
+        "machine": describe_machine(),
+    }
+
+
+def figures(result: Evaluation) -> dict[str, Any]:
+    """Return an evaluation's figures, rounded to what they can carry."""
+    return {
+        "images": result.images,
+        "k": result.k,
+        "groupings": result.groupings,
+        "normal_accuracy": round(result.normal_accuracy, 6),
+        "recovered_accuracy": round(result.recovered_accuracy, 6),
+        "recovered_accuracy_std": round(result.recovered_accuracy_std, 6),
+        "worst_position_accuracy": round(result.worst_position_accuracy, 6),
+        "agreement": round(result.agreement, 6),
+    }

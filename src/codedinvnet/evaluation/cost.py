@@ -1,0 +1,105 @@
+"""What a bundle costs: parameters, multiply-adds and times of its parts, as `info` prints them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from codedinvnet.bundle import Bundle
+from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.provenance import describe_machine
+
+REPEATS = 30
+
+
+def count_macs(call: Callable[[], Any]) -> int:
+    """Count the multiply-adds of convolutions and matrix products in a call."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return int(counter.get_total_flops()) // 2
+
+
+def encoder_share(model: CodedModel, k: int) -> float:
+    """Return what E costs for k images in embeddings, by their multiply-adds."""
+    device = next(model.parameters()).device
+    group = torch.zeros(1, k, *model.input_shape, device=device)
+    return count_macs(lambda: model.encoder(group)) / count_macs(lambda: model.network(group[:, 0]))
+
+
+def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Return the median wall time of a call, in ms, after three calls to warm up."""
+    times = []
+    with torch.inference_mode():
+        for turn in range(repeats + 3):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= 3:
+                times.append(time.perf_counter() - began)
+    return round(statistics.median(times) * 1000, 3)
+
+
+def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str, Any]:
+    """Return a bundle's description, parameters, multiply-adds and times of one query each.
+
+    `reading` is what a mosaic's parity worker does with a group's z_p for the recovery head.
+    """
+    model, info = bundle.model, bundle.info
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    def count(module: nn.Module | None) -> int:
+        return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+    x = noise(1, *model.input_shape)
+    z = noise(1, *model.latent_shape)
+    smallest = info.group_sizes[0]
+    side = bundle.encode(noise(1, smallest, *info.input.shape)).side[:, 0]
+    features = noise(1, smallest, info.model.encoder.side_features)
+    parts: dict[str, Callable[[], Any]] = {
+        "embedding": lambda: model.network(x),
+        "head": lambda: model.classify(z),
+        "recovery_head": lambda: model.recover(z, side, smallest),
+        "reading": lambda: model.parity(z, features),
+    }
+    served = [m for m in sizes if m in info.group_sizes]
+    for m in served:
+        group, others = noise(1, m, *model.input_shape), noise(1, m - 1, *model.latent_shape)
+        parts[f"encoder_k{m}"] = lambda group=group: model.encoder(group)  # type: ignore[misc]
+        parts[f"decoding_k{m}"] = lambda others=others: decode_missing(z, others)  # type: ignore[misc]
+    report: dict[str, Any] = {
+        "bundle": info.name,
+        "format_version": info.format_version,
+        "classes": list(info.classes),
+        "input": info.input.model_dump(),
+        "latent_shape": list(model.latent_shape),
+        "group_sizes": list(info.group_sizes),
+        "embedding_parameters": count(model.network),
+        "head_parameters": count(model.head),
+        "encoder_parameters": count(model.encoder),
+        "recovery_head_parameters": count(model.recovery_head),
+    }
+    for name, call in parts.items():
+        stem, _, size = name.partition("_k")
+        suffix = f"_k{size}" if size else ""
+        if stem != "decoding":  # sums only
+            report[f"{stem}_macs{suffix}"] = count_macs(call)
+        report[f"{stem}_ms{suffix}"] = median_ms(call)
+    return {
+        **report,
+        "provenance": info.provenance.model_dump(mode="json"),
+        "figures": info.figures,
+        "machine": describe_machine(),
+    }

@@ -1,0 +1,101 @@
+"""How exactly a network inverts its own embeddings, as `invert` prints it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
+from codedinvnet.model import CodedModel
+from codedinvnet.nn.iresnet import IResNet, IResNetBlock
+from codedinvnet.nn.transform import NotConverged
+from codedinvnet.provenance import describe_machine
+
+INVERSION_BATCH = 250
+
+
+def inversion_report(
+    model: CodedModel,
+    source: ImageSource,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 200,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Embed and invert every image of a source.
+
+    Args:
+        model: in evaluation mode.
+        source: the images.
+        tolerance: of each block's residual, per element.
+        max_iterations: of each block.
+        limit: only so many images.
+
+    Returns:
+        `images` that were to be inverted and `measured` ones that were (a batch with an image that
+        did not converge is not), `largest_error` (over all pixels, pixels in 0..1), `mean_error`,
+        `iterations` (mean over blocks and batches of the slowest sample's; 1 without such blocks),
+        `largest_iterations`, `not_converged` (images above the tolerance, of a batch those in the
+        first block that has any, or whose inverse is not finite), and for an i-ResNet
+        `largest_singular_value` of all convolutions with the `coefficient` that bounds it. Errors
+        and iterations are None if nothing was measured.
+
+    Raises:
+        UserError: if the tolerance is not above 0, or the limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1 image, got {limit}")
+    if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
+        raise UserError(f"tolerance must be finite and above 0, got {tolerance}")
+    network = model.network
+    device = next(model.parameters()).device
+    count = min(len(source), limit or len(source))
+    blocks = [m for m in network.modules() if isinstance(m, IResNetBlock)]
+    largest, total, measured, failed = 0.0, 0.0, 0, 0
+    iterations: list[int] = []
+    began = time.monotonic()
+    rows = torch.arange(count)
+    with tqdm(total=count, desc="invert", unit="image", dynamic_ncols=True) as bar:
+        for part in rows.split(INVERSION_BATCH):
+            images, _ = source.batch(part)
+            x = model.prepare(images.to(device))
+            with torch.inference_mode():
+                try:
+                    back = network.inverse(
+                        network(x), tolerance=tolerance, max_iterations=max_iterations
+                    )
+                except NotConverged as error:
+                    failed += error.samples
+                    bar.update(len(part))
+                    continue
+            error_ = (back - x).abs()
+            if not (finite := error_.flatten(1).isfinite().all(1)).all():
+                failed += int((~finite).sum())  # an inverse in closed form is not checked
+                bar.update(len(part))
+                continue
+            largest = max(largest, float(error_.max()))
+            total += float(error_.mean()) * len(part)
+            measured += len(part)
+            iterations += [block.iterations for block in blocks] or [1]
+            bar.update(len(part))
+    report: dict[str, Any] = {
+        "images": count,
+        "measured": measured,
+        "tolerance": tolerance,
+        "largest_error": largest if measured else None,
+        "mean_error": total / measured if measured else None,
+        "iterations": round(statistics.mean(iterations), 2) if measured else None,
+        "largest_iterations": max(iterations) if measured else None,
+        "not_converged": failed,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if isinstance(network, IResNet):
+        report["largest_singular_value"] = network.largest_singular_value()
+        report["coefficient"] = network.coefficient
+    return {**report, "machine": describe_machine()}

@@ -1,0 +1,64 @@
+"""What made a figure: the machine, the commit of the source, and the command that runs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def describe_machine() -> str:
+    """Return the kind of machine in words: system, processor, threads, GPU, versions."""
+    threads = torch.get_num_threads()
+    words = (
+        f"{platform.machine()} {platform.system()}",
+        processor_name(),
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+    )
+    return ", ".join(filter(None, words))
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what Linux calls the processor, elsewhere what Python does; "" if nothing does.
+
+    Args:
+        cpuinfo: Linux's file.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":") for line in lines)
+    return next((name.strip() for key, _, name in named if key.strip() == "model name"), "")
+
+
+def describe_commit() -> str:
+    """Return the commit of the source tree, "+changes" if it has any, or the release's version."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            raise OSError("this is somebody's repository around an installed package")
+        head = git("rev-parse", "HEAD")
+        return head + (
+            "+changes" if git("status", "--porcelain", "--", "src", "benchmarks") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        from importlib.metadata import version
+
+        return f"codedinvnet {version('codedinvnet')}"
+
+
+def describe_command() -> str:
+    """Return the command line that runs now, without the folder of the program."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ablation
+from benchmarks.command_line import build_parser
+from codedinvnet import stages
+from tests.cli.scene import Scene, check_refusal
+from tests.cli.test_command_line import commands
+from tests.conftest import Command, digests
+
+
+@pytest.mark.parametrize("name", commands(build_parser()))
+def test_help_shows_an_example_that_parses(name: str, call_benchmarks: Command) -> None:
+    outcome = call_benchmarks(name, "--help")
+    assert outcome.code == 0
+    example = outcome.out.split("example:\n")[1].strip()
+    assert example.startswith(f"python -m benchmarks {name} ")
+    assert callable(build_parser().parse_args(shlex.split(example)[3:]).run)
+
+
+def test_help_lists_the_benchmarks(call_benchmarks: Command) -> None:
+    outcome = call_benchmarks("--help")
+    assert outcome.code == 0
+    examples = outcome.out.split("examples:\n")[1].split("\n\n")[0].splitlines()
+    assert [shlex.split(e)[3] for e in examples] == list(commands(build_parser()))
+    for example in examples:
+        assert callable(build_parser().parse_args(shlex.split(example)[3:]).run)
+
+
+def test_images_of_another_size_are_refused(
+    recovery_run: stages.Run, data_dir: Path, tmp_path: Path, call_benchmarks: Command
+) -> None:
+    scene = Scene(tmp_path, data_dir, recovery_run)
+    before = digests(tmp_path, data_dir)
+    outcome = call_benchmarks("embed", scene.bundle, "--data-dir", scene.large)
+    check_refusal(outcome.code, outcome.out, outcome.err, "takes (1, 28, 28)")
+    assert digests(tmp_path, data_dir) == before
+
+
+def test_failures_of_the_ablation_are_told_after_its_table(
+    call_benchmarks: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"row": "all", "data": "mnist", "seed": 1, "k": [10], "error": "RuntimeError: no"}
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: [row])
+    outcome = call_benchmarks("ablation", "grid.json", "--out", tmp_path / "rows.jsonl")
+    assert outcome.code == 2
+    assert "failed: RuntimeError: no" in outcome.out
+    assert outcome.err.startswith("error: 1 of the trials failed; the errors are in ")

@@ -1,0 +1,169 @@
+"""The Makefile's benchmarks: their command lines parse, and name files that are there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import command_line
+from benchmarks.figures import BUNDLES, SIZES
+from codedinvnet.cli.command_line import build_parser
+from codedinvnet.config import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = (
+    *("accuracy", "latency", "serve", "inverse", "embed", "train", "ablation", "map"),
+    *("engine", "validation"),
+)
+
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+def commands(target: str, folder: Path = ROOT) -> str:
+    """Return what `make` would do in a folder."""
+    # `make test` runs this, and what it has in the environment would make this one talk.
+    environment = {key: os.environ[key] for key in os.environ if not key.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-n", target],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.replace("\\\n", " ")
+
+
+def test_the_simulator_is_compared_with_rows_that_were_just_measured() -> None:
+    for target, folder in (("bench", "docs/results"), ("bench-quick", "results/quick")):
+        lines = commands(target).splitlines()
+        (compared,) = (i for i, line in enumerate(lines) if "--measured" in line)
+        assert f"--measured {folder}/latency.jsonl" in lines[compared]
+        assert any(f"--out {folder}/latency.jsonl" in line for line in lines[:compared])
+
+
+def test_the_quick_benchmarks_start_from_nothing() -> None:
+    """And the whole ones do not."""
+    lines = commands("bench-quick").splitlines()
+    deleted = lines.index("rm -rf results/quick runs/quick")
+    first = next(i for i, line in enumerate(lines) if "--out" in line)
+    assert deleted < first
+    for line in lines[first:]:
+        words = shlex.split(line)
+        for option in ("--out", "--save-dir"):
+            if option in words:
+                written = words[words.index(option) + 1]
+                assert written.startswith(("results/quick/", "runs/quick"))
+    assert "rm -rf" not in commands("bench")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("quick", "results/quick"), ("bench", "docs/results")]
+)
+def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
+    line = commands(f"{kind}-{name}").splitlines()[-1]  # behind the set-up
+    loop = re.search(r"; do +(.+) \|\| exit 1; done", line)
+    words = shlex.split(loop[1] if loop else line)
+    if words[0] == ".venv/bin/python":
+        assert words[1:3] == ["-m", "benchmarks"]
+        arguments = command_line.build_parser().parse_args(words[3:])
+    else:
+        assert words[0] == ".venv/bin/codedinvnet"
+        arguments = build_parser().parse_args(words[1:])
+    assert arguments.out.parent == Path(folder)  # quick figures never reach the committed ones
+    assert getattr(arguments, "quick", kind == "quick") == (kind == "quick")
+    for key in ("grid", "scenario"):
+        if hasattr(arguments, key):
+            assert (ROOT / getattr(arguments, key)).is_file()
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A repository without results."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", ["bench-accuracy", "quick-serve", "bench-page", "bench-seeds"])
+def test_any_target_sets_up_what_it_needs(target: str, bare: Path) -> None:
+    assert "pip install" in commands(target, bare)
+
+
+def results(target: str, folder: Path) -> dict[str, list[str]]:
+    """Return for each file that `make` would bring into docs/results the command for it."""
+    found: dict[str, list[str]] = {}
+    before: list[str] = []
+    for line in commands(target, folder).splitlines():
+        words = shlex.split(line)
+        if words[0] == "mv":
+            source, name = words[1:]
+            assert before[-2:] == [">", source]  # what is cut off is not brought there
+            assert name.startswith("docs/results/")
+            found[Path(name).name] = before[1:-2]
+        if words[:4] == [".venv/bin/python", "-m", "benchmarks.figures", "--measure"]:
+            found[f"{words[-1]}.json"] = words[4:-1]
+        before = words
+    return found
+
+
+@pytest.mark.parametrize("data", [[], ["--data-dir", "data"]])
+def test_the_papers_objective_is_trained_for_each_bundle_and_k(data: list[str], bare: Path) -> None:
+    if data:
+        (bare / "data").mkdir()
+    found = results("bench-pixels", bare)
+    assert set(found) == {f"pixels-{name}-k{k}.json" for name in BUNDLES for k in SIZES}
+    for name in BUNDLES:
+        for k in SIZES:
+            config = f"configs/{name}-pixels.json"
+            words = ["reproduce", config, "--k", str(k), *data, "--json"]
+            assert found[f"pixels-{name}-k{k}.json"] == words
+            assert (ROOT / config).is_file()
+    arguments = build_parser().parse_args(words)
+    assert (arguments.k, arguments.json) == (SIZES[-1], True)
+
+
+def test_each_bundle_is_trained_from_another_seed(bare: Path) -> None:
+    found = results("bench-seeds", bare)
+    assert set(found) == {f"seed-{name}.json" for name in BUNDLES}
+    for name in BUNDLES:
+        arguments = build_parser().parse_args(found[f"seed-{name}.json"])
+        settings = load_settings(ROOT / arguments.config)
+        assert settings == load_settings(ROOT / "configs" / f"{name}-recovery.json")
+        assert arguments.seed != settings.seed
+
+
+def test_each_bundle_is_measured(bare: Path) -> None:
+    (bare / "data").mkdir()
+    measured = results("bench-bundles", bare)
+    assert measured == {f"{name}.json": ["--data-dir", "data"] for name in BUNDLES}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("bench-bundles", "fashion.json"),
+        ("bench-pixels", "pixels-cifar10-k4.json"),
+        ("bench-seeds", "seed-mnist.json"),
+    ],
+)
+def test_a_result_that_is_there_is_kept(target: str, name: str, bare: Path) -> None:
+    missing = results(target, bare)
+    there = bare / "docs" / "results" / name
+    there.touch()
+    os.utime(there, (0, 0))  # however old
+    del missing[name]
+    assert results(target, bare) == missing
+
+
+def test_training_is_no_part_of_the_benchmarks(bare: Path) -> None:
+    assert "reproduce" not in commands("bench", bare)

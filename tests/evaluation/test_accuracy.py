@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codedinvnet.data import Groups, ImageSet, random_groups
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation import accuracy
+from codedinvnet.evaluation.accuracy import Evaluation, bootstrap_std, evaluate, figures
+from codedinvnet.methods.base import CodedMethod
+
+CLASSES = 5
+
+
+def image_set(count: int) -> ImageSet:
+    """Make images of two pixels: the image's index and its label."""
+    index = torch.arange(count)
+    labels = (index * index + index // 3) % CLASSES
+    pixels = torch.stack([index, labels], dim=1).to(torch.uint8).view(count, 1, 1, 2)
+    return ImageSet("stub", tuple("abcde"), pixels, labels, "made here")
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    return F.one_hot(labels.long() % CLASSES, CLASSES).float()
+
+
+class Exact:
+    """Outputs are the pixels, the parity is their sum, and every answer is right."""
+
+    name = "exact"
+    r = 1
+    fixed_size = False
+    guesses = False
+    parameters = 0
+    encode_seconds = 0.0
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        return {**{i: (i,) for i in range(size)}, self.k: tuple(range(size))}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        raise AssertionError("an evaluation has no need to ask")
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        assert queries.dtype == torch.uint8
+        assert queries.shape[2:] == (1, 1, 2)
+        if task < self.k:
+            assert queries.shape[1] == 1
+        return queries.float().sum(1).flatten(1)
+
+    def direct(self, output: Tensor) -> Tensor | None:
+        return one_hot(output[:, 1])
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        (missing,) = set(range(size)) - set(outputs)
+        assert set(outputs) == {*range(size), self.k} - {missing}
+        others = sum(outputs[i] for i in range(size) if i != missing)
+        return {missing: self.answer(missing, outputs[self.k] - others)}
+
+    def answer(self, member: int, pixels: Tensor) -> Tensor:
+        return one_hot(pixels[:, 1])
+
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        return None
+
+
+class DirectWrongOnEven(Exact):
+    def direct(self, output: Tensor) -> Tensor | None:
+        return one_hot(output[:, 1] + (output[:, 0] % 2 == 0))
+
+
+class PositionWrong(Exact):
+    def __init__(self, k: int, position: int) -> None:
+        super().__init__(k)
+        self.position = position
+
+    def answer(self, member: int, pixels: Tensor) -> Tensor:
+        return one_hot(pixels[:, 1] + (member == self.position))
+
+
+class RightOnOneImage(Exact):
+    def __init__(self, k: int, index: int) -> None:
+        super().__init__(k)
+        self.index = index
+
+    def answer(self, member: int, pixels: Tensor) -> Tensor:
+        return one_hot(pixels[:, 1] + (pixels[:, 0] != self.index))
+
+
+class ParityTells(Exact):
+    """The parity holds the members' labels side by side, and is believed."""
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        return queries[:, :, 0, 0, 1].float() if task == self.k else super().compute(task, queries)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        (missing,) = set(range(size)) - set(outputs)
+        return {missing: one_hot(outputs[self.k][:, missing])}
+
+
+class ParityIgnored(Exact):
+    """Answers what a neighbour in the group is."""
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        (missing,) = set(range(size)) - set(outputs)
+        return {missing: one_hot(outputs[(missing + 1) % size][:, 1])}
+
+
+class TwoParities(ParityTells):
+    """The second parity is the one that tells."""
+
+    r = 2
+
+    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+        return {**super().tasks(size), self.k + 1: tuple(range(size))}
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        if task == self.k:
+            return torch.zeros(len(queries), 1)
+        return super().compute(self.k if task > self.k else task, queries)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        (missing,) = set(range(size)) - set(outputs)
+        return {missing: one_hot(outputs[self.k + 1][:, missing])}
+
+
+class NotSystematic(Exact):
+    def direct(self, output: Tensor) -> Tensor | None:
+        return None
+
+
+class Undecodable(Exact):
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        return {} if 1 not in outputs else super().decode(outputs, size)
+
+
+def run(
+    method: CodedMethod,
+    count: int = 24,
+    *,
+    groupings: int = 2,
+    seed: int = 0,
+    shuffle_parity: bool = False,
+) -> Evaluation:
+    return evaluate(
+        method,
+        image_set(count),
+        k=method.k,
+        groupings=groupings,
+        seed=seed,
+        shuffle_parity=shuffle_parity,
+        progress=False,
+    )
+
+
+def drawn(count: int, k: int, groupings: int, seed: int = 0) -> list[Groups]:
+    generator = torch.Generator().manual_seed(seed)
+    return [random_groups(count, k, generator) for _ in range(groupings)]
+
+
+@pytest.fixture(params=[250, 7, 1], ids=lambda size: f"batch-{size}")
+def any_batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "BATCH", request.param)
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("count", [24, 25, 27])
+def test_a_perfect_method_is_perfect(count: int) -> None:
+    assert run(Exact(4), count, groupings=3) == Evaluation(
+        images=count,
+        k=4,
+        groupings=3,
+        normal_accuracy=1.0,
+        recovered_accuracy=1.0,
+        recovered_accuracy_std=0.0,
+        position_accuracies=(1.0,) * 4,
+        agreement=1.0,
+    )
+
+
+class Counting(ParityIgnored):
+    """Counts the images of which it computes a data task."""
+
+    computed = 0
+
+    def compute(self, task: int, queries: Tensor) -> Tensor:
+        if task < self.k:
+            self.computed += len(queries)
+        return super().compute(task, queries)
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_outputs_that_do_not_fit_are_computed_again(
+    shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, groupings = 26, 3
+    kept, again = Counting(4), Counting(4)
+    size = count * 2 * 4  # bytes: two floats an image
+    monkeypatch.setattr(accuracy, "KEPT_BYTES", size)
+    found = run(kept, count, groupings=groupings, shuffle_parity=shuffle)
+    monkeypatch.setattr(accuracy, "KEPT_BYTES", size - 1)
+    assert run(again, count, groupings=groupings, shuffle_parity=shuffle) == found
+    assert kept.computed == count
+    assert again.computed == count + groupings * 28  # two images fill the last group up
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("count", [24, 25, 27])
+def test_direct_answers_set_normal_accuracy_and_agreement_alone(count: int) -> None:
+    found = run(DirectWrongOnEven(4), count)
+    odd = (count // 2) / count
+    assert found.normal_accuracy == pytest.approx(odd)
+    assert found.agreement == pytest.approx(odd)
+    assert found.recovered_accuracy == 1.0
+    assert found.worst_position_accuracy == 1.0
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("position", range(4))
+def test_a_position_that_decodes_wrongly_is_seen(position: int) -> None:
+    found = run(PositionWrong(4, position))
+    assert found.position_accuracies == tuple(float(i != position) for i in range(4))
+    assert found.worst_position_accuracy == 0.0
+    assert found.recovered_accuracy == pytest.approx(0.75)
+    assert found.agreement == pytest.approx(0.75)
+    assert found.recovered_accuracy_std == pytest.approx(0.0, abs=1e-12)
+    assert found.normal_accuracy == 1.0
+
+
+def test_answers_that_only_fill_a_group_up_do_not_count() -> None:
+    # Of seven groups of 25 images the last has one member that counts, in position 0.
+    assert run(PositionWrong(4, 0), 25).recovered_accuracy == pytest.approx(1 - 7 / 25)
+    last = run(PositionWrong(4, 3), 25)
+    assert last.recovered_accuracy == pytest.approx(1 - 6 / 25)
+    assert last.agreement == pytest.approx(1 - 6 / 25)
+    assert last.position_accuracies == (1.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("count", "k"), [(12, 4), (11, 4), (9, 2), (5, 5), (7, 5)])
+def test_every_image_counts_once_per_grouping(count: int, k: int) -> None:
+    for index in range(count):
+        for groupings in (1, 3):
+            found = run(RightOnOneImage(k, index), count, groupings=groupings)
+            assert found.recovered_accuracy == pytest.approx(1 / count)
+            assert found.agreement == pytest.approx(1 / count)
+            where = [
+                ((g.members == index) & g.counted).double().sum(0)
+                for g in drawn(count, k, groupings)
+            ]
+            slots = sum(g.counted.sum(0) for g in drawn(count, k, groupings))
+            expected = torch.stack(where).sum(0) / slots
+            assert found.position_accuracies == pytest.approx(expected.tolist())
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("method", [ParityTells(4), TwoParities(4)], ids=["one", "two"])
+@pytest.mark.parametrize("count", [24, 26])
+def test_shuffling_gives_every_group_the_parity_of_another(method: CodedMethod, count: int) -> None:
+    assert run(method, count).recovered_accuracy == 1.0
+    found = run(method, count, groupings=3, shuffle_parity=True)
+    labels = image_set(count).labels
+    hits = 0
+    for g in drawn(count, 4, 3):
+        told, true = labels[g.members.roll(1, 0)], labels[g.members]
+        hits += int(((told == true) & g.counted).sum())
+    assert found.recovered_accuracy == pytest.approx(hits / (3 * count))
+    assert found.recovered_accuracy < 0.5
+    assert found.normal_accuracy == 1.0
+
+
+def test_shuffling_changes_nothing_for_a_method_that_ignores_its_parity() -> None:
+    method = ParityIgnored(4)
+    found = run(method, 26, groupings=3)
+    labels = image_set(26).labels
+    hits = sum(
+        int(((labels[g.members.roll(-1, 1)] == labels[g.members]) & g.counted).sum())
+        for g in drawn(26, 4, 3)
+    )
+    assert found.recovered_accuracy == pytest.approx(hits / (3 * 26))
+    assert 0 < found.recovered_accuracy < 0.5
+    assert run(method, 26, groupings=3, shuffle_parity=True) == found
+
+
+def test_seeds_repeat() -> None:
+    first = run(ParityIgnored(4), 50, seed=3)
+    assert run(ParityIgnored(4), 50, seed=3) == first
+    assert run(ParityIgnored(4), 50, seed=4) != first
+    torch.manual_seed(99)
+    assert run(ParityIgnored(4), 50, seed=3) == first
+
+
+def test_groupings_differ_and_are_averaged() -> None:
+    counts = []
+    for groupings in (1, 2, 3):
+        found = run(ParityIgnored(4), 50, groupings=groupings)
+        assert found.groupings == groupings
+        counts.append(found.recovered_accuracy * groupings * 50)
+    singles = [counts[0], counts[1] - counts[0], counts[2] - counts[1]]
+    labels = image_set(50).labels
+    assert singles == pytest.approx(
+        [
+            int(((labels[g.members.roll(-1, 1)] == labels[g.members]) & g.counted).sum())
+            for g in drawn(50, 4, 3)
+        ],
+        abs=1e-3,
+    )
+    assert len({round(single) for single in singles}) > 1
+
+
+def test_reported_std_is_that_of_one_grouping() -> None:
+    labels = image_set(200).labels
+    for groupings in (1, 4):
+        found = run(ParityIgnored(4), 200, groupings=groupings, seed=5)
+        each = [
+            bootstrap_std(
+                (labels[g.members.roll(-1, 1)] == labels[g.members]) & g.counted, g.counted, 5
+            )
+            for g in drawn(200, 4, groupings, seed=5)
+        ]
+        assert found.recovered_accuracy_std == pytest.approx(sum(each) / groupings)
+        assert found.recovered_accuracy_std > 0
+
+
+def test_smaller_groups_than_k_are_evaluated() -> None:
+    found = evaluate(ParityTells(10), image_set(20), k=3, progress=False)
+    assert (found.k, found.groupings, found.images) == (3, 5, 20)
+    assert found.position_accuracies == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("width", "alike"), [(10, False), (10, True), (2, False)])
+def test_bootstrap_std_is_the_analytic_one(width: int, alike: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, share = 400, 0.3
+    hits = torch.rand(rows, 1 if alike else width, generator=generator) < share
+    hits = hits.expand(rows, width)
+    mask = torch.ones(rows, width, dtype=torch.bool)
+    independent = rows if alike else rows * width
+    analytic = (share * (1 - share) / independent) ** 0.5
+    assert bootstrap_std(hits, mask, 0) == pytest.approx(analytic, rel=0.15)
+    assert bootstrap_std(hits, mask, 0) == bootstrap_std(hits, mask, 0)
+    assert bootstrap_std(hits, mask, 1) != bootstrap_std(hits, mask, 0)
+
+
+def test_bootstrap_divides_by_what_counts() -> None:
+    mask = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[:, 0] = True
+    assert bootstrap_std(mask, mask, 0) == pytest.approx(0.0, abs=1e-12)
+    assert bootstrap_std(torch.zeros_like(mask), mask, 0) == 0.0
+
+
+def test_worst_position_is_the_lowest() -> None:
+    found = replace(run(Exact(3)), position_accuracies=(0.7, 0.2, 0.9))
+    assert found.worst_position_accuracy == 0.2
+
+
+@pytest.mark.parametrize("groupings", [0, -1])
+def test_groupings_below_one_are_the_users_error(groupings: int) -> None:
+    with pytest.raises(UserError, match=f"groupings must be at least 1, got {groupings}"):
+        run(Exact(4), groupings=groupings)
+
+
+def test_too_few_images_are_the_users_error() -> None:
+    assert run(Exact(4), 4).recovered_accuracy == 1.0
+    with pytest.raises(UserError, match="groups of k=4 cannot be made of 3 images"):
+        run(Exact(4), 3)
+    with pytest.raises(UserError, match=r"k is 2 to"):
+        evaluate(Exact(4), image_set(8), k=1, progress=False)
+
+
+def test_shuffling_needs_two_groups() -> None:
+    run(Exact(4), 8, shuffle_parity=True)
+    with pytest.raises(UserError, match="two groups: 8 images, got 7"):
+        run(Exact(4), 7, shuffle_parity=True)
+
+
+def test_k_above_the_methods_own_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="groups of up to 3, got k = 4"):
+        evaluate(Exact(3), image_set(8), k=4, progress=False)
+
+
+def test_a_method_that_cannot_be_compared_or_decoded_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="exact has no direct answers"):
+        run(NotSystematic(4))
+    with pytest.raises(UserError, match="exact cannot decode member 1 of a group of 4"):
+        run(Undecodable(4))
+
+
+def test_report_of_evaluation_needs_every_field() -> None:
+    result = Evaluation(10, 2, 5, 0.9, 0.8, 0.01, (0.7, 0.9), 0.85)
+    assert figures(result) == {
+        "images": 10,
+        "k": 2,
+        "groupings": 5,
+        "normal_accuracy": 0.9,
+        "recovered_accuracy": 0.8,
+        "recovered_accuracy_std": 0.01,
+        "worst_position_accuracy": 0.7,
+        "agreement": 0.85,
+    }

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from codedinvnet import provenance
+from codedinvnet.provenance import describe_commit, describe_machine, processor_name
+
+
+def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment often lies in a repository of its user's."""
+    (tmp_path / "lib" / "site-packages" / "x").mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    words = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
+    subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(
+        "codedinvnet.provenance.__file__",
+        str(tmp_path / "lib" / "site-packages" / "x" / "provenance.py"),
+    )
+    assert describe_commit().startswith("codedinvnet ")
+    monkeypatch.setattr(
+        "codedinvnet.provenance.__file__", str(tmp_path / "src" / "x" / "provenance.py")
+    )
+    assert len(describe_commit()) == 40
+
+
+def test_a_machine_has_the_name_of_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: Some CPU @ 2: 3 GHz\n")
+    assert processor_name(file) == "Some CPU @ 2: 3 GHz"
+    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert processor_name(file) == ""
+    monkeypatch.setattr(provenance, "processor_name", lambda: "")
+    plain = describe_machine()
+    monkeypatch.setattr(provenance, "processor_name", lambda: "Some CPU")
+    assert describe_machine() == plain.replace(", ", ", Some CPU, ", 1)
+    assert ", ," not in plain
