@@ -28,13 +28,12 @@ import aiohttp
 import numpy as np
 import torch
 
+from benchmarks.processes import descriptors, memory
 from codedinvnet.bench.load import (
     Client,
     Reply,
     connect,
     descendants,
-    descriptors,
-    memory,
     open_loop,
     server,
     warm,
