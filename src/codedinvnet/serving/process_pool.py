@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
@@ -92,6 +93,8 @@ class Connection:
     """One running worker."""
 
     process: BaseProcess
+    leash: pipes.Connection
+    """The worker is killed when this is closed, also when the fork server is gone (Linux)."""
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     waiting: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
@@ -166,8 +169,9 @@ class ProcessPool:
     async def _spawn(self, worker: int) -> Connection:
         """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""
         ours, theirs = socket.socketpair()
+        held, leash = self.context.Pipe(duplex=False)
         process = self.context.Process(
-            target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
+            target=worker_main, args=(theirs, held, self.spec), daemon=True, name=f"worker-{worker}"
         )
         loop = asyncio.get_running_loop()
         launched = loop.run_in_executor(self.launcher, launch, process, self.spec)
@@ -180,13 +184,15 @@ class ProcessPool:
             finally:
                 await _settle(launched)  # when cancelled, too: there is a process to end then
                 theirs.close()
-            connection = Connection(process, *await asyncio.open_connection(sock=ours))
+                held.close()
+            connection = Connection(process, leash, *await asyncio.open_connection(sock=ours))
             await self._greet(worker, connection)
         except BaseException:
             if connection is not None:
                 self._kill(connection)
             else:
                 ours.close()  # which the worker ends by
+                leash.close()
             raise
         connection.listener = asyncio.create_task(self._listen(worker, connection))
         return connection
@@ -260,6 +266,7 @@ class ProcessPool:
 
     def _kill(self, connection: Connection) -> None:
         connection.writer.close()
+        connection.leash.close()
         if connection.process.is_alive():  # its number may be another's by now
             with contextlib.suppress(ProcessLookupError):
                 connection.process.kill()
