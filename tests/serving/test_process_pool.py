@@ -205,6 +205,37 @@ def test_a_task_that_raises_leaves_the_worker_ready() -> None:
     asyncio.run(run())
 
 
+def test_a_reply_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with started(1) as (pool, pids):
+            deaths: list[str] = []
+            pool.on_death = lambda _, reason: deaths.append(reason)
+            with monkeypatch.context() as patch:  # of its content: the next one may be as ever
+                patch.setattr(process_pool, "read_reply", fails)
+                with pytest.raises(MemoryError, match="no room"):
+                    await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
+            await pool.call(0, data_task(2, 0))
+            assert pool.pid(0) == pids[0]
+            assert deaths == []
+
+            with monkeypatch.context() as patch:  # of its length: nothing is known any more
+                patch.setattr(pool.connections[0].reader, "readexactly", fails)
+                calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
+                with pytest.raises(WorkerDied):
+                    await asyncio.wait_for(asyncio.gather(*calls), 20)
+            assert deaths == ["its replies cannot be read: MemoryError: no room"]
+            (told,) = [r for r in caplog.records if r.msg == "a worker's listener failed"]
+            assert told.__dict__["fields"] == {"worker": 0}
+            assert told.exc_info
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    asyncio.run(run())
+
+
 def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
     shipped = Path(str(resources.files("codedinvnet"))) / "bundles" / "mnist"
     folder = tmp_path / "broken"

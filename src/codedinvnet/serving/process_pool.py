@@ -88,6 +88,18 @@ async def _exit_of(process: BaseProcess) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
+def read_reply(status: int, payload: bytes, seconds: float, encoding: float) -> Result:
+    """Return the result in a worker's reply.
+
+    Raises:
+        WorkerFailed: if the worker raised.
+    """
+    if status == FAILED:
+        raise WorkerFailed(payload.decode())
+    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
+    return Result(output, seconds, encoding)
+
+
 @dataclass
 class Connection:
     """One running worker."""
@@ -210,8 +222,8 @@ class ProcessPool:
             raise UserError(f"worker {worker} cannot start: {' '.join(message.split())}")
 
     async def _listen(self, worker: int, connection: Connection) -> None:
-        reader = connection.reader
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        reader, reason = connection.reader, "its process ended"
+        try:
             while True:
                 head = await reader.readexactly(REPLY.size)
                 attempt, status, seconds, encoding, size = REPLY.unpack(head)
@@ -219,12 +231,16 @@ class ProcessPool:
                 future = connection.waiting.pop(attempt, None)
                 if future is None or future.done():
                     continue
-                if status == FAILED:
-                    future.set_exception(WorkerFailed(payload.decode()))
-                else:
-                    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
-                    future.set_result(Result(output, seconds, encoding))
-        self._bury(worker, connection, "its process ended")
+                try:
+                    future.set_result(read_reply(status, payload, seconds, encoding))
+                except Exception as error:  # what is no reply fails its task, not the worker
+                    future.set_exception(error)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except Exception as error:  # what follows in the stream is not known
+            reason = f"its replies cannot be read: {type(error).__name__}: {error}"
+            log_event("a worker's listener failed", logging.ERROR, error, worker=worker)
+        self._bury(worker, connection, reason)
 
     def _bury(self, worker: int, connection: Connection, reason: str) -> None:
         if connection.dead:
@@ -242,9 +258,10 @@ class ProcessPool:
         connection = self.connections[worker]
         if connection.dead:
             raise WorkerDied(connection.dead)
+        request = pack_request(task.attempt, task.number, task.images)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         connection.waiting[task.attempt] = future
-        connection.writer.write(pack_request(task.attempt, task.number, task.images))
+        connection.writer.write(request)
         return await future
 
     async def replace(self, worker: int) -> None:
