@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from codedinvnet.bundle import Bundle, describe_machine
 from codedinvnet.data import ImageSource
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import Evaluation, evaluate
 from codedinvnet.methods import Evidence
@@ -118,7 +119,7 @@ def inversion_report(
     if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
         raise UserError(f"tolerance must be finite and above 0, got {tolerance}")
     network = model.network
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     count = min(len(source), limit or len(source))
     blocks = [m for m in network.modules() if isinstance(m, IResNetBlock)]
     largest, total, measured, failed = 0.0, 0.0, 0, 0
@@ -174,7 +175,7 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 def encoder_share(model: CodedModel, k: int) -> float:
     """Return what E costs for k images in embeddings, by their multiply-adds."""
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     group = torch.zeros(1, k, *model.input_shape, device=device)
     return count_macs(lambda: model.encoder(group)) / count_macs(lambda: model.network(group[:, 0]))
 
@@ -201,7 +202,7 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
     `reading` is what a mosaic's parity worker does with a group's z_p for the recovery head.
     """
     model, info = bundle.model, bundle.info
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
