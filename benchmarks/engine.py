@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.timing import Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle
+from codedinvnet.devices import first_tensor
 from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.pool import WorkerSpec
 
@@ -27,7 +28,7 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
     Raises:
         UserError: if ONNX Runtime is not installed, or the bundle is not on a processor.
     """
-    device = next(bundle.model.parameters()).device
+    device = first_tensor(bundle.model).device
     check_engine(ONNX_RUNTIME, str(device))
     check_installed(ONNX_RUNTIME)
     k, threads = bundle.info.group_sizes[-1], torch.get_num_threads()

@@ -24,6 +24,7 @@ from benchmarks.reports import check_mergeable, part_of_report, save
 from benchmarks.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.data import ImageSource
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_network
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
@@ -44,7 +45,7 @@ def unfolded(bundle: Bundle) -> IResNet:
     Raises:
         UserError: if the bundle's network is no i-ResNet with a bound.
     """
-    info, device = bundle.info.model, next(bundle.model.parameters()).device
+    info, device = bundle.info.model, first_tensor(bundle.model).device
     network = build_network(info.network, bundle.model.input_shape)
     if not isinstance(network, IResNet) or network.coefficient is None:
         raise UserError(
@@ -69,7 +70,7 @@ class SpeedBench:
     def __init__(self, bundle: Bundle, source: ImageSource, sizes: Sizes) -> None:
         self.bundle, self.source, self.sizes = bundle, source, sizes
         self.served = cast(IResNet, bundle.model.network)
-        self.device = next(bundle.model.parameters()).device
+        self.device = first_tensor(bundle.model).device
         self.unfolded = unfolded(bundle)
         self.published = PublishedIResNet(self.unfolded).to(self.device).eval()
         self.published.requires_grad_(False)

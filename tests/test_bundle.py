@@ -25,9 +25,11 @@ from codedinvnet.classifier import classifier_of
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.accuracy import evaluation_report
-from codedinvnet.methods import ApproxIFER, Uncoded
+from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
+from codedinvnet.methods import ApproxIFER, CodedInvNet, Uncoded
 from codedinvnet.model import CodedModel
+from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.stages import choose_device
 
 
 @pytest.fixture
@@ -286,14 +288,35 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
         bundle.decode(parity, latents[1:], 0)  # no group dimension
 
 
-def test_gpus_compute_in_whole_float32(bundle_folder: Path) -> None:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    load_bundle(bundle_folder)
-    assert torch.backends.cudnn.allow_tf32  # a caller's own, where nothing needs it
-    with suppress(UserError):  # there may be no GPU
-        load_bundle(bundle_folder, "cuda")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
+def test_a_host_programs_precision_is_its_own(bundle_folder: Path, held_out: ImageSet) -> None:
+    """Processes of ours compute in whole float32 on a GPU; evaluating does, and puts it back."""
+
+    def rounds() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = rounds()
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        with suppress(UserError):  # there may be no GPU
+            load_bundle(bundle_folder, "cuda")
+        seen = []
+
+        class Seen(CodedInvNet):
+            def compute(self, task: int, queries: torch.Tensor) -> torch.Tensor:
+                seen.append(rounds())
+                return super().compute(task, queries)
+
+        model = load_bundle(bundle_folder).model
+        evaluate(Seen(model, 4), held_out, k=4, groupings=1, progress=False)
+        assert set(seen) == {(False, False)}
+        assert rounds() == (True, True)
+        WorkerSpec(bundle_folder, 4).load()
+        assert rounds() == (False, False)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        choose_device("cpu")
+        assert rounds() == (False, False)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:

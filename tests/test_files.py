@@ -107,7 +107,16 @@ def test_content_is_synced_before_it_takes_the_name(
     write_atomically(tmp_path / "x", b"content")
     assert done[:2] == ["fsync", "replace"]
     assert (tmp_path / "x").read_bytes() == b"content"
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "x", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from codedinvnet.checkpoint import (
     save_checkpoint,
 )
 from codedinvnet.config import Section, Settings, validated
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
@@ -174,7 +175,7 @@ class Bundle:
         fold(model)
         model.load_state_dict(self.model.state_dict())
         model.encoder = PixelMean(self.info.model.encoder.side_features)
-        return Bundle(self.info, model.to(next(self.model.parameters()).device))
+        return Bundle(self.info, model.to(first_tensor(self.model).device))
 
     def checked(self, images: Tensor, rank: int) -> Tensor:
         """Return the images on the model's device if the model can take them.
@@ -189,7 +190,7 @@ class Bundle:
             raise UserError(
                 f"images must have shape ({leading}, {wanted}), got {tuple(images.shape)}"
             )
-        images = images.to(next(self.model.parameters()).device)
+        images = images.to(first_tensor(self.model).device)
         if images.dtype == torch.uint8:
             return images
         if not images.is_floating_point():
@@ -236,17 +237,11 @@ def weights_digest(name: str | Path) -> str:
 def usable_device(device: torch.device | str) -> torch.device:
     """Return a device that is there and keeps values.
 
-    Of a GPU, all of this process then compute in whole float32. PyTorch's default for convolutions,
-    TF32, rounds to one part in 2,000: the fixed-point inverse of an i-ResNet would not get down to
-    its tolerance, and decoding multiplies an error by k.
-
     Raises:
         UserError: if it is none, or none of this machine.
     """
     try:
         found = torch.device(device)
-        if found.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if found.type == "meta":
             raise RuntimeError("it keeps no values")
         torch.zeros(1, device=found).item()
@@ -259,7 +254,7 @@ def usable_device(device: torch.device | str) -> torch.device:
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
-    On a GPU it also has this process compute in whole float32, whatever the network.
+    On a GPU decode with `codedinvnet.devices.use_whole_float32`, as the command line does.
 
     Raises:
         UserError: if there is none, it is damaged (weights that are no numbers among that) or of

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import os
-import tempfile
+import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -44,13 +44,14 @@ def _write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+    name = path.parent / f"{prefix}{secrets.token_hex(4)}"
+    # The kernel takes the umask from this mode; mkstemp's would be the owner's alone.
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):  # an interrupt after it was put in its place

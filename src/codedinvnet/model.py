@@ -17,6 +17,7 @@ from codedinvnet.config import (
     Section,
     Settings,
 )
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import (
     GRIDS,
@@ -215,7 +216,7 @@ class CodedModel(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (..., C, H, W) in 0..1, of the weights' type, and padded with zeros."""
-        return prepare(images, self.settings.padding).to(next(self.parameters()).dtype)
+        return prepare(images, self.settings.padding).to(first_tensor(self).dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as latents (B, *latent_shape)."""

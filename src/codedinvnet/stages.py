@@ -43,6 +43,7 @@ from codedinvnet.data import (
     sample_images,
     split_indices,
 )
+from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
@@ -139,12 +140,16 @@ def images_of(
 def choose_device(name: str) -> torch.device:
     """Turn a device's name, or "auto", into a device that is there (`bundle.usable_device`).
 
+    This process computes in whole float32 from then on.
+
     Raises:
         UserError: if it is not a device, or not one of this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return usable_device(name)
+    device = usable_device(name)
+    use_whole_float32()
+    return device
 
 
 def train(run: Run, members: int | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from codedinvnet.bundle import Bundle, bundle_folder, weights_digest
 from codedinvnet.checkpoint import load_checkpoint, load_modules
 from codedinvnet.classifier import ImageClassifier, classifier_of
 from codedinvnet.config import EncoderSettings
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.methods import (
     ONE,
@@ -180,6 +181,6 @@ def method_for(
     classifier = classifier_of(loaded.model)
     module = untrained_part(name, classifier, loaded.model, k, made_with)
     load_modules({PART: module}, tensors, part)
-    device = next(loaded.model.parameters()).device
+    device = first_tensor(loaded.model).device
     module = module.to(device).eval().requires_grad_(False)
     return with_part(name, classifier, loaded.model, module, k)

@@ -27,7 +27,7 @@ from codedinvnet.serving import app
 from codedinvnet.serving.app import DEMO_HEADER, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.pool import InProcessPool
+from codedinvnet.serving.pool import InProcessPool, WorkerDied
 from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription, parse_request
 from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.simulation.distributions import Distribution
@@ -852,6 +852,28 @@ class TestViews:
             assert (await get("/v2/health/ready")).status_code == 503
 
         using(mnist, body)
+
+    def test_without_workers_it_is_dead_after_a_time(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        class Lost(InProcessPool):
+            async def replace(self, worker: int) -> None:
+                raise WorkerDied("no node is left")
+
+        async def body(service: Service) -> None:
+            get = service.client.get
+            for worker in range(WORKERS):
+                service.pool.kill(worker)
+            while service.front.ready:
+                await asyncio.sleep(0.01)
+            assert error(await service.infer(images[:1]), 503).endswith("try again later")
+            assert (await get("/v2/health/live")).status_code == 200
+            service.front.supervisor.down_timeout = 0.0
+            response = await get("/v2/health/live")
+            assert response.status_code == 503
+            assert response.json() == {"live": False}
+
+        using(mnist, body, pool_class=Lost)
 
     def test_while_it_starts(self, mnist: Bundle, images: np.ndarray) -> None:
         go = asyncio.Event()

@@ -17,8 +17,8 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedInvNet
-from codedinvnet.serving import frontend
-from codedinvnet.serving.actions import Complete
+from codedinvnet.serving import frontend, supervisor
+from codedinvnet.serving.actions import Action, Complete
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.frontend import (
     Answered,
@@ -27,6 +27,7 @@ from codedinvnet.serving.frontend import (
     FrontEnd,
     Overloaded,
     QueryFailed,
+    Starting,
 )
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import logger
@@ -69,6 +70,7 @@ async def running(
     policy: str = "coded",
     deadline: float = PATIENCE,
     min_confidence: float = 0.0,
+    down_timeout: float = PATIENCE,
     **rules: Any,
 ) -> AsyncIterator[tuple[FrontEnd, InProcessPool]]:
     """Run a front end; in the end nothing of any query may be left in it."""
@@ -81,6 +83,7 @@ async def running(
         (1, 28, 28),
         deadline=deadline,
         min_confidence=min_confidence,
+        down_timeout=down_timeout,
     )
     await front.start()
     try:
@@ -216,7 +219,7 @@ def test_a_worker_that_fails_at_everything_is_replaced(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.broken.add(1)
-            for i in range(frontend.MOST_FAILURES):
+            for i in range(supervisor.MOST_FAILURES):
                 assert front.workers[1].restarts == 0
                 calls = len([worker for worker, _ in pool.calls if worker == 1])
                 while len([worker for worker, _ in pool.calls if worker == 1]) == calls:
@@ -226,7 +229,7 @@ def test_a_worker_that_fails_at_everything_is_replaced(
             assert [view.restarts for view in front.workers] == [0, 1, 0, 0, 0, 0]
             value = front.metrics.registry.get_sample_value
             failures = value("codedinvnet_task_failures_total", {"worker": "1"})
-            assert failures == frontend.MOST_FAILURES
+            assert failures == supervisor.MOST_FAILURES
             assert value("codedinvnet_worker_restarts_total", {"reason": "failing"}) == 1
 
     with caplog.at_level("WARNING", logger.name):
@@ -381,7 +384,7 @@ class Stubborn(InProcessPool):
 def test_a_worker_is_started_until_it_starts(
     method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "RESTART_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.0, 0.05))
 
     async def run() -> None:
         pool = Stubborn(method)
@@ -399,7 +402,7 @@ def test_a_worker_is_started_until_it_starts(
             assert front.workers[0].deaths == 5
             assert front.scheduler.workers[0].up
             answered(await front.infer(images[: 2 * K]))
-            front.workers[0].since -= frontend.STEADY  # it has been well for long
+            front.workers[0].since -= supervisor.STEADY  # it has been well for long
             pool.kill(0)
             await until(lambda: front.workers[0].restarts == 2)
             assert front.workers[0].deaths == 1
@@ -824,10 +827,10 @@ def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         async with running(method) as (front, _):
             for other in front.workers[1:]:
                 other.failed.append((100 + id(other),))
-            blamed = [front._is_broken(0, (query,)) for query in range(frontend.MOST_FAILURES)]
+            blamed = [front._is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
             assert not any(blamed)
             front.workers[1].failed.clear()  # it has done one
-            assert front._is_broken(0, (frontend.MOST_FAILURES - 1,))
+            assert front._is_broken(0, (supervisor.MOST_FAILURES - 1,))
 
     asyncio.run(run())
 
@@ -1226,3 +1229,226 @@ def test_too_few_workers(method: CodedInvNet) -> None:
         FrontEnd(
             method, InProcessPool(method), Rules(K, POLICIES["coded"]), image_shape=(1, 28, 28)
         )
+
+
+@pytest.mark.parametrize("policy", ["uncoded", "hedge", "coded"])
+@pytest.mark.parametrize("error", [ValueError("a frame"), asyncio.CancelledError("a call")])
+def test_a_pool_that_raises_is_no_worker_that_hangs(
+    error: BaseException,
+    policy: str,
+    method: CodedInvNet,
+    images: np.ndarray,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Raising(InProcessPool):
+        async def call(self, worker: int, task: Task) -> Result:
+            if worker == 2:
+                raise error
+            return await super().call(worker, task)
+
+    async def run() -> None:
+        pool = Raising(method)
+        async with running(method, pool=pool, policy=policy, hang_timeout=1.0) as (front, _):
+            answers = answered(await front.infer(images[:K]))
+            assert max(answer.seconds for answer in answers) < 1.0
+            await asyncio.sleep(1.2)
+            assert [view.deaths for view in front.workers] == [0] * WORKERS
+            assert front.metrics.task_failures.labels("2")._value.get() >= 1
+
+    asyncio.run(run())
+    told = next(r for r in caplog.records if r.message == "the pool raised")
+    reason = f"{type(error).__name__}: {error}"
+    assert vars(told)["fields"] == {"worker": 2, "reason": reason}
+    assert told.exc_info is not None
+
+
+@pytest.mark.parametrize("action", ["Send", "Answer", "Decode"])
+def test_an_action_that_cannot_be_carried_out_ends_its_queries(
+    action: str, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+    carry_out = FrontEnd._carry_out
+
+    def carry_out_or_fail(front: FrontEnd, what: Action) -> None:
+        if fails and type(what).__name__ == action:
+            raise MemoryError("no room")
+        carry_out(front, what)
+
+    monkeypatch.setattr(FrontEnd, "_carry_out", carry_out_or_fail)
+
+    async def run() -> None:
+        nonlocal fails
+        async with running(method) as (front, pool):
+            pool.hang(1)
+            began = time.monotonic()
+            found = await front.infer(images[:K])
+            assert time.monotonic() - began < 10
+            problems = [problem for problem in found if isinstance(problem, QueryFailed)]
+            assert {str(problem) for problem in problems} == {"MemoryError: no room"}
+            assert len(problems) == {"Send": K, "Answer": K - 1, "Decode": 1}[action]
+            fails = False
+            answered(await front.infer(images[:K]))
+            assert [view.deaths for view in front.workers] == [0] * WORKERS
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, fails = FrontEnd._replace, [True]
+
+    def replace_or_fail(front: FrontEnd, worker: int, reason: str) -> Any:
+        if fails:
+            fails.clear()
+            raise MemoryError
+        return replace(front, worker, reason)
+
+    monkeypatch.setattr(FrontEnd, "_replace", replace_or_fail)
+
+    async def run() -> None:
+        async with running(method) as (front, pool):
+            pool.kill(0)
+            await until(lambda: front.workers[0].restarts == 1)
+            assert not fails
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+
+
+def test_a_timer_that_could_not_be_set_is_set_later(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with running(method, policy="uncoded", deadline=0.3) as (front, pool):
+            pool.hang(0)
+            loop = asyncio.get_running_loop()
+            fails = [True]
+            call_later = loop.call_later
+
+            def call_or_fail(delay: float, call: Any, *rest: Any, **named: Any) -> Any:
+                if fails and call == front._on_timer:
+                    fails.clear()
+                    raise MemoryError
+                return call_later(delay, call, *rest, **named)
+
+            monkeypatch.setattr(loop, "call_later", call_or_fail)
+            (problem,) = await asyncio.wait_for(front.infer(images[:1]), 10)
+            assert isinstance(problem, DeadlinePassed)
+            assert not fails
+
+    asyncio.run(run())
+
+
+def test_draining_ends_though_a_query_is_forgotten(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "GRACE", 0.1)
+
+    async def run() -> None:
+        async with running(method, policy="uncoded", deadline=0.2) as (front, pool):
+            pool.hang(0)
+            monkeypatch.setattr(front.scheduler, "next_timer", lambda: None)
+            query = asyncio.create_task(front.infer(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            await asyncio.wait_for(front.drain(), 10)
+            (problem,) = await query
+            assert str(problem) == "the service stops"
+
+    asyncio.run(run())
+
+
+def test_answers_that_could_not_be_computed_together_end(
+    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    async def run() -> None:
+        async with running(method) as (front, _):
+            with monkeypatch.context() as patch:
+                patch.setattr(frontend, "compute_apart", fails)
+                found = await front.infer(images[:K])
+            reasons = {str(problem) for problem in found}
+            assert reasons == {"decoding failed: MemoryError: no room"}
+            answered(await front.infer(images[:K]))
+
+    asyncio.run(run())
+
+
+class TestDown:
+    """No worker is up, and none comes back."""
+
+    def test_queries_are_refused_until_one_is_back(
+        self, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.05,))
+
+        async def run() -> None:
+            pool = Stubborn(method)
+            async with running(method, pool=pool, down_timeout=0.5) as (front, _):
+                pool.problems = [WorkerDied("no node")] * 1000
+                for worker in range(WORKERS - 1):
+                    pool.kill(worker)
+                await asyncio.sleep(0.2)
+                assert front.ready  # one is up
+                pool.kill(WORKERS - 1)
+                await until(lambda: not front.ready)
+                with pytest.raises(Starting):
+                    await front.infer(images[:1])
+                assert front.supervisor.is_live
+                await until(lambda: not front.supervisor.is_live)
+                pool.problems = []
+                await until(lambda: front.ready)
+                assert front.supervisor.is_live
+                answered(await front.infer(images[:K]))
+                await until(lambda: all(view.state == "up" for view in front.workers))
+
+        asyncio.run(run())
+
+    def test_one_whose_start_takes_long_is_not_waited_for(
+        self, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(supervisor, "SOON", 0.3)
+        go = asyncio.Event()
+
+        class Slow(InProcessPool):
+            async def replace(self, worker: int) -> None:
+                await go.wait()
+                await super().replace(worker)
+
+        async def run() -> None:
+            pool = Slow(method)
+            async with running(method, pool=pool) as (front, _):
+                for worker in range(WORKERS):
+                    pool.kill(worker)
+                query = asyncio.create_task(front.infer(images[:K]))
+                await until(lambda: not front.ready)
+                go.set()
+                answered(await query)  # it was taken before
+                assert front.ready
+
+        asyncio.run(run())
+
+    def test_a_mistake_of_the_users_is_not_tried_for_ever(
+        self,
+        method: CodedInvNet,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.0,))
+
+        async def run() -> None:
+            pool = Stubborn(method)
+            async with running(method, pool=pool) as (front, _):
+                pool.problems = [UserError("the weights are gone")] * 1000
+                for worker in range(WORKERS):
+                    assert front.supervisor.is_live
+                    pool.kill(worker)
+                await until(lambda: not front.supervisor.is_live)
+                assert [view.state for view in front.workers] == ["abandoned"] * WORKERS
+                assert len(pool.problems) == 1000 - WORKERS * supervisor.MOST_STARTS
+
+        asyncio.run(run())
+        given_up = [r for r in caplog.records if r.message == "worker given up"]
+        assert len(given_up) == WORKERS

@@ -205,6 +205,37 @@ def test_a_task_that_raises_leaves_the_worker_ready() -> None:
     asyncio.run(run())
 
 
+def test_a_reply_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with started(1) as (pool, pids):
+            deaths: list[str] = []
+            pool.on_death = lambda _, reason: deaths.append(reason)
+            with monkeypatch.context() as patch:  # of its content: the next one may be as ever
+                patch.setattr(process_pool, "read_reply", fails)
+                with pytest.raises(MemoryError, match="no room"):
+                    await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
+            await pool.call(0, data_task(2, 0))
+            assert pool.pid(0) == pids[0]
+            assert deaths == []
+
+            with monkeypatch.context() as patch:  # of its length: nothing is known any more
+                patch.setattr(pool.connections[0].reader, "readexactly", fails)
+                calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
+                with pytest.raises(WorkerDied):
+                    await asyncio.wait_for(asyncio.gather(*calls), 20)
+            assert deaths == ["its replies cannot be read: MemoryError: no room"]
+            (told,) = [r for r in caplog.records if r.msg == "a worker's listener failed"]
+            assert told.__dict__["fields"] == {"worker": 0}
+            assert told.exc_info
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    asyncio.run(run())
+
+
 def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
     shipped = Path(str(resources.files("codedinvnet"))) / "bundles" / "mnist"
     folder = tmp_path / "broken"
@@ -447,6 +478,20 @@ def front_end(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]
 
 
 @needs_proc
+def test_nothing_outlives_the_front_end_whose_fork_server_is_gone(tmp_path: Path) -> None:
+    with front_end(tmp_path) as (process, workers):
+        below, server = descendants(process.pid), parent(workers[0])
+        os.kill(server, signal.SIGKILL)
+        assert wait_until(lambda: not alive(server))
+        os.kill(workers[1], signal.SIGSTOP)
+        assert wait_until(lambda: state(workers[1]) == "T")
+        assert all(alive(pid) for pid in workers)
+        process.kill()
+        process.wait(10)
+        assert survivors(below) == []
+
+
+@needs_proc
 def test_nothing_outlives_the_front_end(tmp_path: Path) -> None:
     with front_end(tmp_path) as (process, workers):
         # A service manager's stop, or timeout(1)'s, goes to the group: the front end drains first.
@@ -472,14 +517,19 @@ def test_the_fork_server_is_lost() -> None:
         async with started(2) as (pool, pids):
             deaths: list[int] = []
             pool.on_death = lambda worker, _: deaths.append(worker)
-            os.kill(pids[1], signal.SIGSTOP)
             server = parent(pids[0])
             assert server in descendants(os.getpid())
             os.kill(server, signal.SIGKILL)
-            await until(lambda: sorted(deaths) == [0, 1])
-            assert survivors(pids) == []
-            await asyncio.gather(pool.replace(0), pool.replace(1))
+            await until(lambda: not alive(server))
             await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+
+            os.kill(pids[1], signal.SIGSTOP)  # it is killed without the fork server's help
+            await pool.replace(1)
+            assert survivors(pids[1:]) == []
+            assert parent(pool.pid(1) or 0) != server
+            await asyncio.gather(*[pool.call(i, data_task(3 + i, 0)) for i in range(2)])
+            assert deaths == [1]
+            os.kill(pids[0], signal.SIGSTOP)  # nor does it outlive the pool
 
     asyncio.run(run())
 
@@ -495,9 +545,9 @@ def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyP
                 patch.setattr(process_pool, "START_TIMEOUT", 0.3)
                 with pytest.raises(WorkerDied, match="did not start in time"):
                     await asyncio.wait_for(pool.replace(0), 20)
-            await until(lambda: pool.connections[1].dead != "")  # it ends with the fork server
-            await asyncio.gather(pool.replace(0), pool.replace(1))
-            await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+            await pool.call(1, data_task(1, 0))  # it outlives the fork server
+            await pool.replace(0)
+            await pool.call(0, data_task(2, 0))
 
             server = parent(pool.connections[0].process.pid or 0)
             os.kill(server, signal.SIGSTOP)

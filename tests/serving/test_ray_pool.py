@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.serving import ray_pool
 from codedinvnet.serving.engine import ONNX_RUNTIME
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.pool import WorkerDied, WorkerSpec
 from codedinvnet.serving.ray_pool import Actor, RayPool, has_token, last_line
 
 
@@ -129,3 +130,93 @@ def test_a_users_token_is_asked_for(
     os.environ["RAY_AUTH_MODE"] = "token"
     pool._connect()
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+class Lost:
+    """Stands in for Ray whose node is lost; it may be connected again when the cluster is back."""
+
+    class exceptions:
+        RayError = RuntimeError
+
+    def __init__(self) -> None:
+        self.back, self.alive = False, False
+        self.connected: list[str] = []
+        self.fate: list[Exception] = []
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "here", "Alive": self.alive}, {"NodeID": "there", "Alive": True}]
+
+    def shutdown(self) -> None:
+        self.connected.append("shutdown")
+
+    def init(self, **_: Any) -> None:
+        if not self.back:
+            raise ConnectionError("no raylet here")
+        self.connected.append("init")
+        self.alive = True
+
+    def kill(self, *_: Any, **__: Any) -> None: ...
+
+    def remote(self, _: WorkerSpec) -> Any:
+        return self
+
+    @property
+    def whereabouts(self) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._where))
+
+    def _where(self) -> asyncio.Future[tuple[str, int]]:
+        sign: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        if self.fate:
+            sign.set_exception(self.fate.pop())
+        else:
+            sign.set_result(("here", 1))
+        return sign
+
+
+def lost_pool(ray: Lost) -> RayPool:
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.remote, pool.spec, pool.address = ray, ray, WorkerSpec("mnist", 4), "auto"
+    pool.connected, pool.connecting, pool.on_death = True, asyncio.Lock(), None
+    pool.actors = [Actor(ray, "here", i) for i in range(3)]
+    return pool
+
+
+def test_a_lost_cluster_is_connected_to_once_when_it_is_back() -> None:
+    async def run() -> None:
+        ray = Lost()
+        pool = lost_pool(ray)
+        for _ in range(2):
+            with pytest.raises(WorkerDied, match="cannot connect to Ray at auto: no raylet here"):
+                await pool.replace(0)
+        assert all(actor.dead for actor in pool.actors)
+        ray.back = True
+        ray.connected.clear()
+        await asyncio.gather(*[pool.replace(worker) for worker in range(3)])
+        assert ray.connected == ["shutdown", "init"]
+        assert not any(actor.dead for actor in pool.actors)
+
+    asyncio.run(run())
+
+
+def test_an_actors_user_error_is_the_users() -> None:
+    async def run() -> None:
+        ray = Lost()
+        ray.alive = True
+        ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.errors.UserError: no bundle 'x'")]
+        pool = lost_pool(ray)
+        with pytest.raises(UserError, match=r"^no bundle 'x'"):
+            await pool.replace(0)
+        await pool.replace(0)
+
+    asyncio.run(run())
+
+
+def test_what_ray_says_is_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    ray_pool.say(
+        {"lines": ["\nRaylet is terminated.\n    [state-dump] a\n"], "pid": "raylet"}, False
+    )
+    (told,) = caplog.records
+    assert vars(told)["fields"] == {"reason": "Raylet is terminated."}

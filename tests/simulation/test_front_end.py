@@ -242,7 +242,7 @@ def test_injected_faults_mean_the_same(
         stragglers=[fault],
     )
     # A worker that dies again and again waits for its place here, and is back in the simulator.
-    monkeypatch.setattr("codedinvnet.serving.frontend.RESTART_DELAYS", (0.0,))
+    monkeypatch.setattr("codedinvnet.serving.supervisor.RESTART_DELAYS", (0.0,))
     records = Simulation(given).run()
     latency, decoded = serve(given, monkeypatch, Schedule.model_validate({"faults": [fault]}))
     for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, 0.12)):

@@ -83,6 +83,12 @@ def add_commands(commands: Commands) -> None:
         help="until a silent worker goes (0.6 of the deadline, 1000 to 3000)",
     )
     add(
+        "--down-timeout-ms",
+        type=float,
+        default=30_000,
+        help="without any worker until /v2/health/live fails (30000)",
+    )
+    add(
         "--min-confidence",
         type=float,
         default=0.0,

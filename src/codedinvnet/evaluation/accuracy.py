@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from codedinvnet.bundle import Bundle
 from codedinvnet.data import Groups, ImageSource, random_groups
+from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.methods import Evidence
 from codedinvnet.methods.base import CodedMethod
@@ -93,13 +94,16 @@ def evaluate(
     drawn = [random_groups(count, k, generator) for _ in range(groupings)]
     per_batch = max(1, BATCH // k)
     batches = sum(-(-len(g.members) // per_batch) for g in drawn)
-    with tqdm(
-        total=-(-count // BATCH) + batches,
-        desc=f"evaluate k={k}",
-        unit="batch",
-        dynamic_ncols=True,
-        disable=not progress,
-    ) as bar:
+    with (
+        whole_float32(),
+        tqdm(
+            total=-(-count // BATCH) + batches,
+            desc=f"evaluate k={k}",
+            unit="batch",
+            dynamic_ncols=True,
+            disable=not progress,
+        ) as bar,
+    ):
         kept, answers, labels = [], [], []
         for rows in torch.arange(count).split(BATCH):
             images, truth = source.batch(rows)

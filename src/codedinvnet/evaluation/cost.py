@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codedinvnet.bundle import Bundle
+from codedinvnet.devices import first_tensor
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.provenance import describe_machine
 
@@ -27,7 +28,7 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 def encoder_share(model: CodedModel, k: int) -> float:
     """Return what E costs for k images in embeddings, by their multiply-adds."""
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     group = torch.zeros(1, k, *model.input_shape, device=device)
     return count_macs(lambda: model.encoder(group)) / count_macs(lambda: model.network(group[:, 0]))
 
@@ -54,7 +55,7 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
     `reading` is what a mosaic's parity worker does with a group's z_p for the recovery head.
     """
     model, info = bundle.model, bundle.info
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from codedinvnet.data import ImageSource
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
@@ -54,7 +55,7 @@ def inversion_report(
     if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
         raise UserError(f"tolerance must be finite and above 0, got {tolerance}")
     network = model.network
-    device = next(model.parameters()).device
+    device = first_tensor(model).device
     count = min(len(source), limit or len(source))
     blocks = [m for m in network.modules() if isinstance(m, IResNetBlock)]
     largest, total, measured, failed = 0.0, 0.0, 0, 0

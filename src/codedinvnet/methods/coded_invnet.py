@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.methods.base import check_k
 from codedinvnet.model import CodedModel, decode_missing, with_encoder
@@ -51,7 +52,7 @@ class CodedInvNet:
         has_side = head is not None and head.side_features > 0
         has_side = has_side and not isinstance(model.encoder, PixelMean)  # whose are zeros
         self.guesses = has_side and evidence != "latent" and not self.keeps_apart
-        self.device = next(model.parameters()).device
+        self.device = first_tensor(model).device
         self.parameters = sum(p.numel() for p in model.parameters())
 
     @property

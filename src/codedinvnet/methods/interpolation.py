@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.methods.base import check_k
 from codedinvnet.model import prepare
@@ -60,8 +61,7 @@ class Interpolating(ABC):
         self.classifier, self.k, self.r = classifier, k, workers - k
         self.workers, self.needed = workers, workers - stragglers
         self.points, self.nodes = first_kind(k), second_kind(workers, closed=self.closed)
-        parameter = next(classifier.parameters())
-        self.device = parameter.device
+        self.device = first_tensor(classifier).device
         self.parameters = sum(p.numel() for p in classifier.parameters())
         self.encode_seconds = 0.0
         self.encoding = self.encoding_matrix()

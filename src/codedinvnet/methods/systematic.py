@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.devices import first_tensor
 from codedinvnet.methods.base import check_k
 
 
@@ -31,7 +32,7 @@ class Systematic(ABC):
     def __init__(self, classifier: nn.Module, k: int, *more: nn.Module) -> None:
         check_k(k)
         self.classifier, self.k = classifier, k
-        self.device = next(classifier.parameters()).device
+        self.device = first_tensor(classifier).device
         self.parameters = sum(p.numel() for m in (classifier, *more) for p in m.parameters())
         self.encode_seconds = 0.0
 

@@ -33,7 +33,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from codedinvnet.serving.actions import DEADLINE
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.frontend import (
-    STARTING,
     Answered,
     DeadlinePassed,
     Draining,
@@ -57,6 +56,7 @@ from codedinvnet.serving.protocol import (
     server_metadata,
 )
 from codedinvnet.serving.scheduler import Worker
+from codedinvnet.serving.supervisor import STARTING
 
 RETRY_AFTER = "1"
 """Seconds that an overloaded server asks its clients to wait."""
@@ -263,7 +263,8 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
             await front.stop()
 
     async def live(_: Request) -> Response:
-        return JSONResponse({"live": True})
+        alive = front.supervisor.is_live
+        return JSONResponse({"live": alive}, status_code=200 if alive else 503)
 
     def is_ready() -> bool:
         return front.ready and any(worker.up for worker in front.scheduler.workers)

@@ -39,30 +39,24 @@ from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.pool import Origin, Result, Task, WorkerDied, WorkerFailed, WorkerPool
 from codedinvnet.serving.rules import Rules
-from codedinvnet.serving.scheduler import Scheduler
+from codedinvnet.serving.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.supervisor import FAILING, MOST_FAILURES, STATES, Supervisor
 from codedinvnet.serving.times import Times
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on, at most."""
 WAITING_CHECKS = 4
 """The newest of these that wait until no answer does; older ones are left out."""
-RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before a worker is started again, by its deaths in a row."""
 STALLED = 0.5
 """A timer that is later than this tells of an event loop that stood still."""
 CATCH_UP = 0.01
 """Seconds in which it takes in what has come meanwhile, before anyone is called late."""
-STEADY = 10.0
-"""A worker that lived so long starts with a clean record."""
 SHOWN_GROUPS = 6
 """Groups that the page shows."""
 LAG_PERIOD = 0.5
-MOST_FAILURES = 5
-"""A worker that fails so many tasks in a row is replaced, if they are not to blame."""
-STARTING = "starting"
-"""The state of workers that have not been up yet."""
-FAILING = f"failed {MOST_FAILURES} tasks in a row"
-"""Why."""
+"""Seconds between two looks at the event loop, and at the timer."""
+GRACE = 1.0
+"""Seconds beyond their deadline for which draining waits for queries."""
 
 
 class Answered(NamedTuple):
@@ -125,19 +119,6 @@ class Waiting:
 
 
 @dataclass
-class WorkerView:
-    """What the page and the metrics show of a worker."""
-
-    state: str = STARTING
-    since: float = 0.0
-    deaths: int = 0
-    restarts: int = 0
-    tasks: int = 0
-    failed: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=MOST_FAILURES))
-    """The queries of the last tasks that it failed since it last did one."""
-
-
-@dataclass
 class GroupView:
     """What the page shows of a group."""
 
@@ -145,6 +126,11 @@ class GroupView:
     members: list[int]
     images: list[np.ndarray]
     outcomes: dict[int, str] = field(default_factory=dict)
+
+
+def described(error: BaseException) -> str:
+    """Return an error's kind and message."""
+    return f"{type(error).__name__}: {error}"
 
 
 class FrontEnd:
@@ -157,6 +143,7 @@ class FrontEnd:
         image_shape: (C, H, W) of a query.
         deadline: seconds until a query is guessed or fails, unless its request says less.
         min_confidence: decoded answers below it are checked by a copy, if the policy has copies.
+        down_timeout: seconds without any worker after which the service is no longer live.
         metrics: where to count.
         seed: of the sample of groups that are checked.
 
@@ -173,6 +160,7 @@ class FrontEnd:
         *,
         deadline: float = 2.0,
         min_confidence: float = 0.0,
+        down_timeout: float = 30.0,
         metrics: Metrics | None = None,
         seed: int = 0,
     ) -> None:
@@ -182,9 +170,10 @@ class FrontEnd:
         self.metrics.expect(rules.workers, method.k)
         self.times = Times(rules.workers)
         self.scheduler = Scheduler(rules, method)
-        self.workers = [WorkerView() for _ in range(rules.workers)]
+        self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
+        self.workers = self.supervisor.workers
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
-        self.ready = False
+        self.started = False
         self.draining = False
         self.announced = False
         self.stopped = False
@@ -208,25 +197,28 @@ class FrontEnd:
         self._group_of: dict[int, GroupView] = {}
         self._hedges = 0
         """Those that the metrics have."""
-        self._failed_queries, self._failed_tasks = Quiet(), Quiet()
+        self._failed_queries, self._failed_tasks, self._failed_calls = Quiet(), Quiet(), Quiet()
 
     # Life
 
+    @property
+    def ready(self) -> bool:
+        """Whether queries are taken: it has started, is not about to stop, and has workers."""
+        return self.started and not self.draining and not self.supervisor.is_down
+
     async def start(self) -> None:
         """Start the workers, if they do not run yet; returns when all are ready."""
-        if self.ready:
+        if self.started:
             return
         self.pool.on_death = self._worker_died
         loop = asyncio.get_running_loop()
         began = time.monotonic()
         self._filler_output = await loop.run_in_executor(self._decoder, self._warm_up)
-        await self.pool.start(self.rules.workers)
-        now = time.monotonic()
-        for view in self.workers:
-            view.state, view.since = "up", now
-        self.ready = True
+        await self.supervisor.start()
+        self.started = True
         self._spawn(self._watch_loop())
-        log_event("ready", workers=self.rules.workers, seconds=round(now - began, 3))
+        seconds = round(time.monotonic() - began, 3)
+        log_event("ready", workers=self.rules.workers, seconds=seconds)
 
     def _warm_up(self) -> np.ndarray:
         """Compute a filler's output, its head once, and what shapes parities have."""
@@ -251,13 +243,16 @@ class FrontEnd:
             log_event("draining", pending=len(self._waiting))
 
     async def drain(self) -> None:
-        """Take no more queries and wait for those that are here."""
+        """Take no more queries and wait for those that are here, a little beyond the deadline."""
         self.draining = True
-        self.ready = False
         self.announce_draining()
         futures = [waiting.future for waiting in self._waiting.values()]
         if futures:
-            await asyncio.wait(futures)
+            await asyncio.wait(futures, timeout=self.deadline + OVERTIME + GRACE)
+        left = list(self._waiting)
+        for query in left:
+            self._fail(Fail(query, "the service stops"))
+        self._do(self.scheduler.cancel(left))
 
     async def stop(self) -> None:
         """Drain, then end the workers; the second time, do nothing."""
@@ -285,14 +280,14 @@ class FrontEnd:
             self._log_error(error)
 
     def _log_error(self, error: BaseException) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        log_event("internal error", logging.ERROR, reason=reason)
+        log_event("internal error", logging.ERROR, error, reason=described(error))
 
     async def _watch_loop(self) -> None:
         while True:
             began = time.monotonic()
             await asyncio.sleep(LAG_PERIOD)
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
+            self._do(())  # sets a timer that could not be set before
 
     # Queries
 
@@ -302,7 +297,7 @@ class FrontEnd:
         Raises:
             Overloaded: if too many queries are waiting; none of the batch is accepted then.
             Draining: if the service is about to stop.
-            Starting: if it has not started yet.
+            Starting: if no worker is ready yet, or again.
         """
         if self.draining:
             raise Draining
@@ -358,13 +353,18 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         futures = []
         self._requests += 1
-        for position, (number, image) in enumerate(zip(numbers, images, strict=True)):
-            self._images[number] = image
-            origin = Origin(self._requests, position, len(images))
-            waiting = Waiting(now, origin, loop.create_future(), request=name)
-            self._waiting[number] = waiting
-            futures.append(waiting.future)
-            self._show(number, image)
+        try:
+            for position, (number, image) in enumerate(zip(numbers, images, strict=True)):
+                self._images[number] = image
+                origin = Origin(self._requests, position, len(images))
+                waiting = Waiting(now, origin, loop.create_future(), request=name)
+                self._waiting[number] = waiting
+                futures.append(waiting.future)
+                self._show(number, image)
+        except BaseException:  # the rules have them already
+            self._do(actions)
+            self._cancel(numbers)
+            raise
         self._do(actions)
 
         def cancel(_: object = None) -> None:
@@ -411,37 +411,71 @@ class FrontEnd:
     # Actions
 
     def _do(self, actions: Sequence[Action]) -> None:
-        """Carry out what the rules say, and set the clock for what they want next."""
-        for action in actions:
-            if isinstance(action, Send):
-                self._send(action)
-            elif isinstance(action, Answer):
-                output = self._outputs[action.attempt]
-                self._jobs.append(Job(0, {0: output}, {action.query: 0}))
-                self._make_ready((action.query,), "direct")
-            elif isinstance(action, Decode):
-                outputs = {task: self._output(a) for task, a in action.outputs.items()}
-                self._jobs.append(Job(action.size, outputs, action.wanted))
-                self._make_ready(action.wanted, "guessed" if action.guess else "decoded")
-            elif isinstance(action, AnswerDecoded):
-                waiting = self._waiting.get(action.query)
-                if waiting is not None and waiting.decoded is not None:
-                    self._answer(action.query, waiting.decoded)
-            elif isinstance(action, Fail):
-                self._fail(action)
-            elif isinstance(action, Replace):
-                self._spawn(self._replace(action.worker, action.reason))
-            elif isinstance(action, Complete):
-                self._check(action)
-            elif isinstance(action, Forget):
-                for attempt in action.attempts:
-                    self._outputs.pop(attempt, None)
-                for query in action.queries:
-                    self._images.pop(query, None)
-        if (self._jobs or self._checks) and not self._decoding:
-            self._decoding = True
-            self._spawn(self._decode_jobs())
-        self._set_timer()
+        """Carry out what the rules say, and set the clock for what they want next.
+
+        The queries of an action that cannot be carried out end with the reason.
+        """
+        queue = deque(actions)
+        while queue:
+            action = queue.popleft()
+            try:
+                self._carry_out(action)
+            except Exception as error:
+                self._log_error(error)
+                queue.extend(self._give_up(action, described(error)))
+        try:
+            if (self._jobs or self._checks) and not self._decoding:
+                self._spawn(self._decode_jobs())
+                self._decoding = True
+            self._set_timer()
+        except Exception as error:  # the watch tries again
+            self._log_error(error)
+
+    def _carry_out(self, action: Action) -> None:
+        if isinstance(action, Send):
+            self._send(action)
+        elif isinstance(action, Answer):
+            output = self._outputs[action.attempt]
+            self._jobs.append(Job(0, {0: output}, {action.query: 0}))
+            self._make_ready((action.query,), "direct")
+        elif isinstance(action, Decode):
+            outputs = {task: self._output(a) for task, a in action.outputs.items()}
+            self._jobs.append(Job(action.size, outputs, action.wanted))
+            self._make_ready(action.wanted, "guessed" if action.guess else "decoded")
+        elif isinstance(action, AnswerDecoded):
+            waiting = self._waiting.get(action.query)
+            if waiting is not None and waiting.decoded is not None:
+                self._answer(action.query, waiting.decoded)
+        elif isinstance(action, Fail):
+            self._fail(action)
+        elif isinstance(action, Replace):
+            self._spawn(self._replace(action.worker, action.reason))
+        elif isinstance(action, Complete):
+            self._check(action)
+        elif isinstance(action, Forget):
+            for attempt in action.attempts:
+                self._outputs.pop(attempt, None)
+            for query in action.queries:
+                self._images.pop(query, None)
+
+    def _give_up(self, action: Action, reason: str) -> list[Action]:
+        """End the queries of an action that was not carried out; return what the rules say."""
+        now = time.monotonic()
+        actions: list[Action] = []
+        if isinstance(action, Send):
+            if action.size == 1:
+                self._fail(Fail(action.members[0], reason))
+                actions += self.scheduler.cancel(action.members)
+            actions += self.scheduler.failed(now, action.attempt, reason)
+        elif isinstance(action, Decode):
+            for query in action.wanted:
+                self._fail(Fail(query, reason))
+                actions += self.scheduler.decoded(now, query, True)
+        elif isinstance(action, Answer | AnswerDecoded | Fail):
+            self._fail(Fail(action.query, reason))
+        elif isinstance(action, Replace):
+            asyncio.get_running_loop().call_later(LAG_PERIOD, self._do, [action])
+        return actions
 
     def _make_ready(self, queries: Iterable[int], outcome: str) -> None:
         now = time.monotonic()
@@ -458,9 +492,10 @@ class FrontEnd:
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._timer = self._timer_at = None
         delay = max(0.0, at - time.monotonic())
-        self._timer_at = at
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+        self._timer_at = at
 
     def _on_timer(self) -> None:
         now, due = time.monotonic(), self._timer_at
@@ -500,10 +535,14 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
-            self.metrics.task_failures.labels(str(worker)).inc()
-            if self._is_at(worker, task) and self._is_broken(worker, members):
-                self._worker_died(worker, f"{FAILING}: {error}")
-            self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
+            self._task_failed(worker, task, members, str(error))
+        except (Exception, asyncio.CancelledError) as error:
+            if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
+                raise
+            # The pool's own mistake, which is no sign that the worker hangs.
+            told = {"worker": worker, "reason": described(error), "error": error}
+            self._failed_calls.log("the pool raised", logging.ERROR, **told)
+            self._task_failed(worker, task, members, described(error))
         else:
             self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
@@ -521,6 +560,12 @@ class FrontEnd:
                 self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
                 await asyncio.sleep(result.held)
             self._take(task.attempt, result)
+
+    def _task_failed(self, worker: int, task: Task, members: tuple[int, ...], reason: str) -> None:
+        self.metrics.task_failures.labels(str(worker)).inc()
+        if self._is_at(worker, task) and self._is_broken(worker, members):
+            self._worker_died(worker, f"{FAILING}: {reason}")
+        self._do(self.scheduler.failed(time.monotonic(), task.attempt, reason))
 
     def _is_at(self, worker: int, task: Task) -> bool:
         """Tell whether a worker is at a task; if not, another may be in its place by now."""
@@ -562,31 +607,31 @@ class FrontEnd:
         if not known:
             self._outputs.pop(attempt, None)
 
-    def _take_waiting(self, query: int) -> Waiting | None:
+    def _unanswered(self, query: int) -> Waiting | None:
         """Return a query that is about to end; None if nobody waits for it.
 
         One whose caller has just been cancelled is left for `_cancel`, which counts it.
         """
         waiting = self._waiting.get(query)
-        if waiting is None or waiting.future.done():
-            return None
-        return self._waiting.pop(query)
+        return None if waiting is None or waiting.future.done() else waiting
 
     def _answer(self, query: int, probabilities: np.ndarray) -> None:
-        if (waiting := self._take_waiting(query)) is None:
+        if (waiting := self._unanswered(query)) is None:
             return
         seconds = time.monotonic() - waiting.began
         work = waiting.ready - waiting.began
         waiting.future.set_result(Answered(probabilities, waiting.outcome, seconds, work))
+        del self._waiting[query]
         self.metrics.answered(waiting.outcome, seconds)
         self._note(query, waiting.outcome)
 
     def _fail(self, action: Fail) -> None:
-        if (waiting := self._take_waiting(action.query)) is None:
+        if (waiting := self._unanswered(action.query)) is None:
             return
         late = action.reason == DEADLINE
         kind = DeadlinePassed if late else QueryFailed
         waiting.future.set_exception(kind(action.reason))
+        del self._waiting[action.query]
         self.metrics.queries.labels("deadline" if late else "failed").inc()
         self._note(action.query, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
@@ -605,28 +650,8 @@ class FrontEnd:
         self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
 
     async def _replace(self, worker: int, reason: str) -> None:
-        view = self.workers[worker]
-        now = time.monotonic()
-        view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
-        view.state, view.since = ("hung" if reason == "hung" else "down"), now
-        view.failed.clear()
-        kind = "failing" if reason.startswith(FAILING) else "hung" if reason == "hung" else "died"
-        self.metrics.restarts.labels(kind).inc()
-        log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
-        while True:
-            delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]
-            await asyncio.sleep(delay)
-            try:
-                await self.pool.replace(worker)
-                break
-            except Exception as error:  # an EOFError of a dying fork server, for one: try again
-                view.deaths += 1
-                reason = f"{type(error).__name__}: {error}"
-                log_event("worker did not start", logging.ERROR, worker=worker, reason=reason)
-        view.state, view.since = "up", time.monotonic()
-        view.restarts += 1
-        log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
-        self._do(self.scheduler.worker_up(view.since, worker))
+        if await self.supervisor.replace(worker, reason):
+            self._do(self.scheduler.worker_up(time.monotonic(), worker))
 
     # Heads and decoding
 
@@ -640,13 +665,17 @@ class FrontEnd:
                     continue
                 jobs, self._jobs = self._jobs, []
                 began = time.perf_counter()
-                answers = await loop.run_in_executor(
-                    self._decoder, compute_apart, self.method, jobs
-                )
+                answers: Sequence[dict[int, np.ndarray] | Exception]
+                try:
+                    answers = await loop.run_in_executor(
+                        self._decoder, compute_apart, self.method, jobs
+                    )
+                except Exception as error:
+                    answers = [error] * len(jobs)
                 self.metrics.decode_time.observe(time.perf_counter() - began)
                 for job, found in zip(jobs, answers, strict=True):
                     if isinstance(found, Exception):
-                        self._decoding_failed(job.wanted, f"{type(found).__name__}: {found}")
+                        self._decoding_failed(job.wanted, described(found))
                         continue
                     for query, probabilities in found.items():
                         # A worker's output may be finite and too large for the heads.
@@ -715,5 +744,5 @@ class FrontEnd:
         self._hedges = scheduler.hedges
         metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
         states = [view.state for view in self.workers]
-        for state in (STARTING, "up", "hung", "down"):
+        for state in STATES:
             metrics.workers.labels(state).set(states.count(state))

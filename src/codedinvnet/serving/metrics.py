@@ -253,9 +253,11 @@ class JsonLines(logging.Formatter):
 logger = logging.getLogger("codedinvnet.serving")
 
 
-def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Log one event."""
-    logger.log(level, event, extra={"fields": fields})
+def log_event(
+    event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
+) -> None:
+    """Log one event; of an error with its traceback."""
+    logger.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 class Quiet:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.methods import CodedMethod, Tolerance
@@ -107,11 +108,14 @@ class WorkerSpec:
     def load(self) -> CodedMethod:
         """Load the method, and compute each of its tasks once, so that no query pays for it.
 
+        This is for a worker's own process: its number of threads and its precision are set.
+
         Raises:
             UserError: if it cannot be loaded, other weights lie there than the front end has, or
                 the engine is not installed here.
         """
         torch.set_num_threads(self.threads)
+        use_whole_float32()
         method, bundle = self._method()
         if self.engine == ONNX_RUNTIME:
             run_by_onnxruntime(method, bundle.model.input_shape)

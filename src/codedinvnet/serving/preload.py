@@ -39,10 +39,7 @@ def start_fork_server(spec: WorkerSpec) -> None:
 
 
 def kill_fork_server() -> None:
-    """Kill this process's fork server, which its workers do not outlive.
-
-    The next start of a worker starts another.
-    """
+    """Kill this process's fork server; the next start of a worker starts another."""
     pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):

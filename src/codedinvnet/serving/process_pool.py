@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
@@ -87,11 +88,25 @@ async def _exit_of(process: BaseProcess) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
+def read_reply(status: int, payload: bytes, seconds: float, encoding: float) -> Result:
+    """Return the result in a worker's reply.
+
+    Raises:
+        WorkerFailed: if the worker raised.
+    """
+    if status == FAILED:
+        raise WorkerFailed(payload.decode())
+    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
+    return Result(output, seconds, encoding)
+
+
 @dataclass
 class Connection:
     """One running worker."""
 
     process: BaseProcess
+    leash: pipes.Connection
+    """The worker is killed when this is closed, also when the fork server is gone (Linux)."""
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     waiting: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
@@ -166,8 +181,9 @@ class ProcessPool:
     async def _spawn(self, worker: int) -> Connection:
         """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""
         ours, theirs = socket.socketpair()
+        held, leash = self.context.Pipe(duplex=False)
         process = self.context.Process(
-            target=worker_main, args=(theirs, self.spec), daemon=True, name=f"worker-{worker}"
+            target=worker_main, args=(theirs, held, self.spec), daemon=True, name=f"worker-{worker}"
         )
         loop = asyncio.get_running_loop()
         launched = loop.run_in_executor(self.launcher, launch, process, self.spec)
@@ -180,13 +196,15 @@ class ProcessPool:
             finally:
                 await _settle(launched)  # when cancelled, too: there is a process to end then
                 theirs.close()
-            connection = Connection(process, *await asyncio.open_connection(sock=ours))
+                held.close()
+            connection = Connection(process, leash, *await asyncio.open_connection(sock=ours))
             await self._greet(worker, connection)
         except BaseException:
             if connection is not None:
                 self._kill(connection)
             else:
                 ours.close()  # which the worker ends by
+                leash.close()
             raise
         connection.listener = asyncio.create_task(self._listen(worker, connection))
         return connection
@@ -204,8 +222,8 @@ class ProcessPool:
             raise UserError(f"worker {worker} cannot start: {' '.join(message.split())}")
 
     async def _listen(self, worker: int, connection: Connection) -> None:
-        reader = connection.reader
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        reader, reason = connection.reader, "its process ended"
+        try:
             while True:
                 head = await reader.readexactly(REPLY.size)
                 attempt, status, seconds, encoding, size = REPLY.unpack(head)
@@ -213,12 +231,16 @@ class ProcessPool:
                 future = connection.waiting.pop(attempt, None)
                 if future is None or future.done():
                     continue
-                if status == FAILED:
-                    future.set_exception(WorkerFailed(payload.decode()))
-                else:
-                    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
-                    future.set_result(Result(output, seconds, encoding))
-        self._bury(worker, connection, "its process ended")
+                try:
+                    future.set_result(read_reply(status, payload, seconds, encoding))
+                except Exception as error:  # what is no reply fails its task, not the worker
+                    future.set_exception(error)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except Exception as error:  # what follows in the stream is not known
+            reason = f"its replies cannot be read: {type(error).__name__}: {error}"
+            log_event("a worker's listener failed", logging.ERROR, error, worker=worker)
+        self._bury(worker, connection, reason)
 
     def _bury(self, worker: int, connection: Connection, reason: str) -> None:
         if connection.dead:
@@ -236,9 +258,10 @@ class ProcessPool:
         connection = self.connections[worker]
         if connection.dead:
             raise WorkerDied(connection.dead)
+        request = pack_request(task.attempt, task.number, task.images)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         connection.waiting[task.attempt] = future
-        connection.writer.write(pack_request(task.attempt, task.number, task.images))
+        connection.writer.write(request)
         return await future
 
     async def replace(self, worker: int) -> None:
@@ -260,6 +283,7 @@ class ProcessPool:
 
     def _kill(self, connection: Connection) -> None:
         connection.writer.close()
+        connection.leash.close()
         if connection.process.is_alive():  # its number may be another's by now
             with contextlib.suppress(ProcessLookupError):
                 connection.process.kill()

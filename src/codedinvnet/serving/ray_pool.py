@@ -2,7 +2,8 @@
 
 Actors are never restarted by Ray, which takes seconds to report the death then; the front end has
 them replaced. A killed actor is reported within milliseconds, a lost node within seconds, so idle
-actors are asked for a sign of life.
+actors are asked for a sign of life. All actors end with the front end's own node: the pool then
+connects anew, as soon as the cluster lets it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.engine import PYTORCH
+from codedinvnet.serving.metrics import Quiet, log_event
 from codedinvnet.serving.pool import (
     Death,
     Result,
@@ -40,6 +42,8 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to reach the cluster's address."""
 HEARTBEAT, HEARTBEAT_TIMEOUT = 1.0, 3.0
 """Seconds between signs of life, and until one is missed."""
+USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "
+"""What a line of Ray's begins with that has an error of the user's."""
 ACTOR_CPUS = 0.1
 """What an actor asks Ray for: small, so that many fit on a small machine."""
 
@@ -48,6 +52,16 @@ def last_line(error: BaseException) -> str:
     """Return what an error of Ray's comes down to: the last line of its traceback; "" if none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+_said = Quiet()
+
+
+def say(data: dict[str, Any], *_: object, **__: object) -> None:
+    """Log what Ray would print among our own lines, without the raylet's log that it appends."""
+    lines = [line.strip() for text in data["lines"] for line in text.splitlines() if line.strip()]
+    if lines:
+        _said.log("ray", logging.WARNING, reason=lines[0])
 
 
 def has_token() -> bool:
@@ -121,6 +135,8 @@ class RayPool:
         self.on_death: Death | None = None
         self.actors: list[Actor] = []
         self.connected = False
+        """Whether the connection is this pool's own."""
+        self.connecting = asyncio.Lock()
         self.heartbeats: asyncio.Task[None] | None = None
         self.remote: Any = None
 
@@ -133,6 +149,8 @@ class RayPool:
         if not self.ray.is_initialized():
             await asyncio.to_thread(self._connect)
             take_back_sigterm()
+            # Ray has no other way to keep its errors from standard output.
+            self.ray._private.worker.print_to_stdstream = say
             self.connected = True
         self.remote = self.ray.remote(
             num_cpus=ACTOR_CPUS,
@@ -179,6 +197,34 @@ class RayPool:
                 f"cannot connect to Ray at {self.address or 'localhost'}: {reason}"
             ) from error
 
+    def _is_cut_off(self) -> bool:
+        """Tell whether this process's node is out of the cluster, so that no actor can start."""
+        try:
+            own = self.ray.get_runtime_context().get_node_id()
+            return not any(n["Alive"] for n in self.ray.nodes() if n["NodeID"] == own)
+        except Exception:  # also after a connection that failed
+            return True
+
+    async def _reconnect(self) -> None:
+        """Connect again, if the connection is lost.
+
+        Raises:
+            WorkerDied: if the cluster is not there.
+        """
+        async with self.connecting:
+            if not self.connected or not await asyncio.to_thread(self._is_cut_off):
+                return
+            for worker, actor in enumerate(self.actors):
+                self._bury(worker, actor, "its cluster is lost")
+                actor.handle = None  # it is of no use to another connection
+            try:
+                await asyncio.to_thread(self.ray.shutdown)
+                await asyncio.to_thread(self._connect)
+            except UserError as error:  # it may come back
+                raise WorkerDied(str(error)) from error
+            take_back_sigterm()
+            log_event("connected to Ray again")
+
     async def _spawn(self) -> Actor:
         handle = self.remote.remote(self.spec)
         whereabouts = handle.whereabouts.options(concurrency_group="life").remote()
@@ -187,6 +233,8 @@ class RayPool:
         except (asyncio.TimeoutError, self.ray.exceptions.RayError) as error:
             self._kill(handle)
             reason = last_line(error) or "not ready in time: has the cluster free processors?"
+            if reason.startswith(USER_ERROR):
+                raise UserError(reason.removeprefix(USER_ERROR)) from error
             raise WorkerDied(reason) from error
         return Actor(handle, host, pid)
 
@@ -232,6 +280,7 @@ class RayPool:
         old = self.actors[worker]
         old.dead = old.dead or "replaced"
         self._kill(old.handle)
+        await self._reconnect()
         self.actors[worker] = await self._spawn()
 
     def _kill(self, handle: Any) -> None:

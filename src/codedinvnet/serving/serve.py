@@ -86,6 +86,7 @@ class ServeOptions:
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float | None = None
     """None: what suits the deadline (`hang_limit`)."""
+    down_timeout_ms: float = 30_000.0
     min_confidence: float = 0.0
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
@@ -112,7 +113,7 @@ def check(options: ServeOptions) -> None:
         if value not in known:
             hint = f" (it is a --method: --method {value})" if value in choices[0][2] else ""
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
-    times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
+    times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
     for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
@@ -265,6 +266,7 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
             bundle.info.input.shape,
             deadline=options.deadline_ms / 1000,
             min_confidence=options.min_confidence,
+            down_timeout=options.down_timeout_ms / 1000,
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error

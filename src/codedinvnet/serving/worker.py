@@ -1,19 +1,21 @@
 """A worker process: read a task from a socket, compute it, write the output, one at a time.
 
-The process ends when its socket does, so none outlives the front end; on Linux the kernel also
-kills it with its parent, since a stopped process reads no socket.
+The process ends when its socket does, so none outlives the front end. A stopped process reads no
+socket: on Linux the kernel kills it when the front end lets go of its leash. The fork server, its
+parent, may end before it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
 import os
 import signal
 import socket
 import struct
 import sys
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 
 import numpy as np
 
@@ -26,8 +28,6 @@ REPLY = struct.Struct("<QBddQ")
 """attempt, status, seconds in all, seconds of encoding, bytes that follow."""
 DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 OK, FAILED, READY = range(3)
-
-PR_SET_PDEATHSIG = 1
 
 
 def pack_request(attempt: int, number: int, images: np.ndarray) -> bytes:
@@ -52,18 +52,20 @@ def receive(stream: socket.socket, count: int) -> bytearray:
     return data
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, where it can (Linux).
+def hold_to(leash: Connection) -> None:
+    """Ask the kernel to kill this process when the front end lets go of a leash (Linux).
 
-    The parent is the fork server, which ends when nobody holds its pipe any more: let go of it, or
-    a stopped worker would keep both alive.
+    The fork server ends when nobody holds its own pipe any more: let go of that, or a stopped
+    worker would keep the fork server alive.
     """
     pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if pipe is not None:
         os.close(pipe)
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1:
+        fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(leash, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
+        if leash.poll():  # the front end was gone before
             os._exit(0)
 
 
@@ -78,9 +80,9 @@ def yield_to_front_end() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def worker_main(stream: socket.socket, spec: WorkerSpec) -> None:
-    """Serve tasks until the other end closes the stream."""
-    die_with_parent()
+def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> None:
+    """Serve tasks until the other end closes the stream, or lets go of the leash."""
+    hold_to(leash)
     yield_to_front_end()
     # A terminal's Ctrl-C and a service manager's stop reach every process: the front end drains
     # first, then closes the streams.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
+from codedinvnet.devices import first_tensor
 from codedinvnet.model import prepare
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
@@ -37,7 +38,7 @@ def all_logits(
     Returns:
         Logits (N, classes) on the CPU.
     """
-    device = next(classifier.parameters()).device
+    device = first_tensor(classifier).device
     parts = []
     bar = tqdm(
         rows.split(EVALUATION_BATCH), desc=description, unit="batch", leave=False, file=sys.stderr

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
 from codedinvnet.nn.lipschitz import fold
@@ -145,7 +146,7 @@ def invert_means(
     Raises:
         UserError: if f cannot be inverted at a mean, or not in finite numbers.
     """
-    device = next(network.parameters()).device
+    device = first_tensor(network).device
     targets, worst = [], 0.0
     for batch in groups.split(INVERSION_BATCH):
         images, _ = source.batch(batch.flatten())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.config import PartSettings
+from codedinvnet.devices import first_tensor
 from codedinvnet.training.loop import set_rate, warmup_cosine
 
 WARMUP = 0.1
@@ -28,7 +29,7 @@ class PartStage(ABC):
 
     def __init__(self, module: nn.Module, part: PartSettings) -> None:
         self.module, self.part = module, part
-        self.device = next(module.parameters()).device
+        self.device = first_tensor(module).device
         self.steps_per_epoch = part.steps_per_epoch
         self.total_steps = part.epochs * part.steps_per_epoch
         self.optimizer = torch.optim.AdamW(

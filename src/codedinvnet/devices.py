@@ -1,0 +1,37 @@
+"""Where a module computes, and how precisely a GPU does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+def first_tensor(module: nn.Module) -> Tensor:
+    """Return a tensor of a module's device and type: a weight, a buffer, or else an empty one."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def use_whole_float32() -> None:
+    """Have all of this process compute in whole float32 on GPUs, from now on.
+
+    PyTorch's default for convolutions, TF32, rounds to one part in 2,000: the fixed-point inverse
+    of an i-ResNet would not get down to its tolerance, and decoding multiplies an error by k. This
+    is for processes of our own; a program that loads a bundle decides for itself.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Do what `use_whole_float32` does for a time; not for several threads at once."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    use_whole_float32()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,119 @@
+"""Starts lost workers again, and tells how long none has been up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.pool import WorkerPool
+
+RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
+"""Seconds before a worker is started again, by its deaths in a row."""
+STEADY = 10.0
+"""A worker that lived so long starts with a clean record."""
+SOON = 1.0
+"""Seconds without a worker for which queries are still taken, unless a start has failed."""
+MOST_STARTS = 10
+"""A worker is given up when a user's mistake has kept it from starting so often in a row."""
+MOST_FAILURES = 5
+"""A worker that fails so many tasks in a row is replaced, if they are not to blame."""
+STARTING, UP, HUNG, DOWN, GIVEN_UP = STATES = ("starting", "up", "hung", "down", "abandoned")
+"""The states of a worker: it is starting before it was up for the first time."""
+FAILING = f"failed {MOST_FAILURES} tasks in a row"
+"""The reason why a failing worker is replaced."""
+
+
+@dataclass
+class WorkerView:
+    """What the page and the metrics show of a worker."""
+
+    state: str = STARTING
+    since: float = 0.0
+    deaths: int = 0
+    restarts: int = 0
+    tasks: int = 0
+    failed: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=MOST_FAILURES))
+    """The queries of the last tasks that it failed since it last did one."""
+
+
+class Supervisor:
+    """Keeps a pool's workers running.
+
+    Args:
+        pool: their pool.
+        size: the number of workers.
+        metrics: where replacements are counted.
+        down_timeout: seconds without any worker after which the service is no longer live.
+    """
+
+    def __init__(
+        self, pool: WorkerPool, size: int, metrics: Metrics, down_timeout: float = 30.0
+    ) -> None:
+        self.pool, self.metrics, self.down_timeout = pool, metrics, down_timeout
+        self.workers = [WorkerView() for _ in range(size)]
+        self._down_since: float | None = None
+        self._start_failed = False
+        """Whether a start has failed since the last worker was up."""
+
+    @property
+    def is_down(self) -> bool:
+        """Whether queries would wait in vain: no worker is up, and none is soon."""
+        return self._down_since is not None and (
+            self._start_failed or time.monotonic() - self._down_since > SOON
+        )
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a worker is up, or may still come back without a restart of the service."""
+        if self._down_since is None:
+            return True
+        hopeless = all(view.state == GIVEN_UP for view in self.workers)
+        return not hopeless and time.monotonic() - self._down_since <= self.down_timeout
+
+    async def start(self) -> None:
+        """Start all workers, and return when all are ready."""
+        await self.pool.start(len(self.workers))
+        now = time.monotonic()
+        for view in self.workers:
+            view.state, view.since = UP, now
+
+    async def replace(self, worker: int, reason: str) -> bool:
+        """Start a lost worker again, as often as it takes; return whether it is up."""
+        view = self.workers[worker]
+        now = time.monotonic()
+        view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
+        view.state, view.since = (HUNG if reason == "hung" else DOWN), now
+        view.failed.clear()
+        if self._down_since is None and all(view.state != UP for view in self.workers):
+            self._down_since, self._start_failed = now, False
+            log_event("no worker is up", logging.ERROR)
+        kind = "failing" if reason.startswith(FAILING) else "hung" if reason == "hung" else "died"
+        self.metrics.restarts.labels(kind).inc()
+        log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
+        mistakes = 0
+        while True:
+            delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]
+            await asyncio.sleep(delay)
+            try:
+                await self.pool.replace(worker)
+                break
+            except Exception as error:  # an EOFError of a dying fork server, for one: try again
+                view.deaths += 1
+                self._start_failed = True
+                reason = f"{type(error).__name__}: {error}"
+                log_event("worker did not start", logging.ERROR, worker=worker, reason=reason)
+                mistakes = mistakes + 1 if isinstance(error, UserError) else 0
+            if mistakes == MOST_STARTS:
+                view.state = GIVEN_UP
+                log_event("worker given up", logging.ERROR, worker=worker, starts=mistakes)
+                return False
+        view.state, view.since = UP, time.monotonic()
+        view.restarts += 1
+        self._down_since = None
+        log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
+        return True
