@@ -14,8 +14,8 @@ from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.checkpoint import write_atomically
 from codedinvnet.current_rows import current_latency, latency_place
+from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.rows import Row, read_rows
-from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.simulation.figures import (
     QUANTILES,
     SAME,

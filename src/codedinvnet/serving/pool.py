@@ -20,14 +20,8 @@ from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import file_digest
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CodedMethod, Tolerance
-from codedinvnet.serving.engine import (
-    ONNX_RUNTIME,
-    PYTORCH,
-    check_engine,
-    check_installed,
-    is_kept,
-    run_by_onnxruntime,
-)
+from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.serving.engine import is_kept, run_by_onnxruntime
 from codedinvnet.trained import method_for
 
 
@@ -89,7 +83,7 @@ class WorkerSpec:
         errors: likewise.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.serving.engine.ENGINES`.
+        engine: what computes the networks, one of `codedinvnet.models.runtime.ENGINES`.
     """
 
     bundle: str | Path

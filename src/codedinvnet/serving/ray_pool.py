@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.engine import PYTORCH
+from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.serving.pool import (
     Death,
     Result,
