@@ -27,7 +27,7 @@ from codedinvnet.checkpoint import (
     write_atomically,
 )
 from codedinvnet.data.finding import cache_dir
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, one_line
 
 PYTORCH, ONNX_RUNTIME = "pytorch", "onnxruntime"
 ENGINES = (PYTORCH, ONNX_RUNTIME)
@@ -55,12 +55,6 @@ def check_installed(engine: str) -> None:
         raise UserError(
             f"the engine {engine} needs {', '.join(missing)}: pip install 'codedinvnet[onnx]'"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error of a library says, as one line; its kind if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
