@@ -179,7 +179,7 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
         near = nearest(name, names)
         hint = f", did you mean {near!r}?" if near else ""
         raise UserError(
-            f"--scores: {where} has no output {name!r}{hint} Its outputs: {', '.join(names)}"
+            f"--scores: {where} has no output {name!r}{hint} (its outputs: {', '.join(names)})"
         )
     spec = probed.outputs[names.index(name)]
     if name not in candidates:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -91,7 +91,10 @@ class ModelSource:
         Raises:
             UserError: if it cannot be opened, or other weights are there than `digest` says.
         """
-        opened = _open(self)
+        from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH
+
+        engine = self.engine or (ONNX_RUNTIME if self.kind == "onnx" else PYTORCH)
+        opened = _open(self, engine)
         if self.digest and opened.digest != self.digest:
             raise UserError(
                 f"{self.source} has weights {opened.digest}, the front end has {self.digest}: "
@@ -105,7 +108,8 @@ class ModelSource:
             find_scores(self.scores, probed, self.source),
             opened.platform,
         )
-        return OpenModel(replace(self, digest=opened.digest), signature, opened.compute)
+        source = replace(self, engine=engine, digest=opened.digest)
+        return OpenModel(source, signature, opened.compute)
 
 
 class OpenModel:
@@ -129,6 +133,12 @@ class OpenModel:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute a batch; more queries than the model takes at once are computed in turn."""
         return in_turn(self._compute, inputs, self._signature.max_batch)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a user wants to know of the model, as JSON has it."""
+        signature, source = asdict(self._signature), self.source
+        told = {"source": source.source, "kind": source.kind, "engine": source.engine}
+        return {**told, "digest": source.digest, **signature}
 
 
 def open_model(
@@ -157,7 +167,7 @@ def open_model(
     ).open()
 
 
-def _open(source: ModelSource) -> Opened:
+def _open(source: ModelSource, engine: str) -> Opened:
     """Open what a source names, by the module for its kind."""
     kind = source.kind
 
@@ -168,7 +178,6 @@ def _open(source: ModelSource) -> Opened:
     from codedinvnet.models import onnx, runtime
     from codedinvnet.models import torch as modules
 
-    engine = source.engine or (runtime.ONNX_RUNTIME if kind == "onnx" else runtime.PYTORCH)
     if engine not in runtime.ENGINES:
         raise UserError(f"--engine: {engine!r} is not one of {', '.join(runtime.ENGINES)}")
     if kind == "onnx" and engine == runtime.PYTORCH:
