@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle
 from codedinvnet.devices import first_tensor
-from codedinvnet.serving.engine import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.pool import WorkerSpec
 
 NAMES = {PYTORCH: "PyTorch", ONNX_RUNTIME: "ONNX Runtime"}

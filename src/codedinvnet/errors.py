@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -18,3 +19,9 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     by_lower = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[near[0]] if near else None
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library says, as one line; its kind if it says nothing."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()  # PyTorch's have colours
+    return lines[0].strip() if lines else type(error).__name__

@@ -225,7 +225,7 @@ def test_workers_compute_by_the_engine_of_the_grid(
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row["settings"]["engine"] == "onnxruntime"
     assert asked[asked.index("--engine") + 1] == "onnxruntime"
-    monkeypatch.setattr("codedinvnet.serving.engine.NEEDED", ("nowhere_to_be_found",))
+    monkeypatch.setattr("codedinvnet.models.runtime.NEEDED", ("nowhere_to_be_found",))
     with pytest.raises(UserError, match=r"needs nowhere_to_be_found: pip install"):
         run(grid, tmp_path, data_dir)
 

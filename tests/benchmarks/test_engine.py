@@ -46,6 +46,6 @@ def test_both_engines_do_the_same_tasks(
 def test_without_onnx_runtime_nothing_is_measured(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codedinvnet.serving.engine.NEEDED", ("nowhere_to_be_found",))
+    monkeypatch.setattr("codedinvnet.models.runtime.NEEDED", ("nowhere_to_be_found",))
     with pytest.raises(UserError, match="onnxruntime needs nowhere_to_be_found"):
         speed.run("engine", str(bundle_folder), sizes=TINY)

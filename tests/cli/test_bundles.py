@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from codedinvnet.bundle import load_bundle
 from tests.conftest import Command
+from tests.models.factories import words_onnx
 
 
 def evaluate(
@@ -110,6 +112,20 @@ def test_info(call: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatc
     assert report["encoder_ms_k4"] > 0
     assert report["group_sizes"] == [2, 3, 4]
     assert report["provenance"]["settings"]["name"] == "tiny-recovery"
+
+
+def test_info_of_a_model_of_ones_own(call: Command, tmp_path: Path) -> None:
+    path = words_onnx(tmp_path / "words.onnx", ("batch", "length"))
+    words = ("info", path, "--input", "tokens:INT32:7", "--scores", "scores:logits")
+    report = json.loads(call(*words, "--json").out)
+    assert (report["kind"], report["engine"]) == ("onnx", "onnxruntime")
+    assert report["inputs"] == [{"name": "tokens", "datatype": "INT32", "shape": [7]}]
+    assert report["scores"] == {"output": "scores", "kind": "logits"}
+    lines = dict(re.split("  +", line) for line in call(*words).out.splitlines())
+    assert lines["digest"] == report["digest"]
+    assert lines["input tokens"] == "INT32 (B, 7)"
+    assert lines["output label"] == "INT64 (B)"
+    assert lines["scores"] == "scores (logits)"
 
 
 def test_demo_names_only_what_ships(

@@ -108,6 +108,8 @@ BAD: dict[str, tuple[Words, str]] = {
     "unknown bundle": (lambda s: use(s, "evaluate", "minst"), "no bundle 'minst'"),
     "info of no bundle": (lambda s: ["info", s.data], "neither a folder with bundle.json"),
     "truncated weights": (lambda s: use(s, "evaluate", s.cut, "--k", "2"), "truncated"),
+    "info of no file": (lambda s: ["info", s.data / "a.onnx"], "there is no file"),
+    "info of a bundle's scores": (lambda s: ["info", s.bundle, "--scores", "x"], "no output 'x'"),
     "info of truncated weights": (lambda s: ["info", s.cut, "--json"], "truncated"),
     "tolerance 0": (
         lambda s: use(s, "invert", s.bundle, "--tolerance", "0"),

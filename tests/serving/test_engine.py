@@ -26,16 +26,15 @@ from codedinvnet.classifier import classifier_of
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod
+from codedinvnet.models import runtime
+from codedinvnet.models.runtime import ONNX_RUNTIME, check_engine, check_installed
 from codedinvnet.nn.fusion import FusionEncoder
 from codedinvnet.serving import engine, preload
 from codedinvnet.serving.engine import (
     NETWORKS,
-    ONNX_RUNTIME,
     Exported,
     ExportedEncoder,
     ExportedNetwork,
-    check_engine,
-    check_installed,
     run_by_onnxruntime,
 )
 from codedinvnet.serving.pool import Task, WorkerSpec
@@ -161,11 +160,11 @@ def test_a_library_may_be_installed_by_another_name(monkeypatch: pytest.MonkeyPa
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert engine._version("onnxruntime") == known
+    assert runtime._version("onnxruntime") == known
 
 
 def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_export", lambda *_: b"no model")
+    monkeypatch.setattr(runtime, "_export", lambda *_: b"no model")
     with pytest.raises(UserError, match="the engine onnxruntime cannot run Identity: "):
         Exported(nn.Identity(), [torch.zeros(1, 3)])
 
@@ -296,7 +295,7 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
         told = "the engine onnxruntime computes on processors only, not on cuda"
         with pytest.raises(UserError, match=told):
             check(ServeOptions("mnist", engine=ONNX_RUNTIME, device="cuda", pool=pool))
-    monkeypatch.setattr(engine, "NEEDED", ("onnx", "nowhere_to_be_found"))
+    monkeypatch.setattr(runtime, "NEEDED", ("onnx", "nowhere_to_be_found"))
     told = r"engine onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
     with pytest.raises(UserError, match=told):
         check(ServeOptions("mnist", engine=ONNX_RUNTIME))

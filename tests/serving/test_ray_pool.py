@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.models.runtime import ONNX_RUNTIME
 from codedinvnet.serving import ray_pool
-from codedinvnet.serving.engine import ONNX_RUNTIME
 from codedinvnet.serving.pool import WorkerDied, WorkerSpec
 from codedinvnet.serving.ray_pool import Actor, RayPool, has_token, last_line
 

@@ -57,9 +57,9 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.methods import SmallBackup
+from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
-from codedinvnet.serving.engine import PYTORCH, check_installed
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import SERVED

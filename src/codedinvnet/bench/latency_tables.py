@@ -13,8 +13,8 @@ from typing import Any
 from codedinvnet.bench.latency_grid import LatencyGrid, arms, long_enough
 from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.files import write_atomically
+from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.rows import Row, current_latency, latency_place, read_rows
-from codedinvnet.serving.engine import PYTORCH
 from codedinvnet.simulation.figures import (
     QUANTILES,
     SAME,

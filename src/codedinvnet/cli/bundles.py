@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from codedinvnet.cli.common import (
     Commands,
     add_bundle_options,
     add_command,
     add_data_options,
+    add_model_options,
     print_report,
     seed,
 )
@@ -63,10 +66,13 @@ def add_commands(commands: Commands) -> None:
         commands,
         "info",
         _info,
-        "describe a bundle: parameters, multiply-adds, times, provenance",
+        "describe a bundle (parameters, multiply-adds, times, provenance), or a model of your own: "
+        "its tensors",
         "codedinvnet info mnist --json",
     )
-    add_bundle_options(sub)
+    add_bundle_options(sub, ", FILE.onnx, FILE.pt2, or a factory package.module:function")
+    add_model_options(sub)
+    sub.add_argument("--engine", help="pytorch or onnxruntime (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
     sub = add_command(
@@ -118,12 +124,37 @@ def _invert(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from codedinvnet.models import ModelSource
+
+    options = {name: getattr(arguments, name) for name in ("weights", "scores", "inputs", "engine")}
+    source = ModelSource(arguments.bundle, **options)
+    if source.kind != "bundle" or any(options.values()):
+        device = "cpu" if arguments.device == "auto" else arguments.device
+        report = replace(source, device=device).open().describe()
+        print_report(report if arguments.json else _lines(report), as_json=arguments.json)
+        return
+
     from codedinvnet.bundle import load_bundle
     from codedinvnet.evaluation.cost import info_report
     from codedinvnet.stages import choose_device
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     print_report(info_report(bundle), as_json=arguments.json)
+
+
+def _lines(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a model for a reader: a line for every tensor."""
+    plain = {key: report[key] for key in ("source", "kind", "engine", "digest")}
+    tensors = {
+        f"{kind} {tensor['name']}": f"{tensor['datatype']} "
+        f"({', '.join(map(str, ('B', *tensor['shape'])))})"
+        for kind in ("input", "output")
+        for tensor in report[f"{kind}s"]
+    }
+    scores = report["scores"]
+    told = f"{scores['output']} ({scores['kind']})" if scores else "none: tell them by --scores"
+    batch = report["max_batch"]
+    return {**plain, **tensors, "scores": told, "batch": "any" if batch is None else batch}
 
 
 def _demo(arguments: argparse.Namespace) -> None:

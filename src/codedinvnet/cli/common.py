@@ -114,10 +114,30 @@ def add_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
 
-def add_bundle_options(sub: argparse.ArgumentParser) -> None:
-    """Add what a command that reports on a bundle takes."""
-    sub.add_argument("bundle", help="a shipped bundle (mnist, fashion, cifar10), or a folder")
+def add_bundle_options(sub: argparse.ArgumentParser, others: str = "") -> None:
+    """Add what a command that reports on a bundle takes, or on the others that it names."""
+    told = f"a shipped bundle (mnist, fashion, cifar10), or a folder{others}"
+    sub.add_argument("bundle", help=told)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_model_options(sub: argparse.ArgumentParser) -> None:
+    """Add what opening a model of the user's own may need beside its name."""
+    add = sub.add_argument
+    add("--weights", help="safetensors file with the weights of a factory's module (its own)")
+    add(
+        "--scores",
+        metavar="NAME[:KIND]",
+        help="output with the class scores; KIND: logits or probabilities (found)",
+    )
+    add(
+        "--input",
+        dest="inputs",
+        action="append",
+        default=[],
+        metavar="NAME:DATATYPE:SHAPE",
+        help="an input that the model leaves open, of one query, as x:FP32:3x224x224; repeatable",
+    )
 
 
 def seed(text: str) -> int:

@@ -21,14 +21,8 @@ from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.methods import CodedMethod, Tolerance
-from codedinvnet.serving.engine import (
-    ONNX_RUNTIME,
-    PYTORCH,
-    check_engine,
-    check_installed,
-    is_kept,
-    run_by_onnxruntime,
-)
+from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.serving.engine import is_kept, run_by_onnxruntime
 from codedinvnet.trained import method_for
 
 
@@ -90,7 +84,7 @@ class WorkerSpec:
         errors: likewise.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.serving.engine.ENGINES`.
+        engine: what computes the networks, one of `codedinvnet.models.runtime.ENGINES`.
     """
 
     bundle: str | Path

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.engine import PYTORCH
+from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.serving.metrics import Quiet, log_event
 from codedinvnet.serving.pool import (
     Death,

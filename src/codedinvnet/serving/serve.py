@@ -24,9 +24,9 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
+from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.engine import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.faults import (
     FaultyPool,
     Schedule,

@@ -1,0 +1,215 @@
+"""What is learnt of a model by running it: its outputs, and where its class scores are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+
+from codedinvnet.errors import UserError, nearest, one_line
+from codedinvnet.models.base import DATATYPES, Scores, TensorSpec
+
+Arrays: TypeAlias = "dict[str, np.ndarray]"
+Compute: TypeAlias = Callable[[Mapping[str, np.ndarray]], Arrays]
+"""Runs one batch, of no more queries than the model takes at once."""
+
+
+class Opened(NamedTuple):
+    """A model that was opened, before it is run."""
+
+    inputs: tuple[TensorSpec, ...]
+    max_batch: int | None
+    platform: str
+    digest: str
+    """Of what answers depend on: files, or weights."""
+    compute: Compute
+
+
+ROWS = 4
+"""Queries of a probe."""
+_KINDS = ("logits", "probabilities")
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_TOLERANCE = 1e-2
+"""Share of the largest value by which sums may differ that are rounded in another order."""
+
+
+class Probed(NamedTuple):
+    """What the runs showed."""
+
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int | None
+    answers: Arrays
+    """Name -> (ROWS, *shape)."""
+
+
+def probe_inputs(inputs: tuple[TensorSpec, ...]) -> Arrays:
+    """Return queries that most models take: floats and pixels of any value, integers 0 and 1."""
+    generator = np.random.default_rng(0)
+    found = {}
+    for spec in inputs:
+        size, dtype = (ROWS, *spec.shape), DATATYPES[spec.datatype]
+        if spec.datatype == "BYTES":
+            found[spec.name] = np.full(size, b"", dtype=object)
+        elif dtype.kind == "f":
+            found[spec.name] = generator.random(size, np.float32).astype(dtype)
+        else:  # the words of a small vocabulary, and masks
+            found[spec.name] = generator.integers(
+                256 if spec.datatype == "UINT8" else 2, size=size
+            ).astype(dtype)
+    return found
+
+
+def in_turn(compute: Compute, inputs: Mapping[str, np.ndarray], at_once: int | None) -> Arrays:
+    """Compute a batch, so many queries at once."""
+    size = len(next(iter(inputs.values())))
+    if at_once is None or size <= at_once:
+        return compute(inputs)
+    parts = [
+        compute({name: array[begin : begin + at_once] for name, array in inputs.items()})
+        for begin in range(0, size, at_once)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def probe(
+    compute: Compute, inputs: tuple[TensorSpec, ...], max_batch: int | None, where: str
+) -> Probed:
+    """Run a model on one query and on two, and tell what it returns.
+
+    A model that raises on two queries takes one at a time.
+
+    Args:
+        compute: the model.
+        inputs: what one query has.
+        max_batch: queries that the model says it takes at once.
+        where: the model, for messages.
+
+    Raises:
+        UserError: if it fails on one query, returns what the protocol lacks, has no batch axis in
+            an output, or answers a query by the others of its batch.
+    """
+    queries = probe_inputs(inputs)
+    one = {name: array[:1] for name, array in queries.items()}
+    two = {name: array[:2] for name, array in queries.items()}
+    try:
+        alone = compute(one)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the model raises
+        raise UserError(f"{where} fails on a query: {one_line(error)}") from error
+    if not alone:
+        raise UserError(f"{where} returns no tensor")
+    outputs = tuple(_output_spec(name, array, where) for name, array in alone.items())
+    if max_batch != 1:
+        try:
+            pair = compute(two)
+        except Exception:  # whatever the model raises
+            max_batch = 1
+        else:
+            for spec in outputs:
+                _check_pair(spec, alone[spec.name], pair.get(spec.name), compute, one, where)
+    return Probed(outputs, max_batch, in_turn(compute, queries, max_batch))
+
+
+def _output_spec(name: str, array: np.ndarray, where: str) -> TensorSpec:
+    datatype = _NAMES.get(array.dtype)
+    if datatype is None:
+        raise UserError(f"{where}: output {name!r} is {array.dtype}, which the protocol lacks")
+    if array.ndim == 0 or len(array) != 1:
+        raise UserError(
+            f"{where}: output {name!r} has shape {array.shape} for one query: it has no batch axis"
+        )
+    return TensorSpec(name, datatype, array.shape[1:])
+
+
+def _check_pair(
+    spec: TensorSpec,
+    alone: np.ndarray,
+    pair: np.ndarray | None,
+    compute: Compute,
+    one: Mapping[str, np.ndarray],
+    where: str,
+) -> None:
+    """Refuse an output that is not each query's own."""
+    if pair is None or pair.shape != (2, *spec.shape):
+        found = "is missing" if pair is None else f"has shape {pair.shape}"
+        raise UserError(
+            f"{where}: output {spec.name!r} {found} for two queries, and {alone.shape} for one: "
+            "its first axis must be the batch"
+        )
+    if alone.dtype.kind == "f" and _differs(alone[0], pair[0]):
+        again = compute(one)[spec.name]
+        if not np.array_equal(alone, again, equal_nan=True):  # it draws at random
+            return
+        raise UserError(
+            f"{where}: output {spec.name!r} of a query depends on the other queries of its batch"
+        )
+
+
+def _differs(one: np.ndarray, other: np.ndarray) -> bool:
+    scale = float(np.nanmax(np.abs(one), initial=0.0)) if one.size else 0.0
+    return not np.allclose(one, other, rtol=0, atol=_TOLERANCE * scale + 1e-6, equal_nan=True)
+
+
+def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
+    """Return which output holds the class scores, and what they are.
+
+    Args:
+        told: the user's `NAME[:probabilities|:logits]`.
+        probed: what the runs showed.
+        where: the model, for messages.
+
+    Returns:
+        None if nobody told, and not exactly one output can be scores.
+
+    Raises:
+        UserError: if what was told are no scores.
+    """
+    candidates = [spec.name for spec in probed.outputs if _can_be_scores(spec)]
+    if told is None:
+        if len(candidates) != 1 or _is_constant(probed.answers[candidates[0]]):
+            return None
+        return Scores(candidates[0], _kind(probed.answers[candidates[0]]))
+    name, kind = told, ""
+    if told.rpartition(":")[2] in _KINDS and ":" in told:
+        name, _, kind = told.rpartition(":")
+    names = [spec.name for spec in probed.outputs]
+    if name not in names:
+        near = nearest(name, names)
+        hint = f", did you mean {near!r}?" if near else ""
+        raise UserError(
+            f"--scores: {where} has no output {name!r}{hint} (its outputs: {', '.join(names)})"
+        )
+    spec = probed.outputs[names.index(name)]
+    if name not in candidates:
+        shape = ", ".join(map(str, ("B", *spec.shape)))
+        raise UserError(
+            f"--scores: output {name!r} of {where} is {spec.datatype} ({shape}), and scores are "
+            "floats (B, classes), of two classes or more"
+        )
+    answers = probed.answers[name]
+    if _is_constant(answers):
+        raise UserError(
+            f"--scores: output {name!r} of {where} is constant: it is the same for {ROWS} inputs"
+        )
+    if kind == "probabilities" and _kind(answers) != kind:
+        raise UserError(
+            f"--scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "
+            "1, or leave 0..1"
+        )
+    return Scores(name, cast(Literal["logits", "probabilities"], kind or _kind(answers)))
+
+
+def _can_be_scores(spec: TensorSpec) -> bool:
+    return spec.datatype in ("FP16", "FP32", "FP64") and len(spec.shape) == 1 and spec.shape[0] > 1
+
+
+def _is_constant(answers: np.ndarray) -> bool:
+    return bool((answers == answers[:1]).all())
+
+
+def _kind(answers: np.ndarray) -> Literal["logits", "probabilities"]:
+    rows = answers.astype(np.float64)
+    sums = np.allclose(rows.sum(1), 1, atol=1e-2 if answers.dtype == np.float16 else 1e-3)
+    return "probabilities" if sums and rows.min() >= 0 and rows.max() <= 1 else "logits"

@@ -1,0 +1,204 @@
+"""Opens a model by what a user calls it, here and in every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.models.base import Signature
+from codedinvnet.models.probe import Compute, Opened, find_scores, in_turn, probe
+from codedinvnet.models.specs import parse_input
+
+Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory"]
+
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What it takes to open one model again, in another process: plain values, as JSON has them.
+
+    Attributes:
+        source: a bundle's name or folder, FILE.onnx, FILE.pt2, or `package.module:function`, or
+            `path/file.py:function`, which makes a `torch.nn.Module`.
+        weights: the safetensors file of a factory's module.
+        scores: which output holds the class scores, `NAME[:probabilities|:logits]`; None: found.
+        engine: what computes the model, one of `codedinvnet.models.runtime.ENGINES`; None: ONNX
+            Runtime for ONNX files, PyTorch for the others.
+        inputs: `NAME:DATATYPE:SHAPE` of the inputs that the model leaves open.
+        device: what to compute on.
+        threads: to compute with.
+        digest: of the files or weights that must be there ("": any will do).
+    """
+
+    source: str
+    weights: str | None = None
+    scores: str | None = None
+    engine: str | None = None
+    inputs: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(self.inputs))  # JSON has lists
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the source is.
+
+        Raises:
+            UserError: if it is nothing that can be opened.
+        """
+        path = Path(self.source)
+        suffix = path.suffix.lower()
+        if suffix == ".onnx":
+            return "onnx"
+        if suffix == ".pt2":
+            return "pt2"
+        if suffix in _PICKLES:
+            raise UserError(
+                f"{self.source} may be a pickle, which is not read, since unpickling runs code: "
+                "give a .pt2 file, or a factory with --weights FILE.safetensors"
+            )
+        if suffix == ".safetensors":
+            raise UserError(
+                f"{self.source} has weights and no model: give a factory, with --weights"
+            )
+        if ":" in self.source and not path.exists():
+            return "factory"
+        from codedinvnet.bundle import DESCRIPTION, shipped_bundles
+
+        if self.source in shipped_bundles() or (path / DESCRIPTION).is_file():
+            return "bundle"
+        raise UserError(
+            f"no model {self.source!r}: neither a folder with {DESCRIPTION} nor a shipped bundle "
+            f"({', '.join(shipped_bundles()) or 'none ship'}), nor FILE.onnx, FILE.pt2 or "
+            "package.module:function"
+        )
+
+    def open(self) -> OpenModel:
+        """Open the model, and run it a few times.
+
+        On PyTorch, the number of threads is set for this whole process.
+
+        Raises:
+            UserError: if it cannot be opened, or other weights are there than `digest` says.
+        """
+        from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH
+
+        engine = self.engine or (ONNX_RUNTIME if self.kind == "onnx" else PYTORCH)
+        opened = _open(self, engine)
+        if self.digest and opened.digest != self.digest:
+            raise UserError(
+                f"{self.source} has weights {opened.digest}, the front end has {self.digest}: "
+                "restart the service"
+            )
+        probed = probe(opened.compute, opened.inputs, opened.max_batch, self.source)
+        signature = Signature(
+            opened.inputs,
+            probed.outputs,
+            probed.max_batch,
+            find_scores(self.scores, probed, self.source),
+            opened.platform,
+        )
+        source = replace(self, engine=engine, digest=opened.digest)
+        return OpenModel(source, signature, opened.compute)
+
+
+class OpenModel:
+    """A model that was opened.
+
+    Args:
+        source: what opens it again, with its digest.
+        signature: its inputs and outputs.
+        compute: runs a batch that is not too large for it.
+    """
+
+    def __init__(self, source: ModelSource, signature: Signature, compute: Compute) -> None:
+        self.source = source
+        self._signature, self._compute = signature, compute
+
+    @property
+    def signature(self) -> Signature:
+        """The model's inputs and outputs."""
+        return self._signature
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute a batch; more queries than the model takes at once are computed in turn."""
+        return in_turn(self._compute, inputs, self._signature.max_batch)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a user wants to know of the model, as JSON has it."""
+        signature, source = asdict(self._signature), self.source
+        told = {"source": source.source, "kind": source.kind, "engine": source.engine}
+        return {**told, "digest": source.digest, **signature}
+
+
+def open_model(
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    scores: str | None = None,
+    engine: str | None = None,
+    inputs: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int = 1,
+) -> OpenModel:
+    """Open a model; the arguments are those of `ModelSource`.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+    return ModelSource(
+        str(source),
+        None if weights is None else str(weights),
+        scores,
+        engine,
+        tuple(inputs),
+        device,
+        threads,
+    ).open()
+
+
+def _open(source: ModelSource, engine: str) -> Opened:
+    """Open what a source names, by the module for its kind."""
+    kind = source.kind
+
+    # Imported here: a front end that only names its workers' model needs no PyTorch for that.
+    import torch
+
+    from codedinvnet.bundle import usable_device
+    from codedinvnet.models import onnx, runtime
+    from codedinvnet.models import torch as modules
+
+    if engine not in runtime.ENGINES:
+        raise UserError(f"--engine: {engine!r} is not one of {', '.join(runtime.ENGINES)}")
+    if kind == "onnx" and engine == runtime.PYTORCH:
+        raise UserError(f"{source.source} runs on ONNX Runtime, not on {engine}")
+    if source.weights is not None and kind != "factory":
+        raise UserError(f"--weights: {source.source} has its own; only a factory takes others")
+    if kind == "bundle" and source.inputs:
+        raise UserError("--input: a bundle tells its inputs")
+    runtime.check_engine(engine, source.device)
+    runtime.check_installed(engine)
+    told = [parse_input(text) for text in source.inputs]
+    for path in (Path(source.weights or "."), Path(source.source if kind != "factory" else ".")):
+        if kind != "bundle" and not path.exists():
+            raise UserError(f"there is no file {path}")
+    device = usable_device(source.device)
+    torch.set_num_threads(source.threads)
+    if kind == "onnx":
+        return onnx.open_onnx(Path(source.source), told, source.threads)
+    if kind == "pt2":
+        return modules.open_program(Path(source.source), told, engine, device)
+    if kind == "bundle":
+        return modules.open_bundle(source.source, engine, device)
+    weights = None if source.weights is None else Path(source.weights)
+    return modules.open_factory(source.source, weights, told, engine, device)

@@ -1,0 +1,376 @@
+"""PyTorch's models: `torch.export` programs, and modules that a user's function makes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from codedinvnet.bundle import Bundle, bundle_folder, load_bundle, weights_digest
+from codedinvnet.checkpoint import module_tensors, tensors_digest
+from codedinvnet.errors import UserError, nearest, one_line
+from codedinvnet.files import content_digest
+from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
+from codedinvnet.models.onnx import by_session
+from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs
+from codedinvnet.models.program import load_program
+from codedinvnet.models.runtime import ONNX_RUNTIME, check_installed, exported_session
+from codedinvnet.models.specs import Declared, check_told, input_specs
+
+PLATFORM = "pytorch"
+SEED = 0
+"""PyTorch's random seed while a factory runs: all workers draw the same initial weights."""
+_NUMPY_TYPES = {
+    getattr(torch, str(dtype)): name for name, dtype in DATATYPES.items() if name != "BYTES"
+}
+_CLOSE = 1e-2
+"""Share of the largest output by which an export may differ from its module."""
+
+Bind = Callable[[Sequence[Tensor]], tuple[Sequence[Any], Mapping[str, Any]]]
+"""Makes a module's arguments of its inputs' tensors."""
+
+
+class Network(nn.Module):
+    """A module of tensors, in the order of the inputs, whatever it takes and returns itself."""
+
+    def __init__(self, module: nn.Module, bind: Bind) -> None:
+        super().__init__()
+        self.module, self.bind = module, bind
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the outputs by their names."""
+        arguments, keywords = self.bind(tensors)
+        return dict(_named("", self.module(*arguments, **keywords)))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named(tensors).values())
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of what a module returns: a tensor, or a dict, named or plain tuple."""
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping) or hasattr(value, "_asdict"):
+        fields = value if isinstance(value, Mapping) else value._asdict()
+        for key, inner in fields.items():
+            yield from _named(f"{name}_{key}" if name else str(key), inner)
+    elif isinstance(value, (tuple, list)):
+        for index, inner in enumerate(value):
+            yield from _named(f"{name or 'output'}_{index}", inner)
+    elif value is not None:
+        raise UserError(f"output {name or 'output'!r} is a {type(value).__name__}, and no tensor")
+
+
+def open_program(
+    path: Path, told: Sequence[TensorSpec], engine: str, device: torch.device
+) -> Opened:
+    """Open a file of `torch.export.save`.
+
+    Raises:
+        UserError: if it is damaged, another release's, or takes what the protocol lacks.
+    """
+    content = path.read_bytes()
+    program = load_program(content, str(path))
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, str(device))
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    names = list(program.graph_signature.user_inputs)
+    declared = []
+    for name in names:
+        value = values.get(name) if isinstance(name, str) else name
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path} takes a {type(value).__name__}, and no tensor")
+        axes = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        datatype = _NUMPY_TYPES.get(value.dtype, str(value.dtype))
+        declared.append(Declared(name, datatype, axes))
+    inputs, max_batch = input_specs(declared, told, str(path))
+    if max_batch is None:
+        max_batch = _most(program, values[names[0]])
+    in_spec = program.call_spec.in_spec
+
+    def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        arguments, keywords = pytree.tree_unflatten(list(tensors), in_spec)
+        return arguments, keywords
+
+    network = Network(program.module(), bind)
+    return _opened(network, inputs, max_batch, content_digest(content), engine, device, str(path))
+
+
+def _most(program: torch.export.ExportedProgram, value: Any) -> int | None:
+    """Return the largest batch that a program was exported for; None if there is none."""
+    symbol = value.shape[0].node.expr
+    bounds = program.range_constraints.get(symbol)
+    upper = None if bounds is None else bounds.upper
+    return int(upper) if upper is not None and upper < 2**31 else None
+
+
+def open_factory(
+    name: str,
+    weights: Path | None,
+    told: Sequence[TensorSpec],
+    engine: str,
+    device: torch.device,
+) -> Opened:
+    """Open what a user's function returns: a module, or a module and example inputs.
+
+    Args:
+        name: `package.module:function`, or `path/file.py:function`.
+        weights: a safetensors file of all the module's tensors.
+        told: the inputs, if the function returns no examples.
+        engine: one of ENGINES.
+        device: what to compute on.
+
+    Raises:
+        UserError: if there is no such function, it fails, or the weights do not fit.
+    """
+    function = _function(name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            made = function()
+    except Exception as error:  # whatever the user's function raises
+        raise UserError(
+            f"the factory {name} raised {type(error).__name__}: {one_line(error)}"
+        ) from error
+    module, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"the factory {name} returned a {type(module).__name__}, and neither a torch.nn.Module "
+            "nor (module, example_inputs)"
+        )
+    module.eval().requires_grad_(False)
+    digest = _load_weights(module, weights) if weights else _tensors_digest(module)
+    inputs = _factory_inputs(name, module, examples, told)
+    names = [spec.name for spec in inputs]
+
+    def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        return (), dict(zip(names, tensors, strict=True))
+
+    source = Path(inspect.getfile(inspect.unwrap(function)))
+    digest = content_digest(f"{digest} {content_digest(source.read_bytes())}".encode())
+    network = Network(module.to(device), bind)
+    return _opened(network, inputs, None, digest, engine, device, name)
+
+
+def _function(name: str) -> Callable[[], Any]:
+    place, _, attribute = name.rpartition(":")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(
+            f"the factory {name} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        near = nearest(attribute, [key for key, value in vars(module).items() if callable(value)])
+        hint = f", did you mean {near!r}?" if near else ""
+        raise UserError(f"the factory {name}: {place} has no function {attribute!r}{hint}")
+    return found  # type: ignore[no-any-return]
+
+
+def _from_package(name: str) -> ModuleType:
+    _importable(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    _importable(path.resolve().parent)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _importable(folder: Path) -> None:
+    """Let modules of a folder be imported, after those that are installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _tensors_digest(module: nn.Module) -> str:
+    return tensors_digest(module_tensors({"module": module}))
+
+
+def _load_weights(module: nn.Module, path: Path) -> str:
+    """Fill a module from a safetensors file and return the file's digest.
+
+    Raises:
+        UserError: if the file is damaged, or names other tensors, or shapes, than the module has.
+    """
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file: {one_line(error)}"
+        ) from error
+    expected = module.state_dict()
+    # Of tensors that are one in memory a safetensors file holds one.
+    held = {value.data_ptr() for key, value in expected.items() if key in tensors}
+    problems = [
+        f"{key} is missing"
+        for key, value in expected.items()
+        if key not in tensors and (not value.numel() or value.data_ptr() not in held)
+    ]
+    problems += [f"{key} is none of its tensors" for key in tensors if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{path} does not fit {type(module).__name__}: {', '.join(problems[:3])}{more}"
+        )
+    module.load_state_dict(tensors, strict=False)
+    return content_digest(content)
+
+
+def _factory_inputs(
+    name: str, module: nn.Module, examples: Any, told: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    where = f"the module of {name}"
+    if examples is None:
+        if not told:
+            raise UserError(
+                f"the factory {name} returned no example inputs: return (module, example_inputs), "
+                f"or tell --input NAME:DATATYPE:SHAPE of {', '.join(named)}"
+            )
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            check_told(told, named, where)
+        return tuple(told)
+    if told:
+        raise UserError(f"--input: the factory {name} returns example inputs, which tell them")
+    if not isinstance(examples, Mapping):
+        given = [examples] if isinstance(examples, Tensor) else list(examples)
+        if len(given) > len(named):
+            raise UserError(
+                f"the factory {name} returned {len(given)} example inputs, and {where} takes "
+                f"{len(named)} by name"
+            )
+        examples = dict(zip(named, given, strict=False))
+    declared = []
+    for key, value in examples.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"the factory {name}: the example of {key!r} is no tensor")
+        datatype = _NUMPY_TYPES.get(value.dtype, str(value.dtype))
+        declared.append(
+            Declared(str(key), datatype, ("batch", *value.shape[1:]) if value.ndim else ())
+        )
+    return input_specs(declared, (), where)[0]
+
+
+class _Embedding(nn.Module):
+    """The network f of a bundle, from images as they are sent."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.model = bundle.model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"latent": self.model.embed(images)}
+
+
+def open_bundle(name: str, engine: str, device: torch.device) -> Opened:
+    """Open a bundle: the model is f, which its workers run.
+
+    Raises:
+        UserError: if it is none, or damaged.
+    """
+    bundle = load_bundle(name, device)
+    images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
+    network = Network(_Embedding(bundle).eval(), lambda tensors: (tensors, {}))
+    digest = weights_digest(bundle_folder(name))
+    return _opened(network, (images,), None, digest, engine, device, f"the bundle {name}")
+
+
+def _opened(
+    network: Network,
+    inputs: tuple[TensorSpec, ...],
+    max_batch: int | None,
+    digest: str,
+    engine: str,
+    device: torch.device,
+    where: str,
+) -> Opened:
+    for spec in inputs:
+        if spec.datatype == "BYTES":
+            raise UserError(f"{where}: input {spec.name!r} is BYTES, which PyTorch does not have")
+
+    def compute(arrays: Mapping[str, np.ndarray]) -> Arrays:
+        tensors = [
+            torch.from_numpy(np.require(arrays[spec.name], requirements=["C", "W"])).to(device)
+            for spec in inputs
+        ]
+        with torch.inference_mode():
+            found = network.named(tensors)
+        for name, tensor in found.items():
+            if tensor.dtype not in _NUMPY_TYPES:
+                raise UserError(
+                    f"{where}: output {name!r} is {tensor.dtype}, which the protocol lacks"
+                )
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    opened = Opened(inputs, max_batch, PLATFORM, digest, compute)
+    return _exported(network, opened, where) if engine == ONNX_RUNTIME else opened
+
+
+def _exported(network: Network, opened: Opened, where: str) -> Opened:
+    """Return a model that ONNX Runtime computes, once it was seen to answer as PyTorch does."""
+    check_installed(ONNX_RUNTIME)
+    inputs = opened.inputs
+    probed = probe(opened.compute, inputs, opened.max_batch, where)
+    queries = probe_inputs(inputs)
+    outputs = [spec.name for spec in probed.outputs]
+    session, at_once = None, probed.max_batch
+    if at_once != 1:
+        with suppress(UserError):  # its code may hold a batch's size fast
+            session = _session(network, queries, outputs, free=True)
+    if session is None:
+        session, at_once = _session(network, queries, outputs, free=False), 1
+    compute = by_session(session)
+    answers = in_turn(compute, queries, at_once)
+    for name, wanted in probed.answers.items():
+        scale = float(np.abs(wanted).max(initial=0.0)) if wanted.dtype.kind == "f" else 0.0
+        if not np.allclose(answers[name], wanted, rtol=0, atol=_CLOSE * scale + 1e-6):
+            raise UserError(
+                f"{where}: output {name!r} differs between PyTorch and its export to ONNX Runtime"
+            )
+    return opened._replace(platform=ONNX_PLATFORM, max_batch=at_once, compute=compute)
+
+
+def _session(network: Network, queries: Arrays, outputs: list[str], free: bool) -> Any:
+    """Export a network for one query at a time, or for any number."""
+    # A size of 1 would be taken for one that stays.
+    examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
+    axes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in queries),)
+    return exported_session(
+        network,
+        examples,
+        dynamic_shapes=axes if free else None,
+        input_names=list(queries),
+        output_names=outputs,
+    )

@@ -1,0 +1,341 @@
+"""Models of every kind: the signature that is read, and answers that are the engine's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.errors import UserError
+from codedinvnet.models import ModelSource, open_model
+from codedinvnet.models.base import Scores, TensorSpec
+from codedinvnet.models.probe import probe_inputs
+from tests.models import factories
+from tests.models.factories import PLACE, made
+
+FACTORIES: dict[str, tuple[list[TensorSpec], list[TensorSpec], Scores | None]] = {
+    "resnet": (
+        [TensorSpec("x", "FP32", (3, 32, 32))],
+        [TensorSpec("output", "FP32", (10,))],
+        Scores("output", "logits"),
+    ),
+    "mobilenet": (
+        [TensorSpec("x", "FP32", (3, 224, 224))],
+        [TensorSpec("output", "FP32", (20,))],
+        Scores("output", "logits"),
+    ),
+    "mlp": (
+        [TensorSpec("input", "FP32", (16,))],
+        [TensorSpec("output", "FP32", (3,))],
+        Scores("output", "probabilities"),
+    ),
+    "words": (
+        [TensorSpec("tokens", "INT32", (2048,))],
+        [TensorSpec("logits", "FP32", (6,))],
+        Scores("logits", "logits"),
+    ),
+    "pixels": (
+        [TensorSpec("pixels", "UINT8", (3, 4, 4))],
+        [TensorSpec("output", "FP32", (5,))],
+        Scores("output", "logits"),
+    ),
+    "pair": (
+        [TensorSpec("numbers", "FP32", (6,)), TensorSpec("mask", "BOOL", (6,))],
+        [
+            TensorSpec("label", "INT64", ()),
+            TensorSpec("features", "FP64", (2, 1)),
+            TensorSpec("scores_0", "FP32", (4,)),
+            TensorSpec("scores_1", "FP32", (4,)),
+        ],
+        None,
+    ),
+    "model_output": (
+        [TensorSpec("x", "FP32", (4,))],
+        [TensorSpec(name, "FP32", (4,)) for name in ("logits", "hidden_0", "hidden_1")],
+        None,
+    ),
+}
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    return [tensor for inner in value if inner is not None for tensor in flat(inner)]
+
+
+def pytorch(module: nn.Module, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Return what PyTorch computes by itself."""
+    with torch.inference_mode():
+        found = module(*(torch.from_numpy(array) for array in inputs.values()))
+    return [tensor.numpy() for tensor in flat(found)]
+
+
+def check_equal(found: dict[str, np.ndarray], wanted: list[np.ndarray]) -> None:
+    assert len(found) == len(wanted)
+    for array, other in zip(found.values(), wanted, strict=True):
+        assert array.dtype == other.dtype
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_factory(name: str) -> None:
+    model = open_model(f"{PLACE}:{name}")
+    inputs, outputs, scores = FACTORIES[name]
+    assert model.signature.inputs == tuple(inputs)
+    assert model.signature.outputs == tuple(outputs)
+    assert model.signature.scores == scores
+    assert model.signature.max_batch is None
+    assert model.signature.platform == "pytorch"
+    queries = probe_inputs(model.signature.inputs)
+    check_equal(model.run(queries), pytorch(made(getattr(factories, name))[0], queries))
+
+
+@pytest.mark.parametrize("name", ["mlp", "words", "pixels"])
+def test_a_program(name: str, tmp_path: Path) -> None:
+    path = factories.save_pt2(getattr(factories, name), tmp_path / f"{name}.pt2")
+    model = open_model(path)
+    inputs, outputs, scores = FACTORIES[name]
+    assert model.signature.inputs == tuple(inputs)
+    assert model.signature.outputs == tuple(outputs)
+    assert (model.signature.scores, model.signature.max_batch) == (scores, None)
+    queries = probe_inputs(model.signature.inputs)
+    module: Any = torch.export.load(path).module()
+    check_equal(model.run(queries), pytorch(module, queries))
+
+
+def test_a_program_of_one_query_at_a_time(tmp_path: Path) -> None:
+    model = open_model(factories.save_pt2(factories.mlp, tmp_path / "a.pt2", batch=None))
+    assert model.signature.max_batch == 1
+    queries = probe_inputs(model.signature.inputs)
+    together, each = model.run(queries)["output"], open_model(f"{PLACE}:mlp")
+    rows = [each.run({"input": queries["input"][row : row + 1]})["output"] for row in range(4)]
+    np.testing.assert_array_equal(together, np.concatenate(rows))
+
+
+def test_a_program_of_few_queries_at_once(tmp_path: Path) -> None:
+    few = torch.export.Dim("few", min=1, max=3)
+    model = open_model(factories.save_pt2(factories.mlp, tmp_path / "a.pt2", batch=few))
+    assert model.signature.max_batch == 3
+    assert len(model.run({"input": np.ones((7, 16), np.float32)})["output"]) == 7
+
+
+def test_one_network_by_three_sources_and_two_engines(
+    resnet_onnx: Path, resnet_pt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = probe_inputs((TensorSpec("x", "FP32", (3, 32, 32)),))["x"]
+    network, _ = made(factories.resnet)
+    (wanted,) = pytorch(network, {"x": queries})
+    program = open_model(resnet_pt2)
+    (alone,) = pytorch(torch.export.load(resnet_pt2).module(), {"x": queries})
+    np.testing.assert_array_equal(program.run({"x": queries})["output"], alone)
+
+    file = open_model(resnet_onnx)
+    assert file.signature.inputs == (TensorSpec("images", "FP32", (3, 32, 32)),)
+    assert file.signature.outputs == (TensorSpec("logits", "FP32", (10,)),)
+    assert file.signature.scores == Scores("logits", "logits")
+    assert file.signature.platform == "onnxruntime_onnx"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(resnet_onnx, options)
+    (own,) = session.run(None, {"images": queries})
+    np.testing.assert_array_equal(file.run({"images": queries})["logits"], own)
+
+    for source in (resnet_pt2, f"{PLACE}:resnet"):
+        exported = open_model(source, engine="onnxruntime")
+        assert exported.signature.platform == "onnxruntime_onnx"
+        assert exported.signature.max_batch is None
+        assert exported.signature.outputs == (TensorSpec("output", "FP32", (10,)),)
+        found = exported.run({"x": queries})["output"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(torch.onnx, "export", None)
+    open_model(resnet_pt2, engine="onnxruntime")  # it was kept
+
+
+def test_an_export_of_a_network_that_holds_its_batch_fast() -> None:
+    model = open_model(f"{PLACE}:one_at_a_time", engine="onnxruntime")
+    assert model.signature.max_batch == 1
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_array_equal(model.run(queries)["output"], queries["x"])
+
+
+def test_an_export_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        def get_outputs(self) -> list[Any]:
+            return [type("Value", (), {"name": "output"})]
+
+        def run(self, _: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.zeros((len(feeds["input"]), 3), np.float32)]
+
+    monkeypatch.setattr("codedinvnet.models.torch.exported_session", lambda *_, **__: Other())
+    with pytest.raises(UserError, match="'output' differs between PyTorch and its export"):
+        open_model(f"{PLACE}:mlp", engine="onnxruntime")
+
+
+def test_an_onnx_file_of_tokens(tmp_path: Path) -> None:
+    path = factories.words_onnx(tmp_path / "words.onnx")
+    model = open_model(path)
+    assert model.signature.inputs == (TensorSpec("tokens", "INT32", (2048,)),)
+    outputs = (TensorSpec("scores", "FP32", (6,)), TensorSpec("label", "INT64", ()))
+    assert model.signature.outputs == outputs
+    assert model.signature.scores == Scores("scores", "probabilities")
+    queries = probe_inputs(model.signature.inputs)
+    session = onnxruntime.InferenceSession(path)
+    check_equal(model.run(queries), session.run(None, queries))
+
+
+def test_a_free_axis_is_told(tmp_path: Path) -> None:
+    path = factories.words_onnx(tmp_path / "words.onnx", ("batch", "length"))
+    told = r"--input tokens:INT32:SHAPE"
+    with pytest.raises(UserError, match=rf"any of which may be the batch: .*{told}"):
+        open_model(path)
+    model = open_model(path, inputs=["tokens:INT32:7"])
+    assert model.signature.inputs == (TensorSpec("tokens", "INT32", (7,)),)
+    for text in ("tokens:INT64:7", "tokens:INT32:7x7"):
+        with pytest.raises(UserError, match=r"has INT32 \(batch, length\)"):
+            open_model(path, inputs=[text])
+
+
+def test_two_inputs_of_an_onnx_file(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("Add", ["a", "c"], ["sum"]))
+    inputs: list[factories.Value] = [
+        ("a", TensorProto.FLOAT, [None, 4]),
+        ("b", TensorProto.UINT8, [None, 4]),
+    ]
+    outputs: list[factories.Value] = [("sum", TensorProto.FLOAT, [None, 4])]
+    model = open_model(factories.write_graph(tmp_path / "a.onnx", nodes, inputs, outputs))
+    specs = (TensorSpec("a", "FP32", (4,)), TensorSpec("b", "UINT8", (4,)))
+    assert model.signature.inputs == specs
+    queries = probe_inputs(specs)
+    np.testing.assert_array_equal(model.run(queries)["sum"], queries["a"] + queries["b"])
+
+
+def test_texts_are_bytes(tmp_path: Path) -> None:
+    path = factories.identity_onnx(tmp_path / "a.onnx", [None, 2], TensorProto.STRING)
+    model = open_model(path)
+    assert model.signature.outputs == (TensorSpec("y", "BYTES", (2,)),)
+    texts = np.array([["ä".encode(), b"b"]], dtype=object)
+    assert model.run({"x": texts})["y"].tolist() == texts.tolist()
+
+
+def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:
+    (tmp_path / "layers_of_mine.py").write_text("WIDTH = 5\n")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from layers_of_mine import WIDTH\nfrom torch import nn\n"
+        "def make():\n    return nn.Linear(16, WIDTH)\n"
+    )
+    model = open_model(f"{path}:make", inputs=["input:FP32:16"])
+    assert model.signature.outputs == (TensorSpec("output", "FP32", (5,)),)
+    again = open_model(f"{path}:make", inputs=["input:FP32:16"])
+    queries = probe_inputs(model.signature.inputs)
+    check_equal(again.run(queries), list(model.run(queries).values()))  # weights are not at random
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(UserError, match=r"the front end has \w{16}: restart the service"):
+        again.source.open()
+
+
+def test_a_bundle() -> None:
+    model = open_model("mnist")
+    assert model.source.kind == "bundle"
+    assert model.signature.inputs == (TensorSpec("images", "UINT8", (1, 28, 28)),)
+    bundle = load_bundle("mnist")
+    latent = TensorSpec("latent", "FP32", tuple(bundle.model.latent_shape))
+    assert (model.signature.outputs, model.signature.scores) == ((latent,), None)
+    queries = probe_inputs(model.signature.inputs)
+    wanted = bundle.embed(torch.from_numpy(queries["images"])).numpy()
+    np.testing.assert_array_equal(model.run(queries)["latent"], wanted)
+
+
+def test_a_source_travels_as_json_and_refuses_other_files(tmp_path: Path) -> None:
+    path = factories.words_onnx(tmp_path / "words.onnx", ("batch", "length"))
+    source = open_model(path, inputs=["tokens:INT32:7"], scores="scores:logits").source
+    sent = ModelSource(**json.loads(json.dumps(asdict(source))))
+    assert sent == source
+    assert sent.open().signature.scores == Scores("scores", "logits")
+    factories.words_onnx(path, ("batch", "words"))
+    with pytest.raises(UserError, match=rf"the front end has {source.digest}: restart"):
+        sent.open()
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
+    path = factories.save_onnx(factories.mlp, tmp_path / "mlp.onnx", external=True)
+    model = open_model(path)
+    weights = tmp_path / "mlp.onnx.data"
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_allclose(
+        model.run(queries)["logits"], pytorch(made(factories.mlp)[0], queries)[0], rtol=1e-4
+    )
+    content = weights.read_bytes()
+    weights.write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+    weights.unlink()
+    with pytest.raises(UserError, match=r"weights in mlp\.onnx\.data, which is not in its folder"):
+        open_model(path)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.other(self.one(x))
+        return found
+
+
+def tied() -> tuple[nn.Module, Tensor]:
+    return Tied(), torch.zeros(1, 4)
+
+
+def test_weights_fill_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factories, "tied", tied, raising=False)
+    network = Tied()
+    save_model(network, str(tmp_path / "w.safetensors"))  # holds one of the two
+    model = open_model(f"{PLACE}:tied", weights=tmp_path / "w.safetensors")
+    queries = probe_inputs(model.signature.inputs)
+    check_equal(model.run(queries), pytorch(network, queries))
+    other = open_model(f"{PLACE}:tied")
+    assert other.source.digest != model.source.digest
+
+
+def weights(change: Callable[[dict[str, Tensor]], Any]) -> dict[str, Tensor]:
+    state = factories.plain_mlp().state_dict()
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (weights(lambda s: s.pop("0.bias")), r"does not fit Sequential: 0\.bias is missing$"),
+        (weights(lambda s: s.update(a=torch.ones(1))), "a is none of its tensors"),
+        (
+            weights(lambda s: s.update({"2.bias": torch.ones(7)})),
+            r"2\.bias has shape \(7,\), expected \(3,\)",
+        ),
+        ({"a": torch.ones(1)}, r"0\.weight is missing, .*, 2\.weight is missing, and 2 more$"),
+    ],
+)
+def test_weights_that_do_not_fit(state: dict[str, Tensor], told: str, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=told):
+        open_model(f"{PLACE}:mlp", weights=tmp_path / "w.safetensors")

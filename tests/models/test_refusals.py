@@ -1,0 +1,298 @@
+"""What cannot be opened: one line that says what, and where."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model, runtime
+from tests.models import factories
+from tests.models.factories import PLACE, identity_onnx
+
+
+def refused(told: str, source: Any, **options: Any) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        open_model(source, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("one_row", r"'output' has shape \(1, 4\) for two queries, and \(1, 4\) for one"),
+        ("mixes", "'output' of a query depends on the other queries of its batch"),
+        ("no_batch_axis", r"'output' has shape \(4,\) for one query: it has no batch axis"),
+        ("half", r"'output' is torch\.bfloat16, which the protocol lacks"),
+        ("number", "'output' is a int, and no tensor"),
+        ("fails", "fails on a query: shape '.77.' is invalid"),
+        ("nothing", "returns no tensor"),
+        ("raises", "factory .*:raises raised RuntimeError: no such data set$"),
+        ("no_module", r"returned a int, and neither a torch\.nn\.Module"),
+        ("odd_example", "the example of 'x' is no tensor"),
+        ("many_examples", "returned 2 example inputs, and .* takes 1 by name"),
+        ("complex_example", r"'x' is torch\.complex64, which the protocol lacks"),
+        ("plain_mlp", "no example inputs: .* --input NAME:DATATYPE:SHAPE of input"),
+        ("mobilnet", "has no function 'mobilnet', did you mean 'mobilenet'"),
+    ],
+)
+def test_a_factory(name: str, told: str) -> None:
+    refused(told, f"{PLACE}:{name}")
+
+
+def test_a_factory_that_is_random_is_no_affair_of_this() -> None:
+    assert open_model(f"{PLACE}:at_random").signature.max_batch is None
+
+
+def test_a_factory_that_is_nowhere(tmp_path: Path) -> None:
+    refused("nowhere:f cannot be imported: ModuleNotFoundError", "nowhere:f")
+    refused("cannot be imported: FileNotFoundError: there is no file", f"{tmp_path}/a.py:f")
+    (tmp_path / "a.py").write_text("1 / 0")
+    refused("cannot be imported: ZeroDivisionError: division by zero", f"{tmp_path}/a.py:f")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("input:FP32:16x", "'16x' is no shape of one query"),
+        ("input:FP32:0", "'0' is no shape"),
+        ("input:FLOAT:16", "is not NAME:DATATYPE:SHAPE, such as images:FP32:3x32x32"),
+        ("input", "is not NAME:DATATYPE:SHAPE"),
+        ("x:FP32:16", "has no input 'x': its inputs are input$"),
+        ("input:BYTES:16", "'input' is BYTES, which PyTorch does not have"),
+        ("input:FP32:15", "fails on a query: mat1 and mat2 shapes cannot be multiplied"),
+    ],
+)
+def test_inputs_that_are_told(text: str, told: str) -> None:
+    refused(told, f"{PLACE}:plain_mlp", inputs=[text])
+
+
+def test_inputs_that_are_told_twice() -> None:
+    refused("returns example inputs, which tell them", f"{PLACE}:mlp", inputs=["input:FP32:16"])
+    refused("--input: a bundle tells its inputs", "mnist", inputs=["images:FP32:16"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scores", "told"),
+    [
+        ("pair", "score", r"no output 'score', did you mean 'scores_1'\? \(its outputs: label, "),
+        ("pair", "label", r"'label' of .* is INT64 \(B\), and scores are floats \(B, classes\)"),
+        ("pair", "features:logits", r"is FP64 \(B, 2, 1\), and scores are floats"),
+        ("pair", "scores_0:probabilities", "holds no probabilities: its rows do not sum to 1"),
+        ("constant", "output", "'output' of .* is constant: it is the same for 4 inputs"),
+        ("single_class", "output", r"is FP32 \(B, 1\), and scores are floats"),
+    ],
+)
+def test_scores_that_are_none(name: str, scores: str, told: str) -> None:
+    refused(told, f"{PLACE}:{name}", scores=scores)
+    assert open_model(f"{PLACE}:{name}").signature.scores is None
+
+
+def test_scores_that_are_told() -> None:
+    for told, kind in (
+        ("scores_0", "logits"),
+        ("scores_1", "probabilities"),
+        ("scores_1:logits", "logits"),
+    ):
+        scores = open_model(f"{PLACE}:pair", scores=told).signature.scores
+        assert scores is not None
+        assert (scores.output, scores.kind) == (told.partition(":")[0], kind)
+
+
+def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused("no model 'mnits': neither a folder with bundle.json nor a shipped", "mnits")
+    refused("may be a pickle, which is not read", "weights.pth")
+    refused("has weights and no model: give a factory, with --weights", "a.safetensors")
+    refused("there is no file .*a.onnx", tmp_path / "a.onnx")
+    refused("there is no file w$", f"{PLACE}:mlp", weights="w")
+    refused("'tensorrt' is not one of pytorch, onnxruntime", f"{PLACE}:mlp", engine="tensorrt")
+    file = identity_onnx(tmp_path / "b.onnx", ["batch", 3])
+    refused("runs on ONNX Runtime, not on pytorch", file, engine="pytorch")
+    refused("computes on processors only, not on cuda", file, device="cuda")
+    refused("has its own; only a factory takes others", file, weights="w")
+    monkeypatch.setattr(runtime, "NEEDED", ("nowhere_to_be_found",))
+    refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
+    refused("needs nowhere_to_be_found", f"{PLACE}:mlp", engine="onnxruntime")
+
+
+def test_damaged_weights(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"\x80\x02cut")
+    refused("w.safetensors is truncated or not a safetensors", f"{PLACE}:mlp", weights=path)
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        (["n", 3, "m"], r"'x' has several axes .* which may be the batch: \(n, 3, m\); tell"),
+        ([3, "n"], r"'x' is \(3, n\): the free axis must come first, and be the batch"),
+        ([8, 3], r"its first axis must be a free batch, or a batch of 1, not 8"),
+        ([], "'x' is a single value: it has no batch axis"),
+    ],
+)
+def test_the_axes_of_an_onnx_file(axes: list[int | str | None], told: str, tmp_path: Path) -> None:
+    refused(told, identity_onnx(tmp_path / "a.onnx", axes))
+
+
+def test_an_onnx_file_whose_inputs_disagree(tmp_path: Path) -> None:
+    inputs: list[factories.Value] = [
+        ("a", TensorProto.FLOAT, ["n", 4]),
+        ("b", TensorProto.FLOAT, [1, 4]),
+    ]
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"])]
+    outputs: list[factories.Value] = [("sum", TensorProto.FLOAT, ["n", 4])]
+    path = factories.write_graph(tmp_path / "a.onnx", nodes, inputs, outputs)
+    refused("input 'b' has no free batch axis, though others have", path)
+    nodes = [helper.make_node("RandomNormal", [], ["sum"], shape=[1, 4])]
+    refused("has no input", factories.write_graph(tmp_path / "b.onnx", nodes, [], outputs))
+
+
+def test_onnx_files_that_cannot_be_run(tmp_path: Path, resnet_onnx: Path) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(resnet_onnx.read_bytes()[:3000])
+    refused("cut.onnx is truncated or no ONNX file", cut)
+    cut.write_bytes(b"")
+    refused("cut.onnx: ONNX Runtime .* cannot run it", cut)
+    refused(r"cannot run it: .*[Oo]pset 99", identity_onnx(tmp_path / "a.onnx", ["n", 3], opset=99))
+    nodes = [helper.make_node("Mine", ["x"], ["y"], domain="mine")]
+    value: list[factories.Value] = [("x", TensorProto.FLOAT, ["n", 3])]
+    unknown = factories.write_graph(
+        tmp_path / "b.onnx", nodes, value, [("y", TensorProto.FLOAT, ["n", 3])]
+    )
+    refused(r"cannot run it: .*mine", unknown)
+
+
+def test_types_that_the_protocol_lacks(tmp_path: Path) -> None:
+    path = identity_onnx(tmp_path / "a.onnx", ["n", 3], TensorProto.BFLOAT16)
+    refused(r"output 'y' is tensor\(bfloat16\), which the protocol lacks", path)
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)]
+    path = factories.write_graph(
+        tmp_path / "b.onnx",
+        nodes,
+        [("x", TensorProto.BFLOAT16, ["n", 3])],
+        [("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    refused(r"input 'x' is tensor\(bfloat16\), which the protocol lacks", path)
+
+
+def edited(path: Path, target: Path, change: Callable[[dict[str, bytes]], Any]) -> Path:
+    """Write an archive anew after a change to its files, by their names below its folder."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    change(files)
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"m/{name}", content)
+    return target
+
+
+def replaced(file: str, old: str, new: str) -> Callable[[dict[str, bytes]], Any]:
+    def change(files: dict[str, bytes]) -> None:
+        text = files[file].decode()
+        assert old in text
+        files[file] = text.replace(old, new).encode()
+
+    return change
+
+
+class Trap:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("this was unpickled",))
+
+
+MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
+SAMPLES = "data/sample_inputs/model.pt"
+TRAP = pickle.dumps(Trap())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (replaced(MODEL, "torch.ops.aten.relu.default", "torch.os.system"), "it calls torch.os.sy"),
+        (replaced(MODEL, "aten.relu.default", "aten.from_file.default"), "it calls .*from_file"),
+        (replaced(MODEL, "aten.relu.default", "load_library.__func__.__call__"), "it calls"),
+        (replaced(MODEL, "torch.ops.aten.relu.default", "_operator.call"), "it calls _operator.c"),
+        (replaced(MODEL, "torch.ops.aten.relu.default", "math.__loader__"), "it calls math"),
+        (replaced(MODEL, "Symbol('", "exit('"), "a size is .exit"),
+        (replaced(MODEL, "positive=True", "positive=(0).real"), "a size is "),
+        (replaced(MODEL, "positive=True", "positive='a b'"), "a size is "),
+        (
+            replaced(
+                MODEL,
+                '"out_spec": "[1, {\\"type\\": null, \\"context\\": null',
+                '"out_spec": "[1, {\\"type\\": \\"collections.defaultdict\\", \\"context\\": null',
+            ),
+            "its inputs or outputs are in a collections.defaultdict",
+        ),
+        (replaced(WEIGHTS, '"use_pickle": false', '"use_pickle": true'), "is pickled"),
+        (replaced(WEIGHTS, '"weight_0"', '"../evil"'), "is pickled"),
+        (lambda files: files.update({"data/aotinductor/model/a.so": b""}), "it holds data/aoti"),
+        (lambda files: files.update({"data/weights/model.pt": TRAP}), "it holds data/weights/mo"),
+        (lambda files: files.update({"data/constants/custom_obj_0": TRAP}), "it holds data/const"),
+        (lambda files: files.update({SAMPLES: TRAP}), None),
+        (replaced(MODEL, '"guards_code": []', '"guards_code": ["exit()"]'), None),
+    ],
+)
+def test_a_program_that_could_do_more_than_compute(
+    change: Callable[[dict[str, bytes]], Any], told: str | None, tmp_path: Path, resnet_pt2: Path
+) -> None:
+    path = edited(resnet_pt2, tmp_path / "a.pt2", change)
+    if told is None:  # it is not read at all
+        assert open_model(path).signature.inputs[0].shape == (3, 32, 32)
+    else:
+        refused(f"is not loaded, since it could do more than compute: .*{told}", path)
+
+
+def test_programs_of_other_releases(tmp_path: Path, resnet_pt2: Path) -> None:
+    def newer(files: dict[str, bytes]) -> None:
+        description = json.loads(files[MODEL])
+        description.update(torch_version="9.8.7", schema_version={"major": 99, "minor": 0})
+        files[MODEL] = json.dumps(description).encode()
+
+    path = edited(resnet_pt2, tmp_path / "a.pt2", newer)
+    refused(
+        rf"exported by PyTorch 9\.8\.7, and PyTorch {torch.__version__[:4]}.* cannot load", path
+    )
+    path = edited(resnet_pt2, tmp_path / "b.pt2", lambda files: files.pop(WEIGHTS))
+    refused("is no program as torch.export.save of this release .* writes it", path)
+    kept = io.BytesIO()
+    torch.save({"a": torch.ones(1)}, kept)
+    (tmp_path / "c.pt2").write_bytes(kept.getvalue())
+    refused("is no program as torch.export.save", tmp_path / "c.pt2")
+
+
+def test_damaged_programs(tmp_path: Path, resnet_pt2: Path) -> None:
+    path = tmp_path / "a.pt2"
+    content = resnet_pt2.read_bytes()
+    for size in (0, 1000, len(content) - 10):
+        path.write_bytes(content[:size])
+        refused("a.pt2 is truncated or no .pt2 file", path)
+    edited(resnet_pt2, path, lambda files: files.update({MODEL: b"[3"}))
+    refused("is truncated or no .pt2 file", path)
+    edited(resnet_pt2, path, lambda files: files.update({"data/weights/weight_0": b"1"}))
+    refused("cannot load it", path)
+
+
+def test_axes_of_a_program(tmp_path: Path) -> None:
+    module = factories.Applied(torch.relu)
+    free = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        module, (torch.zeros(2, 4),), dynamic_shapes=({0: free, 1: free},)
+    )
+    torch.export.save(program, tmp_path / "a.pt2")
+    refused("several axes of no fixed size", tmp_path / "a.pt2")
+    assert open_model(tmp_path / "a.pt2", inputs=["x:FP32:9"]).signature.outputs[0].shape == (9,)
+    program = torch.export.export(factories.Applied(lambda x: x + x.shape[0]), (torch.zeros(2, 4),))
+    torch.export.save(program, tmp_path / "b.pt2")
+    refused("a free batch, or a batch of 1, not 2", tmp_path / "b.pt2")
