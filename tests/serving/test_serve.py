@@ -16,7 +16,6 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.serve import (
-    VALUE_LENGTH,
     ServeOptions,
     _serve,
     app_options,
@@ -82,11 +81,11 @@ def test_a_taken_port_is_told() -> None:
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
     bundle = load_bundle("mnist")
     pixels = 28 * 28
-    small = app_options(ServeOptions("mnist", max_batch=4), bundle, "").max_body
-    large = app_options(ServeOptions("mnist", max_batch=64), bundle, "").max_body
-    assert large - small == 60 * pixels * VALUE_LENGTH
-    spaced = json.dumps([1.0 / 3.0] * (4 * pixels), indent=8)
-    assert len(spaced) < small
+    small = app_options(ServeOptions("mnist", max_batch=4000), bundle, "").max_body
+    large = app_options(ServeOptions("mnist", max_batch=4060), bundle, "").max_body
+    assert large - small == 60 * pixels * 4  # of binary tensors
+    smallest = app_options(ServeOptions("mnist", max_batch=1), bundle, "").max_body
+    assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])

@@ -63,8 +63,7 @@ RETRY_AFTER = "1"
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
-"""Bytes from which a request is parsed in a thread, so that others are served meanwhile; but
-reading JSON holds the interpreter, a tenth of a second for 4 MB. Binary tensors do not."""
+"""Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 WAITING_BODIES = 8
 """Bodies of the most bytes that may arrive and wait for it, or as many bytes of smaller ones."""
 SLOW_MS = 300.0
@@ -333,11 +332,14 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         """Read and parse a request; also return a task that ends when its client goes away."""
         headers = request.headers
         packed = "content-encoding" in headers
+        most = options.max_body
+        if HEADER_LENGTH not in headers:
+            most = min(most, model.json_bytes)
         with holding(0 if packed else LARGE_BODY) as arrived:
-            body = await read_body(request, options.max_body, front.deadline, arrived)
+            body = await read_body(request, most, front.deadline, arrived)
 
             def parse() -> InferRequest:
-                plain = decompress(body, headers.get("content-encoding"), options.max_body)
+                plain = decompress(body, headers.get("content-encoding"), most)
                 return parse_request(plain, headers.get(HEADER_LENGTH), model)
 
             gone = asyncio.create_task(departure(request.receive))

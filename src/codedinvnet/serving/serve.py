@@ -51,8 +51,8 @@ from codedinvnet.trained import WITH_PARTS, method_for, part_beside
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
-VALUE_LENGTH = 32
-"""Characters of a request's body for every value of its images, at most."""
+VALUE_LENGTH = 4
+"""Bytes of a value of an image, at most, in a binary tensor."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 DEMO_IMAGES = 100
@@ -281,9 +281,11 @@ def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions
             channels, height, width = bundle.info.input.shape
             images = torch.zeros(1, channels, height, width, dtype=torch.uint8).numpy()
     info = bundle.info
+    model = ModelDescription(info.name, info.input.shape, info.classes, options.max_batch)
+    binary = options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH
     return AppOptions(
-        model=ModelDescription(info.name, info.input.shape, info.classes, options.max_batch),
-        max_body=options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH + LARGE_BODY,
+        model=model,
+        max_body=max(binary, model.json_bytes) + LARGE_BODY,
         token=token,
         demo=images,
         policy=options.policy,
