@@ -66,6 +66,8 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 WAITING_BODIES = 8
 """Bodies of the most bytes that may arrive and wait for it, or as many bytes of smaller ones."""
+LARGE_ANSWER = 4096
+"""Values of an answer from which it is written in a thread."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
@@ -249,7 +251,8 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
             and until then queries are refused.
     """
     model = options.model
-    large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
+    # Reading and writing what is large hold the interpreter for a while, and take memory.
+    large = asyncio.Semaphore(1)
     waiting = 0  # bytes of bodies that are arriving or wait to be parsed
 
     @asynccontextmanager
@@ -376,17 +379,15 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             return failed(found)
-        data, head = render_response(parsed, answers, model)
-        kind = "application/json" if head is None else "application/octet-stream"
-        extra = {} if head is None else {HEADER_LENGTH: str(head)}
-        if len(data) >= COMPRESSED_FROM:
-            extra["Vary"] = "Accept-Encoding"
-            if wants_gzip(request.headers.get("accept-encoding", "")):
-                data = gzip.compress(data, 1)
-                extra["Content-Encoding"] = "gzip"
-        work = max((answer.work_seconds for answer in answers), default=0.0)
-        extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
-        return Response(data, media_type=kind, headers=extra)
+        packs = wants_gzip(request.headers.get("accept-encoding", ""))
+
+        def write() -> Response:
+            return written(parsed, answers, model, packs)
+
+        if len(answers) * len(model.classes) < LARGE_ANSWER:
+            return write()
+        async with large:
+            return await asyncio.to_thread(write)
 
     async def metrics(_: Request) -> Response:
         front.update_gauges()
@@ -435,6 +436,23 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         exception_handlers=problems(front),
         lifespan=lifespan,
     )
+
+
+def written(
+    parsed: InferRequest, answers: list[Answered], model: ModelDescription, packs: bool
+) -> Response:
+    """Return the response with a request's answers, compressed if that pays and may be."""
+    data, head = render_response(parsed, answers, model)
+    kind = "application/json" if head is None else "application/octet-stream"
+    extra = {} if head is None else {HEADER_LENGTH: str(head)}
+    if len(data) >= COMPRESSED_FROM:
+        extra["Vary"] = "Accept-Encoding"
+        if packs:
+            data = gzip.compress(data, 1)
+            extra["Content-Encoding"] = "gzip"
+    work = max((answer.work_seconds for answer in answers), default=0.0)
+    extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
+    return Response(data, media_type=kind, headers=extra)
 
 
 def wants_gzip(accepted: str) -> bool:
