@@ -93,6 +93,7 @@ async def serving(
     deadline: float = 60.0,
     max_pending: int = 100,
     max_body: int = MAX_BODY,
+    body_memory: int = 8 * MAX_BODY,
     classes: tuple[str, ...] | None = None,
     pool_class: type[InProcessPool] = InProcessPool,
     wait: bool = True,
@@ -108,7 +109,7 @@ async def serving(
     )
     classes = classes or bundle.info.classes
     model = ModelDescription("mnist", bundle.info.input.shape, classes, max_batch=32)
-    app = build_app(front, AppOptions(model, max_body, token, demo))
+    app = build_app(front, AppOptions(model, max_body, body_memory, token, demo))
     started = asyncio.create_task(front.start())
     if wait:
         await started
@@ -712,10 +713,8 @@ class TestFailures:
             monkeypatch.setattr(app, "parse_request", slowly)
             found = await asyncio.gather(*(service.infer(large) for _ in range(20)))
             statuses = [response.status_code for response in found]
-            # As many bytes wait as eight of the largest bodies have: the others are sent away.
-            assert statuses.count(503) == 20 - app.WAITING_BODIES * MAX_BODY // len(
-                json.dumps({"inputs": [tensor(large)]}, separators=(",", ":"))
-            )
+            length = len(json.dumps({"inputs": [tensor(large)]}, separators=(",", ":")))
+            assert statuses.count(503) == 20 - 8 * MAX_BODY // length
             late = [response for response in found if response.status_code == 504]
             told = {error(response, 504) for response in late}  # the last one when it was parsed
             assert "deadline passed" in told
@@ -751,23 +750,31 @@ class TestFailures:
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Halting(Leaving):
-            """Sends all but the end of a large body, and then waits."""
+            """Sends all but the end of a body, and then waits."""
+
+            def __init__(
+                self, service: Service, images: np.ndarray, length: int = MAX_BODY
+            ) -> None:
+                super().__init__(service, images)
+                self.length = length
 
             async def receive(self) -> dict[str, Any]:
                 self._asked += 1
                 if self._asked > 1:
                     await self.away.wait()
                     return {"type": "http.disconnect"}
-                return {"type": "http.request", "body": bytes(MAX_BODY), "more_body": True}
+                return {"type": "http.request", "body": bytes(self.length), "more_body": True}
 
         async def body(service: Service) -> None:
-            halting = [Halting(service, images[:1]) for _ in range(app.WAITING_BODIES)]
+            halting = [Halting(service, images[:1]) for _ in range(8)]
             requests = [asyncio.create_task(client.infer()) for client in halting]
             await asyncio.sleep(0.05)
             one_more = Halting(service, images[:1])
             await asyncio.wait_for(one_more.infer(), 30)
             assert one_more.sent[0]["status"] == 503
-            assert (await service.infer(images[:1])).status_code == 200  # a small one has room
+            small = Halting(service, images[:1], 100)
+            await asyncio.wait_for(small.infer(), 30)
+            assert small.sent[0]["status"] == 503
             for client in halting:
                 client.away.set()
             await asyncio.wait_for(asyncio.gather(*requests), 30)
@@ -777,10 +784,27 @@ class TestFailures:
             await asyncio.wait_for(again.infer(), 30)
             assert again.sent[0]["status"] == 499
             count = service.front.metrics.registry.get_sample_value
-            assert count("codedinvnet_requests_total", {"code": "503"}) == 1
+            assert count("codedinvnet_requests_total", {"code": "503"}) == 2
             assert count("codedinvnet_requests_total", {"code": "499"}) == len(halting) + 1
 
         using(mnist, body)
+
+    def test_images_that_wait_are_counted_with_bodies(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        large = np.full_like(images[:1], 200).repeat(24, 0)  # a body of 75 KB
+
+        async def body(service: Service) -> None:
+            service.hang_all()
+            first = asyncio.create_task(service.infer(images[:12]))
+            while len(service.front.scheduler.queries) < 12:
+                await asyncio.sleep(0.005)
+            assert "overloaded" in error(await service.infer(large), 503)
+            service.kill_all()
+            assert (await first).status_code == 200
+            assert (await service.infer(large)).status_code == 200
+
+        using(mnist, body, body_memory=80_000)
 
     def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
         class Silent(Leaving):

@@ -84,6 +84,9 @@ def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
     small = app_options(ServeOptions("mnist", max_batch=4000), bundle, "").max_body
     large = app_options(ServeOptions("mnist", max_batch=4060), bundle, "").max_body
     assert large - small == 60 * pixels * 4  # of binary tensors
+    for batch in (4000, 400_000):  # whatever the model, what the user says
+        options = app_options(ServeOptions("mnist", max_batch=batch, max_body_memory=8), bundle, "")
+        assert options.max_body == options.body_memory == 8 * 2**20
     smallest = app_options(ServeOptions("mnist", max_batch=1), bundle, "").max_body
     assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
 

@@ -94,6 +94,12 @@ def add_commands(commands: Commands) -> None:
         help="unanswered queries before 503 (200 a worker, at least 2000)",
     )
     add("--max-batch", type=int, default=256, help="images of one request (256)")
+    add(
+        "--max-body-memory",
+        type=float,
+        default=512,
+        help="MiB of all requests that are here, as bodies or images, before 503 (512)",
+    )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")

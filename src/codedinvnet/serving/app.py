@@ -64,8 +64,6 @@ COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
-WAITING_BODIES = 8
-"""Bodies of the most bytes that may arrive and wait for it, or as many bytes of smaller ones."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
 SLOW_MS = 300.0
@@ -83,6 +81,7 @@ class AppOptions:
     Attributes:
         model: what is served.
         max_body: bytes of a request, before and after decompression.
+        body_memory: bytes of all requests that are here, as bodies or as images.
         token: clients must send it as a bearer token ("": none).
         demo: images (N, C, H, W) that the page may send; None: no buttons.
         policy: as shown on the page.
@@ -90,6 +89,7 @@ class AppOptions:
 
     model: ModelDescription
     max_body: int = 64 * 1024 * 1024
+    body_memory: int = 512 * 1024 * 1024
     token: str = ""
     demo: np.ndarray | None = None
     policy: str = "coded"
@@ -253,7 +253,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     model = options.model
     # Reading and writing what is large hold the interpreter for a while, and take memory.
     large = asyncio.Semaphore(1)
-    waiting = 0  # bytes of bodies that are arriving or wait to be parsed
+    held_by_all = 0  # bytes of requests: of their bodies, then of their images
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -313,52 +313,58 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
             return await asyncio.to_thread(parse)
 
     @contextlib.contextmanager
-    def holding(free: int) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of a body while it arrives and waits, if it has as many as `free`."""
-        nonlocal waiting
+    def holding() -> Iterator[Callable[[int], None]]:
+        """Yield a function that says how many bytes a request holds, and refuses too many."""
+        nonlocal held_by_all
         held = 0
 
-        def arrived(size: int) -> None:
-            nonlocal waiting, held
-            if size < free:
-                return
-            if waiting - held + size > WAITING_BODIES * options.max_body:
+        def hold(size: int) -> None:
+            nonlocal held_by_all, held
+            if held_by_all - held + size > options.body_memory:
                 front.refuse(1)
-            waiting, held = waiting - held + size, size
+            held_by_all, held = held_by_all - held + size, size
 
         try:
-            yield arrived
+            yield hold
         finally:
-            waiting -= held
+            held_by_all -= held
 
-    async def take_in(request: Request, began: float) -> tuple[InferRequest, asyncio.Task[None]]:
+    async def take_in(
+        request: Request, began: float, hold: Callable[[int], None]
+    ) -> tuple[InferRequest, asyncio.Task[None]]:
         """Read and parse a request; also return a task that ends when its client goes away."""
         headers = request.headers
         packed = "content-encoding" in headers
         most = options.max_body
         if HEADER_LENGTH not in headers:
             most = min(most, model.json_bytes)
-        with holding(0 if packed else LARGE_BODY) as arrived:
-            body = await read_body(request, most, front.deadline, arrived)
+        body = await read_body(request, most, front.deadline, hold)
 
-            def parse() -> InferRequest:
-                plain = decompress(body, headers.get("content-encoding"), most)
-                return parse_request(plain, headers.get(HEADER_LENGTH), model)
+        def parse() -> InferRequest:
+            plain = decompress(body, headers.get("content-encoding"), most)
+            return parse_request(plain, headers.get(HEADER_LENGTH), model)
 
-            gone = asyncio.create_task(departure(request.receive))
-            try:
-                if len(body) < LARGE_BODY and not packed:
-                    return parse(), gone
-                return await parse_in_turn(parse, began, gone), gone
-            except BaseException:
-                gone.cancel()
-                raise
+        gone = asyncio.create_task(departure(request.receive))
+        try:
+            if len(body) < LARGE_BODY and not packed:
+                parsed = parse()
+            else:
+                parsed = await parse_in_turn(parse, began, gone)
+            hold(parsed.images.nbytes)
+        except BaseException:
+            gone.cancel()
+            raise
+        return parsed, gone
 
     async def infer(request: Request) -> Response:
         check_model(request)
         began = time.monotonic()
         front.check_room(1)  # before its body takes any
-        parsed, gone = await take_in(request, began)
+        with holding() as hold:
+            return await respond(request, began, hold)
+
+    async def respond(request: Request, began: float, hold: Callable[[int], None]) -> Response:
+        parsed, gone = await take_in(request, began, hold)
         try:
             if not parsed.accept_decoded and not front.scheduler.systematic:
                 raise BadRequest("parameters.accept_decoded: this method has no direct answers")

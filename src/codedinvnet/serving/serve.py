@@ -90,6 +90,8 @@ class ServeOptions:
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
     max_batch: int = MAX_BATCH
+    max_body_memory: float = 512.0
+    """MiB."""
     token_file: Path | None = None
     faults: Path | None = None
     demo: bool = False
@@ -113,7 +115,7 @@ def check(options: ServeOptions) -> None:
             hint = f" (it is a --method: --method {value})" if value in choices[0][2] else ""
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
-    for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
+    for name in (*times, "threads_per_worker", "max_pending", "max_batch", "max_body_memory"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
@@ -283,9 +285,11 @@ def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions
     info = bundle.info
     model = ModelDescription(info.name, info.input.shape, info.classes, options.max_batch)
     binary = options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH
+    memory = int(options.max_body_memory * 2**20)
     return AppOptions(
         model=model,
-        max_body=max(binary, model.json_bytes) + LARGE_BODY,
+        max_body=min(max(binary, model.json_bytes) + LARGE_BODY, memory),
+        body_memory=memory,
         token=token,
         demo=images,
         policy=options.policy,
