@@ -95,6 +95,7 @@ async def serving(
     max_body: int = MAX_BODY,
     body_memory: int = 8 * MAX_BODY,
     classes: tuple[str, ...] | None = None,
+    hosts: tuple[str, ...] = (),
     pool_class: type[InProcessPool] = InProcessPool,
     wait: bool = True,
 ) -> AsyncIterator[Service]:
@@ -109,14 +110,15 @@ async def serving(
     )
     classes = classes or bundle.info.classes
     model = ModelDescription("mnist", bundle.info.input.shape, classes, max_batch=32)
-    app = build_app(front, AppOptions(model, max_body, body_memory, token, demo))
+    made = AppOptions(model, max_body, body_memory, token, demo, policy, hosts)
+    app = build_app(front, made)
     started = asyncio.create_task(front.start())
     if wait:
         await started
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {DEMO_HEADER: "1"}
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://test", headers=headers
+        transport=transport, base_url="http://localhost", headers=headers
     ) as client:
         try:
             yield Service(front, pool, client, started)
@@ -621,6 +623,79 @@ class TestToken:
             assert (await service.infer(images[:1])).status_code == 200
 
         using(mnist, body, token=TOKEN, demo=images)
+
+
+class TestHost:
+    """After DNS rebinding a page of another site is one of ours, but for its name."""
+
+    @pytest.mark.parametrize(
+        ("hosts", "known", "others"),
+        [
+            (
+                (),
+                ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"],
+                ["evil.test", "localhost.evil.test", "10.0.0.5", "", "[::2]:8000", "*", "x" * 999],
+            ),
+            (
+                ("0.0.0.0", "Our.example"),
+                ["10.0.0.5:8000", "[fe80::1]:8000", "our.example", "our.example:8000"],
+                ["evil.test", "10.0.0.5.evil.test", "our.example.evil.test", "2130706433.evil"],
+            ),
+            (("192.168.1.7",), ["192.168.1.7:8000", "localhost"], ["192.168.1.8"]),
+            (("*",), ["evil.test", "10.0.0.5"], []),
+        ],
+        ids=["loopback", "any address", "one address", "any"],
+    )
+    def test_names(
+        self, hosts: tuple[str, ...], known: list[str], others: list[str], mnist: Bundle
+    ) -> None:
+        async def body(service: Service) -> None:
+            async def status(name: str) -> int:
+                return (await service.client.get("/page/state", headers={"Host": name})).status_code
+
+            assert [await status(name) for name in known] == [200] * len(known)
+            assert [await status(name) for name in others] == [421] * len(others)
+
+        using(mnist, body, hosts=hosts)
+
+    def test_all_requests(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            client = service.client
+            client.headers["Host"] = "evil.test"
+            error(await service.infer(images[:1]), 421)
+            for path in ("/", "/metrics", "/v2/health/live", "/demo/images"):
+                error(await client.get(path), 421)
+            assert "known" in error(await client.post("/demo/workers/0/kill"), 421)
+
+        using(mnist, body, demo=images, token=TOKEN)
+
+    def test_no_redirect_and_no_frame(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            error(await service.client.get("/metrics/"), 404)
+            page = await service.client.get("/")
+            assert page.headers["X-Frame-Options"] == "DENY"
+            assert page.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+        using(mnist, body)
+
+    def test_who_says_no_name_is_no_browser(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            transport, sent = service.client._transport, []
+            assert isinstance(transport, httpx.ASGITransport)
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request"}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            for headers, status in (([], 404), ([b"localhost", b"evil.test"], 421)):
+                asked = scope(*((b"host", name) for name in headers))
+                await transport.app({**asked, "path": "/nowhere"}, receive, send)
+                assert sent[0]["status"] == status
+                sent.clear()
+
+        using(mnist, body)
 
 
 class TestNotFound:

@@ -27,6 +27,7 @@ from codedinvnet.serving.serve import (
     read_token,
     server_config,
 )
+from tests.conftest import Command
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
@@ -89,6 +90,14 @@ def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
         assert options.max_body == options.body_memory == 8 * 2**20
     smallest = app_options(ServeOptions("mnist", max_batch=1), bundle, "").max_body
     assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
+
+
+def test_the_names_of_the_service(monkeypatch: pytest.MonkeyPatch, call: Command) -> None:
+    asked: list[ServeOptions] = []
+    monkeypatch.setattr(serving, "serve", asked.append)
+    call("serve", "mnist", "--host", "10.0.0.1", "--allowed-host", "a.b", "--allowed-host", "c")
+    made = app_options(asked[0], load_bundle("mnist"), "")
+    assert set(made.hosts) == {"10.0.0.1", "a.b", "c"}
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])

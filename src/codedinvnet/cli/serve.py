@@ -70,6 +70,13 @@ def add_commands(commands: Commands) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        help="another name that clients may call the service by (Host header), beside --host and "
+        "this machine's own; *: any. May be repeated",
+    )
     add("--deadline-ms", type=float, default=5000, help="until a query is guessed, or fails (5000)")
     add(
         "--group-timeout-ms",
@@ -109,4 +116,5 @@ def _serve(arguments: argparse.Namespace) -> None:
     from codedinvnet.serving.serve import ServeOptions, serve
 
     options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    options["allowed_host"] = tuple(options["allowed_host"])
     serve(ServeOptions(**options))

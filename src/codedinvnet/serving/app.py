@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gzip
 import hmac
+import ipaddress
 import json
 import logging
 import os
@@ -55,6 +56,7 @@ from codedinvnet.serving.protocol import (
     parse_request,
     render_response,
     server_metadata,
+    short,
 )
 from codedinvnet.serving.scheduler import Worker
 
@@ -66,6 +68,11 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ANY_ADDRESS = ("0.0.0.0", "::")
+"""Hosts to listen on that mean every address of this machine."""
+NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
+"""Of the page: another site's page shows it in no frame, where clicks could be led to it."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
@@ -85,6 +92,8 @@ class AppOptions:
         token: clients must send it as a bearer token ("": none).
         demo: images (N, C, H, W) that the page may send; None: no buttons.
         policy: as shown on the page.
+        hosts: names and addresses that clients may call the service, beside this machine's own for
+            itself; "*": any.
     """
 
     model: ModelDescription
@@ -93,6 +102,45 @@ class AppOptions:
     token: str = ""
     demo: np.ndarray | None = None
     policy: str = "coded"
+    hosts: tuple[str, ...] = ()
+
+
+class HostCheck:
+    """Let requests through whose Host header is known.
+
+    A page of another site that has its name lead here (DNS rebinding) would be taken for ours by
+    the browser, and read what the service shows; but the browser says by what name it came.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self.app = app
+        self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            for host in given:  # none: no browser
+                if not self.known(host):
+                    message = f"host {short(host)} is not known here; see --allowed-host"
+                    await problem(421, message)(scope, receive, send)
+                    return
+        await self.app(scope, receive, send)
+
+    def known(self, host: str) -> bool:
+        """Tell whether a Host header, with or without a port, names this service."""
+        name = re.sub(r":\d*$", "", host.lower())
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if name in self.names or "*" in self.names:
+            return True
+        if self.names.isdisjoint(ANY_ADDRESS):
+            return False
+        try:  # an address cannot be made to lead elsewhere
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
 
 
 class TokenCheck:
@@ -408,7 +456,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers=NO_FRAMES)
 
     async def state(_: Request) -> Response:
         return JSONResponse(page_state(front, options))
@@ -433,15 +481,20 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     ]
     if options.demo is not None:
         routes += demo_routes(front, options.demo)
-    middleware = [Middleware(RequestCount, counter=front.metrics.requests)]
+    middleware = [
+        Middleware(RequestCount, counter=front.metrics.requests),
+        Middleware(HostCheck, hosts=options.hosts),
+    ]
     if options.token:
         middleware.append(Middleware(TokenCheck, token=options.token))
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=middleware,
         exception_handlers=problems(front),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def written(

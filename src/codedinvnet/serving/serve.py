@@ -24,7 +24,7 @@ from codedinvnet.checkpoint import file_digest
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
-from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
+from codedinvnet.serving.app import LARGE_BODY, LOOPBACK, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.engine import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.faults import (
@@ -56,7 +56,6 @@ VALUE_LENGTH = 4
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 DEMO_IMAGES = 100
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class ServeOptions:
     engine: str = PYTORCH
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_host: tuple[str, ...] = ()
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float | None = None
@@ -293,6 +293,7 @@ def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions
         token=token,
         demo=images,
         policy=options.policy,
+        hosts=(options.host, *options.allowed_host),
     )
 
 
