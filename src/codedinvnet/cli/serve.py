@@ -98,7 +98,8 @@ def add_commands(commands: Commands) -> None:
     add(
         "--max-pending",
         type=int,
-        help="unanswered queries before 503 (200 a worker, at least 2000)",
+        help="unanswered queries before 503, even if they could be answered in time (200 a worker, "
+        "at least 2000)",
     )
     add("--max-batch", type=int, default=256, help="images of one request (256)")
     add(

@@ -60,8 +60,8 @@ from codedinvnet.serving.protocol import (
 )
 from codedinvnet.serving.scheduler import Worker
 
-RETRY_AFTER = "1"
-"""Seconds that an overloaded server asks its clients to wait."""
+RETRY_AFTER = 1
+"""Seconds that clients are asked to wait while the service starts or stops."""
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
@@ -263,7 +263,8 @@ def problems(front: FrontEnd) -> dict[Any, Handler]:
     async def no_room(_: Request, error: Exception) -> Response:
         reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
         message = f"{reasons[type(error)]}: try again later"
-        return problem(503, message, {"Retry-After": RETRY_AFTER})
+        seconds = error.seconds if isinstance(error, Overloaded) else RETRY_AFTER
+        return problem(503, message, {"Retry-After": str(seconds)})
 
     async def too_late(_: Request, __: DeadlinePassed) -> Response:
         front.metrics.queries.labels("deadline").inc()
