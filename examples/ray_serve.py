@@ -33,6 +33,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         if name not in names:
             raise UserError(f"{name}: no option of serve: {meant(name, names)}")
     settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
+    if isinstance(hosts := settings.get("allowed_host"), str):
+        settings["allowed_host"] = hosts.split(",")
     try:
         options = TypeAdapter(ServeOptions).validate_python(settings)  # they come as text
     except ValidationError as error:

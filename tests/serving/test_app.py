@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.serving import app
 from codedinvnet.serving.app import DEMO_HEADER, AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule
-from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import InProcessPool, WorkerDied
 from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription, parse_request
 from codedinvnet.serving.rules import POLICIES, Rules
@@ -92,6 +92,10 @@ async def serving(
     policy: str = "coded",
     deadline: float = 60.0,
     max_pending: int = 100,
+    max_body: int = MAX_BODY,
+    body_memory: int = 8 * MAX_BODY,
+    classes: tuple[str, ...] | None = None,
+    hosts: tuple[str, ...] = (),
     pool_class: type[InProcessPool] = InProcessPool,
     wait: bool = True,
 ) -> AsyncIterator[Service]:
@@ -104,15 +108,17 @@ async def serving(
         bundle.info.input.shape,
         deadline=deadline,
     )
-    model = ModelDescription("mnist", bundle.info.input.shape, bundle.info.classes, max_batch=32)
-    app = build_app(front, AppOptions(model, MAX_BODY, token, demo))
+    classes = classes or bundle.info.classes
+    model = ModelDescription("mnist", bundle.info.input.shape, classes, max_batch=32)
+    made = AppOptions(model, max_body, body_memory, token, demo, policy, hosts)
+    app = build_app(front, made)
     started = asyncio.create_task(front.start())
     if wait:
         await started
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {DEMO_HEADER: "1"}
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://test", headers=headers
+        transport=transport, base_url="http://localhost", headers=headers
     ) as client:
         try:
             yield Service(front, pool, client, started)
@@ -145,6 +151,18 @@ def error(response: httpx.Response, status: int) -> str:
 
 def expected(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     return bundle.classify(bundle.embed(torch.from_numpy(images))).numpy()
+
+
+async def largest_gap(service: Service, work: list[Coroutine[Any, Any, Any]]) -> float:
+    """Do some work; return the longest that a health check took meanwhile."""
+    working, gaps = asyncio.gather(*work), [0.0]
+    while not working.done():
+        began = time.monotonic()
+        assert (await service.client.get("/v2/health/live")).status_code == 200
+        await asyncio.sleep(0.005)
+        gaps.append(time.monotonic() - began)
+    await working
+    return max(gaps)
 
 
 class TestInfer:
@@ -181,6 +199,32 @@ class TestInfer:
             np.testing.assert_allclose(first, expected(mnist, images[:1])[0], atol=1e-5)
 
         using(mnist, body)
+
+    def test_large_answers_do_not_stop_the_others(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        many = np.random.default_rng(0).random((256, 1000), np.float32)
+        largest: list[float] = []
+        responses: list[httpx.Response] = []
+
+        async def answered(*_: Any, **__: Any) -> list[Answered]:
+            return [Answered(row, "direct", 0.1) for row in many]
+
+        async def body(service: Service) -> None:
+            monkeypatch.setattr(service.front, "infer", answered)
+
+            async def ask() -> None:
+                responses.append(await service.infer(images[:1]))
+
+            for _ in range(3):
+                largest.append(await largest_gap(service, [ask(), ask()]))
+
+        using(mnist, body, classes=tuple(map(str, range(1000))))
+        assert min(largest) < 0.2, largest  # of which the client takes its part
+        for response in responses[:2]:
+            assert response.headers["Content-Encoding"] == "gzip"
+            found = np.float32(response.json()["outputs"][0]["data"])
+            assert np.array_equal(found, many.ravel())
 
     def test_the_time_that_was_spent_on_workers(self, mnist: Bundle, images: np.ndarray) -> None:
         async def body(service: Service) -> None:
@@ -333,7 +377,7 @@ class TestBadRequests:
             (b"{", {}, "body: not valid JSON"),
             (b"\xff\xfe", {}, "body: not valid JSON"),
             (b'{"inputs": [NaN]}', {}, "body: not valid JSON"),
-            (b"[" * 100_000, {}, "body: not valid JSON"),
+            (b"[" * 10_000, {}, "body: not valid JSON"),
             (b"[]", {}, "body: must be a JSON object"),
             (b"{}", {}, "inputs: "),
             (b"{}", {HEADER_LENGTH: "two"}, f"{HEADER_LENGTH}: must be a number"),
@@ -369,6 +413,23 @@ class TestBadRequests:
             assert told == f"body: more than {MAX_BODY} bytes when decompressed"
 
         using(mnist, body)
+
+    @pytest.mark.parametrize("binary", [False, True])
+    def test_bombs_do_not_stop_the_others(self, binary: bool, mnist: Bundle) -> None:
+        bomb = gzip.compress(b'{"inputs": [' + b"[]," * 8_000_000 + b"0]}")
+        headers = {"Content-Encoding": "gzip", **({HEADER_LENGTH: "24000015"} if binary else {})}
+        largest = []  # of each round: the machine, too, may stand still
+
+        async def body(service: Service) -> None:
+            async def attack() -> None:
+                post = service.client.post(INFER, content=bomb, headers=headers)
+                assert error(await post, 413).startswith("body: more than")
+
+            for _ in range(3):
+                largest.append(await largest_gap(service, [attack() for _ in range(6)]))
+
+        using(mnist, body, max_body=30_000_000)
+        assert min(largest) < 0.1, largest
 
     def test_a_body_in_pieces_is_not_read_to_its_end(self, mnist: Bundle) -> None:
         read = 0
@@ -564,6 +625,79 @@ class TestToken:
         using(mnist, body, token=TOKEN, demo=images)
 
 
+class TestHost:
+    """After DNS rebinding a page of another site is one of ours, but for its name."""
+
+    @pytest.mark.parametrize(
+        ("hosts", "known", "others"),
+        [
+            (
+                (),
+                ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"],
+                ["evil.test", "localhost.evil.test", "10.0.0.5", "", "[::2]:8000", "*", "x" * 999],
+            ),
+            (
+                ("0.0.0.0", "Our.example"),
+                ["10.0.0.5:8000", "[fe80::1]:8000", "our.example", "our.example:8000"],
+                ["evil.test", "10.0.0.5.evil.test", "our.example.evil.test", "2130706433.evil"],
+            ),
+            (("192.168.1.7",), ["192.168.1.7:8000", "localhost"], ["192.168.1.8"]),
+            (("*",), ["evil.test", "10.0.0.5"], []),
+        ],
+        ids=["loopback", "any address", "one address", "any"],
+    )
+    def test_names(
+        self, hosts: tuple[str, ...], known: list[str], others: list[str], mnist: Bundle
+    ) -> None:
+        async def body(service: Service) -> None:
+            async def status(name: str) -> int:
+                return (await service.client.get("/page/state", headers={"Host": name})).status_code
+
+            assert [await status(name) for name in known] == [200] * len(known)
+            assert [await status(name) for name in others] == [421] * len(others)
+
+        using(mnist, body, hosts=hosts)
+
+    def test_all_requests(self, mnist: Bundle, images: np.ndarray) -> None:
+        async def body(service: Service) -> None:
+            client = service.client
+            client.headers["Host"] = "evil.test"
+            error(await service.infer(images[:1]), 421)
+            for path in ("/", "/metrics", "/v2/health/live", "/demo/images"):
+                error(await client.get(path), 421)
+            assert "known" in error(await client.post("/demo/workers/0/kill"), 421)
+
+        using(mnist, body, demo=images, token=TOKEN)
+
+    def test_no_redirect_and_no_frame(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            error(await service.client.get("/metrics/"), 404)
+            page = await service.client.get("/")
+            assert page.headers["X-Frame-Options"] == "DENY"
+            assert page.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+        using(mnist, body)
+
+    def test_who_says_no_name_is_no_browser(self, mnist: Bundle) -> None:
+        async def body(service: Service) -> None:
+            transport, sent = service.client._transport, []
+            assert isinstance(transport, httpx.ASGITransport)
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request"}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            for headers, status in (([], 404), ([b"localhost", b"evil.test"], 421)):
+                asked = scope(*((b"host", name) for name in headers))
+                await transport.app({**asked, "path": "/nowhere"}, receive, send)
+                assert sent[0]["status"] == status
+                sent.clear()
+
+        using(mnist, body)
+
+
 class TestNotFound:
     @pytest.mark.parametrize(
         "path",
@@ -652,12 +786,11 @@ class TestFailures:
                 return parse_request(*words)
 
             monkeypatch.setattr(app, "parse_request", slowly)
+            monkeypatch.setattr(service.front.admission, "takes", lambda *_: True)
             found = await asyncio.gather(*(service.infer(large) for _ in range(20)))
             statuses = [response.status_code for response in found]
-            # As many bytes wait as eight of the largest bodies have: the others are sent away.
-            assert statuses.count(503) == 20 - app.WAITING_BODIES * MAX_BODY // len(
-                json.dumps({"inputs": [tensor(large)]}, separators=(",", ":"))
-            )
+            length = len(json.dumps({"inputs": [tensor(large)]}, separators=(",", ":")))
+            assert statuses.count(503) == 20 - 8 * MAX_BODY // length
             late = [response for response in found if response.status_code == 504]
             told = {error(response, 504) for response in late}  # the last one when it was parsed
             assert "deadline passed" in told
@@ -693,23 +826,31 @@ class TestFailures:
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Halting(Leaving):
-            """Sends all but the end of a large body, and then waits."""
+            """Sends all but the end of a body, and then waits."""
+
+            def __init__(
+                self, service: Service, images: np.ndarray, length: int = MAX_BODY
+            ) -> None:
+                super().__init__(service, images)
+                self.length = length
 
             async def receive(self) -> dict[str, Any]:
                 self._asked += 1
                 if self._asked > 1:
                     await self.away.wait()
                     return {"type": "http.disconnect"}
-                return {"type": "http.request", "body": bytes(MAX_BODY), "more_body": True}
+                return {"type": "http.request", "body": bytes(self.length), "more_body": True}
 
         async def body(service: Service) -> None:
-            halting = [Halting(service, images[:1]) for _ in range(app.WAITING_BODIES)]
+            halting = [Halting(service, images[:1]) for _ in range(8)]
             requests = [asyncio.create_task(client.infer()) for client in halting]
             await asyncio.sleep(0.05)
             one_more = Halting(service, images[:1])
             await asyncio.wait_for(one_more.infer(), 30)
             assert one_more.sent[0]["status"] == 503
-            assert (await service.infer(images[:1])).status_code == 200  # a small one has room
+            small = Halting(service, images[:1], 100)
+            await asyncio.wait_for(small.infer(), 30)
+            assert small.sent[0]["status"] == 503
             for client in halting:
                 client.away.set()
             await asyncio.wait_for(asyncio.gather(*requests), 30)
@@ -719,10 +860,27 @@ class TestFailures:
             await asyncio.wait_for(again.infer(), 30)
             assert again.sent[0]["status"] == 499
             count = service.front.metrics.registry.get_sample_value
-            assert count("codedinvnet_requests_total", {"code": "503"}) == 1
+            assert count("codedinvnet_requests_total", {"code": "503"}) == 2
             assert count("codedinvnet_requests_total", {"code": "499"}) == len(halting) + 1
 
         using(mnist, body)
+
+    def test_images_that_wait_are_counted_with_bodies(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        large = np.full_like(images[:1], 200).repeat(24, 0)  # a body of 75 KB
+
+        async def body(service: Service) -> None:
+            service.hang_all()
+            first = asyncio.create_task(service.infer(images[:12]))
+            while len(service.front.scheduler.queries) < 12:
+                await asyncio.sleep(0.005)
+            assert "overloaded" in error(await service.infer(large), 503)
+            service.kill_all()
+            assert (await first).status_code == 200
+            assert (await service.infer(large)).status_code == 200
+
+        using(mnist, body, body_memory=80_000)
 
     def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
         class Silent(Leaving):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
 from codedinvnet.serving import connections
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
@@ -19,11 +20,40 @@ from codedinvnet.serving.serve import Server, bind
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
 
 
-async def answer(scope: Any, _: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+left: list[str] = []
+"""Paths of requests whose clients were seen to leave."""
+
+
+async def answer(scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
     if scope["path"] == "/slow":
         await asyncio.sleep(0.5)
+    if scope["path"] == "/body":
+        await body_again(receive, send)
+        return
+    if scope["path"] == "/patient":
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(disconnected(receive), 3)
+            left.append(scope["path"])
+            return
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body"})
+
+
+async def disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def body_again(receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    """Answer with the request's body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    length = str(len(body)).encode()
+    headers = [(b"content-length", length)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class Http(BoundedHttp):
@@ -221,6 +251,81 @@ def test_connections_have_a_limit() -> None:
             reader, writer = await connect()
             writer.write(REQUEST + b"\r\n")
             await answered(reader)
+
+    asyncio.run(run())
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_an_offer_of_another_protocol_is_overlooked(size: int) -> None:
+    """Java's client and `curl --http2` send a body with it."""
+    post = b"POST /body HTTP/1.1\r\nHost: test\r\n" + UPGRADE
+    sent = post + b"Content-Length: 3\r\n\r\nabc"
+    sent += post + b"Transfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\n\r\n"
+    sent += b"GET /body HTTP/1.1\r\nHost: test\r\n" + UPGRADE + b"\r\n"
+    sent += post + b"Connection: close\r\nContent-Length: 2\r\n\r\ngh"
+
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            for start in range(0, len(sent), size):
+                writer.write(sent[start : start + size])
+                await writer.drain()
+            parts = (await asyncio.wait_for(reader.read(), 30)).split(b"HTTP/1.1 200 OK\r\n")
+            assert [part.partition(b"\r\n\r\n")[2] for part in parts[1:]] == [
+                b"abc",
+                b"def",
+                b"",
+                b"gh",
+            ]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_client_that_sends_no_more_is_answered(version: bytes) -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            reader, writer = await connect()
+            writer.write(REQUEST.replace(b"/ ", b"/slow ").replace(b"1.1", version) + b"\r\n")
+            writer.write_eof()
+            given = await asyncio.wait_for(reader.read(), 2)  # closed after the answer
+            heads = given.split(b"\r\n\r\n")
+            assert heads[-2].startswith(b"HTTP/1.1 204")
+            asked = heads[:-2] + heads[-1:]
+            assert set(asked) == ({b"HTTP/1.1 100 Continue", b""} if version == b"1.1" else {b""})
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None]) -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            _, writer = await connect()
+            writer.write(REQUEST.replace(b"/ ", b"/patient ") + b"\r\n")
+            await asyncio.sleep(0.1)
+            writer.close()
+            for _ in range(40):
+                if left:
+                    break
+                await asyncio.sleep(0.05)
+
+    left.clear()
+    runner(run())
+    assert left == ["/patient"]
+
+
+def test_half_a_request_is_not_waited_for() -> None:
+    async def run() -> None:
+        async with serving() as connect:
+            for half in (REQUEST, CHUNKED.replace(b"/ ", b"/body ") + b"3\r\na"):
+                reader, writer = await connect()
+                writer.write(half)
+                writer.write_eof()
+                assert await ended(reader) < 2
 
     asyncio.run(run())
 

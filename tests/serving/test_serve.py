@@ -16,7 +16,6 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.serve import (
-    VALUE_LENGTH,
     ServeOptions,
     _serve,
     app_options,
@@ -28,6 +27,7 @@ from codedinvnet.serving.serve import (
     read_token,
     server_config,
 )
+from tests.conftest import Command
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
@@ -82,11 +82,22 @@ def test_a_taken_port_is_told() -> None:
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
     bundle = load_bundle("mnist")
     pixels = 28 * 28
-    small = app_options(ServeOptions("mnist", max_batch=4), bundle, "").max_body
-    large = app_options(ServeOptions("mnist", max_batch=64), bundle, "").max_body
-    assert large - small == 60 * pixels * VALUE_LENGTH
-    spaced = json.dumps([1.0 / 3.0] * (4 * pixels), indent=8)
-    assert len(spaced) < small
+    small = app_options(ServeOptions("mnist", max_batch=4000), bundle, "").max_body
+    large = app_options(ServeOptions("mnist", max_batch=4060), bundle, "").max_body
+    assert large - small == 60 * pixels * 4  # of binary tensors
+    for batch in (4000, 400_000):  # whatever the model, what the user says
+        options = app_options(ServeOptions("mnist", max_batch=batch, max_body_memory=8), bundle, "")
+        assert options.max_body == options.body_memory == 8 * 2**20
+    smallest = app_options(ServeOptions("mnist", max_batch=1), bundle, "").max_body
+    assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
+
+
+def test_the_names_of_the_service(monkeypatch: pytest.MonkeyPatch, call: Command) -> None:
+    asked: list[ServeOptions] = []
+    monkeypatch.setattr(serving, "serve", asked.append)
+    call("serve", "mnist", "--host", "10.0.0.1", "--allowed-host", "a.b", "--allowed-host", "c")
+    made = app_options(asked[0], load_bundle("mnist"), "")
+    assert set(made.hosts) == {"10.0.0.1", "a.b", "c"}
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])

@@ -70,6 +70,13 @@ def add_commands(commands: Commands) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        help="another name that clients may call the service by (Host header), beside --host and "
+        "this machine's own; *: any. May be repeated",
+    )
     add("--deadline-ms", type=float, default=5000, help="until a query is guessed, or fails (5000)")
     add(
         "--group-timeout-ms",
@@ -97,9 +104,16 @@ def add_commands(commands: Commands) -> None:
     add(
         "--max-pending",
         type=int,
-        help="unanswered queries before 503 (200 a worker, at least 2000)",
+        help="unanswered queries before 503, even if they could be answered in time (200 a worker, "
+        "at least 2000)",
     )
     add("--max-batch", type=int, default=256, help="images of one request (256)")
+    add(
+        "--max-body-memory",
+        type=float,
+        default=512,
+        help="MiB of all requests that are here, as bodies or images, before 503 (512)",
+    )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
@@ -109,4 +123,5 @@ def _serve(arguments: argparse.Namespace) -> None:
     from codedinvnet.serving.serve import ServeOptions, serve
 
     options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    options["allowed_host"] = tuple(options["allowed_host"])
     serve(ServeOptions(**options))

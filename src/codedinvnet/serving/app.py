@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gzip
 import hmac
+import ipaddress
 import json
 import logging
 import os
@@ -54,19 +55,24 @@ from codedinvnet.serving.protocol import (
     parse_request,
     render_response,
     server_metadata,
+    short,
 )
 from codedinvnet.serving.scheduler import Worker
 from codedinvnet.serving.supervisor import STARTING
 
-RETRY_AFTER = "1"
-"""Seconds that an overloaded server asks its clients to wait."""
+RETRY_AFTER = 1
+"""Seconds that clients are asked to wait while the service starts or stops."""
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_BODY = 64 * 1024
-"""Bytes from which a request is parsed in a thread, so that others are served meanwhile; but
-reading JSON holds the interpreter, a tenth of a second for 4 MB. Binary tensors do not."""
-WAITING_BODIES = 8
-"""Bodies of the most bytes that may arrive and wait for it, or as many bytes of smaller ones."""
+"""Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
+LARGE_ANSWER = 4096
+"""Values of an answer from which it is written in a thread."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ANY_ADDRESS = ("0.0.0.0", "::")
+"""Hosts to listen on that mean every address of this machine."""
+NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
+"""Of the page: another site's page shows it in no frame, where clicks could be led to it."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
@@ -82,16 +88,59 @@ class AppOptions:
     Attributes:
         model: what is served.
         max_body: bytes of a request, before and after decompression.
+        body_memory: bytes of all requests that are here, as bodies or as images.
         token: clients must send it as a bearer token ("": none).
         demo: images (N, C, H, W) that the page may send; None: no buttons.
         policy: as shown on the page.
+        hosts: names and addresses that clients may call the service, beside this machine's own for
+            itself; "*": any.
     """
 
     model: ModelDescription
     max_body: int = 64 * 1024 * 1024
+    body_memory: int = 512 * 1024 * 1024
     token: str = ""
     demo: np.ndarray | None = None
     policy: str = "coded"
+    hosts: tuple[str, ...] = ()
+
+
+class HostCheck:
+    """Let requests through whose Host header is known.
+
+    A page of another site that has its name lead here (DNS rebinding) would be taken for ours by
+    the browser, and read what the service shows; but the browser says by what name it came.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self.app = app
+        self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            for host in given:  # none: no browser
+                if not self.known(host):
+                    message = f"host {short(host)} is not known here; see --allowed-host"
+                    await problem(421, message)(scope, receive, send)
+                    return
+        await self.app(scope, receive, send)
+
+    def known(self, host: str) -> bool:
+        """Tell whether a Host header, with or without a port, names this service."""
+        name = re.sub(r":\d*$", "", host.lower())
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if name in self.names or "*" in self.names:
+            return True
+        if self.names.isdisjoint(ANY_ADDRESS):
+            return False
+        try:  # an address cannot be made to lead elsewhere
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
 
 
 class TokenCheck:
@@ -214,7 +263,8 @@ def problems(front: FrontEnd) -> dict[Any, Handler]:
     async def no_room(_: Request, error: Exception) -> Response:
         reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
         message = f"{reasons[type(error)]}: try again later"
-        return problem(503, message, {"Retry-After": RETRY_AFTER})
+        seconds = error.seconds if isinstance(error, Overloaded) else RETRY_AFTER
+        return problem(503, message, {"Retry-After": str(seconds)})
 
     async def too_late(_: Request, __: DeadlinePassed) -> Response:
         front.metrics.queries.labels("deadline").inc()
@@ -250,8 +300,9 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
             and until then queries are refused.
     """
     model = options.model
-    large = asyncio.Semaphore(1)  # parsing holds the interpreter, and takes many times the body
-    waiting = 0  # bytes of bodies that are arriving or wait to be parsed
+    # Reading and writing what is large hold the interpreter for a while, and take memory.
+    large = asyncio.Semaphore(1)
+    held_by_all = 0  # bytes of requests: of their bodies, then of their images
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -312,49 +363,58 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
             return await asyncio.to_thread(parse)
 
     @contextlib.contextmanager
-    def holding(free: int) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of a body while it arrives and waits, if it has as many as `free`."""
-        nonlocal waiting
+    def holding() -> Iterator[Callable[[int], None]]:
+        """Yield a function that says how many bytes a request holds, and refuses too many."""
+        nonlocal held_by_all
         held = 0
 
-        def arrived(size: int) -> None:
-            nonlocal waiting, held
-            if size < free:
-                return
-            if waiting - held + size > WAITING_BODIES * options.max_body:
+        def hold(size: int) -> None:
+            nonlocal held_by_all, held
+            if held_by_all - held + size > options.body_memory:
                 front.refuse(1)
-            waiting, held = waiting - held + size, size
+            held_by_all, held = held_by_all - held + size, size
 
         try:
-            yield arrived
+            yield hold
         finally:
-            waiting -= held
+            held_by_all -= held
 
-    async def take_in(request: Request, began: float) -> tuple[InferRequest, asyncio.Task[None]]:
+    async def take_in(
+        request: Request, began: float, hold: Callable[[int], None]
+    ) -> tuple[InferRequest, asyncio.Task[None]]:
         """Read and parse a request; also return a task that ends when its client goes away."""
         headers = request.headers
         packed = "content-encoding" in headers
-        with holding(0 if packed else LARGE_BODY) as arrived:
-            body = await read_body(request, options.max_body, front.deadline, arrived)
+        most = options.max_body
+        if HEADER_LENGTH not in headers:
+            most = min(most, model.json_bytes)
+        body = await read_body(request, most, front.deadline, hold)
 
-            def parse() -> InferRequest:
-                plain = decompress(body, headers.get("content-encoding"), options.max_body)
-                return parse_request(plain, headers.get(HEADER_LENGTH), model)
+        def parse() -> InferRequest:
+            plain = decompress(body, headers.get("content-encoding"), most)
+            return parse_request(plain, headers.get(HEADER_LENGTH), model)
 
-            gone = asyncio.create_task(departure(request.receive))
-            try:
-                if len(body) < LARGE_BODY and not packed:
-                    return parse(), gone
-                return await parse_in_turn(parse, began, gone), gone
-            except BaseException:
-                gone.cancel()
-                raise
+        gone = asyncio.create_task(departure(request.receive))
+        try:
+            if len(body) < LARGE_BODY and not packed:
+                parsed = parse()
+            else:
+                parsed = await parse_in_turn(parse, began, gone)
+            hold(parsed.images.nbytes)
+        except BaseException:
+            gone.cancel()
+            raise
+        return parsed, gone
 
     async def infer(request: Request) -> Response:
         check_model(request)
         began = time.monotonic()
         front.check_room(1)  # before its body takes any
-        parsed, gone = await take_in(request, began)
+        with holding() as hold:
+            return await respond(request, began, hold)
+
+    async def respond(request: Request, began: float, hold: Callable[[int], None]) -> Response:
+        parsed, gone = await take_in(request, began, hold)
         try:
             if not parsed.accept_decoded and not front.scheduler.systematic:
                 raise BadRequest("parameters.accept_decoded: this method has no direct answers")
@@ -375,17 +435,15 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             return failed(found)
-        data, head = render_response(parsed, answers, model)
-        kind = "application/json" if head is None else "application/octet-stream"
-        extra = {} if head is None else {HEADER_LENGTH: str(head)}
-        if len(data) >= COMPRESSED_FROM:
-            extra["Vary"] = "Accept-Encoding"
-            if wants_gzip(request.headers.get("accept-encoding", "")):
-                data = gzip.compress(data, 1)
-                extra["Content-Encoding"] = "gzip"
-        work = max((answer.work_seconds for answer in answers), default=0.0)
-        extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
-        return Response(data, media_type=kind, headers=extra)
+        packs = wants_gzip(request.headers.get("accept-encoding", ""))
+
+        def write() -> Response:
+            return written(parsed, answers, model, packs)
+
+        if len(answers) * len(model.classes) < LARGE_ANSWER:
+            return write()
+        async with large:
+            return await asyncio.to_thread(write)
 
     async def metrics(_: Request) -> Response:
         front.update_gauges()
@@ -400,7 +458,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     page = (resources.files("codedinvnet.serving") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers=NO_FRAMES)
 
     async def state(_: Request) -> Response:
         return JSONResponse(page_state(front, options))
@@ -425,15 +483,37 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     ]
     if options.demo is not None:
         routes += demo_routes(front, options.demo)
-    middleware = [Middleware(RequestCount, counter=front.metrics.requests)]
+    middleware = [
+        Middleware(RequestCount, counter=front.metrics.requests),
+        Middleware(HostCheck, hosts=options.hosts),
+    ]
     if options.token:
         middleware.append(Middleware(TokenCheck, token=options.token))
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=middleware,
         exception_handlers=problems(front),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
+
+
+def written(
+    parsed: InferRequest, answers: list[Answered], model: ModelDescription, packs: bool
+) -> Response:
+    """Return the response with a request's answers, compressed if that pays and may be."""
+    data, head = render_response(parsed, answers, model)
+    kind = "application/json" if head is None else "application/octet-stream"
+    extra = {} if head is None else {HEADER_LENGTH: str(head)}
+    if len(data) >= COMPRESSED_FROM:
+        extra["Vary"] = "Accept-Encoding"
+        if packs:
+            data = gzip.compress(data, 1)
+            extra["Content-Encoding"] = "gzip"
+    work = max((answer.work_seconds for answer in answers), default=0.0)
+    extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
+    return Response(data, media_type=kind, headers=extra)
 
 
 def wants_gzip(accepted: str) -> bool:

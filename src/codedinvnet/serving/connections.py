@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from array import array
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LONGEST_HEAD = 64 * 1024
@@ -17,6 +20,10 @@ FILES_OF_A_WORKER = 8
 OTHER_FILES = 64
 """Open files beside connections and workers."""
 FEWEST_CONNECTIONS = 16
+STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""Said to a client that sends no more. One that has left refuses it, and is noticed."""
+ASKED_AFTER = (0.0, 0.2, 1.0)
+"""Seconds after which it is said; the first refusal shows when the next one is sent."""
 
 
 def connection_limit(workers: int) -> int:
@@ -27,20 +34,55 @@ def connection_limit(workers: int) -> int:
     return max(FEWEST_CONNECTIONS, files - OTHER_FILES - FILES_OF_A_WORKER * workers)
 
 
+class RequestParser(httptools.HttpRequestParser):
+    """Reads a request that offers another protocol as one that does not.
+
+    httptools takes what follows the headers of such a request for the other protocol's. Java's
+    client and `curl --http2` make the offer (h2c), and send the body all the same.
+    """
+
+    def __init__(self, protocol: BoundedHttp) -> None:
+        super().__init__(protocol)
+        self.protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
+        feed = super().feed_data
+        while True:
+            try:
+                feed(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                head, self.protocol.again = self.protocol.again, None
+                if head is None:  # CONNECT
+                    raise
+                parser = self.protocol.parser = RequestParser(self.protocol)
+                feed = super(RequestParser, parser).feed_data
+                feed(head)
+                data = memoryview(data)[upgrade.args[0] :]
+
+
 class BoundedHttp(HttpToolsProtocol):
     """One connection: it is closed if its headers are too long, or too long on their way.
 
     Trailers are counted and dropped. What comes of a request that was answered before it was here
-    does not keep the connection open.
+    does not keep the connection open. A client that closes its side after a request is answered.
     """
 
     most = 1 << 20
     """Connections; those beyond are closed at once."""
+    again: bytes | None = None
+    """The line and headers of a request without its offer of another protocol, to be read next."""
     _in_head = True
     """Whether a request's line or headers are to come."""
     _unread = 0
     """Bytes since a request began, its headers were complete, or a part of its body came."""
     _timer: asyncio.TimerHandle | None = None
+    _asking: tuple[asyncio.TimerHandle, ...] = ()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = RequestParser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,7 +93,24 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        for timer in self._asking:
+            timer.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Tell whether the connection stays open: a request is here, and not answered yet."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        # Not within the answer to an earlier request, and to no client of HTTP/1.0.
+        if not self.pipeline and cycle.scope["http_version"] == "1.1":
+            self._asking = tuple(self.loop.call_later(s, self._ask) for s in ASKED_AFTER)
+        return True
+
+    def _ask(self) -> None:
+        if not self.cycle.response_started:
+            self.transport.write(STILL_THERE)
 
     def data_received(self, data: bytes) -> None:
         idle = self.timeout_keep_alive_task
@@ -74,8 +133,22 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        kept = [header for header in self.headers if header[0] != b"upgrade"]
+        if len(kept) < len(self.headers) and self.parser.should_upgrade():
+            line = b"%b %b HTTP/%b" % (
+                self.parser.get_method(),
+                self.url,
+                self.parser.get_http_version().encode(),
+            )
+            lines = [line, *(name + b": " + value for name, value in kept), b"", b""]
+            self.again = b"\r\n".join(lines)
+            return
         self._end_head()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.again is None:
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0

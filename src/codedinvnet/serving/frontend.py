@@ -34,6 +34,7 @@ from codedinvnet.serving.actions import (
     Replace,
     Send,
 )
+from codedinvnet.serving.admission import Admission
 from codedinvnet.serving.decoding import Job, check_group, compute_apart
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
@@ -91,7 +92,15 @@ class DeadlinePassed(QueryFailed):
 
 
 class Overloaded(Exception):
-    """Too many queries are waiting; try again later."""
+    """Too many queries are waiting; try again later.
+
+    Args:
+        seconds: in which those will have been answered.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Starting(Exception):
@@ -170,6 +179,7 @@ class FrontEnd:
         self.metrics.expect(rules.workers, method.k)
         self.times = Times(rules.workers)
         self.scheduler = Scheduler(rules, method)
+        self.admission = Admission(rules.workers, rules.max_pending)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
         self.groups: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
@@ -291,11 +301,15 @@ class FrontEnd:
 
     # Queries
 
-    def check_room(self, images: int) -> None:
+    def check_room(self, images: int, seconds: float | None = None) -> None:
         """Refuse what cannot be taken now.
 
+        Args:
+            images: of the batch.
+            seconds: that it has; None: the service's deadline.
+
         Raises:
-            Overloaded: if too many queries are waiting; none of the batch is accepted then.
+            Overloaded: if it could not be answered in time; none of it is accepted then.
             Draining: if the service is about to stop.
             Starting: if no worker is ready yet, or again.
         """
@@ -304,13 +318,13 @@ class FrontEnd:
         if not self.ready:
             raise Starting
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
-        if len(self._waiting) + images > self.rules.max_pending:
+        if not self.admission.takes(len(self._waiting), images, seconds or self.deadline):
             self.refuse(images)
 
     def refuse(self, images: int) -> NoReturn:
         """Count queries as rejected, and raise Overloaded."""
         self.metrics.queries.labels("rejected").inc(images)
-        raise Overloaded
+        raise Overloaded(self.admission.retry_after(len(self._waiting)))
 
     async def infer(
         self,
@@ -340,9 +354,9 @@ class FrontEnd:
             Overloaded: see `check_room`.
             Draining, Starting: likewise.
         """
-        self.check_room(len(images))
         now = time.monotonic()
         limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        self.check_room(len(images), limit - now if limit > now else None)
         if limit <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(images))
             return [DeadlinePassed(DEADLINE) for _ in images]
@@ -365,6 +379,7 @@ class FrontEnd:
             self._do(actions)
             self._cancel(numbers)
             raise
+        self.admission.note(now, len(self._waiting))
         self._do(actions)
 
         def cancel(_: object = None) -> None:
@@ -618,10 +633,12 @@ class FrontEnd:
     def _answer(self, query: int, probabilities: np.ndarray) -> None:
         if (waiting := self._unanswered(query)) is None:
             return
-        seconds = time.monotonic() - waiting.began
+        now = time.monotonic()
+        seconds = now - waiting.began
         work = waiting.ready - waiting.began
         waiting.future.set_result(Answered(probabilities, waiting.outcome, seconds, work))
         del self._waiting[query]
+        self.admission.note(now, len(self._waiting), 1)
         self.metrics.answered(waiting.outcome, seconds)
         self._note(query, waiting.outcome)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from codedinvnet.serving.frontend import Answered
@@ -31,6 +32,12 @@ LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
 MOST_PARAMETERS = 64 * 1024
 """Characters of a request's parameters, which its answer repeats."""
+JSON_VALUES = 1 << 18
+"""Values that a request's JSON may have, or one image's: reading them holds the interpreter."""
+VALUE_LENGTH = 24
+"""Bytes of JSON for each of them, at most."""
+OTHER_JSON = 1 << 14
+"""Values, lists, objects and keys of a request beside its images."""
 
 
 class BadRequest(Exception):
@@ -87,6 +94,23 @@ class ModelDescription:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     max_batch: int
+
+    @property
+    def json_values(self) -> int:
+        """Values that the JSON part of a request may have."""
+        return max(JSON_VALUES, math.prod(self.image_shape)) + OTHER_JSON
+
+    @property
+    def json_bytes(self) -> int:
+        """Bytes that it may have."""
+        return self.json_values * VALUE_LENGTH
+
+    @property
+    def json_lists(self) -> int:
+        """Lists, objects and keys that it may have: rows of images, and others."""
+        _, height, width = self.image_shape
+        rows = self.json_values // width
+        return 2 * rows + rows // height + OTHER_JSON
 
 
 @dataclass(frozen=True)
@@ -189,28 +213,29 @@ def short(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
-def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    """Split a body into its JSON part and the binary data behind it."""
+def split_body(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview]:
+    """Split a body, without copying it, into its JSON part and the binary data behind it."""
+    view = memoryview(body)
     if header_length is None:
-        return body, b""
+        return view, view[:0]
     digits = header_length.isascii() and header_length.isdigit()
     if not digits or len(header_length) > 18:
         raise BadRequest(f"{HEADER_LENGTH}: must be a number, got {short(header_length)}")
     length = int(header_length)
     if length > len(body):
         raise BadRequest(f"{HEADER_LENGTH}: {length} is more than the body's {len(body)} bytes")
-    return body[:length], body[length:]
+    return view[:length], view[length:]
 
 
-def parse_json(head: bytes, model: ModelDescription) -> InferBody:
+def parse_json(part: memoryview, model: ModelDescription) -> InferBody:
     """Read the JSON part, which has one input."""
-
-    def no_constant(name: str) -> float:
-        raise ValueError(f"{name} is not JSON")
-
+    if len(part) > model.json_bytes:
+        raise TooLarge(f"body: more than {model.json_bytes} bytes of JSON; send binary tensors")
+    head = bytes(part)
+    check_counts(head, model)
     try:
-        raw = json.loads(head, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
+        raw = pydantic_core.from_json(head, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
         raise BadRequest(f"body: not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise BadRequest("body: must be a JSON object")
@@ -221,6 +246,21 @@ def parse_json(head: bytes, model: ModelDescription) -> InferBody:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BadRequest(f"{where}: {first['msg']}") from error
+
+
+def check_counts(head: bytes, model: ModelDescription) -> None:
+    """Refuse JSON that takes long to read, by what can be counted before anything is built.
+
+    Raises:
+        TooLarge: naming the bound.
+    """
+    bounds = (
+        (head.count(b","), model.json_values, "values"),
+        (sum(map(head.count, (b"[", b"{", b":"))), model.json_lists, "lists, objects and keys"),
+    )
+    for found, most, name in bounds:
+        if found > most:
+            raise TooLarge(f"body: more than {most} {name} of JSON; send binary tensors")
 
 
 def check_lengths(raw: Mapping[str, Any], model: ModelDescription) -> None:
@@ -247,7 +287,7 @@ def wrong_shape(shape: Sequence[Any], model: ModelDescription) -> BadRequest:
     return BadRequest(f"inputs.0.shape: must be [B, {dims}] with B >= 1, got {shown}")
 
 
-def read_images(tensor: InputTensor, tail: bytes, model: ModelDescription) -> np.ndarray:
+def read_images(tensor: InputTensor, tail: memoryview, model: ModelDescription) -> np.ndarray:
     """Return the images of an input (B, C, H, W), checked."""
     if tensor.name != INPUT:
         raise BadRequest(f"inputs.0.name: must be {INPUT!r}, got {short(tensor.name)}")
@@ -364,8 +404,7 @@ def render_response(
         reply["id"] = request.identity
     if request.parameters:
         reply["parameters"] = request.parameters
-    written = json.dumps({**reply, "outputs": outputs}, separators=(",", ":"), allow_nan=False)
-    head = written.encode()
+    head = pydantic_core.to_json({**reply, "outputs": outputs}, inf_nan_mode="null")
     return b"".join([head, *blobs]), len(head) if blobs else None
 
 

@@ -25,7 +25,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
-from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
+from codedinvnet.serving.app import LARGE_BODY, LOOPBACK, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faults import (
     FaultyPool,
@@ -51,12 +51,11 @@ from codedinvnet.trained import WITH_PARTS, method_for, part_beside
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
-VALUE_LENGTH = 32
-"""Characters of a request's body for every value of its images, at most."""
+VALUE_LENGTH = 4
+"""Bytes of a value of an image, at most, in a binary tensor."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 DEMO_IMAGES = 100
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class ServeOptions:
     engine: str = PYTORCH
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_host: tuple[str, ...] = ()
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
     hang_timeout_ms: float | None = None
@@ -91,6 +91,8 @@ class ServeOptions:
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
     max_batch: int = MAX_BATCH
+    max_body_memory: float = 512.0
+    """MiB."""
     token_file: Path | None = None
     faults: Path | None = None
     demo: bool = False
@@ -114,7 +116,7 @@ def check(options: ServeOptions) -> None:
             hint = f" (it is a --method: --method {value})" if value in choices[0][2] else ""
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
-    for name in (*times, "threads_per_worker", "max_pending", "max_batch"):
+    for name in (*times, "threads_per_worker", "max_pending", "max_batch", "max_body_memory"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
@@ -283,12 +285,17 @@ def app_options(options: ServeOptions, bundle: Bundle, token: str) -> AppOptions
             channels, height, width = bundle.info.input.shape
             images = torch.zeros(1, channels, height, width, dtype=torch.uint8).numpy()
     info = bundle.info
+    model = ModelDescription(info.name, info.input.shape, info.classes, options.max_batch)
+    binary = options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH
+    memory = int(options.max_body_memory * 2**20)
     return AppOptions(
-        model=ModelDescription(info.name, info.input.shape, info.classes, options.max_batch),
-        max_body=options.max_batch * math.prod(info.input.shape) * VALUE_LENGTH + LARGE_BODY,
+        model=model,
+        max_body=min(max(binary, model.json_bytes) + LARGE_BODY, memory),
+        body_memory=memory,
         token=token,
         demo=images,
         policy=options.policy,
+        hosts=(options.host, *options.allowed_host),
     )
 
 
