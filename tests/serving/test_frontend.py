@@ -1348,10 +1348,11 @@ def test_draining_ends_though_a_query_is_forgotten(
     async def run() -> None:
         async with running(method, policy="uncoded", deadline=0.2) as (front, pool):
             pool.hang(0)
-            monkeypatch.setattr(front.scheduler, "next_timer", lambda: None)
-            query = asyncio.create_task(front.infer(images[:1]))
-            await until(lambda: len(pool.calls) == 1)
-            await asyncio.wait_for(front.drain(), 10)
+            with monkeypatch.context() as patch:
+                patch.setattr(front.scheduler, "next_timer", lambda: None)
+                query = asyncio.create_task(front.infer(images[:1]))
+                await until(lambda: len(pool.calls) == 1)
+                await asyncio.wait_for(front.drain(), 10)
             (problem,) = await query
             assert str(problem) == "the service stops"
 
@@ -1368,7 +1369,7 @@ def test_answers_that_could_not_be_computed_together_end(
         async with running(method) as (front, _):
             with monkeypatch.context() as patch:
                 patch.setattr(frontend, "compute_apart", fails)
-                found = await front.infer(images[:K])
+                found = await asyncio.wait_for(front.infer(images[:K]), 10)
             reasons = {str(problem) for problem in found}
             assert reasons == {"decoding failed: MemoryError: no room"}
             answered(await front.infer(images[:K]))
