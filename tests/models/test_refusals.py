@@ -204,6 +204,20 @@ def replaced(file: str, old: str, new: str) -> Callable[[dict[str, bytes]], Any]
     return change
 
 
+def returns(kind: str, context: str | None) -> Callable[[dict[str, bytes]], Any]:
+    """Put a program's output into a container."""
+
+    def change(files: dict[str, bytes]) -> None:
+        description = json.loads(files[MODEL])
+        inner = {"type": None, "context": None, "children_spec": []}
+        spec = [1, {"type": kind, "context": context, "children_spec": [inner]}]
+        signature = description["graph_module"]["module_call_graph"][0]["signature"]
+        signature["out_spec"] = json.dumps(spec)
+        files[MODEL] = json.dumps(description).encode()
+
+    return change
+
+
 class Trap:
     """Runs code where it is unpickled."""
 
@@ -228,12 +242,12 @@ TRAP = pickle.dumps(Trap())
         (replaced(MODEL, "positive=True", "positive=(0).real"), "a size is "),
         (replaced(MODEL, "positive=True", "positive='a b'"), "a size is "),
         (
-            replaced(
-                MODEL,
-                '"out_spec": "[1, {\\"type\\": null, \\"context\\": null',
-                '"out_spec": "[1, {\\"type\\": \\"collections.defaultdict\\", \\"context\\": null',
-            ),
-            "its inputs or outputs are in a collections.defaultdict",
+            returns("collections.defaultdict", None),
+            "its inputs or outputs are in a collections.def",
+        ),
+        (
+            returns("builtins.dict", '[{"__enum__": true, "fqn": "this:x", "name": "a"}]'),
+            "are in a",
         ),
         (replaced(WEIGHTS, '"use_pickle": false', '"use_pickle": true'), "is pickled"),
         (replaced(WEIGHTS, '"weight_0"', '"../evil"'), "is pickled"),

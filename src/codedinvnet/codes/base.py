@@ -121,3 +121,4 @@ class Scheme:
         values = self.models[spec.model](encoded.query).flatten(1).float()
         side = encoded.side
         return Computed(torch.cat([values, side], dim=1) if side.shape[1] else values, seconds)
+
