@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from codedinvnet.bench.parts import _set_aside, fusion_targets
+from codedinvnet.bench.grid import DataSetSettings
+from codedinvnet.bench.parts import DataSet, _set_aside, fusion_targets
 from codedinvnet.bundle import Bundle
 from codedinvnet.checkpoint import save_checkpoint
 from codedinvnet.config import PartSettings
-from codedinvnet.data import ImageSet
+from codedinvnet.data import ImageSet, sample_images
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,3 +41,14 @@ def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: Image
     assert data.targets.shape == (3, *bundle.model.input_shape)
     mean = bundle.embed(held_out.images[:12]).unflatten(0, (3, 4)).mean(dim=1)
     torch.testing.assert_close(bundle.model.network(data.targets), mean, atol=1e-3, rtol=0)
+
+
+def test_the_majority_is_the_most_frequent_class(tmp_path: Path) -> None:
+    images = sample_images("mnist")
+    labels = torch.tensor([3] * 40 + [5] * 30 + [0] * 30).repeat(60)
+    train = replace(images, images=images.images.repeat(6, 1, 1, 1), labels=labels)
+    part = PartSettings(epochs=1)
+    settings = DataSetSettings(bundle="mnist", classifier=part, backup=part, parity=part)
+    for given, majority in ((train, 3), (None, 0)):
+        data = DataSet("mnist", settings, given, images, tmp_path, torch.device("cpu"))
+        assert data.majority() == majority

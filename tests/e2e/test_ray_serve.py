@@ -75,7 +75,7 @@ def test_the_examples_events_are_told_as_serve_tells_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(serve, "ingress", ingress)
     for name in ("log_to_stderr", "freeze_loaded"):
         monkeypatch.setattr(ray_serve, name, lambda name=name: called.append(name))
-    ray_serve.app({"bundle": "mnist", "k": "2"})
+    ray_serve.app({"bundle": "mnist", "k": "2", "allowed_host": "a.example,b.example"})
     assert called == []  # here is not where it runs
     made[0]()
     assert called == ["log_to_stderr", "freeze_loaded"]

@@ -171,7 +171,8 @@ def test_five_times_capacity() -> None:
         try:
             end = time.monotonic() + 2
             capacity = await measured([asyncio.create_task(client()) for _ in range(60)])
-            end, work = time.monotonic() + 2, []
+            end = time.monotonic() + 2
+            work: list[asyncio.Task[None]] = []
             answered = asyncio.create_task(measured(work))
             while time.monotonic() < end:
                 work += [asyncio.create_task(ask()) for _ in range(5)]

@@ -746,7 +746,7 @@ class TestFailures:
             first = asyncio.create_task(service.infer(images[:8]))
             while len(service.front.scheduler.queries) < 8:
                 await asyncio.sleep(0.005)
-            response = await service.infer(images[:1])
+            response = await asyncio.wait_for(service.infer(images[:1]), 10)
             assert "overloaded" in error(response, 503)
             assert int(response.headers["retry-after"]) >= 1
             service.kill_all()

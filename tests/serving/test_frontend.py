@@ -441,6 +441,12 @@ def test_deadline(per_request: bool, method: CodedInvNet, images: np.ndarray) ->
     asyncio.run(run())
 
 
+async def refused(front: FrontEnd, batch: np.ndarray) -> None:
+    """Check that a batch is refused, and not taken and waited for."""
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(front.infer(batch), 5)
+
+
 def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, max_pending=8) as (front, pool):
@@ -449,8 +455,7 @@ def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
             accepted = [asyncio.create_task(front.infer(images[i : i + 4])) for i in (0, 4)]
             await until(lambda: len(front._waiting) == 8)
             for batch in (images[:1], images[:4]):
-                with pytest.raises(Overloaded):
-                    await front.infer(batch)
+                await refused(front, batch)
             assert front.metrics.queries.labels("rejected")._value.get() == 5
             assert len(front._waiting) == 8
             for worker in range(WORKERS):
@@ -458,8 +463,7 @@ def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
             for task in accepted:
                 answered(await task)
             answered(await front.infer(images[:8]))
-            with pytest.raises(Overloaded):  # all or none
-                await front.infer(images[:9])
+            await refused(front, images[:9])  # all or none
 
     asyncio.run(run())
 
@@ -469,11 +473,12 @@ def test_a_decoder_that_falls_behind_is_overload(method: CodedInvNet, images: np
         async with running(method, max_pending=4) as (front, _):
             busy = threading.Event()
             front._decoder.submit(busy.wait)
-            accepted = asyncio.create_task(front.infer(images[:4]))
-            await until(lambda: bool(front._waiting) and not front.scheduler.queries)
-            with pytest.raises(Overloaded):
-                await front.infer(images[:1])
-            busy.set()
+            try:
+                accepted = asyncio.create_task(front.infer(images[:4]))
+                await until(lambda: bool(front._waiting) and not front.scheduler.queries)
+                await refused(front, images[:1])
+            finally:
+                busy.set()
             answered(await accepted)
             answered(await front.infer(images[:4]))
 
