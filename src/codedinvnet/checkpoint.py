@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
+PART = "part"
+"""The name of a method's trained part among the modules of its checkpoint."""
 ABANDONED = 3600.0
 """Seconds after which nobody is still writing a file."""
 _HEADER = "codedinvnet"

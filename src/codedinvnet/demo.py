@@ -18,6 +18,7 @@ from torch import Tensor
 
 from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.checkpoint import write_picture
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSource, sample_images
 from codedinvnet.evaluation import Evaluation, evaluate
 
@@ -32,7 +33,7 @@ def run_demo(names: Sequence[str], folder: Path, seed: int = 0) -> None:
     for name in names:
         bundle, source = load_bundle(name), sample_images(name)
         for k in GROUP_SIZES:
-            rows.append((name, evaluate(bundle.method(k), source, k=k, seed=seed)))
+            rows.append((name, evaluate(scheme_for(bundle, k), source, k=k, seed=seed)))
     print(table(rows))
     for name in names:
         path = folder / f"{name}.png"

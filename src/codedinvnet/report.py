@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from codedinvnet.bundle import Bundle, describe_machine
+from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.codes.invnet import CodedInvNet
+from codedinvnet.codes.mean import Evidence
+from codedinvnet.codes.method import given_by
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import Evaluation, evaluate
-from codedinvnet.methods import Evidence
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
@@ -48,7 +50,7 @@ def evaluation_report(
         raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle
     result = evaluate(
-        used.method(k, evidence),
+        CodedInvNet().build(given_by(used, k), evidence),
         source,
         k=k,
         groupings=groupings,
@@ -163,13 +165,6 @@ def inversion_report(
         report["largest_singular_value"] = network.largest_singular_value()
         report["coefficient"] = network.coefficient
     return {**report, "machine": describe_machine()}
-
-
-def count_macs(call: Callable[[], Any]) -> int:
-    """Count the multiply-adds of convolutions and matrix products in a call."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return int(counter.get_total_flops()) // 2
 
 
 def encoder_share(model: CodedModel, k: int) -> float:
