@@ -6,13 +6,14 @@ from torch import Tensor
 
 from codedinvnet import report
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSet
 from codedinvnet.evaluation import Evaluation
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.irevnet import IRevNet
-from codedinvnet.report import count_macs, encoder_share, figures, info_report, inversion_report
+from codedinvnet.report import encoder_share, figures, info_report, inversion_report
 
 
 @pytest.fixture(autouse=True)

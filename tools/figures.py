@@ -36,13 +36,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codedinvnet.bench.equal_cost import (
-    backup_width,
-    macs,
-    plain_network,
-    plain_width,
-    served_macs,
-)
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.results import (
@@ -58,14 +51,21 @@ from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.checkpoint import write_json, write_text
 from codedinvnet.cli.common import guarded
+from codedinvnet.codes.backup import backup_network, backup_width
+from codedinvnet.codes.equal_cost import (
+    macs,
+    plain_network,
+    plain_width,
+    served_macs,
+)
+from codedinvnet.codes.invnet import AverageImage, PaperInvNet
+from codedinvnet.codes.mean import Evidence
 from codedinvnet.errors import UserError
 from codedinvnet.json_files import read_json
-from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.model import CodedModel
 from codedinvnet.report import evaluation_report, info_report, inversion_report
 from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
-from codedinvnet.trained import backup_network
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

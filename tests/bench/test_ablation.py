@@ -13,11 +13,11 @@ import torch
 from codedinvnet import stages
 from codedinvnet.bench import ablation
 from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.model import build_encoder, build_network
-from codedinvnet.report import count_macs
 from codedinvnet.rows import append_row
 from tests.bench import canned
 from tests.conftest import tiny_settings

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.nn.resnet import ResNet, width_of_cost
-from codedinvnet.report import count_macs
 
 
 def test_resnet18_has_its_layers_and_parameters() -> None:

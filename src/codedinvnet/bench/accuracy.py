@@ -155,8 +155,7 @@ def run(
             wanted = [
                 trial
                 for trial in wanted
-                if trial.dataset != name
-                or not needs_training_images(find_method(trial.method), trial.base)
+                if trial.dataset != name or not needs_training_images(trial)
             ]
         limit = QUICK_TRAINING_IMAGES if quick else None
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)

@@ -8,6 +8,7 @@ experimentally well-conditioned global interpolation*, 1988.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -131,7 +132,7 @@ class ApproxIFER(Method):
     """
 
     name = "approxifer"
-    chooses: tuple[str, ...] = ("stragglers",)
+    chooses: ClassVar[tuple[str, ...]] = ("stragglers",)
     closed = False
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -59,7 +59,7 @@ class PaperInvNet(Method):
 
     name = "coded-invnet-paper"
     of_bundle = True
-    part: str = "paper"
+    part: ClassVar[str] = "paper"
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         return Parities(k)
