@@ -69,7 +69,7 @@ class LatencyGrid(Section):
     runs: Positive = 3
     seed: Count = 0
     parts: Path
-    """The grid of `bench accuracy` that says how the small backup is trained, beside this file."""
+    """The grid of `bench accuracy` that says how parts are trained, beside this file."""
     blocks: Annotated[tuple[LatencyBlock, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

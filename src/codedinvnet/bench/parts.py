@@ -41,7 +41,7 @@ from codedinvnet.training.loop import (
 )
 
 TUNING_IMAGES = 1000
-"""Validation images on which NeRCC's regularisers are chosen."""
+"""Validation images on which a method is tuned."""
 
 
 class DataSet:

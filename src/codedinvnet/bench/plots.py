@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import Line, best_bases, in_order, lines_of
 from codedinvnet.checkpoint import write_picture
+from codedinvnet.codes.plain import Plain
 from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.rows import read_rows
 
@@ -89,7 +90,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
     best = [
         line
         for line in best_bases(lines)
-        if (line.missing, line.corrupt) == (1, 0) and line.label != "none"
+        if (line.missing, line.corrupt) == (1, 0) and line.label != Plain.name
     ]
     names = in_order(line.dataset for line in best)
     if not names:

@@ -12,7 +12,7 @@ from codedinvnet.classifier import ImageNetwork
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import BACKUP, AnswersAll
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Rules
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.resnet import ResNet
 
@@ -58,9 +58,7 @@ class SmallBackup(Method):
     part = "backup"
     compared = True
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> AnswersAll:
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         return AnswersAll(k, BACKUP)
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:

@@ -167,11 +167,6 @@ class Method(ABC):
         """What tables call it, unless a grid says otherwise."""
         return self.name
 
-    @property
-    def trained_for(self) -> bool:
-        """Whether something is trained for it, or chosen on validation images."""
-        return bool(self.part) or self.tuned
-
     @abstractmethod
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         """Return its rules.

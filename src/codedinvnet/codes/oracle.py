@@ -11,7 +11,7 @@ from codedinvnet.classifier import Network, embedding_of
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
-from codedinvnet.codes.rules import SERVED, Parities
+from codedinvnet.codes.rules import SERVED, Parities, Rules
 from codedinvnet.model import CodedModel
 
 TOLERANCE = 1e-5
@@ -56,9 +56,7 @@ class Oracle(Method):
     of_bundle = True
     is_bound = True
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> Parities:
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         return Parities(k)
 
     def build(self, given: Given) -> Scheme:

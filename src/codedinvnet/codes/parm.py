@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode, check_k
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import PARITY_MODEL, SERVED, Parities
+from codedinvnet.codes.rules import PARITY_MODEL, SERVED, Parities, Rules
 from codedinvnet.errors import UserError
 from codedinvnet.model import prepare
 
@@ -191,7 +191,7 @@ class LearnedCode(ScoresCode):
         decoder: maps outputs (B, k + 1, classes) to logits (B, k, classes).
     """
 
-    def __init__(self, rules: Parities, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, rules: Rules, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__(rules)
         self.encoder, self.decoder = encoder, decoder
 
@@ -214,9 +214,7 @@ class ParM(Method):
     part = "parity"
     code: type[SumCode] = SumCode
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> Parities:
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         return Parities(k, fixed_size=True, model=PARITY_MODEL)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
@@ -248,9 +246,7 @@ class LearnedParM(Method):
     name = "parm-learned"
     part = "parity"
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> Parities:
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
         return Parities(k, fixed_size=True, model=SERVED)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:

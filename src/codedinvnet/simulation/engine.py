@@ -39,7 +39,7 @@ class Records:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
         decoded: (requests,) decoded answers.
         missing: (requests,) queries without an answer.
-        right: (requests,) expected share of right answers; NaN if a small backup gave one and its
+        right: (requests,) expected share of right answers; NaN if a method gave one whose
             accuracy is not known.
         batch: images of a request.
         seconds: from the start to the last arrival.

@@ -274,7 +274,7 @@ class Planner:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
         changes = {"k": k, "r": r, "workers": workers, **draws._asdict()}
-        scenario = self.base.updated(**served_as(policy).scenario, **changes)
+        scenario = self.base.updated(**{**changes, **served_as(policy).scenario})
         counted = scenario.counted
         over = counted - 1 - rank_of(counted, QUANTILES["p999"])
         limit = None if to_the_end else (self.target.p999_ms / 1000, over)

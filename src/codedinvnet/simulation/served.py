@@ -38,7 +38,9 @@ class Served:
     @property
     def scenario(self) -> dict[str, Any]:
         """What a scenario says of it."""
-        return {"policy": self.policy, "method": self.method}
+        method, said = find_method(self.method), {"policy": self.policy, "method": self.method}
+        own_r = self.by_name and not method.chooses
+        return {**said, "r": method.rules(2).r} if own_r else dict(said)
 
 
 SERVED: Mapping[str, Served] = {
