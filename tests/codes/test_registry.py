@@ -53,7 +53,7 @@ def test_the_example_is_evaluated_tabled_and_drawn(
 ) -> None:
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     out = tmp_path / "rows.jsonl"
-    words = ("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
+    words: tuple[Any, ...] = ("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
     words += ("--save-dir", tmp_path / "runs", "--method", MINE)
     assert call(*words, "--json").code == 0
     (row,) = read_rows(out, "accuracy")
@@ -71,7 +71,7 @@ def test_the_example_is_simulated_and_planned(tmp_path: Path, call: Command) -> 
     }
     path = tmp_path / "scenario.json"
     path.write_text(json.dumps(scenario))
-    words = ("--policy", MINE, "--stragglers", "pareto", "--json")
+    words: tuple[Any, ...] = ("--policy", MINE, "--stragglers", "pareto", "--json")
     report = json.loads(call("simulate", path, *words).out)
     assert report["decoded_share"] > 0
     assert 0.9 < report["accuracy"] < 0.993

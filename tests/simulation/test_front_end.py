@@ -96,16 +96,16 @@ class SleepingPool:
     async def start(self, size: int) -> None: ...
 
     async def call(self, worker: int, task: Task) -> Result:
-        seconds, given = next(self.service), self.given
+        seconds, given, length = next(self.service), self.given, 1
         if task.number >= given.k and given.coding.coded:
             images = len(task.images)
             if given.method == "small-backup":
-                seconds *= images / given.k
+                seconds, length = seconds * images / given.k, images
             else:
                 seconds += images * given.encode.ms / 1000
         seconds += given.trip.ms / 1000
         await asyncio.sleep(seconds)
-        return Result(np.zeros(1, np.float32), seconds)
+        return Result(np.zeros(length, np.float32), seconds)
 
     async def replace(self, worker: int) -> None:
         await asyncio.sleep(self.given.restart.ms / 1000)

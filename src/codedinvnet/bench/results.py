@@ -432,7 +432,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def _current_cells(rows: Sequence[Row]) -> list[Row]:
     """Return the newest row of every cell, of those whose scenario differs in its place alone."""
-    varied = ("arrivals", "policy", "method", "backup", "stragglers", "queries", "seed")
+    varied = ("arrivals", "policy", "method", "stragglers", "queries", "seed")
 
     def base(row: Row) -> dict[str, Any]:
         return {key: value for key, value in row["scenario"].items() if key not in varied}

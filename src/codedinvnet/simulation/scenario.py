@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -222,17 +223,11 @@ class Scenario(Section):
     @model_validator(mode="before")
     @classmethod
     def _as_before(cls, raw: Any) -> Any:
-        """Read the keys of scenarios that were written before a scenario named its method."""
         if not isinstance(raw, dict):
             return raw
-        raw = dict(raw)
-        if raw.pop("backup", False):
-            raw["method"] = SmallBackup.name
-        if "backup_accuracy" in raw:
-            raw["method_accuracy"] = {SmallBackup.name: raw.pop("backup_accuracy")}
-        if raw.pop("apart", False) and raw.get("bundle") is None:
+        if raw.get("apart") and raw.get("bundle") is None:
             raise ValueError("apart: the bundle says it now: name the bundle in its place")
-        return raw
+        return as_now(raw)
 
     @field_validator("method")
     @classmethod
@@ -403,6 +398,16 @@ class Scenario(Section):
             if key in changes:
                 raw["arrivals"][key] = changes.pop(key)
         return parse_scenario({**raw, **changes}, self.name)
+
+
+def as_now(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scenario that was written before a scenario named its method with today's keys."""
+    now = {key: value for key, value in raw.items() if key not in ("apart", "backup")}
+    if raw.get("backup"):
+        now["method"] = SmallBackup.name
+    if "backup_accuracy" in now:
+        now["method_accuracy"] = {SmallBackup.name: now.pop("backup_accuracy")}
+    return now
 
 
 def parse_scenario(raw: Any, where: str) -> Scenario:

@@ -20,7 +20,7 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, check_code
+from codedinvnet.simulation.scenario import Scenario, as_now, can_guess, check_code
 from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 
@@ -162,9 +162,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     rows = results.read_rows(path)
     for number, row in enumerate(rows, start=1):
-        if "cell" not in row or "scenario" not in row:
+        if "cell" not in row or not isinstance(row.get("scenario"), dict):
             raise UserError(f"{path}, line {number} is no row of a sweep")
-    return rows
+    return [{**row, "scenario": as_now(row["scenario"])} for row in rows]
 
 
 def tails(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], dict[str, float]]:
