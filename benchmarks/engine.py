@@ -32,7 +32,7 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
     check_engine(ONNX_RUNTIME, str(device))
     check_installed(ONNX_RUNTIME)
     k, threads = bundle.info.group_sizes[-1], torch.get_num_threads()
-    methods = {
+    schemes = {
         arm: WorkerSpec(name, k, threads=threads, engine=engine).load()
         for engine, arm in NAMES.items()
     }
@@ -41,7 +41,7 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
     group = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     report: dict[str, Any] = {"engine_k": k}
     for task, number, queries in (("query", 0, group[:, :1]), ("parity", k, group)):
-        calls = {arm: partial(method.compute, number, queries) for arm, method in methods.items()}
+        calls = {arm: partial(one.compute, number, queries) for arm, one in schemes.items()}
         times = interleave(
             calls,
             rounds=sizes.rounds,
@@ -53,6 +53,6 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
         report |= ratio(f"engine_ratio_{task}", times, *NAMES.values())
         report[f"engine_ms_{task}"] = {arm: summary(values) for arm, values in times.items()}
         report[f"engine_difference_{task}"] = {
-            NAMES[ONNX_RUNTIME]: float((found - expected).abs().max())
+            NAMES[ONNX_RUNTIME]: float((found.output - expected.output).abs().max())
         }
     return report

@@ -45,28 +45,28 @@ from benchmarks.results import (
     speed_section,
 )
 from benchmarks.serve import CHAOS_OPTIONS, FULL
-from codedinvnet.bench.equal_cost import (
-    backup_width,
-    macs,
-    plain_network,
-    plain_width,
-    served_macs,
-)
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
 from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.cli.common import guarded
+from codedinvnet.codes.backup import backup_network, backup_width
+from codedinvnet.codes.equal_cost import (
+    macs,
+    plain_network,
+    plain_width,
+    served_macs,
+)
+from codedinvnet.codes.invnet import AverageImage, PaperInvNet
+from codedinvnet.codes.mean import Evidence
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import read_json, write_json, write_text
-from codedinvnet.methods import AverageImage, Evidence, PaperInvNet
 from codedinvnet.model import CodedModel
 from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
-from codedinvnet.trained import backup_network
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -21,6 +21,8 @@ from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
+from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json
 from codedinvnet.rows import Row, agreeing, current_accuracy, current_latency, read_rows
@@ -28,17 +30,10 @@ from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.scenario import Scenario
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.served import in_order
 
 HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""
-HEADLINE_METHODS = (
-    *(tables.OURS, "small-backup"),
-    *("approxifer", "approxifer-closed", "nercc", "nercc-closed", "parm", "approxifer-byzantine"),
-    *("coded-invnet-paper", "average-image"),
-    *("none", "replication", "oracle"),
-)
-"""Their order: ours, its rival, other codes, other encoders, and bounds; then those not here."""
 HEADLINE_LATENCY = ((10, 0.4, "pareto"), (1, 0.4, "pareto"))
 """Images of a request, load, and straggler model of the settings in README's table: one in which
 the code is ahead, and one in which it is not."""
@@ -172,7 +167,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
         and trial.dataset in datasets
     }
     failed = {(row["label"], row["dataset"]) for row in current_accuracy(rows) if row["error"]}
-    order = {label: place for place, label in enumerate(HEADLINE_METHODS)}
+    order = {label: place for place, label in enumerate(METHODS)}
     labels = sorted(
         {label for label, _ in (*found, *lacking)},
         key=lambda label: (order.get(label, len(order)), label),
@@ -180,7 +175,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
     normal = {
         (line.dataset, line.base): tables.percent(line.mean("normal"))
         for line in lines
-        if line.label in (tables.OURS, "none")
+        if line.label in (OURS, Plain.name)
     }
     bases = [base for base in get_args(Base) if any((name, base) in normal for name in datasets)]
     cells = [
@@ -347,7 +342,7 @@ def map_section(path: Path) -> str:
     best, helps = sweep.winners(rows), sweep.helps_up_to(rows)
     ties, told = sweep.contested(rows)
     loads = sorted({load for _, _, load in best})
-    policies = [name for name in SERVED if any(name == policy for _, _, policy in helps)]
+    policies = in_order(policy for _, _, policy in helps)
     places = list(dict.fromkeys((model, batch) for model, batch, _ in best))
     wins = [
         [model, str(batch), *(best.get((model, batch, load), "") for load in loads)]
@@ -365,7 +360,7 @@ def map_section(path: Path) -> str:
     )
     seconds = [row["cpu_seconds_per_million"] for row in rows]
     met = [tail for tail in sweep.tails(rows).values() if math.isfinite(min(tail.values()))]
-    names = [name for name in SERVED if any(name in tail for tail in met)]
+    names = in_order(name for tail in met for name in tail)
     whole = [tail for tail in met if len(tail) == len(names)]
     overview = (
         []
@@ -436,7 +431,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def _current_cells(rows: Sequence[Row]) -> list[Row]:
     """Return the newest row of every cell, of those whose scenario differs in its place alone."""
-    varied = ("arrivals", "policy", "backup", "stragglers", "queries", "seed")
+    varied = ("arrivals", "policy", "method", "stragglers", "queries", "seed")
 
     def base(row: Row) -> dict[str, Any]:
         return {key: value for key, value in row["scenario"].items() if key not in varied}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.processes import descriptors, memory, proportional_memory
@@ -28,12 +28,15 @@ from benchmarks.serve_figures import latencies, percentiles, summary, tail_ratio
 from benchmarks.serve_load import Loader
 from codedinvnet.bench.load import Client, Reply, connect, server
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.plain import CopyCode
+from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.cost import median_ms
 from codedinvnet.files import check_writable
-from codedinvnet.methods import CodedMethod
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
@@ -197,20 +200,17 @@ class Harm:
 class EchoSpec(WorkerSpec):
     """Workers that answer at once."""
 
-    def load(self) -> CodedMethod:
-        """Return a method that computes nothing."""
-        return Echo()  # type: ignore[return-value]
+    def load(self) -> Scheme:
+        """Return a scheme that computes nothing."""
+        return Scheme("echo", CopyCode(Uncoded(10)), {SERVED: Echo()}, ())
 
 
-class Echo:
+class Echo(nn.Module):
     """Its output is one zero."""
 
-    k = 10
-    encode_seconds = 0.0
-
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        """Return a zero."""
-        return torch.zeros(queries.shape[0], 1)
+    def forward(self, queries: Tensor) -> Tensor:
+        """Return a zero for each query."""
+        return torch.zeros(len(queries), 1)
 
 
 class ServeBench(Loader):
@@ -354,7 +354,7 @@ class ServeBench(Loader):
 
     def _offline(self, k: int) -> dict[str, Any]:
         """Evaluate the same images offline."""
-        result = evaluate(self.bundle.method(k), self.source, k=k, progress=False)
+        result = evaluate(scheme_for(self.bundle, k), self.source, k=k, progress=False)
         return {
             "evaluated_normal_accuracy": round(result.normal_accuracy, 5),
             "evaluated_recovered_accuracy": round(result.recovered_accuracy, 5),

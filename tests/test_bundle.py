@@ -21,12 +21,15 @@ from codedinvnet.bundle import (
     shipped_bundles,
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from codedinvnet.classifier import classifier_of
+from codedinvnet.codes.base import Computed, Scheme
+from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.plain import Plain
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
-from codedinvnet.methods import ApproxIFER, CodedInvNet, Uncoded
 from codedinvnet.model import CodedModel
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.stages import choose_device
@@ -132,10 +135,13 @@ def test_floats_of_any_type_are_images(
     dtype: torch.dtype, bundle: Bundle, held_out: ImageSet
 ) -> None:
     group = (held_out.images[:4].float() / 255)[None]
-    classifier = classifier_of(bundle.model)
-    for method in (bundle.method(4), Uncoded(classifier, 4), ApproxIFER(classifier, 4)):
-        queries = group[:, list(method.tasks(4)[0])]
-        found, expected = method.compute(0, queries.to(dtype)), method.compute(0, queries)
+    given = given_by(bundle, 4)
+    for method in (scheme_for(bundle, 4), Plain().build(given), ApproxIFER().build(given)):
+        queries = group[:, list(method.rules.tasks(4)[0].members)]
+        found, expected = (
+            method.compute(0, queries.to(dtype)).output,
+            method.compute(0, queries).output,
+        )
         torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
 
 
@@ -192,8 +198,8 @@ def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) 
     torch.testing.assert_close(parity.latent, bundle.model.network(average), rtol=1e-4, atol=1e-5)
     assert parity.side.shape == (2, 4, 4)
     assert not parity.side.any()
-    assert bundle.method(4).guesses
-    assert not plain.method(4).guesses, "zeros tell nothing of a member"
+    assert scheme_for(bundle, 4).rules.guesses
+    assert not scheme_for(plain, 4).rules.guesses, "zeros tell nothing of a member"
     images = held_out.images
     assert torch.equal(plain.embed(images), bundle.embed(images))
 
@@ -212,16 +218,16 @@ def test_the_average_image_is_not_read_by_cells_nor_from_nothing(
 )
 def test_method_serves_the_trained_sizes(k: int, fits: bool, bundle: Bundle) -> None:
     if fits:
-        assert bundle.method(k).k == k
+        assert scheme_for(bundle, k).rules.k == k
     else:
         with pytest.raises(UserError, match=f"serves groups of 2 to 4, got k = {k}"):
-            bundle.method(k)
+            scheme_for(bundle, k)
 
 
 def test_method_of_a_bundle_with_one_size(bundle: Bundle) -> None:
     one = Bundle(bundle.info.model_copy(update={"group_sizes": (3,)}), bundle.model)
     with pytest.raises(UserError, match="serves groups of 3 only, got k = 2"):
-        one.method(2)
+        scheme_for(one, 2)
 
 
 def images_with(value: float) -> torch.Tensor:
@@ -301,13 +307,13 @@ def test_a_host_programs_precision_is_its_own(bundle_folder: Path, held_out: Ima
             load_bundle(bundle_folder, "cuda")
         seen = []
 
-        class Seen(CodedInvNet):
-            def compute(self, task: int, queries: torch.Tensor) -> torch.Tensor:
+        class Seen(Scheme):
+            def compute(self, task: int, queries: torch.Tensor) -> Computed:
                 seen.append(rounds())
                 return super().compute(task, queries)
 
-        model = load_bundle(bundle_folder).model
-        evaluate(Seen(model, 4), held_out, k=4, groupings=1, progress=False)
+        scheme = Seen(**vars(scheme_for(load_bundle(bundle_folder), 4)))
+        evaluate(scheme, held_out, k=4, groupings=1, progress=False)
         assert set(seen) == {(False, False)}
         assert rounds() == (True, True)
         WorkerSpec(bundle_folder, 4).load()

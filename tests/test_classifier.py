@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from codedinvnet.bundle import load_bundle
-from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.classifier import ImageNetwork, classifier_of
 from codedinvnet.data import sample_images
 
 
@@ -28,6 +28,9 @@ def test_images_are_padded_and_scaled() -> None:
             seen.append(x)
             return x.flatten(1)
 
-    ImageClassifier(Watch(), padding=2)(torch.full((1, 1, 4, 4), 255, dtype=torch.uint8))
+    network = ImageNetwork(Watch(), (1, 4, 4), padding=2)
+    network(torch.full((1, 1, 4, 4), 255, dtype=torch.uint8))
     assert seen[0].shape == (1, 1, 8, 8)
     assert float(seen[0].sum()) == 16.0
+    network(torch.full((1, 1, 8, 8), 0.5))  # as an encoder makes it: padded already
+    assert float(seen[1].sum()) == 32.0

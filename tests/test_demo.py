@@ -7,6 +7,7 @@ import pytest
 
 from codedinvnet import bundle as bundle_module
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.demo import draw_group, run_demo, table
 from codedinvnet.evaluation.accuracy import evaluate
@@ -40,7 +41,9 @@ def test_seed_chooses_the_group(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_table(bundle: Bundle, held_out: ImageSet) -> None:
-    rows = [("mnist", evaluate(bundle.method(k), held_out, k=k, progress=False)) for k in (2, 4)]
+    rows = [
+        ("mnist", evaluate(scheme_for(bundle, k), held_out, k=k, progress=False)) for k in (2, 4)
+    ]
     title, head, *lines = table(rows).splitlines()
     assert "Every worker erased in turn" in title
     assert head.split()[:3] == ["bundle", "k", "overhead"]

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from codedinvnet.classifier import ImageClassifier
+from codedinvnet.classifier import ImageNetwork
 from codedinvnet.devices import first_tensor
-from codedinvnet.methods import ApproxIFER, CodedMethod, Uncoded
 
 
-@pytest.mark.parametrize("kind", [Uncoded, ApproxIFER])
-def test_a_classifier_without_parameters(kind: type[Uncoded] | type[ApproxIFER]) -> None:
-    images = torch.rand(1, 2, 1, 2, 2)
-    method: CodedMethod = kind(ImageClassifier(nn.Flatten()), 2)
-    assert method.parameters == 0
-    members = images[:, :1] if kind is Uncoded else images
-    assert method.compute(0, members).shape == (1, 4)
+def test_a_model_without_parameters() -> None:
+    network = ImageNetwork(nn.Flatten(), (1, 2, 2))
+    assert network(torch.rand(3, 1, 2, 2)).shape == (3, 4)
 
 
 def test_whole_numbers_do_not_tell_a_modules_type() -> None:

@@ -7,6 +7,8 @@ from codedinvnet.errors import UserError
 
 if TYPE_CHECKING:
     from codedinvnet.bundle import Bundle, load_bundle
+    from codedinvnet.codes.base import Scheme
+    from codedinvnet.codes.build import scheme_for
     from codedinvnet.evaluation.accuracy import Evaluation, evaluate
     from codedinvnet.model import CodedModel, Parity, decode_missing
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
@@ -18,15 +20,19 @@ __all__ = [
     "InvertibleTransform",
     "NotConverged",
     "Parity",
+    "Scheme",
     "UserError",
     "decode_missing",
     "evaluate",
     "load_bundle",
+    "scheme_for",
 ]
 
 # These load PyTorch, which takes seconds: the command line's help does without.
 _HOMES = {
     "bundle": ("Bundle", "load_bundle"),
+    "codes.base": ("Scheme",),
+    "codes.build": ("scheme_for",),
     "evaluation.accuracy": ("Evaluation", "evaluate"),
     "model": ("CodedModel", "Parity", "decode_missing"),
     "nn.transform": ("InvertibleTransform", "NotConverged"),

@@ -21,7 +21,6 @@ from codedinvnet.config import Section, Settings, validated
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
-from codedinvnet.methods import FROM_MODEL, ONE, CodedInvNet, CodedMethod, Evidence, Tolerance
 from codedinvnet.model import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
@@ -68,17 +67,36 @@ class BundleInfo(Section):
     provenance: Provenance
     figures: dict[str, Any]
 
+    def check_size(self, letter: str, size: int) -> None:
+        """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
+        sizes = self.group_sizes
+        if size not in sizes:
+            served = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]} only"
+            raise UserError(
+                f"bundle {self.name!r} serves groups of {served}, got {letter} = {size}"
+            )
+
 
 class Bundle:
     """A loaded bundle: f, g, E and g', folded and in evaluation mode.
 
     Images are uint8 in 0..255, or floats in 0..1, as they are stored (`info.input.shape`).
+
+    Args:
+        info: its description.
+        model: its weights.
+        folder: where it was loaded from.
     """
 
-    def __init__(self, info: BundleInfo, model: CodedModel) -> None:
+    def __init__(self, info: BundleInfo, model: CodedModel, folder: Path = Path()) -> None:
         self.info = info
+        self.folder = folder
         self.model = model.eval()
         self.model.requires_grad_(False)
+
+    def digest(self) -> str:
+        """Return what `weights_digest` does."""
+        return file_digest(self.folder / WEIGHTS)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
@@ -98,7 +116,7 @@ class Bundle:
             UserError: if the bundle takes no such images, or no groups of m.
         """
         checked = self.checked(images, 5)
-        self._check_size("m", checked.shape[1])
+        self.info.check_size("m", checked.shape[1])
         return self.model.encode(checked)
 
     @torch.inference_mode()
@@ -125,40 +143,6 @@ class Bundle:
         latent = decode_missing(parity.latent, others)
         return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
 
-    def method(self, k: int, evidence: Evidence = "both") -> CodedInvNet:
-        """Return the coding method for groups of up to k.
-
-        Args:
-            k: the most queries in a group.
-            evidence: what decoded answers rest on.
-
-        Raises:
-            UserError: if the bundle was not trained for groups of that size.
-        """
-        self._check_size("k", k)
-        return CodedInvNet(self.model, k, evidence)
-
-    def _check_size(self, letter: str, size: int) -> None:
-        """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
-        sizes = self.info.group_sizes
-        if size not in sizes:
-            served = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]} only"
-            raise UserError(
-                f"bundle {self.info.name!r} serves groups of {served}, got {letter} = {size}"
-            )
-
-    def coded(self, name: str, k: int, tolerance: Tolerance = ONE) -> CodedMethod:
-        """Return a method by its name, one of those that a bundle's model is enough for.
-
-        Raises:
-            UserError: if there is none of that name, or it cannot do groups of k.
-        """
-        if name == CodedInvNet.name:
-            return self.method(k)
-        if name not in FROM_MODEL:
-            raise UserError(f"method {name!r} is not one of {', '.join(FROM_MODEL)}")
-        return FROM_MODEL[name](self.model, k, tolerance)
-
     def with_pixel_mean(self) -> Bundle:
         """Return the bundle with the average image, and no side features, in place of E.
 
@@ -175,7 +159,7 @@ class Bundle:
         fold(model)
         model.load_state_dict(self.model.state_dict())
         model.encoder = PixelMean(self.info.model.encoder.side_features)
-        return Bundle(self.info, model.to(first_tensor(self.model).device))
+        return Bundle(self.info, model.to(first_tensor(self.model).device), self.folder)
 
     def checked(self, images: Tensor, rank: int) -> Tensor:
         """Return the images on the model's device if the model can take them.
@@ -251,6 +235,22 @@ def usable_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def bundle_info(name: str | Path) -> BundleInfo:
+    """Return the description of a bundle, by the name of a shipped one or its folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged or of another format version.
+    """
+    path = bundle_folder(name) / DESCRIPTION
+    raw = read_json(path)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
+        )
+    return validated(BundleInfo, raw, path)
+
+
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
@@ -261,15 +261,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
             another format version, or the device is none of this machine.
     """
     device = usable_device(device)
-    folder = bundle_folder(name)
-    path = folder / DESCRIPTION
-    raw = read_json(path)
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
-        )
-    info = validated(BundleInfo, raw, path)
+    folder, info = bundle_folder(name), bundle_info(name)
     model = CodedModel(info.model)
     fold(model)
     tensors, _ = load_checkpoint(folder / WEIGHTS)
@@ -277,7 +269,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
         if not tensor.isfinite().all():
             raise UserError(f"{folder / WEIGHTS} is damaged: {key} has values that are not finite")
     load_modules({"model": model}, tensors, folder / WEIGHTS)
-    return Bundle(info, model.to(device))
+    return Bundle(info, model.to(device), folder)
 
 
 def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:

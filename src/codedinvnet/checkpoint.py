@@ -17,6 +17,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import write_atomically
 
 FORMAT_VERSION = 1
+PART = "part"
+"""The name of a method's trained part among the modules of its checkpoint."""
 _HEADER = "codedinvnet"
 
 

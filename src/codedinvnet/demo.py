@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSource, sample_images
 from codedinvnet.evaluation.accuracy import Evaluation, evaluate
 from codedinvnet.files import write_picture
@@ -32,7 +33,7 @@ def run_demo(names: Sequence[str], folder: Path, seed: int = 0) -> None:
     for name in names:
         bundle, source = load_bundle(name), sample_images(name)
         for k in GROUP_SIZES:
-            rows.append((name, evaluate(bundle.method(k), source, k=k, seed=seed)))
+            rows.append((name, evaluate(scheme_for(bundle, k), source, k=k, seed=seed)))
     print(table(rows))
     for name in names:
         path = folder / f"{name}.png"

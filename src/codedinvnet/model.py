@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import NamedTuple, cast
 
 import torch
@@ -177,8 +176,6 @@ class CodedModel(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.encode_seconds = 0.0
-        """How long the last `encode` spent in E."""
         channels, height, width = settings.image_shape
         pad = settings.padding
         self.input_shape = (channels, height + 2 * pad, width + 2 * pad)
@@ -238,9 +235,7 @@ class CodedModel(nn.Module):
         Returns:
             The latent of the parity query and the members' side features.
         """
-        began = time.perf_counter()
         encoding = self.fuse(images, weights)
-        self.encode_seconds = time.perf_counter() - began
         return self.parity(self.network(encoding.parity), encoding.side)
 
     def parity(self, latent: Tensor, side: Tensor) -> Parity:

@@ -248,7 +248,7 @@ def latency_place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
 
 
 OWN = ("backup", "parity_wait_ms")
-"""Settings that some methods' rows alone have: the small backup's, and those with parities."""
+"""Settings that some methods' rows alone have: those with a part, and those with parities."""
 
 
 def is_latency_row(row: Mapping[str, Any]) -> bool:

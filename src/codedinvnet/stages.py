@@ -27,6 +27,7 @@ from codedinvnet.bundle import (
     write_description,
 )
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
+from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.config import (
     DataSettings,
     FusionSettings,
@@ -372,7 +373,7 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     bundle = load_bundle(folder, run.device)
     sizes = sorted({members, *{2, 4, 10}.intersection(bundle.info.group_sizes)})
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
-    if bundle.method(members).guesses:
+    if CodedInvNet().rules(members, bundle=bundle.info).guesses:
         figures["test_guessed"] = evaluation_report(
             bundle, source, split="test", k=members, evidence="side"
         )

@@ -16,14 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.bench import accuracy, parts
+from codedinvnet.bench import accuracy
 from codedinvnet.bundle import bundle_folder as shipped_folder
 from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.mean import MeanCode
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, PaperInvNet
 from codedinvnet.rows import append_row, current_accuracy, newest, read_rows
-from codedinvnet.trained import method_for
+from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
 from tests.bench.canned import latency_row
@@ -171,13 +173,13 @@ def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
 ) -> None:
     begun: list[torch.Tensor] = []
 
-    class Noted(parts.PaperStage):
+    class Noted(pixels.PaperStage):
         def __init__(self, *words: Any) -> None:
             super().__init__(*words)
             weights = torch.nn.utils.parameters_to_vector(self.discriminator.parameters())
             begun.append(weights.detach().clone())
 
-    monkeypatch.setattr(parts, "PaperStage", Noted)
+    monkeypatch.setattr(pixels, "PaperStage", Noted)
     blocks = [{"methods": ["coded-invnet-paper"], "seeds": [1, 2]}]
     assert run(write_grid(tmp_path / "grid.json", bundle_folder, blocks), tmp_path, data_dir)[
         "done"
@@ -228,10 +230,10 @@ def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
     assert paper["recovered"] != rows["coded-invnet"]["recovered"]
     (best,) = (finished[0] / "runs").rglob("coded-invnet-paper-of-invertible-k4/seed1/best.*")
     bundle = load_bundle(bundle_folder)
-    method = method_for(bundle, bundle_folder, "coded-invnet-paper", 4, best)
-    assert isinstance(method, PaperInvNet)
-    assert method.model.recovery_head is None
-    mine, its = method.model.network.state_dict(), bundle.model.network.state_dict()
+    method = scheme_for(load_bundle(bundle_folder), 4, "coded-invnet-paper", best)
+    assert isinstance(method.code, MeanCode)
+    assert method.code.model.recovery_head is None
+    mine, its = method.code.model.network.state_dict(), bundle.model.network.state_dict()
     torch.testing.assert_close(mine, its, rtol=0, atol=0)
 
 

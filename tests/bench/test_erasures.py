@@ -15,19 +15,17 @@ from codedinvnet.bench.erasures import (
     task_outputs,
 )
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.parm import ParM
+from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.data import ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import bootstrap_std, evaluate
-from codedinvnet.methods import (
-    ApproxIFER,
-    CodedMethod,
-    NeRCC,
-    ParM,
-    Replication,
-    RobustApproxIFER,
-    SmallBackup,
-    Uncoded,
-)
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
+from tests.codes.linear import made, outputs_of
 
 CLASSES = ("a", "b", "c", "d")
 N = 41
@@ -59,7 +57,7 @@ def source() -> ImageSet:
     return ImageSet("levels", CLASSES, images, labels, "test")
 
 
-def scored(method: CodedMethod, source: ImageSet, k: int, missing: int = 1, **more: int) -> Score:
+def scored(method: Scheme, source: ImageSet, k: int, missing: int = 1, **more: int) -> Score:
     settings: dict[str, Any] = {"groupings": 2, "seed": 0, "patterns": 1000, "majority": 1, **more}
     return score(method, source, k=k, missing=missing, **settings)
 
@@ -68,9 +66,9 @@ def scored(method: CodedMethod, source: ImageSet, k: int, missing: int = 1, **mo
 def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
     classifier = Brightness()
     for method in (
-        ParM(classifier, Brightness(factor=k), k),
-        Replication(classifier, k),
-        SmallBackup(classifier, Brightness(), k),
+        made(ParM, classifier, k, part=Brightness(factor=k)),
+        made(Replication, classifier, k),
+        made(SmallBackup, classifier, k, part=Brightness()),
     ):
         found = scored(method, source, k)
         assert (found.complete, found.recovered, found.answered) == (1.0, 1.0, 1.0), method.name
@@ -84,7 +82,7 @@ def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_a_missing_answer_counts_as_the_majority_class(source: ImageSet, k: int) -> None:
-    found = scored(Uncoded(Brightness(), k), source, k)
+    found = scored(made(Plain, Brightness(), k), source, k)
     share = float((source.labels == 1).float().mean())
     assert found.recovered == pytest.approx(share)
     assert found.answered == 0.0
@@ -98,7 +96,7 @@ def test_a_missing_answer_counts_as_the_majority_class(source: ImageSet, k: int)
 def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None:
     backup = Brightness(shift=0.6)
     right = (backup(source.images).argmax(1) == source.labels).float().mean()
-    found = scored(SmallBackup(Brightness(), backup, 4), source, 4)
+    found = scored(made(SmallBackup, Brightness(), 4, part=backup), source, 4)
     assert 0 < float(right) < 1
     assert found.recovered == pytest.approx(float(right))
     stds = [bootstrap_std(c.correct[:, None], c.scored[:, None], 0) for c in found.counts]
@@ -110,7 +108,7 @@ def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None
 def test_a_worse_base_model_shows_in_complete(source: ImageSet) -> None:
     wrong = Brightness(shift=0.6)
     right = float((wrong(source.images).argmax(1) == source.labels).float().mean())
-    assert scored(Uncoded(wrong, 4), source, 4).complete == pytest.approx(right)
+    assert scored(made(Plain, wrong, 4), source, 4).complete == pytest.approx(right)
 
 
 def test_it_agrees_with_evaluate_and_with_what_trainings_watch(
@@ -118,28 +116,28 @@ def test_it_agrees_with_evaluate_and_with_what_trainings_watch(
 ) -> None:
     """Three ways to the same figure: of a benchmark, of `evaluate`, and of a stage's validation."""
     k = 4
-    found = scored(bundle.method(k), held_out, k)
-    evaluated = evaluate(bundle.method(k), held_out, k=k, groupings=2, seed=0, progress=False)
+    found = scored(scheme_for(bundle, k), held_out, k)
+    evaluated = evaluate(scheme_for(bundle, k), held_out, k=k, groupings=2, seed=0, progress=False)
     assert found.complete == pytest.approx(evaluated.normal_accuracy)
     assert found.recovered == pytest.approx(evaluated.recovered_accuracy)
     latents = embed_all(bundle.model, held_out.images)
     watched = recovered_accuracy(bundle.model, held_out.images, held_out.labels, latents, k)
-    once = scored(bundle.method(k), held_out, k, seed=k, groupings=1)
+    once = scored(scheme_for(bundle, k), held_out, k, seed=k, groupings=1)
     assert watched == pytest.approx(once.recovered)
 
 
 @pytest.mark.parametrize("missing", [2, 3])
 def test_several_missing(source: ImageSet, missing: int) -> None:
     k = 4
-    backup = scored(SmallBackup(Brightness(), Brightness(), k), source, k, missing)
+    backup = scored(made(SmallBackup, Brightness(), k, part=Brightness()), source, k, missing)
     # Patterns in which the backup is lost, too, leave their members unanswered.
     lost_backup = sum(missing - 1 for lost in combinations(range(5), missing) if 4 in lost)
     erased = sum(sum(i < 4 for i in lost) for lost in combinations(range(5), missing))
     assert backup.answered == pytest.approx(1 - lost_backup / erased)
     assert len(backup.patterns) == len(list(combinations(range(5), missing)))
-    parm = scored(ParM(Brightness(), Brightness(factor=k), k), source, k, missing)
+    parm = scored(made(ParM, Brightness(), k, part=Brightness(factor=k)), source, k, missing)
     assert parm.answered == 0.0  # one parity makes up for one loss
-    copies = scored(Replication(Brightness(), k), source, k, missing)
+    copies = scored(made(Replication, Brightness(), k), source, k, missing)
     pairs = list(combinations(range(2 * k), missing))
     both = sum({i, k + i} <= set(lost) for lost in pairs for i in range(k))
     assert copies.answered == pytest.approx(1 - both / sum(i in p for p in pairs for i in range(k)))
@@ -151,7 +149,7 @@ def test_a_sample_of_patterns_loses_the_backup_as_often_as_all(
 ) -> None:
     """Any 30 patterns of 55 or 165 lose it in 2 to 9, or 2 to 15, where 5.5 and 8.2 are due."""
     full = ImageSet("levels", CLASSES, source.images[:40], source.labels[:40], "test")
-    method = SmallBackup(Brightness(), Brightness(), 10)
+    method = made(SmallBackup, Brightness(), 10, part=Brightness())
     every = scored(method, full, 10, missing)
     assert every.answered is not None
     for seed in range(5):
@@ -165,16 +163,16 @@ def test_codes_without_direct_answers_are_scored_on_everybody(
     source: ImageSet, kind: type[ApproxIFER | NeRCC]
 ) -> None:
     k = 4
-    method = kind(Brightness(), k)
+    method = made(kind, Brightness(), k)
     found = scored(method, source, k)
     assert int(found.counts[0].scored.sum()) == N * (k + 1)
     nobody = scored(method, source, k, missing=0)
     assert nobody.recovered == nobody.complete == found.complete
     assert int(nobody.counts[0].scored.sum()) == N
-    none = scored(Uncoded(Brightness(), k), source, k, missing=0)
+    none = scored(made(Plain, Brightness(), k), source, k, missing=0)
     assert none.recovered is None
     assert none.answered is None
-    more = scored(kind(Brightness(), k, stragglers=1), source, k, missing=2)
+    more = scored(made(kind, Brightness(), k, stragglers=1), source, k, missing=2)
     assert more.answered == 0.0
 
 
@@ -184,11 +182,11 @@ def test_each_pattern_is_scored_by_what_is_decoded_without_it(
 ) -> None:
     k, count = 4, 40
     full = ImageSet("levels", CLASSES, source.images[:count], source.labels[:count], "test")
-    method = kind(Brightness(shift=0.3), k)
+    method = made(kind, Brightness(shift=0.3), k)
     groups = random_groups(count, k, torch.Generator().manual_seed(0)).members
     images, labels = full.images[groups], full.labels[groups]
-    tasks = method.tasks(k)
-    outputs = {task: method.compute(task, images[:, list(of)]) for task, of in tasks.items()}
+    tasks = method.rules.tasks(k)
+    outputs = outputs_of(method, images)
     expected = {}
     for lost in tasks:
         decoded = method.decode({t: o for t, o in outputs.items() if t != lost}, k)
@@ -202,7 +200,7 @@ def test_each_pattern_is_scored_by_what_is_decoded_without_it(
 
 def test_corrupt_workers_are_told_apart_by_the_byzantine_variant_alone(source: ImageSet) -> None:
     k = 4
-    robust, plain = RobustApproxIFER(Brightness(), k), ApproxIFER(Brightness(), k)
+    robust, plain = made(RobustApproxIFER, Brightness(), k), made(ApproxIFER, Brightness(), k)
     honest = scored(robust, source, k)
     noisy = scored(robust, source, k, corrupt=1)
     assert honest.recovered is not None
@@ -213,7 +211,7 @@ def test_corrupt_workers_are_told_apart_by_the_byzantine_variant_alone(source: I
     assert harmed.recovered is not None
     assert whole.recovered is not None
     assert harmed.recovered < whole.recovered - 0.1
-    copied = scored(Replication(Brightness(), k), source, k, corrupt=1)
+    copied = scored(made(Replication, Brightness(), k), source, k, corrupt=1)
     assert int(copied.counts[0].scored.sum()) == N * 2 * k  # everybody's answers
 
 
@@ -236,7 +234,7 @@ def test_noise_hits_so_many_tasks_of_every_group() -> None:
 def test_positions_are_scored_by_pattern(source: ImageSet) -> None:
     """A parity model that is wrong makes every position wrong; a direct answer is not touched."""
     k = 4
-    method = ParM(Brightness(), Brightness(shift=9.0, factor=k), k)
+    method = made(ParM, Brightness(), k, part=Brightness(shift=9.0, factor=k))
     found = scored(method, source, k)
     assert found.complete == 1.0
     assert found.recovered is not None
@@ -247,16 +245,20 @@ def test_positions_are_scored_by_pattern(source: ImageSet) -> None:
 
 
 def test_groupings_are_the_same_for_every_method_and_a_prefix_of_more(source: ImageSet) -> None:
-    a = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, groupings=3)
-    b = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, groupings=1)
+    a = scored(
+        made(SmallBackup, Brightness(), 4, part=Brightness(shift=0.6)), source, 4, groupings=3
+    )
+    b = scored(
+        made(SmallBackup, Brightness(), 4, part=Brightness(shift=0.6)), source, 4, groupings=1
+    )
     assert torch.equal(a.counts[0].correct, b.counts[0].correct)
     assert not torch.equal(a.counts[0].correct, a.counts[1].correct)
-    c = scored(SmallBackup(Brightness(), Brightness(shift=0.6), 4), source, 4, seed=5)
+    c = scored(made(SmallBackup, Brightness(), 4, part=Brightness(shift=0.6)), source, 4, seed=5)
     assert not torch.equal(a.counts[0].correct, c.counts[0].correct)
 
 
 def test_known_outputs_are_used(source: ImageSet) -> None:
-    method = Uncoded(Brightness(), 4)
+    method = made(Plain, Brightness(), 4)
     own = task_outputs(method, source)
     assert own.shape == (N, 4)
     flipped = scored(method, source, 4)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bundle import bundle_info
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, NEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = {"epochs": 1}
@@ -57,12 +57,11 @@ def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
     assert paper == {(dataset, k) for dataset in grid.datasets for k in (2, 4, 10)}
     for name, data in grid.datasets.items():
         assert data.paper is not None
-        shipped = load_bundle(name).info.model.encoder
+        shipped = bundle_info(name).model.encoder
         cost = (int(math.hypot(shipped.width, shipped.cell_width)), shipped.depth)
         assert (data.paper.encoder.width, data.paper.encoder.depth) == cost
     for trial in found:
-        shape = (3, 32, 32) if trial.dataset == "cifar10" else (1, 28, 28)
-        check_possible(trial, shape, 10_000, tuple(range(2, 11)))
+        check_possible(trial, bundle_info(trial.bundle), 10_000)
 
 
 def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
@@ -75,11 +74,11 @@ def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
 
 
 def test_seeds_matter_where_something_is_trained() -> None:
-    assert trained("approxifer", "resnet")
-    assert not trained("approxifer", "invertible")
-    assert trained("small-backup", "invertible")
-    assert not trained("coded-invnet", "invertible")
-    assert set(NEEDS) == set(METHODS)
+    assert trained(METHODS["approxifer"], "resnet")
+    assert not trained(METHODS["approxifer"], "invertible")
+    assert trained(METHODS["small-backup"], "invertible")
+    assert not trained(METHODS["coded-invnet"], "invertible")
+    assert not trained(None, "invertible")
 
 
 def test_a_blocks_bundle_label_and_groupings(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
     ("block", "told"),
     [
         ({"methods": ["pram"]}, r"blocks\.0\.methods: unknown 'pram': did you mean 'parm'"),
-        ({"methods": ["zzz"]}, "unknown 'zzz': known: none, replication, parm"),
+        ({"methods": ["zzz"]}, "unknown 'zzz': known: coded-invnet, small-backup, approxifer"),
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
         (
@@ -213,9 +212,9 @@ def test_files_that_are_no_grids(tmp_path: Path) -> None:
 def test_what_cannot_be_done(tmp_path: Path, block: dict[str, Any], told: str) -> None:
     trial = next(trials(load_grid(written(tmp_path, block))))
     with pytest.raises(UserError, match=told):
-        check_possible(trial, (1, 28, 28), 200, tuple(range(2, 11)))
+        check_possible(trial, bundle_info("mnist"), 200)
 
 
 def test_how_many_images_there_are_may_not_be_known_yet(tmp_path: Path) -> None:
     trial = next(trials(load_grid(written(tmp_path, {"methods": ["parm"], "k": [500]}))))
-    check_possible(trial, (1, 28, 28), None, tuple(range(2, 11)))
+    check_possible(trial, bundle_info("mnist"), None)

@@ -11,6 +11,7 @@ import pytest
 from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
 from codedinvnet.bench.load import ProcessorTime, Reply
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.rows import newest, read_rows
@@ -128,7 +129,7 @@ def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> Non
     coded, backup = (scenario_of(r, base) for r in runs if r.policy == "coded")
     assert coded.encode.mean_ms > 1  # E's share of the wait is a part of it
     assert backup.encode.mean_ms < 1
-    assert (coded.backup, backup.backup) == (False, True)
+    assert (coded.method, backup.method) == ("coded-invnet", "small-backup")
 
 
 def test_parities_wait_as_long_as_they_cost(
@@ -166,7 +167,7 @@ def test_finished_runs_and_parts_are_kept(
         raise AssertionError("there is nothing to do")
 
     with monkeypatch.context() as patch:
-        patch.setattr(latency.LatencyBench, "train_backup", no_training)
+        patch.setattr(latency.LatencyBench, "train_part", no_training)
         counts = run(grid, folder, data_dir)
     assert counts == {"runs": RUNS, "kept": RUNS, "done": 0, "failed": 0}
     (part,) = (folder / "runs" / "bench" / "tiny" / "mnist").rglob("best.safetensors")
@@ -180,8 +181,8 @@ def test_finished_runs_and_parts_are_kept(
         False,
         folder / "log",
     )
-    bench.train_backup()
-    assert bench.part == part
+    bench.train_part(METHODS["small-backup"])
+    assert bench.parts == {"small-backup": part}
     assert part.stat().st_mtime_ns == before
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from codedinvnet.bench.grid import DataSetSettings
-from codedinvnet.bench.parts import DataSet, _set_aside, fusion_targets
+from codedinvnet.bench.parts import DataSet, _set_aside
 from codedinvnet.bundle import Bundle
 from codedinvnet.checkpoint import save_checkpoint
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.training.pixels import fusion_targets
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,10 @@ import torch
 from benchmarks import ablation
 from codedinvnet import stages
 from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.cost import count_macs
 from codedinvnet.model import build_encoder, build_network
 from codedinvnet.rows import append_row
 from tests.bench import canned

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from codedinvnet.codes.base import Code, Encoded, Scheme
+from codedinvnet.codes.rules import SERVED, AnyOf, Parities
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import accuracy
 from codedinvnet.evaluation.accuracy import Evaluation, bootstrap_std, evaluate, figures
-from codedinvnet.methods.base import CodedMethod
 
 CLASSES = 5
 
@@ -29,46 +31,35 @@ def one_hot(labels: Tensor) -> Tensor:
     return F.one_hot(labels.long() % CLASSES, CLASSES).float()
 
 
-class Exact:
+class Pixels(nn.Module):
+    """Its output is the pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().flatten(1)
+
+
+class Exact(Code):
     """Outputs are the pixels, the parity is their sum, and every answer is right."""
 
-    name = "exact"
-    r = 1
-    fixed_size = False
-    guesses = False
-    parameters = 0
-    encode_seconds = 0.0
+    def __init__(self, k: int, r: int = 1) -> None:
+        self.rules: CodeRules = Parities(k, r)
 
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
-        return {**{i: (i,) for i in range(size)}, self.k: tuple(range(size))}
-
-    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        raise AssertionError("an evaluation has no need to ask")
-
-    def compute(self, task: int, queries: Tensor) -> Tensor:
+    def encode(self, task: int, queries: Tensor) -> Encoded:
         assert queries.dtype == torch.uint8
         assert queries.shape[2:] == (1, 1, 2)
-        if task < self.k:
-            assert queries.shape[1] == 1
-        return queries.float().sum(1).flatten(1)
+        return Encoded(queries.float().sum(1))
 
     def direct(self, output: Tensor) -> Tensor | None:
         return one_hot(output[:, 1])
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         (missing,) = set(range(size)) - set(outputs)
-        assert set(outputs) == {*range(size), self.k} - {missing}
+        assert set(outputs) == {*range(size), self.rules.k} - {missing}
         others = sum(outputs[i] for i in range(size) if i != missing)
-        return {missing: self.answer(missing, outputs[self.k] - others)}
+        return {missing: self.answer(missing, outputs[self.rules.k] - others)}
 
     def answer(self, member: int, pixels: Tensor) -> Tensor:
         return one_hot(pixels[:, 1])
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        return None
 
 
 class DirectWrongOnEven(Exact):
@@ -95,14 +86,15 @@ class RightOnOneImage(Exact):
 
 
 class ParityTells(Exact):
-    """The parity holds the members' labels side by side, and is believed."""
+    """The last parity holds the members' labels side by side, and is believed."""
 
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        return queries[:, :, 0, 0, 1].float() if task == self.k else super().compute(task, queries)
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        last = task == self.rules.k + self.rules.r - 1
+        return Encoded(queries[:, :, 0, 0, 1].float() if last else torch.zeros(len(queries), 1))
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         (missing,) = set(range(size)) - set(outputs)
-        return {missing: one_hot(outputs[self.k][:, missing])}
+        return {missing: one_hot(outputs[max(outputs)][:, missing])}
 
 
 class ParityIgnored(Exact):
@@ -113,27 +105,9 @@ class ParityIgnored(Exact):
         return {missing: one_hot(outputs[(missing + 1) % size][:, 1])}
 
 
-class TwoParities(ParityTells):
-    """The second parity is the one that tells."""
-
-    r = 2
-
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
-        return {**super().tasks(size), self.k + 1: tuple(range(size))}
-
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        if task == self.k:
-            return torch.zeros(len(queries), 1)
-        return super().compute(self.k if task > self.k else task, queries)
-
-    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        (missing,) = set(range(size)) - set(outputs)
-        return {missing: one_hot(outputs[self.k + 1][:, missing])}
-
-
 class NotSystematic(Exact):
-    def direct(self, output: Tensor) -> Tensor | None:
-        return None
+    def __init__(self, k: int) -> None:
+        self.rules = AnyOf(k, k + 1, k)
 
 
 class Undecodable(Exact):
@@ -141,18 +115,23 @@ class Undecodable(Exact):
         return {} if 1 not in outputs else super().decode(outputs, size)
 
 
+def scheme_of(code: Code, model: nn.Module | None = None) -> Scheme:
+    return Scheme("exact", code, {SERVED: model or Pixels()}, (1, 1, 2))
+
+
 def run(
-    method: CodedMethod,
+    method: Code,
     count: int = 24,
     *,
     groupings: int = 2,
     seed: int = 0,
     shuffle_parity: bool = False,
+    model: nn.Module | None = None,
 ) -> Evaluation:
     return evaluate(
-        method,
+        scheme_of(method, model),
         image_set(count),
-        k=method.k,
+        k=method.rules.k,
         groupings=groupings,
         seed=seed,
         shuffle_parity=shuffle_parity,
@@ -185,15 +164,14 @@ def test_a_perfect_method_is_perfect(count: int) -> None:
     )
 
 
-class Counting(ParityIgnored):
-    """Counts the images of which it computes a data task."""
+class Counting(Pixels):
+    """Counts the images of data tasks, which are bytes."""
 
     computed = 0
 
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        if task < self.k:
-            self.computed += len(queries)
-        return super().compute(task, queries)
+    def forward(self, images: Tensor) -> Tensor:
+        self.computed += len(images) * (images.dtype == torch.uint8)
+        return super().forward(images)
 
 
 @pytest.mark.usefixtures("any_batch")
@@ -202,12 +180,15 @@ def test_outputs_that_do_not_fit_are_computed_again(
     shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, groupings = 26, 3
-    kept, again = Counting(4), Counting(4)
+    kept, again = Counting(), Counting()
     size = count * 2 * 4  # bytes: two floats an image
     monkeypatch.setattr(accuracy, "KEPT_BYTES", size)
-    found = run(kept, count, groupings=groupings, shuffle_parity=shuffle)
+    found = run(ParityIgnored(4), count, model=kept, groupings=groupings, shuffle_parity=shuffle)
     monkeypatch.setattr(accuracy, "KEPT_BYTES", size - 1)
-    assert run(again, count, groupings=groupings, shuffle_parity=shuffle) == found
+    assert (
+        run(ParityIgnored(4), count, model=again, groupings=groupings, shuffle_parity=shuffle)
+        == found
+    )
     assert kept.computed == count
     assert again.computed == count + groupings * 28  # two images fill the last group up
 
@@ -261,9 +242,9 @@ def test_every_image_counts_once_per_grouping(count: int, k: int) -> None:
 
 
 @pytest.mark.usefixtures("any_batch")
-@pytest.mark.parametrize("method", [ParityTells(4), TwoParities(4)], ids=["one", "two"])
+@pytest.mark.parametrize("method", [ParityTells(4), ParityTells(4, 2)], ids=["one", "two"])
 @pytest.mark.parametrize("count", [24, 26])
-def test_shuffling_gives_every_group_the_parity_of_another(method: CodedMethod, count: int) -> None:
+def test_shuffling_gives_every_group_the_parity_of_another(method: Code, count: int) -> None:
     assert run(method, count).recovered_accuracy == 1.0
     found = run(method, count, groupings=3, shuffle_parity=True)
     labels = image_set(count).labels
@@ -330,7 +311,7 @@ def test_reported_std_is_that_of_one_grouping() -> None:
 
 
 def test_smaller_groups_than_k_are_evaluated() -> None:
-    found = evaluate(ParityTells(10), image_set(20), k=3, progress=False)
+    found = evaluate(scheme_of(ParityTells(10)), image_set(20), k=3, progress=False)
     assert (found.k, found.groupings, found.images) == (3, 5, 20)
     assert found.position_accuracies == (1.0, 1.0, 1.0)
 
@@ -372,7 +353,7 @@ def test_too_few_images_are_the_users_error() -> None:
     with pytest.raises(UserError, match="groups of k=4 cannot be made of 3 images"):
         run(Exact(4), 3)
     with pytest.raises(UserError, match=r"k is 2 to"):
-        evaluate(Exact(4), image_set(8), k=1, progress=False)
+        evaluate(scheme_of(Exact(4)), image_set(8), k=1, progress=False)
 
 
 def test_shuffling_needs_two_groups() -> None:
@@ -383,7 +364,7 @@ def test_shuffling_needs_two_groups() -> None:
 
 def test_k_above_the_methods_own_is_the_users_error() -> None:
     with pytest.raises(UserError, match="groups of up to 3, got k = 4"):
-        evaluate(Exact(3), image_set(8), k=4, progress=False)
+        evaluate(scheme_of(Exact(3)), image_set(8), k=4, progress=False)
 
 
 def test_a_method_that_cannot_be_compared_or_decoded_is_the_users_error() -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import EncoderSettings
 from codedinvnet.evaluation import cost
-from codedinvnet.evaluation.cost import count_macs, encoder_share, info_report
+from codedinvnet.evaluation.cost import encoder_share, info_report
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.head import MosaicHead
 

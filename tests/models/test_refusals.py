@@ -209,7 +209,7 @@ def returns(kind: str, context: str | None) -> Callable[[dict[str, bytes]], Any]
 
     def change(files: dict[str, bytes]) -> None:
         description = json.loads(files[MODEL])
-        inner = {"type": None, "context": None, "children_spec": []}
+        inner: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
         spec = [1, {"type": kind, "context": context, "children_spec": [inner]}]
         signature = description["graph_module"]["module_call_graph"][0]["signature"]
         signature["out_spec"] = json.dumps(spec)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from codedinvnet.evaluation.cost import count_macs
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
 

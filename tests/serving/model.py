@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.actions import (
     DEADLINE,
     Action,
@@ -38,12 +39,13 @@ class ErasureCode:
     systematic: bool = True
     guesses: bool = False
 
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
+    def tasks(self, size: int) -> Mapping[int, CodeTask]:
         assert 1 <= size <= self.k
         assert size == self.k or not self.fixed_size
         everyone = tuple(range(size))
-        data = {i: (i,) if self.systematic else everyone for i in range(size)}
-        return {**data, **{self.k + j: everyone for j in range(self.r)}}
+        joint = CodeTask(everyone, encoded=True)
+        data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
+        return {**data, **{self.k + j: joint for j in range(self.r)}}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         assert available <= set(self.tasks(size))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.bundle import load_bundle
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.serving.admission import Admission
 from codedinvnet.serving.frontend import Answered, FrontEnd, Overloaded
 from codedinvnet.serving.pool import InProcessPool, Result, Task, run_task
@@ -138,10 +139,10 @@ def test_five_times_capacity() -> None:
     waits: set[int] = set()
 
     async def run() -> None:
-        pool = Sleeper(bundle.method(4))
+        pool = Sleeper(scheme_for(bundle, 4))
         rules = Rules(workers, POLICIES["uncoded"], hang_timeout=60.0, max_pending=10_000)
-        front = FrontEnd(pool.method, pool, rules, bundle.info.input.shape, deadline=deadline)
-        pool.output = run_task(pool.method, 0, image).output
+        front = FrontEnd(pool.scheme, pool, rules, bundle.info.input.shape, deadline=deadline)
+        pool.output = run_task(pool.scheme, 0, image).output
         await front.start()
 
         async def ask() -> None:

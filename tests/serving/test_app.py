@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
 from codedinvnet.serving import app
 from codedinvnet.serving.app import DEMO_HEADER, AppOptions, build_app
@@ -99,7 +100,7 @@ async def serving(
     pool_class: type[InProcessPool] = InProcessPool,
     wait: bool = True,
 ) -> AsyncIterator[Service]:
-    method = bundle.method(K)
+    method = scheme_for(bundle, K)
     pool = pool_class(method)
     front = FrontEnd(
         method,

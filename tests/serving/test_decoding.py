@@ -5,29 +5,30 @@ import pytest
 import torch
 
 from codedinvnet.bundle import load_bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
-from codedinvnet.methods import CodedInvNet
 from codedinvnet.serving.decoding import Job, compute, compute_apart, probabilities
 
 K = 4
 
 
 @pytest.fixture(scope="module")
-def method() -> CodedInvNet:
-    return load_bundle("mnist").method(K)
+def method() -> Scheme:
+    return scheme_for(load_bundle("mnist"), K)
 
 
 @pytest.fixture(scope="module")
-def outputs(method: CodedInvNet) -> dict[int, np.ndarray]:
+def outputs(method: Scheme) -> dict[int, np.ndarray]:
     images = sample_images("mnist").images[None, :K]
     return {
-        task: method.compute(task, images[:, list(members)])[0].numpy()
-        for task, members in method.tasks(K).items()
+        task: method.compute(task, images[:, list(spec.members)]).output[0].numpy()
+        for task, spec in method.rules.tasks(K).items()
     }
 
 
 def test_jobs_of_all_kinds_are_computed_together(
-    method: CodedInvNet, outputs: dict[int, np.ndarray]
+    method: Scheme, outputs: dict[int, np.ndarray]
 ) -> None:
     def rest(missing: int) -> dict[int, np.ndarray]:
         return {task: output for task, output in outputs.items() if task != missing}
@@ -43,7 +44,9 @@ def test_jobs_of_all_kinds_are_computed_together(
     assert [set(answers) for answers in found] == [{11}, {10}, {13}, {12}, {21}]
     batch = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
     for answers, query, member in ((found[1], 10, 0), (found[3], 12, 2)):
-        expected = probabilities(method.direct(batch[member]))[0]
+        direct = method.direct(batch[member])
+        assert direct is not None
+        expected = probabilities(direct)[0]
         np.testing.assert_allclose(answers[query], expected, atol=1e-5)
     for answers, query, member in ((found[0], 11, 1), (found[2], 13, 3), (found[4], 21, 1)):
         left = {task: output for task, output in batch.items() if task != member}
@@ -51,9 +54,7 @@ def test_jobs_of_all_kinds_are_computed_together(
         np.testing.assert_allclose(answers[query], expected, atol=1e-5)
 
 
-def test_a_job_does_not_fail_for_another(
-    method: CodedInvNet, outputs: dict[int, np.ndarray]
-) -> None:
+def test_a_job_does_not_fail_for_another(method: Scheme, outputs: dict[int, np.ndarray]) -> None:
     rest = {task: output for task, output in outputs.items() if task != 1}
     good = Job(K, rest, {7: 1})
     bad = Job(K, {**rest, K: rest[K][:1]}, {8: 1})

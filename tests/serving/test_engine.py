@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,25 +23,24 @@ from torch import Tensor, nn
 
 from codedinvnet.bench.load import descendants
 from codedinvnet.bundle import load_bundle
-from codedinvnet.classifier import classifier_of
+from codedinvnet.classifier import ImageNetwork
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.mean import LatentCode
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import FROM_MODEL, CodedInvNet, CodedMethod
 from codedinvnet.models import runtime
 from codedinvnet.models.runtime import ONNX_RUNTIME, check_engine, check_installed
-from codedinvnet.nn.fusion import FusionEncoder
 from codedinvnet.serving import engine, preload
 from codedinvnet.serving.engine import (
-    NETWORKS,
     Exported,
-    ExportedEncoder,
-    ExportedNetwork,
+    ExportedModule,
     run_by_onnxruntime,
 )
 from codedinvnet.serving.pool import Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.serve import ServeOptions, check, make_pool
-from codedinvnet.trained import WITH_PARTS, untrained_part, with_part
 from tests.processes import needs_proc, survivors, wait_until
 
 K = 4
@@ -85,8 +85,8 @@ def test_the_outputs_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> No
     """Those of `cifar10`; `mnist` is compared in the workers, below."""
     plain = WorkerSpec("cifar10", K).load()
     fast = WorkerSpec("cifar10", K, engine=ONNX_RUNTIME).load()
-    assert isinstance(fast, CodedInvNet)
-    shape = fast.model.settings.image_shape
+    assert isinstance(fast.code, LatentCode)
+    shape = fast.shape
     shapes: list[torch.Size] = []
     run = Exported.__call__
 
@@ -95,7 +95,7 @@ def test_the_outputs_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> No
         return run(self, *inputs)
 
     monkeypatch.setattr(Exported, "__call__", noted)
-    padded = fast.model.input_shape
+    padded = fast.code.model.input_shape
     for number, count, members, computed in (
         (0, 1, 1, [(1, *padded)]),
         (K, 1, K, [(1, K, *padded), (1, *padded)]),
@@ -104,11 +104,15 @@ def test_the_outputs_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         shapes.clear()
         queries = groups(shape, count, members)
-        found = fast.compute(number, queries)
-        torch.testing.assert_close(found, plain.compute(number, queries), rtol=1e-4, atol=1e-4)
+        found = fast.compute(number, queries).output
+        torch.testing.assert_close(
+            found, plain.compute(number, queries).output, rtol=1e-4, atol=1e-4
+        )
         assert [tuple(shape) for shape in shapes] == computed
-    assert isinstance(plain, CodedInvNet)
-    assert torch.equal(fast.direct(found), plain.direct(found))  # heads are as they were
+    direct, expected = fast.direct(found), plain.direct(found)
+    assert direct is not None
+    assert expected is not None
+    assert torch.equal(direct, expected)  # heads are as they were
 
 
 def test_an_export_is_kept_until_the_weights_change(
@@ -179,39 +183,34 @@ def test_other_shapes_types_and_places_do_not_fit() -> None:
     assert not found.fits(torch.zeros(1, 3, device="meta"), pair)
 
 
-def made(name: str) -> CodedMethod:
-    """Return a method of the shipped model; trained parts are as they were initialised."""
-    bundle = load_bundle("mnist")
-    if name in FROM_MODEL:
-        return bundle.coded(name, K)
-    classifier = classifier_of(bundle.model)
-    encoder = {"kind": "lean", "width": 4}
-    torch.manual_seed(0)
-    part = untrained_part(name, classifier, bundle.model, K, {"width": 3, "encoder": encoder})
-    return with_part(name, classifier, bundle.model, part.eval().requires_grad_(False), K)
+def made(name: str) -> Scheme:
+    """Return a scheme of the shipped model; trained parts are as they were initialised."""
+    method, given = METHODS[name], given_by(load_bundle("mnist"), K)
+    if method.part:
+        torch.manual_seed(0)
+        made_with = {"width": 3, "encoder": {"kind": "lean", "width": 4}}
+        part = method.untrained(given, made_with).eval().requires_grad_(False)
+        given = replace(given, part=part)
+    return method.build(given)
 
 
-@pytest.mark.parametrize("name", [*FROM_MODEL, *WITH_PARTS])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_run_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "Exported", ByPyTorch)
     plain, fast = made(name), made(name)
-    run_by_onnxruntime(fast, (1, 32, 32))
-    parts = [
-        part
-        for value in vars(fast).values()
-        if isinstance(value, nn.Module)
-        for part in value.modules()
-    ]
-    exported = [part for part in parts if isinstance(part, (ExportedNetwork, ExportedEncoder))]
-    inside = {id(child) for part in exported for child in part.children()}
-    left = [part for part in parts if isinstance(part, (*NETWORKS, FusionEncoder))]
-    assert all(id(part) in inside or isinstance(part, ExportedEncoder) for part in left)
+    run_by_onnxruntime(fast.networks())
+    networks = [network.module for network in fast.networks()]
+    assert all(isinstance(module, ExportedModule) for module in networks)
+    for model in fast.models.values():
+        assert any(isinstance(part, ImageNetwork) for part in model.modules())
     group = groups((1, 28, 28), 1, K)
-    for number, members in fast.tasks(K).items():
-        queries = group[:, list(members)]
-        torch.testing.assert_close(fast.compute(number, queries), plain.compute(number, queries))
-    seen = {shape for part in exported for shape in part.exported.seen}  # type: ignore[attr-defined]
+    for number, task in fast.rules.tasks(K).items():
+        queries = group[:, list(task.members)]
+        found, expected = (one.compute(number, queries).output for one in (fast, plain))
+        torch.testing.assert_close(found, expected)
+    seen = {shape for module in networks for shape in module.exported.seen}  # type: ignore[union-attr]
     assert (1, 1, 32, 32) in seen
+    assert ((1, K, 1, 32, 32) in seen) == any(len(n.examples) > 1 for n in plain.networks())
 
 
 def maps_onnxruntime(pid: int) -> bool:
@@ -227,8 +226,8 @@ def test_workers_share_what_was_exported_once(
     preload.kill_fork_server()  # of earlier tests
     images = sample_images("mnist").images[:K].numpy()
     plain = WorkerSpec("mnist", K).load()
-    wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).numpy()[0]
-    parity = plain.compute(K, torch.from_numpy(images)[None]).numpy()[0]
+    wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).output.numpy()[0]
+    parity = plain.compute(K, torch.from_numpy(images)[None]).output.numpy()[0]
 
     async def main() -> None:
         pool = make_pool(ServeOptions("mnist", k=K, engine=ONNX_RUNTIME))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ import pytest
 import torch
 
 from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.mean import MeanCode
+from codedinvnet.codes.rules import Parities
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedInvNet
 from codedinvnet.serving import frontend, supervisor
 from codedinvnet.serving.actions import Action, Complete
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
@@ -52,8 +57,8 @@ def mnist() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def method(mnist: Bundle) -> CodedInvNet:
-    return mnist.method(K)
+def method(mnist: Bundle) -> Scheme:
+    return scheme_for(mnist, K)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def images() -> np.ndarray:
 
 @asynccontextmanager
 async def running(
-    method: CodedInvNet,
+    method: Scheme,
     *,
     pool: InProcessPool | None = None,
     schedule: Schedule | None = None,
@@ -147,7 +152,7 @@ def assert_decoded(answer: Answered, expected: np.ndarray, outcome: str = "decod
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_direct_answers_are_the_offline_ones(
-    policy: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    policy: str, mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method, policy=policy) as (front, _):
@@ -166,7 +171,7 @@ def test_direct_answers_are_the_offline_ones(
 
 @pytest.mark.parametrize("missing", range(K))
 def test_a_hung_workers_query_is_decoded(
-    missing: int, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    missing: int, mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -180,7 +185,7 @@ def test_a_hung_workers_query_is_decoded(
 
 
 def test_a_killed_workers_query_is_decoded(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -201,7 +206,7 @@ def test_a_killed_workers_query_is_decoded(
 
 
 def test_a_broken_workers_query_is_decoded_and_the_worker_stays(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -214,7 +219,7 @@ def test_a_broken_workers_query_is_decoded_and_the_worker_stays(
 
 
 def test_a_worker_that_fails_at_everything_is_replaced(
-    method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -242,7 +247,7 @@ def test_a_worker_that_fails_at_everything_is_replaced(
 
 @pytest.mark.parametrize("good", [False, True])
 def test_bad_queries_cost_no_worker_its_place(
-    good: bool, method: CodedInvNet, images: np.ndarray
+    good: bool, method: Scheme, images: np.ndarray
 ) -> None:
     class Choosy(InProcessPool):
         async def _work(self, worker: int, task: Task) -> Result:
@@ -264,7 +269,7 @@ def test_bad_queries_cost_no_worker_its_place(
 
 
 def test_direct_answers_when_decoded_ones_will_not_do(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -279,7 +284,7 @@ def test_direct_answers_when_decoded_ones_will_not_do(
 
 @pytest.mark.parametrize("lost", [(0, 1), (1, 4), (0, 2, 3, 4)])
 def test_several_lost(
-    lost: tuple[int, ...], mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    lost: tuple[int, ...], mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
@@ -301,7 +306,7 @@ def test_several_lost(
     asyncio.run(run())
 
 
-def test_all_lost_and_back(method: CodedInvNet, images: np.ndarray) -> None:
+def test_all_lost_and_back(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
             for worker in range(WORKERS):
@@ -320,7 +325,7 @@ def test_all_lost_and_back(method: CodedInvNet, images: np.ndarray) -> None:
     asyncio.run(run())
 
 
-def test_a_hung_worker_is_replaced_after_a_time(method: CodedInvNet, images: np.ndarray) -> None:
+def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, policy="uncoded", hang_timeout=1.0) as (front, pool):
             pool.hang(0)
@@ -337,7 +342,7 @@ def test_a_hung_worker_is_replaced_after_a_time(method: CodedInvNet, images: np.
 class OldNews(InProcessPool):
     """Reports a task's loss only long after the worker's death, as Ray does for a lost node."""
 
-    def __init__(self, method: CodedInvNet) -> None:
+    def __init__(self, method: Scheme) -> None:
         super().__init__(method)
         self.told = asyncio.Event()
         self.first = True
@@ -351,9 +356,7 @@ class OldNews(InProcessPool):
         return await super().call(worker, task)
 
 
-def test_old_news_of_a_death_do_not_end_the_next_worker(
-    method: CodedInvNet, images: np.ndarray
-) -> None:
+def test_old_news_of_a_death_do_not_end_the_next_worker(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         pool = OldNews(method)
         async with running(method, pool=pool) as (front, _):
@@ -382,7 +385,7 @@ class Stubborn(InProcessPool):
 
 
 def test_a_worker_is_started_until_it_starts(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.0, 0.05))
 
@@ -410,7 +413,7 @@ def test_a_worker_is_started_until_it_starts(
     asyncio.run(run())
 
 
-def test_a_query_on_which_every_worker_fails(method: CodedInvNet, images: np.ndarray) -> None:
+def test_a_query_on_which_every_worker_fails(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.broken = set(range(WORKERS))
@@ -426,7 +429,7 @@ def test_a_query_on_which_every_worker_fails(method: CodedInvNet, images: np.nda
 
 
 @pytest.mark.parametrize("per_request", [False, True])
-def test_deadline(per_request: bool, method: CodedInvNet, images: np.ndarray) -> None:
+def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         deadline = PATIENCE if per_request else 0.3
         async with running(method, deadline=deadline) as (front, pool):
@@ -447,7 +450,7 @@ async def refused(front: FrontEnd, batch: np.ndarray) -> None:
         await asyncio.wait_for(front.infer(batch), 5)
 
 
-def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
+def test_overload(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, max_pending=8) as (front, pool):
             for worker in range(WORKERS):
@@ -468,7 +471,7 @@ def test_overload(method: CodedInvNet, images: np.ndarray) -> None:
     asyncio.run(run())
 
 
-def test_a_decoder_that_falls_behind_is_overload(method: CodedInvNet, images: np.ndarray) -> None:
+def test_a_decoder_that_falls_behind_is_overload(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, max_pending=4) as (front, _):
             busy = threading.Event()
@@ -487,7 +490,7 @@ def test_a_decoder_that_falls_behind_is_overload(method: CodedInvNet, images: np
 
 @pytest.mark.parametrize("wrong", ["shape", "nan"])
 def test_an_output_that_cannot_be_decoded_is_lost_alone(
-    wrong: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    wrong: str, mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     class Foreign(InProcessPool):
         async def _work(self, worker: int, task: Task) -> Result:
@@ -523,7 +526,7 @@ class Absurd(InProcessPool):
 
 @pytest.mark.parametrize("decoded", [False, True])
 def test_an_answer_that_is_not_finite_is_none(
-    decoded: bool, method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    decoded: bool, method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
         async with running(method, pool=Absurd(method), routing="round-robin") as (front, pool):
@@ -545,7 +548,7 @@ def test_an_answer_that_is_not_finite_is_none(
 
 
 def test_a_parity_of_another_shape_is_lost_and_computed_again(
-    method: CodedInvNet, images: np.ndarray
+    method: Scheme, images: np.ndarray
 ) -> None:
     """A worker may have another bundle in its folder."""
     foreign: list[int] = []
@@ -571,7 +574,7 @@ def test_a_parity_of_another_shape_is_lost_and_computed_again(
 
 
 def test_busy_workers_are_not_taken_for_hung_after_a_stall(
-    method: CodedInvNet, images: np.ndarray
+    method: Scheme, images: np.ndarray
 ) -> None:
     class Slow(InProcessPool):
         async def _work(self, worker: int, task: Task) -> Result:
@@ -592,7 +595,7 @@ def test_busy_workers_are_not_taken_for_hung_after_a_stall(
     asyncio.run(run())
 
 
-def test_drain(method: CodedInvNet, images: np.ndarray) -> None:
+def test_drain(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(0)
@@ -615,7 +618,7 @@ def test_drain(method: CodedInvNet, images: np.ndarray) -> None:
 
 
 def test_draining_is_announced_once_and_at_the_signal(
-    method: CodedInvNet, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server waits for its connections first, and only then has the front end drained."""
 
@@ -636,7 +639,7 @@ def test_draining_is_announced_once_and_at_the_signal(
     assert draining == {"pending": 1}
 
 
-def test_stopping_twice_and_with_a_query_under_way(method: CodedInvNet, images: np.ndarray) -> None:
+def test_stopping_twice_and_with_a_query_under_way(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, _):
             query = asyncio.create_task(front.infer(images[:6]))
@@ -653,7 +656,7 @@ class TestConfidence:
 
     NEVER_SURE = 1.01
 
-    def test_copy(self, mnist: Bundle, method: CodedInvNet, images: np.ndarray) -> None:
+    def test_copy(self, mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
         async def run() -> None:
             async with running(
                 method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
@@ -683,7 +686,7 @@ class TestConfidence:
         share: float,
         threshold: float,
         mnist: Bundle,
-        method: CodedInvNet,
+        method: Scheme,
         images: np.ndarray,
     ) -> None:
         async def run() -> None:
@@ -699,7 +702,7 @@ class TestConfidence:
 
     @pytest.mark.parametrize("end", ["deadline", "death"])
     def test_the_copy_is_lost_too(
-        self, end: str, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+        self, end: str, mnist: Bundle, method: Scheme, images: np.ndarray
     ) -> None:
         async def run() -> None:
             async with running(
@@ -719,7 +722,7 @@ class TestConfidence:
         asyncio.run(run())
 
 
-def test_float_images(mnist: Bundle, method: CodedInvNet, images: np.ndarray) -> None:
+def test_float_images(mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         floats = (images[:K] / 255).astype(np.float32)
         async with running(method) as (front, pool):
@@ -734,7 +737,7 @@ def test_float_images(mnist: Bundle, method: CodedInvNet, images: np.ndarray) ->
 
 
 def test_float_and_byte_images_share_a_group(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method, group_timeout=PATIENCE) as (front, pool):
@@ -747,9 +750,7 @@ def test_float_and_byte_images_share_a_group(
     asyncio.run(run())
 
 
-def test_one_query_each_shares_a_group(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
-) -> None:
+def test_one_query_each_shares_a_group(mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, group_timeout=PATIENCE) as (front, pool):
             pool.hang(3)
@@ -760,9 +761,7 @@ def test_one_query_each_shares_a_group(
     asyncio.run(run())
 
 
-def test_a_short_group_needs_no_fillers(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
-) -> None:
+def test_a_short_group_needs_no_fillers(mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, group_timeout=0.1) as (front, pool):
             for worker in range(3):
@@ -786,27 +785,28 @@ def test_a_short_group_needs_no_fillers(
 class Released(InProcessPool):
     """Workers that answer when they are let."""
 
-    def __init__(self, method: CodedInvNet) -> None:
+    def __init__(self, method: Scheme) -> None:
         super().__init__(method)
         self.gates = {number: asyncio.Event() for number in range(K + 1)}
 
     async def _work(self, worker: int, task: Task) -> Result:
         await self.gates[task.number].wait()
-        return run_task(self.method, task.number, task.images)
+        return run_task(self.scheme, task.number, task.images)
 
 
-class FixedSize(CodedInvNet):
-    """The same code, as if it could not serve short groups."""
-
-    fixed_size = True
+def fixed_size(scheme: Scheme) -> Scheme:
+    """Return the same code, as if it could not serve short groups."""
+    code = copy.copy(scheme.code)
+    code.rules = Parities(K, fixed_size=True, guesses=code.rules.guesses)
+    return replace(scheme, code=code)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_short_groups_with_and_without_fillers(
-    fixed: bool, mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    fixed: bool, mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
-        code = FixedSize(method.model, K) if fixed else method
+        code = fixed_size(method) if fixed else method
         pool = Released(code)
         async with running(code, pool=pool, group_timeout=0.1) as (front, _):
             query = asyncio.create_task(front.infer(images[:3]))
@@ -826,7 +826,7 @@ def test_short_groups_with_and_without_fillers(
 
 
 def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
-    method: CodedInvNet,
+    method: Scheme,
 ) -> None:
     async def run() -> None:
         async with running(method) as (front, _):
@@ -841,7 +841,7 @@ def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
 
 
 def test_at_the_deadline_side_features_answer(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         pool = Released(method)
@@ -878,13 +878,13 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_agreement_is_not_measured_on_fillers(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
     chosen = note_checks(monkeypatch)
 
     async def run() -> None:
-        async with running(FixedSize(method.model, K)) as (front, _):
+        async with running(fixed_size(method)) as (front, _):
             outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
             for _ in range(40):
                 front._do([Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2})])
@@ -896,12 +896,12 @@ def test_agreement_is_not_measured_on_fillers(
 
 
 def test_at_most_half_of_the_groups_are_checked(
-    method: CodedInvNet, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = note_checks(monkeypatch)
 
     async def run() -> None:
-        async with running(FixedSize(method.model, K)) as (front, _):
+        async with running(fixed_size(method)) as (front, _):
             for _ in range(200):
                 front._do([Complete(0, K, {0: FILLER, K: FILLER}, workers={0: 3, K: 2})])
                 await until(lambda: not front._decoding)
@@ -911,7 +911,7 @@ def test_at_most_half_of_the_groups_are_checked(
 
 
 def test_answers_do_not_wait_for_checks(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
     go_on = threading.Event()
@@ -948,7 +948,7 @@ def test_answers_do_not_wait_for_checks(
 
 
 def test_a_check_that_fails_is_logged_and_answers_go_on(
-    method: CodedInvNet,
+    method: Scheme,
     images: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -971,7 +971,7 @@ def test_a_check_that_fails_is_logged_and_answers_go_on(
     assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
 
 
-def test_what_is_too_late_already_is_not_computed(method: CodedInvNet, images: np.ndarray) -> None:
+def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
             began = time.monotonic() - 1
@@ -984,7 +984,7 @@ def test_what_is_too_late_already_is_not_computed(method: CodedInvNet, images: n
 
 
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
 
@@ -1010,7 +1010,7 @@ def test_live_agreement_and_the_residual_of_a_corrupt_worker(
 
 
 def test_a_held_answer_leaves_the_worker_free(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         hold = Fault(kind="hold", worker=0, delay=Delay(ms=1500))
@@ -1032,7 +1032,7 @@ def test_a_held_answer_leaves_the_worker_free(
     asyncio.run(run())
 
 
-def test_times_are_split_as_a_scenario_splits_them(method: CodedInvNet, images: np.ndarray) -> None:
+def test_times_are_split_as_a_scenario_splits_them(method: Scheme, images: np.ndarray) -> None:
     """What faults block a worker for is neither computing nor a trip."""
     slow = Fault(kind="slow", delay=Delay(ms=30))
 
@@ -1055,7 +1055,7 @@ def test_times_are_split_as_a_scenario_splits_them(method: CodedInvNet, images: 
     asyncio.run(run())
 
 
-def test_crashes_that_are_injected(method: CodedInvNet, images: np.ndarray) -> None:
+def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         crash = Fault(kind="crash", worker=1, probability=0.5)
         async with running(method, schedule=Schedule(seed=3, faults=(crash,))) as (front, _):
@@ -1067,7 +1067,7 @@ def test_crashes_that_are_injected(method: CodedInvNet, images: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["cancelled", "told"])
-def test_a_caller_that_goes_away(told: bool, method: CodedInvNet, images: np.ndarray) -> None:
+def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, max_pending=5 * K) as (front, pool):
             for worker in range(WORKERS):
@@ -1102,7 +1102,7 @@ def test_a_caller_that_goes_away(told: bool, method: CodedInvNet, images: np.nda
 
 
 def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
-    mnist: Bundle, method: CodedInvNet, images: np.ndarray
+    mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
     class Held(InProcessPool):
         async def _work(self, worker: int, task: Task) -> Result:
@@ -1129,7 +1129,7 @@ def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
     asyncio.run(run())
 
 
-def test_what_is_answered_is_not_cancelled(method: CodedInvNet, images: np.ndarray) -> None:
+def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method, policy="uncoded") as (front, pool):
             pool.hang(0)
@@ -1154,7 +1154,7 @@ def test_what_is_answered_is_not_cancelled(method: CodedInvNet, images: np.ndarr
 
 @pytest.mark.parametrize("at", ["decoder", "answer"])
 def test_one_that_goes_away_while_its_answer_is_made(
-    at: str, method: CodedInvNet, images: np.ndarray
+    at: str, method: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         async with running(method, policy="uncoded") as (front, _):
@@ -1177,7 +1177,7 @@ def test_one_that_goes_away_while_its_answer_is_made(
     asyncio.run(run())
 
 
-def test_the_page_shows_the_last_groups(method: CodedInvNet, images: np.ndarray) -> None:
+def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(2)
@@ -1196,32 +1196,33 @@ def test_the_page_shows_the_last_groups(method: CodedInvNet, images: np.ndarray)
     asyncio.run(run())
 
 
-class HeadFails(CodedInvNet):
+class HeadFails(MeanCode):
     """Its workers work, and its front end's share of the work does not."""
 
     broken = False
 
-    def direct(self, output: torch.Tensor) -> torch.Tensor:
+    def classify(self, latents: torch.Tensor) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("the head is broken")
-        return super().direct(output)
+        return super().classify(latents)
 
 
 @pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])
 def test_a_front_end_that_cannot_compute_says_so(
     hung: tuple[int, ...], mnist: Bundle, images: np.ndarray
 ) -> None:
-    method = HeadFails(mnist.model, K)
+    code = HeadFails(mnist.model, K)
+    method = replace(scheme_for(mnist, K), code=code)
 
     async def run() -> None:
         async with running(method) as (front, pool):
-            method.broken = True
+            code.broken = True
             for worker in hung:
                 pool.hang(worker)
             found = await asyncio.wait_for(front.infer(images[:K]), 30)
             assert [type(f) for f in found] == [QueryFailed] * K
             assert "the head is broken" in str(found[0])
-            method.broken = False
+            code.broken = False
             for worker in hung:
                 pool.kill(worker)
             answered(await front.infer(images[:K]))
@@ -1229,7 +1230,7 @@ def test_a_front_end_that_cannot_compute_says_so(
     asyncio.run(run())
 
 
-def test_too_few_workers(method: CodedInvNet) -> None:
+def test_too_few_workers(method: Scheme) -> None:
     with pytest.raises(ValueError, match="too few"):
         FrontEnd(
             method, InProcessPool(method), Rules(K, POLICIES["coded"]), image_shape=(1, 28, 28)
@@ -1241,7 +1242,7 @@ def test_too_few_workers(method: CodedInvNet) -> None:
 def test_a_pool_that_raises_is_no_worker_that_hangs(
     error: BaseException,
     policy: str,
-    method: CodedInvNet,
+    method: Scheme,
     images: np.ndarray,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1269,7 +1270,7 @@ def test_a_pool_that_raises_is_no_worker_that_hangs(
 
 @pytest.mark.parametrize("action", ["Send", "Answer", "Decode"])
 def test_an_action_that_cannot_be_carried_out_ends_its_queries(
-    action: str, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    action: str, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = True
     carry_out = FrontEnd._carry_out
@@ -1299,7 +1300,7 @@ def test_an_action_that_cannot_be_carried_out_ends_its_queries(
 
 
 def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace, fails = FrontEnd._replace, [True]
 
@@ -1322,7 +1323,7 @@ def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
 
 
 def test_a_timer_that_could_not_be_set_is_set_later(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with running(method, policy="uncoded", deadline=0.3) as (front, pool):
@@ -1346,7 +1347,7 @@ def test_a_timer_that_could_not_be_set_is_set_later(
 
 
 def test_draining_ends_though_a_query_is_forgotten(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frontend, "GRACE", 0.1)
 
@@ -1365,7 +1366,7 @@ def test_draining_ends_though_a_query_is_forgotten(
 
 
 def test_answers_that_could_not_be_computed_together_end(
-    method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
         raise MemoryError("no room")
@@ -1386,7 +1387,7 @@ class TestDown:
     """No worker is up, and none comes back."""
 
     def test_queries_are_refused_until_one_is_back(
-        self, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+        self, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.05,))
 
@@ -1413,7 +1414,7 @@ class TestDown:
         asyncio.run(run())
 
     def test_one_whose_start_takes_long_is_not_waited_for(
-        self, method: CodedInvNet, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+        self, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(supervisor, "SOON", 0.3)
         go = asyncio.Event()
@@ -1438,7 +1439,7 @@ class TestDown:
 
     def test_a_mistake_of_the_users_is_not_tried_for_ever(
         self,
-        method: CodedInvNet,
+        method: Scheme,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codedinvnet.bundle import Bundle
-from codedinvnet.methods import CodedInvNet
-from codedinvnet.serving.group import FILLER, CodingGroup, Uncoded, is_systematic
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.rules import Task, Uncoded, is_systematic
+from codedinvnet.serving.group import FILLER, CodingGroup
 from tests.serving.model import ErasureCode
 
 
@@ -229,7 +230,7 @@ def test_an_empty_group_without_a_code() -> None:
 
 def test_uncoded() -> None:
     code = Uncoded()
-    assert code.tasks(1) == {0: (0,)}
+    assert code.tasks(1) == {0: Task((0,))}
     assert code.recoverable(frozenset(), 1) == set()
     assert code.recoverable(frozenset({0}), 1) == {0}
     assert is_systematic(code)
@@ -288,19 +289,23 @@ def test_hope_never_falls_short_of_what_is_determined(
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_recoverable_says_what_decode_answers(bundle: Bundle, size: int) -> None:
     """For every subset of the tasks, and so at every erasure position."""
-    method = bundle.method(4)
-    assert isinstance(method, CodedInvNet)
+    method = scheme_for(bundle, 4)
     generator = torch.Generator().manual_seed(size)
     shape = (2, size, *bundle.info.input.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    tasks = method.tasks(size)
-    outputs = {t: method.compute(t, images[:, list(members)]) for t, members in tasks.items()}
+    rules = method.rules
+    tasks = rules.tasks(size)
+    outputs = {
+        t: method.compute(t, images[:, list(spec.members)]).output for t, spec in tasks.items()
+    }
     for available in subsets(list(tasks)):
         answers = method.decode({t: outputs[t] for t in available}, size)
-        determined = method.recoverable(available, size)
-        assert set(answers) == (set(range(size)) if method.k in available else determined)
+        determined = rules.recoverable(available, size)
+        assert set(answers) == (set(range(size)) if rules.k in available else determined)
         for member, logits in answers.items():
             assert logits.shape == (2, len(bundle.info.classes))
             assert bool(logits.isfinite().all())
             if member in available:
-                torch.testing.assert_close(logits, method.direct(outputs[member]))
+                direct = method.direct(outputs[member])
+                assert direct is not None
+                torch.testing.assert_close(logits, direct)

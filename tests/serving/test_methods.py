@@ -16,27 +16,23 @@ import torch
 from codedinvnet.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.classifier import classifier_of
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import Tolerance, given_by
+from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import (
-    FROM_MODEL,
-    METHODS,
-    NEEDS,
-    CodedInvNet,
-    CodedMethod,
-    Need,
-    SmallBackup,
-    Tolerance,
-)
-from codedinvnet.methods.interpolation import Interpolating
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerSpec
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.rules import POLICIES, Rules
 from codedinvnet.serving.serve import ServeOptions, check, make_front_end, make_pool
-from codedinvnet.trained import WITH_PARTS, method_for
 
 K = 4
+SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
+WITH_PARTS = [name for name, method in METHODS.items() if method.part]
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +40,12 @@ def mnist() -> Bundle:
     return load_bundle("mnist")
 
 
-def offline(method: CodedMethod, group: np.ndarray, *lost: int | None) -> np.ndarray:
+def offline(method: Scheme, group: np.ndarray, *lost: int | None) -> np.ndarray:
     """Return the probabilities (k, classes) of a whole group when tasks are missing."""
     queries = torch.from_numpy(group)[None]
     outputs = {
-        task: method.compute(task, queries[:, list(needs)])
-        for task, needs in method.tasks(K).items()
+        task: method.compute(task, queries[:, list(spec.members)]).output
+        for task, spec in method.rules.tasks(K).items()
         if task not in lost
     }
     answers = method.decode(outputs, K)
@@ -57,13 +53,13 @@ def offline(method: CodedMethod, group: np.ndarray, *lost: int | None) -> np.nda
 
 
 async def served(
-    method: CodedMethod,
+    method: Scheme,
     images: np.ndarray,
     *hung: int | None,
     pool_type: type[InProcessPool] = InProcessPool,
 ) -> list[Answered]:
     pool = pool_type(method)
-    tasks = len(method.tasks(K))
+    tasks = len(method.rules.tasks(K))
     rules = Rules(
         workers=tasks,
         policy=POLICIES["coded"],
@@ -90,7 +86,7 @@ async def served(
     "name", ["approxifer", "nercc", "approxifer-closed", "nercc-closed", "oracle"]
 )
 def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int | None) -> None:
-    method = mnist.coded(name, K)
+    method = scheme_for(mnist, K, name)
     images = sample_images("mnist").images[:K].numpy()
     found = asyncio.run(served(method, images, hung))
     assert len(found) == K
@@ -108,7 +104,7 @@ def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int |
 
 @pytest.mark.parametrize("name", ["approxifer", "nercc"])
 def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, name: str) -> None:
-    method = mnist.coded(name, K)
+    method = scheme_for(mnist, K, name)
     images = sample_images("mnist").images[: K - 1].numpy()
     found = asyncio.run(served(method, images, 1))
     assert len(found) == K - 1
@@ -117,15 +113,14 @@ def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, nam
     np.testing.assert_allclose(given, offline(method, filled, 1)[: K - 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(FROM_MODEL))
+@pytest.mark.parametrize("name", [n for n in SERVABLE if n not in WITH_PARTS])
 def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
     options = ServeOptions("mnist", k=K, method=name)
     check(options)
     front = make_front_end(options, mnist)
-    assert isinstance(front.method, METHODS[name])
-    assert front.rules.workers == len(front.method.tasks(K))
+    assert front.rules.workers == len(front.scheme.rules.tasks(K))
     loaded = WorkerSpec("mnist", K, method=name).load()
-    assert loaded.name == front.method.name == name
+    assert loaded.name == front.scheme.name == name
 
 
 @pytest.mark.parametrize(
@@ -147,9 +142,8 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
     front = make_front_end(options, mnist)
     pool = make_pool(options)
     assert isinstance(pool, ProcessPool)
-    for method in (front.method, pool.spec.load()):
-        assert isinstance(method, Interpolating)
-        assert (method.workers, method.needed) == (workers, workers - stragglers)
+    for scheme in (front.scheme, pool.spec.load()):
+        assert scheme.rules == AnyOf(K, workers, workers - stragglers)
     assert front.rules.workers == workers
 
 
@@ -169,7 +163,7 @@ def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path)
 
 
 def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:
-    method = mnist.coded("approxifer", K, Tolerance(stragglers=2))
+    method = scheme_for(mnist, K, "approxifer", tolerance=Tolerance(stragglers=2))
     images = sample_images("mnist").images[:K].numpy()
     found = asyncio.run(served(method, images, 0, 3))
     given = np.stack([answer.probabilities for answer in found])
@@ -191,7 +185,7 @@ class Lying(InProcessPool):
 def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
     name: str, finds: bool, mnist: Bundle
 ) -> None:
-    method = mnist.coded(name, K)
+    method = scheme_for(mnist, K, name)
     images, labels = sample_images("mnist").batch(torch.arange(10 * K))
     right = 0
     for start in range(0, len(images), K):
@@ -215,34 +209,20 @@ def test_tolerances_that_a_method_does_not_have() -> None:
 
 
 def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:
-    assert set(FROM_MODEL) == {
-        name
-        for name, need in NEEDS.items()
-        if need in (Need.MODEL, Need.CLASSIFIER) and name not in ("none", "replication")
-    }
-    assert set(FROM_MODEL) | set(WITH_PARTS) == set(METHODS) - {"none", "replication"}
     for name in WITH_PARTS:
         options = ServeOptions("mnist", k=K, method=name)
         check(options)
         with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
             make_front_end(options, mnist)
-        with pytest.raises(UserError, match="is not one of coded-invnet, oracle"):
-            mnist.coded(name, K)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
         check(ServeOptions("mnist", method="none"))  # that is a policy
     for k in (0, -3):
         with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
-            method_for(mnist, "mnist", "parm-concat", k, Path("x"))
+            scheme_for(mnist, k, "parm-concat", Path("x"))
     with pytest.raises(UserError, match="--part: approxifer needs no trained part"):
-        method_for(mnist, "mnist", "approxifer", K, Path("x"))
+        scheme_for(mnist, K, "approxifer", Path("x"))
     with pytest.raises(UserError, match="--part: there is no file x"):
-        method_for(mnist, "mnist", "nercc", K, Path("x"))
-
-
-def test_names_are_those_of_the_classes() -> None:
-    for name, kind in METHODS.items():
-        assert vars(kind)["name"] == name
-    assert METHODS["coded-invnet"] is CodedInvNet
+        scheme_for(mnist, K, "nercc", Path("x"))
 
 
 def test_the_policy_that_guesses_needs_a_code_that_does() -> None:
@@ -283,9 +263,8 @@ def test_encoding_is_told_only_where_it_is_the_parities_own(
     name: str, encodes: bool, mnist: Bundle
 ) -> None:
     """Every task of a non-systematic code encodes, as part of its computing; a backup does not."""
-    classifier = classifier_of(mnist.model)
-    backup = SmallBackup(classifier, classifier, K)
-    method: CodedMethod = backup if name == "own" else mnist.coded(name, K)
+    backup = SmallBackup().build(given_by(mnist, K, part=classifier_of(mnist.model)))
+    method = backup if name == "own" else scheme_for(mnist, K, name)
     images = sample_images("mnist").images[:K].numpy()
 
     async def run() -> FrontEnd:

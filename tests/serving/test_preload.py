@@ -67,7 +67,7 @@ def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method))
     assert preload.load(spec) is method
     assert preload.load(WorkerSpec(Path("mnist"), 4)) is method
-    assert preload.load(WorkerSpec("mnist", 5)).k == 5
+    assert preload.load(WorkerSpec("mnist", 5)).rules.k == 5
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,4 +85,4 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
     found = preload._load_named()
     assert found is not None
     assert found[0] == preload._key(plain)
-    assert found[1].k == 4
+    assert found[1].rules.k == 4

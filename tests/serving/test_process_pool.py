@@ -23,9 +23,12 @@ import torch
 
 from codedinvnet.bench.load import descendants
 from codedinvnet.bundle import WEIGHTS, load_bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.plain import CopyCode
+from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import CodedMethod
 from codedinvnet.serving import process_pool
 from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed, WorkerSpec, run_task
 from codedinvnet.serving.process_pool import Connection, ProcessPool
@@ -83,7 +86,7 @@ async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
 
 def test_outputs_are_those_of_the_method() -> None:
     async def run() -> None:
-        method = load_bundle("mnist").method(4)
+        method = scheme_for(load_bundle("mnist"), 4)
         async with started(2) as (pool, pids):
             assert len(set(pids)) == 2
             whole = images(0, 1, 2)
@@ -411,7 +414,7 @@ def test_stopping_while_a_worker_starts_leaves_none() -> None:
 
 def test_ten_answers_of_eleven_are_enough() -> None:
     async def run() -> None:
-        method = load_bundle("mnist").method(10)
+        method = scheme_for(load_bundle("mnist"), 10)
         whole = images(*range(10))
         async with started(11, k=10) as (pool, pids):
             os.kill(pids[3], signal.SIGSTOP)
@@ -429,7 +432,8 @@ def test_ten_answers_of_eleven_are_enough() -> None:
                 if i != 3
             }
             decoded = method.decode(outputs, 10)[3]
-            direct = method.direct(method.compute(0, torch.from_numpy(whole[[3]])[None]))
+            direct = method.direct(method.compute(0, torch.from_numpy(whole[[3]])[None]).output)
+            assert direct is not None
             assert int(decoded.argmax()) == int(direct.argmax())
             calls[3].cancel()
 
@@ -577,19 +581,16 @@ def test_a_fork_server_that_stands_still_does_not_keep_the_pool(
     asyncio.run(run())
 
 
-class Telltale:
-    """A method whose output says what its process has done to itself."""
+class Telltale(torch.nn.Module):
+    """Its output says what its process has done to itself."""
 
-    k = 4
-    encode_seconds = 0.0
-
-    def compute(self, task: int, queries: torch.Tensor) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
 
 
 class TelltaleSpec(WorkerSpec):
-    def load(self) -> CodedMethod:
-        return Telltale()  # type: ignore[return-value]
+    def load(self) -> Scheme:
+        return Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ())
 
 
 @needs_proc

@@ -144,11 +144,13 @@ def test_a_parity_answers_for_the_one_that_is_held() -> None:
 
 def test_a_small_backup_computes_a_share_for_each_member() -> None:
     settings = {"workers": 5, "k": 4, "queries": 800, "policy": "coded", "encode": 50}
-    whole = run(**settings, backup=True, arrivals={"kind": "uniform", "qps": 4, "batch": 4})
+    whole = run(
+        **settings, method="small-backup", arrivals={"kind": "uniform", "qps": 4, "batch": 4}
+    )
     assert whole.computing == pytest.approx(800 * 0.010 + 200 * 0.010)
     # The answers of requests of two are later than their group's timeout.
     halves = {"kind": "uniform", "qps": 4, "batch": 2}
-    half = run(**settings, backup=True, arrivals=halves, service=30, group_timeout_ms=20)
+    half = run(**settings, method="small-backup", arrivals=halves, service=30, group_timeout_ms=20)
     assert half.tasks == 800 + 400
     assert half.computing == pytest.approx(800 * 0.030 + 400 * 0.015)
 

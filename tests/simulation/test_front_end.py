@@ -11,19 +11,19 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from codedinvnet.methods import CodedMethod
+from codedinvnet.codes.base import Code, Encoded, Scheme
+from codedinvnet.codes.rules import BACKUP, SERVED, Parities, Rules
 from codedinvnet.quantiles import percentile
 from codedinvnet.serving.faults import FaultyPool, Schedule
 from codedinvnet.serving.frontend import Answered, FrontEnd
 from codedinvnet.serving.pool import Death, Result, Task, WorkerPool
-from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import scenario
@@ -62,29 +62,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
 
-class Rules(ErasureCode):
-    """A method that computes nothing."""
+class Nothing(Code):
+    """A code that computes nothing."""
 
-    name, parameters, encode_seconds = "nothing", 0, 0.0
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
 
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        return torch.zeros(queries.shape[0], 1)
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        return Encoded(queries[:, 0])
 
     def direct(self, output: Tensor) -> Tensor:
         return torch.zeros(output.shape[0], 2)
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        answered = self.recoverable(frozenset(outputs), size)
-        if self.guesses and max(outputs) >= self.k:
+        answered = self.rules.recoverable(frozenset(outputs), size)
+        if self.rules.guesses and max(outputs) >= self.rules.k:
             answered = frozenset(range(size))
         return {member: torch.zeros(len(next(iter(outputs.values()))), 2) for member in answered}
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        return None
-
-
-class BackupRules(Backup, Rules):
-    """Likewise, of a small backup or a parity that keeps its members apart."""
 
 
 class SleepingPool:
@@ -102,16 +96,16 @@ class SleepingPool:
     async def start(self, size: int) -> None: ...
 
     async def call(self, worker: int, task: Task) -> Result:
-        seconds, given = next(self.service), self.given
+        seconds, given, length = next(self.service), self.given, 1
         if task.number >= given.k and given.coding.coded:
             images = len(task.images)
-            if given.backup:
-                seconds *= images / given.k
+            if given.method == "small-backup":
+                seconds, length = seconds * images / given.k, images
             else:
                 seconds += images * given.encode.ms / 1000
         seconds += given.trip.ms / 1000
         await asyncio.sleep(seconds)
-        return Result(np.zeros(1, np.float32), seconds)
+        return Result(np.zeros(length, np.float32), seconds)
 
     async def replace(self, worker: int) -> None:
         await asyncio.sleep(self.given.restart.ms / 1000)
@@ -147,14 +141,10 @@ def serve(
             decoded[number] += answer.outcome != "direct"
 
     async def run() -> None:
-        code = given.code
-        if isinstance(code, Backup):
-            method = cast(CodedMethod, BackupRules(given.k))
-        else:
-            guesses = code is not None and code.guesses
-            method = cast(CodedMethod, Rules(given.k, given.r, guesses=guesses))
+        models = dict.fromkeys((SERVED, BACKUP), nn.Flatten())
+        scheme = Scheme("nothing", Nothing(given.code or Parities(given.k)), models, (1, 1, 1))
         deadline = given.deadline_ms / 1000
-        front = FrontEnd(method, pool, given.rules, (1, 1, 1), deadline=deadline)
+        front = FrontEnd(scheme, pool, given.rules, (1, 1, 1), deadline=deadline)
         await front.start()
         requests = []
         for number, at in enumerate(simulation._arrivals):
@@ -180,8 +170,8 @@ def serve(
         ("coded", 1, {}),
         ("coded", 7, {}),
         ("coded", 3, {"r": 2}),
-        ("coded", 3, {"apart": True}),
-        ("coded", 3, {"backup": True}),
+        ("coded", 3, {"bundle": "cifar10"}),
+        ("coded", 3, {"method": "small-backup"}),
         ("coded+hedge", 1, {}),
         ("coded+guess", 1, {}),
         ("coded+guess", 7, {}),

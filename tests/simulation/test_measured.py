@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench.latency_tables import lines_of
+from codedinvnet.codes.mosaic import mosaic_rules
+from codedinvnet.codes.rules import Parities
 from codedinvnet.errors import UserError
 from codedinvnet.simulation.figures import simulate_requests
 from codedinvnet.simulation.measured import (
@@ -62,12 +64,12 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def test_rows_become_scenarios(tmp_path: Path) -> None:
     other = {"kind": "simulated"}
-    path = write(tmp_path / "rows.jsonl", other, ROW, {**ROW, "apart": True})
+    path = write(tmp_path / "rows.jsonl", other, ROW, {**ROW, "apart": True, "bundle": "cifar10"})
     (run, mosaic) = read_runs(path).runs
     base = scenario(queries=500, trip=0.5, front_end=2)
-    found = scenario_of(run, base.updated(apart=True))
-    assert not found.apart  # rows of before do not say it: there was no code that does
-    assert scenario_of(mosaic, base).apart
+    found = scenario_of(run, base.updated(bundle="cifar10"))
+    assert found.code == Parities(10)  # rows of before do not say it: there was no mosaic
+    assert scenario_of(mosaic, base).code == mosaic_rules(10)
     assert (found.policy, found.workers, found.k) == ("coded", 11, 10)
     assert (found.arrivals.qps, found.arrivals.batch, found.queries) == (180, 10, 30_000)
     assert found.service.values_ms == (20, 22, 24)
@@ -122,7 +124,7 @@ def test_failed_runs_are_passed_over_and_open_percentiles_not_compared(tmp_path:
     lost = {**ROW, "error": None, "p50_ms": None, "p99_ms": None, "backup": True}
     (run,) = read_runs(write(tmp_path / "rows.jsonl", failed, lost)).runs
     assert compare(MeasuredArm((run,)), [requests(1.0, 1.0)]) == {}
-    assert scenario_of(run, scenario()).backup
+    assert scenario_of(run, scenario()).method == "small-backup"
 
 
 def requests(p50: float, p99: float, p999: float = math.inf) -> np.ndarray:

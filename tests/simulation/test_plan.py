@@ -44,7 +44,9 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
         "replicate",
     ]
     assert [c for c in found if c.policy == "small-backup"] == []  # its accuracy is not known
-    backups = [c for c in candidates(ACCURACY, (4, 2)) if c.policy == "small-backup"]
+    backups = [
+        c for c in candidates(ACCURACY, {"small-backup": (4, 2)}) if c.policy == "small-backup"
+    ]
     assert [str(c) for c in backups] == ["small-backup, k = 2", "small-backup, k = 4"]
     assert [c.fewest for c in backups] == [3, 5]
     assert [c for c in found if c.policy == "coded+guess"] == []  # nor is that of guesses
@@ -259,7 +261,7 @@ def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> 
     base = scenario(workers=100, qps=200, queries=6000, stragglers=held)
     target, way = Target(p999_ms=60, accuracy=0.5), Candidate("coded", 10, 1)
     mean = Planner(base, ACCURACY, target).judge(way)
-    kept = base.updated(apart=True)
+    kept = base.updated(bundle="cifar10")
     apart = Planner(kept, ACCURACY, target).judge(way)
     assert apart.figures["decoded_share"] > 1.5 * mean.figures["decoded_share"] > 0
     assert apart.figures["accuracy"] < mean.figures["accuracy"]
@@ -270,7 +272,7 @@ def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> 
 def test_a_small_backup_makes_up_for_several_at_no_cost_of_encoding() -> None:
     held = [{"kind": "hold", "probability": 0.3, "delay": 100}]
     base = scenario(workers=100, qps=200, queries=6000, stragglers=held, encode=5)
-    base = base.updated(backup_accuracy={10: 0.5})
+    base = base.updated(method_accuracy={"small-backup": {10: 0.5}})
     planner = Planner(base, ACCURACY, Target(p999_ms=150, accuracy=0.5))
     backup = planner.judge(Candidate("small-backup", 10, 1)).figures
     coded = planner.judge(Candidate("coded", 10, 1)).figures
@@ -283,7 +285,7 @@ def test_a_small_backup_makes_up_for_several_at_no_cost_of_encoding() -> None:
 def test_answers_that_are_better_than_direct_ones_count() -> None:
     held = [{"kind": "hold", "probability": 0.3, "delay": 100}]
     base = scenario(workers=100, qps=200, queries=6000, stragglers=held)
-    base = base.updated(backup_accuracy={10: 1.0})
+    base = base.updated(method_accuracy={"small-backup": {10: 1.0}})
     planner = Planner(base, ACCURACY, Target(p999_ms=150, accuracy=0.981))
     backup = planner.judge(Candidate("small-backup", 10, 1))
     assert backup.workers is not None

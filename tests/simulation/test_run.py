@@ -149,8 +149,6 @@ def test_what_is_simulated_of_a_mosaic_is_its_own_code(
     mosaic = tmp_path / "mosaic.json"
     mosaic.write_text(json.dumps({**SCENARIO, "bundle": "cifar10"}))
     mean, apart = (json.loads(call("simulate", path, *words).out) for path in (file, mosaic))
-    assert apart["scenario"]["apart"]
-    assert "apart" not in mean["scenario"]
     assert apart["decoded_share"] > 1.2 * mean["decoded_share"]
     figures = load_bundle("cifar10").info.figures["test_k10"]
     assert figures["recovered_accuracy"] < apart["accuracy"] < figures["normal_accuracy"]
@@ -160,7 +158,7 @@ def test_what_is_simulated_of_a_mosaic_is_its_own_code(
         json.dumps({"base": base, "loads": [0.3], "stragglers": ["none"], "policies": ["coded"]})
     )
     assert call("simulate", sweep, "--out", out).code == 0
-    assert json.loads(out.read_text())["scenario"]["apart"]
+    assert json.loads(out.read_text())["decoded_share"] > 0
 
 
 def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call: Command) -> None:
@@ -173,7 +171,7 @@ def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call:
     path.write_text(json.dumps({**SCENARIO, **known}))
     words = ("--policy", "small-backup", "--stragglers", "exponential", "--json")
     report = json.loads(call("simulate", path, *words).out)
-    assert report["scenario"]["backup"]
+    assert report["scenario"]["method"] == "small-backup"
     assert "policy" not in report["scenario"]  # coded, which is the default
     normal = load_bundle("mnist").info.figures["test_k4"]["normal_accuracy"]
     share = report["decoded_share"]
@@ -321,7 +319,7 @@ def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
     report = json.loads(outcome.out)
     ranked = {found["method"]: found for found in report["ranking"]}
     assert set(ranked) == {"uncoded", "small-backup, k = 4"}
-    assert report["scenario"]["backup_accuracy"] == {"4": pytest.approx(0.96)}
+    assert report["scenario"]["method_accuracy"]["small-backup"] == {"4": pytest.approx(0.96)}
     backup = ranked["small-backup, k = 4"]
     assert backup["workers"] >= 5
     assert 0.96 < backup["figures"]["accuracy"] < 1
@@ -335,11 +333,11 @@ def test_plan_ranks_a_small_backup_whose_accuracy_is_known(
         append_row(quick, row("small-backup", 0.9, k=4, seed=number, weights=weights, quick=True))
     outcome = call(*words, "--accuracy-rows", quick)
     assert outcome.code == 2
-    assert "of the bundle 'mnist' that was trained in full (not by --quick)" in outcome.err
+    assert "of the bundle 'mnist' that was measured in full (not by --quick)" in outcome.err
     rows.write_text("")
     outcome = call(*words, "--accuracy-rows", rows)
     assert outcome.code == 2
-    assert "holds no small backup of the bundle 'mnist'" in outcome.err
+    assert "holds no method of the bundle 'mnist'" in outcome.err
 
 
 def test_plan_tells_which_of_several_k_a_policy_lacks(file: Path, call: Command) -> None:
@@ -370,10 +368,9 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     assert base.service.mean_ms == 10
     assert base.arrivals.qps == 50
     assert base.stragglers == ()
-    assert not base.apart
+    assert base.code is None
     file.write_text(json.dumps({**SCENARIO, "backup": True}))  # of which nothing is kept
-    mosaic = run._plan_base(dataclasses.replace(options, bundle="cifar10"))
-    assert (mosaic.apart, mosaic.backup) == (True, False)
+    assert run._plan_base(options).method == "coded-invnet"
     assert base.encode.mean_ms > 0  # measured, since the scenario does not say it
     assert (base.trip.ms, base.front_end.ms, base.decode.ms) == (0.3, 1.7, 0.6)
     free = {"encode": 0, "trip": 0, "front_end": 0, "decode": 2}

@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bundle import bundle_info, load_bundle
+from codedinvnet.codes.mosaic import mosaic_rules
+from codedinvnet.codes.rules import AnswersAll, AnyOf, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.serving.faults import Delay, Fault, Schedule
 from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
 from codedinvnet.simulation import scenario as scenario_module
-from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (
     Arrivals,
     Straggler,
     bundle_accuracy,
-    completed,
-    keeps_apart,
     load_scenario,
     parse_scenario,
 )
@@ -157,9 +156,8 @@ def test_a_bundles_own_figures() -> None:
 def test_damaged_figures_of_a_bundle_are_one_line(
     figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = load_bundle("mnist")
-    bundle.info = bundle.info.model_copy(update={"figures": figures})
-    monkeypatch.setattr(scenario_module, "load_bundle", lambda _: bundle)
+    info = bundle_info("mnist").model_copy(update={"figures": figures})
+    monkeypatch.setattr(scenario_module, "bundle_info", lambda _: info)
     with pytest.raises(UserError, match="the test figures of bundle 'mnist'") as caught:
         bundle_accuracy("mnist")
     assert "\n" not in str(caught.value)
@@ -272,8 +270,14 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
     ("changes", "words"),
     [
         ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
-        ({"backup": True}, "a backup goes with the policies that have a code"),
-        ({"backup": True, "policy": "coded", "workers": 12, "r": 2}, "and r = 1"),
+        ({"method": "nercc"}, "nercc goes with the policies that have a code"),
+        ({"backup": True, "policy": "coded", "workers": 12, "r": 2}, "small-backup has r = 1"),
+        ({"method": "magic"}, "method: 'magic' is not one of coded-invnet"),
+        ({"apart": True}, "apart: the bundle says it now"),
+        (
+            {"method": "nercc", "policy": "coded+hedge", "workers": 12},
+            "nercc has no direct answers: it goes with policy coded only",
+        ),
         ({"routing": "random"}, "routing: not one of least-loaded"),
         ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
         ({"policy": "replicate"}, "1 workers are too few: policy replicate needs 2"),
@@ -320,19 +324,25 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_scenario(path)
 
 
-def test_only_a_mosaic_keeps_the_members_apart() -> None:
-    assert keeps_apart("cifar10")
-    assert not keeps_apart("mnist")
-    with pytest.raises(UserError, match="no bundle 'nothing'"):
-        keeps_apart("nothing")
-
-
-def test_the_code_is_the_bundles() -> None:
+def test_the_code_is_the_methods_and_the_bundles() -> None:
     given = scenario(policy="coded", k=4, workers=6)
-    assert given.code == ErasureCode(4)
-    assert given.updated(backup=True).code == given.updated(apart=True).code == Backup(4)
-    assert given.updated(apart=True, r=2).code == ErasureCode(4, 2)
-    assert given.updated(apart=True, policy="uncoded").code is None
-    assert completed(given.updated(apart=True)).apart  # there is no bundle to say otherwise
-    assert completed(given.updated(bundle="cifar10")).apart
-    assert not completed(given.updated(bundle="mnist", apart=True)).apart
+    assert given.code == Parities(4)
+    assert given.updated(method="small-backup").code == AnswersAll(4)
+    assert given.updated(method="nercc", r=2).code == AnyOf(4, 6, 4)
+    mosaic = given.updated(bundle="cifar10")
+    assert mosaic.code == mosaic_rules(4)
+    assert mosaic.updated(r=2).code == Parities(4, 2)
+    assert mosaic.updated(policy="uncoded").code is None
+    assert given.updated(bundle="mnist").code == Parities(4)
+    with pytest.raises(UserError, match="no bundle 'nothing'"):
+        _ = given.updated(bundle="nothing").code
+
+
+def test_scenarios_of_before_are_read() -> None:
+    given = scenario(policy="coded", k=4, workers=6)
+    old = given.model_dump() | {"backup": True, "backup_accuracy": {4: 0.5}}
+    del old["method"], old["method_accuracy"]
+    found = parse_scenario(old, "old")
+    assert (found.method, found.method_accuracy) == ("small-backup", {"small-backup": {4: 0.5}})
+    mosaic = parse_scenario(given.model_dump() | {"apart": True, "bundle": "cifar10"}, "old")
+    assert mosaic == given.updated(bundle="cifar10")

@@ -114,8 +114,8 @@ def test_a_row_tells_the_load() -> None:
 def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
     raw = SWEEP.model_dump() | {"policies": ["coded", "small-backup"], "loads": [0.2]}
     sweep = Sweep.model_validate(raw)
-    found = {cell.policy: (given.policy, given.backup) for cell, given in sweep.scenarios()}
-    assert found == {"coded": ("coded", False), "small-backup": ("coded", True)}
+    found = {cell.policy: (given.policy, given.method) for cell, given in sweep.scenarios()}
+    assert found == {"coded": ("coded", "coded-invnet"), "small-backup": ("coded", "small-backup")}
     rows = run_sweep(sweep, tmp_path / "rows.jsonl", {})
     assert {row["cell"]["policy"] for row in rows if "accuracy" in row} == {"coded"}
     draw_map(rows, tmp_path / "map.png")

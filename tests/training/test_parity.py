@@ -9,17 +9,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from codedinvnet.bundle import load_bundle
-from codedinvnet.classifier import ImageClassifier, classifier_of
+from codedinvnet.classifier import ImageNetwork, classifier_of
+from codedinvnet.codes.parm import (
+    ConvEncoder,
+    LearnedParM,
+    LinearDecoder,
+    ParityModel,
+    ParM,
+    SumCode,
+)
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.methods import LearnedCode, ParM
-from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, ParityModel
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import train_stage, warmup_cosine
 from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
 from codedinvnet.training.part import WARMUP
+from tests.codes.linear import made, outputs_of
 
 PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
 ROWS = (torch.arange(600), torch.arange(600, 700))
@@ -31,10 +38,10 @@ def source() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def classifier(source: ImageSet) -> ImageClassifier:
+def classifier(source: ImageSet) -> ImageNetwork:
     """A small classifier that is right most of the time."""
     torch.manual_seed(0)
-    small = ImageClassifier(ResNet(1, 10, width=8, blocks=(1, 1, 1), squeeze=2), padding=2)
+    small = ImageNetwork(ResNet(1, 10, width=8, blocks=(1, 1, 1), squeeze=2), (1, 28, 28), 2)
     part = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
     stage = ClassifierStage(small, source, *ROWS, part, flip=False, shift=0)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
@@ -44,7 +51,7 @@ def classifier(source: ImageSet) -> ImageClassifier:
     return small.eval().requires_grad_(False)
 
 
-def taught(classifier: ImageClassifier, source: ImageSet) -> tuple[Taught, Taught]:
+def taught(classifier: ImageNetwork, source: ImageSet) -> tuple[Taught, Taught]:
     train, validation = (
         Taught(source, rows, all_logits(classifier, source, rows, description="logits"))
         for rows in ROWS
@@ -52,7 +59,7 @@ def taught(classifier: ImageClassifier, source: ImageSet) -> tuple[Taught, Taugh
     return train, validation
 
 
-def test_a_plain_classifier_learns(classifier: ImageClassifier, source: ImageSet) -> None:
+def test_a_plain_classifier_learns(classifier: ImageNetwork, source: ImageSet) -> None:
     logits = all_logits(classifier, source, ROWS[1], description="logits")
     labels = source.batch(ROWS[1])[1]
     assert float((logits.argmax(1) == labels).float().mean()) > 0.6
@@ -65,7 +72,7 @@ def test_a_classifier_trains_in_the_precision_that_was_asked_for(
 ) -> None:
     network, seen = ResNet(1, 10, width=3, blocks=(1,), squeeze=2), []
     network.classify.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    pupil = ImageClassifier(network, padding=2)
+    pupil = ImageNetwork(network, (1, 28, 28), padding=2)
     stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, precision=precision)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     assert stage.step(0, 0)["loss"] > 0
@@ -76,7 +83,7 @@ def test_a_classifier_trains_in_the_precision_that_was_asked_for(
 def test_a_teacher_is_followed_even_where_it_is_wrong(source: ImageSet) -> None:
     """With a teacher that calls everything 7, so does its pupil."""
     torch.manual_seed(0)
-    pupil = ImageClassifier(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), padding=2)
+    pupil = ImageNetwork(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), (1, 28, 28), 2)
     teacher = torch.full((600, 10), -20.0)
     teacher[:, 7] = 20.0
     stage = ClassifierStage(pupil, source, *ROWS, PART, flip=True, shift=1, teacher=teacher)
@@ -90,7 +97,7 @@ def test_a_teacher_is_followed_even_where_it_is_wrong(source: ImageSet) -> None:
 
 def test_a_pupil_follows_its_teacher_and_the_labels(source: ImageSet) -> None:
     torch.manual_seed(0)
-    pupil = ImageClassifier(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), padding=2).eval()
+    pupil = ImageNetwork(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), (1, 28, 28), 2).eval()
     teacher = torch.randn(600, 10)
     stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, teacher=teacher)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
@@ -107,23 +114,23 @@ def test_a_pupil_follows_its_teacher_and_the_labels(source: ImageSet) -> None:
 
 
 def test_a_parity_model_learns_the_sum(
-    classifier: ImageClassifier, source: ImageSet, tmp_path: Path
+    classifier: ImageNetwork, source: ImageSet, tmp_path: Path
 ) -> None:
     k = 2
     model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, ParM.encode, *taught(classifier, source), k, PART)
+    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART)
     model.eval()
     before, _ = stage.validate()
     header = train_stage(stage, tmp_path, epochs=2, seed=1, settings={})
     assert header["score"] > before
     assert header["score"] == stage.validate()[0]
     # The stage's score is the accuracy of the method's own decoding.
-    method = ParM(classifier, model.eval(), k)
+    method = made(ParM, classifier, k, part=model.eval())
     rows = ROWS[1]
     order = torch.randperm(100, generator=torch.Generator().manual_seed(k)).view(-1, k)
     images, labels = source.batch(rows[order.flatten()])
     group = images.unflatten(0, (-1, k))
-    outputs = {t: method.compute(t, group[:, list(m)]) for t, m in method.tasks(k).items()}
+    outputs = outputs_of(method, group)
     hits = 0
     for lost in range(k):
         rest = {t: o for t, o in outputs.items() if t != lost}
@@ -132,11 +139,11 @@ def test_a_parity_model_learns_the_sum(
 
 
 def test_gradients_of_a_parity_model_are_clipped(
-    classifier: ImageClassifier, source: ImageSet, monkeypatch: pytest.MonkeyPatch
+    classifier: ImageNetwork, source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     k = 2
     model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, ParM.encode, *taught(classifier, source), k, PART)
+    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART)
     assert stage.gradient_norm == 5
     monkeypatch.setattr(stage, "gradient_norm", 1e-6)
     monkeypatch.setattr("codedinvnet.training.part.set_rate", lambda *_: None)
@@ -150,9 +157,7 @@ def test_gradients_of_a_parity_model_are_clipped(
     assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
 
 
-def test_the_served_classifier_stays_as_it_is(
-    classifier: ImageClassifier, source: ImageSet
-) -> None:
+def test_the_served_classifier_stays_as_it_is(classifier: ImageNetwork, source: ImageSet) -> None:
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     k = 2
     torch.manual_seed(1)
@@ -171,7 +176,7 @@ def test_the_served_classifier_stays_as_it_is(
 
 
 def test_decoded_is_what_the_learned_code_decodes(
-    classifier: ImageClassifier, source: ImageSet
+    classifier: ImageNetwork, source: ImageSet
 ) -> None:
     k = 3
     torch.manual_seed(1)
@@ -183,8 +188,8 @@ def test_decoded_is_what_the_learned_code_decodes(
     images, logits, _ = stage.groups(stage.validation, places)
     with torch.no_grad():
         decoded = stage.decoded(images, logits)
-    method = LearnedCode(classifier, coder["encoder"], coder["decoder"], k)
-    outputs = {t: method.compute(t, images[:, list(m)]) for t, m in method.tasks(k).items()}
+    method = made(LearnedParM, classifier, k, part=coder)
+    outputs = outputs_of(method, images)
     for lost in range(k):
         rest = {t: o for t, o in outputs.items() if t != lost}
         torch.testing.assert_close(
@@ -192,11 +197,11 @@ def test_decoded_is_what_the_learned_code_decodes(
         )
 
 
-def test_too_few_images_for_a_group(classifier: ImageClassifier, source: ImageSet) -> None:
+def test_too_few_images_for_a_group(classifier: ImageNetwork, source: ImageSet) -> None:
     train, validation = taught(classifier, source)
     few = Taught(source, validation.rows[:3], validation.logits[:3])
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
-        ParityStage(ParityModel(classifier, 4), ParM.encode, train, few, 4, PART)
+        ParityStage(ParityModel(classifier, 4), SumCode.mix, train, few, 4, PART)
 
 
 def test_a_bundles_network_may_become_a_parity_model() -> None:

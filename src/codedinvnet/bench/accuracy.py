@@ -21,9 +21,13 @@ from codedinvnet.bench.grid import (
     load_grid,
     needs_training_images,
     trials,
+    with_methods,
 )
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bundle import Bundle, load_bundle
+from codedinvnet.codes.base import ScoresCode
+from codedinvnet.codes.registry import find_method
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import (
     SAMPLES,
@@ -35,8 +39,6 @@ from codedinvnet.data import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, check_writable
-from codedinvnet.methods import NEEDS, CodedMethod, Need, NeRCC
-from codedinvnet.methods.systematic import Systematic
 from codedinvnet.rows import (
     Row,
     append_row,
@@ -46,8 +48,6 @@ from codedinvnet.rows import (
     pack_counts,
     read_rows,
 )
-from codedinvnet.serving.group import is_systematic
-from codedinvnet.training.check import check_pixels
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
@@ -119,7 +119,8 @@ def run(
             image set cannot be had, a warning says so, and only what needs no training is done.
         only: data sets to do. If it is empty, all of the grid's; in the quick version those of
             which the package has images, if there are any.
-        methods: methods to try. If it is empty, all of the grid's.
+        methods: methods to try. One that the grid does not name is tried where its first block's
+            are. If it is empty, all of the grid's.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -129,7 +130,7 @@ def run(
             cannot be written or has rows of something else; before any image set is looked for or
             downloaded, where it does not take the images to tell.
     """
-    grid = load_grid(grid_file)
+    grid = with_methods(load_grid(grid_file), methods)
     done = newest(read_rows(out, "accuracy"))
     if quick:
         grid = quick_grid(grid)
@@ -141,10 +142,8 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
-    for name in methods:
-        if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
-            raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
-    wanted = [trial for trial in wanted if not methods or trial.method in methods]
+    asked = {find_method(text).name for text in methods}
+    wanted = [trial for trial in wanted if not asked or trial.method in asked]
     check_trials(grid, wanted)
     check_writable(out)
     check_folder(save_dir, "--save-dir")
@@ -156,7 +155,7 @@ def run(
             wanted = [
                 trial
                 for trial in wanted
-                if trial.dataset != name or not needs_training_images(trial.method, trial.base)
+                if trial.dataset != name or not needs_training_images(trial)
             ]
         limit = QUICK_TRAINING_IMAGES if quick else None
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
@@ -199,10 +198,11 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
         if trial.bundle not in bundles:
             bundles[trial.bundle] = load_bundle(trial.bundle)
         bundle = bundles[trial.bundle]
-        check_possible(trial, bundle.info.input.shape, None, bundle.info.group_sizes)
-        paper = grid.datasets[trial.dataset].paper
-        if paper is not None and NEEDS[trial.method] is Need.ENCODER:
-            check_pixels(paper, min(bundle.model.input_shape[1:]))
+        check_possible(trial, bundle.info, None)
+        method = find_method(trial.method)
+        if method.part:
+            settings = getattr(grid.datasets[trial.dataset], method.part)
+            method.check_training(settings, bundle.info, trial.k, None)
 
 
 def _images(
@@ -257,23 +257,23 @@ class _Bench:
     def figures(self, trial: Trial, data: DataSet) -> dict[str, Any]:
         """Make the method, train what it needs, and score it."""
         began = time.monotonic()
-        method = data.method(trial)
+        scheme = data.scheme(trial)
         prepared = time.monotonic()
-        systematic = is_systematic(method)
+        systematic = is_systematic(scheme.rules)
         own = None
-        if isinstance(method, Systematic):
+        if isinstance(scheme.code, ScoresCode):
             own = data.logits(trial.base, trial.seed, "test")
         elif systematic:
-            own = task_outputs(method, data.test)
+            own = task_outputs(scheme, data.test)
         labels = data.test.batch(torch.arange(len(data.test)))[1]
         if own is not None:
-            direct = method.direct(own.to(data.device))
+            direct = scheme.direct(own.to(data.device))
             assert direct is not None
             logits = direct.cpu()
         else:
             logits = data.logits(trial.base, trial.seed, "test")
         result = score(
-            method,
+            scheme,
             data.test,
             k=trial.k,
             missing=trial.missing,
@@ -288,21 +288,13 @@ class _Bench:
             **describe_score(result),
             "normal": round(float((logits.argmax(1) == labels).float().mean()), 6),
             "systematic": systematic,
-            "r": method.r,
-            "parameters": method.parameters,
+            "r": scheme.rules.r,
+            "parameters": scheme.parameters,
             "classes": list(data.test.classes),
-            **_chosen(method),
+            **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
             "preparing_seconds": round(prepared - began, 1),
             "training_seconds": data.training_seconds(trial),
         }
-
-
-def _chosen(method: CodedMethod) -> dict[str, Any]:
-    """Return what was chosen on validation images."""
-    if isinstance(method, NeRCC):
-        smoothing = [method.encoder_smoothing, method.decoder_smoothing]
-        return {"chosen": {"smoothing": smoothing}}
-    return {}
 
 
 def describe_score(result: Score) -> dict[str, Any]:

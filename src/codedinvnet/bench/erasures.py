@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.patterns import erasure_patterns
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.evaluation.accuracy import bootstrap_std
-from codedinvnet.methods import CodedMethod
-from codedinvnet.methods.patterns import erasure_patterns
-from codedinvnet.serving.group import is_systematic
 
 BATCH = 250
 """Images in one forward pass."""
@@ -56,28 +56,28 @@ class Score:
     confusion: Tensor
 
 
-def task_outputs(method: CodedMethod, source: ImageSource) -> Tensor:
+def task_outputs(scheme: Scheme, source: ImageSource) -> Tensor:
     """Return the output of every image's own data task, (N, n), of a systematic code."""
     parts = []
     for rows in torch.arange(len(source)).split(BATCH):
         images, _ = source.batch(rows)
-        parts.append(method.compute(0, images[:, None]).cpu())
+        parts.append(scheme.compute(0, images[:, None]).output.cpu())
     return torch.cat(parts)
 
 
 def group_outputs(
-    method: CodedMethod, source: ImageSource, members: Tensor, own: Tensor | None
+    scheme: Scheme, source: ImageSource, members: Tensor, own: Tensor | None
 ) -> dict[int, Tensor]:
     """Return the outputs (G, n) of all tasks of groups (G, k).
 
     Args:
-        method: the code.
+        scheme: the code and its models.
         source: the images.
         members: rows of the source.
         own: the outputs of the images' own tasks, if the code is systematic. All workers run the
             same network, so a copy's output is the same.
     """
-    needs = method.tasks(members.shape[1])
+    needs = {t: spec.members for t, spec in scheme.rules.tasks(members.shape[1]).items()}
     outputs: dict[int, Tensor] = {}
     joint = []
     for task, wanted in needs.items():
@@ -90,18 +90,18 @@ def group_outputs(
         images, _ = source.batch(rows.flatten())
         queries = images.unflatten(0, tuple(rows.shape))
         for task in joint:
-            parts[task].append(method.compute(task, queries[:, list(needs[task])]).cpu())
+            computed = scheme.compute(task, queries[:, list(needs[task])])
+            parts[task].append(computed.output.cpu())
     return outputs | {task: torch.cat(found) for task, found in parts.items()}
 
 
-def answers(method: CodedMethod, outputs: Mapping[int, Tensor], k: int) -> Tensor:
+def answers(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
     """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer."""
     groups = len(next(iter(outputs.values())))
     found = torch.full((groups, k), -1)
-    device = getattr(method, "device", torch.device("cpu"))
     for rows in torch.arange(groups).split(max(1, 4 * BATCH // k)):
-        batch = {task: output[rows].to(device) for task, output in outputs.items()}
-        for member, logits in method.decode(batch, k).items():
+        batch = {task: output[rows].to(scheme.device) for task, output in outputs.items()}
+        for member, logits in scheme.decode(batch, k).items():
             found[rows, member] = logits.argmax(1).cpu()
     return found
 
@@ -123,7 +123,7 @@ def corrupt_some(
 
 
 def score(
-    method: CodedMethod,
+    scheme: Scheme,
     source: ImageSource,
     *,
     k: int,
@@ -138,7 +138,7 @@ def score(
     """Erase workers in every pattern and score what is decoded.
 
     Args:
-        method: the code, in groups of k.
+        scheme: the code and its models, in groups of k.
         source: the images.
         k: the group size.
         missing: how many workers of every group are missing.
@@ -151,10 +151,10 @@ def score(
     """
     count, classes = len(source), len(source.classes)
     truth = torch.cat([source.batch(rows)[1] for rows in torch.arange(count).split(5000)])
-    systematic = is_systematic(method)
+    systematic = is_systematic(scheme.rules)
     if systematic and own is None:
-        own = task_outputs(method, source)
-    tasks = sorted(method.tasks(k))
+        own = task_outputs(scheme, source)
+    tasks = sorted(scheme.rules.tasks(k))
     lost_sets = [
         tuple(tasks[i] for i in lost)
         for lost in erasure_patterns(k, len(tasks) - k, missing, patterns, seed)
@@ -175,14 +175,14 @@ def score(
     for _ in range(groupings):
         groups = random_groups(count, k, generator)
         labels = truth[groups.members]
-        outputs = group_outputs(method, source, groups.members, own if systematic else None)
-        whole = answers(method, outputs, k)
+        outputs = group_outputs(scheme, source, groups.members, own if systematic else None)
+        whole = answers(scheme, outputs, k)
         complete += int(((whole == labels) & groups.counted).sum())
         correct = torch.zeros(len(labels), dtype=torch.long)
         scored = torch.zeros(len(labels), dtype=torch.long)
         for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
             rest = {task: output for task, output in outputs.items() if task not in lost}
-            found = answers(method, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
+            found = answers(scheme, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
             answered += int(((found >= 0) & concerned).sum())
             found = torch.where(found < 0, majority, found)
             hits = (found == labels) & concerned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.codes.method import Method
+from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.config import (
     PartSettings,
     PixelFusionSettings,
@@ -20,8 +23,6 @@ from codedinvnet.config import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.methods import METHODS, NEEDS, REGULARISED, Need
-from codedinvnet.methods.parm import check_tiles
 
 Base = Literal["invertible", "resnet"]
 
@@ -45,7 +46,7 @@ class DataSetSettings(Section):
     parity: PartSettings
     """Parity models and learned codes."""
     paper: PixelFusionSettings | None = None
-    """The encoder of coded-invnet-paper; for every k of the grid alike, whatever `members` says."""
+    """The paper's encoder; for every k of the grid alike, whatever `members` says."""
 
 
 class Block(Section):
@@ -66,7 +67,8 @@ class Block(Section):
     patterns: Patterns | None = None
     """In place of the grid's, where several workers are missing."""
     bundle: str | None = None
-    """Of coded-invnet and oracle, in place of the data set's; {dataset} and {k} are the trial's."""
+    """Of methods that take all of a bundle, in place of the data set's; {dataset} and {k} are the
+    trial's."""
     label: Annotated[str, Field(min_length=1)] | None = None
     """The method's name in the tables; a bundle of its own needs one of its own."""
 
@@ -135,25 +137,23 @@ def load_grid(path: Path) -> AccuracyGrid:
     labels: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
-        for field, given, known in (
-            ("methods", block.methods, tuple(METHODS)),
-            ("datasets", block.datasets or (), tuple(grid.datasets)),
-        ):
-            for name in given:
-                if name not in known:
-                    raise UserError(f"{where}.{field}: unknown {name!r}: {meant(name, known)}")
+        for name in block.datasets or ():
+            if name not in grid.datasets:
+                known = tuple(grid.datasets)
+                raise UserError(f"{where}.datasets: unknown {name!r}: {meant(name, known)}")
         for name in block.methods:
-            if NEEDS[name] in (Need.MODEL, Need.ENCODER) and "resnet" in block.bases:
+            if name not in METHODS and ":" not in name:
+                raise UserError(f"{where}.methods: unknown {name!r}: {meant(name, METHODS)}")
+            method = find_method(name)
+            if method.of_bundle and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
-            if NEEDS[name] is not Need.MODEL and block.bundle is not None:
+            if not _takes_bundle(method) and block.bundle is not None:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
-            if NEEDS[name] is Need.ENCODER:
-                for dataset in block.datasets or grid.datasets:
-                    if grid.datasets[dataset].paper is None:
-                        raise UserError(
-                            f"{path}: missing key 'datasets.{dataset}.paper' for {name}"
-                        )
-            label, means = block.label or name, (name, block.bundle)
+            for dataset in block.datasets or grid.datasets:
+                if method.part and getattr(grid.datasets[dataset], method.part, None) is None:
+                    key = f"datasets.{dataset}.{method.part}"
+                    raise UserError(f"{path}: missing key {key!r} for {name}")
+            label, means = block.label or method.label, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(
                     f"{where}.label: {label!r} stands for {_described(*labels[label])} in the "
@@ -167,14 +167,42 @@ def _described(method: str, bundle: str | None) -> str:
     return f"{method} of bundle {bundle!r}" if bundle else method
 
 
-def trained(method: str, base: Base) -> bool:
+def _takes_bundle(method: Method) -> bool:
+    """Tell whether a method takes all of a bundle, so that a block may name another one."""
+    return method.of_bundle and not method.part
+
+
+def trained(method: Method | None, base: str) -> bool:
     """Tell whether a trial depends on weights that the benchmark trains, and so on a seed."""
-    return base == "resnet" or NEEDS[method] not in (Need.MODEL, Need.CLASSIFIER)
+    return base == "resnet" or bool(method and method.part)
 
 
-def needs_training_images(method: str, base: Base) -> bool:
+def needs_training_images(trial: Trial) -> bool:
     """Tell whether something is trained for a trial, or chosen on validation images."""
-    return trained(method, base) or method in REGULARISED
+    method = find_method(trial.method)
+    return trained(method, trial.base) or method.tuned
+
+
+def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
+    """Return a grid with methods that no block names tried where its first block's are.
+
+    Args:
+        grid: a grid.
+        texts: methods as `find_method` takes them.
+
+    Raises:
+        UserError: if there is no such method.
+    """
+    there = {find_method(name).name for block in grid.blocks for name in block.methods}
+    new = tuple(text for text in texts if find_method(text).name not in there)
+    if not new:
+        return grid
+    changes = {"methods": new, "label": None, "bundle": None}
+    if any(find_method(text).of_bundle for text in new):
+        changes["bases"] = ("invertible",)
+    return grid.model_copy(
+        update={"blocks": (*grid.blocks, grid.blocks[0].model_copy(update=changes))}
+    )
 
 
 def trials(grid: AccuracyGrid) -> Iterator[Trial]:
@@ -182,14 +210,15 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
     seen: set[Trial] = set()
     for block in grid.blocks:
         datasets = block.datasets or tuple(grid.datasets)
-        for dataset, base, method in product(datasets, block.bases, block.methods):
+        for dataset, base, text in product(datasets, block.bases, block.methods):
+            method = find_method(text)
             seeds = block.seeds if trained(method, base) else block.seeds[:1]
             own = grid.datasets[dataset].bundle
             choices = product(seeds, block.k, block.missing, block.corrupt)
             for seed, k, missing, corrupt in choices:
                 trial = Trial(
-                    label=block.label or method,
-                    method=method,
+                    label=block.label or method.label,
+                    method=method.name,
                     dataset=dataset,
                     base=base,
                     k=k,
@@ -207,27 +236,24 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
 
 def check_possible(
     trial: Trial,
-    image_shape: tuple[int, int, int],
+    bundle: BundleInfo,
     images: int | None,
-    group_sizes: tuple[int, ...],
 ) -> None:
     """Refuse a trial that cannot be done.
 
     Args:
         trial: what is asked for.
-        image_shape: (C, H, W).
+        bundle: that it names.
         images: how many test images there are; None if that is not known yet.
-        group_sizes: those that the bundle's encoder serves.
 
     Raises:
         UserError: one line.
     """
     if images is not None and trial.k > images:
         raise UserError(f"{trial.name()}: there are only {images} test images")
-    if trial.method == "parm-concat":
-        check_tiles(trial.k, image_shape)
-    if trial.method == "coded-invnet" and trial.k not in group_sizes:
-        sizes = f"{group_sizes[0]} to {group_sizes[-1]}"
-        raise UserError(f"{trial.name()}: bundle {trial.bundle!r} serves groups of {sizes}")
+    try:
+        find_method(trial.method).check(trial.k, bundle.input.shape, bundle)
+    except UserError as error:
+        raise UserError(f"{trial.name()}: {error}") from error
     if trial.missing + trial.corrupt > trial.k - 1:
         raise UserError(f"{trial.name()}: one of the k must be left that is neither")

@@ -52,17 +52,18 @@ from codedinvnet.bundle import (
     load_bundle,
     weights_digest,
 )
+from codedinvnet.codes.method import Method
+from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import check_folder, check_writable
-from codedinvnet.methods import SmallBackup
 from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
 from codedinvnet.serving.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.served import served_as
 from codedinvnet.stages import images_of
 
 SAMPLED = ("service", "encode", "trip")
@@ -94,11 +95,11 @@ def run(
     Args:
         grid_file: the grid's settings.
         out: the rows.
-        save_dir: the small backup's trained part goes where `bench accuracy` keeps it.
+        save_dir: trained parts go where `bench accuracy` keeps it.
         data_dir: where the image sets lie.
         log: where the servers' logs go.
         download: download image sets into `data_dir`.
-        quick: one setting, one run of 3,000 queries for each method, a hastily trained backup.
+        quick: one setting, one run of 3,000 queries for each method, hastily trained parts.
         only: words `KEY=VALUE` that runs must fit.
 
     Returns:
@@ -122,8 +123,8 @@ def run(
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
     counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
-    if any(arm.served.backup for arm in todo):
-        bench.train_backup()  # before anything is measured, since training takes the processors
+    for name in {arm.served.method for arm in todo}:
+        bench.train_part(find_method(name))  # before anything is measured: it takes processors
     seconds = {arm: bench.expected_seconds(arm) for arm in todo}
     whole = sum(seconds.values())
     words = f"latency, {len(todo)} runs in about {math.ceil(whole / 60)} min"
@@ -153,7 +154,7 @@ class LatencyBench:
 
     Args:
         grid: their settings.
-        quick: noted in the rows; the backup is trained in seconds.
+        quick: noted in the rows; parts are trained in seconds.
         save_dir: see `run`.
         data_dir: see `run`.
         download: see `run`.
@@ -180,18 +181,19 @@ class LatencyBench:
         sizes = self.bundle.info.group_sizes
         if grid.k not in sizes:
             raise UserError(f"bundle {grid.bundle!r} serves groups of {sizes[0]} to {sizes[-1]}")
-        if not self.bundle.method(grid.k).guesses:
-            for name in {name for block in grid.blocks for name in block.methods}:
-                if SERVED[name].rules.guessing:
+        names = {name for block in grid.blocks for name in block.methods}
+        if not find_method(OURS).rules(grid.k, bundle=self.bundle.info).guesses:
+            for name in names:
+                if served_as(name).rules.guessing:
                     raise UserError(f"methods: {name} needs a bundle that guesses: leave it out")
         self.dataset = self.bundle.info.provenance.settings.data.name
         self.test = self._load("test")
         images, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = images.numpy(), labels.numpy()
         self.encode_share = encoder_share(self.bundle.model, grid.k)
-        self.part: Path | None = None
-        backed = any("small-backup" in block.methods for block in grid.blocks)
-        self.part_settings = self._part_settings() if backed else None
+        self.parts: dict[str, Path] = {}
+        with_parts = any(find_method(served_as(name).method).part for name in names)
+        self.part_settings = self._part_settings() if with_parts else None
 
     def _load(self, split: Split) -> ImageSource:
         """Read the bundle's image set, as large as it was trained on."""
@@ -199,13 +201,13 @@ class LatencyBench:
         return images_of(data, split, self.data_dir, self.download)
 
     def _part_settings(self) -> AccuracyGrid:
-        """Return the grid of `bench accuracy` that trains the backup."""
+        """Return the grid of `bench accuracy` that trains parts."""
         grid = load_grid(self.grid.parts)
         found = grid.datasets.get(self.dataset)
         if found is None or found.bundle != self.grid.bundle:
             raise UserError(
                 f"{self.grid.parts}: datasets.{self.dataset} must have the bundle "
-                f"{self.grid.bundle!r}, for the small backup to be trained by it"
+                f"{self.grid.bundle!r}, for parts to be trained by it"
             )
         return accuracy.quick_grid(grid) if self.quick else grid
 
@@ -220,10 +222,10 @@ class LatencyBench:
         }
         if grid.engine == PYTORCH:
             del found["engine"]  # rows of before there was a choice are of it, too
-        if arm.served.backup and self.part_settings is not None:
-            found["backup"] = self.part_settings.datasets[self.dataset].backup.model_dump(
-                mode="json"
-            )
+        part = find_method(arm.served.method).part
+        if part and self.part_settings is not None:
+            own = getattr(self.part_settings.datasets[self.dataset], part)
+            found[part] = own.model_dump(mode="json")
         if (wait := self.parity_wait(arm)) is not None:
             found["parity_wait_ms"] = list(wait)
         return found
@@ -231,15 +233,19 @@ class LatencyBench:
     def parity_wait(self, arm: Arm) -> ParityWait | None:
         """Return what a parity waits; None without parities.
 
-        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. A small
-        backup is charged what it may cost, 1/k of f for each image.
+        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. What
+        takes the images as they are is charged its cost, shared among them.
         """
         grid = self.grid
         if not arm.served.rules.coded:
             return None
-        if arm.served.backup:
-            return ParityWait(0.0, round(grid.wait_ms / grid.k, 4))
-        return ParityWait(grid.wait_ms, round(self.encode_share * grid.wait_ms / grid.k, 4))
+        rules = find_method(arm.served.method).rules(grid.k, bundle=self.bundle.info)
+        extra = rules.tasks(grid.k)[grid.k]
+        if not extra.encoded:
+            return ParityWait(0.0, round(extra.cost * grid.wait_ms / grid.k, 4))
+        return ParityWait(
+            extra.cost * grid.wait_ms, round(self.encode_share * grid.wait_ms / grid.k, 4)
+        )
 
     def waits(self, arm: Arm) -> list[Fault]:
         """Return the waits that make workers which share processors behave as machines."""
@@ -286,8 +292,10 @@ class LatencyBench:
             return False
         return bool(row["stragglers"] == _dumped(self.faults(arm)))
 
-    def train_backup(self) -> None:
-        """Train the small backup as `bench accuracy` does; the part that it left is taken."""
+    def train_part(self, method: Method) -> None:
+        """Train a method's part as `bench accuracy` does; one that it left is taken."""
+        if not method.part:
+            return
         assert self.part_settings is not None
         grid = self.part_settings
         data = DataSet(
@@ -299,10 +307,9 @@ class LatencyBench:
             torch.device("cpu"),
             accuracy.QUICK_TRAINING_IMAGES if self.quick else None,
         )
-        name = SmallBackup.name
         trial = Trial(
-            label=name,
-            method=name,
+            label=method.label,
+            method=method.name,
             dataset=self.dataset,
             base="invertible",
             k=self.grid.k,
@@ -312,7 +319,7 @@ class LatencyBench:
             bundle=self.grid.bundle,
             groupings=1,
         )
-        self.part = data.part_file(trial)
+        self.parts[method.name] = data.part_file(trial)
 
     def rate(self, arm: Arm) -> float:
         """Return images a second."""
@@ -366,8 +373,8 @@ class LatencyBench:
             "--faults": faults_file,
             "--engine": grid.engine,
         }
-        if served.backup:
-            words["--part"] = self.part
+        if part := self.parts.get(find_method(served.method).name):
+            words["--part"] = part
         return [grid.bundle, *(str(word) for pair in words.items() for word in pair)]
 
     async def _measure(self, arm: Arm, faults: Iterable[Fault], row: Row) -> dict[str, Any]:
@@ -428,7 +435,7 @@ class LatencyBench:
         beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in replies if r.ok]
         fitted: dict[str, Any] = {name: dict(times[name]) for name in SAMPLED if name in times}
         fitted["service"]["plus_ms"] = self.grid.wait_ms
-        if "encode" in fitted and not arm.served.backup and (wait := self.parity_wait(arm)):
+        if "encode" in fitted and (wait := self.parity_wait(arm)):
             fitted["encode"]["plus_ms"] = wait.image
         if beyond:
             fitted["front_end"] = {

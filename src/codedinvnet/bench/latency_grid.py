@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from codedinvnet.bench.grid import Count, GroupSize
+from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
@@ -18,7 +19,7 @@ from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.faults import Fault, check_workers
 from codedinvnet.serving.rules import MAX_BATCH
 from codedinvnet.simulation.scenario import Straggler
-from codedinvnet.simulation.served import SERVED, Served
+from codedinvnet.simulation.served import SERVED, Served, served_as
 from codedinvnet.simulation.stragglers import stragglers
 
 QUICK_QUERIES = 3000
@@ -68,7 +69,7 @@ class LatencyGrid(Section):
     runs: Positive = 3
     seed: Count = 0
     parts: Path
-    """The grid of `bench accuracy` that says how the small backup is trained, beside this file."""
+    """The grid of `bench accuracy` that says how parts are trained, beside this file."""
     blocks: Annotated[tuple[LatencyBlock, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -92,7 +93,7 @@ class Arm:
     """One run of one method in one setting: a row of the results."""
 
     label: str
-    """Of SERVED."""
+    """As `served_as` takes it."""
     batch: int
     load: float
     stragglers: str
@@ -101,7 +102,7 @@ class Arm:
     @property
     def served(self) -> Served:
         """How it is served."""
-        return SERVED[self.label]
+        return served_as(self.label)
 
     def name(self) -> str:
         """Return it in words."""
@@ -133,16 +134,20 @@ def load_latency_grid(path: Path) -> LatencyGrid:
     grid = validated(LatencyGrid, raw, path)
     for number, block in enumerate(grid.blocks):
         for name in block.methods:
-            if name not in SERVED:
-                raise UserError(
-                    f"{path}: blocks.{number}.methods: unknown {name!r}: {meant(name, SERVED)}"
-                )
-            if SERVED[name].rules.coded and grid.workers <= grid.k:
-                raise UserError(
-                    f"{path}: workers: {name} with k = {grid.k} needs {grid.k + 1}, "
-                    f"got {grid.workers}"
-                )
-            if (copies := SERVED[name].rules.copies) > grid.workers:
+            try:
+                served = served_as(name)
+            except UserError as error:
+                known = meant(name, SERVED)
+                told = f"{path}: blocks.{number}.methods: unknown {name!r}: {known}"
+                raise UserError(told) from error
+            if served.rules.coded:
+                needed = len(find_method(served.method).rules(grid.k).tasks(grid.k))
+                if grid.workers < needed:
+                    raise UserError(
+                        f"{path}: workers: {name} with k = {grid.k} needs {needed}, "
+                        f"got {grid.workers}"
+                    )
+            if (copies := served.rules.copies) > grid.workers:
                 raise UserError(f"{path}: workers: {name} needs {copies}, got {grid.workers}")
         for model, batch in product(block.stragglers, block.batches):
             try:

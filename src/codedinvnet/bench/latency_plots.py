@@ -20,7 +20,7 @@ from codedinvnet.bench.latency_tables import TITLES, Line, farthest, lines_of
 from codedinvnet.bench.plots import legend, save_beside
 from codedinvnet.rows import read_rows
 from codedinvnet.simulation.figures import latencies_of
-from codedinvnet.simulation.picture import COLOURS
+from codedinvnet.simulation.picture import colour
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, Line], None]) -> Figure | None:
@@ -98,7 +98,7 @@ def tails(lines: Sequence[Line]) -> Figure | None:
 
     def draw(axis: Axes, line: Line) -> None:
         latency, later = curve(line)
-        axis.plot(latency, later, color=COLOURS[line.label], label=line.label, linewidth=1.4)
+        axis.plot(latency, later, color=colour(line.label), label=line.label, linewidth=1.4)
         _logarithmic(axis, "latency, ms")
         axis.set_yscale("log")
         axis.set_ylabel("share of requests that take longer", fontsize="small")
@@ -124,7 +124,7 @@ def against_accuracy(lines: Sequence[Line]) -> Figure | None:
             xerr=[[max(0.0, value.value - low)], [max(0.0, high - value.value)]],
             marker="o",
             linestyle="none",
-            color=COLOURS[line.label],
+            color=colour(line.label),
             label=line.label,
         )
         _logarithmic(axis, f"{TITLES[name]}, ms")

@@ -26,7 +26,7 @@ from codedinvnet.simulation.figures import (
     latency_of,
     percentile_of_runs,
 )
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.served import in_order
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
 TAILS = ("p99", "p995", "p999")
@@ -83,10 +83,10 @@ def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
     for row in current_latency(rows):
         if row["error"] is None:
             found.setdefault(latency_place(row), []).append(row)
-    methods = list(SERVED)
     lines = [Line(*place, tuple(runs)) for place, runs in found.items()]
+    labels = in_order(line.label for line in lines)
     return sorted(
-        lines, key=lambda x: (x.dataset, -x.batch, x.load, x.stragglers, methods.index(x.label))
+        lines, key=lambda x: (x.dataset, -x.batch, x.load, x.stragglers, labels.index(x.label))
     )
 
 
@@ -213,7 +213,7 @@ def note(lines: Sequence[Line]) -> str:
 
     quick = any(row["settings"]["quick"] for row in rows)
     waits = {
-        (SERVED[line.label].backup, *row["settings"]["parity_wait_ms"])
+        (row.get("backup", False), *row["settings"]["parity_wait_ms"])
         for line in lines
         for row in line.rows
         if "parity_wait_ms" in row["settings"]
@@ -373,7 +373,7 @@ def apart(rows: Iterable[Mapping[str, Any]]) -> str:
         if row["error"] is None:
             own.setdefault(row["label"], {})[latency_place(row)[:-1], row["seed"]] = row
     groups: list[list[str]] = []
-    for label in sorted(own, key=list(SERVED).index):
+    for label in in_order(own):
         for group in groups:
             first = own[group[0]]
             both = first.keys() & own[label].keys()
@@ -449,8 +449,9 @@ def describe_gaps(rows: Sequence[Mapping[str, Any]], grid: LatencyGrid) -> str:
     if any(row["settings"]["quick"] for row in kept):
         return ""
     done = {(*latency_place(row)[1:], row["run"]) for row in kept}
-    wanted: dict[str, list[bool]] = {label: [] for label in SERVED}
-    for arm in arms(grid):
+    runs = list(arms(grid))
+    wanted: dict[str, list[bool]] = {label: [] for label in in_order(arm.label for arm in runs)}
+    for arm in runs:
         place = (arm.batch, arm.load, arm.stragglers, arm.label, arm.run)
         wanted[arm.label].append(place in done)
     lacking = [

@@ -7,8 +7,9 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,81 +17,31 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codedinvnet.bench.equal_cost import backup_width, plain_network, plain_width
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
-from codedinvnet.checkpoint import load_checkpoint, load_modules
-from codedinvnet.classifier import ImageClassifier, classifier_of
-from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
+from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
+from codedinvnet.classifier import ImageNetwork, classifier_of
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.equal_cost import plain_network, plain_width
+from codedinvnet.codes.method import Given, Lessons, Tolerance
+from codedinvnet.codes.registry import find_method
+from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
-from codedinvnet.methods import (
-    NEEDS,
-    RATIONAL,
-    REGULARISED,
-    AverageImage,
-    CodedInvNet,
-    CodedMethod,
-    ConcatParM,
-    LearnedCode,
-    Need,
-    Oracle,
-    PaperInvNet,
-    ParM,
-    Replication,
-    RobustApproxIFER,
-    SmallBackup,
-    Uncoded,
+from codedinvnet.training.check import check_same_images
+from codedinvnet.training.classifier import all_logits
+from codedinvnet.training.loop import (
+    BEST,
+    LAST,
+    LATEST,
+    Stage,
+    changed_settings,
+    train_stage,
 )
-from codedinvnet.methods.nercc import tune
-from codedinvnet.methods.systematic import Systematic
-from codedinvnet.model import CodedModel, with_encoder
-from codedinvnet.trained import (
-    PART,
-    WITH_PARTS,
-    untrained_part,
-    with_part,
-)
-from codedinvnet.training.check import check_same_images, check_settings
-from codedinvnet.training.classifier import ClassifierStage, all_logits
-from codedinvnet.training.fusion_data import (
-    FusionData,
-    draw_groups,
-    invert_means,
-)
-from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, changed_settings, train_stage
-from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
-from codedinvnet.training.pixels import VERSION, PixelStage
 
 TUNING_IMAGES = 1000
-"""Validation images on which NeRCC's regularisers are chosen."""
-
-
-class PaperStage(PixelStage):
-    """The paper's training of E, which leaves it as the other stages leave their parts."""
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return E and the discriminator."""
-        return {PART: self.model.encoder, "discriminator": self.discriminator}
-
-
-def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
-    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W).
-
-    Raises:
-        UserError: if f cannot be inverted at a mean.
-    """
-    padding = model.settings.padding
-    with tqdm(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
-        targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
-    return FusionData(groups, targets)
-
-
-WITHOUT_CODE: Mapping[str, type[Systematic]] = {
-    Uncoded.name: Uncoded,
-    Replication.name: Replication,
-}
+"""Validation images on which a method is tuned."""
 
 
 class DataSet:
@@ -178,11 +129,11 @@ class DataSet:
 
     # Base models
 
-    def classifier(self, base: Base, seed: int) -> ImageClassifier:
+    def classifier(self, base: Base, seed: int) -> ImageNetwork:
         """Return a base model; the plain one is trained on the first use."""
         if base == "invertible":
             return classifier_of(self.bundle.model)
-        return cast(ImageClassifier, self._resnet(seed))
+        return cast(ImageNetwork, self._resnet(seed))
 
     @cached_property
     def resnet_width(self) -> int:
@@ -195,31 +146,27 @@ class DataSet:
         depends = self._images("resnet")
 
         def make() -> nn.Module:
-            padding = self.bundle.model.settings.padding
-            return ImageClassifier(plain_network(self.bundle.model, self.resnet_width), padding)
+            network = plain_network(self.bundle.model, self.resnet_width)
+            return ImageNetwork(network, self.test.shape, self.bundle.model.settings.padding)
 
         def stage(module: nn.Module) -> Stage:
-            return self._classifier_stage(module, part)
+            return self._lessons(part, "resnet", seed).classifier_stage(module)
 
         return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
 
     # Trained parts
 
-    def _classifier_stage(
-        self, module: nn.Module, part: PartSettings, teacher: Tensor | None = None
-    ) -> Stage:
-        """Return the training of a classifier, its images and precision as the bundle's were."""
-        options = self.bundle.info.provenance.settings.training
-        return ClassifierStage(
-            module,
+    def _lessons(self, part: PartSettings | PixelFusionSettings, base: Base, seed: int) -> Lessons:
+        """Return what a part is trained with."""
+        return Lessons(
+            part,
+            seed,
             self.train,
             self.train_rows,
             self.validation_rows,
-            part,
-            flip=options.flip,
-            shift=options.shift,
-            precision=options.precision,
-            teacher=teacher,
+            partial(self.logits, base, seed),
+            self.bundle.info.provenance.settings,
+            self.device,
         )
 
     def _images(self, base: Base) -> dict[str, Any]:
@@ -293,83 +240,41 @@ class DataSet:
             )
         return self._logits[key]
 
-    def _taught(self, base: Base, seed: int) -> tuple[Taught, Taught]:
-        return (
-            Taught(self.train, self.train_rows, self.logits(base, seed, "train")),
-            Taught(self.train, self.validation_rows, self.logits(base, seed, "validation")),
+    def given(self, trial: Trial) -> Given:
+        """Return what a trial's method is made of, but for its part."""
+        method = find_method(trial.method)
+        bundle = self.load(trial.bundle) if method.of_bundle else self.bundle
+        return Given(
+            trial.k,
+            self.classifier(trial.base, trial.seed),
+            self.test.shape,
+            len(bundle.info.classes),
+            bundle.model,
+            bundle.info,
+            Tolerance(max(1, trial.missing), max(1, trial.corrupt)),
         )
-
-    @property
-    def paper(self) -> PixelFusionSettings:
-        """How the encoder of coded-invnet-paper is trained; load_grid has seen that it is there."""
-        assert self.settings.paper is not None
-        return self.settings.paper
-
-    def paper_settings(self, k: int) -> Settings:
-        """Return the bundle's settings with the training of coded-invnet-paper in them.
-
-        Raises:
-            UserError: if f, E, the images and groups of k do not fit each other.
-        """
-        served = self.bundle.info.provenance.settings
-        settings = served.model_copy(update={"fusion": self.paper})
-        check_settings(settings, self.train, k)
-        return settings
-
-    def _paper_encoder(self, trial: Trial) -> nn.Module:
-        """Return an E that was trained as in the paper, around the bundle's f and g."""
-        settings, paper, k = self.paper_settings(trial.k), self.paper, trial.k
-        depends = {
-            "method": trial.method,
-            "base": trial.base,
-            "k": k,
-            "encoder": paper.encoder.model_dump(mode="json"),
-            "training": VERSION,
-            **self._images(trial.base),
-        }
-
-        def make() -> nn.Module:
-            classifier = self.classifier(trial.base, trial.seed)
-            return untrained_part(trial.method, classifier, self.bundle.model, k, depends)
-
-        def stage(encoder: nn.Module) -> Stage:
-            model = with_encoder(self.bundle.model, encoder)
-            generator = torch.Generator().manual_seed(trial.seed)
-            groups = draw_groups(self.train_rows, paper.groups, k, generator)
-            data = fusion_targets(model, self.train, groups)
-            seed = trial.seed
-            return PaperStage(settings, paper, self.train, model, data, k, self.device, seed)
-
-        folder = self._part_folder(trial)
-        return self._trained(folder, trial.seed, paper, make, stage, depends)
 
     def part(self, trial: Trial) -> nn.Module:
         """Return the part that a trial's method needs beside its base model."""
-        if trial.method == PaperInvNet.name:
-            return self._paper_encoder(trial)
-        name, base, seed, k = trial.method, trial.base, trial.seed, trial.k
-        classifier = self.classifier(base, seed)
-        depends = {"method": name, "base": base, "k": k, **self._images(base)}
-        if base == "resnet":
+        method, given = find_method(trial.method), self.given(trial)
+        settings = getattr(self.settings, method.part)
+        depends = {
+            "method": trial.method,
+            "base": trial.base,
+            "k": trial.k,
+            **self._images(trial.base),
+            **method.made_with(given, settings),
+        }
+        if trial.base == "resnet":
             depends["classifier"] = self.settings.classifier.model_dump(mode="json")
-        if name == SmallBackup.name:
-            depends["width"] = backup_width(self.bundle.model, k)
-        settings = self.settings.backup if name == SmallBackup.name else self.settings.parity
 
         def make() -> nn.Module:
-            return untrained_part(name, classifier, self.bundle.model, k, depends)
+            return method.untrained(given, depends)
 
         def stage(module: nn.Module) -> Stage:
-            train, validation = self._taught(base, seed)
-            if name == SmallBackup.name:
-                return self._classifier_stage(module, settings, train.logits)
-            if name == LearnedCode.name:
-                coder = cast(nn.ModuleDict, module)
-                return LearnedCodeStage(coder, classifier, train, validation, k, settings)
-            encode = ConcatParM.encode if name == ConcatParM.name else ParM.encode
-            return ParityStage(module, encode, train, validation, k, settings)
+            return method.stage(module, given, self._lessons(settings, trial.base, trial.seed))
 
-        return self._trained(self._part_folder(trial), seed, settings, make, stage, depends)
+        return self._trained(self._part_folder(trial), trial.seed, settings, make, stage, depends)
 
     def _part_folder(self, trial: Trial) -> Path:
         return self.folder / f"{trial.method}-of-{trial.base}-k{trial.k}"
@@ -377,7 +282,7 @@ class DataSet:
     def training_seconds(self, trial: Trial) -> float | None:
         """Return what training a trial's part took, or else its plain base model; None without."""
         folder = self._part_folder(trial)
-        if trial.method not in WITH_PARTS:
+        if not find_method(trial.method).part:
             if trial.base != "resnet":
                 return None
             folder = self.folder / "resnet"
@@ -404,53 +309,40 @@ class DataSet:
         Raises:
             UserError: one line.
         """
-        sizes = self.load(trial.bundle).info.group_sizes
-        check_possible(trial, self.test.shape, len(self.test), sizes)
-        if trial.method == PaperInvNet.name:
-            self.paper_settings(trial.k)
+        method, bundle = find_method(trial.method), self.load(trial.bundle).info
+        check_possible(trial, bundle, len(self.test))
+        if method.part:
+            settings = getattr(self.settings, method.part)
+            method.check_training(settings, bundle, trial.k, self.train)
 
-    def method(self, trial: Trial) -> CodedMethod:
-        """Return a trial's method with everything it needs, trained if it was not."""
-        k, stragglers = trial.k, max(1, trial.missing)
-        if trial.method == CodedInvNet.name:
-            return self.load(trial.bundle).method(k)
-        if trial.method in (Oracle.name, AverageImage.name):
-            return self.load(trial.bundle).coded(trial.method, k)
-        classifier = self.classifier(trial.base, trial.seed)
-        if trial.method in WITH_PARTS:
-            return with_part(trial.method, classifier, self.bundle.model, self.part(trial), k)
-        if trial.method in REGULARISED:
-            groups, labels = self.validation_groups(k)
-            return tune(
-                REGULARISED[trial.method], classifier, groups, labels, stragglers=stragglers
-            )
-        if trial.method in RATIONAL:
-            return RATIONAL[trial.method](classifier, k, stragglers=stragglers)
-        if trial.method == RobustApproxIFER.name:
-            errors = max(1, trial.corrupt)
-            return RobustApproxIFER(classifier, k, stragglers=stragglers, errors=errors)
-        return WITHOUT_CODE[trial.method](classifier, k)
+    def scheme(self, trial: Trial) -> Scheme:
+        """Return a trial's scheme with everything it needs, trained if it was not."""
+        method, given = find_method(trial.method), self.given(trial)
+        if method.part:
+            given = replace(given, part=self.part(trial))
+        if method.tuned:
+            given = replace(given, chosen=method.tune(given, *self.validation_groups(trial.k)))
+        return method.made(given)
 
     def depends(self, trial: Trial) -> dict[str, Any]:
         """Return what a trial's result depends on beside the grid: its key in the results."""
-        need, part = NEEDS[trial.method], self.settings
+        method, settings = find_method(trial.method), self.settings
         found: dict[str, Any] = {
             **self._base(trial.base, trial.bundle),
             "test_images": len(self.test),
             "train_images": len(self.train_rows),
         }
-        if trial.method == CodedInvNet.name and trial.missing > 1 and self.method(trial).guesses:
-            found["guesses"] = True  # rows of before had no answer there
+        if trial.missing > 1:
+            bundle = self.load(trial.bundle).info
+            if method.rules(trial.k, bundle=bundle).guesses:
+                found["guesses"] = True  # rows of before had no answer there
         if trial.base == "resnet":
-            found["classifier"] = part.classifier.model_dump(mode="json")
-        if need is Need.BACKUP:
-            found["backup"] = part.backup.model_dump(mode="json")
-        if need in (Need.PARITY_MODEL, Need.LEARNED_CODE):
-            found["parity"] = part.parity.model_dump(mode="json")
-        if need is Need.ENCODER:
-            found["paper"] = self.paper.model_dump(mode="json")
-            found["paper_training"] = VERSION
-        return found
+            found["classifier"] = settings.classifier.model_dump(mode="json")
+        if method.part:
+            found[method.part] = getattr(settings, method.part).model_dump(mode="json")
+        if method.digest:
+            found["method"] = method.digest
+        return {**found, **method.versions()}
 
 
 def _set_aside(folder: Path, settings: dict[str, Any]) -> None:

@@ -14,16 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codedinvnet.bench.papers import PUBLISHED
-from codedinvnet.bench.tables import OURS, Line, best_bases, in_order, lines_of
+from codedinvnet.bench.tables import Line, best_bases, in_order, lines_of
+from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.files import write_picture
-from codedinvnet.methods import METHODS
 from codedinvnet.rows import read_rows
 
 COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 LOST_K = 10
 """Group size of the figures that show one: the hard case."""
 MOST_CONFUSIONS = 4
-BOUNDS = ("none", "replication", "oracle")
+BOUNDS = tuple(name for name, method in METHODS.items() if method.is_bound)
 """No rivals of a code: what nothing, twice the work, and a perfect encoder would give."""
 
 
@@ -51,9 +52,8 @@ def overall(line: Line, unavailability: float) -> float:
 
 def _colours(lines: Sequence[Line]) -> dict[str, tuple[float, float, float]]:
     """Return each label's colour: a method has the same one in every picture."""
-    known = [OURS, *(name for name in METHODS if name != OURS)]
-    others = sorted({line.label for line in lines} - set(known))
-    places = {label: place for place, label in enumerate([*known, *others])}
+    others = sorted({line.label for line in lines} - METHODS.keys())
+    places = {label: place for place, label in enumerate([*METHODS, *others])}
     labels = sorted({line.label for line in lines}, key=lambda label: places[label])
     return {label: COLOURS[places[label] % len(COLOURS)] for label in labels}
 
@@ -90,7 +90,7 @@ def against_k(lines: Sequence[Line]) -> Figure | None:
     best = [
         line
         for line in best_bases(lines)
-        if (line.missing, line.corrupt) == (1, 0) and line.label != "none"
+        if (line.missing, line.corrupt) == (1, 0) and line.label != Plain.name
     ]
     names = in_order(line.dataset for line in best)
     if not names:

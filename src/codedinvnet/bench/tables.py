@@ -15,16 +15,12 @@ from codedinvnet.bench.erasures import Counts
 from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
+from codedinvnet.codes.registry import OURS, known_method
 from codedinvnet.files import write_atomically
-from codedinvnet.methods import NEEDS, Need, PaperInvNet
 from codedinvnet.rows import Row, accuracy_place, current_accuracy, read_rows, unpack_counts
-from codedinvnet.trained import WITH_PARTS
 
 DATASETS = ("mnist", "fashion", "cifar10")
 """In the order of all tables."""
-OURS = "coded-invnet"
-ANY_BASE = (Need.CLASSIFIER, Need.PARITY_MODEL, Need.LEARNED_CODE, Need.BACKUP)
-"""What goes with an invertible base model and with a plain one."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +234,8 @@ def alone_measured(lines: Iterable[Line]) -> set[tuple[str, ...]]:
     """Return the places of lines whose method goes with any base model and has one alone."""
     bases: dict[tuple[str, str, int, int, int], list[Line]] = {}
     for line in lines:
-        if NEEDS[line.rows[0]["method"]] in ANY_BASE:
+        method = known_method(line.rows[0]["method"])
+        if method is None or not method.of_bundle:
             place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
             bases.setdefault(place, []).append(line)
     return {found[0].place for found in bases.values() if len(found) == 1}
@@ -435,7 +432,7 @@ def training_seconds(row: Mapping[str, Any]) -> float:
     known, prepared = row.get("training_seconds"), row["preparing_seconds"]
     if known is None:
         return float(prepared)
-    return float(max(known, prepared) if row["method"] == PaperInvNet.name else known)
+    return float(max(known, prepared) if "paper" in row["settings"] else known)
 
 
 def single_seeds(lines: Iterable[Line]) -> str:
@@ -446,7 +443,7 @@ def single_seeds(lines: Iterable[Line]) -> str:
     parts: dict[str, list[Line]] = {}
     for line in lines:
         row = line.rows[0]
-        if trained(row["method"], row["base"]) and not row["settings"]["quick"]:
+        if trained(known_method(row["method"]), row["base"]) and not row["settings"]["quick"]:
             parts.setdefault(_part(line), []).append(line)
     found = []
     for part, own in parts.items():
@@ -458,7 +455,8 @@ def single_seeds(lines: Iterable[Line]) -> str:
 
 def _part(line: Line) -> str:
     """Return in words what was trained for a line."""
-    if line.rows[0]["method"] not in WITH_PARTS:
+    method = known_method(line.rows[0]["method"])
+    if method is None or not method.part:
         return "the plain ResNet"
     return f"{line.label} of the {line.base} base, k = {line.k}"
 

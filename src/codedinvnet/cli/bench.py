@@ -52,7 +52,7 @@ def _add_accuracy(benches: Commands) -> None:
         "--method",
         action="append",
         default=[],
-        help="only this method of the grid; repeatable (all)",
+        help="only this method of the grid, or one that it does not name; repeatable (all)",
     )
     sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
     sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")

@@ -90,11 +90,13 @@ def add_commands(commands: Commands) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.bundle import load_bundle
+    from codedinvnet.codes.invnet import CodedInvNet
+    from codedinvnet.codes.method import given_by
     from codedinvnet.evaluation.accuracy import evaluation_report
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    bundle.method(arguments.k, arguments.evidence)  # refused before images are read
+    CodedInvNet().build(given_by(bundle, arguments.k), arguments.evidence)  # or is refused now
     source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
     report = evaluation_report(
         bundle,

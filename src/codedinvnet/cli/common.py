@@ -150,7 +150,7 @@ def seed(text: str) -> int:
 
 def members_of(settings: Settings, asked: int | None) -> int:
     """Return the group size asked for, or the settings'; raise UserError if it is below 2."""
-    from codedinvnet.methods.base import check_k
+    from codedinvnet.codes.base import check_k
 
     if asked is None:
         return settings.fusion.members

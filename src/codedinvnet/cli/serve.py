@@ -28,29 +28,27 @@ def add_commands(commands: Commands) -> None:
     add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
     add(
         "--method",
-        default="coded-invnet",
-        help="coded-invnet, approxifer, approxifer-closed, approxifer-byzantine, nercc, "
-        "nercc-closed, oracle, average-image, or of the shipped bundles, with k = 10, "
-        "small-backup; with --part also parm, parm-concat, parm-learned, coded-invnet-paper or "
-        "small-backup (coded-invnet)",
+        default=argparse.SUPPRESS,
+        help="what makes up for missing answers: a method of docs/benchmarks.md, or one of your "
+        "own, FILE.py:CLASS (Coded-InvNet)",
     )
     add(
         "--part",
         type=Path,
-        help="the checkpoint that `bench accuracy` left for that method and k; of nercc and "
-        "nercc-closed its rows, for the regularisers",
+        help="the checkpoint that `bench accuracy` left for that method and k; of a method that "
+        "is tuned its rows, for what it chose",
     )
     add(
         "--stragglers",
         type=int,
         default=1,
-        help="outputs of a group that may be missing: approxifer*, nercc* (1)",
+        help="outputs of a group that may be missing, of methods for any number (1)",
     )
     add(
         "--errors",
         type=int,
         default=1,
-        help="outputs of a group that may be wrong: approxifer-byzantine (1)",
+        help="outputs of a group that may be wrong, of methods that find them (1)",
     )
     add(
         "--policy",

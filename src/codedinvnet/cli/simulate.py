@@ -29,8 +29,8 @@ def _add_simulate(commands: Commands) -> None:
     add = sub.add_argument
     add(
         "--policy",
-        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess or small-backup "
-        "(the scenario's)",
+        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, or coded by a method: "
+        "its name, or FILE.py:CLASS (the scenario's)",
     )
     add("--workers", type=int, help="how many (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")
@@ -76,7 +76,7 @@ def _add_plan(commands: Commands) -> None:
     add("--p999-ms", type=float, required=True, help="what p99.9 of the latencies may be")
     add("--min-accuracy", type=float, default=0.0, help="least overall accuracy, in 0..1 (0)")
     add("--scenario", type=Path, help="arrivals, times and stragglers (JSON; see configs/bench)")
-    add("--accuracy-rows", type=Path, help="of bench accuracy (JSONL): they rank the small backup")
+    add("--accuracy-rows", type=Path, help="of bench accuracy (JSONL): they tell methods' accuracy")
     add("--service-ms", type=float, help="to embed an image (the scenario's, else measured here)")
     add("--encode-ms", type=float, help="to encode, each image of a group (likewise)")
     add(

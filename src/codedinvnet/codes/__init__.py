@@ -1,1 +1,1 @@
-"""Codes: what makes of a group's queries its tasks, and of their outputs the missing answers."""
+"""Codes: how missing predictions are made up for."""

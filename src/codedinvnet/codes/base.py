@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.codes.rules import Rules
+from codedinvnet.classifier import ImageNetwork, Network
+from codedinvnet.codes.rules import SERVED, Rules
 from codedinvnet.errors import UserError
 
 
@@ -29,20 +34,20 @@ class Encoded(NamedTuple):
 
     query: Tensor
     """(B, *input): one query for the task's model."""
-    side: Tensor
-    """(B, n) float32: what goes to the decoder past the model; n may be 0."""
+    side: Tensor | None = None
+    """(B, n): what goes to the decoder past the model."""
 
 
-class Code(Protocol):
+class Code(ABC):
     """How queries are mixed for extra tasks, and how outputs become the missing answers.
 
     An *output* is what a task's model returned for the task's queries, flattened, with the side
-    features of `encode` behind it: (B, n) float32. All methods run under `torch.inference_mode`.
+    features of `encode` behind it: (B, n). A `Scheme` calls all methods under
+    `torch.inference_mode`.
     """
 
-    @property
-    def rules(self) -> Rules:
-        """The tasks, what outputs determine, and what tasks cost."""
+    rules: Rules
+    """The tasks, what outputs determine, and what tasks cost."""
 
     def encode(self, task: int, queries: Tensor) -> Encoded:
         """Make the query of a task that is encoded.
@@ -51,7 +56,9 @@ class Code(Protocol):
             task: its number.
             queries: (B, members, *input), the members that the task needs.
         """
+        raise ValueError(f"task {task} is not encoded")
 
+    @abstractmethod
     def direct(self, output: Tensor) -> Tensor | None:
         """Map a data task's output (B, n) to its own scores (B, classes), without any group.
 
@@ -59,6 +66,7 @@ class Code(Protocol):
         depend on the group.
         """
 
+    @abstractmethod
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         """Return scores (B, classes) for every member that these outputs determine, or guesses.
 
@@ -70,17 +78,67 @@ class Code(Protocol):
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
         """Return how far a complete group is from consistent, (B,), or None if one is missing.
 
-        It is what a corrupt worker shows up in.
+        It is what a corrupt worker shows up in. A code that cannot tell returns None.
         """
+        return None
+
+    def networks(self) -> Iterator[Network]:
+        """Yield the networks that encode, for an engine that takes them over."""
+        yield from ()
+
+
+class ScoresCode(Code):
+    """A code whose data task i sends the scores of member i, whatever the group.
+
+    Args:
+        rules: which members the outputs determine.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        check_k(rules.k)
+        self.rules = rules
+
+    @abstractmethod
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        """Return scores (B, classes) of a missing member that is determined."""
+
+    def direct(self, output: Tensor) -> Tensor | None:
+        """Return the output: it is the scores."""
+        return output
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        """Answer the members whose scores are here, and the missing ones that are determined."""
+        found = self.rules.recoverable(frozenset(outputs), size)
+        return {
+            i: outputs[i] if i in outputs else self.made_up(i, outputs, size) for i in sorted(found)
+        }
+
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        """Return the largest root mean square, (B,), between direct and decoded scores.
+
+        Every member is decoded as if it alone were missing.
+        """
+        if any(task not in outputs for task in self.rules.tasks(size)):
+            return None
+        distances = []
+        for i in range(size):
+            rest = {task: output for task, output in outputs.items() if task != i}
+            if i in self.rules.recoverable(frozenset(rest), size):
+                difference = self.made_up(i, rest, size) - outputs[i]
+                distances.append(difference.square().mean(dim=1).sqrt())
+        return torch.stack(distances).amax(dim=0) if distances else None
 
 
 class Computed(NamedTuple):
     """What a task's computation returned."""
 
     output: Tensor
-    """(B, n) float32."""
+    """(B, n), of the model's own type."""
     encode_seconds: float
     """The time that encoding took; 0 if the task is not encoded."""
+
+
+_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -91,34 +149,107 @@ class Scheme:
         name: of the method on the command line.
         code: mixes queries and decodes outputs.
         models: role -> the model, which maps a batch of queries (B, *input) to one tensor.
+        shape: of one query.
+        chosen: what the method chose on validation images, as its result row states it.
+        whose: the file of a method that is not this package's; "" of its own.
     """
 
     name: str
     code: Code
     models: Mapping[str, nn.Module]
+    shape: tuple[int, ...]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    whose: str = ""
 
     @property
     def rules(self) -> Rules:
         """The code's rules."""
         return self.code.rules
 
+    @property
+    def device(self) -> torch.device:
+        """Where the served model computes."""
+        parameter = next(self.models[SERVED].parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights that a worker holds, those that encode and decode among them."""
+        parts = (*self.models.values(), *vars(self.code).values())
+        held = {p for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+        return sum(p.numel() for p in held)
+
     @torch.inference_mode()
-    def compute(self, task: int, queries: Tensor, size: int) -> Computed:
+    def compute(self, task: int, queries: Tensor) -> Computed:
         """Do a task: the worker's part.
+
+        The group's size is not asked for: members answer before it is known, and an extra task
+        needs all of them.
 
         Args:
             task: its number.
             queries: (B, members, *input), the members that the task needs.
-            size: the group's size.
         """
-        spec = self.rules.tasks(size)[task]
-        if not spec.encoded:
-            values: Tensor = self.models[spec.model](queries.flatten(0, 1))
-            return Computed(values.reshape(len(queries), -1).float(), 0.0)
-        began = time.perf_counter()
-        encoded = self.code.encode(task, queries)
-        seconds = time.perf_counter() - began
-        values = self.models[spec.model](encoded.query).flatten(1).float()
+        queries = queries.to(self.device)
+        spec = self.rules.tasks(self.rules.k)[task]
+        with self._blamed():
+            if not spec.encoded:
+                values: Tensor = self.models[spec.model](queries.flatten(0, 1))
+                return Computed(values.reshape(len(queries), -1), 0.0)
+            began = time.perf_counter()
+            encoded = self.code.encode(task, queries)
+            seconds = time.perf_counter() - began
+            values = self.models[spec.model](encoded.query).flatten(1)
         side = encoded.side
-        return Computed(torch.cat([values, side], dim=1) if side.shape[1] else values, seconds)
+        return Computed(values if side is None else torch.cat([values, side], dim=1), seconds)
 
+    @torch.inference_mode()
+    def direct(self, output: Tensor) -> Tensor | None:
+        """Return `Code.direct`."""
+        with self._blamed():
+            return self.code.direct(output)
+
+    @torch.inference_mode()
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        """Return `Code.decode`."""
+        with self._blamed():
+            return self.code.decode(outputs, size)
+
+    @torch.inference_mode()
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        """Return `Code.residual`."""
+        with self._blamed():
+            return self.code.residual(outputs, size)
+
+    def networks(self) -> Iterator[Network]:
+        """Yield the models' networks, and those that encode."""
+        for model in self.models.values():
+            for module in model.modules():
+                if isinstance(module, ImageNetwork):
+                    yield module.core()
+        yield from self.code.networks()
+
+    def _blamed(self) -> contextlib.AbstractContextManager[None]:
+        return blamed(self.name, self.whose)
+
+
+@contextlib.contextmanager
+def blamed(name: str, whose: str) -> Iterator[None]:
+    """Print the traceback of what a user's method raises under a line that says whose it is.
+
+    The same error is printed once: a service meets it with every query.
+
+    Args:
+        name: of the method.
+        whose: its file; "" for a method of this package.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = traceback.format_exception(error)
+        if whose and lines[-2] not in _told:
+            _told.add(lines[-2])
+            print(f"the method {name} of {whose} raised:\n{''.join(lines)}", file=sys.stderr)
+        raise

@@ -87,7 +87,7 @@ class Uncoded:
 
     def tasks(self, size: int) -> Mapping[int, Task]:
         """Return one task for each member."""
-        return _data_tasks(self.k, size, self.fixed_size)
+        return _tasks(self.k, 0, size, False, SERVED, 1.0, False)
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         """Return the members that answered."""
@@ -113,7 +113,7 @@ class Replicated:
 
     def tasks(self, size: int) -> Mapping[int, Task]:
         """Return two tasks for each member."""
-        data = _data_tasks(self.k, size, self.fixed_size)
+        data = _tasks(self.k, 0, size, False, SERVED, 1.0, False)
         return {**data, **{self.k + i: task for i, task in data.items()}}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
@@ -143,7 +143,8 @@ class Parities:
 
     def tasks(self, size: int) -> Mapping[int, Task]:
         """Return a data task for each member, and r parities from task k on over all of them."""
-        return _with_parities(self, size)
+        cost = 1.0 if self.cost is None else self.cost(size)
+        return _tasks(self.k, self.r, size, self.fixed_size, self.model, cost, True)
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         """Return the members that answered, or all if no more are missing than parities here."""
@@ -176,7 +177,8 @@ class AnswersAll:
 
     def tasks(self, size: int) -> Mapping[int, Task]:
         """Return a data task for each member, and task k over all of them."""
-        return _with_one_for_all(self, size)
+        cost = size / self.k if self.cost is None else self.cost(size)
+        return _tasks(self.k, 1, size, False, self.model, cost, self.encoded)
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         """Return the members that answered, or all once task k is here."""
@@ -222,24 +224,12 @@ def check_size(k: int, size: int, fixed: bool) -> None:
 
 
 @cache
-def _data_tasks(k: int, size: int, fixed: bool) -> Mapping[int, Task]:
+def _tasks(
+    k: int, r: int, size: int, fixed: bool, model: str, cost: float, encoded: bool
+) -> Mapping[int, Task]:
     check_size(k, size, fixed)
-    return {i: Task((i,)) for i in range(size)}
-
-
-@cache
-def _with_parities(rules: Parities, size: int) -> Mapping[int, Task]:
-    cost = 1.0 if rules.cost is None else rules.cost(size)
-    parity = Task(tuple(range(size)), rules.model, cost, encoded=True)
-    data = _data_tasks(rules.k, size, rules.fixed_size)
-    return {**data, **{rules.k + j: parity for j in range(rules.r)}}
-
-
-@cache
-def _with_one_for_all(rules: AnswersAll, size: int) -> Mapping[int, Task]:
-    cost = size / rules.k if rules.cost is None else rules.cost(size)
-    extra = Task(tuple(range(size)), rules.model, cost, rules.encoded)
-    return {**_data_tasks(rules.k, size, False), rules.k: extra}
+    extra = Task(tuple(range(size)), model, cost, encoded)
+    return {**{i: Task((i,)) for i in range(size)}, **{k + j: extra for j in range(r)}}
 
 
 @cache

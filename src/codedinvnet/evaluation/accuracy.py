@@ -10,11 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.invnet import CodedInvNet
+from codedinvnet.codes.mean import Evidence
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
-from codedinvnet.methods import Evidence
-from codedinvnet.methods.base import CodedMethod
 from codedinvnet.provenance import describe_machine
 
 BATCH = 250
@@ -56,7 +59,7 @@ class Evaluation:
 
 
 def evaluate(
-    method: CodedMethod,
+    scheme: Scheme,
     source: ImageSource,
     *,
     k: int,
@@ -68,7 +71,7 @@ def evaluate(
     """Erase every member of every group in turn and decode it.
 
     Args:
-        method: a systematic coding method that serves groups of k.
+        scheme: of a systematic code that serves groups of k.
         source: the images.
         k: the group size.
         groupings: how many random groupings.
@@ -86,9 +89,12 @@ def evaluate(
         raise UserError(f"groupings must be at least 1, got {groupings}")
     if shuffle_parity and len(source) < 2 * k:
         raise UserError(f"shuffling parities needs two groups: {2 * k} images, got {len(source)}")
-    if k > method.k or (method.fixed_size and k != method.k):
-        served = f"of {method.k} only" if method.fixed_size else f"of up to {method.k}"
-        raise UserError(f"{method.name} serves groups {served}, got k = {k}")
+    rules = scheme.rules
+    if k > rules.k or (rules.fixed_size and k != rules.k):
+        served = f"of {rules.k} only" if rules.fixed_size else f"of up to {rules.k}"
+        raise UserError(f"{scheme.name} serves groups {served}, got k = {k}")
+    if not is_systematic(rules):
+        raise UserError(f"{scheme.name} has no direct answers to compare with")
     count = len(source)
     generator = torch.Generator().manual_seed(seed)
     drawn = [random_groups(count, k, generator) for _ in range(groupings)]
@@ -107,10 +113,9 @@ def evaluate(
         kept, answers, labels = [], [], []
         for rows in torch.arange(count).split(BATCH):
             images, truth = source.batch(rows)
-            outputs = method.compute(0, images[:, None])
-            logits = method.direct(outputs)
-            if logits is None:
-                raise UserError(f"{method.name} has no direct answers to compare with")
+            outputs = scheme.compute(0, images[:, None]).output
+            logits = scheme.direct(outputs)
+            assert logits is not None
             answers.append(logits.argmax(1).cpu())
             labels.append(truth)
             if count * outputs[0].nbytes <= KEPT_BYTES:
@@ -121,7 +126,7 @@ def evaluate(
         hits, agrees, masks = [], [], []
         for groups in drawn:
             predictions = _decoded_predictions(
-                method, source, data_outputs, groups, k, shuffle_parity, bar
+                scheme, source, data_outputs, groups, k, shuffle_parity, bar
             )
             hits.append(predictions == truth[groups.members])
             agrees.append(predictions == direct[groups.members])
@@ -145,7 +150,7 @@ def evaluate(
 
 
 def _decoded_predictions(
-    method: CodedMethod,
+    scheme: Scheme,
     source: ImageSource,
     data_outputs: Tensor | None,
     groups: Groups,
@@ -154,30 +159,30 @@ def _decoded_predictions(
     bar: tqdm[None],
 ) -> Tensor:
     """Return the decoded class of every member when it alone is erased, (G, k)."""
-    needs = method.tasks(k)
-    own = {task: members[0] for task, members in needs.items() if len(members) == 1}
+    tasks = scheme.rules.tasks(k)
+    own = {task: spec.members[0] for task, spec in tasks.items() if len(spec.members) == 1}
     size = max(1, BATCH // k)
     encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
     found = []
     for rows, encoded_rows in zip(groups.members.split(size), encoded.split(size), strict=True):
         flat = rows.flatten()
         if data_outputs is None:
-            outputs = method.compute(0, source.batch(flat)[0][:, None])
+            outputs = scheme.compute(0, source.batch(flat)[0][:, None]).output
         else:
             outputs = data_outputs[flat]
         outputs = outputs.unflatten(0, tuple(rows.shape))
         queries = source.batch(encoded_rows.flatten())[0].unflatten(0, tuple(rows.shape))
         parities = {
-            task: method.compute(task, queries[:, list(members)])
-            for task, members in needs.items()
+            task: scheme.compute(task, queries[:, list(spec.members)]).output
+            for task, spec in tasks.items()
             if task not in own
         }
         columns = []
         for erased in range(k):
             available = {task: outputs[:, member] for task, member in own.items() if task != erased}
-            answers = method.decode({**available, **parities}, k)
+            answers = scheme.decode({**available, **parities}, k)
             if erased not in answers:
-                raise UserError(f"{method.name} cannot decode member {erased} of a group of {k}")
+                raise UserError(f"{scheme.name} cannot decode member {erased} of a group of {k}")
             columns.append(answers[erased].argmax(1).cpu())
         found.append(torch.stack(columns, dim=1))
         bar.update()
@@ -216,7 +221,7 @@ def evaluation_report(
         raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle
     result = evaluate(
-        used.method(k, evidence),
+        CodedInvNet().build(given_by(used, k), evidence),
         source,
         k=k,
         groupings=groupings,

@@ -9,21 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from codedinvnet.bundle import Bundle
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.devices import first_tensor
 from codedinvnet.model import CodedModel, decode_missing
 from codedinvnet.provenance import describe_machine
 
 REPEATS = 30
-
-
-def count_macs(call: Callable[[], Any]) -> int:
-    """Count the multiply-adds of convolutions and matrix products in a call."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return int(counter.get_total_flops()) // 2
 
 
 def encoder_share(model: CodedModel, k: int) -> float:

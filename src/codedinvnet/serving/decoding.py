@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedinvnet.methods import CodedMethod
+from codedinvnet.codes.base import Scheme
 
 
 class Job(NamedTuple):
@@ -27,7 +27,7 @@ def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:
     return {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
 
 
-def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarray]]:
+def compute(scheme: Scheme, jobs: Sequence[Job]) -> list[dict[int, np.ndarray]]:
     """Return for each job the probabilities (classes,) of the queries it wants.
 
     Direct answers are computed together, and so are decodings of equal size and with the same
@@ -37,7 +37,7 @@ def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarr
     direct = [i for i, job in enumerate(jobs) if job.size == 0]
     if direct:
         stacked = torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct]))
-        logits = method.direct(stacked)
+        logits = scheme.direct(stacked)
         assert logits is not None
         for row, i in zip(probabilities(logits), direct, strict=True):
             found[i] = {query: row for query in jobs[i].wanted}
@@ -47,24 +47,22 @@ def compute(method: CodedMethod, jobs: Sequence[Job]) -> list[dict[int, np.ndarr
             alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
     for (size, tasks), rows in alike.items():
         outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
-        answers = method.decode(outputs, size)
+        answers = scheme.decode(outputs, size)
         for position, i in enumerate(rows):
             for query, member in jobs[i].wanted.items():
                 found[i][query] = probabilities(answers[member][position][None])[0]
     return found
 
 
-def compute_apart(
-    method: CodedMethod, jobs: Sequence[Job]
-) -> list[dict[int, np.ndarray] | Exception]:
+def compute_apart(scheme: Scheme, jobs: Sequence[Job]) -> list[dict[int, np.ndarray] | Exception]:
     """Compute jobs together; if that fails, each for itself, so that none fails for another."""
     try:
-        return list(compute(method, jobs))
+        return list(compute(scheme, jobs))
     except Exception:
         found: list[dict[int, np.ndarray] | Exception] = []
         for job in jobs:
             try:
-                found += compute(method, [job])
+                found += compute(scheme, [job])
             except Exception as error:
                 found.append(error)
         return found
@@ -76,16 +74,16 @@ def probabilities(logits: Tensor) -> np.ndarray:
 
 
 def check_group(
-    method: CodedMethod, outputs: Mapping[int, np.ndarray], size: int, member: int
+    scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
 ) -> tuple[bool | None, float | None]:
     """Return whether a member's decoded label is its direct one, and the group's residual."""
     complete = tensors(outputs)
-    residual = method.residual(complete, size)
+    residual = scheme.residual(complete, size)
     agrees: bool | None = None
-    direct = method.direct(complete[member]) if member in complete else None
+    direct = scheme.direct(complete[member]) if member in complete else None
     if direct is not None:
         rest = {task: output for task, output in complete.items() if task != member}
-        decoded = method.decode(rest, size).get(member)
+        decoded = scheme.decode(rest, size).get(member)
         if decoded is not None:
             agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
     return agrees, None if residual is None else float(residual[0])

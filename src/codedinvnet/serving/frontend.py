@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedinvnet.methods import CodedMethod
+from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.actions import (
     DEADLINE,
     Action,
@@ -146,7 +146,7 @@ class FrontEnd:
     """The service without its network face.
 
     Args:
-        method: the coding method, for heads and decoding; workers load their own.
+        scheme: for heads and decoding; workers load their own.
         pool: not yet started.
         rules: see `Rules`.
         image_shape: (C, H, W) of a query.
@@ -157,12 +157,12 @@ class FrontEnd:
         seed: of the sample of groups that are checked.
 
     Raises:
-        ValueError: if the rules do not fit the method.
+        ValueError: if the rules do not fit the code.
     """
 
     def __init__(
         self,
-        method: CodedMethod,
+        scheme: Scheme,
         pool: WorkerPool,
         rules: Rules,
         image_shape: tuple[int, int, int],
@@ -173,12 +173,12 @@ class FrontEnd:
         metrics: Metrics | None = None,
         seed: int = 0,
     ) -> None:
-        self.method, self.pool, self.rules = method, pool, rules
+        self.scheme, self.pool, self.rules = scheme, pool, rules
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
-        self.metrics.expect(rules.workers, method.k)
+        self.metrics.expect(rules.workers, scheme.rules.k)
         self.times = Times(rules.workers)
-        self.scheduler = Scheduler(rules, method)
+        self.scheduler = Scheduler(rules, scheme.rules)
         self.admission = Admission(rules.workers, rules.max_pending)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
@@ -232,16 +232,17 @@ class FrontEnd:
 
     def _warm_up(self) -> np.ndarray:
         """Compute a filler's output, its head once, and what shapes parities have."""
-        method, k = self.method, self.method.k
+        scheme, rules = self.scheme, self.scheme.rules
+        k = rules.k
 
         def output(task: int, members: int) -> Tensor:
             image = torch.from_numpy(self._filler)[None, None]
-            return method.compute(task, image.expand(-1, members, -1, -1, -1))
+            return scheme.compute(task, image.expand(-1, members, -1, -1, -1)).output
 
-        own = output(0, len(method.tasks(k)[0]))
-        if method.direct(own) is not None:  # otherwise all outputs are alike
-            for size in (k,) if method.fixed_size else range(1, k + 1):
-                parities = {t: len(m) for t, m in method.tasks(size).items() if t >= k}
+        own = output(0, len(rules.tasks(k)[0].members))
+        if scheme.direct(own) is not None:  # otherwise all outputs are alike
+            for size in (k,) if rules.fixed_size else range(1, k + 1):
+                parities = {n: len(t.members) for n, t in rules.tasks(size).items() if n >= k}
                 for task, members in parities.items():
                     self._shapes[task, members] = tuple(output(task, members)[0].shape)
         return np.asarray(own[0].cpu().numpy())
@@ -535,12 +536,12 @@ class FrontEnd:
             origin, waiting.origin = waiting.origin, None
         task = Task(action.attempt, action.task, np.stack(images), origin)
         self.workers[action.worker].tasks += 1
-        if action.task == self.method.k:
+        if action.task == self.scheme.rules.k:
             self.metrics.groups.labels(str(action.size)).inc()
         self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
     async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
-        kind = "parity" if task.number >= self.method.k else "data"
+        kind = "parity" if task.number >= self.scheme.rules.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
             result = self._sound(task, await self.pool.call(worker, task))
@@ -685,7 +686,7 @@ class FrontEnd:
                 answers: Sequence[dict[int, np.ndarray] | Exception]
                 try:
                     answers = await loop.run_in_executor(
-                        self._decoder, compute_apart, self.method, jobs
+                        self._decoder, compute_apart, self.scheme, jobs
                     )
                 except Exception as error:
                     answers = [error] * len(jobs)
@@ -736,7 +737,7 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         try:
             agrees, residual = await loop.run_in_executor(
-                self._decoder, check_group, self.method, check.outputs, check.size, check.member
+                self._decoder, check_group, self.scheme, check.outputs, check.size, check.member
             )
         except Exception as error:  # answers wait behind it
             self._log_error(error)
@@ -745,7 +746,7 @@ class FrontEnd:
             self.metrics.checked(agrees)
         if residual is not None:
             for task, worker in check.workers.items():
-                role = "parity" if task >= self.method.k else "data"
+                role = "parity" if task >= self.scheme.rules.k else "data"
                 self.metrics.residual_seen(worker, role, residual)
 
     # Views

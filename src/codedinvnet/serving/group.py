@@ -6,54 +6,12 @@ test drives it through every order of arrival, loss and lateness.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+
+from codedinvnet.codes.rules import Rules, Uncoded
 
 FILLER = -1
 """Stands for the attempt that computed a filler's output: it was known before the group began."""
-
-
-class Code(Protocol):
-    """What the serving rules need to know of a coding method; every `CodedMethod` satisfies it."""
-
-    @property
-    def k(self) -> int:
-        """The most data queries in a group."""
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether groups must have exactly k members."""
-
-    @property
-    def guesses(self) -> bool:
-        """Whether a parity's output alone gives some answer for every member, as a last resort."""
-
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
-        """Return for each task of a group the members that it needs."""
-
-    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return the members of a group of `size` that the outputs of these tasks determine."""
-
-
-class Uncoded:
-    """No code: every query is a group of its own."""
-
-    k = 1
-    fixed_size = False
-    guesses = False
-
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
-        """Return the one task of the one member."""
-        return {0: (0,)}
-
-    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return the member itself, once its output is here."""
-        return available
-
-
-def is_systematic(code: Code) -> bool:
-    """Tell whether data tasks need their own member alone, so that they can leave at once."""
-    return all(code.tasks(code.k)[i] == (i,) for i in range(code.k))
 
 
 class CodingGroup:
@@ -65,10 +23,10 @@ class CodingGroup:
 
     Args:
         identity: a number of its own.
-        code: the coding method.
+        code: the rules of a code.
     """
 
-    def __init__(self, identity: int, code: Code) -> None:
+    def __init__(self, identity: int, code: Rules) -> None:
         self.identity = identity
         self.code = code
         self.members: list[int] = []
@@ -146,7 +104,7 @@ class CodingGroup:
         self.size = self.code.k if self.code.fixed_size else len(self.members)
         tasks = self.code.tasks(self.size)
         for member in range(len(self.members), self.size):
-            if tasks[member] == (member,):
+            if tasks[member].members == (member,):
                 self.outputs[member] = FILLER
         return self.missing()
 

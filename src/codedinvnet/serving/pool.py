@@ -16,14 +16,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.bundle import load_bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import Tolerance
+from codedinvnet.codes.registry import OURS
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.methods import CodedMethod, Tolerance
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.engine import is_kept, run_by_onnxruntime
-from codedinvnet.trained import method_for
 
 
 class WorkerDied(Exception):
@@ -62,7 +64,7 @@ class Result(NamedTuple):
     seconds: float
     """Its computing time."""
     encode_seconds: float = 0.0
-    """The part of it that went into encoding; 0 for data tasks."""
+    """The part of it that went into encoding."""
     held: float = 0.0
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
     blocked: float = 0.0
@@ -78,7 +80,7 @@ class WorkerSpec:
         k: the most members of a group.
         device: what to compute on.
         threads: that a worker computes with.
-        method: the coding method's name.
+        method: the coding method, as `find_method` takes it.
         part: the checkpoint of the part that it needs beside the bundle, if it does.
         stragglers: see `Tolerance`.
         errors: likewise.
@@ -91,7 +93,7 @@ class WorkerSpec:
     k: int
     device: str = "cpu"
     threads: int = 1
-    method: str = "coded-invnet"
+    method: str = OURS
     part: Path | None = None
     stragglers: int = 1
     errors: int = 1
@@ -99,8 +101,8 @@ class WorkerSpec:
     part_weights: str = ""
     engine: str = PYTORCH
 
-    def load(self) -> CodedMethod:
-        """Load the method, and compute each of its tasks once, so that no query pays for it.
+    def load(self) -> Scheme:
+        """Load the scheme, and compute each of its tasks once, so that no query pays for it.
 
         This is for a worker's own process: its number of threads and its precision are set.
 
@@ -110,34 +112,33 @@ class WorkerSpec:
         """
         torch.set_num_threads(self.threads)
         use_whole_float32()
-        method, bundle = self._method()
+        scheme = self._scheme()
         if self.engine == ONNX_RUNTIME:
-            run_by_onnxruntime(method, bundle.model.input_shape)
-        size = method.k
-        zeros = torch.zeros(1, size, *bundle.info.input.shape, dtype=torch.uint8)
-        for number, members in method.tasks(size).items():
-            if number in (0, method.k):
-                method.compute(number, zeros[:, : len(members)])
-        return method
+            run_by_onnxruntime(scheme.networks())
+        size = scheme.rules.k
+        zeros = torch.zeros(1, size, *scheme.shape, dtype=torch.uint8)
+        for number, task in scheme.rules.tasks(size).items():
+            if number in (0, size):
+                scheme.compute(number, zeros[:, : len(task.members)])
+        return scheme
 
     def is_prepared(self) -> bool:
         """Tell whether `load` takes no longer than it must; raises alike."""
         if self.engine != ONNX_RUNTIME:
             return True
-        method, bundle = self._method()
-        return is_kept(method, bundle.model.input_shape)
+        return is_kept(self._scheme().networks())
 
-    def _method(self) -> tuple[CodedMethod, Bundle]:
+    def _scheme(self) -> Scheme:
         check_engine(self.engine, self.device)
         check_installed(self.engine)
         bundle = load_bundle(self.bundle, self.device)
         tolerance = Tolerance(self.stragglers, self.errors)
-        method = method_for(bundle, self.bundle, self.method, self.k, self.part, tolerance)
+        scheme = scheme_for(bundle, self.k, self.method, self.part, tolerance)
         if self.weights:
-            check_weights(self.bundle, weights_digest(self.bundle), self.weights)
+            check_weights(self.bundle, bundle.digest(), self.weights)
         if self.part_weights and self.part is not None:
             check_weights(self.part, file_digest(self.part), self.part_weights)
-        return method, bundle
+        return scheme
 
 
 def check_weights(place: str | Path, found: str, wanted: str) -> None:
@@ -158,12 +159,11 @@ def freeze_loaded() -> None:
     gc.freeze()
 
 
-def run_task(method: CodedMethod, number: int, images: np.ndarray) -> Result:
+def run_task(scheme: Scheme, number: int, images: np.ndarray) -> Result:
     """Compute one task's output (n,) of images (members, C, H, W), and time it."""
     began = time.perf_counter()
-    output = method.compute(number, torch.from_numpy(images)[None])
+    output, encoding = scheme.compute(number, torch.from_numpy(images)[None])
     array = np.ascontiguousarray(output[0].float().cpu().numpy())
-    encoding = method.encode_seconds if number >= method.k else 0.0
     return Result(array, time.perf_counter() - began, encoding)
 
 
@@ -201,11 +201,11 @@ class InProcessPool:
     """Workers that are threads of this process, for tests: they die and hang on request.
 
     Args:
-        method: what they compute with.
+        scheme: what they compute with.
     """
 
-    def __init__(self, method: CodedMethod) -> None:
-        self.method = method
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
         self.on_death: Death | None = None
         self.dead: list[asyncio.Event] = []
         self.hung: list[asyncio.Event] = []
@@ -234,7 +234,7 @@ class InProcessPool:
     async def _work(self, worker: int, task: Task) -> Result:
         if self.hung[worker].is_set():
             await self.dead[worker].wait()
-        return await asyncio.to_thread(run_task, self.method, task.number, task.images)
+        return await asyncio.to_thread(run_task, self.scheme, task.number, task.images)
 
     def kill(self, worker: int) -> None:
         """Let a worker die."""

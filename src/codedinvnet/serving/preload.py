@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from codedinvnet.methods import CodedMethod
+from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.pool import WorkerSpec, freeze_loaded
 
 VARIABLE = "CODEDINVNET_PRELOAD"
@@ -46,8 +46,8 @@ def kill_fork_server() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def load(spec: WorkerSpec) -> CodedMethod:
-    """Return the method of a worker: the fork server's, if that has loaded the same, or its own."""
+def load(spec: WorkerSpec) -> Scheme:
+    """Return the scheme of a worker: the fork server's, if that has loaded the same, or its own."""
     if _loaded is not None and _loaded[0] == _key(spec):
         return _loaded[1]
     return spec.load()
@@ -57,7 +57,7 @@ def _key(spec: WorkerSpec) -> str:
     return json.dumps({"type": type(spec).__qualname__, **asdict(spec)}, default=str)
 
 
-def _load_named() -> tuple[str, CodedMethod] | None:
+def _load_named() -> tuple[str, Scheme] | None:
     key = os.environ.get(VARIABLE)
     if key is None:
         return None
@@ -65,11 +65,11 @@ def _load_named() -> tuple[str, CodedMethod] | None:
     del found["type"]
     part = found["part"]
     try:
-        method = WorkerSpec(**{**found, "part": part and Path(part)}).load()
+        scheme = WorkerSpec(**{**found, "part": part and Path(part)}).load()
     except Exception:  # the workers will meet the same, and can tell
         return None
     freeze_loaded()
-    return key, method
+    return key, scheme
 
 
 _loaded = _load_named()

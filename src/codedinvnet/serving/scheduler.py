@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import Uncoded, is_systematic
 from codedinvnet.serving.actions import (
     DEADLINE,
     Action,
@@ -25,7 +27,7 @@ from codedinvnet.serving.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.group import FILLER, Code, CodingGroup, Uncoded, is_systematic
+from codedinvnet.serving.group import FILLER, CodingGroup
 from codedinvnet.serving.order import WorkerOrder
 from codedinvnet.serving.rules import Rules
 
@@ -117,17 +119,17 @@ class Scheduler:
 
     Args:
         rules: see `Rules`.
-        code: the coding method; unused by policies without one.
+        code: the rules of a code; unused by policies without one.
 
     Raises:
         ValueError: if there is no code, or too few workers for it.
     """
 
-    def __init__(self, rules: Rules, code: Code | None = None) -> None:
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         self.rules = rules
         if rules.policy.coded and code is None:
             raise ValueError(f"policy {rules.policy.name} needs a code")
-        self.code: Code = code if rules.policy.coded and code is not None else Uncoded()
+        self.code: CodeRules = code if rules.policy.coded and code is not None else Uncoded()
         self.systematic = is_systematic(self.code)
         needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
         if rules.workers < needed:

@@ -19,11 +19,14 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.bundle import Bundle, bundle_folder, load_bundle, weights_digest
+from codedinvnet.codes.build import part_beside, scheme_for
+from codedinvnet.codes.method import Tolerance
+from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.methods import CHOSEN_ERRORS, CHOSEN_STRAGGLERS, FROM_MODEL, Tolerance
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.serving.app import LARGE_BODY, LOOPBACK, AppOptions, build_app
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
@@ -34,7 +37,6 @@ from codedinvnet.serving.faults import (
     load_schedule,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.group import is_systematic
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
 from codedinvnet.serving.pool import WorkerPool, WorkerSpec, freeze_loaded
 from codedinvnet.serving.process_pool import ProcessPool
@@ -47,7 +49,6 @@ from codedinvnet.serving.rules import (
     hang_limit,
     pending_limit,
 )
-from codedinvnet.trained import WITH_PARTS, method_for, part_beside
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
@@ -68,7 +69,7 @@ class ServeOptions:
     bundle: str
     k: int = 10
     workers: int | None = None
-    method: str = "coded-invnet"
+    method: str = OURS
     part: Path | None = None
     stragglers: int = 1
     errors: int = 1
@@ -104,8 +105,14 @@ def check(options: ServeOptions) -> None:
     Raises:
         UserError: naming the option.
     """
+    offered = tuple(name for name, method in METHODS.items() if not method.is_policy)
+    try:
+        method = find_method(options.method)
+        if method.is_policy:
+            raise UserError(f"{options.method!r} is not one of {', '.join(offered)}")
+    except UserError as error:
+        raise UserError(f"--method: {error}") from error
     choices = (
-        ("--method", options.method, (*FROM_MODEL, *WITH_PARTS)),
         ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--pool", options.pool, ("local", "ray")),
@@ -113,7 +120,7 @@ def check(options: ServeOptions) -> None:
     )
     for flag, value, known in choices:
         if value not in known:
-            hint = f" (it is a --method: --method {value})" if value in choices[0][2] else ""
+            hint = f" (it is a --method: --method {value})" if value in METHODS else ""
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
     for name in (*times, "threads_per_worker", "max_pending", "max_batch", "max_body_memory"):
@@ -134,11 +141,12 @@ def check(options: ServeOptions) -> None:
     check_engine(options.engine, options.device)
     if options.pool == "local":  # of Ray's nodes each tells for itself
         check_installed(options.engine)
-    for name, chosen in (("stragglers", CHOSEN_STRAGGLERS), ("errors", CHOSEN_ERRORS)):
+    for name in Tolerance._fields:
         value = getattr(options, name)
         if value < 1:
             raise UserError(f"--{name}: must be at least 1, got {value}")
-        if value > 1 and options.method not in chosen:
+        if value > 1 and name not in method.chooses:
+            chosen = (known for known in offered if name in METHODS[known].chooses)
             raise UserError(
                 f"--{name}: {options.method} makes up for what it can; it is of {', '.join(chosen)}"
             )
@@ -194,9 +202,9 @@ def read_token(path: Path | None) -> str:
 
 def make_pool(options: ServeOptions) -> WorkerPool:
     """Return the pool that was asked for, not yet started."""
-    part = options.part
-    if part is None and options.method in WITH_PARTS:
-        part = part_beside(options.bundle, options.method, options.k)
+    part, method = options.part, find_method(options.method)
+    if part is None:
+        part = part_beside(bundle_folder(options.bundle), method, options.k)
     spec = WorkerSpec(
         options.bundle,
         options.k,
@@ -230,18 +238,19 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
     """
     policy = POLICIES[options.policy]
     tolerance = Tolerance(options.stragglers, options.errors)
-    method = method_for(bundle, options.bundle, options.method, options.k, options.part, tolerance)
-    if not is_systematic(method) and policy.name != "coded":
+    scheme = scheme_for(bundle, options.k, options.method, options.part, tolerance)
+    systematic = is_systematic(scheme.rules)
+    if not systematic and policy.name != "coded":
         raise UserError(
-            f"--policy: {method.name} has no direct answers, so that it goes with the policy coded "
+            f"--policy: {scheme.name} has no direct answers, so that it goes with the policy coded "
             f"only, not with {policy.name}"
         )
-    if policy.guessing and not method.guesses:
+    if policy.guessing and not scheme.rules.guesses:
         raise UserError(
             f"--policy: {policy.name} needs a code that can guess, by side features; "
-            f"{method.name} of {options.bundle} has none, or does so under coded, too"
+            f"{scheme.name} of {options.bundle} has none, or does so under coded, too"
         )
-    workers = options.workers or len(method.tasks(options.k))
+    workers = options.workers or len(scheme.rules.tasks(options.k))
     most = options.max_pending or pending_limit(workers)
     if options.max_batch > most:
         raise UserError(
@@ -258,11 +267,11 @@ def make_front_end(options: ServeOptions, bundle: Bundle) -> FrontEnd:
         routing=options.routing,
     )
     pool = make_pool(options)
-    if isinstance(pool, FaultyPool) and not is_systematic(method):
-        check_per_request(pool.faults, method.name)
+    if isinstance(pool, FaultyPool) and not systematic:
+        check_per_request(pool.faults, scheme.name)
     try:
         return FrontEnd(
-            method,
+            scheme,
             pool,
             rules,
             bundle.info.input.shape,

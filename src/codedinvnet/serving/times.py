@@ -57,8 +57,8 @@ class Times:
     Attributes:
         service: computing of data tasks.
         encode: encoding of a parity query, for each image of its group; without a value for a
-            small backup, which encodes nothing, and for a code without direct answers, whose every
-            task encodes as part of `service`.
+            code that encodes nothing, and for one without direct answers, whose every task encodes
+            as part of `service`.
         trip: what a worker was occupied beyond computing and injected delays: the way there and
             back, and waits for a processor.
         tasks: of each worker, from a data task's sending until its answer was here, with all that

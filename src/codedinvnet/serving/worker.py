@@ -89,7 +89,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        method = preload.load(spec)
+        scheme = preload.load(spec)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()
         stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
@@ -102,7 +102,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
             attempt, number, dtype, *shape, size = head
             images = np.frombuffer(receive(stream, size), DTYPES[dtype]).reshape(shape)
             try:
-                result = run_task(method, number, images)
+                result = run_task(scheme, number, images)
                 payload, times = result.output.tobytes(), (result.seconds, result.encode_seconds)
                 status = OK
             except Exception as error:

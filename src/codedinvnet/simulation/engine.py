@@ -18,6 +18,8 @@ import numpy as np
 import simpy
 from tqdm import tqdm
 
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import Task
 from codedinvnet.errors import UserError
 from codedinvnet.serving.actions import Action, Answer, AnswerDecoded, Decode, Fail, Replace, Send
 from codedinvnet.serving.scheduler import Scheduler
@@ -37,7 +39,7 @@ class Records:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
         decoded: (requests,) decoded answers.
         missing: (requests,) queries without an answer.
-        right: (requests,) expected share of right answers; NaN if a small backup gave one and its
+        right: (requests,) expected share of right answers; NaN if a method gave one whose
             accuracy is not known.
         batch: images of a request.
         seconds: from the start to the last arrival.
@@ -87,6 +89,7 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, scenario.code)
+        self._specs = _specs(self.scheduler.code)
         self.env = simpy.Environment()
         self.batch = scenario.arrivals.batch
         self.requests = scenario.requests
@@ -95,11 +98,7 @@ class Simulation:
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
         sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()
-        if scenario.backup:
-            right = scenario.backup_accuracy.get(scenario.k, math.nan)
-            self._right_decoded = dict.fromkeys(sizes, right)
-        else:
-            self._right_decoded = {m: accuracy.decoded(scenario.r, m) for m in sizes}
+        self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(8)
@@ -228,12 +227,10 @@ class Simulation:
             self._do(self.scheduler.on_timer(max(at, self.env.now)))
 
     def _send(self, action: Send) -> None:
-        worker, scenario = action.worker, self.scenario
-        computing = next(self._service)
-        parity = action.task >= scenario.k and scenario.coding.coded
-        if parity and scenario.backup:
-            computing *= action.size / scenario.k
-        elif parity:
+        worker = action.worker
+        spec = self._specs[action.task, action.size]
+        computing = next(self._service) * spec.cost
+        if spec.encoded:
             computing += next(self._encode) * action.size
         self._computing += computing
         query = action.members[0] if action.size == 1 else None
@@ -331,6 +328,14 @@ class Simulation:
         while True:
             yield self.env.timeout(next(burst.gaps))
             self._fates.begin(burst, self.env.now)
+
+
+def _specs(code: CodeRules) -> dict[tuple[int, int], Task]:
+    """Return a code's tasks by their numbers and how many members they need."""
+    sizes = (code.k,) if code.fixed_size else range(1, code.k + 1)
+    tasks = (numbered for size in sizes for numbered in code.tasks(size).items())
+    found = {(number, len(task.members)): task for number, task in tasks}
+    return {**{(i, 1): Task((i,)) for i in range(code.k)}, **found}
 
 
 @contextlib.contextmanager

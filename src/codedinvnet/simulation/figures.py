@@ -200,7 +200,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
     A request with a query that was not answered counts as infinitely late. There is no accuracy
-    with a small backup whose own the scenario does not say.
+    with a method whose own the scenario does not say.
     """
     latency = counted(records, scenario)
     first = len(records.latency) - len(latency)
@@ -221,7 +221,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         # Lost by the request: of ten images of one no two are lost for themselves.
         "missing_share": (records.missing / records.batch, len(latency)),
     }
-    if scenario.backup and scenario.k not in scenario.backup_accuracy:
+    if scenario.coding.coded and scenario.accuracy_is_unknown:
         del shares["accuracy"]
     for name, (values, count) in shares.items():
         put(name, share_of(values[first:], stretches, count), 6)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import content_digest, parse_json
@@ -65,8 +66,12 @@ class MeasuredRun(Section):
     workers: Positive
     k: Positive
     r: Positive = 1
+    method: str = OURS
     backup: bool = False
+    """Rows of before say so, and not by the method."""
     apart: bool = False
+    """Whether the code of the bundle keeps the members apart."""
+    bundle: str | None = None
     routing: str = "least-loaded"
     qps: float
     """Images a second."""
@@ -183,7 +188,7 @@ class MeasuredArm:
         return found if len(found) == len(self.runs) else None
 
 
-SETTINGS = ("name", "policy", "workers", "k", "r", "backup", "apart", "routing", "stragglers")
+SETTINGS = ("name", "policy", "workers", "k", "r", "method", "backup", "routing", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
 LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
@@ -280,6 +285,7 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     raw = run.model_dump()
     changes = {key: raw[key] for key in (*SETTINGS, *RULES)}
     changes |= {key: raw[key] for key in TIMES if raw[key] is not None}
+    changes |= {"apart": run.apart, "bundle": run.bundle if run.apart else None}
     queries = run.batch * max(base.queries, run.requests)
     if run.seed is not None:
         queries = run.batch * run.requests

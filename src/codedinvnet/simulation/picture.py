@@ -15,18 +15,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_picture
+from codedinvnet.simulation.served import SERVED, in_order
 from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
 
-COLOURS = {
-    "uncoded": "#777777",
-    "replicate": "#0072b2",
-    "hedge": "#e69f00",
-    "coded": "#cc3311",
-    "coded+hedge": "#009e73",
-    "coded+guess": "#cc79a7",
-    "small-backup": "#56b4e9",
-}
-"""Told apart by colour-blind readers, too (after Okabe and Ito)."""
+PALETTE = ("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73", "#cc79a7", "#56b4e9")
+"""Told apart by colour-blind readers, too (after Okabe and Ito), in the order of SERVED."""
+OTHER = "#332288"
+
+
+def colour(label: str) -> str:
+    """Return a label's colour: it has the same one in every picture."""
+    return dict(zip(SERVED, PALETTE, strict=True)).get(label, OTHER)
 
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -52,7 +51,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     cells = {Cell(**row["cell"]): row for row in rows}
     models = list(dict.fromkeys(cell.stragglers for cell in cells))
     batches = sorted({cell.batch for cell in cells})
-    policies = [policy for policy in COLOURS if any(c.policy == policy for c in cells)]
+    policies = in_order(cell.policy for cell in cells)
     best = winners(rows)
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False}):
         width, height = 3.4 * len(batches) + 0.6, 1.8 * len(models) + 1.0
@@ -71,7 +70,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_xlabel("load, share of capacity")
         figure.supylabel("p99.9 (ms)", fontsize=8)
         figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
-        handles = [Patch(color=COLOURS[policy], label=policy) for policy in policies]
+        handles = [Patch(color=colour(policy), label=policy) for policy in policies]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=2 * len(batches), frameon=False
         )
@@ -90,13 +89,13 @@ def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[
         loads = [load for load, _ in line]
         values = [np.nan if row["p999_ms"] is None else row["p999_ms"] for _, row in line]
         style = "--" if policy == BASELINE else "-"
-        axis.plot(loads, values, style, color=COLOURS[policy], marker=".", markersize=4)
+        axis.plot(loads, values, style, color=colour(policy), marker=".", markersize=4)
         for load, row in line:
             if row["p999_ms"] is not None and row["p999_ms_95"] is not None:
                 low, high = row["p999_ms_95"]
                 # The axis is logarithmic, and intervals of older rows reach below 0.
                 bounds = [max(low, 0.1 * row["p999_ms"]), high]
-                axis.plot([load, load], bounds, color=COLOURS[policy], linewidth=0.8)
+                axis.plot([load, load], bounds, color=colour(policy), linewidth=0.8)
     axis.grid(axis="y", linewidth=0.3, alpha=0.5)
 
 
@@ -109,7 +108,7 @@ def _strip(axis: Any, winner: Mapping[float, str]) -> None:
     for load, (left, right) in zip(loads, itertools.pairwise(bounds), strict=True):
         if winner[load] == NOBODY:
             continue
-        axis.axvspan(left, right, 0, 0.045, color=COLOURS[winner[load]], linewidth=0)
+        axis.axvspan(left, right, 0, 0.045, color=colour(winner[load]), linewidth=0)
     axis.set_xlim(first, last)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from codedinvnet.codes.method import Tolerance
+from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, no_interval, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.served import SERVED, served_as
 
 MOST = 16
 """Times the workers that the search begins with: no more are tried."""
@@ -32,30 +34,33 @@ class Candidate(NamedTuple):
     """A way to serve. For hedging, 1/k is the share of queries that may be copied."""
 
     policy: str
-    """A name of SERVED."""
+    """A name as `served_as` takes it."""
     k: int
     r: int
 
     def __str__(self) -> str:
-        if SERVED[self.policy].backup:
+        served = served_as(self.policy)
+        if served.by_name:
             return f"{self.policy}, k = {self.k}"
-        if SERVED[self.policy].rules.coded:
+        if served.rules.coded:
             return f"{self.policy}, k = {self.k}, r = {self.r}"
-        if SERVED[self.policy].rules.hedged:
+        if served.rules.hedged:
             return f"{self.policy}, at most {100 / self.k:.0f} % copies"
         return self.policy
 
     @property
     def sized(self) -> bool:
         """Whether k means anything to it."""
-        policy = SERVED[self.policy].rules
+        policy = served_as(self.policy).rules
         return policy.coded or policy.hedged
 
     @property
     def fewest(self) -> int:
         """Workers that it needs at any load."""
-        policy = SERVED[self.policy].rules
-        return self.k + self.r if policy.coded else policy.copies
+        served = served_as(self.policy)
+        if not served.rules.coded:
+            return served.rules.copies
+        return len(find_method(served.method).rules(self.k, Tolerance(self.r)).tasks(self.k))
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Verdict:
 
 def candidates(
     accuracy: Accuracy,
-    backup: Iterable[int] = (),
+    by_method: Mapping[str, Collection[int]] = {},
     policies: Iterable[str] = SERVED,
     sizes: Collection[int] = (),
 ) -> list[Candidate]:
@@ -95,8 +100,8 @@ def candidates(
 
     Args:
         accuracy: of direct and decoded answers.
-        backup: each k with a small backup of known accuracy.
-        policies: names of SERVED.
+        by_method: method -> each k at which its accuracy is known.
+        policies: names as `served_as` takes them.
         sizes: k that are wanted alone, of codes between those measured, too; none wants all that
             were measured.
     """
@@ -108,13 +113,15 @@ def candidates(
     ]
     found = []
     for policy in policies:
-        if SERVED[policy].backup:
-            found += [Candidate(policy, k, 1) for k in sorted(backup) if not sizes or k in sizes]
-        elif SERVED[policy].rules.guessing and accuracy.guessed is None:
+        served = served_as(policy)
+        if served.by_name:
+            known = by_method.get(find_method(served.method).name, ())
+            found += [Candidate(policy, k, 1) for k in sorted(known) if not sizes or k in sizes]
+        elif served.rules.guessing and accuracy.guessed is None:
             continue
-        elif SERVED[policy].rules.coded:
+        elif served.rules.coded:
             found += [Candidate(policy, k, r) for k, r in coded]
-        elif SERVED[policy].rules.hedged:
+        elif served.rules.hedged:
             shares = set(sizes) or {k for k, _ in coded} or {10}
             found += [Candidate(policy, k, 1) for k in sorted(shares)]
         else:
@@ -158,7 +165,7 @@ class Planner:
     hopeless costs little.
 
     Args:
-        base: load, times, stragglers, and the accuracy of small backups; its queries are those of
+        base: load, times, stragglers, and the accuracy of methods; its queries are those of
             all runs but the search's.
         accuracy: of direct and decoded answers.
         target: what is to be met.
@@ -227,10 +234,10 @@ class Planner:
     def _most_accurate(self, candidate: Candidate) -> float:
         """Return the accuracy of the best answers, direct or made up, that a candidate can give."""
         policy, k, r = candidate
-        found = [self.accuracy.normal]
-        if SERVED[policy].backup:
-            found.append(self.base.backup_accuracy[k])
-        elif SERVED[policy].rules.coded:
+        found, served = [self.accuracy.normal], served_as(policy)
+        if served.by_name:
+            found.append(self.base.method_accuracy[find_method(served.method).name][k])
+        elif served.rules.coded:
             found += self.accuracy.recovered.get(r, {}).values()
         return max(found)
 
@@ -267,7 +274,7 @@ class Planner:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
         policy, k, r = candidate
         changes = {"k": k, "r": r, "workers": workers, **draws._asdict()}
-        scenario = self.base.updated(**SERVED[policy].scenario, **changes)
+        scenario = self.base.updated(**{**changes, **served_as(policy).scenario})
         counted = scenario.counted
         over = counted - 1 - rank_of(counted, QUANTILES["p999"])
         limit = None if to_the_end else (self.target.p999_ms / 1000, over)

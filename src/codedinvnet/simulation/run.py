@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 from codedinvnet.bundle import load_bundle, weights_digest
+from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
-from codedinvnet.methods import SmallBackup
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.simulation import measured, plan
@@ -32,12 +32,11 @@ from codedinvnet.simulation.scenario import (
     Scenario,
     bundle_accuracy,
     can_guess,
-    completed,
-    keeps_apart,
+    check_code,
     load_scenario,
     parse_scenario,
 )
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import helps_up_to, parse_sweep, run_sweep, winners
 
@@ -73,8 +72,10 @@ def _check_policies(asked: Iterable[str]) -> None:
         UserError: naming the option.
     """
     for policy in asked:
-        if policy not in SERVED:
-            raise UserError(f"--policy: {policy!r} is not one of {', '.join(SERVED)}")
+        try:
+            served_as(policy)
+        except UserError as error:
+            raise UserError(f"--policy: {error}") from error
 
 
 def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
@@ -112,7 +113,8 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
             if read is not None and read.resolve() == options.out.resolve():
                 raise UserError(f"--out: {options.out} would overwrite what is read")
     scenario = parse_scenario(raw, str(options.scenario))
-    scenario = completed(scenario.updated(**_changes(options, asked, scenario)))
+    scenario = scenario.updated(**_changes(options, asked, scenario))
+    check_code(scenario)
     if options.measured is not None:
         report, lines = _validate(scenario, options.measured, provenance)
         if options.out is not None:
@@ -134,7 +136,7 @@ def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario)
         raise UserError(f"--batch: must be at least 1, got {options.batch}")
     if options.policy is not None:
         _check_policies((options.policy,))
-        changes |= SERVED[options.policy].scenario
+        changes |= served_as(options.policy).scenario
     if options.stragglers is not None:
         batch = options.batch or scenario.arrivals.batch
         model = stragglers(options.stragglers, scenario.service.mean_ms, batch)
@@ -252,8 +254,8 @@ BESIDES = {"trip": 0.3, "front_end": 1.7, "decode": 0.6}
 """Milliseconds, as in the shipped scenarios, of the service on the machine that made them."""
 BUSY = 0.7
 """Share of its time from which a front end, one process, has queues of its own."""
-BACKUP_LINE = (SmallBackup.name, "invertible", 1, 0)
-"""Method, base model, missing and corrupt workers of the rows that tell a backup's accuracy."""
+LINE = ("invertible", 1, 0)
+"""Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
 
 
 def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
@@ -359,7 +361,7 @@ def _check_patience(base: Scenario, target: plan.Target) -> None:
 
 UNKNOWN = (
     "it is not known how often what is made up is right (a scenario's accuracy.recovered, "
-    "accuracy.guessed, of a small backup its backup_accuracy or --accuracy-rows)"
+    "accuracy.guessed, of another method its method_accuracy or --accuracy-rows)"
 )
 
 
@@ -375,9 +377,9 @@ def _candidates(
     left = {}
     if not can_guess(options.bundle):
         cannot = f"the code of {options.bundle} cannot guess, or does so under coded, too"
-        left = {policy: cannot for policy in policies if SERVED[policy].rules.guessing}
+        left = {policy: cannot for policy in policies if served_as(policy).rules.guessing}
     policies = [policy for policy in policies if policy not in left]
-    found = plan.candidates(accuracy, base.backup_accuracy, policies, options.k)
+    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k)
     ranked = {candidate.policy for candidate in found}
     known = max((k for sizes in accuracy.recovered.values() for k in sizes), default=0)
     up_to = f"; of codes it is up to k = {known}" if known else ""
@@ -385,7 +387,7 @@ def _candidates(
     for policy in policies:
         own = {candidate.k for candidate in found if candidate.policy == policy and candidate.sized}
         if policy not in ranked:
-            at_any = plan.candidates(accuracy, base.backup_accuracy, [policy])
+            at_any = plan.candidates(accuracy, base.method_accuracy, [policy])
             left[policy] = of_k if at_any else UNKNOWN
         elif own and (lacking := sorted(set(options.k) - own)):
             sizes = ", ".join(map(str, lacking))
@@ -422,7 +424,6 @@ def _plan_base(options: PlanOptions) -> Scenario:
         raw = {"arrivals": {"qps": options.qps}, "service": SERVICE, "workers": 1}
         base, said = parse_scenario({**raw, "name": "plan", "policy": "uncoded"}, "plan"), set()
     service, encode = options.service_ms, options.encode_ms
-    apart = keeps_apart(options.bundle)
     if (service is None and not said) or (encode is None and "encode" not in said):
         here = measured_times(options.bundle)
         service = here[0] if service is None and not said else service
@@ -431,12 +432,12 @@ def _plan_base(options: PlanOptions) -> Scenario:
     changes: dict[str, Any] = {"qps": options.qps, "batch": batch, "policy": "uncoded"}
     # How many may wait grows with the workers.
     most = max(plan.LARGEST, base.workers)  # a straggler may be any of them
-    changes |= {"workers": most, "backup": False, "apart": apart, "max_pending": None}
+    changes |= {"workers": most, "method": OURS, "max_pending": None}
     changes |= {key: ms for key, ms in BESIDES.items() if key not in said}
     if "queries" not in said:
         changes["queries"] = DEFAULT_REQUESTS * batch
     if options.accuracy_rows is not None:
-        changes["backup_accuracy"] = backup_accuracy(options.accuracy_rows, options.bundle)
+        changes["method_accuracy"] = accuracy_of_methods(options.accuracy_rows, options.bundle)
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
             changes[key] = getattr(base, key).scaled(mean).model_dump()
@@ -453,15 +454,15 @@ def _plan_base(options: PlanOptions) -> Scenario:
     return base
 
 
-def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
-    """Return k -> what rows of `bench accuracy` say of a small backup's answers.
+def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
+    """Return method -> k -> what rows of `bench accuracy` say of the answers that it makes up.
 
     Args:
         rows: JSONL.
-        bundle: whose classifier the backups were distilled from; of other weights no row counts.
+        bundle: whose classifier the methods protect; of other weights no row counts.
 
     Raises:
-        UserError: if there is no such file or bundle, or no row of a backup of it.
+        UserError: if there is no such file or bundle, or no row of it.
     """
     if not rows.is_file():
         raise UserError(f"--accuracy-rows: there is no file {rows}")
@@ -471,17 +472,21 @@ def backup_accuracy(rows: Path, bundle: str) -> dict[int, float]:
         for row in read_rows(rows, "accuracy")
         if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
     ]
-    found: dict[int, list[float]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     for row in current_accuracy(own):
-        line = (row["label"], row["base"], row["missing"], row["corrupt"])
-        if line == BACKUP_LINE and row["error"] is None and row["recovered"] is not None:
-            found.setdefault(row["k"], []).append(row["recovered"])
+        told = row["error"] is None and row["recovered"] is not None
+        line = (row["base"], row["missing"], row["corrupt"])
+        if told and line == LINE and row["label"] == row["method"]:
+            found.setdefault(row["method"], {}).setdefault(row["k"], []).append(row["recovered"])
     if not found:
         raise UserError(
-            f"--accuracy-rows: {rows} holds no small backup of the bundle {bundle!r} that was "
-            "trained in full (not by --quick)"
+            f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
+            "in full (not by --quick)"
         )
-    return {k: statistics.fmean(seeds) for k, seeds in found.items()}
+    return {
+        name: {k: statistics.fmean(seeds) for k, seeds in own.items()}
+        for name, own in found.items()
+    }
 
 
 def measured_times(name: str) -> tuple[float, float]:

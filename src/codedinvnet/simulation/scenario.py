@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from codedinvnet.arrivals import poisson_gaps
-from codedinvnet.bundle import load_bundle
+from codedinvnet.bundle import bundle_info
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.method import Tolerance
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.codes.rules import Parities, is_systematic
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
@@ -24,7 +31,6 @@ from codedinvnet.serving.rules import (
     hang_limit,
     pending_limit,
 )
-from codedinvnet.simulation.codes import Backup, ErasureCode
 from codedinvnet.simulation.distributions import Distribution
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -165,8 +171,9 @@ class Accuracy(Section):
 class Scenario(Section):
     """One simulation. Times of the rules are in ms, as on `serve`'s command line.
 
-    A task takes trip + service (a parity of m images + m times encode) on its worker, and what
-    stragglers add. A request's latency is that of its last answer, plus `front_end`.
+    A task takes trip + service times its cost on its worker, an encoded one of m images m times
+    encode besides, and what stragglers add. A request's latency is that of its last answer, plus
+    `front_end`.
     """
 
     name: str = "scenario"
@@ -177,14 +184,11 @@ class Scenario(Section):
     arrivals: Arrivals
     workers: Annotated[int, Field(gt=0, le=10**6)] = 11
     policy: str = "coded"
+    method: str = OURS
+    """What makes up for missing answers, where the policy has a code: its tasks and their costs."""
     k: Positive = 10
     r: Positive = 1
-    backup: bool = False
-    """The extra task is a small classifier's, in place of a parity: it takes 1/k of `service` for
-    each member of the group, and answers for every one."""
-    apart: bool = False
-    """The encoder keeps a group's members apart: its one parity (r = 1) alone makes up for any
-    number of them. Of a scenario with a bundle the bundle says it (`completed`)."""
+    """How many missing answers of a group it makes up for, where that can be chosen."""
     routing: str = "least-loaded"
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
@@ -210,10 +214,29 @@ class Scenario(Section):
     """Of the decoded answers: those that coded+hedge checks by a copy."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
-    """Where `apart` comes from, and the accuracy, unless `accuracy` says it."""
+    """Whose code it is, and whose accuracy, unless `accuracy` says it."""
     accuracy: Accuracy | None = None
-    backup_accuracy: dict[int, Share] = Field({})
-    """k -> of a small backup's answers: one that costs 1/k of the served network."""
+    """Of direct answers, and of what the bundle's own code makes up."""
+    method_accuracy: dict[str, dict[int, Share]] = Field({})
+    """Method -> k -> of the answers that it makes up."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("apart") and raw.get("bundle") is None:
+            raise ValueError("apart: the bundle says it now: name the bundle in its place")
+        return as_now(raw)
+
+    @field_validator("method")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        try:
+            find_method(value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @field_validator("policy", "routing")
     @classmethod
@@ -228,9 +251,14 @@ class Scenario(Section):
         coded = POLICIES[self.policy].coded
         if coded and self.k < 2:
             raise ValueError(f"policy {self.policy} needs k of at least 2")
-        if self.backup and (not coded or self.r != 1):
-            raise ValueError("a backup goes with the policies that have a code, and r = 1")
-        needed = self.k + self.r if coded else POLICIES[self.policy].copies
+        code = find_method(self.method).rules(self.k, self.tolerance) if coded else None
+        if self.method != OURS and code is None:
+            raise ValueError(f"{self.method} goes with the policies that have a code")
+        if code is not None and not find_method(self.method).chooses and code.r != self.r:
+            raise ValueError(f"{self.method} has r = {code.r}")
+        if code is not None and self.policy != "coded" and not is_systematic(code):
+            raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
+        needed = POLICIES[self.policy].copies if code is None else len(code.tasks(self.k))
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
             raise ValueError(
@@ -291,13 +319,38 @@ class Scenario(Section):
         return POLICIES[self.policy]
 
     @property
-    def code(self) -> ErasureCode | Backup | None:
-        """The code; None for a policy without one."""
+    def tolerance(self) -> Tolerance:
+        """What the code makes up for, where that can be chosen."""
+        return Tolerance(self.r)
+
+    @property
+    def code(self) -> CodeRules | None:
+        """The rules of the code, as the service has them; None for a policy without one."""
         if not self.coding.coded:
             return None
-        alone = self.backup or (self.apart and self.r == 1)
-        guesses = self.coding.guessing
-        return Backup(self.k) if alone else ErasureCode(self.k, self.r, guesses=guesses)
+        bundle = None if self.bundle is None else bundle_info(self.bundle)
+        code = find_method(self.method).rules(self.k, self.tolerance, bundle)
+        if isinstance(code, Parities):  # guesses at the deadline are too few to be told apart
+            code = replace(code, guesses=self.coding.guessing)
+        return code
+
+    def recovered(self, accuracy: Accuracy, size: int) -> float:
+        """Return the accuracy of answers made up in groups of a size; NaN if it is not known.
+
+        Raises:
+            UserError: if the bundle's own code was measured in no group as large.
+        """
+        if self.accuracy_is_unknown:
+            return math.nan
+        if self.method == OURS:
+            return accuracy.decoded(self.r, size)
+        return self.method_accuracy[find_method(self.method).name][self.k]
+
+    @property
+    def accuracy_is_unknown(self) -> bool:
+        """Whether nothing is known of what its method makes up."""
+        name = find_method(self.method).name
+        return name != OURS and self.k not in self.method_accuracy.get(name, {})
 
     def check_accuracy(self, accuracy: Accuracy) -> None:
         """Make sure that it is known of every answer that may be decoded.
@@ -305,8 +358,8 @@ class Scenario(Section):
         Raises:
             UserError: if it is not.
         """
-        if self.coding.coded and not self.backup:
-            accuracy.decoded(self.r, self.k)
+        if self.coding.coded:
+            self.recovered(accuracy, self.k)
 
     @property
     def capacity_qps(self) -> float:
@@ -347,6 +400,16 @@ class Scenario(Section):
         return parse_scenario({**raw, **changes}, self.name)
 
 
+def as_now(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scenario that was written before a scenario named its method with today's keys."""
+    now = {key: value for key, value in raw.items() if key not in ("apart", "backup")}
+    if raw.get("backup"):
+        now["method"] = SmallBackup.name
+    if "backup_accuracy" in now:
+        now["method_accuracy"] = {SmallBackup.name: now.pop("backup_accuracy")}
+    return now
+
+
 def parse_scenario(raw: Any, where: str) -> Scenario:
     """Validate a scenario; `where` names its origin in errors.
 
@@ -365,39 +428,27 @@ def load_scenario(path: Path) -> Scenario:
     return parse_scenario(read_json(path), str(path))
 
 
-def keeps_apart(name: str) -> bool:
-    """Tell whether one parity of a bundle makes up for any number of a group's members.
-
-    Raises:
-        UserError: if there is no such bundle.
-    """
-    return load_bundle(name).model.encoder.keeps_apart
-
-
 def can_guess(name: str) -> bool:
     """Tell whether a bundle's code guesses under `coded+guess`, and not under `coded` already.
 
     Raises:
         UserError: if there is no such bundle.
     """
-    bundle = load_bundle(name)
-    return bundle.method(min(bundle.info.group_sizes)).guesses
+    info = bundle_info(name)
+    return find_method(OURS).rules(min(info.group_sizes), bundle=info).guesses
 
 
-def completed(scenario: Scenario) -> Scenario:
-    """Return a scenario with what its bundle says of the code.
+def check_code(scenario: Scenario) -> None:
+    """Refuse a scenario whose bundle cannot do what its policy asks of the code.
 
     Raises:
         UserError: if there is no such bundle, or it has nothing to guess from and shall guess.
     """
-    if scenario.bundle is None:
-        return scenario
-    if scenario.coding.guessing and not can_guess(scenario.bundle):
+    if scenario.bundle is not None and not can_guess(scenario.bundle) and scenario.coding.guessing:
         raise UserError(
             f"policy {scenario.policy} needs a code that can guess, by side features; that of "
             f"{scenario.bundle} has none, or does so under coded, too"
         )
-    return scenario.updated(apart=keeps_apart(scenario.bundle))
 
 
 def bundle_accuracy(name: str) -> Accuracy:
@@ -406,7 +457,7 @@ def bundle_accuracy(name: str) -> Accuracy:
     Raises:
         UserError: if there is no such bundle, or no figures in it.
     """
-    info = load_bundle(name).info
+    info = bundle_info(name)
     found = {
         figures.get("k"): figures
         for key, figures in info.figures.items()

@@ -1,12 +1,14 @@
-"""What is compared, simulated and on the real service: the policies, and the small backup."""
+"""What is compared, simulated and on the real service: the policies, and codes by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codedinvnet.methods import CodedInvNet, SmallBackup
+from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.errors import UserError
 from codedinvnet.serving.rules import POLICIES, Policy
 
 
@@ -15,7 +17,7 @@ class Served:
     """How a method is served: the options `--policy` and `--method`."""
 
     policy: str
-    method: str = CodedInvNet.name
+    method: str = OURS
 
     @property
     def rules(self) -> Policy:
@@ -23,18 +25,51 @@ class Served:
         return POLICIES[self.policy]
 
     @property
+    def by_name(self) -> bool:
+        """Whether it is named by its method, whose accuracy is its own."""
+        return self.method != OURS
+
+    @property
     def backup(self) -> bool:
         """Whether the extra worker runs a small classifier."""
-        return self.method == SmallBackup.name
+        tasks = find_method(self.method).rules(2).tasks(2).values()
+        return any(task.model == BACKUP for task in tasks)
 
     @property
     def scenario(self) -> dict[str, Any]:
         """What a scenario says of it."""
-        return {"policy": self.policy, "backup": self.backup}
+        method, said = find_method(self.method), {"policy": self.policy, "method": self.method}
+        own_r = self.by_name and not method.chooses
+        return {**said, "r": method.rules(2).r} if own_r else dict(said)
 
 
 SERVED: Mapping[str, Served] = {
     **{policy: Served(policy) for policy in POLICIES},
-    SmallBackup.name: Served("coded", SmallBackup.name),
+    **{name: Served("coded", name) for name, method in METHODS.items() if method.compared},
 }
-"""By name, on equally many workers: methods without a code have one more plain one."""
+"""What is compared if nobody says, on equally many workers: without a code one more plain one."""
+
+
+def served_as(name: str) -> Served:
+    """Return how a policy, or a method as `find_method` takes it, is served.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    if name in SERVED:
+        return SERVED[name]
+    try:
+        method = find_method(name)
+    except UserError as error:
+        if ":" in name:
+            raise
+        raise UserError(f"{name!r} is not one of {', '.join(SERVED)}, nor a method") from error
+    if method.is_policy or method.name == OURS:
+        raise UserError(f"{name!r} is not one of {', '.join(SERVED)}")
+    return Served("coded", name)
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels, each once: those of SERVED in its order, others behind."""
+    known = list(SERVED)
+    return sorted(set(labels), key=lambda x: (known.index(x) if x in SERVED else len(known), x))

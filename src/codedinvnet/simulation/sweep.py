@@ -20,8 +20,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, completed
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.simulation.scenario import Scenario, as_now, can_guess, check_code
+from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"
@@ -45,7 +45,7 @@ class Sweep(Section):
     loads: Annotated[tuple[float, ...], Field(min_length=1)]
     """Shares of the capacity of the base's workers."""
     policies: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(SERVED)
-    """Names of SERVED: the policies, and the small backup."""
+    """Policies, and methods as `find_method` takes them."""
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
     batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
@@ -56,8 +56,10 @@ class Sweep(Section):
     @classmethod
     def _known(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
         for policy in policies:
-            if policy not in SERVED:
-                raise ValueError(f"{policy!r} is not one of {', '.join(SERVED)}")
+            try:
+                served_as(policy)
+            except UserError as error:
+                raise ValueError(str(error)) from error
         return policies
 
     def scenarios(self) -> Iterator[tuple[Cell, Scenario]]:
@@ -73,7 +75,7 @@ class Sweep(Section):
             causes = stragglers(model, self.base.service.mean_ms, batch)
             place = json.dumps([self.base.seed, model, batch, load])
             scenario = self.base.updated(
-                **SERVED[policy].scenario,
+                **served_as(policy).scenario,
                 seed=zlib.crc32(place.encode()) // 2,  # below 2³¹
                 batch=batch,
                 queries=max(self.base.queries, self.requests * batch),
@@ -103,12 +105,12 @@ def _without_guesses(sweep: Sweep) -> Sweep:
     if sweep.base.bundle is None or can_guess(sweep.base.bundle):
         return sweep
     for policy in sweep.policies:
-        if SERVED[policy].rules.guessing and "policies" in sweep.model_fields_set:
+        if served_as(policy).rules.guessing and "policies" in sweep.model_fields_set:
             raise UserError(
                 f"policies: {policy} needs a bundle that guesses, which {sweep.base.bundle} does "
                 "not, or does so under coded, too: leave it out"
             )
-    kept = tuple(policy for policy in sweep.policies if not SERVED[policy].rules.guessing)
+    kept = tuple(policy for policy in sweep.policies if not served_as(policy).rules.guessing)
     return sweep.model_copy(update={"policies": kept})
 
 
@@ -124,7 +126,8 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
     Raises:
         UserError: if a scenario cannot be simulated, or `out` not be written; before any work.
     """
-    sweep = _without_guesses(sweep.model_copy(update={"base": completed(sweep.base)}))
+    check_code(sweep.base)
+    sweep = _without_guesses(sweep)
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
@@ -159,9 +162,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     rows = results.read_rows(path)
     for number, row in enumerate(rows, start=1):
-        if "cell" not in row or "scenario" not in row:
+        if "cell" not in row or not isinstance(row.get("scenario"), dict):
             raise UserError(f"{path}, line {number} is no row of a sweep")
-    return rows
+    return [{**row, "scenario": as_now(row["scenario"])} for row in rows]
 
 
 def tails(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], dict[str, float]]:

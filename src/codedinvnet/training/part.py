@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.checkpoint import PART
 from codedinvnet.config import PartSettings
 from codedinvnet.devices import first_tensor
 from codedinvnet.training.loop import set_rate, warmup_cosine
@@ -47,7 +48,7 @@ class PartStage(ABC):
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what is trained."""
-        return {"part": self.module}
+        return {PART: self.module}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return the one optimiser."""

@@ -13,13 +13,15 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from codedinvnet.checkpoint import PART
 from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.model import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
-from codedinvnet.training.fusion_data import FusionData
+from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
@@ -172,3 +174,39 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+class PaperStage(PixelStage):
+    """The same training as that of a rival's part, under whose name E is kept."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return E and the discriminator."""
+        return {PART: self.model.encoder, "discriminator": self.discriminator}
+
+
+def paper_stage(
+    model: CodedModel,
+    settings: Settings,
+    fusion: PixelFusionSettings,
+    train: ImageSource,
+    rows: Tensor,
+    members: int,
+    device: torch.device,
+    seed: int,
+) -> PaperStage:
+    """Return the training of E on freshly drawn groups of training images (rows)."""
+    groups = draw_groups(rows, fusion.groups, members, torch.Generator().manual_seed(seed))
+    data = fusion_targets(model, train, groups)
+    return PaperStage(settings, fusion, train, model, data, members, device, seed)
+
+
+def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
+    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W).
+
+    Raises:
+        UserError: if f cannot be inverted at a mean.
+    """
+    padding = model.settings.padding
+    with tqdm(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
+        targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
+    return FusionData(groups, targets)

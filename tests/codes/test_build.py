@@ -15,26 +15,25 @@ from codedinvnet.bundle import (
     shipped_bundles,
     weights_digest,
 )
-from codedinvnet.checkpoint import module_tensors, save_checkpoint
-from codedinvnet.classifier import classifier_of
+from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import Tolerance, given_by
+from codedinvnet.codes.nercc import SplineCode
+from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.methods import METHODS, ClosedNeRCC, NeRCC, SmallBackup, Tolerance
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.rows import append_row
 from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.serve import ServeOptions, make_pool
-from codedinvnet.trained import (
-    PART,
-    WITH_PARTS,
-    method_for,
-    untrained_part,
-    with_part,
-)
 
 K = 4
+WITH_PARTS = [name for name, method in METHODS.items() if method.part]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def saved(path: Path, mnist: Bundle, name: str, **changed: Any) -> tuple[Path, t
         "encoder": {"kind": "lean", "width": 4},
         **changed,
     }
-    part = untrained_part(name, classifier_of(mnist.model), mnist.model, K, made_with)
+    part = METHODS[name].untrained(given_by(mnist, K), made_with)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in part.parameters():
@@ -67,15 +66,15 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     name: str, mnist: Bundle, tmp_path: Path
 ) -> None:
     path, part = saved(tmp_path / "best.safetensors", mnist, name)
-    method = method_for(mnist, "mnist", name, K, path)
-    assert type(method) is METHODS[name]
+    method = scheme_for(mnist, K, name, path)
+    assert method.name == name
     group = torch.rand(2, K, 1, 28, 28)
-    offline = with_part(name, classifier_of(mnist.model), mnist.model, part.eval(), K)
-    expected = offline.compute(K, group)
-    torch.testing.assert_close(method.compute(K, group), expected)
+    offline = METHODS[name].build(given_by(mnist, K, part=part.eval()))
+    expected = offline.compute(K, group).output
+    torch.testing.assert_close(method.compute(K, group).output, expected)
     pool = make_pool(ServeOptions("mnist", k=K, method=name, part=path))
     assert isinstance(pool, ProcessPool)
-    torch.testing.assert_close(pool.spec.load().compute(K, group), expected)
+    torch.testing.assert_close(pool.spec.load().compute(K, group).output, expected)
     with pytest.raises(UserError, match="the front end has 123: restart the service"):
         replace(pool.spec, part_weights="123").load()
     assert not any(p.requires_grad for p in mnist.model.parameters())
@@ -86,26 +85,28 @@ def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
 ) -> None:
     folder = Path(shutil.copytree(bundle_folder("mnist"), tmp_path / "mnist"))
     with pytest.raises(UserError, match=r"--part: parm needs the part .* trained for k = 4"):
-        method_for(mnist, folder, "parm", K, None)
+        scheme_for(load_bundle(folder), K, "parm")
     path, _ = saved(folder / f"parm-k{K}.safetensors", mnist, "parm")
-    named, other = (method_for(mnist, folder, "parm", K, given) for given in (None, path))
+    named, other = (scheme_for(load_bundle(folder), K, "parm", given) for given in (None, path))
     group = torch.rand(2, K, 1, 28, 28)
-    torch.testing.assert_close(named.compute(K, group), other.compute(K, group))
+    torch.testing.assert_close(named.compute(K, group).output, other.compute(K, group).output)
     pool = make_pool(ServeOptions(str(folder), k=K, method="parm"))
     assert isinstance(pool, ProcessPool)
-    torch.testing.assert_close(pool.spec.load().compute(K, group), other.compute(K, group))
+    torch.testing.assert_close(
+        pool.spec.load().compute(K, group).output, other.compute(K, group).output
+    )
     path.write_bytes(path.read_bytes()[:-4] + bytes(4))
     with pytest.raises(UserError, match="restart the service"):
         pool.spec.load()
     saved(path, mnist, "parm", k=3)
     with pytest.raises(UserError, match="trained for k 3, not 4"):
-        method_for(mnist, folder, "parm", K, None)
+        scheme_for(load_bundle(folder), K, "parm")
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_small_backup_ships_with_every_bundle(name: str) -> None:
     bundle = load_bundle(name)
-    method = method_for(bundle, name, SmallBackup.name, 10, None)
+    method = scheme_for(bundle, 10, SmallBackup.name)
     if name in SAMPLES:
         found = evaluate(method, sample_images(name), k=10, groupings=1, progress=False)
         assert found.recovered_accuracy > 0.9
@@ -125,7 +126,12 @@ def test_parts_of_something_else_are_refused(
 ) -> None:
     path, _ = saved(tmp_path / "best.safetensors", mnist, "parm", **changed)
     with pytest.raises(UserError, match=told):
-        method_for(mnist, "mnist", "parm", K, path)
+        scheme_for(mnist, K, "parm", path)
+
+
+def smoothing_of(scheme: Scheme) -> tuple[float, float]:
+    assert isinstance(scheme.code, SplineCode)
+    return scheme.code.encoder_smoothing, scheme.code.decoder_smoothing
 
 
 def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path) -> None:
@@ -145,29 +151,25 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     for number, changed in enumerate(others):
         append_row(path, row(str(number), [9.0, 9.0], **changed))
     with pytest.raises(UserError, match=r"--part: .* holds no row of nercc with k = 4 for this"):
-        method_for(mnist, "mnist", "nercc", K, path)
+        scheme_for(mnist, K, "nercc", path)
     with pytest.raises(UserError, match=r"no row of nercc with k = 4 and 3 missing for this"):
-        method_for(mnist, "mnist", "nercc", K, path, Tolerance(stragglers=3))
-    two = method_for(mnist, "mnist", "nercc", K, path, Tolerance(stragglers=2))
-    assert isinstance(two, NeRCC)
-    assert (two.workers, two.needed, two.encoder_smoothing) == (K + 2, K, 9.0)
+        scheme_for(mnist, K, "nercc", path, Tolerance(stragglers=3))
+    two = scheme_for(mnist, K, "nercc", path, Tolerance(stragglers=2))
+    assert (two.rules, smoothing_of(two)) == (AnyOf(K, K + 2, K), (9.0, 9.0))
     append_row(path, row("ours", [0.25, 1e-4]))
-    method = method_for(mnist, "mnist", "nercc", K, path)
-    assert isinstance(method, NeRCC)
-    assert (method.encoder_smoothing, method.decoder_smoothing) == (0.25, 1e-4)
-    closed = method_for(mnist, "mnist", "nercc-closed", K, path)
-    assert isinstance(closed, ClosedNeRCC)
-    assert (closed.encoder_smoothing, closed.decoder_smoothing) == (9.0, 9.0)
-    plain = method_for(mnist, "mnist", "nercc", K, None)
-    assert isinstance(plain, NeRCC)
-    assert (plain.encoder_smoothing, plain.decoder_smoothing) == (1e-6, 1e-6)
+    method = scheme_for(mnist, K, "nercc", path)
+    assert smoothing_of(method) == (0.25, 1e-4)
+    closed = scheme_for(mnist, K, "nercc-closed", path)
+    assert smoothing_of(closed) == (9.0, 9.0)
+    plain = scheme_for(mnist, K, "nercc", None)
+    assert smoothing_of(plain) == (1e-6, 1e-6)
 
 
 def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint at"):
-        method_for(mnist, "mnist", "parm", K, tmp_path / "none.safetensors")
+        scheme_for(mnist, K, "parm", tmp_path / "none.safetensors")
     with pytest.raises(UserError, match=r"cannot tile k = 10"):
-        method_for(mnist, "mnist", "parm-concat", 10, tmp_path / "none.safetensors")
+        scheme_for(mnist, 10, "parm-concat", tmp_path / "none.safetensors")
 
 
 def test_another_encoder_leaves_the_bundles_model_as_it_is(mnist: Bundle) -> None:

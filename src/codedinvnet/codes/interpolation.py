@@ -7,16 +7,15 @@ member. The answers are values of the curve f(u(·)) at β, from which it is rea
 from __future__ import annotations
 
 import math
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from codedinvnet.devices import first_tensor
+from codedinvnet.codes.base import Code, Encoded, check_k
+from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
-from codedinvnet.methods.base import check_k
 from codedinvnet.model import prepare
 
 
@@ -35,35 +34,32 @@ def second_kind(count: int, *, closed: bool = False) -> Tensor:
     return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / intervals)
 
 
-class Interpolating(ABC):
-    """A code in which every task needs all members, and any k + r − S outputs answer them all.
-
-    Args:
-        classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
-        k: queries in a group.
-        workers: k + r.
-        stragglers: S, the outputs that may be missing.
+def any_of(name: str, k: int, workers: int, stragglers: int) -> AnyOf:
+    """Return the rules of a code in which all but so many stragglers determine everybody.
 
     Raises:
         UserError: if k is below 2 or the stragglers below 0.
     """
+    check_k(k)
+    if stragglers < 0:
+        raise UserError(f"{name}: stragglers must be at least 0, got {stragglers}")
+    return AnyOf(k, workers, workers - stragglers)
 
-    name: str
-    closed = False
-    """Whether both ends of −1..1 are among the β."""
-    fixed_size = True
-    guesses = False
 
-    def __init__(self, classifier: nn.Module, k: int, *, workers: int, stragglers: int) -> None:
-        check_k(k)
-        if stragglers < 0:
-            raise UserError(f"{self.name}: stragglers must be at least 0, got {stragglers}")
-        self.classifier, self.k, self.r = classifier, k, workers - k
-        self.workers, self.needed = workers, workers - stragglers
-        self.points, self.nodes = first_kind(k), second_kind(workers, closed=self.closed)
-        self.device = first_tensor(classifier).device
-        self.parameters = sum(p.numel() for p in classifier.parameters())
-        self.encode_seconds = 0.0
+class Interpolating(Code):
+    """A code in which every task needs all members, and any k + r − S outputs answer them all.
+
+    Args:
+        rules: k, and how many outputs there are and are needed.
+        closed: whether both ends of −1..1 are among the β.
+    """
+
+    rules: AnyOf
+
+    def __init__(self, rules: AnyOf, *, closed: bool) -> None:
+        self.rules = rules
+        self.points = first_kind(rules.k)
+        self.nodes = second_kind(rules.workers, closed=closed)
         self.encoding = self.encoding_matrix()
         self._decodings: dict[tuple[int, ...], Tensor] = {}
 
@@ -75,39 +71,21 @@ class Interpolating(ABC):
     def decoding_matrix(self, tasks: tuple[int, ...]) -> Tensor:
         """Return (k, len(tasks)) float64: the weights of these tasks' outputs in the answers."""
 
-    def tasks(self, size: int) -> Mapping[int, tuple[int, ...]]:
-        """Return k + r tasks that all need everybody."""
-        if size != self.k:
-            raise ValueError(f"a group of {self.name} has {self.k} members, got {size}")
-        return {task: tuple(range(size)) for task in range(self.workers)}
-
-    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return everybody if enough outputs are here, else nobody."""
-        enough = sum(task in available for task in range(self.workers)) >= self.needed
-        return frozenset(range(size)) if enough else frozenset()
-
-    @torch.inference_mode()
-    def compute(self, task: int, queries: Tensor) -> Tensor:
-        """Classify the mixture of the group (B, k, C, H, W) that this worker is given."""
-        queries = queries.to(self.device)
-        began = time.perf_counter()
-        images = prepare(queries, 0)
-        weights = self.encoding[task].to(images)
-        coded = torch.einsum("m,bm...->b...", weights, images)
-        self.encode_seconds = time.perf_counter() - began
-        logits: Tensor = self.classifier(coded)
-        return logits
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        """Mix the group (B, k, *input) as this worker is given it."""
+        queries = prepare(queries, 0)
+        weights = self.encoding[task].to(queries)
+        return Encoded(torch.einsum("m,bm...->b...", weights, queries))
 
     def direct(self, output: Tensor) -> Tensor | None:
         """Return None: no output is a member's own."""
         return None
 
-    @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         """Answer all members if enough outputs are here."""
-        if not self.recoverable(frozenset(outputs), size):
+        if not self.rules.recoverable(frozenset(outputs), size):
             return {}
-        tasks = tuple(sorted(task for task in outputs if task < self.workers))
+        tasks = tuple(sorted(task for task in outputs if task < self.rules.workers))
         values = torch.stack([outputs[task] for task in tasks], dim=1)
         return dict(enumerate(self.answers(tasks, values).unbind(dim=1)))
 
@@ -117,7 +95,6 @@ class Interpolating(ABC):
             self._decodings[tasks] = self.decoding_matrix(tasks)
         return torch.einsum("kn,bnc->bkc", self._decodings[tasks].to(values), values)
 
-    @torch.inference_mode()
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
         """Return how far the answers move, at most, when one output is left out, (B,).
 
@@ -125,10 +102,10 @@ class Interpolating(ABC):
         the classifier is not a rational function or a spline of its input, but a corrupt output
         makes it large.
         """
-        if self.needed >= self.workers or any(t not in outputs for t in range(self.workers)):
+        everybody = tuple(range(self.rules.workers))
+        if self.rules.needed >= len(everybody) or any(task not in outputs for task in everybody):
             return None
-        values = torch.stack([outputs[task] for task in range(self.workers)], dim=1)
-        everybody = tuple(range(self.workers))
+        values = torch.stack([outputs[task] for task in everybody], dim=1)
         complete = self.answers(everybody, values)
         moves = []
         for left_out in everybody:

@@ -6,26 +6,46 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.parm import (
+    ConcatCode,
+    ConcatParM,
+    ConvEncoder,
+    LearnedParM,
+    LinearDecoder,
+    ParM,
+    check_tiles,
+    grid_shape,
+)
 from codedinvnet.errors import UserError
-from codedinvnet.methods import ConcatParM, LearnedCode, ParM
-from codedinvnet.methods.parm import ConvEncoder, LinearDecoder, check_tiles, grid_shape
-from tests.methods.linear import CLASSES, SHAPE, Linear, assert_answers, images, outputs_of, without
+from tests.codes.linear import (
+    CLASSES,
+    SHAPE,
+    Linear,
+    assert_answers,
+    computed,
+    images,
+    made,
+    members_of,
+    outputs_of,
+    without,
+)
 
 SIZES = (2, 3, 4, 10)
 
 
-def exact(k: int) -> ParM:
+def exact(k: int) -> Scheme:
     """Return ParM whose parity model is right: k times a linear classifier."""
-    return ParM(Linear(), Linear(factor=k), k)
+    return made(ParM, Linear(), k, part=Linear(factor=k))
 
 
 @pytest.mark.parametrize("k", SIZES)
 def test_tasks(k: int) -> None:
     method = exact(k)
-    assert (method.k, method.r, method.fixed_size) == (k, 1, True)
-    assert method.tasks(k) == {**{i: (i,) for i in range(k)}, k: tuple(range(k))}
-    with pytest.raises(ValueError, match=f"a group of parm has {k} members, got {k - 1}"):
-        method.tasks(k - 1)
+    assert (method.rules.k, method.rules.r, method.rules.fixed_size) == (k, 1, True)
+    assert members_of(method, k) == {**{i: (i,) for i in range(k)}, k: tuple(range(k))}
+    with pytest.raises(ValueError, match=f"a group has {k} members, got {k - 1}"):
+        members_of(method, k - 1)
 
 
 @pytest.mark.parametrize("k", SIZES)
@@ -39,8 +59,8 @@ def test_a_linear_model_decodes_every_erasure_pattern_exactly(k: int) -> None:
         members = {i for i in range(k) if i not in lost}
         if len(lost) == 1:
             members = set(range(k))
-        assert method.recoverable(frozenset(rest), k) == members
-        assert_answers(method.decode(rest, k), method.classifier, group, members)
+        assert method.rules.recoverable(frozenset(rest), k) == members
+        assert_answers(method.decode(rest, k), Linear(), group, members)
     residual = method.residual(outputs, k)
     assert residual is not None
     assert float(residual.max()) < 1e-9
@@ -49,9 +69,9 @@ def test_a_linear_model_decodes_every_erasure_pattern_exactly(k: int) -> None:
 def test_the_parity_model_sees_the_average_image_and_is_weighed_by_its_output() -> None:
     k = 4
     parity_model = Linear(factor=k)
-    method = ParM(Linear(), parity_model, k)
+    method = made(ParM, Linear(), k, part=parity_model)
     group = torch.randint(0, 256, (2, k, *SHAPE), dtype=torch.uint8)
-    method.compute(k, group)
+    computed(method, k, group)
     torch.testing.assert_close(parity_model.seen[-1], (group / 255).mean(1))
     outputs = outputs_of(method, images(k))
     wrong = {**outputs, k: outputs[k] + 1.0}
@@ -70,7 +90,7 @@ def test_grids(k: int, shape: tuple[int, int]) -> None:
 
 def test_concat_puts_averaged_images_in_a_grid() -> None:
     group = images(4)
-    parity = ConcatParM.encode(group)
+    parity = ConcatCode.mix(group)
     assert parity.shape == (5, *SHAPE)
     for cell, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
         blocks = group[:, cell].unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
@@ -105,7 +125,7 @@ def test_concat_decodes_every_position_of_images_that_survive_the_averaging(k: i
     coarse = torch.rand(5, k, 2, 4 // rows, 4 // columns, dtype=torch.float64, generator=generator)
     group = coarse.repeat_interleave(rows, 3).repeat_interleave(columns, 4)
     classifier = Linear()
-    method = ConcatParM(classifier, TakesCells(classifier, k), k)
+    method = made(ConcatParM, classifier, k, part=TakesCells(classifier, k))
     outputs = outputs_of(method, group)
     for lost in range(k):
         answers = method.decode(without(outputs, lost), k)
@@ -117,7 +137,7 @@ def test_images_that_do_not_tile_are_the_users_error() -> None:
     with pytest.raises(UserError, match=r"cannot tile k = 10 images: a grid of 2x5.*28x28"):
         check_tiles(10, (1, 28, 28))
     with pytest.raises(UserError, match=r"cannot tile k = 3 images: a grid of 1x3"):
-        ConcatParM.encode(images(3))
+        ConcatCode.mix(images(3))
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -125,8 +145,9 @@ def test_the_learned_code_begins_as_addition_and_subtraction(k: int) -> None:
     """With a linear classifier that is exact, at every position."""
     torch.manual_seed(0)
     classifier = Linear()
-    method = LearnedCode(classifier, ConvEncoder(k).double(), LinearDecoder(k, CLASSES).double(), k)
-    assert (method.name, method.fixed_size) == ("parm-learned", True)
+    part = {"encoder": ConvEncoder(k), "decoder": LinearDecoder(k, CLASSES)}
+    method = made(LearnedParM, classifier, k, part=nn.ModuleDict(part).double())
+    assert (method.name, method.rules.fixed_size) == ("parm-learned", True)
     group = images(k)
     outputs = outputs_of(method, group)
     for lost in chain.from_iterable(combinations(range(k + 1), n) for n in range(3)):
@@ -141,7 +162,8 @@ def test_the_learned_decoder_sees_zeros_for_the_missing_and_all_else() -> None:
     decoder = LinearDecoder(k, CLASSES).double()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.3)
-    method = LearnedCode(Linear(), ConvEncoder(k).double(), decoder, k)
+    part = nn.ModuleDict({"encoder": ConvEncoder(k).double(), "decoder": decoder})
+    method = made(LearnedParM, Linear(), k, part=part)
     outputs = outputs_of(method, images(k))
     for lost, kept in ((0, 1), (1, 0)):
         stacked = torch.stack([outputs[0], outputs[1], outputs[2]], dim=1)

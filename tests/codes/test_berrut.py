@@ -8,12 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.berrut import (
+    ApproxIFER,
+    BerrutCode,
+    ClosedApproxIFER,
+    RobustApproxIFER,
+    berrut_matrix,
+    locate_errors,
+)
+from codedinvnet.codes.interpolation import first_kind, second_kind
+from codedinvnet.codes.rules import AnyOf, is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.methods import ApproxIFER, ClosedApproxIFER, CodedMethod, RobustApproxIFER
-from codedinvnet.methods.approxifer import berrut_matrix, locate_errors
-from codedinvnet.methods.interpolation import first_kind, second_kind
-from codedinvnet.serving.group import is_systematic
-from tests.methods.linear import SHAPE, Linear, images, outputs_of, without
+from tests.codes.linear import (
+    SHAPE,
+    Linear,
+    computed,
+    images,
+    made,
+    members_of,
+    outputs_of,
+    without,
+)
+
+
+def code_of(scheme: Scheme) -> BerrutCode:
+    assert isinstance(scheme.code, BerrutCode)
+    return scheme.code
 
 
 def berrut(z: float, nodes: list[float], values: list[float]) -> float:
@@ -62,8 +83,11 @@ def test_points_lie_where_the_paper_puts_them() -> None:
     assert second_kind(4).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
     assert second_kind(4, closed=True).tolist() == pytest.approx([1, 0.5, -0.5, -1])
     assert second_kind(1, closed=True).tolist() == [1]
-    assert ApproxIFER(Linear(), 3).nodes.tolist() == second_kind(4).tolist()
-    assert ClosedApproxIFER(Linear(), 3).nodes.tolist() == second_kind(4, closed=True).tolist()
+    assert code_of(made(ApproxIFER, Linear(), 3)).nodes.tolist() == second_kind(4).tolist()
+    assert (
+        code_of(made(ClosedApproxIFER, Linear(), 3)).nodes.tolist()
+        == second_kind(4, closed=True).tolist()
+    )
 
 
 def collides(k: int, workers: int) -> bool:
@@ -84,13 +108,13 @@ def test_the_known_collisions() -> None:
 def test_weights_are_finite_and_sum_to_one_at_every_pattern(
     kind: type[ApproxIFER], k: int, stragglers: int
 ) -> None:
-    method = kind(Linear(), k, stragglers=stragglers)
-    assert (method.r, len(method.tasks(k))) == (stragglers, k + stragglers)
+    method = made(kind, Linear(), k, stragglers=stragglers)
+    assert (method.rules.r, len(members_of(method, k))) == (stragglers, k + stragglers)
     ones = torch.ones(k + stragglers, dtype=torch.float64)
-    torch.testing.assert_close(method.encoding.sum(1), ones)
+    torch.testing.assert_close(code_of(method).encoding.sum(1), ones)
     for lost in combinations(range(k + stragglers), min(stragglers, 2)):
         kept = tuple(t for t in range(k + stragglers) if t not in lost)
-        decoding = method.decoding_matrix(kept)
+        decoding = code_of(method).decoding_matrix(kept)
         torch.testing.assert_close(decoding.sum(1), ones[:k])
         assert float(decoding.abs().max()) < 100
 
@@ -102,9 +126,8 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
 ) -> None:
     """A linear model of a mixture is the mixture of its outputs: two matrix products."""
     classifier = Linear()
-    method = kind(classifier, k, stragglers=stragglers)
-    as_method: CodedMethod = method
-    assert not is_systematic(as_method)
+    method = made(kind, classifier, k, stragglers=stragglers)
+    assert not is_systematic(method.rules)
     group = images(k)
     direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()
     outputs = outputs_of(method, group)
@@ -114,12 +137,12 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
             answers = method.decode(rest, k)
             if count > stragglers:
                 assert answers == {}
-                assert method.recoverable(frozenset(rest), k) == frozenset()
+                assert method.rules.recoverable(frozenset(rest), k) == frozenset()
                 continue
-            assert set(answers) == set(range(k)) == method.recoverable(frozenset(rest), k)
+            assert set(answers) == set(range(k)) == method.rules.recoverable(frozenset(rest), k)
             kept = [t for t in range(k + stragglers) if t not in lost]
-            encode = berrut_matrix(method.nodes[kept], first_kind(k))
-            decode = berrut_matrix(first_kind(k), method.nodes[kept])
+            encode = berrut_matrix(code_of(method).nodes[kept], first_kind(k))
+            decode = berrut_matrix(first_kind(k), code_of(method).nodes[kept])
             expected = torch.einsum("kn,nm,bmc->bkc", decode, encode, direct)
             found = torch.stack([answers[i] for i in range(k)], dim=1)
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
@@ -127,7 +150,7 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
 
 def test_equal_queries_are_answered_exactly() -> None:
     """The interpolant of a constant is the constant, whoever is missing."""
-    method = ApproxIFER(Linear(), 4)
+    method = made(ApproxIFER, Linear(), 4)
     group = images(1).expand(-1, 4, -1, -1, -1)
     right = Linear()(group[:, 0])
     outputs = outputs_of(method, group)
@@ -137,37 +160,37 @@ def test_equal_queries_are_answered_exactly() -> None:
 
 
 def test_where_a_worker_meets_a_query_it_computes_that_query() -> None:
-    method = ApproxIFER(Linear(), 3)
+    method = made(ApproxIFER, Linear(), 3)
     (worker, member) = next(
         (i, j)
         for i in range(4)
         for j in range(3)
-        if abs(float(method.nodes[i] - method.points[j])) < 1e-12
+        if abs(float(code_of(method).nodes[i] - code_of(method).points[j])) < 1e-12
     )
     group = images(3)
-    torch.testing.assert_close(method.compute(worker, group), Linear()(group[:, member]))
+    torch.testing.assert_close(computed(method, worker, group), Linear()(group[:, member]))
 
 
 def test_it_has_no_direct_answers_and_needs_everybody() -> None:
-    method = ApproxIFER(Linear(), 4)
+    method = made(ApproxIFER, Linear(), 4)
     group = images(4)
-    assert method.direct(method.compute(0, group)) is None
-    assert all(needs == (0, 1, 2, 3) for needs in method.tasks(4).values())
-    with pytest.raises(ValueError, match="a group of approxifer has 4 members, got 3"):
-        method.tasks(3)
+    assert method.direct(computed(method, 0, group)) is None
+    assert all(needs == (0, 1, 2, 3) for needs in members_of(method, 4).values())
+    with pytest.raises(ValueError, match="a group has 4 members, got 3"):
+        members_of(method, 3)
 
 
 def test_bytes_are_mixed_like_the_floats_they_stand_for() -> None:
     classifier = Linear()
-    method = ApproxIFER(classifier, 4)
+    method = made(ApproxIFER, classifier, 4)
     group = torch.randint(0, 256, (2, 4, *SHAPE), dtype=torch.uint8)
     torch.testing.assert_close(
-        method.compute(1, group), method.compute(1, group.double() / 255), atol=1e-5, rtol=0
+        computed(method, 1, group), computed(method, 1, group.double() / 255), atol=1e-5, rtol=0
     )
 
 
 def test_a_corrupt_worker_moves_the_answers() -> None:
-    method = ApproxIFER(Linear(), 4)
+    method = made(ApproxIFER, Linear(), 4)
     outputs = outputs_of(method, images(4))
     clean = method.residual(outputs, 4)
     corrupt = {**outputs, 2: outputs[2].clone()}
@@ -183,12 +206,12 @@ def test_a_corrupt_worker_moves_the_answers() -> None:
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1000.0])
 @pytest.mark.parametrize(("k", "errors"), [(2, 1), (3, 1), (4, 1), (4, 2), (10, 1)])
 def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float) -> None:
-    method = ApproxIFER(Linear(), k, stragglers=1, errors=errors)
+    method = made(RobustApproxIFER, Linear(), k, errors=errors)
     workers = 2 * (k + errors) + 1
-    assert len(method.tasks(k)) == workers
+    assert len(members_of(method, k)) == workers
     group = images(k, batch=2)
     outputs = outputs_of(method, group)
-    clean = method.answers(
+    clean = code_of(method).answers(
         tuple(range(workers)), torch.stack([outputs[t] for t in range(workers)], dim=1)
     )
     assert bool(clean.isfinite().all())
@@ -203,12 +226,12 @@ def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float)
             noise = torch.randn(bad[task].shape, dtype=torch.float64, generator=generator)
             bad[task] = bad[task] + scale * noise
         values = torch.stack([bad[t] for t in kept], dim=1)
-        located = locate_errors(values, method.nodes[list(kept)], k, errors)
+        located = locate_errors(values, code_of(method).nodes[list(kept)], k, errors)
         expected = torch.tensor([[t in wrong for t in kept]] * 2)
         assert torch.equal(located, expected), wrong
         answers = method.decode(bad, k)
         used = tuple(t for t in kept if t not in wrong)
-        matrix = berrut_matrix(method.points, method.nodes[list(used)])
+        matrix = berrut_matrix(code_of(method).points, code_of(method).nodes[list(used)])
         honest = torch.stack([outputs[t] for t in used], dim=1)
         found = torch.stack([answers[i] for i in range(k)], dim=1)
         torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, honest))
@@ -217,13 +240,13 @@ def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float)
 @pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf, 1e20, 1e300])
 def test_an_absurd_output_is_found_and_hides_no_other(worst: float) -> None:
     k, errors = 3, 2
-    method = RobustApproxIFER(Linear(), k, stragglers=0, errors=errors)
+    method = made(RobustApproxIFER, Linear(), k, stragglers=0, errors=errors)
     outputs = outputs_of(method, images(k, batch=2))
     outputs[0] = torch.full_like(outputs[0], worst)
     outputs[1] = outputs[1] + torch.linspace(-3, 4, outputs[1].shape[1])
     answers = method.decode(outputs, k)
-    honest = range(errors, method.workers)
-    matrix = berrut_matrix(method.points, method.nodes[list(honest)])
+    honest = range(errors, code_of(method).rules.workers)
+    matrix = berrut_matrix(code_of(method).points, code_of(method).nodes[list(honest)])
     values = torch.stack([outputs[t] for t in honest], dim=1)
     found = torch.stack([answers[i] for i in range(k)], dim=1)
     torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, values))
@@ -236,15 +259,15 @@ def test_an_output_that_is_not_finite_is_wrong_whatever_the_others_are() -> None
 
 
 def test_the_byzantine_variant_has_the_workers_of_the_paper() -> None:
-    method = RobustApproxIFER(Linear(), 4)
-    assert (method.name, method.errors, method.workers) == ("approxifer-byzantine", 1, 11)
-    assert method.needed == 10
+    method = made(RobustApproxIFER, Linear(), 4)
+    assert (method.name, code_of(method).errors) == ("approxifer-byzantine", 1)
+    assert method.rules == AnyOf(4, 11, 10)
 
 
 def test_wrong_numbers_are_the_users_error() -> None:
     with pytest.raises(UserError, match="k must be at least 2, got 1"):
-        ApproxIFER(Linear(), 1)
+        made(ApproxIFER, Linear(), 1)
     with pytest.raises(UserError, match="stragglers must be at least 0, got -1"):
-        ApproxIFER(Linear(), 4, stragglers=-1)
+        made(ApproxIFER, Linear(), 4, stragglers=-1)
     with pytest.raises(UserError, match="errors must be at least 0, got -1"):
-        ApproxIFER(Linear(), 4, errors=-1)
+        made(RobustApproxIFER, Linear(), 4, errors=-1)

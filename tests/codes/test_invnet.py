@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.invnet import AverageImage, CodedInvNet
+from codedinvnet.codes.mean import Evidence, LatentCode
+from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
-from codedinvnet.methods import METHODS, AverageImage, CodedInvNet, CodedMethod, Evidence
-from codedinvnet.model import CodedModel, ModelSettings, Parity
-from tests.methods.linear import outputs_of, without
+from codedinvnet.model import CodedModel, ModelSettings
+from tests.codes.linear import around, computed, members_of, outputs_of, without
 
 K = 4
 SIZES = range(1, K + 1)
@@ -19,7 +22,7 @@ VARIANTS = {"recovery-head": (4, 16), "side-only": (4, 0), "head-only": (0, 16),
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=list(VARIANTS))
-def method(request: pytest.FixtureRequest) -> CodedInvNet:
+def method(request: pytest.FixtureRequest) -> Scheme:
     side_features, head_hidden = request.param
     torch.manual_seed(0)
     model = CodedModel(
@@ -33,21 +36,19 @@ def method(request: pytest.FixtureRequest) -> CodedInvNet:
         )
     )
     nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
-    return CodedInvNet(model.double().eval(), K)
+    return around(CodedInvNet, model.double().eval(), K)
 
 
-@pytest.fixture
-def exact(method: CodedInvNet, monkeypatch: pytest.MonkeyPatch) -> CodedInvNet:
-    """Make the parity's latent the exact mean; side features stay the encoder's own."""
-    model = method.model
-    encode = model.encode
+def model_of(scheme: Scheme) -> CodedModel:
+    assert isinstance(scheme.code, LatentCode)
+    return scheme.code.model
 
-    def oracle(images: Tensor, weights: Tensor | None = None) -> Parity:
-        latents = model.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        return Parity(latents.mean(1), encode(images, weights).side)
 
-    monkeypatch.setattr(model, "encode", oracle)
-    return method
+def exactly(scheme: Scheme, group: Tensor) -> dict[int, Tensor]:
+    """Return a group's outputs with the exact mean as the parity's latent."""
+    outputs = outputs_of(scheme, group)
+    mean = torch.stack([outputs[i] for i in range(group.shape[1])]).mean(dim=0)
+    return {**outputs, K: torch.cat([mean, outputs[K][:, LATENT:]], dim=1)}
 
 
 def images(size: int) -> Tensor:
@@ -56,58 +57,61 @@ def images(size: int) -> Tensor:
 
 
 def assert_direct(
-    method: CodedInvNet, answers: Mapping[int, Tensor], group: Tensor, members: set[int]
+    method: Scheme, answers: Mapping[int, Tensor], group: Tensor, members: set[int]
 ) -> None:
     assert members <= set(answers)
     for member in members:
-        expected = method.model.classify(method.model.embed(group[:, member]))
+        expected = model_of(method).classify(model_of(method).embed(group[:, member]))
         torch.testing.assert_close(answers[member], expected)
 
 
-def test_it_is_a_coded_method_with_one_parity(method: CodedInvNet) -> None:
-    as_method: CodedMethod = method
-    assert (as_method.k, as_method.r, as_method.fixed_size) == (K, 1, False)
-    assert METHODS[as_method.name] is CodedInvNet
-    assert method.parameters == sum(p.numel() for p in method.model.parameters())
+def test_it_is_a_code_with_one_parity(method: Scheme, mosaic: CodedModel) -> None:
+    guesses = method.rules.guesses
+    assert (method.name, method.rules) == ("coded-invnet", Parities(K, guesses=guesses))
+    assert method.parameters == sum(p.numel() for p in model_of(method).parameters())
+    apart = around(CodedInvNet, mosaic, K).rules
+    assert isinstance(apart, AnswersAll)
+    assert [apart.tasks(size)[K].cost for size in SIZES] == [1.0] * K
 
 
-def test_data_tasks_are_their_members_and_the_parity_is_task_k(method: CodedInvNet) -> None:
-    assert method.tasks(1) == {0: (0,), 4: (0,)}
-    assert method.tasks(2) == {0: (0,), 1: (1,), 4: (0, 1)}
-    assert method.tasks(4) == {0: (0,), 1: (1,), 2: (2,), 3: (3,), 4: (0, 1, 2, 3)}
+def test_data_tasks_are_their_members_and_the_parity_is_task_k(method: Scheme) -> None:
+    assert members_of(method, 1) == {0: (0,), 4: (0,)}
+    assert members_of(method, 2) == {0: (0,), 1: (1,), 4: (0, 1)}
+    assert members_of(method, 4) == {0: (0,), 1: (1,), 2: (2,), 3: (3,), 4: (0, 1, 2, 3)}
 
 
 @pytest.mark.parametrize("size", [-1, 0, K + 1])
-def test_other_sizes_are_refused(method: CodedInvNet, size: int) -> None:
+def test_other_sizes_are_refused(method: Scheme, size: int) -> None:
     with pytest.raises(ValueError, match=f"1 to {K} members, got {size}"):
-        method.tasks(size)
+        members_of(method, size)
 
 
 @pytest.mark.parametrize("k", [-1, 0, 1])
-def test_k_below_two_is_the_users_error(method: CodedInvNet, k: int) -> None:
+def test_k_below_two_is_the_users_error(method: Scheme, k: int) -> None:
     with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
-        CodedInvNet(method.model, k)
+        around(CodedInvNet, model_of(method), k)
 
 
-def test_data_tasks_embed_and_direct_classifies(method: CodedInvNet) -> None:
+def test_data_tasks_embed_and_direct_classifies(method: Scheme) -> None:
     group = images(3)
-    output = method.compute(2, group[:, 2:])
+    output = computed(method, 2, group[:, 2:])
     assert output.shape == (3, LATENT)
-    torch.testing.assert_close(output, method.model.embed(group[:, 2]).flatten(1))
+    torch.testing.assert_close(output, model_of(method).embed(group[:, 2]).flatten(1))
     logits = method.direct(output)
+    assert logits is not None
     assert logits.shape == (3, 3)
-    torch.testing.assert_close(logits, method.model.classify(method.model.embed(group[:, 2])))
+    torch.testing.assert_close(
+        logits, model_of(method).classify(model_of(method).embed(group[:, 2]))
+    )
     assert output.is_inference()
     assert logits.is_inference()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_parity_packs_its_latent_and_then_the_side_features(
-    method: CodedInvNet, size: int
-) -> None:
+def test_the_parity_packs_its_latent_and_then_the_side_features(method: Scheme, size: int) -> None:
     group = images(size)
-    output = method.compute(K, group)
-    parity = method.model.encode(group)
+    output = computed(method, K, group)
+    parity = model_of(method).encode(group)
     width = parity.side.shape[2]
     assert output.shape == (3, LATENT + size * width)
     torch.testing.assert_close(output[:, :LATENT], parity.latent.flatten(1))
@@ -117,23 +121,23 @@ def test_the_parity_packs_its_latent_and_then_the_side_features(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_exact_parity_decodes_every_erasure_position(exact: CodedInvNet, size: int) -> None:
+def test_an_exact_parity_decodes_every_erasure_position(method: Scheme, size: int) -> None:
     group = images(size)
-    model = exact.model
+    model = model_of(method)
     side = model.encode(group).side
-    outputs = outputs_of(exact, group)
+    outputs = exactly(method, group)
     for erased in range(size):
-        answers = exact.decode(without(outputs, erased), size)
+        answers = method.decode(without(outputs, erased), size)
         assert set(answers) == set(range(size))
         expected = model.recover(model.embed(group[:, erased]), side[:, erased], size)
         torch.testing.assert_close(answers[erased], expected, rtol=0.0, atol=1e-10)
-        assert_direct(exact, answers, group, set(range(size)) - {erased})
+        assert_direct(method, answers, group, set(range(size)) - {erased})
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_decoded_follows_the_encoder(method: CodedInvNet, size: int) -> None:
+def test_what_is_decoded_follows_the_encoder(method: Scheme, size: int) -> None:
     group = images(size)
-    model = method.model
+    model = model_of(method)
     parity = model.encode(group)
     latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
     outputs = outputs_of(method, group)
@@ -144,17 +148,17 @@ def test_what_is_decoded_follows_the_encoder(method: CodedInvNet, size: int) -> 
         torch.testing.assert_close(answer, expected, rtol=0.0, atol=1e-10)
 
 
-def test_a_lone_member_is_decoded_from_the_parity_alone(method: CodedInvNet) -> None:
+def test_a_lone_member_is_decoded_from_the_parity_alone(method: Scheme) -> None:
     group = images(1)
-    parity = method.model.encode(group)
-    answers = method.decode({K: method.compute(K, group)}, 1)
+    parity = model_of(method).encode(group)
+    answers = method.decode({K: computed(method, K, group)}, 1)
     assert set(answers) == {0}
-    expected = method.model.recover(parity.latent, parity.side[:, 0], 1)
+    expected = model_of(method).recover(parity.latent, parity.side[:, 0], 1)
     torch.testing.assert_close(answers[0], expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_is_decoded_without_the_parity(method: CodedInvNet, size: int) -> None:
+def test_nothing_is_decoded_without_the_parity(method: Scheme, size: int) -> None:
     group = images(size)
     outputs = outputs_of(method, group)
     for erased in range(size):
@@ -164,19 +168,19 @@ def test_nothing_is_decoded_without_the_parity(method: CodedInvNet, size: int) -
 
 
 @pytest.mark.parametrize("size", range(2, K + 1))
-def test_of_several_missing_only_side_features_tell(method: CodedInvNet, size: int) -> None:
-    model, group = method.model, images(size)
+def test_of_several_missing_only_side_features_tell(method: Scheme, size: int) -> None:
+    model, group = model_of(method), images(size)
     outputs, side = outputs_of(method, group), model.encode(group).side
     head = model.recovery_head
-    assert method.guesses == (head is not None and head.side_features > 0)
+    assert method.rules.guesses == (head is not None and head.side_features > 0)
     for pattern in range(2**size):
         missing = {i for i in range(size) if pattern >> i & 1}
         if len(missing) < 2:
             continue
         here = without(outputs, *missing)
-        assert method.recoverable(frozenset(here), size) == set(range(size)) - missing
+        assert method.rules.recoverable(frozenset(here), size) == set(range(size)) - missing
         answers = method.decode(here, size)
-        assert set(answers) == set(range(size)) - (set() if method.guesses else missing)
+        assert set(answers) == set(range(size)) - (set() if method.rules.guesses else missing)
         assert_direct(method, answers, group, set(range(size)) - missing)
         for member in missing & set(answers):
             expected = model.recover_from_side(side[:, member])
@@ -184,14 +188,14 @@ def test_of_several_missing_only_side_features_tell(method: CodedInvNet, size: i
         assert set(method.decode(without(here, K), size)) == set(range(size)) - missing
 
 
-def test_the_decoded_latent_alone_guesses_nothing(method: CodedInvNet) -> None:
-    alone, group = CodedInvNet(method.model, K, "latent"), images(K)
-    assert not alone.guesses
+def test_the_decoded_latent_alone_guesses_nothing(method: Scheme) -> None:
+    alone, group = around(CodedInvNet, model_of(method), K, evidence="latent"), images(K)
+    assert not alone.rules.guesses
     assert set(alone.decode(without(outputs_of(method, group), 0, 1), K)) == {2, 3}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_complete_group_has_direct_answers_only(method: CodedInvNet, size: int) -> None:
+def test_a_complete_group_has_direct_answers_only(method: Scheme, size: int) -> None:
     group = images(size)
     answers = method.decode(outputs_of(method, group), size)
     assert set(answers) == set(range(size))
@@ -199,11 +203,11 @@ def test_a_complete_group_has_direct_answers_only(method: CodedInvNet, size: int
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_decoded_latent_answers_alone(exact: CodedInvNet, size: int) -> None:
-    model, group = exact.model, images(size)
-    alone = CodedInvNet(model, K, "latent")
+def test_the_decoded_latent_answers_alone(method: Scheme, size: int) -> None:
+    model, group = model_of(method), images(size)
+    alone = around(CodedInvNet, model, K, evidence="latent")
     for erased in range(size):
-        answers = alone.decode(without(outputs_of(exact, group), erased), size)
+        answers = alone.decode(without(exactly(method, group), erased), size)
         side = model.encode(group).side[:, erased]
         expected = model.recover_from_latent(model.embed(group[:, erased]), side, size)
         assert set(answers) == set(range(size))
@@ -211,37 +215,35 @@ def test_the_decoded_latent_answers_alone(exact: CodedInvNet, size: int) -> None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_side_features_answer_alone(method: CodedInvNet, size: int) -> None:
-    model, group = method.model, images(size)
+def test_side_features_answer_alone(method: Scheme, size: int) -> None:
+    model, group = model_of(method), images(size)
     if model.recovery_head is None or not model.encoder.side_features:
         with pytest.raises(UserError, match="no side features to answer from"):
-            CodedInvNet(model, K, "side")
+            around(CodedInvNet, model, K, evidence="side")
         return
-    alone, side = CodedInvNet(model, K, "side"), model.encode(group).side
+    alone, side = around(CodedInvNet, model, K, evidence="side"), model.encode(group).side
     for erased in range(size):
         answers = alone.decode(without(outputs_of(method, group), erased), size)
         assert set(answers) == set(range(size))
         torch.testing.assert_close(answers[erased], model.recover_from_side(side[:, erased]))
 
 
-def test_no_outputs_give_no_answers(method: CodedInvNet) -> None:
+def test_no_outputs_give_no_answers(method: Scheme) -> None:
     assert method.decode({}, 3) == {}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_exact_parity_leaves_no_residual(exact: CodedInvNet, size: int) -> None:
-    residual = exact.residual(outputs_of(exact, images(size)), size)
+def test_an_exact_parity_leaves_no_residual(method: Scheme, size: int) -> None:
+    residual = method.residual(exactly(method, images(size)), size)
     assert residual is not None
     assert residual.shape == (3,)
     assert float(residual.max()) < 1e-12
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_residual_is_the_root_mean_square_of_the_fusion_error(
-    method: CodedInvNet, size: int
-) -> None:
+def test_residual_is_the_root_mean_square_of_the_fusion_error(method: Scheme, size: int) -> None:
     group = images(size)
-    model = method.model
+    model = model_of(method)
     latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
     error = (model.encode(group).latent - latents.mean(1)).flatten(1)
     residual = method.residual(outputs_of(method, group), size)
@@ -251,30 +253,30 @@ def test_residual_is_the_root_mean_square_of_the_fusion_error(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_corrupt_worker_shows_up_in_the_residual(exact: CodedInvNet, size: int) -> None:
-    outputs = outputs_of(exact, images(size))
+def test_a_corrupt_worker_shows_up_in_the_residual(method: Scheme, size: int) -> None:
+    outputs = exactly(method, images(size))
     for task, share in [*((i, 1 / size) for i in range(size)), (K, 1.0)]:
         corrupt = {**outputs, task: outputs[task].clone()}
         corrupt[task][1, :LATENT] += 0.5
-        residual = exact.residual(corrupt, size)
+        residual = method.residual(corrupt, size)
         assert residual is not None
         assert residual.tolist() == pytest.approx([0.0, 0.5 * share, 0.0], abs=1e-9)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_incomplete_group_has_no_residual(method: CodedInvNet, size: int) -> None:
+def test_an_incomplete_group_has_no_residual(method: Scheme, size: int) -> None:
     outputs = outputs_of(method, images(size))
     for task in outputs:
         assert method.residual(without(outputs, task), size) is None
 
 
-def test_bytes_are_computed_like_the_floats_they_stand_for(method: CodedInvNet) -> None:
-    method.model.float()
+def test_bytes_are_computed_like_the_floats_they_stand_for(method: Scheme) -> None:
+    model_of(method).float()
     group = torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8)
     for task, members in ((1, group[:, :1]), (K, group)):
-        output = method.compute(task, members)
+        output = computed(method, task, members)
         assert output.dtype == torch.float32
-        torch.testing.assert_close(output, method.compute(task, members / 255))
+        torch.testing.assert_close(output, computed(method, task, members / 255))
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +308,7 @@ def large_images(size: int) -> Tensor:
 def test_a_mosaic_makes_up_for_every_set_of_missing_members(
     mosaic: CodedModel, evidence: Evidence, size: int
 ) -> None:
-    method, group = CodedInvNet(mosaic, K, evidence), large_images(size)
+    method, group = around(CodedInvNet, mosaic, K, evidence=evidence), large_images(size)
     outputs, parity = outputs_of(method, group), mosaic.encode(group)
     answer = {
         "both": lambda side: mosaic.recover(side, side, size),
@@ -316,14 +318,14 @@ def test_a_mosaic_makes_up_for_every_set_of_missing_members(
     for pattern in range(2**size):
         missing = {i for i in range(size) if pattern >> i & 1}
         here = without(outputs, *missing)
-        assert method.recoverable(frozenset(here), size) == set(range(size))
+        assert method.rules.recoverable(frozenset(here), size) == set(range(size))
         answers = method.decode(here, size)
         assert set(answers) == set(range(size))
         assert_direct(method, answers, group, set(range(size)) - missing)
         for member in missing:
             torch.testing.assert_close(answers[member], answer(parity.side[:, member]))
         left = without(here, K)
-        assert method.recoverable(frozenset(left), size) == set(left)
+        assert method.rules.recoverable(frozenset(left), size) == set(left)
         assert set(method.decode(left, size)) == set(left)
 
 
@@ -331,10 +333,11 @@ def test_a_mosaic_makes_up_for_every_set_of_missing_members(
 def test_a_mosaics_residual_is_the_largest_between_decoded_and_direct(
     mosaic: CodedModel, size: int
 ) -> None:
-    method, group = CodedInvNet(mosaic, K), large_images(size)
+    method, group = around(CodedInvNet, mosaic, K), large_images(size)
     outputs = outputs_of(method, group)
     apart = [
-        method.decode(without(outputs, i), size)[i] - method.direct(outputs[i]) for i in range(size)
+        method.decode(without(outputs, i), size)[i] - method.decode(outputs, size)[i]
+        for i in range(size)
     ]
     expected = torch.stack(apart).square().mean(2).sqrt().amax(0)
     residual = method.residual(outputs, size)
@@ -344,9 +347,9 @@ def test_a_mosaics_residual_is_the_largest_between_decoded_and_direct(
         assert method.residual(without(outputs, task), size) is None
 
 
-def test_the_average_image_stands_in_for_an_encoder(method: CodedInvNet) -> None:
-    average = AverageImage(method.model, K)
-    model, group = method.model, images(K)
+def test_the_average_image_stands_in_for_an_encoder(method: Scheme) -> None:
+    average = around(AverageImage, model_of(method), K)
+    model, group = model_of(method), images(K)
     outputs = outputs_of(average, group)
     torch.testing.assert_close(outputs[K], model.embed(group.mean(dim=1)).flatten(1))
     decoded = average.decode({task: out for task, out in outputs.items() if task != 2}, K)

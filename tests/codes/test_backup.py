@@ -5,9 +5,9 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from codedinvnet.methods import SmallBackup
-from codedinvnet.serving.group import is_systematic
-from tests.methods.linear import Linear, images, outputs_of, without
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.rules import is_systematic
+from tests.codes.linear import Linear, images, made, members_of, outputs_of, without
 
 K = 4
 
@@ -15,9 +15,13 @@ K = 4
 @pytest.mark.parametrize("size", range(1, K + 1))
 def test_every_erasure_pattern_is_answered_by_the_backup(size: int) -> None:
     served, backup = Linear(seed=0), Linear(seed=1)
-    method = SmallBackup(served, backup, K)
-    assert (method.r, method.fixed_size, is_systematic(method)) == (1, False, True)
-    assert method.tasks(size) == {**{i: (i,) for i in range(size)}, K: tuple(range(size))}
+    method = made(SmallBackup, served, K, part=backup)
+    assert (method.rules.r, method.rules.fixed_size, is_systematic(method.rules)) == (
+        1,
+        False,
+        True,
+    )
+    assert members_of(method, size) == {**{i: (i,) for i in range(size)}, K: tuple(range(size))}
     group = images(size)
     outputs = outputs_of(method, group)
     assert outputs[K].shape == (5, 3 * size)
@@ -27,7 +31,7 @@ def test_every_erasure_pattern_is_answered_by_the_backup(size: int) -> None:
         answers = method.decode(rest, size)
         own = {i for i in range(size) if i not in lost}
         expected = own if K in lost else set(range(size))
-        assert set(answers) == expected == method.recoverable(frozenset(rest), size)
+        assert set(answers) == expected == method.rules.recoverable(frozenset(rest), size)
         for member in expected:
             with torch.no_grad():
                 right = (served if member in own else backup)(group[:, member])
@@ -36,7 +40,7 @@ def test_every_erasure_pattern_is_answered_by_the_backup(size: int) -> None:
 
 def test_residual_is_the_largest_distance_between_the_two_classifiers() -> None:
     served, backup = Linear(seed=0), Linear(seed=1)
-    method = SmallBackup(served, backup, K)
+    method = made(SmallBackup, served, K, part=backup)
     group = images(K)
     with torch.no_grad():
         both = [
@@ -49,4 +53,4 @@ def test_residual_is_the_largest_distance_between_the_two_classifiers() -> None:
 
 
 def test_a_worker_holds_both() -> None:
-    assert SmallBackup(Linear(), Linear(), K).parameters == 2 * (32 * 3 + 3)
+    assert made(SmallBackup, Linear(), K, part=Linear()).parameters == 2 * (32 * 3 + 3)

@@ -8,12 +8,17 @@ experimentally well-conditioned global interpolation*, 1988.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.interpolation import Interpolating, any_of
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
-from codedinvnet.methods.interpolation import Interpolating
 
 MEETS = 1e-12
 """Points closer than this are one point: cosines of equal angles differ by some 1e-16."""
@@ -85,38 +90,18 @@ def locate_errors(values: Tensor, nodes: Tensor, k: int, errors: int) -> Tensor:
     return torch.zeros_like(votes, dtype=torch.bool).scatter_(1, wrong, True)
 
 
-class ApproxIFER(Interpolating):
+class BerrutCode(Interpolating):
     """Berrut's interpolant as encoder and decoder, for any k and S (paper, sections 3 and 4).
 
-    Without errors there are k + S workers; to locate E wrong ones, 2(k + E) + S. The points are
-    those of the published code, β_i = cos(iπ / workers); for those of the paper's text see
-    `ClosedApproxIFER`. For some k and S they meet the α, where the interpolant is the node's value.
-
     Args:
-        classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
-        k: queries in a group.
-        stragglers: S, the outputs that may be missing.
+        rules: k, and how many outputs there are and are needed.
         errors: E, the outputs that may be wrong.
-
-    Raises:
-        UserError: if k is below 2, or the stragglers or errors are below 0.
+        closed: whether both ends of −1..1 are among the β.
     """
 
-    name = "approxifer"
-
-    def __init__(
-        self,
-        classifier: nn.Module,
-        k: int,
-        *,
-        stragglers: int = 1,
-        errors: int = 0,
-    ) -> None:
-        if errors < 0:
-            raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
+    def __init__(self, rules: AnyOf, *, errors: int = 0, closed: bool = False) -> None:
+        super().__init__(rules, closed=closed)
         self.errors = errors
-        workers = 2 * (k + errors) + stragglers if errors else k + stragglers
-        super().__init__(classifier, k, workers=workers, stragglers=stragglers)
 
     def encoding_matrix(self) -> Tensor:
         return berrut_matrix(self.nodes, self.points)
@@ -128,14 +113,34 @@ class ApproxIFER(Interpolating):
         """Decode from the outputs that are not found wrong, a set of them at a time."""
         if not self.errors:
             return super().answers(tasks, values)
-        wrong = locate_errors(values, self.nodes[list(tasks)], self.k, self.errors)
+        wrong = locate_errors(values, self.nodes[list(tasks)], self.rules.k, self.errors)
         patterns, which = wrong.unique(dim=0, return_inverse=True)
-        answers = values.new_empty(len(values), self.k, values.shape[2])
+        answers = values.new_empty(len(values), self.rules.k, values.shape[2])
         for number, pattern in enumerate(patterns):
             rows, kept = which == number, ~pattern
             used = tuple(t for t, keep in zip(tasks, kept.tolist(), strict=True) if keep)
             answers[rows] = super().answers(used, values[rows][:, kept])
         return answers
+
+
+class ApproxIFER(Method):
+    """ApproxIFER without errors, on k + S workers.
+
+    The points are those of the published code, β_i = cos(iπ / workers); for those of the paper's
+    text see `ClosedApproxIFER`. For some k and S they meet the α, where the interpolant is the
+    node's value.
+    """
+
+    name = "approxifer"
+    chooses: ClassVar[tuple[str, ...]] = ("stragglers",)
+    closed = False
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
+        return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
+
+    def build(self, given: Given) -> Scheme:
+        rules = self.rules(given.k, given.tolerance)
+        return self.scheme(BerrutCode(rules, closed=self.closed), given)
 
 
 class ClosedApproxIFER(ApproxIFER):
@@ -146,11 +151,18 @@ class ClosedApproxIFER(ApproxIFER):
 
 
 class RobustApproxIFER(ApproxIFER):
-    """ApproxIFER's Byzantine variant: it finds `errors` wrong outputs (paper, section 4)."""
+    """ApproxIFER's Byzantine variant: it finds E wrong of 2(k + E) + S outputs (section 4)."""
 
     name = "approxifer-byzantine"
+    chooses = ("stragglers", "errors")
 
-    def __init__(
-        self, classifier: nn.Module, k: int, *, stragglers: int = 1, errors: int = 1
-    ) -> None:
-        super().__init__(classifier, k, stragglers=stragglers, errors=errors)
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
+        stragglers, errors = tolerance
+        if errors < 0:
+            raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
+        workers = 2 * (k + errors) + stragglers if errors else k + stragglers
+        return any_of(self.name, k, workers, stragglers)
+
+    def build(self, given: Given) -> Scheme:
+        rules = self.rules(given.k, given.tolerance)
+        return self.scheme(BerrutCode(rules, errors=given.tolerance.errors), given)

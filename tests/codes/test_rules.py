@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from codedinvnet.methods import CodedInvNet, SmallBackup
-from codedinvnet.simulation.codes import Backup, ErasureCode
+from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Parities, Task
 
 
 def subsets(tasks: list[int]) -> list[frozenset[int]]:
@@ -17,36 +17,37 @@ def subsets(tasks: list[int]) -> list[frozenset[int]]:
     ]
 
 
-@pytest.mark.parametrize("k", [2, 3, 5])
-@pytest.mark.parametrize("keeps_apart", [False, True])
-def test_one_parity_determines_what_coded_invnet_decodes(keeps_apart: bool, k: int) -> None:
-    method = CodedInvNet.__new__(CodedInvNet)  # its rules need no network
-    method.k, method.keeps_apart = k, keeps_apart
-    code = Backup(k) if keeps_apart else ErasureCode(k)
+@pytest.mark.parametrize("k", [2, 4])
+def test_one_task_that_answers_for_everybody_needs_nobody_else(k: int) -> None:
+    code = AnswersAll(k)
     for size in range(1, k + 1):
-        assert code.tasks(size) == method.tasks(size)
-        for available in subsets(list(code.tasks(size))):
-            assert code.recoverable(available, size) == method.recoverable(available, size)
+        tasks = code.tasks(size)
+        everybody = frozenset(range(size))
+        assert tasks[k] == Task(tuple(range(size)), BACKUP, size / k)
+        for available in subsets(list(tasks)):
+            expected = everybody if k in available else available
+            assert code.recoverable(available, size) == expected
     for size in (0, k + 1):
         with pytest.raises(ValueError, match="a group has 1 to"):
             code.tasks(size)
 
 
-@pytest.mark.parametrize("k", [2, 4])
-def test_a_backup_answers_for_everybody_as_the_small_backup_does(k: int) -> None:
-    method = SmallBackup.__new__(SmallBackup)
-    method.k = k
-    code = Backup(k)
-    for size in range(1, k + 1):
-        assert code.tasks(size) == method.tasks(size)
-        for available in subsets(list(code.tasks(size))):
-            assert code.recoverable(available, size) == method.recoverable(available, size)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_rules_number_its_tasks_and_determine_what_is_here(name: str) -> None:
+    for k in (2, 3, 5):
+        code = METHODS[name].rules(k)
+        assert (code.k, len(code.tasks(k))) == (k, k + code.r)
+        assert list(code.tasks(k)) == list(range(k + code.r))
+        assert code.recoverable(frozenset(code.tasks(k)), k) == frozenset(range(k))
+        assert code.recoverable(frozenset(), k) == frozenset()
+        for task in code.tasks(k).values():
+            assert task.encoded or set(task.members) <= set(range(k))
 
 
 @pytest.mark.parametrize(("k", "r"), [(2, 1), (2, 2), (4, 2)])
 def test_every_erasure_pattern_against_linear_algebra(k: int, r: int) -> None:
     """A member is determined if its unit vector lies in the span of the outputs' rows."""
-    code = ErasureCode(k, r)
+    code = Parities(k, r)
     for size in range(1, k + 1):
         rows = {i: np.eye(size)[i] for i in range(size)}
         rows |= {k + j: np.arange(1, size + 1.0) ** j for j in range(r)}

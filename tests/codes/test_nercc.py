@@ -8,12 +8,25 @@ import torch
 from scipy.interpolate import CubicSpline, make_smoothing_spline
 from torch import Tensor, nn
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.interpolation import first_kind, second_kind
+from codedinvnet.codes.method import Given, Tolerance
+from codedinvnet.codes.nercc import (
+    ClosedNeRCC,
+    NeRCC,
+    SplineCode,
+    natural_spline_matrix,
+    smoothing_spline_matrix,
+)
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.methods import ClosedNeRCC, NeRCC
-from codedinvnet.methods.interpolation import first_kind, second_kind
-from codedinvnet.methods.nercc import natural_spline_matrix, smoothing_spline_matrix, tune
-from codedinvnet.serving.group import is_systematic
-from tests.methods.linear import Linear, images, outputs_of, without
+from tests.codes.linear import CLASSES, SHAPE, Linear, images, made, outputs_of, without
+
+
+def nodes_of(scheme: Scheme) -> Tensor:
+    assert isinstance(scheme.code, SplineCode)
+    return scheme.code.nodes
+
 
 POINTS = torch.linspace(-1.2, 1.2, 41, dtype=torch.float64)
 
@@ -93,8 +106,8 @@ def test_queries_on_a_line_are_answered_exactly_at_every_pattern(
 ) -> None:
     """The splines keep lines, and a linear model maps a line to a line."""
     classifier = Linear()
-    method = kind(classifier, k, stragglers=stragglers, encoder_smoothing=0.3)
-    assert not is_systematic(method)
+    method = made(kind, classifier, k, stragglers=stragglers, smoothing=(0.3, 1e-6))
+    assert not is_systematic(method.rules)
     start, end = images(2).unbind(1)
     group = torch.stack([start + float(a) * (end - start) for a in first_kind(k)], dim=1)
     outputs = outputs_of(method, group)
@@ -107,20 +120,20 @@ def test_queries_on_a_line_are_answered_exactly_at_every_pattern(
                 torch.testing.assert_close(answers[i], right, rtol=0.0, atol=1e-9)
     too_few = without(outputs, *range(stragglers + 1))
     assert method.decode(too_few, k) == {}
-    assert method.recoverable(frozenset(too_few), k) == frozenset()
+    assert method.rules.recoverable(frozenset(too_few), k) == frozenset()
 
 
 @pytest.mark.parametrize("k", [2, 4, 10])
 def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None:
     classifier = Linear()
-    method = NeRCC(classifier, k, encoder_smoothing=1e-3, decoder_smoothing=1e-2)
+    method = made(NeRCC, classifier, k, smoothing=(1e-3, 1e-2))
     group = images(k)
     direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()
     outputs = outputs_of(method, group)
     encode = smoothing_spline_matrix(second_kind(k + 1), first_kind(k), 1e-3)
     for lost in range(k + 1):
         kept = [t for t in range(k + 1) if t != lost]
-        decode = smoothing_spline_matrix(first_kind(k), method.nodes[kept], 1e-2)
+        decode = smoothing_spline_matrix(first_kind(k), nodes_of(method)[kept], 1e-2)
         expected = torch.einsum("kn,nm,bmc->bkc", decode, encode[kept], direct)
         answers = method.decode(without(outputs, lost), k)
         found = torch.stack([answers[i] for i in range(k)], dim=1)
@@ -128,8 +141,8 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None
 
 
 def test_points_are_those_of_approxifer() -> None:
-    assert NeRCC(Linear(), 4).nodes.tolist() == second_kind(5).tolist()
-    assert ClosedNeRCC(Linear(), 4).nodes.tolist() == second_kind(5, closed=True).tolist()
+    assert nodes_of(made(NeRCC, Linear(), 4)).tolist() == second_kind(5).tolist()
+    assert nodes_of(made(ClosedNeRCC, Linear(), 4)).tolist() == second_kind(5, closed=True).tolist()
 
 
 class Steps(nn.Module):
@@ -157,7 +170,7 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
     labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
     candidates = (0.0, 1e-3, 1.0)
 
-    def accuracy(method: NeRCC) -> int:
+    def accuracy(method: Scheme) -> int:
         outputs = outputs_of(method, group)
         found = [
             torch.stack(
@@ -167,34 +180,29 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
         ]
         return sum(int((f == labels).sum()) for f in found)
 
-    def make(encoder: float, decoder: float) -> NeRCC:
-        return kind(
-            classifier,
-            4,
-            stragglers=stragglers,
-            encoder_smoothing=encoder,
-            decoder_smoothing=decoder,
-        )
+    def make(encoder: float, decoder: float) -> Scheme:
+        return made(kind, classifier, 4, stragglers=stragglers, smoothing=(encoder, decoder))
 
+    given = Given(4, classifier, SHAPE, CLASSES, tolerance=Tolerance(stragglers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next test looks at it
-        tuned = tune(kind, classifier, group, labels, stragglers=stragglers, candidates=candidates)
-    assert type(tuned) is kind
+        chosen = kind().tune(given, group, labels, candidates)
     all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1
-    assert all_pairs[tuned.encoder_smoothing, tuned.decoder_smoothing] == max(all_pairs.values())
+    assert all_pairs[tuple(chosen["smoothing"])] == max(all_pairs.values())
 
 
 def test_a_best_regulariser_at_the_end_of_the_candidates_is_told() -> None:
     group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
     classifier = Steps()
     labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
+    given = Given(4, classifier, SHAPE, CLASSES)
     with pytest.warns(UserWarning, match=r"of the .*coder, 1, is at the end .*\(1 to 10\)"):
-        tuned = tune(NeRCC, classifier, group, labels, candidates=(1.0, 10.0))
-    assert 1.0 in (tuned.encoder_smoothing, tuned.decoder_smoothing)
-    tune(NeRCC, classifier, group, labels, candidates=(0.0,))  # nothing lies below 0
+        chosen = NeRCC().tune(given, group, labels, (1.0, 10.0))
+    assert 1.0 in chosen["smoothing"]
+    NeRCC().tune(given, group, labels, (0.0,))  # nothing lies below 0
 
 
 def test_negative_smoothing_is_the_users_error() -> None:
     with pytest.raises(UserError, match="smoothings must be at least 0, got -1"):
-        NeRCC(Linear(), 4, encoder_smoothing=-1.0)
+        made(NeRCC, Linear(), 4, smoothing=(-1.0, 0.0))

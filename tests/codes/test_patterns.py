@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from codedinvnet.methods.patterns import erasure_patterns
+from codedinvnet.codes.patterns import erasure_patterns
 
 
 def test_patterns_are_all_or_a_seeded_sample() -> None:

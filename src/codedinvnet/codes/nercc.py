@@ -9,14 +9,20 @@ Generalized Linear Models*, 1994, chapter 2, for the splines.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.interpolation import Interpolating, any_of
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.patterns import erasure_patterns
+from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
-from codedinvnet.methods.interpolation import Interpolating
-from codedinvnet.methods.patterns import erasure_patterns
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6
 """Regularisers for a group that was not tuned for."""
@@ -107,43 +113,34 @@ def smoothing_spline_matrix(points: Tensor, knots: Tensor, smoothing: float) -> 
     return unsorted
 
 
-class NeRCC(Interpolating):
+class SplineCode(Interpolating):
     """A smoothing spline as encoder, another as decoder (NeRCC: 2402.04377, section III).
 
-    LeTCC (2406.00300) derives the same two regularisers for any computation.
-
-    α are Chebyshev points of the first kind, β of the second, as in ApproxIFER.
+    LeTCC (2406.00300) derives the same two regularisers for any computation. α are Chebyshev points
+    of the first kind, β of the second.
 
     Args:
-        classifier: maps images (B, C, H, W), whose values may leave 0..1, to logits (B, classes).
-        k: queries in a group.
-        stragglers: S, the outputs that may be missing; there are k + S workers.
-        encoder_smoothing: λ of the encoder.
-        decoder_smoothing: λ of the decoder.
+        rules: k, and how many outputs there are and are needed.
+        smoothing: λ of the encoder and of the decoder.
+        closed: whether both ends of −1..1 are among the β.
 
     Raises:
-        UserError: if k is below 2, or another number below 0.
+        UserError: if a λ is below 0.
     """
-
-    name = "nercc"
 
     def __init__(
         self,
-        classifier: nn.Module,
-        k: int,
+        rules: AnyOf,
         *,
-        stragglers: int = 1,
-        encoder_smoothing: float = ENCODER_SMOOTHING,
-        decoder_smoothing: float = DECODER_SMOOTHING,
+        smoothing: tuple[float, float] = (ENCODER_SMOOTHING, DECODER_SMOOTHING),
+        closed: bool = False,
     ) -> None:
-        if not (encoder_smoothing >= 0 and decoder_smoothing >= 0):
+        if not min(smoothing) >= 0:
             raise UserError(
-                f"{self.name}: both smoothings must be at least 0, "
-                f"got {encoder_smoothing} and {decoder_smoothing}"
+                f"both smoothings must be at least 0, got {smoothing[0]} and {smoothing[1]}"
             )
-        self.encoder_smoothing, self.decoder_smoothing = encoder_smoothing, decoder_smoothing
-        workers = k + stragglers
-        super().__init__(classifier, k, workers=workers, stragglers=stragglers)
+        self.encoder_smoothing, self.decoder_smoothing = smoothing
+        super().__init__(rules, closed=closed)
 
     def encoding_matrix(self) -> Tensor:
         return smoothing_spline_matrix(self.nodes, self.points, self.encoder_smoothing)
@@ -153,77 +150,72 @@ class NeRCC(Interpolating):
         return smoothing_spline_matrix(self.points, nodes, self.decoder_smoothing)
 
 
+class NeRCC(Method):
+    """Smoothing splines on k + S workers, whose regularisers are chosen on validation images."""
+
+    name = "nercc"
+    tuned = True
+    chooses = ("stragglers",)
+    closed = False
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
+        return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
+
+    def build(self, given: Given) -> Scheme:
+        encoder, decoder = given.chosen.get("smoothing", (ENCODER_SMOOTHING, DECODER_SMOOTHING))
+        rules = self.rules(given.k, given.tolerance)
+        code = SplineCode(rules, smoothing=(encoder, decoder), closed=self.closed)
+        return self.scheme(code, given)
+
+    def tune(
+        self,
+        given: Given,
+        groups: Tensor,
+        labels: Tensor,
+        candidates: Sequence[float] = CANDIDATES,
+    ) -> Mapping[str, Any]:
+        """Choose the two regularisers by accuracy on validation groups, S workers missing in turn.
+
+        Every set of S workers is left out in turn, or a sample of the sets. Of equally good pairs
+        the smaller one is taken. A warning tells if the best of one of them is the largest
+        candidate, or the smallest and not 0: a better one may lie beyond it.
+        """
+        k, stragglers = given.k, given.tolerance.stragglers
+
+        def scheme(*smoothing: float) -> Scheme:
+            return self.build(replace(given, chosen={"smoothing": smoothing}))
+
+        best: tuple[float, float, float] | None = None
+        lost_sets = erasure_patterns(k, stragglers, stragglers, TUNING_PATTERNS, 0)
+        for encoder in candidates:
+            coded = scheme(encoder, 0.0)
+            outputs = {
+                task: torch.cat([coded.compute(task, part).output for part in groups.split(250)])
+                for task in coded.rules.tasks(k)
+            }
+            for decoder in candidates:
+                coded, correct = scheme(encoder, decoder), 0
+                for lost in lost_sets:
+                    rest = {task: output for task, output in outputs.items() if task not in lost}
+                    answers = coded.decode(rest, k)
+                    found = torch.stack([answers[i].argmax(1) for i in range(k)], dim=1)
+                    correct += int((found.cpu() == labels.cpu()).sum())
+                if best is None or correct > best[0]:
+                    best = (correct, encoder, decoder)
+        assert best is not None
+        for part, chosen in zip(("encoder", "decoder"), best[1:], strict=True):
+            if len(candidates) > 1 and chosen > 0 and chosen in (min(candidates), max(candidates)):
+                warnings.warn(
+                    f"{self.name}: the best regulariser of the {part}, {chosen:g}, is at the end "
+                    f"of what was tried ({min(candidates):g} to {max(candidates):g}): a better one "
+                    "may lie beyond",
+                    stacklevel=2,
+                )
+        return {"smoothing": list(best[1:])}
+
+
 class ClosedNeRCC(NeRCC):
     """NeRCC with both ends of −1..1 among its β."""
 
     name = "nercc-closed"
     closed = True
-
-
-@torch.inference_mode()
-def tune(
-    kind: type[NeRCC],
-    classifier: nn.Module,
-    groups: Tensor,
-    labels: Tensor,
-    *,
-    stragglers: int = 1,
-    candidates: Sequence[float] = CANDIDATES,
-) -> NeRCC:
-    """Choose the two regularisers by accuracy on validation groups, S workers missing in turn.
-
-    Warns if the best of one of them is the largest candidate, or the smallest and not 0: a better
-    one may lie beyond it.
-
-    Args:
-        kind: of the method.
-        classifier: as for `NeRCC`.
-        groups: images (G, k, C, H, W).
-        labels: (G, k).
-        stragglers: S; every set of S workers is left out in turn, or a sample of the sets.
-        candidates: what is tried for each λ.
-
-    Returns:
-        The best method; of equal ones that with the smaller regularisers.
-    """
-    k = groups.shape[1]
-    best: tuple[float, float, float] | None = None
-    lost_sets = erasure_patterns(k, stragglers, stragglers, TUNING_PATTERNS, 0)
-    for encoder in candidates:
-        coded = kind(classifier, k, stragglers=stragglers, encoder_smoothing=encoder)
-        outputs = {
-            task: torch.cat([coded.compute(task, part) for part in groups.split(250)])
-            for task in coded.tasks(k)
-        }
-        for decoder in candidates:
-            method = kind(
-                classifier,
-                k,
-                stragglers=stragglers,
-                encoder_smoothing=encoder,
-                decoder_smoothing=decoder,
-            )
-            correct = 0
-            for lost in lost_sets:
-                rest = {task: output for task, output in outputs.items() if task not in lost}
-                answers = method.decode(rest, k)
-                found = torch.stack([answers[i].argmax(1) for i in range(k)], dim=1)
-                correct += int((found.cpu() == labels.cpu()).sum())
-            if best is None or correct > best[0]:
-                best = (correct, encoder, decoder)
-    assert best is not None
-    for part, chosen in zip(("encoder", "decoder"), best[1:], strict=True):
-        if len(candidates) > 1 and chosen > 0 and chosen in (min(candidates), max(candidates)):
-            warnings.warn(
-                f"{kind.name}: the best regulariser of the {part}, {chosen:g}, is at the end of "
-                f"what was tried ({min(candidates):g} to {max(candidates):g}): a better one may "
-                "lie beyond",
-                stacklevel=2,
-            )
-    return kind(
-        classifier,
-        k,
-        stragglers=stragglers,
-        encoder_smoothing=best[1],
-        decoder_smoothing=best[2],
-    )

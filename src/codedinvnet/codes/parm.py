@@ -6,57 +6,66 @@ Systems*, SOSP 2019; *Learning-Based Coded Computation*, IEEE JSAIT 2020.
 
 from __future__ import annotations
 
-import time
+import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.codes.base import Encoded, Scheme, ScoresCode, check_k
+from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.rules import PARITY_MODEL, SERVED, Parities, Rules
 from codedinvnet.errors import UserError
-from codedinvnet.methods.base import check_k
-from codedinvnet.methods.systematic import OneParity
 from codedinvnet.model import prepare
 
+if TYPE_CHECKING:
+    from codedinvnet.training.loop import Stage
 
-class ParM(OneParity):
+
+class SumCode(ScoresCode):
     """The parity model sees the average image; its output is the sum of the members' logits.
 
     Addition as the encoder and subtraction as the decoder (SOSP'19, section 3.2). The sum of the
     images is divided by k, which the first layer of a parity model could do as well. Groups have
     exactly k members, since the parity model was trained on averages of k.
-
-    Args:
-        classifier: maps images (B, C, H, W) to logits (B, classes).
-        parity_model: of the classifier's architecture; maps a parity image to the sum of logits.
-        k: queries in a group.
-
-    Raises:
-        UserError: if k is below 2.
     """
 
-    name = "parm"
-    fixed_size = True
-
-    def __init__(self, classifier: nn.Module, parity_model: nn.Module, k: int) -> None:
-        super().__init__(classifier, k, parity_model)
-        self.parity_model = parity_model
-
     @staticmethod
-    def encode(images: Tensor) -> Tensor:
+    def mix(images: Tensor) -> Tensor:
         """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats."""
         return images.mean(dim=1)
 
-    def compute_extra(self, task: int, queries: Tensor) -> Tensor:
-        began = time.perf_counter()
-        parity = self.encode(prepare(queries, 0))
-        self.encode_seconds = time.perf_counter() - began
-        total: Tensor = self.parity_model(parity)
-        return total
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        """Return the parity images of groups (B, k, C, H, W)."""
+        return Encoded(self.mix(prepare(queries, 0)))
 
-    def decode_missing(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
         others = [outputs[i] for i in range(size) if i != member]
-        return outputs[self.k] - torch.stack(others).sum(dim=0)
+        return outputs[self.rules.k] - torch.stack(others).sum(dim=0)
+
+
+class ConcatCode(SumCode):
+    """ParM with its image-specific encoder: small copies of the images in a grid (section 4.2.3).
+
+    Each image is averaged down to its cell.
+    """
+
+    @staticmethod
+    def mix(images: Tensor) -> Tensor:
+        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats.
+
+        Raises:
+            UserError: if the grid does not divide the image.
+        """
+        batch, k, channels, height, width = images.shape
+        check_tiles(k, (channels, height, width))
+        rows, columns = grid_shape(k)
+        small = F.avg_pool2d(images.flatten(0, 1), (rows, columns))
+        grid = small.view(batch, rows, columns, channels, height // rows, width // columns)
+        return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 class ParityModel(nn.Module):
@@ -100,32 +109,6 @@ def check_tiles(k: int, image_shape: tuple[int, int, int]) -> None:
             f"parm-concat cannot tile k = {k} images: a grid of {rows}x{columns} does not divide "
             f"{height}x{width} pixels; use k = 4"
         )
-
-
-class ConcatParM(ParM):
-    """ParM with its image-specific encoder: small copies of the images in a grid (section 4.2.3).
-
-    Each image is averaged down to its cell.
-
-    Raises:
-        UserError: if k is below 2.
-    """
-
-    name = "parm-concat"
-
-    @staticmethod
-    def encode(images: Tensor) -> Tensor:
-        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats.
-
-        Raises:
-            UserError: if the grid does not divide the image.
-        """
-        batch, k, channels, height, width = images.shape
-        check_tiles(k, (channels, height, width))
-        rows, columns = grid_shape(k)
-        small = F.avg_pool2d(images.flatten(0, 1), (rows, columns))
-        grid = small.view(batch, rows, columns, channels, height // rows, width // columns)
-        return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 class ConvEncoder(nn.Module):
@@ -197,39 +180,87 @@ class LinearDecoder(nn.Module):
         return subtracted[:, None] + learned.view(-1, self.k, self.classes)
 
 
-class LearnedCode(OneParity):
+class LearnedCode(ScoresCode):
     """A learned encoder and decoder around the unchanged classifier (JSAIT 2020, section III).
 
     All workers run the same classifier, the parity worker on the encoder's image.
 
     Args:
-        classifier: maps images (B, C, H, W) to logits (B, classes).
+        rules: of one parity.
         encoder: maps groups (B, k, C, H, W) to images.
         decoder: maps outputs (B, k + 1, classes) to logits (B, k, classes).
-        k: queries in a group.
-
-    Raises:
-        UserError: if k is below 2.
     """
 
-    name = "parm-learned"
-    fixed_size = True
-
-    def __init__(
-        self, classifier: nn.Module, encoder: nn.Module, decoder: nn.Module, k: int
-    ) -> None:
-        super().__init__(classifier, k, encoder, decoder)
+    def __init__(self, rules: Rules, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__(rules)
         self.encoder, self.decoder = encoder, decoder
 
-    def compute_extra(self, task: int, queries: Tensor) -> Tensor:
-        began = time.perf_counter()
-        parity = self.encoder(prepare(queries, 0))
-        self.encode_seconds = time.perf_counter() - began
-        logits: Tensor = self.classifier(parity)
-        return logits
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        """Return the encoder's image of groups (B, k, C, H, W)."""
+        return Encoded(self.encoder(prepare(queries, 0)))
 
-    def decode_missing(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        zero = torch.zeros_like(outputs[self.k])
-        stacked = [zero if i == member else outputs[i] for i in range(size)] + [outputs[self.k]]
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        parity = outputs[self.rules.k]
+        zero = torch.zeros_like(parity)
+        stacked = [zero if i == member else outputs[i] for i in range(size)] + [parity]
         answers: Tensor = self.decoder(torch.stack(stacked, dim=1))
         return answers[:, member]
+
+
+class ParM(Method):
+    """A parity model, distilled from the classifier, on the average image."""
+
+    name = "parm"
+    part = "parity"
+    code: type[SumCode] = SumCode
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return Parities(k, fixed_size=True, model=PARITY_MODEL)
+
+    def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
+        return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
+
+    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+        from codedinvnet.training.parity import ParityStage
+
+        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.part)
+
+    def build(self, given: Given) -> Scheme:
+        assert given.part is not None
+        return self.scheme(self.code(self.rules(given.k)), given, **{PARITY_MODEL: given.part})
+
+
+class ConcatParM(ParM):
+    """A parity model on small copies of the images in a grid."""
+
+    name = "parm-concat"
+    code = ConcatCode
+
+    def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
+        check_tiles(k, cast(tuple[int, int, int], shape))
+
+
+class LearnedParM(Method):
+    """A learned encoder and decoder, trained together around the classifier."""
+
+    name = "parm-learned"
+    part = "parity"
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return Parities(k, fixed_size=True, model=SERVED)
+
+    def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
+        decoder = LinearDecoder(given.k, given.classes)
+        return nn.ModuleDict({"encoder": ConvEncoder(given.k), "decoder": decoder})
+
+    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+        from codedinvnet.training.parity import LearnedCodeStage
+
+        train, validation = lessons.taught()
+        coder = cast(nn.ModuleDict, part)
+        return LearnedCodeStage(coder, given.classifier, train, validation, given.k, lessons.part)
+
+    def build(self, given: Given) -> Scheme:
+        assert isinstance(given.part, nn.ModuleDict)
+        code = LearnedCode(self.rules(given.k), given.part["encoder"], given.part["decoder"])
+        return self.scheme(code, given)

@@ -1,0 +1,77 @@
+"""The small backup: a plain classifier of 1/k the cost that answers for everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.classifier import ImageNetwork
+from codedinvnet.codes.base import Scheme, ScoresCode
+from codedinvnet.codes.equal_cost import served_macs, width_within
+from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Rules
+from codedinvnet.model import CodedModel
+from codedinvnet.nn.resnet import ResNet
+
+if TYPE_CHECKING:
+    from codedinvnet.training.loop import Stage
+
+BLOCKS, SQUEEZE = (1, 1, 1), 2
+"""Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
+
+
+def backup_network(model: CodedModel, width: int) -> ResNet:
+    """Return an untrained small backup of a width, for padded images of a model."""
+    return ResNet(
+        model.input_shape[0],
+        len(model.settings.classes),
+        width=width,
+        blocks=BLOCKS,
+        squeeze=SQUEEZE,
+    )
+
+
+def backup_width(model: CodedModel, k: int) -> int:
+    """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x))."""
+    return width_within(lambda width: backup_network(model, width), model, served_macs(model) // k)
+
+
+class BackupCode(ScoresCode):
+    """Task k sends the backup's scores of all members, and makes up for any that are missing."""
+
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        scores = outputs[self.rules.k]
+        return scores.view(len(scores), size, -1)[:, member]
+
+
+class SmallBackup(Method):
+    """The cheap rival of a code: no code, but a small classifier on the extra worker.
+
+    It was distilled from the served one (Hinton et al., 2015, section 2) and costs about 1/k of it
+    for each query, so that the extra worker does as much as the others.
+    """
+
+    name = "small-backup"
+    part = "backup"
+    compared = True
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return AnswersAll(k, BACKUP)
+
+    def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
+        return {"width": backup_width(given.coded, given.k)}
+
+    def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
+        model = given.coded
+        network = backup_network(model, int(made_with["width"]))
+        return ImageNetwork(network, model.settings.image_shape, model.settings.padding)
+
+    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+        return lessons.classifier_stage(part, lessons.logits("train"))
+
+    def build(self, given: Given) -> Scheme:
+        assert given.part is not None
+        return self.scheme(BackupCode(self.rules(given.k)), given, **{BACKUP: given.part})

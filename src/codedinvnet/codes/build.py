@@ -1,0 +1,97 @@
+"""Methods made for a bundle, with their trained parts from files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from codedinvnet.bundle import Bundle
+from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.method import ONE, Method, Tolerance, given_by
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.devices import first_tensor
+from codedinvnet.errors import UserError
+from codedinvnet.rows import read_rows
+
+
+def _chosen(rows: Path, name: str, weights: str, k: int, stragglers: int) -> Mapping[str, Any]:
+    """Return what a method chose on validation images, from rows of `bench accuracy`.
+
+    Raises:
+        UserError: if there is no such file, or none of its rows is of these weights, k and S.
+    """
+    if not rows.is_file():
+        raise UserError(f"--part: there is no file {rows}")
+    found: list[Mapping[str, Any]] = [
+        row["chosen"]
+        for row in read_rows(rows, "accuracy")
+        if row["error"] is None
+        and not row["settings"].get("quick")
+        and (row["method"], row["base"]) == (name, "invertible")
+        and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
+        and row["settings"].get("bundle") == weights
+    ]
+    if not found:
+        many = "" if stragglers == 1 else f" and {stragglers} missing"
+        raise UserError(f"--part: {rows} holds no row of {name} with k = {k}{many} for this bundle")
+    return found[-1]
+
+
+def part_beside(folder: Path, method: Method, k: int) -> Path | None:
+    """Return the part that lies beside a bundle's weights, `NAME-kK.safetensors`; None without."""
+    path = folder / f"{method.name}-k{k}.safetensors"
+    return path if method.part and path.is_file() else None
+
+
+def scheme_for(
+    bundle: Bundle,
+    k: int,
+    name: str = OURS,
+    part: Path | None = None,
+    tolerance: Tolerance = ONE,
+) -> Scheme:
+    """Return a method's scheme for a bundle, with the part in a checkpoint if it needs one.
+
+    Args:
+        bundle: what it is made around.
+        k: members of a group.
+        name: of the method, as `find_method` takes it.
+        part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
+            beside the bundle, if there is one. Of a method that chooses on validation images its
+            rows, for what it chose.
+        tolerance: of a method that can be made for any.
+
+    Raises:
+        UserError: if the part is missing, not needed, or was trained for something else.
+    """
+    method = find_method(name)
+    given = given_by(bundle, k, tolerance)
+    if not method.part:
+        if part is not None:
+            if not method.tuned:
+                raise UserError(f"--part: {method.name} needs no trained part")
+            chosen = _chosen(part, method.name, bundle.digest(), k, tolerance.stragglers)
+            given = replace(given, chosen=chosen)
+        return method.made(given)
+    part = part or part_beside(bundle.folder, method, k)
+    if part is None:
+        raise UserError(
+            f"--part: {method.name} needs the part that `codedinvnet bench accuracy` trained for "
+            f"k = {k}"
+        )
+    method.check(k, bundle.info.input.shape, bundle.info)
+    tensors, header = load_checkpoint(part)
+    made_with = header.get("settings", {})
+    wanted = {"method": method.name, "base": "invertible", "k": k, "bundle": bundle.digest()}
+    for key, value in wanted.items():
+        if made_with.get(key) != value:
+            found = made_with.get(key)
+            raise UserError(f"--part: {part} was trained for {key} {found!r}, not {value!r}")
+    module = method.untrained(given, made_with)
+    load_modules({PART: module}, tensors, part)
+    device = first_tensor(bundle.model).device
+    module = module.to(device).eval().requires_grad_(False)
+    return method.made(replace(given, part=module))

@@ -1,0 +1,129 @@
+"""Coded-InvNet (Dinh & Lee, ICML 2021) as methods: with a bundle's own E, the paper's, and none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.classifier import embedding_of
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.mean import Evidence, MeanCode
+from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
+from codedinvnet.codes.rules import SERVED, Parities, Rules
+from codedinvnet.config import EncoderSettings, PixelFusionSettings
+from codedinvnet.data import ImageSource
+from codedinvnet.model import build_encoder, with_encoder
+from codedinvnet.nn.fusion import PixelMean
+
+if TYPE_CHECKING:
+    from codedinvnet.training.loop import Stage
+
+
+class CodedInvNet(Method):
+    """Coded-InvNet with all of a bundle, which says what its code is: the mean or the mosaic."""
+
+    name = "coded-invnet"
+    of_bundle = True
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        if bundle is None or tolerance.stragglers > 1:  # imagined, with as many parities
+            return Parities(k, tolerance.stragglers)
+        if bundle.model.encoder.kind == "mosaic":
+            return mosaic_rules(k)
+        guesses = bool(bundle.model.head_hidden and bundle.model.encoder.side_features)
+        return Parities(k, guesses=guesses)
+
+    def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
+        if bundle is not None:
+            bundle.check_size("k", k)
+
+    def build(self, given: Given, evidence: Evidence = "both") -> Scheme:
+        self.check(given.k, given.shape, given.bundle)
+        model = given.coded
+        kind = MosaicCode if model.encoder.keeps_apart else MeanCode
+        served = {SERVED: embedding_of(model)}
+        return self.scheme(kind(model, given.k, evidence), given, **served)
+
+
+class PaperInvNet(Method):
+    """Coded-InvNet as it was published, around a bundle's f and g (sections 3.2 and 3.3).
+
+    E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator. A missing
+    member's latent is decoded by subtraction and classified by g: there is neither a recovery head
+    nor a side feature.
+    """
+
+    name = "coded-invnet-paper"
+    of_bundle = True
+    part: ClassVar[str] = "paper"
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return Parities(k)
+
+    def versions(self) -> Mapping[str, Any]:
+        from codedinvnet.training.pixels import VERSION
+
+        return {"paper_training": VERSION} if self.part else {}
+
+    def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
+        encoder = settings.encoder.model_dump(mode="json")
+        return {"encoder": encoder, "training": self.versions()["paper_training"]}
+
+    def check_training(
+        self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None
+    ) -> None:
+        from codedinvnet.training.check import check_pixels, check_settings
+
+        _, height, width = bundle.input.shape
+        check_pixels(settings, min(height, width) + 2 * bundle.input.padding)
+        if train is not None:
+            served = bundle.provenance.settings
+            check_settings(served.model_copy(update={"fusion": settings}), train, k)
+
+    def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
+        settings = EncoderSettings.model_validate(made_with["encoder"])
+        return build_encoder(settings, given.coded.input_shape)
+
+    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+        from codedinvnet.training.pixels import paper_stage
+
+        assert isinstance(lessons.settings, PixelFusionSettings)
+        served = lessons.served.model_copy(update={"fusion": lessons.settings})
+        return paper_stage(
+            with_encoder(given.coded, part),
+            served,
+            lessons.settings,
+            lessons.train,
+            lessons.train_rows,
+            given.k,
+            lessons.device,
+            lessons.seed,
+        )
+
+    def encoder(self, given: Given) -> nn.Module:
+        """Return E."""
+        assert given.part is not None
+        return given.part
+
+    def build(self, given: Given) -> Scheme:
+        model = with_encoder(given.coded, self.encoder(given))
+        served = {SERVED: embedding_of(model)}
+        return self.scheme(MeanCode(model, given.k), given, **served)
+
+
+class AverageImage(PaperInvNet):
+    """The average image in place of E, around a bundle's f and g: what an encoder must beat.
+
+    It is what the mean of the latents would be for a linear f (Dinh & Lee, section 3.2, motivate E
+    by f's not being so). Its parity costs next to nothing to make.
+    """
+
+    name = "average-image"
+    part = ""
+
+    def encoder(self, given: Given) -> nn.Module:
+        return PixelMean()

@@ -1,0 +1,157 @@
+"""Coded-InvNet's code: a parity query whose latent is the mean of the group's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.classifier import Network
+from codedinvnet.codes.base import Code, Encoded, check_k
+from codedinvnet.codes.rules import Parities, Rules
+from codedinvnet.errors import UserError
+from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.nn.fusion import FusionEncoder, PixelMean, uniform_weights
+
+Evidence = Literal["both", "latent", "side"]
+"""What a decoded answer rests on: the decoded latent, the member's side features, or both."""
+
+
+class Fusing(nn.Module):
+    """A fusion encoder as a module of tensors, which an engine can take over.
+
+    Args:
+        encoder: E, in evaluation mode.
+    """
+
+    def __init__(self, encoder: FusionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        """Encode groups (B, m, C, H, W); side features of length 0 are left out."""
+        parity, side = self.encoder.encode(x, weights)
+        return (parity, side) if side.shape[2] else (parity,)
+
+
+class LatentCode(Code):
+    """What the codes around a bundle's f, g, E and g' share.
+
+    Data tasks send f(x_i), flattened; the parity sends f(E(x_1..x_m)) and, behind it, the members'
+    side features if the encoder has any.
+
+    Args:
+        model: f, g, E and g', in evaluation mode.
+        rules: of one parity.
+        evidence: what decoded answers rest on; less than both is for measuring what each is worth.
+
+    Raises:
+        UserError: if k is below 2, or the model has no side features and is to use them alone.
+    """
+
+    def __init__(self, model: CodedModel, rules: Rules, evidence: Evidence = "both") -> None:
+        check_k(rules.k)
+        head = model.recovery_head
+        if evidence == "side" and (head is None or not head.side_features):
+            raise UserError("this model has no side features to answer from")
+        self.model, self.rules, self.evidence = model, rules, evidence
+        self.holder = nn.ModuleDict({"fusing": Fusing(model.encoder)}).eval()
+        channels, height, width = model.latent_shape
+        self.latent_size = channels * height * width
+
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        """Run E on the members (B, m, C, H, W)."""
+        x = self.model.prepare(queries)
+        parity, *side = self.holder["fusing"](x, uniform_weights(x))
+        return Encoded(parity, side[0].flatten(1) if side else None)
+
+    def networks(self) -> Iterator[Network]:
+        """Yield E with one full group as an example."""
+        group = torch.zeros(1, self.rules.k, *self.model.input_shape)
+        yield Network(self.holder, "fusing", (group, uniform_weights(group)))
+
+    def direct(self, output: Tensor) -> Tensor | None:
+        """Map latents (B, n) to logits (B, classes)."""
+        return self.classify(output)
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Map flattened latents (B, n) to logits (B, classes) by g."""
+        return self.model.classify(latents.unflatten(1, self.model.latent_shape))
+
+    def here(self, outputs: Mapping[int, Tensor], size: int) -> dict[int, Tensor]:
+        """Return logits (B, classes) of the members that sent their latent."""
+        here = [i for i in range(size) if i in outputs]
+        if not here:
+            return {}
+        logits = self.classify(torch.cat([outputs[i] for i in here]))
+        return dict(zip(here, logits.chunk(len(here)), strict=True))
+
+    def sides(self, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        """Return the members' side features (B, size, n); n may be 0."""
+        side = outputs[self.rules.k][:, self.latent_size :]
+        return side.reshape(len(side), size, side.shape[1] // size)
+
+    def recovered(self, latent: Tensor, side: Tensor, size: int) -> Tensor:
+        """Map a decoded latent (B, *latent_shape) and what is known of its member to logits."""
+        if self.evidence == "latent":
+            return self.model.recover_from_latent(latent, side, size)
+        if self.evidence == "side":
+            return self.model.recover_from_side(side)
+        return self.model.recover(latent, side, size)
+
+
+def has_side(model: CodedModel) -> bool:
+    """Tell whether side features say something of their member: an average image's are zeros."""
+    head = model.recovery_head
+    return head is not None and head.side_features > 0 and not isinstance(model.encoder, PixelMean)
+
+
+class MeanCode(LatentCode):
+    """One parity per group (Dinh & Lee, ICML 2021, section 3).
+
+    One missing member is decoded by subtraction. For several, their side features alone answer
+    (`guesses`), unless the encoder has none.
+    """
+
+    def __init__(self, model: CodedModel, k: int, evidence: Evidence = "both") -> None:
+        guesses = has_side(model) and evidence != "latent"
+        super().__init__(model, Parities(k, guesses=guesses), evidence)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        """Answer the members that sent their latent, and the missing ones as well as can be."""
+        answers = self.here(outputs, size)
+        missing = sorted(set(range(size)) - answers.keys())
+        if not missing or self.rules.k not in outputs:
+            return answers
+        sides = self.sides(outputs, size)
+        if len(missing) == 1:
+            answers[missing[0]] = self.decoded(outputs, missing[0], sides, size)
+        elif self.rules.guesses:
+            for member in missing:
+                answers[member] = self.model.recover_from_side(sides[:, member])
+        return answers
+
+    def decoded(
+        self, outputs: Mapping[int, Tensor], member: int, sides: Tensor, size: int
+    ) -> Tensor:
+        """Return logits (B, classes) of the one missing member."""
+        latent = self.subtracted(outputs, size).unflatten(1, self.model.latent_shape)
+        return self.recovered(latent, sides[:, member], size)
+
+    def subtracted(self, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        """Return the latent (B, n) of the one missing member."""
+        latent = outputs[self.rules.k][:, : self.latent_size]
+        others = [outputs[i] for i in range(size) if i in outputs]
+        return decode_missing(
+            latent, torch.stack(others, dim=1) if others else latent[:, None][:, :0]
+        )
+
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        """Return the root mean square of z_p − mean z, (B,)."""
+        if self.rules.k not in outputs or any(i not in outputs for i in range(size)):
+            return None
+        mean = torch.stack([outputs[i] for i in range(size)]).mean(dim=0)
+        difference = outputs[self.rules.k][:, : self.latent_size] - mean
+        return difference.square().mean(dim=1).sqrt()

@@ -1,0 +1,244 @@
+"""The record of a method: all that the rest of the package needs to know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.bundle import Bundle, BundleInfo
+from codedinvnet.classifier import classifier_of
+from codedinvnet.codes.base import Code, Scheme, blamed, check_k
+from codedinvnet.codes.rules import SERVED, Rules
+from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
+from codedinvnet.data import ImageSource
+from codedinvnet.model import CodedModel
+
+if TYPE_CHECKING:  # a server does without what trains
+    from codedinvnet.training.loop import Stage
+    from codedinvnet.training.parity import Taught
+
+
+class Tolerance(NamedTuple):
+    """How many outputs of a group a code makes up for, where it can be chosen."""
+
+    stragglers: int = 1
+    """S, those that may be missing."""
+    errors: int = 1
+    """E, those that may be wrong, of a code that locates them."""
+
+
+ONE = Tolerance()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a scheme is made of.
+
+    Attributes:
+        k: queries in a group.
+        classifier: maps queries (B, *shape) to scores (B, classes).
+        shape: of one query.
+        classes: how many there are.
+        model: f, g, E and g' of the bundle; None without a bundle.
+        bundle: its description; None without a bundle.
+        tolerance: see `Tolerance`.
+        part: what the method trained for this classifier and k, in evaluation mode.
+        chosen: what `Method.tune` chose.
+    """
+
+    k: int
+    classifier: nn.Module
+    shape: tuple[int, ...]
+    classes: int
+    model: CodedModel | None = None
+    bundle: BundleInfo | None = None
+    tolerance: Tolerance = ONE
+    part: nn.Module | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def coded(self) -> CodedModel:
+        """The bundle's model, for methods that need one."""
+        if self.model is None:
+            raise ValueError("there is no bundle")
+        return self.model
+
+
+def given_by(bundle: Bundle, k: int, tolerance: Tolerance = ONE, **more: Any) -> Given:
+    """Return what a bundle gives a method."""
+    info, model = bundle.info, bundle.model
+    shape, classes = info.input.shape, len(info.classes)
+    return Given(k, classifier_of(model), shape, classes, model, info, tolerance, **more)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a part is trained with.
+
+    Attributes:
+        settings: the data set's, in a grid of `bench accuracy`, under the name `Method.part`.
+        seed: of the training.
+        train: the training images.
+        train_rows: of them those to train on.
+        validation_rows: of them those to validate on.
+        logits: the served classifier's, of "train" or "validation".
+        served: how the bundle was trained.
+        device: what to compute on.
+    """
+
+    settings: PartSettings | PixelFusionSettings
+    seed: int
+    train: ImageSource
+    train_rows: Tensor
+    validation_rows: Tensor
+    logits: Callable[[str], Tensor]
+    served: Settings
+    device: torch.device
+
+    @property
+    def part(self) -> PartSettings:
+        """The settings of a part that is trained by steps on drawn batches."""
+        assert isinstance(self.settings, PartSettings)
+        return self.settings
+
+    def taught(self) -> tuple[Taught, Taught]:
+        """Return the training and validation images with the served classifier's logits."""
+        from codedinvnet.training.parity import Taught
+
+        return (
+            Taught(self.train, self.train_rows, self.logits("train")),
+            Taught(self.train, self.validation_rows, self.logits("validation")),
+        )
+
+    def classifier_stage(self, module: nn.Module, teacher: Tensor | None = None) -> Stage:
+        """Return the training of a classifier, its images and precision as the bundle's were."""
+        from codedinvnet.training.classifier import ClassifierStage
+
+        options = self.served.training
+        return ClassifierStage(
+            module,
+            self.train,
+            self.train_rows,
+            self.validation_rows,
+            self.part,
+            flip=options.flip,
+            shift=options.shift,
+            precision=options.precision,
+            teacher=teacher,
+        )
+
+
+class Method(ABC):
+    """One method: its rules, how it is trained and built, and what it needs.
+
+    The command line, grids, training, tables, pictures, the server, the simulator and the planner
+    read it. A subclass in a user's own file is as good as those of this package.
+    """
+
+    name: ClassVar[str]
+    """The method's name on the command line, in grids, rows and tables."""
+    of_bundle: ClassVar[bool] = False
+    """Whether it is made around f and g of a bundle, and not around any classifier."""
+    part: ClassVar[str] = ""
+    """The key of the data set's settings, in a grid of `bench accuracy`, by which its part is
+    trained; "" for a method without a trained part."""
+    tuned: ClassVar[bool] = False
+    """Whether `tune` chooses something on validation images."""
+    chooses: ClassVar[tuple[str, ...]] = ()
+    """The fields of `Tolerance` that can be chosen."""
+    is_policy: ClassVar[bool] = False
+    """Whether a policy of the server does the same, so that no server is started with it."""
+    is_bound: ClassVar[bool] = False
+    """Whether it is no rival of a code: what nothing, twice the work, or a perfect one gives."""
+    compared: ClassVar[bool] = False
+    """Whether latency grids, sweeps and plans compare it with the policies if nobody says."""
+    file: str = ""
+    """The file of a user's own method."""
+    digest: str = ""
+    """The digest of that file, so that a method that was changed is measured anew."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it, unless a grid says otherwise."""
+        return self.name
+
+    @abstractmethod
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        """Return its rules.
+
+        Args:
+            k: the most queries in a group.
+            tolerance: see `Tolerance`.
+            bundle: that it is made around, if that is known.
+        """
+
+    @abstractmethod
+    def build(self, given: Given) -> Scheme:
+        """Make the code and its models.
+
+        Raises:
+            UserError: if they cannot be made of what is given.
+        """
+
+    def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
+        """Refuse a group size that it cannot serve.
+
+        Raises:
+            UserError: one line.
+        """
+        check_k(k)
+
+    # A method with a trained part has some of these.
+
+    def versions(self) -> Mapping[str, Any]:
+        """Return what a row's settings state of the training's version."""
+        return {}
+
+    def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
+        """Return what else its part depends on, for the header of the part's file."""
+        return {}
+
+    def check_training(
+        self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None
+    ) -> None:
+        """Refuse settings that its part cannot be trained with.
+
+        Raises:
+            UserError: one line.
+        """
+        check_k(k)
+
+    def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
+        """Return its part before the training."""
+        raise NotImplementedError(f"{self.name} has no trained part")
+
+    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+        """Return the training of its part, which the runner runs, resumes and keeps."""
+        raise NotImplementedError(f"{self.name} has no trained part")
+
+    def tune(self, given: Given, groups: Tensor, labels: Tensor) -> Mapping[str, Any]:
+        """Return what it chooses on validation images, as its row states it.
+
+        Args:
+            given: what the method is made of.
+            groups: images (G, k, C, H, W).
+            labels: (G, k).
+        """
+        raise NotImplementedError(f"{self.name} chooses nothing")
+
+    # What subclasses and callers use.
+
+    def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
+        """Return a scheme of a code and models by role; the served one is the classifier."""
+        own = {SERVED: given.classifier, **models}
+        return Scheme(self.name, code, own, given.shape, given.chosen, self.file)
+
+    def made(self, given: Given) -> Scheme:
+        """Return `build`'s scheme; what a user's own method raises is told as its own."""
+        with blamed(self.name, self.file):
+            return self.build(given)

@@ -1,0 +1,58 @@
+"""The mosaic: a parity query that holds the group's members side by side, each in its own cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from codedinvnet.codes.mean import Evidence, LatentCode
+from codedinvnet.codes.rules import SERVED, AnswersAll
+from codedinvnet.model import CodedModel
+
+
+def whole(size: int) -> float:
+    """Return the model's work on a mosaic, which is one image whatever it holds."""
+    return 1.0
+
+
+def mosaic_rules(k: int) -> AnswersAll:
+    """Return the rules of a mosaic: its one parity answers for any number of members."""
+    return AnswersAll(k, SERVED, encoded=True, cost=whole)
+
+
+class MosaicCode(LatentCode):
+    """One parity per group, of which each member's cell is read (docs/decisions.md).
+
+    There is no sum to subtract the others from, so that the parity alone answers for everybody.
+    """
+
+    def __init__(self, model: CodedModel, k: int, evidence: Evidence = "both") -> None:
+        super().__init__(model, mosaic_rules(k), evidence)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        """Answer the members that sent their latent, and with the parity here all others."""
+        answers = self.here(outputs, size)
+        if self.rules.k in outputs and len(answers) < size:
+            for member, logits in self._read(outputs, size).items():
+                answers.setdefault(member, logits)
+        return answers
+
+    def _read(self, outputs: Mapping[int, Tensor], size: int) -> dict[int, Tensor]:
+        """Return logits (B, classes) of all members from the parity alone."""
+        latent = outputs[self.rules.k][:, : self.latent_size]
+        latent = latent.unflatten(1, self.model.latent_shape)
+        known = self.model.parity(latent, self.sides(outputs, size)).side
+        return {i: self.recovered(latent, known[:, i], size) for i in range(size)}
+
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
+        """Return the largest root mean square, (B,), between decoded and direct logits."""
+        if self.rules.k not in outputs or any(i not in outputs for i in range(size)):
+            return None
+        direct = self.here(outputs, size)
+        distances = [
+            (logits - direct[i]).square().mean(dim=1)
+            for i, logits in self._read(outputs, size).items()
+        ]
+        return torch.stack(distances).amax(dim=0).sqrt()

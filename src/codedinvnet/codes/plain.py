@@ -1,0 +1,45 @@
+"""No code, and a copy of everything: what a code is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from codedinvnet.bundle import BundleInfo
+from codedinvnet.codes.base import Scheme, ScoresCode
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.rules import Replicated, Rules, Uncoded
+
+
+class CopyCode(ScoresCode):
+    """Task k + i, if there is one, is the copy of task i."""
+
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        return outputs[self.rules.k + member]
+
+
+class Plain(Method):
+    """No code: a missing prediction is missing."""
+
+    name = "none"
+    is_policy = True
+    is_bound = True
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return Uncoded(k)
+
+    def build(self, given: Given) -> Scheme:
+        return self.scheme(CopyCode(self.rules(given.k)), given)
+
+
+class Replication(Plain):
+    """Every query on two workers, the first answer wins: as many extra tasks as members.
+
+    Dean & Barroso, "The Tail at Scale", CACM 2013, on requests that are hedged at once.
+    """
+
+    name = "replication"
+
+    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+        return Replicated(k)

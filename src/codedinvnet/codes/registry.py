@@ -1,0 +1,115 @@
+"""All methods by name: this package's, a user's own file's, and those of installed packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import blamed
+from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
+from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
+from codedinvnet.codes.method import Method
+from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
+from codedinvnet.codes.oracle import Oracle
+from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
+from codedinvnet.codes.plain import Plain, Replication
+from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
+
+GROUP = "codedinvnet.methods"
+"""The entry points in which installed packages name their methods."""
+OWN: tuple[type[Method], ...] = (
+    CodedInvNet,
+    SmallBackup,
+    ApproxIFER,
+    ClosedApproxIFER,
+    NeRCC,
+    ClosedNeRCC,
+    ParM,
+    ConcatParM,
+    LearnedParM,
+    RobustApproxIFER,
+    PaperInvNet,
+    AverageImage,
+    Plain,
+    Replication,
+    Oracle,
+)
+"""This package's, in the order of tables: ours, its rival, other codes, other encoders, bounds."""
+METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
+"""The same by name."""
+OURS = CodedInvNet.name
+"""The method that is served if nobody says, and that others are compared with."""
+_found: dict[str, Method] = {}
+"""Those that were found elsewhere, by the text that named them and by name."""
+
+
+def find_method(text: str) -> Method:
+    """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
+
+    Raises:
+        UserError: one line, if there is none.
+    """
+    found = METHODS.get(text) or _found.get(text)
+    if found is not None:
+        return found
+    path, colon, name = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _keep(text, _in_file(Path(path), name))
+    for point in entry_points(group=GROUP):
+        if point.name == text:
+            with blamed(text, point.value):
+                loaded = point.load()
+            return _keep(text, _made(loaded, point.value))
+    known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
+    raise UserError(
+        f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
+    )
+
+
+def known_method(name: str) -> Method | None:
+    """Return a method that a row names; None for one whose file nobody named here."""
+    try:
+        return find_method(name)
+    except UserError:
+        return None
+
+
+def _keep(text: str, method: Method) -> Method:
+    if method.name in METHODS:
+        raise UserError(f"{text}: this package has a method {method.name!r}: choose another name")
+    _found[text] = _found[method.name] = method
+    return method
+
+
+def _in_file(path: Path, name: str) -> Method:
+    """Load a class of a user's file."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path} with a method {name}")
+    spec = importlib.util.spec_from_file_location(f"codedinvnet_method_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks itself up there
+    with blamed(name, str(path)):
+        spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise UserError(f"{path} has no class {name}")
+    method = _made(getattr(module, name), str(path))
+    method.digest = file_digest(path)
+    return method
+
+
+def _made(kind: object, whose: str) -> Method:
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
+    if getattr(kind, "__abstractmethods__", None) or not hasattr(kind, "name"):
+        lacking = sorted({*kind.__abstractmethods__} | ({"name"} - {*dir(kind)}))
+        raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
+    method = kind()
+    method.file = whose
+    return method

@@ -1,0 +1,88 @@
+"""A linear classifier, with which every code is exact, and what the codes' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.classifier import classifier_of
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.method import Given, Method, Tolerance
+from codedinvnet.model import CodedModel
+
+CLASSES = 3
+SHAPE = (2, 4, 4)
+
+
+class Linear(nn.Module):
+    """Images (B, 2, 4, 4) to 3 logits, times a factor."""
+
+    def __init__(self, factor: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(32, CLASSES).double()
+        self.factor = factor
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        logits: Tensor = self.factor * self.layer(images.double().flatten(1))
+        return logits
+
+
+def images(size: int, batch: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.rand(batch, size, *SHAPE, dtype=torch.float64, generator=generator)
+
+
+def made(
+    kind: type[Method],
+    classifier: nn.Module,
+    k: int,
+    *,
+    stragglers: int = 1,
+    errors: int = 1,
+    part: nn.Module | None = None,
+    **chosen: Any,
+) -> Scheme:
+    """Return the scheme of a method around a classifier of SHAPE and CLASSES."""
+    tolerance = Tolerance(stragglers, errors)
+    given = Given(k, classifier, SHAPE, CLASSES, tolerance=tolerance, part=part, chosen=chosen)
+    return kind().build(given)
+
+
+def around(kind: type[Method], model: CodedModel, k: int, **options: Any) -> Scheme:
+    """Return the scheme of a method around a coded model."""
+    shape, classes = model.settings.image_shape, len(model.settings.classes)
+    return kind().build(Given(k, classifier_of(model), shape, classes, model), **options)
+
+
+def members_of(scheme: Scheme, size: int) -> dict[int, tuple[int, ...]]:
+    return {task: spec.members for task, spec in scheme.rules.tasks(size).items()}
+
+
+def computed(scheme: Scheme, task: int, queries: Tensor) -> Tensor:
+    return scheme.compute(task, queries).output
+
+
+def outputs_of(scheme: Scheme, group: Tensor) -> dict[int, Tensor]:
+    needs = members_of(scheme, group.shape[1])
+    return {task: computed(scheme, task, group[:, list(own)]) for task, own in needs.items()}
+
+
+def without(outputs: Mapping[int, Tensor], *tasks: int) -> dict[int, Tensor]:
+    return {task: output for task, output in outputs.items() if task not in tasks}
+
+
+def assert_answers(
+    answers: Mapping[int, Tensor], classifier: nn.Module, group: Tensor, members: set[int]
+) -> None:
+    """Check that exactly these members are answered, with the classifier's logits."""
+    assert set(answers) == members
+    with torch.no_grad():
+        for member in members:
+            expected = classifier(group[:, member])
+            torch.testing.assert_close(answers[member], expected, rtol=0.0, atol=1e-9)

@@ -1,0 +1,164 @@
+"""Methods by name, and one of a user's own file in all that the records drive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from importlib.metadata import EntryPoint
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import load_bundle
+from codedinvnet.codes import registry
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.rows import read_rows
+from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.serve import ServeOptions, running
+from tests.bench.test_accuracy import write_grid
+from tests.codes.linear import Linear, assert_answers, images, made, outputs_of, without
+from tests.conftest import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+MINE = f"{ROOT / 'examples' / 'my_method.py'}:TwoParities"
+K = 4
+
+
+def test_every_method_is_found_by_its_name() -> None:
+    for name, method in METHODS.items():
+        assert find_method(name) is method
+        assert (method.name, method.file) == (name, "")
+
+
+@pytest.mark.parametrize("size", [2, 3, K])
+def test_the_example_solves_for_any_two_of_a_linear_model(size: int) -> None:
+    method = made(type(find_method(MINE)), Linear(), K)
+    group = images(size)
+    outputs = outputs_of(method, group)
+    for count in range(3):
+        for lost in combinations(outputs, count):
+            rest = without(outputs, *lost)
+            assert_answers(method.decode(rest, size), Linear(), group, set(range(size)))
+
+
+def test_the_example_is_evaluated_tabled_and_drawn(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    out = tmp_path / "rows.jsonl"
+    words: tuple[Any, ...] = ("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
+    words += ("--save-dir", tmp_path / "runs", "--method", MINE)
+    assert call(*words, "--json").code == 0
+    (row,) = read_rows(out, "accuracy")
+    assert (row["method"], row["r"], row["error"], row["answered"]) == ("two-parities", 2, None, 1)
+    assert "| two-parities | invertible |" in out.with_suffix(".md").read_text()
+    assert list(tmp_path.glob("*.png"))
+    assert json.loads(call(*words, "--json").out)["kept"] == 1
+
+
+def test_the_example_is_simulated_and_planned(tmp_path: Path, call: Command) -> None:
+    scenario = {
+        **{"workers": 8, "k": K, "queries": 3000, "service": 20, "encode": 0.1},
+        **{"arrivals": {"kind": "poisson", "qps": 100}, "bundle": "mnist"},
+        "method_accuracy": {"two-parities": {K: 0.9}},
+    }
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps(scenario))
+    words: tuple[Any, ...] = ("--policy", MINE, "--stragglers", "pareto", "--json")
+    report = json.loads(call("simulate", path, *words).out)
+    assert report["decoded_share"] > 0
+    assert 0.9 < report["accuracy"] < 0.993
+    assert 1 < report["work_per_query"] < 1 + 2 / K + 0.1
+    words += ("--scenario", path, "--qps", "100", "--p999-ms", "2000", "--queries", "2000")
+    (row,) = json.loads(call("plan", "mnist", *words).out)["ranking"]
+    assert row["method"] == f"{MINE}, k = {K}"
+    assert row["workers"] >= K + 2
+
+
+def test_the_example_is_served() -> None:
+    """By worker processes, which find it by its file."""
+    bundle, group = load_bundle("mnist"), sample_images("mnist").images[:K].numpy()
+    scheme = scheme_for(bundle, K, MINE)
+    expected = scheme.compute(0, torch.from_numpy(group[:1])[None]).output.softmax(1)
+
+    async def main() -> None:
+        options = ServeOptions("mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
+        async with running(options) as (_, front):
+            assert front.rules.workers == K + 2
+            found = await front.infer(group)
+        answers = [answer for answer in found if not isinstance(answer, Exception)]
+        assert len(answers) == K
+        if answers[0].outcome == "direct":
+            np.testing.assert_allclose(answers[0].probabilities, expected[0], atol=1e-5)
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+BROKEN = """
+from codedinvnet.codes.plain import Plain
+class Good(Plain):
+    name = "good"
+class Raises(Plain):
+    name = "raises"
+    def build(self, given):
+        raise RuntimeError("my own mistake")
+class Taken(Plain):
+    name = "none"
+class Nameless:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("parm-magic", "'parm-magic' is not one of coded-invnet, small-backup.*FILE.py:CLASS"),
+        ("nowhere.py:Mine", "there is no file nowhere.py with a method Mine"),
+        ("{}:Missing", "mine.py has no class Missing"),
+        ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
+        ("{}:Taken", "this package has a method 'none': choose another name"),
+    ],
+)
+def test_what_is_no_method_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(BROKEN)
+    with pytest.raises(UserError, match=told) as caught:
+        find_method(text.format(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_users_method_raises_is_told_as_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(BROKEN)
+    with pytest.raises(RuntimeError):
+        WorkerSpec("mnist", K, method=f"{path}:Raises").load()
+    told = capsys.readouterr().err
+    assert told.startswith(f"the method raises of {path} raised:\n")
+    assert 'RuntimeError("my own mistake")' in told
+    path.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        find_method(f"{path}:Other")
+    assert capsys.readouterr().err.startswith(f"the method Other of {path} raised:\n")
+
+
+def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "installed_method.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("good", "installed_method:Good", registry.GROUP)
+
+    def points(group: str) -> list[Any]:
+        return [point] if group == registry.GROUP else []
+
+    monkeypatch.setattr(registry, "entry_points", points)
+    found = find_method("good")
+    assert (found.name, found.file) == ("good", "installed_method:Good")
+    assert find_method("good") is found
