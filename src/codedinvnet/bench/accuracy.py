@@ -119,8 +119,8 @@ def run(
             image set cannot be had, a warning says so, and only what needs no training is done.
         only: data sets to do. If it is empty, all of the grid's; in the quick version those of
             which the package has images, if there are any.
-        methods: methods to try. One that the grid does not name is tried where its first block's
-            are. If it is empty, all of the grid's.
+        methods: methods to try. One of a user's own (FILE.py:CLASS) that the grid does not name
+            is tried where its first block's are. If it is empty, all of the grid's.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -142,7 +142,10 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
-    asked = {find_method(text).name for text in methods}
+    asked = [find_method(text).name if ":" in text else text for text in methods]
+    for name in asked:
+        if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
+            raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
     wanted = [trial for trial in wanted if not asked or trial.method in asked]
     check_trials(grid, wanted)
     check_writable(out)

@@ -184,17 +184,14 @@ def needs_training_images(trial: Trial) -> bool:
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
-    """Return a grid with methods that no block names tried where its first block's are.
-
-    Args:
-        grid: a grid.
-        texts: methods as `find_method` takes them.
+    """Return a grid with a user's own methods, FILE.py:CLASS, tried where its first block's are.
 
     Raises:
         UserError: if there is no such method.
     """
     there = {find_method(name).name for block in grid.blocks for name in block.methods}
-    new = tuple(text for text in texts if find_method(text).name not in there)
+    own = [text for text in texts if ":" in text]
+    new = tuple(text for text in own if find_method(text).name not in there)
     if not new:
         return grid
     changes = {"methods": new, "label": None, "bundle": None}
