@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from codedinvnet.bench.grid import is_foreign
 from codedinvnet.bundle import load_bundle
 from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
@@ -167,6 +168,9 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_method("good")
     assert (found.name, found.file) == ("good", "installed_method:Good")
     assert find_method("good") is found
+    assert is_foreign("good")
+    assert not is_foreign("parm")
+    assert not is_foreign("nobody")
 
 
 class Clumsy(CopyCode):

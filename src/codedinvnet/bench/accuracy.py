@@ -18,6 +18,7 @@ from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
     check_possible,
+    is_foreign,
     load_grid,
     needs_training_images,
     trials,
@@ -142,7 +143,7 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
-    asked = [find_method(text).name if ":" in text else text for text in methods]
+    asked = [find_method(text).name if is_foreign(text) else text for text in methods]
     for name in asked:
         if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
             raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
