@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations
 from pathlib import Path
@@ -12,18 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from codedinvnet.bench.grid import is_foreign
 from codedinvnet.bundle import load_bundle
-from codedinvnet.codes import registry
+from codedinvnet.codes import base, registry
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.pool import WorkerSpec
 from codedinvnet.serving.serve import ServeOptions, running
 from tests.bench.test_accuracy import write_grid
-from tests.codes.linear import Linear, assert_answers, images, made, outputs_of, without
+from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,3 +168,23 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_method("good")
     assert (found.name, found.file) == ("good", "installed_method:Good")
     assert find_method("good") is found
+    assert is_foreign("good")
+    assert not is_foreign("parm")
+    assert not is_foreign("nobody")
+
+
+class Clumsy(CopyCode):
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        raise KeyError("no such member")
+
+
+@pytest.mark.parametrize(("whose", "told"), [("mine.py", 1), ("", 0)])
+def test_what_decoding_raises_is_told_once(
+    whose: str, told: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_told", set())
+    scheme = Scheme("clumsy", Clumsy(Uncoded(2)), {SERVED: Linear()}, SHAPE, whose=whose)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            scheme.decode({}, 2)
+    assert capsys.readouterr().err.count("the method clumsy of mine.py raised:") == told

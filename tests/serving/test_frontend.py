@@ -1201,10 +1201,10 @@ class HeadFails(MeanCode):
 
     broken = False
 
-    def classify(self, latents: torch.Tensor) -> torch.Tensor:
+    def direct(self, output: torch.Tensor) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("the head is broken")
-        return super().classify(latents)
+        return super().direct(output)
 
 
 @pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])

@@ -223,7 +223,7 @@ class ParM(Method):
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
         from codedinvnet.training.parity import ParityStage
 
-        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.part)
+        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.settings)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
@@ -258,7 +258,9 @@ class LearnedParM(Method):
 
         train, validation = lessons.taught()
         coder = cast(nn.ModuleDict, part)
-        return LearnedCodeStage(coder, given.classifier, train, validation, given.k, lessons.part)
+        return LearnedCodeStage(
+            coder, given.classifier, train, validation, given.k, lessons.settings
+        )
 
     def build(self, given: Given) -> Scheme:
         assert isinstance(given.part, nn.ModuleDict)
