@@ -56,7 +56,6 @@ from codedinvnet.serving.protocol import (
     render_response,
     server_metadata,
 )
-from codedinvnet.serving.scheduler import Worker
 
 RETRY_AFTER = "1"
 """Seconds that an overloaded server asks its clients to wait."""
@@ -266,7 +265,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         return JSONResponse({"live": True})
 
     def is_ready() -> bool:
-        return front.ready and any(worker.up for worker in front.scheduler.workers)
+        return front.ready and front.scheduler.workers_up > 0
 
     async def ready(_: Request) -> Response:
         up = is_ready()
@@ -471,13 +470,13 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
         "agreement": front.metrics.live_agreement(),
         "workers": [
             {
-                "state": "silent" if silent(worker, now) else view.state,
-                "queue": worker.load,
+                "state": "silent" if silent(scheduler.busy_since(i), now) else view.state,
+                "queue": scheduler.load(i),
                 "tasks": view.tasks,
                 "restarts": view.restarts,
                 "pid": None if view.state == STARTING else front.pool.pid(i),
             }
-            for i, (view, worker) in enumerate(zip(front.workers, scheduler.workers, strict=True))
+            for i, view in enumerate(front.workers)
         ],
         "groups": [
             {
@@ -492,10 +491,9 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
     }
 
 
-def silent(worker: Worker, now: float) -> bool:
+def silent(busy_since: float | None, now: float) -> bool:
     """Tell whether a worker has been at one task for a suspiciously long time."""
-    task = worker.running
-    return task is not None and task.started is not None and now - task.started > SILENT_AFTER
+    return busy_since is not None and now - busy_since > SILENT_AFTER
 
 
 def encode_image(image: np.ndarray) -> str:
