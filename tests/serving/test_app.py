@@ -1006,8 +1006,8 @@ class TestViews:
                 response = await get(path)
                 assert response.status_code == 200
                 assert response.json() == {"name": "mnist", "ready": True}
-            for worker in service.front.scheduler.workers:
-                worker.up = False
+            for worker in range(WORKERS):
+                service.front.scheduler.worker_lost(0.0, worker, "gone")
             assert (await get("/v2/health/ready")).status_code == 503
 
         using(mnist, body)

@@ -112,7 +112,7 @@ def leftovers(front: FrontEnd) -> dict[str, Any]:
         "jobs": front._jobs,
         "queries": scheduler.queries,
         "attempts": scheduler.attempts,
-        "unplaced": scheduler.unplaced,
+        "tasks": scheduler.waiting,
         "groups": scheduler.groups,
         "computed_by": scheduler.computed_by,
     }
@@ -196,7 +196,7 @@ def test_a_killed_workers_query_is_decoded(
             answers = answered(await query)
             assert_decoded(answers[2], decoded(mnist, images[:K], 2))
             await until(lambda: front.workers[2].restarts == 1)
-            assert all(worker.up for worker in front.scheduler.workers)
+            assert front.scheduler.workers_up == WORKERS
             assert [view.state for view in front.workers] == ["up"] * WORKERS
             assert pool.calls.count((2, 2)) == 1
             answered(await front.infer(images[: 3 * K]))
@@ -315,11 +315,11 @@ def test_all_lost_and_back(method: Scheme, images: np.ndarray) -> None:
             await until(lambda: len(pool.calls) >= WORKERS)
             for worker in range(WORKERS):
                 pool.kill(worker)
-            assert not any(worker.up for worker in front.scheduler.workers)
+            assert front.scheduler.workers_up == 0
             late = asyncio.create_task(front.infer(images[2 * K : 3 * K]))
             answered(await query)
             answered(await late)
-            assert all(worker.up for worker in front.scheduler.workers)
+            assert front.scheduler.workers_up == WORKERS
             assert [view.restarts for view in front.workers] == [1] * WORKERS
 
     asyncio.run(run())
@@ -367,7 +367,7 @@ def test_old_news_of_a_death_do_not_end_the_next_worker(method: Scheme, images: 
             await until(lambda: front.workers[0].restarts == 1)
             pool.told.set()
             await asyncio.sleep(0.1)
-            assert front.scheduler.workers[0].up
+            assert front.scheduler.is_up(0)
             assert front.workers[0].restarts == 1
 
     asyncio.run(run())
@@ -403,7 +403,7 @@ def test_a_worker_is_started_until_it_starts(
             await until(lambda: front.workers[0].restarts == 1)
             assert time.monotonic() - began > 0.19  # it waited before each further attempt
             assert front.workers[0].deaths == 5
-            assert front.scheduler.workers[0].up
+            assert front.scheduler.is_up(0)
             answered(await front.infer(images[: 2 * K]))
             front.workers[0].since -= supervisor.STEADY  # it has been well for long
             pool.kill(0)
@@ -587,7 +587,7 @@ def test_busy_workers_are_not_taken_for_hung_after_a_stall(
     async def run() -> None:
         async with running(method, pool=Slow(method), hang_timeout=0.8) as (front, _):
             query = asyncio.create_task(front.infer(images[:K]))
-            await until(lambda: any(w.running is not None for w in front.scheduler.workers))
+            await until(lambda: any(map(front.scheduler.load, range(WORKERS))))
             time.sleep(1.6)  # the answers come meanwhile
             answered(await query)
             assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
@@ -1020,7 +1020,7 @@ def test_a_held_answer_leaves_the_worker_free(
         ):
             slow = asyncio.create_task(front.infer(images[:1]))
             await until(lambda: (0, 0) in pool.calls)
-            await until(lambda: front.scheduler.workers[0].load == 0)
+            await until(lambda: front.scheduler.load(0) == 0)
             assert not slow.done()
             (answer,) = answered(await slow)
             assert answer.seconds >= 1.5

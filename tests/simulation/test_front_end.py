@@ -225,7 +225,7 @@ def test_injected_faults_mean_the_same(
         k=4,
         qps=60,
         batch=4,
-        queries=6000,
+        queries=12_000,
         service={"distribution": "lognormal", "ms": 40, "shape": 0.3},
         hang_timeout_ms=300 if fault["kind"] == "hang" else None,
         restart=200,

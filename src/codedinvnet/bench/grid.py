@@ -189,7 +189,9 @@ def is_foreign(text: str) -> bool:
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
-    """Return a grid with methods of others, FILE.py:CLASS or installed ones, tried where its first block's are.
+    """Return a grid with methods of others, tried in the places of its first block.
+
+    They are named as `FILE.py:CLASS`, or by an installed entry point.
 
     Raises:
         UserError: if there is no such method.

@@ -57,7 +57,6 @@ from codedinvnet.serving.protocol import (
     server_metadata,
     short,
 )
-from codedinvnet.serving.scheduler import Worker
 from codedinvnet.serving.supervisor import STARTING
 
 RETRY_AFTER = 1
@@ -318,7 +317,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         return JSONResponse({"live": alive}, status_code=200 if alive else 503)
 
     def is_ready() -> bool:
-        return front.ready and any(worker.up for worker in front.scheduler.workers)
+        return front.ready and front.scheduler.workers_up > 0
 
     async def ready(_: Request) -> Response:
         up = is_ready()
@@ -552,13 +551,13 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
         "agreement": front.metrics.live_agreement(),
         "workers": [
             {
-                "state": "silent" if silent(worker, now) else view.state,
-                "queue": worker.load,
+                "state": "silent" if silent(scheduler.busy_since(i), now) else view.state,
+                "queue": scheduler.load(i),
                 "tasks": view.tasks,
                 "restarts": view.restarts,
                 "pid": None if view.state == STARTING else front.pool.pid(i),
             }
-            for i, (view, worker) in enumerate(zip(front.workers, scheduler.workers, strict=True))
+            for i, view in enumerate(front.workers)
         ],
         "groups": [
             {
@@ -573,10 +572,9 @@ def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
     }
 
 
-def silent(worker: Worker, now: float) -> bool:
+def silent(busy_since: float | None, now: float) -> bool:
     """Tell whether a worker has been at one task for a suspiciously long time."""
-    task = worker.running
-    return task is not None and task.started is not None and now - task.started > SILENT_AFTER
+    return busy_since is not None and now - busy_since > SILENT_AFTER
 
 
 def encode_image(image: np.ndarray) -> str:

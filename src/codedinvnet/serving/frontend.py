@@ -585,8 +585,7 @@ class FrontEnd:
 
     def _is_at(self, worker: int, task: Task) -> bool:
         """Tell whether a worker is at a task; if not, another may be in its place by now."""
-        running = self.scheduler.workers[worker].running
-        return running is not None and running.identity == task.attempt
+        return self.scheduler.is_at(worker, task.attempt)
 
     def _is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
         """Take a failure to a worker's record; return whether it is the worker that is to blame.
@@ -754,9 +753,7 @@ class FrontEnd:
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""
         scheduler, metrics = self.scheduler, self.metrics
-        metrics.queue_depth.set(
-            sum(len(w.queue) for w in scheduler.workers) + len(scheduler.unplaced)
-        )
+        metrics.queue_depth.set(scheduler.waiting)
         metrics.pending.set(len(self._waiting))
         metrics.hedges.inc(scheduler.hedges - self._hedges)
         self._hedges = scheduler.hedges
