@@ -189,7 +189,7 @@ def is_foreign(text: str) -> bool:
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
-    """Return a grid with methods of others, FILE.py:CLASS or installed ones, tried where its first block's are.
+    """Return a grid with the foreign ones of these methods tried where its first block's are.
 
     Raises:
         UserError: if there is no such method.
