@@ -212,10 +212,11 @@ class ParM(Method):
 
     name = "parm"
     part = "parity"
+    runs = PARITY_MODEL
     code: type[SumCode] = SumCode
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return Parities(k, fixed_size=True, model=PARITY_MODEL)
+        return Parities(k, fixed_size=True, model=self.runs)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
@@ -240,14 +241,11 @@ class ConcatParM(ParM):
         check_tiles(k, cast(tuple[int, int, int], shape))
 
 
-class LearnedParM(Method):
+class LearnedParM(ParM):
     """A learned encoder and decoder, trained together around the classifier."""
 
     name = "parm-learned"
-    part = "parity"
-
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return Parities(k, fixed_size=True, model=SERVED)
+    runs = SERVED
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         decoder = LinearDecoder(given.k, given.classes)
