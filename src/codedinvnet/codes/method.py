@@ -234,5 +234,5 @@ class Method(ABC):
 
     def made(self, given: Given) -> Scheme:
         """Return `build`'s scheme; what a user's own method raises is told as its own."""
-        with blamed(self.name, self.file):
+        with blamed(f"the method {self.name}", self.file):
             return self.build(given)
