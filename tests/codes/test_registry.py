@@ -26,8 +26,11 @@ from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.rows import read_rows
-from codedinvnet.serving.pool import WorkerSpec
-from codedinvnet.serving.serve import ServeOptions, running
+from codedinvnet.serving.computing import BundleSpec
+from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.serve import running
+from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
+from codedinvnet.serving.service import Request
 from tests.bench.test_accuracy import write_grid
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
@@ -96,13 +99,13 @@ def test_the_example_is_served() -> None:
 
     async def main() -> None:
         options = ServeOptions("mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
-        async with running(options) as (_, front):
-            assert front.rules.workers == K + 2
-            found = await front.infer(group)
-        answers = [answer for answer in found if not isinstance(answer, Exception)]
-        assert len(answers) == K
-        if answers[0].outcome == "direct":
-            np.testing.assert_allclose(answers[0].probabilities, expected[0], atol=1e-5)
+        wanted = ((PROBABILITIES, False), (OUTCOME, False))
+        async with running(options) as (_, service):
+            assert service.front.rules.workers == K + 2
+            found = await service.answer(Request({IMAGES: group}, outputs=wanted))
+        assert len(found.outputs[OUTCOME]) == K
+        if found.outputs[OUTCOME][0] == b"direct":
+            np.testing.assert_allclose(found.outputs[PROBABILITIES][0], expected[0], atol=1e-5)
 
     asyncio.run(asyncio.wait_for(main(), 120))
 
@@ -146,7 +149,7 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     path = tmp_path / "mine.py"
     path.write_text(BROKEN)
     with pytest.raises(RuntimeError):
-        WorkerSpec("mnist", K, method=f"{path}:Raises").load()
+        BundleSpec("mnist", K, method=f"{path}:Raises").load()
     told = capsys.readouterr().err
     assert told.startswith(f"the method raises of {path} raised:\n")
     assert 'RuntimeError("my own mistake")' in told
