@@ -132,6 +132,15 @@ def test_a_slow_worker_is_tried_again_in_time() -> None:
     model.drain()
 
 
+def test_another_worker_in_the_place_of_a_slow_one_takes_its_share() -> None:
+    model = timed(slow=3)
+    model.kill(0)
+    model.up(0)
+    model.submit(3)
+    assert sorted(sent_to(model)) == [0, 1, 2]
+    model.drain()
+
+
 def test_a_slow_worker_alone_takes_what_there_is() -> None:
     model = timed(slow=3)
     model.kill(1, 2)
