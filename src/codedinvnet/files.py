@@ -110,9 +110,9 @@ def write_picture(path: Path, figure: Figure) -> None:
     write_atomically(path, drawn.getvalue())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a value as JSON, readable if it is indented, whole or not at all."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())
 
 

@@ -12,7 +12,6 @@ from codedinvnet.bench.erasures import (
     Score,
     corrupt_some,
     score,
-    task_outputs,
 )
 from codedinvnet.bundle import Bundle
 from codedinvnet.codes.backup import SmallBackup
@@ -24,6 +23,7 @@ from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.data import ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import bootstrap_std, evaluate
+from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
 

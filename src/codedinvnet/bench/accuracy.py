@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bench.erasures import Score, score, task_outputs
+from codedinvnet.bench.erasures import Score, score
 from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
@@ -39,6 +39,7 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.rows import (
     Row,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from codedinvnet.cli import bench, bundles, serve, simulate, training
+from codedinvnet.cli import bench, bundles, serve, simulate, training, trust
 from codedinvnet.cli.common import guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     training.add_stages(commands)
     bundles.add_commands(commands)
+    trust.add_commands(commands)
     serve.add_commands(commands)
     bench.add_commands(commands)
     simulate.add_commands(commands)

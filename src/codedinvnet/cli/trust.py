@@ -1,0 +1,111 @@
+"""The commands on what approximate answers may be relied on: `calibrate` and `trust`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codedinvnet.cli.common import (
+    Commands,
+    add_bundle_options,
+    add_command,
+    add_data_options,
+    print_report,
+    seed,
+)
+from codedinvnet.errors import UserError
+
+LIMITS = (0.005, 0.01, 0.02)
+
+
+def limit(text: str) -> float:
+    """Parse a limit on disagreement."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
+    return value
+
+
+def add_commands(commands: Commands) -> None:
+    """Add both commands."""
+    sub = add_command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "measure on held-out images how far a bundle's approximate answers can be relied on",
+        "codedinvnet calibrate mnist --data-dir data",
+    )
+    add_bundle_options(sub)
+    add_data_options(sub)
+    sub.add_argument("--out", type=Path, help="the file (calibration.json beside the weights)")
+    sub.add_argument("--seed", type=seed, default=0, help="of the groups (0)")
+
+    sub = add_command(
+        commands,
+        "trust",
+        _trust,
+        "check over random splits that released answers keep a limit on disagreement",
+        "codedinvnet trust mnist --data-dir data --max-disagreement 0.01",
+    )
+    add_bundle_options(sub)
+    add_data_options(sub)
+    sub.add_argument(
+        "--max-disagreement",
+        type=limit,
+        action="append",
+        help="share of the released answers that may disagree; repeatable (0.005, 0.01, 0.02)",
+    )
+    sub.add_argument("--k", type=int, default=10, help="group size (10)")
+    sub.add_argument("--splits", type=int, default=200, help="random splits (200)")
+    sub.add_argument("--seed", type=seed, default=0, help="of groups and splits (0)")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.evaluation.trust import calibrate
+    from codedinvnet.stages import choose_device, evaluation_images
+    from codedinvnet.trust.calibration import FILE
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
+    path = arguments.out or bundle.folder / FILE
+    calibration = calibrate(bundle, held_out, arguments.seed)
+    calibration.save(path)
+    curves = [
+        f"{kind.method}, k = {kind.k}, {kind.answer}: {curve.disagreed[-1]} of "
+        f"{curve.released[-1]} disagree"
+        for kind, curve in calibration.curves.items()
+    ]
+    print_report({"written": str(path), "images": len(held_out), "curves": curves}, arguments.json)
+
+
+def _trust(arguments: argparse.Namespace) -> None:
+    from codedinvnet.bundle import load_bundle
+    from codedinvnet.evaluation.trust import trust_rows
+    from codedinvnet.provenance import describe_commit, describe_machine
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    if arguments.splits < 1:
+        raise UserError(f"--splits: must be at least 1, got {arguments.splits}")
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    bundle.info.check_size("k", arguments.k)
+    held_out, test = (
+        evaluation_images(bundle, split, arguments.data_dir, arguments.download)
+        for split in ("validation", "test")
+    )
+    rows = trust_rows(
+        bundle,
+        held_out,
+        test,
+        arguments.max_disagreement or LIMITS,
+        k=arguments.k,
+        seed=arguments.seed,
+        splits=arguments.splits,
+    )
+    if arguments.json:
+        report = {"rows": rows, "commit": describe_commit(), "machine": describe_machine()}
+        print_report(report, as_json=True)
+        return
+    for row in rows:
+        print_report(row, as_json=False)
+        print()

@@ -1,0 +1,124 @@
+"""Calibrates a bundle's approximate answers, and checks the bound over random splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.bundle import WEIGHTS, Bundle
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import part_beside, scheme_for
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.data import ImageSource
+from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.files import file_digest
+from codedinvnet.trust.bound import Curve, oracle_coverage
+from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calibration
+
+BACKUP = "small-backup"
+SIZES = (2, 4, 10)
+"""Group sizes that are calibrated; groups of another size go by the next larger one."""
+SPLITS = 200
+"""Random splits of the check."""
+
+
+def schemes(bundle: Bundle, sizes: Iterable[int] = SIZES) -> Iterator[tuple[str, int, Scheme]]:
+    """Yield the method, group size and scheme of all that a bundle is calibrated for."""
+    for k in sizes:
+        if k in bundle.info.group_sizes:
+            yield OURS, k, scheme_for(bundle, k)
+        if part_beside(bundle.folder, find_method(BACKUP), k) is not None:
+            yield BACKUP, k, scheme_for(bundle, k, BACKUP)
+
+
+def calibrate(bundle: Bundle, held_out: ImageSource, seed: int = 0) -> Calibration:
+    """Make the curves of a bundle of images that it was not trained on."""
+    curves = {}
+    for method, k, scheme in schemes(bundle):
+        compared = compare(scheme, held_out, k=k, seed=seed)
+        for answer, (confidences, agrees) in compared.kinds().items():
+            curves[Kind(method, k, answer)] = Curve.of(confidences, agrees)
+    return Calibration(file_digest(bundle.folder / WEIGHTS), len(held_out), curves)
+
+
+def trust_rows(
+    bundle: Bundle,
+    held_out: ImageSource,
+    test: ImageSource,
+    limits: Iterable[float],
+    *,
+    k: int,
+    seed: int = 0,
+    splits: int = SPLITS,
+) -> list[dict[str, Any]]:
+    """Check the bound for each method and limit.
+
+    Groups of the held-out and the test images are split at random into halves: one calibrates, of
+    the other the released answers are counted. What the bundle's own calibration releases of the
+    test images is told beside it.
+
+    Raises:
+        UserError: if the bundle has no calibration.
+    """
+    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    rows = []
+    for method, _, scheme in schemes(bundle, (k,)):
+        curve = stored.curve(method, k)
+        if curve is None:
+            continue
+        sets = [compare(scheme, images, k=k, seed=seed).kinds() for images in (held_out, test)]
+        parts = [kinds[DECODED] for kinds in sets]
+        confidences, agrees = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        for limit in limits:
+            tried = list(_splits(confidences, agrees, limit, seed, splits))
+            above, coverage, oracle, shares = np.array(tried).T
+            threshold = curve.threshold(limit)
+            shipped = released(*parts[1], threshold)
+            rows.append(
+                {
+                    "bundle": bundle.info.name,
+                    "weights": stored.weights,
+                    "method": method,
+                    "k": k,
+                    "limit": limit,
+                    "splits": splits,
+                    "splits_above_limit": round(float(above.mean()), 4),
+                    "disagreement": round(float(shares.mean()), 5),
+                    "coverage": round(float(coverage.mean()), 4),
+                    "oracle_coverage": round(float(oracle.mean()), 4),
+                    "stored_threshold": None if math.isinf(threshold) else threshold,
+                    "test_disagreement": round(shipped[0], 5),
+                    "test_coverage": round(shipped[1], 4),
+                }
+            )
+    return rows
+
+
+def _splits(
+    confidences: np.ndarray, agrees: np.ndarray, limit: float, seed: int, splits: int
+) -> Iterator[tuple[bool, float, float, float]]:
+    """Yield for each split if it is above the limit, its coverage, an oracle's, and its share."""
+    random = np.random.default_rng(seed)
+    half = len(agrees) // 2
+    for _ in range(splits):
+        order = random.permutation(len(agrees))
+        known, later = order[:half], order[half:]
+        curve = Curve.of(confidences[known], agrees[known])
+        threshold = curve.threshold(limit, horizon=agrees[later].size)
+        share, coverage = released(confidences[later], agrees[later], threshold)
+        yield (
+            share > limit,
+            coverage,
+            oracle_coverage(confidences[later], agrees[later], limit),
+            share,
+        )
+
+
+def released(confidences: np.ndarray, agrees: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Return the share of released answers that disagree, and the share that is released."""
+    chosen = confidences >= threshold
+    share = float((~agrees)[chosen].mean()) if chosen.any() else 0.0
+    return share, float(chosen.mean())

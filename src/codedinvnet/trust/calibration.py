@@ -1,0 +1,100 @@
+"""What is stored with a bundle: the curves of its approximate answers, by method and group size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.files import content_digest, read_json, write_json
+from codedinvnet.trust.bound import Curve
+
+FILE = "calibration.json"
+"""The file beside a bundle's weights."""
+VERSION = 1
+DIGITS = 7
+"""Significant digits of a confidence, which is a float of single precision."""
+DECODED, GUESSED = "decoded", "guessed"
+"""Kinds of approximate answers: of one missing member, and of the extra tasks alone."""
+
+
+class Kind(NamedTuple):
+    """What a curve is of."""
+
+    method: str
+    k: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The curves of a bundle.
+
+    Attributes:
+        weights: the digest of the bundle's weights.
+        images: how many held-out images there were.
+        curves: by what they are of.
+    """
+
+    weights: str
+    images: int
+    curves: Mapping[Kind, Curve]
+
+    def curve(self, method: str, size: int, answer: str = DECODED) -> Curve | None:
+        """Return the curve for a group of a size, or of the next larger size; None without one."""
+        sizes = [kind.k for kind in self.curves if (kind.method, kind.answer) == (method, answer)]
+        k = min((k for k in sizes if k >= size), default=None)
+        return None if k is None else self.curves[Kind(method, k, answer)]
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        curves = [
+            {
+                **kind._asdict(),
+                "spread": round(curve.spread, 4),
+                "thresholds": [float(f"{value:.{DIGITS}g}") for value in curve.thresholds],
+                "released": curve.released.tolist(),
+                "disagreed": curve.disagreed.tolist(),
+            }
+            for kind, curve in self.curves.items()
+        ]
+        content = {"format_version": VERSION, "weights": self.weights, "images": self.images}
+        write_json(path, {**content, "curves": curves}, indent=None)
+
+
+def load_calibration(folder: Path, weights: Path) -> Calibration:
+    """Read the calibration that lies beside a bundle's weights.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it is of other weights.
+    """
+    path = folder / FILE
+    again = "`codedinvnet calibrate` makes it"
+    if not path.is_file():
+        raise UserError(f"{folder} has no {FILE}: {again}")
+    raw = read_json(path)
+    try:
+        calibration = _parsed(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {again} anew") from error
+    if calibration.weights != content_digest(weights.read_bytes()):
+        raise UserError(f"{path} is of other weights: {again} anew")
+    return calibration
+
+
+def _parsed(raw: Any) -> Calibration:
+    if raw["format_version"] != VERSION:
+        raise ValueError(raw["format_version"])
+    curves = {}
+    for row in raw["curves"]:
+        names = ("thresholds", "released", "disagreed")
+        thresholds, released, disagreed = (np.asarray(row[name]) for name in names)
+        if not thresholds.size or not thresholds.shape == released.shape == disagreed.shape:
+            raise ValueError("columns of different lengths")
+        kind = Kind(row["method"], int(row["k"]), row["answer"])
+        curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
+    return Calibration(str(raw["weights"]), int(raw["images"]), curves)

@@ -1,0 +1,84 @@
+"""The bound on disagreement: exact tails, thresholds, calibrated probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import hypergeom
+
+from codedinvnet.trust.bound import Curve, few_chance, oracle_coverage, spread_of
+
+
+def draw(random: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw answers in groups of ten, of which an unsure one disagrees more often."""
+    confidences = random.random((groups, 10))
+    return confidences, random.random((groups, 10)) >= 0.1 * (1 - confidences) ** 2
+
+
+def test_the_chance_is_that_of_draws_without_replacement() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        seen, later = (int(value) for value in random.integers(5, 300, size=2))
+        broken = int(random.integers(0, seen + later + 1))
+        wrong = int(random.integers(0, broken + 1))
+        expected = hypergeom.cdf(wrong, seen + later, broken, seen)
+        assert few_chance(wrong, seen, later, broken) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.02])
+def test_released_answers_exceed_the_limit_in_few_calibrations(limit: float) -> None:
+    random = np.random.default_rng(1)
+    expected, counted, coverage, oracle = 0, 0, [], []
+    for _ in range(100):
+        threshold = Curve.of(*draw(random, 1000)).threshold(limit)
+        confidences, agrees = draw(random, 1000)
+        chosen = confidences >= threshold
+        expected += bool(0.1 * (1 - threshold) ** 2 / 3 > limit)
+        counted += bool((~agrees)[chosen].mean() > limit)
+        coverage.append(chosen.mean())
+        oracle.append(oracle_coverage(confidences, agrees, limit))
+    assert expected <= 4
+    assert counted <= 8
+    assert np.mean(coverage) > 0.7 * np.mean(oracle)
+
+
+def test_thresholds_fall_with_the_limit_and_nothing_is_released_that_cannot_be_shown() -> None:
+    curve = Curve.of(*draw(np.random.default_rng(2), 1000))
+    thresholds = [curve.threshold(limit) for limit in (0.005, 0.01, 0.02, 0.5)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[-1] == curve.thresholds[-1]
+    assert curve.threshold(1e-5) == math.inf
+    never = Curve.of(np.random.default_rng(3).random((100, 10)), np.zeros((100, 10), bool))
+    assert never.threshold(0.5) == math.inf
+
+
+def test_a_share_over_few_later_answers_needs_more_room_than_an_expectation() -> None:
+    curve = Curve.of(*draw(np.random.default_rng(4), 1000))
+    assert curve.threshold(0.01, horizon=2000) > curve.threshold(0.01, horizon=None)
+
+
+def test_answers_that_err_together_count_as_fewer() -> None:
+    together = np.repeat(np.arange(200)[:, None] < 4, 10, axis=1)
+    assert spread_of(together) > 9
+    assert spread_of(np.eye(200, 10, dtype=bool)) == 1.0
+    alone = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 1.0)
+    joined = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 10.0)
+    assert alone.keeps(0.01).all()
+    assert not joined.keeps(0.01).any()
+
+
+def test_probabilities_of_agreement_rise_with_confidence_and_are_calibrated() -> None:
+    random = np.random.default_rng(5)
+    curve = Curve.of(*draw(random, 3000))
+    confidences, agrees = draw(random, 3000)
+    told = curve.probability(confidences)
+    order = np.argsort(confidences, axis=None)
+    assert (np.diff(told.ravel()[order]) >= 0).all()
+    assert 0 < told.min() <= told.max() < 1
+    for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
+        there = (confidences >= low) & (confidences < high)
+        assert told[there].mean() == pytest.approx(agrees[there].mean(), abs=0.01)
+    below = curve.probability(np.array([-1.0, curve.thresholds[-1]]))
+    assert below[0] == below[1]

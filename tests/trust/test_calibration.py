@@ -1,0 +1,134 @@
+"""What is stored of a bundle's approximate answers, and the commands that make and check it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.bundle import WEIGHTS, Bundle, load_bundle, shipped_bundles
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.data import ImageSet
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.trust.bound import Curve
+from codedinvnet.trust.calibration import (
+    DECODED,
+    FILE,
+    GUESSED,
+    Calibration,
+    Kind,
+    load_calibration,
+)
+from tests.conftest import Command
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of a bundle that a test may write to."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+
+
+def test_comparisons_are_of_each_member_as_if_it_were_missing(
+    bundle: Bundle, held_out: ImageSet
+) -> None:
+    k = bundle.info.group_sizes[0]
+    scheme = scheme_for(bundle, k)
+    found = compare(scheme, held_out, k=k, seed=3)
+    assert np.unique(found.members).size == found.members.size
+    row = found.members[1]
+    images = held_out.images[torch.from_numpy(row)]
+    outputs = {i: scheme.compute(i, images[None, i : i + 1]).output for i in range(k)}
+    outputs[k] = scheme.compute(k, images[None]).output
+    for i in range(k):
+        direct = scheme.direct(outputs[i])
+        assert direct is not None
+        assert found.direct[1, i] == int(direct.argmax(1))
+        rest = {task: output for task, output in outputs.items() if task != i}
+        decoded = scheme.decode(rest, k)[i].softmax(1)
+        assert found.decoded.labels[1, i] == int(decoded.argmax(1))
+        assert found.decoded.confidences[1, i] == pytest.approx(float(decoded.max()), abs=1e-5)
+
+
+def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.write_bytes(b"weights")
+    random = np.random.default_rng(0)
+    curves = {
+        Kind("code", k, DECODED): Curve.of(random.random((200, k)), random.random((200, k)) < 0.9)
+        for k in (2, 4)
+    }
+    from codedinvnet.files import content_digest
+
+    Calibration(content_digest(b"weights"), 400, curves).save(tmp_path / FILE)
+    stored = load_calibration(tmp_path, weights)
+    for size, k in ((1, 2), (2, 2), (3, 4), (4, 4)):
+        curve = stored.curve("code", size)
+        assert curve is not None
+        expected = curves[Kind("code", k, DECODED)]
+        assert curve.threshold(0.2) == pytest.approx(expected.threshold(0.2), rel=1e-6)
+        assert curve.released.tolist() == expected.released.tolist()
+    assert stored.curve("code", 5) is None
+    assert stored.curve("code", 2, GUESSED) is None
+
+
+def test_a_calibration_that_is_missing_damaged_or_of_other_weights_is_refused(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.write_bytes(b"weights")
+    with pytest.raises(UserError, match="calibrate"):
+        load_calibration(tmp_path, weights)
+    path = tmp_path / FILE
+    Calibration("another", 1, {}).save(path)
+    with pytest.raises(UserError, match="other weights"):
+        load_calibration(tmp_path, weights)
+    for text in ('{"format_version": 1}', "[]", '{"format_version": 9, "curves": []}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="damaged"):
+            load_calibration(tmp_path, weights)
+
+
+@pytest.mark.parametrize("name", sorted({"mnist", "fashion"} & set(shipped_bundles())))
+def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
+    bundle = load_bundle(name)
+    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    assert stored.images == 5000
+    for method, answer in (
+        ("coded-invnet", DECODED),
+        ("coded-invnet", GUESSED),
+        ("small-backup", DECODED),
+    ):
+        curve = stored.curve(method, 10, answer)
+        assert curve is not None
+        assert curve.released[-1] == 5000
+        thresholds = [curve.threshold(limit) for limit in (0.005, 0.01, 0.02)]
+        assert thresholds == sorted(thresholds, reverse=True)
+        assert thresholds[-1] < 1
+
+
+def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None:
+    refused = call("trust", copy, "--data-dir", data_dir, "--k", "2")
+    assert refused.code == 2
+    assert "calibrate" in refused.err
+    made = call("calibrate", copy, "--data-dir", data_dir, "--json")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["written"] == str(copy / FILE)
+    trusted = call(
+        *("trust", copy, "--data-dir", data_dir, "--k", "2", "--splits", "5"),
+        *("--max-disagreement", "0.9", "--json"),
+    )
+    assert trusted.code == 0, trusted.err
+    (row,) = json.loads(trusted.out)["rows"]
+    assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
+
+
+@pytest.mark.parametrize("limit", ["0", "1", "-0.1", "nan", "x"])
+def test_limits_outside_0_and_1_are_refused(limit: str, call: Command) -> None:
+    refused = call("trust", "mnist", f"--max-disagreement={limit}")
+    assert refused.code == 2
+    assert "--max-disagreement" in refused.err
