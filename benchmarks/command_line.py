@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m benchmarks embed mnist --json
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
+  python -m benchmarks liars mnist --data-dir data --json
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -60,7 +61,44 @@ def build_parser() -> argparse.ArgumentParser:
     _add_outside(benches)
     _add_ablation(benches)
     _add_speed(benches)
+    _add_liars(benches)
     return parser
+
+
+def _add_liars(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "liars",
+        _liars,
+        "count the answers after which a worker that answers wrongly is named",
+        "python -m benchmarks liars mnist --data-dir data --json",
+    )
+    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle with guesses (mnist)")
+    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
+    sub.add_argument("--runs", type=int, default=20, help="runs of each fault (20)")
+    sub.add_argument("--clean", type=int, default=1_000_000, help="sound answers (1000000)")
+    sub.add_argument("--seed", type=seed, default=0, help="of groups, roles and faults (0)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _liars(arguments: argparse.Namespace) -> None:
+    from benchmarks import liars
+
+    if min(arguments.runs, arguments.clean) < 1:
+        raise UserError("--runs and --clean: must be at least 1")
+    report = liars.run(
+        arguments.bundle,
+        arguments.data_dir,
+        runs=arguments.runs,
+        clean=arguments.clean,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print_report(report, as_json=True)
+        return
+    for row in report["rows"]:
+        print_report(row, as_json=False)
+        print()
 
 
 def _add_serve(benches: Commands) -> None:

@@ -1,0 +1,119 @@
+"""Finds the worker whose answers are wrong: a sequential test for each worker.
+
+In a complete group the extra task answers for every member by itself, and each member's own worker
+has answered, too. A member *disagrees* if the two labels differ. How often that happens with sound
+workers is known from the calibration, by the confidence of the extra task's answer.
+
+For each worker the log-likelihood ratio of "it changes `CHANGED` of its labels" to "it is sound" is
+summed up, never below 0 (Page's cumulative sum, Biometrika 1954). A worker is named when its sum
+exceeds the highest of any other's by log(1 / false alarms). The rules that tell it from others:
+
+- The extra task's worker is tested in every group, by a sum of its own, for changing half of all
+  members' labels. If most disagree, it is the likely cause, and the members' sums stand still.
+- Under drift all workers disagree more often. What is expected of a worker is therefore at least
+  how often the others have disagreed lately, at about the same confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FALSE_ALARMS = 1e-8
+"""Bound on the share of a sound worker's answers at which it is named, if expected rates hold."""
+CHANGED = 0.05
+"""The share of changed labels that a worker is tested for: half of what is to be found soon."""
+CHANGED_BY_EXTRA = 0.5
+"""The same of an extra task, whose answers are all of one worker."""
+LEAST = 0.002
+"""Lowest rate that is expected of any answer: no single disagreement proves much."""
+BINS = (0.005, 0.02, 0.1)
+"""Expected rates between which the others' recent disagreements are counted together."""
+MEMORIES = np.array([0.9, 0.99])[:, None, None]
+"""What counts weigh after one more group: the short memory meets drift, the long one is exact."""
+FEW = 10.0
+"""Answers that a bin must have before its rate counts by more than half."""
+CHANCE = 3.0
+"""Standard deviations by which the others' disagreements may exceed what is expected by chance."""
+
+
+class Member(NamedTuple):
+    """What a complete group says of one member."""
+
+    worker: int
+    """The worker that answered for it directly."""
+    expected: float
+    """The calibrated probability that the extra task's answer disagrees."""
+    agrees: bool
+    """Whether it agrees with the direct one."""
+
+
+class Liars:
+    """The tests of all workers.
+
+    Args:
+        workers: how many there are.
+        false_alarms: see `FALSE_ALARMS`.
+    """
+
+    def __init__(self, workers: int, false_alarms: float = FALSE_ALARMS) -> None:
+        self.sums = np.zeros((2, workers))
+        """Of its own members' answers, and of its extra tasks."""
+        self.limit = math.log(1 / false_alarms)
+        self._counts = np.zeros((2, workers, len(BINS) + 1))
+        self._wrong = np.zeros_like(self._counts)
+        self._expected = np.zeros_like(self._counts)
+        """By memory, worker and bin."""
+
+    def seen(self, members: Sequence[Member], extra: int) -> int | None:
+        """Take a complete group; return the worker that is found to lie, if there is one.
+
+        The sums begin anew when one is found.
+
+        Args:
+            members: of the group.
+            extra: the worker that did the extra task.
+        """
+        columns = np.array(members, float)
+        workers, expected, wrong = columns[:, 0].astype(int), columns[:, 1], columns[:, 2] == 0
+        bins = np.searchsorted(BINS, expected)
+        everybody = _surely(self._wrong.sum(1), self._expected.sum(1), self._counts.sum(1))
+        others = _surely(
+            *(a.sum(1)[:, None] - a for a in (self._wrong, self._expected, self._counts))
+        )
+
+        known = np.maximum(expected, everybody.max(0)[bins])
+        ratio = _ratios(known, wrong, CHANGED_BY_EXTRA).sum()
+        self.sums[1, extra] = max(0.0, self.sums[1, extra] + ratio)
+        if 2 * wrong.sum() <= len(members):
+            known = np.maximum(expected, others.max(0)[workers, bins])
+            ratios = _ratios(known, wrong, CHANGED)
+            self.sums[0, workers] = np.maximum(0.0, self.sums[0, workers] + ratios)
+
+        pairs = ((self._counts, 1), (self._wrong, wrong), (self._expected, expected))
+        for sums, values in pairs:
+            sums *= MEMORIES
+            sums[:, workers, bins] += values
+        highest = self.sums.max(0)
+        second, first = np.partition(highest, -2)[-2:]
+        if first - second < self.limit:
+            return None
+        found = int(highest.argmax())
+        self.sums[:] = 0.0
+        return found
+
+
+def _surely(wrong: np.ndarray, expected: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the rates of disagreement that chance does not explain."""
+    rates: np.ndarray = (wrong - CHANCE * np.sqrt(expected + 1)) / (counts + FEW)
+    return rates
+
+
+def _ratios(expected: np.ndarray, wrong: np.ndarray, changed: float) -> np.ndarray:
+    """Return the log-likelihood ratio of each member's agreement or disagreement."""
+    sound = np.maximum(expected, LEAST)
+    with_liar = sound + changed * (1 - sound)
+    return np.where(wrong, np.log(with_liar / sound), math.log(1 - changed))

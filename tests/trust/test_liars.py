@@ -1,0 +1,81 @@
+"""The tests for workers that answer wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codedinvnet.trust.liars import Liars, Member
+
+WORKERS, K = 12, 10
+EXPECTED = np.array([0.002, 0.01, 0.2])
+
+
+def groups(
+    tests: Liars,
+    count: int,
+    *,
+    liar: int = -1,
+    changed: float = 0.0,
+    as_extra: bool = True,
+    drift: float = 1.0,
+    seed: int = 0,
+) -> tuple[int | None, int]:
+    """Feed random groups; return who was named, and after how many groups."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        who = random.permutation(WORKERS)[: K + 1]
+        expected = EXPECTED[random.integers(3, size=K)]
+        rates = np.minimum(expected * drift, 0.9)
+        rates[who[:K] == liar] += changed
+        if as_extra and who[K] == liar:
+            rates += changed
+        agrees = random.random(K) >= rates
+        columns = (who[:K].tolist(), expected.tolist(), agrees.tolist())
+        members = [Member(*row) for row in zip(*columns, strict=True)]
+        found = tests.seen(members, int(who[K]))
+        if found is not None:
+            return found, number + 1
+    return None, count
+
+
+@pytest.mark.parametrize("changed", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("as_extra", [False, True])
+def test_a_liar_is_named_and_never_a_neighbour(changed: float, as_extra: bool) -> None:
+    for seed in range(20):
+        liar = seed % WORKERS
+        found, after = groups(
+            Liars(WORKERS), 1000, liar=liar, changed=changed, as_extra=as_extra, seed=seed
+        )
+        assert found == liar
+        assert after <= 500
+
+
+def test_sound_workers_are_not_named() -> None:
+    assert groups(Liars(WORKERS), 10_000)[0] is None
+
+
+@pytest.mark.parametrize("drift", [3.0, 30.0])
+def test_drift_of_the_inputs_names_nobody(drift: float) -> None:
+    tests = Liars(WORKERS)
+    groups(tests, 500)
+    assert groups(tests, 3000, drift=drift, seed=1)[0] is None
+
+
+def test_a_worker_that_lies_in_extra_tasks_alone_is_named() -> None:
+    random = np.random.default_rng(0)
+    tests = Liars(WORKERS)
+    for _ in range(2000):
+        who = random.permutation(WORKERS)[: K + 1].tolist()
+        agrees = random.random(K) >= (0.9 if who[K] == 3 else 0.01)
+        members = [Member(worker, 0.01, bool(a)) for worker, a in zip(who, agrees, strict=False)]
+        if (found := tests.seen(members, who[K])) is not None:
+            assert found == 3
+            return
+    pytest.fail("nobody was named")
+
+
+def test_the_sums_begin_anew_after_a_worker_was_named() -> None:
+    tests = Liars(WORKERS)
+    assert groups(tests, 1000, liar=4, changed=0.9)[0] == 4
+    assert not tests.sums.any()
