@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.timing import Sizes, interleave, ratio, summary
 from codedinvnet.bundle import Bundle
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.computing import OUTPUT, BundleSpec
+from codedinvnet.serving.served import IMAGES
 
 NAMES = {PYTORCH: "PyTorch", ONNX_RUNTIME: "ONNX Runtime"}
 """What the arms are called."""
@@ -32,16 +34,19 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
     check_engine(ONNX_RUNTIME, str(device))
     check_installed(ONNX_RUNTIME)
     k, threads = bundle.info.group_sizes[-1], torch.get_num_threads()
-    schemes = {
-        arm: WorkerSpec(name, k, threads=threads, engine=engine).load()
+    computers = {
+        arm: BundleSpec(name, k, threads=threads, engine=engine).load()
         for engine, arm in NAMES.items()
     }
     generator = torch.Generator().manual_seed(0)
-    shape = (1, k, *bundle.info.input.shape)
-    group = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    shape = (k, *bundle.info.input.shape)
+    group = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
     report: dict[str, Any] = {"engine_k": k}
-    for task, number, queries in (("query", 0, group[:, :1]), ("parity", k, group)):
-        calls = {arm: partial(one.compute, number, queries) for arm, one in schemes.items()}
+    for task, number, queries in (
+        ("query", 0, {IMAGES: group[:1]}),
+        ("parity", k, {IMAGES: group}),
+    ):
+        calls = {arm: partial(one.compute, number, queries) for arm, one in computers.items()}
         times = interleave(
             calls,
             rounds=sizes.rounds,
@@ -49,10 +54,10 @@ def compare(bundle: Bundle, name: str, sizes: Sizes) -> dict[str, Any]:
             device=device,
             label=f"engine, {task}",
         )
-        expected, found = (calls[arm]() for arm in NAMES.values())
+        expected, found = (calls[arm]()[0][OUTPUT] for arm in NAMES.values())
         report |= ratio(f"engine_ratio_{task}", times, *NAMES.values())
         report[f"engine_ms_{task}"] = {arm: summary(values) for arm, values in times.items()}
         report[f"engine_difference_{task}"] = {
-            NAMES[ONNX_RUNTIME]: float((found.output - expected.output).abs().max())
+            NAMES[ONNX_RUNTIME]: float(np.abs(found - expected).max())
         }
     return report

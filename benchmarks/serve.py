@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.processes import descriptors, memory, proportional_memory
@@ -28,18 +27,17 @@ from benchmarks.serve_figures import latencies, percentiles, summary, tail_ratio
 from benchmarks.serve_load import Loader
 from codedinvnet.bench.load import Client, Reply, connect, server
 from codedinvnet.bundle import Bundle, load_bundle, weights_digest
-from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.plain import CopyCode
-from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.cost import median_ms
 from codedinvnet.files import check_writable
 from codedinvnet.provenance import describe_machine
-from codedinvnet.serving.pool import Task, WorkerSpec
+from codedinvnet.serving.computing import OUTPUT, BundleSpec, Computer
+from codedinvnet.serving.pool import Task
 from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.served import IMAGES
 from codedinvnet.stages import evaluation_images
 
 SCHEMA = 1
@@ -197,20 +195,22 @@ class Harm:
     stopped: list[int] = field(default_factory=list)
 
 
-class EchoSpec(WorkerSpec):
+class EchoSpec(BundleSpec):
     """Workers that answer at once."""
 
-    def load(self) -> Scheme:
-        """Return a scheme that computes nothing."""
-        return Scheme("echo", CopyCode(Uncoded(10)), {SERVED: Echo()}, ())
+    def load(self) -> Computer:
+        """Return what computes nothing."""
+        return Echo()
 
 
-class Echo(nn.Module):
-    """Its output is one zero."""
+class Echo:
+    """The output of every task is one zero."""
 
-    def forward(self, queries: Tensor) -> Tensor:
-        """Return a zero for each query."""
-        return torch.zeros(len(queries), 1)
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        """Return it."""
+        return {OUTPUT: np.zeros((1, 1), np.float32)}, 0.0
 
 
 class ServeBench(Loader):
@@ -238,13 +238,13 @@ class ServeBench(Loader):
         """Time the first 10 of 11 answers of workers that answer at once."""
         workers, first, times = 11, 10, []
         pool = ProcessPool(EchoSpec(self.name, 10))
-        image = self.images[:1]
+        inputs = {IMAGES: self.images[:1]}
         await pool.start(workers)
         try:
             for turn in range(200):
                 began = time.perf_counter()
                 calls = [
-                    asyncio.ensure_future(pool.call(w, Task(turn * workers + w + 1, 0, image)))
+                    asyncio.ensure_future(pool.call(w, Task(turn * workers + w + 1, 0, inputs)))
                     for w in range(workers)
                 ]
                 for done, call in enumerate(asyncio.as_completed(calls), start=1):

@@ -1,7 +1,7 @@
 """The service as a Ray Serve ingress; its workers are the actors of the Ray pool.
 
 pip install '.[ray]' 'ray[serve]'    # in the repository's root
-serve run examples.ray_serve:app bundle=mnist k=10 deadline_ms=2000
+serve run examples.ray_serve:app source=mnist k=10 deadline_ms=2000
 
 One replica: a coding group needs its queries in one place.
 """
@@ -12,27 +12,21 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
-from codedinvnet import UserError, load_bundle
+from codedinvnet import UserError
 from codedinvnet.config import meant
 from codedinvnet.serving.app import build_app
-from codedinvnet.serving.pool import freeze_loaded
-from codedinvnet.serving.serve import (
-    ServeOptions,
-    app_options,
-    check,
-    log_to_stderr,
-    make_front_end,
-    read_token,
-)
+from codedinvnet.serving.computing import freeze_loaded
+from codedinvnet.serving.options import ServeOptions, check, read_token
+from codedinvnet.serving.serve import app_options, log_to_stderr, make_service
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
-    """Build the application from `serve run`'s arguments: the bundle, and options of `serve`."""
+    """Build the application from `serve run`'s arguments: the source, and options of `serve`."""
     names = [field.name for field in dataclasses.fields(ServeOptions)]
     for name in arguments:
         if name not in names:
             raise UserError(f"{name}: no option of serve: {meant(name, names)}")
-    settings = {"bundle": "mnist", "k": 10, "pool": "ray", **arguments}
+    settings = {"source": "mnist", "k": 10, "pool": "ray", **arguments}
     if isinstance(hosts := settings.get("allowed_host"), str):
         settings["allowed_host"] = hosts.split(",")
     try:
@@ -43,12 +37,12 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     check(options)
     if unused := {"host", "port"} & arguments.keys():
         raise UserError(f"{unused.pop()}: Ray Serve listens; say it there (http_options)")
-    token = read_token(options.token_file)
+    read_token(options.token_file)  # or it is refused now
 
     def make() -> Any:  # in the replica's process
         log_to_stderr()
-        bundle = load_bundle(options.bundle)
-        made = build_app(make_front_end(options, bundle), app_options(options, bundle, token))
+        service = make_service(options)
+        made = build_app(service, app_options(options, service.served))
         freeze_loaded()
         return made
 

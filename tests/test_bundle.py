@@ -31,7 +31,7 @@ from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
 from codedinvnet.model import CodedModel
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.computing import BundleSpec
 from codedinvnet.stages import choose_device
 
 
@@ -316,7 +316,7 @@ def test_a_host_programs_precision_is_its_own(bundle_folder: Path, held_out: Ima
         evaluate(scheme, held_out, k=4, groupings=1, progress=False)
         assert set(seen) == {(False, False)}
         assert rounds() == (True, True)
-        WorkerSpec(bundle_folder, 4).load()
+        BundleSpec(bundle_folder, 4).load()
         assert rounds() == (False, False)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         choose_device("cpu")

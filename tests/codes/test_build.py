@@ -29,8 +29,9 @@ from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.model import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.rows import append_row
-from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.serving.serve import ServeOptions, make_pool
+from codedinvnet.serving.computing import BundleSpec, SchemeComputer
+from codedinvnet.serving.opening import open_served
+from codedinvnet.serving.options import ServeOptions
 
 K = 4
 WITH_PARTS = [name for name, method in METHODS.items() if method.part]
@@ -61,6 +62,18 @@ def saved(path: Path, mnist: Bundle, name: str, **changed: Any) -> tuple[Path, t
     return path, part
 
 
+def spec_of(options: ServeOptions) -> BundleSpec:
+    spec = open_served(options).spec
+    assert isinstance(spec, BundleSpec)
+    return spec
+
+
+def loaded(spec: BundleSpec) -> Scheme:
+    computer = spec.load()
+    assert isinstance(computer, SchemeComputer)
+    return computer.scheme
+
+
 @pytest.mark.parametrize("name", WITH_PARTS)
 def test_a_part_comes_back_as_a_method_also_in_a_worker(
     name: str, mnist: Bundle, tmp_path: Path
@@ -72,11 +85,10 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     offline = METHODS[name].build(given_by(mnist, K, part=part.eval()))
     expected = offline.compute(K, group).output
     torch.testing.assert_close(method.compute(K, group).output, expected)
-    pool = make_pool(ServeOptions("mnist", k=K, method=name, part=path))
-    assert isinstance(pool, ProcessPool)
-    torch.testing.assert_close(pool.spec.load().compute(K, group).output, expected)
+    spec = spec_of(ServeOptions("mnist", k=K, method=name, part=path))
+    torch.testing.assert_close(loaded(spec).compute(K, group).output, expected)
     with pytest.raises(UserError, match="the front end has 123: restart the service"):
-        replace(pool.spec, part_weights="123").load()
+        replace(spec, part_weights="123").load()
     assert not any(p.requires_grad for p in mnist.model.parameters())
 
 
@@ -90,14 +102,13 @@ def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
     named, other = (scheme_for(load_bundle(folder), K, "parm", given) for given in (None, path))
     group = torch.rand(2, K, 1, 28, 28)
     torch.testing.assert_close(named.compute(K, group).output, other.compute(K, group).output)
-    pool = make_pool(ServeOptions(str(folder), k=K, method="parm"))
-    assert isinstance(pool, ProcessPool)
+    spec = spec_of(ServeOptions(str(folder), k=K, method="parm"))
     torch.testing.assert_close(
-        pool.spec.load().compute(K, group).output, other.compute(K, group).output
+        loaded(spec).compute(K, group).output, other.compute(K, group).output
     )
     path.write_bytes(path.read_bytes()[:-4] + bytes(4))
     with pytest.raises(UserError, match="restart the service"):
-        pool.spec.load()
+        spec.load()
     saved(path, mnist, "parm", k=3)
     with pytest.raises(UserError, match="trained for k 3, not 4"):
         scheme_for(load_bundle(folder), K, "parm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations
 from pathlib import Path
@@ -12,18 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from codedinvnet.bench.grid import is_foreign
 from codedinvnet.bundle import load_bundle
-from codedinvnet.codes import registry
+from codedinvnet.codes import base, registry
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.rows import read_rows
-from codedinvnet.serving.pool import WorkerSpec
-from codedinvnet.serving.serve import ServeOptions, running
+from codedinvnet.serving.computing import BundleSpec
+from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.serve import running
+from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
+from codedinvnet.serving.service import Request
 from tests.bench.test_accuracy import write_grid
-from tests.codes.linear import Linear, assert_answers, images, made, outputs_of, without
+from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,13 +99,13 @@ def test_the_example_is_served() -> None:
 
     async def main() -> None:
         options = ServeOptions("mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
-        async with running(options) as (_, front):
-            assert front.rules.workers == K + 2
-            found = await front.infer(group)
-        answers = [answer for answer in found if not isinstance(answer, Exception)]
-        assert len(answers) == K
-        if answers[0].outcome == "direct":
-            np.testing.assert_allclose(answers[0].probabilities, expected[0], atol=1e-5)
+        wanted = ((PROBABILITIES, False), (OUTCOME, False))
+        async with running(options) as (_, service):
+            assert service.front.rules.workers == K + 2
+            found = await service.answer(Request({IMAGES: group}, outputs=wanted))
+        assert len(found.outputs[OUTCOME]) == K
+        if found.outputs[OUTCOME][0] == b"direct":
+            np.testing.assert_allclose(found.outputs[PROBABILITIES][0], expected[0], atol=1e-5)
 
     asyncio.run(asyncio.wait_for(main(), 120))
 
@@ -140,7 +149,7 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     path = tmp_path / "mine.py"
     path.write_text(BROKEN)
     with pytest.raises(RuntimeError):
-        WorkerSpec("mnist", K, method=f"{path}:Raises").load()
+        BundleSpec("mnist", K, method=f"{path}:Raises").load()
     told = capsys.readouterr().err
     assert told.startswith(f"the method raises of {path} raised:\n")
     assert 'RuntimeError("my own mistake")' in told
@@ -162,3 +171,23 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_method("good")
     assert (found.name, found.file) == ("good", "installed_method:Good")
     assert find_method("good") is found
+    assert is_foreign("good")
+    assert not is_foreign("parm")
+    assert not is_foreign("nobody")
+
+
+class Clumsy(CopyCode):
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        raise KeyError("no such member")
+
+
+@pytest.mark.parametrize(("whose", "told"), [("mine.py", 1), ("", 0)])
+def test_what_decoding_raises_is_told_once(
+    whose: str, told: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_told", set())
+    scheme = Scheme("clumsy", Clumsy(Uncoded(2)), {SERVED: Linear()}, SHAPE, whose=whose)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            scheme.decode({}, 2)
+    assert capsys.readouterr().err.count("the method clumsy of mine.py raised:") == told

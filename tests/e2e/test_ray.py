@@ -19,8 +19,11 @@ import pytest
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.models import open_model
+from codedinvnet.serving.computing import BundleSpec, ModelSpec
+from codedinvnet.serving.pool import Task
 from codedinvnet.serving.ray_pool import RayPool
+from tests.models.factories import PLACE, TOKENS, WORDS
 from tests.processes import free_port, needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
@@ -62,11 +65,28 @@ def raylet(node: Any) -> int:
 
 def test_a_dead_address_is_told_at_once() -> None:
     address = f"127.0.0.1:{free_port()}"
-    pool = RayPool(WorkerSpec("mnist", 4), address)
+    pool = RayPool(BundleSpec("mnist", 4), address)
     began = time.monotonic()
     with pytest.raises(UserError, match=f"cannot connect to Ray at {address}"):
         asyncio.run(pool.start(1))
     assert time.monotonic() - began < 10
+
+
+def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
+    model = open_model(f"{PLACE}:words")
+    tokens = {"tokens": np.random.default_rng(0).integers(0, WORDS, (1, TOKENS), np.int32)}
+
+    async def run() -> None:
+        pool = RayPool(ModelSpec(model.source), cluster.address)
+        await pool.start(1)
+        try:
+            found = (await pool.call(0, Task(1, 0, tokens))).outputs["logits"]
+        finally:
+            await pool.stop()
+        assert found.tobytes() == model.run(tokens)["logits"].tobytes()
+        assert found.flags.writeable
+
+    asyncio.run(run())
 
 
 @needs_proc

@@ -112,6 +112,12 @@ def _one_at_a_time(x: Tensor) -> Tensor:
     return x.view(1, 2, 2).flatten(1)
 
 
+def _two_heads(x: Tensor) -> dict[str, Any]:
+    scores = x @ torch.linspace(-1, 1, 12).reshape(4, 3)
+    return {"scores_0": scores, "label": scores.argmax(1)}
+
+
+two_headed = applied(_two_heads)
 model_output = applied(lambda x: ModelOutput(loss=None, logits=x * 2, hidden=(x, x + 1)))
 one_at_a_time = applied(_one_at_a_time)
 mixes = applied(lambda x: x - x.mean(0) * (len(x) > 1))

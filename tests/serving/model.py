@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,8 +21,10 @@ from codedinvnet.serving.actions import (
     Send,
 )
 from codedinvnet.serving.group import FILLER, CodingGroup
+from codedinvnet.serving.hedging import BUCKET
 from codedinvnet.serving.rules import POLICIES, Rules
-from codedinvnet.serving.scheduler import NOBODY, OVERTIME, Attempt, Scheduler, State
+from codedinvnet.serving.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.tasks import NOBODY, Attempt, State
 
 LONG = 1e6
 """A deadline that no test reaches unless it wants to."""
@@ -55,7 +58,7 @@ class ErasureCode:
 
 
 class Watched(Scheduler):
-    """The rules; the choice of workers is checked."""
+    """The rules; which worker takes a task is checked."""
 
     def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
         super().__init__(rules, code)
@@ -67,19 +70,42 @@ class Watched(Scheduler):
             self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
         return super().failed(now, attempt, reason)
 
-    def _place(self, now: float, attempt: Attempt) -> None:
-        up = {i for i, worker in enumerate(self.workers) if worker.up}
-        fresh = up - attempt.group.workers
-        own = attempt.query.attempts if attempt.query is not None else set()
-        busy = {self.attempts[a].worker for a in own if a in self.attempts}
-        sound = up - busy - self.failed_on.get(attempt.group.identity, set())
-        super()._place(now, attempt)
-        if fresh:
-            assert attempt.worker in fresh, "a worker that had no task of this group was up"
-        elif sound:
-            assert attempt.worker in sound, "a worker that had not failed this group was up"
-        elif up:
-            assert attempt.worker in up
+    def _begin(self, now: float, attempt: Attempt) -> None:
+        if self.rules.routing != "round-robin":
+            assert self.may_take(attempt.worker, attempt), "another worker should take it"
+        super()._begin(now, attempt)
+
+    def _dispatch(self, now: float, group: CodingGroup, task: int, *rest: Any, **kind: Any) -> None:
+        super()._dispatch(now, group, task, *rest, **kind)
+        attempt = list(self.attempts.values())[-1]
+        if attempt.worker != NOBODY:
+            assert self.may_take(attempt.worker, attempt), "another worker should be given it"
+
+    def may_take(self, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
+        workers = self.binding.workers
+        up = self.binding.up
+        busy = {
+            i
+            for i, found in enumerate(workers)
+            for other in (*found.running.values(), *found.line.values())
+            if other.group is attempt.group and other is not attempt
+        }
+        own = attempt.query.attempts.values() if attempt.query is not None else ()
+        held = {other.worker for other in own if other is not attempt}
+        sound = up - held - self.failed_on.get(attempt.group.identity, set())
+        return worker in (sound - busy or sound or up)
+
+    def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker is too slow for a task that waits."""
+        slowness = self.pace.slowness(worker)
+        fast = self.rules.slots * len(self.binding.up - self.pace.slow)
+        waiting = sorted(
+            (other for other in self.attempts.values() if other.worker == NOBODY),
+            key=lambda other: (not other.first, other.identity),
+        )
+        near = waiting.index(attempt) < (slowness - 1) * fast
+        return near and now < attempt.queued + (slowness - 1) * self.pace.normal
 
 
 class Model:
@@ -96,8 +122,8 @@ class Model:
         self.scheduler = Watched(self.rules, code)
         self.code = self.scheduler.code
         self.now = 0.0
-        self.running: dict[int, int] = {}
-        """Worker -> attempt."""
+        self.at: dict[int, int] = {}
+        """Attempt -> the worker that is at it, oldest first."""
         self.held: list[int] = []
         """Attempts whose worker is done with them and whose answer is on the way."""
         self.lost: list[int] = []
@@ -191,7 +217,7 @@ class Model:
         for query in queries:
             if query not in self.ended:
                 self.ended[query] = None
-                self.spared |= self.scheduler.queries[query].attempts
+                self.spared |= set(self.scheduler.queries[query].attempts)
         actions = self.scheduler.cancel(queries)
         assert {type(action) for action in actions} <= {Forget}
         self.do(actions)
@@ -215,8 +241,8 @@ class Model:
         while True:
             for worker in sorted(self.down):
                 self.up(worker)
-            if self.running or self.held:
-                self.result([*self.running.values(), *self.held][0])
+            if self.at or self.held:
+                self.result([*self.at, *self.held][0])
             elif self.decoding:
                 self.decoded(self.decoding[0])
             elif (at := self.scheduler.next_timer()) is not None and at <= patience:
@@ -232,10 +258,10 @@ class Model:
         assert not scheduler.groups
         assert not scheduler.attempts
         assert not scheduler.computed_by
-        assert not scheduler.unplaced
+        assert not scheduler.waiting
         assert scheduler.open_group is None
         assert scheduler.next_timer() is None
-        assert all(worker.load == 0 for worker in scheduler.workers)
+        assert not any(map(scheduler.load, range(self.rules.workers)))
         assert not self.outputs
         assert not self.images
         assert self.forgotten == self.arrived
@@ -246,6 +272,16 @@ class Model:
     def systematic(self) -> bool:
         return self.scheduler.systematic
 
+    @property
+    def running(self) -> dict[int, int]:
+        """Worker -> the attempt that it is at."""
+        return {worker: attempt for attempt, worker in self.at.items()}
+
+    @property
+    def loads(self) -> list[int]:
+        """How many tasks each worker has."""
+        return [self.scheduler.load(worker) for worker in range(self.rules.workers)]
+
     def new(self) -> list[Action]:
         """Return the actions since the last call."""
         actions, self._new = self._new, []
@@ -255,14 +291,14 @@ class Model:
         """Return the attempts of a query's data task that workers are at, oldest first."""
         return sorted(
             attempt
-            for attempt in self.running.values()
+            for attempt in self.at
             if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
         )
 
     def parities(self) -> list[int]:
         """Return the attempts of parity tasks that workers are at, oldest first."""
         k = self.code.k
-        return sorted(attempt for attempt in self.running.values() if self.sent[attempt].task >= k)
+        return sorted(attempt for attempt in self.at if self.sent[attempt].task >= k)
 
     def worker(self, attempt: int) -> int:
         return self.sent[attempt].worker
@@ -276,18 +312,15 @@ class Model:
         self.check()
 
     def _free(self, attempt: int) -> int | None:
-        for worker, running in self.running.items():
-            if running == attempt:
-                del self.running[worker]
-                return worker
-        return None
+        return self.at.pop(attempt, None)
 
     def _unanswered(self, query: int) -> None:
         assert query in self.asked
         assert query not in self.ended, "a query ended twice"
 
     def _send(self, action: Send) -> None:
-        assert action.worker not in self.running, "the worker has something else to do"
+        busy = list(self.at.values()).count(action.worker)
+        assert busy < self.rules.slots, "the worker has something else to do"
         assert action.worker not in self.down
         assert action.attempt not in self.sent
         assert set(action.members) <= self.images
@@ -300,7 +333,7 @@ class Model:
             assert attempt.group.members.index(needing[0]) not in attempt.group.outputs
             needing = tuple(attempt.group.members)
         assert any(query not in self.ended for query in needing), "nobody needs it"
-        assert action.worker in attempt.group.workers
+        assert action.worker in attempt.group.at
         if attempt.query is not None:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
         else:
@@ -308,7 +341,7 @@ class Model:
             assert action.size == attempt.group.size
             assert action.task in self.code.tasks(action.size)
             assert not self.systematic or action.task >= self.code.k
-        self.running[action.worker] = action.attempt
+        self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
@@ -383,8 +416,9 @@ class Model:
     def _replace(self, action: Replace) -> None:
         assert action.worker not in self.down
         self.down.add(action.worker)
-        if action.worker in self.running:
-            self.lost.append(self.running.pop(action.worker))
+        for attempt in [a for a, worker in self.at.items() if worker == action.worker]:
+            del self.at[attempt]
+            self.lost.append(attempt)
 
     def _complete(self, action: Complete) -> None:
         group = self.groups[action.group]
@@ -407,29 +441,23 @@ class Model:
     # Invariants
 
     def check(self) -> None:
-        for worker in self.scheduler.workers:  # a slow worker's queue does not grow
-            assert all(self.scheduler._needed(attempt) for attempt in worker.queue)
-        scheduler = self.scheduler
+        scheduler, workers = self.scheduler, self.scheduler.binding.workers
         assert set(scheduler.queries) == set(self.asked) - set(self.ended)
-        running = {
-            i: worker.running.identity
-            for i, worker in enumerate(scheduler.workers)
-            if worker.running is not None
-        }
-        assert running == self.running
-        assert {i for i, worker in enumerate(scheduler.workers) if not worker.up} == self.down
-        for worker in scheduler.workers:
-            assert not worker.queue or worker.running is not None, "idle, yet tasks wait"
-        assert not scheduler.unplaced or len(self.down) == self.rules.workers
+        at = {a: i for i, worker in enumerate(workers) for a in worker.running}
+        assert at == self.at
+        assert scheduler.binding.up == set(range(self.rules.workers)) - self.down
+        waiting = [a for a in scheduler.attempts.values() if a.started is None]
+        assert scheduler.waiting == len(waiting)
+        assert all(map(scheduler._needed, waiting)), "nobody needs it"
+        self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
-        assert 0 <= scheduler.tokens <= 10
+        assert 0 <= scheduler.budget.tokens <= BUCKET
         assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
-            live = [scheduler.attempts[a] for attempts in group.live.values() for a in attempts]
-            given = {a.worker for a in live} - {NOBODY}
-            given |= {scheduler.computed_by[a] for a in group.outputs.values() if a != FILLER}
-            assert given | group.failed <= group.workers
+            own = [a for a in scheduler.attempts.values() if a.group is group]
+            given = [a.worker for a in own if a.identity in at or a.started is None]
+            assert group.at == Counter(w for w in given if w != NOBODY)
             assert group.members, "nobody is in it"
         for query in scheduler.queries.values():
             group = query.group
@@ -447,6 +475,21 @@ class Model:
                 assert query.attempts or hopeful, "nothing is under way for it"
             elif self.systematic:
                 assert query.attempts, "nothing is under way for it"
+
+    def check_idle(self, waiting: list[Attempt]) -> None:
+        """No worker is idle while a task waits that it may take, unless it is too slow for it."""
+        scheduler = self.scheduler
+        for index, worker in enumerate(scheduler.binding.workers):
+            if index in self.down or len(worker.running) >= self.rules.slots:
+                continue
+            assert not worker.line, "idle, yet tasks of its own wait"
+            for attempt in waiting:
+                if self.rules.routing == "round-robin":
+                    assert attempt.worker != NOBODY, "a worker is up"
+                elif scheduler.may_take(index, attempt):
+                    assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
+                    at = scheduler.next_timer()
+                    assert at is not None, "nobody will look at it again"
 
 
 def only(actions: Iterable[Action], kind: type[T]) -> list[T]:

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import random
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 from codedinvnet.bundle import load_bundle
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.serving.admission import Admission
-from codedinvnet.serving.frontend import Answered, FrontEnd, Overloaded
-from codedinvnet.serving.pool import InProcessPool, Result, Task, run_task
+from codedinvnet.serving.answers import Answered, Overloaded
+from codedinvnet.serving.computing import Result, run_task
+from codedinvnet.serving.pool import Task
 from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.served import IMAGES
+from tests.serving.bundles import BundleFront, BundlePool
 
 
 class Outcome(NamedTuple):
@@ -121,14 +125,14 @@ def test_it_recovers_from_a_standstill() -> None:
     assert admission.takes(50, 1, 5.0)
 
 
-class Sleeper(InProcessPool):
+class Sleeper(BundlePool):
     """Workers that take 40 ms for a query, and no processor."""
 
-    output = np.zeros(0, np.float32)
+    outputs: Mapping[str, np.ndarray] = {}
 
     async def _work(self, worker: int, task: Task) -> Result:
         await asyncio.sleep(0.04)
-        return Result(self.output, 0.04)
+        return Result(self.outputs, 0.04)
 
 
 def test_five_times_capacity() -> None:
@@ -139,15 +143,16 @@ def test_five_times_capacity() -> None:
     waits: set[int] = set()
 
     async def run() -> None:
-        pool = Sleeper(scheme_for(bundle, 4))
+        scheme = scheme_for(bundle, 4)
+        pool = Sleeper(scheme)
         rules = Rules(workers, POLICIES["uncoded"], hang_timeout=60.0, max_pending=10_000)
-        front = FrontEnd(pool.scheme, pool, rules, bundle.info.input.shape, deadline=deadline)
-        pool.output = run_task(pool.scheme, 0, image).output
+        front = BundleFront(scheme, pool, rules, deadline=deadline)
+        pool.outputs = run_task(pool.computer, 0, {IMAGES: image}).outputs
         await front.start()
 
         async def ask() -> None:
             try:
-                (answer,) = await front.infer(image)
+                (answer,) = await front.ask(image)
             except Overloaded as refusal:
                 waits.add(refusal.seconds)
                 counts["refused"] += 1

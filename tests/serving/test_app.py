@@ -25,13 +25,18 @@ from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
 from codedinvnet.serving import app
-from codedinvnet.serving.app import DEMO_HEADER, AppOptions, build_app
+from codedinvnet.serving.answers import Answered
+from codedinvnet.serving.app import AppOptions, build_app
 from codedinvnet.serving.faults import FaultyPool, Schedule
-from codedinvnet.serving.frontend import Answered, FrontEnd
-from codedinvnet.serving.pool import InProcessPool, WorkerDied
-from codedinvnet.serving.protocol import HEADER_LENGTH, ModelDescription, parse_request
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.page import DEMO_HEADER, demo_requests
+from codedinvnet.serving.pool import WorkerDied
 from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.served import LABEL, PROBABILITIES
+from codedinvnet.serving.service import Service as Answering
+from codedinvnet.serving.v2 import HEADER_LENGTH, parse_request
 from codedinvnet.simulation.distributions import Distribution
+from tests.serving.bundles import BundleFront, BundlePool
 
 K, WORKERS = 4, 6
 INFER = "/v2/models/mnist/infer"
@@ -55,7 +60,7 @@ class Service:
     def __init__(
         self,
         front: FrontEnd,
-        pool: InProcessPool,
+        pool: BundlePool,
         client: httpx.AsyncClient,
         started: asyncio.Task[None],
     ) -> None:
@@ -97,22 +102,21 @@ async def serving(
     body_memory: int = 8 * MAX_BODY,
     classes: tuple[str, ...] | None = None,
     hosts: tuple[str, ...] = (),
-    pool_class: type[InProcessPool] = InProcessPool,
+    pool_class: type[BundlePool] = BundlePool,
     wait: bool = True,
 ) -> AsyncIterator[Service]:
     method = scheme_for(bundle, K)
     pool = pool_class(method)
-    front = FrontEnd(
+    front = BundleFront(
         method,
         FaultyPool(pool, Schedule()),
         Rules(WORKERS, POLICIES[policy], hang_timeout=60.0, max_pending=max_pending),
-        bundle.info.input.shape,
+        classes or bundle.info.classes,
         deadline=deadline,
     )
-    classes = classes or bundle.info.classes
-    model = ModelDescription("mnist", bundle.info.input.shape, classes, max_batch=32)
-    made = AppOptions(model, max_body, body_memory, token, demo, policy, hosts)
-    app = build_app(front, made)
+    requests = None if demo is None else demo_requests(front.served, demo)
+    made = AppOptions(32, max_body, body_memory, token, requests, hosts)
+    app = build_app(Answering(front, front.served), made)
     started = asyncio.create_task(front.start())
     if wait:
         await started
@@ -209,7 +213,10 @@ class TestInfer:
         responses: list[httpx.Response] = []
 
         async def answered(*_: Any, **__: Any) -> list[Answered]:
-            return [Answered(row, "direct", 0.1) for row in many]
+            label = np.zeros(1, np.int64)
+            return [
+                Answered({PROBABILITIES: row[None], LABEL: label}, "direct", 0.1) for row in many
+            ]
 
         async def body(service: Service) -> None:
             monkeypatch.setattr(service.front, "infer", answered)
@@ -320,7 +327,7 @@ class TestBadRequests:
             ({"shape": [1, 28, 28]}, "inputs.0.shape"),
             ({"shape": [1, 3, 28, 28]}, "inputs.0.shape"),
             ({"shape": [0, 1, 28, 28]}, "inputs.0.shape"),
-            ({"shape": [33, 1, 28, 28]}, "inputs.0.shape: at most 32 images"),
+            ({"shape": [33, 1, 28, 28]}, "inputs.0.shape: at most 32 queries"),
             ({"shape": "all"}, "inputs.0.shape"),
             ({"data": None}, "inputs.0.data: missing"),
             ({"data": [1, 2, 3]}, "inputs.0.data"),
@@ -595,7 +602,7 @@ class TestToken:
         "/v2/models/mnist",
         "/metrics",
         "/page/state",
-        "/demo/images",
+        "/demo/requests",
         "/times",
         "/nowhere",
     )
@@ -664,7 +671,7 @@ class TestHost:
             client = service.client
             client.headers["Host"] = "evil.test"
             error(await service.infer(images[:1]), 421)
-            for path in ("/", "/metrics", "/v2/health/live", "/demo/images"):
+            for path in ("/", "/metrics", "/v2/health/live", "/demo/requests"):
                 error(await client.get(path), 421)
             assert "known" in error(await client.post("/demo/workers/0/kill"), 421)
 
@@ -711,7 +718,7 @@ class TestNotFound:
             "/v2/nowhere",
             "/docs",
             "/openapi.json",
-            "/demo/images",
+            "/demo/requests",
         ],
     )
     def test_get(self, path: str, mnist: Bundle) -> None:
@@ -1006,8 +1013,8 @@ class TestViews:
                 response = await get(path)
                 assert response.status_code == 200
                 assert response.json() == {"name": "mnist", "ready": True}
-            for worker in service.front.scheduler.workers:
-                worker.up = False
+            for worker in range(WORKERS):
+                service.front.scheduler.worker_lost(0.0, worker, "gone")
             assert (await get("/v2/health/ready")).status_code == 503
 
         using(mnist, body)
@@ -1015,7 +1022,7 @@ class TestViews:
     def test_without_workers_it_is_dead_after_a_time(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:
-        class Lost(InProcessPool):
+        class Lost(BundlePool):
             async def replace(self, worker: int) -> None:
                 raise WorkerDied("no node is left")
 
@@ -1037,7 +1044,7 @@ class TestViews:
     def test_while_it_starts(self, mnist: Bundle, images: np.ndarray) -> None:
         go = asyncio.Event()
 
-        class Slow(InProcessPool):
+        class Slow(BundlePool):
             async def start(self, size: int) -> None:
                 await go.wait()
                 await super().start(size)
@@ -1157,7 +1164,7 @@ class TestViews:
         using(mnist, body)
 
 
-class Numbered(InProcessPool):
+class Numbered(BundlePool):
     """Claims that its workers are processes."""
 
     def pid(self, worker: int) -> int | None:
@@ -1167,8 +1174,9 @@ class Numbered(InProcessPool):
 class TestDemo:
     def test_images(self, mnist: Bundle, images: np.ndarray) -> None:
         async def body(service: Service) -> None:
-            found = (await service.client.get("/demo/images")).json()
-            assert [base64.b64decode(text) for text in found] == [i.tobytes() for i in images]
+            found = (await service.client.get("/demo/requests")).json()
+            data = [request["inputs"][0]["data"] for request in found]
+            assert [base64.b64decode(text) for text in data] == [i.tobytes() for i in images]
             assert (await service.client.get("/page/state")).json()["demo"] is True
 
         using(mnist, body, demo=images)

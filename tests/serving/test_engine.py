@@ -33,15 +33,19 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import runtime
 from codedinvnet.models.runtime import ONNX_RUNTIME, check_engine, check_installed
 from codedinvnet.serving import engine, preload
+from codedinvnet.serving.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.engine import (
     Exported,
     ExportedModule,
     run_by_onnxruntime,
 )
-from codedinvnet.serving.pool import Task, WorkerSpec
+from codedinvnet.serving.opening import make_pool, open_served
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.pool import Task
 from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.serving.serve import ServeOptions, check, make_pool
+from codedinvnet.serving.served import IMAGES
 from tests.processes import needs_proc, survivors, wait_until
+from tests.serving.bundles import output
 
 K = 4
 
@@ -81,10 +85,16 @@ class ByPyTorch(Exported):
         return list(found) if isinstance(found, tuple) else [found]
 
 
+def loaded(spec: BundleSpec) -> Scheme:
+    computer = spec.load()
+    assert isinstance(computer, SchemeComputer)
+    return computer.scheme
+
+
 def test_the_outputs_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of `cifar10`; `mnist` is compared in the workers, below."""
-    plain = WorkerSpec("cifar10", K).load()
-    fast = WorkerSpec("cifar10", K, engine=ONNX_RUNTIME).load()
+    plain = loaded(BundleSpec("cifar10", K))
+    fast = loaded(BundleSpec("cifar10", K, engine=ONNX_RUNTIME))
     assert isinstance(fast.code, LatentCode)
     shape = fast.shape
     shapes: list[torch.Size] = []
@@ -225,12 +235,13 @@ def test_workers_share_what_was_exported_once(
     monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
     preload.kill_fork_server()  # of earlier tests
     images = sample_images("mnist").images[:K].numpy()
-    plain = WorkerSpec("mnist", K).load()
+    plain = loaded(BundleSpec("mnist", K))
     wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).output.numpy()[0]
     parity = plain.compute(K, torch.from_numpy(images)[None]).output.numpy()[0]
 
     async def main() -> None:
-        pool = make_pool(ServeOptions("mnist", k=K, engine=ONNX_RUNTIME))
+        options = ServeOptions("mnist", k=K, engine=ONNX_RUNTIME)
+        pool = make_pool(options, open_served(options).spec)
         assert isinstance(pool, ProcessPool)
         assert not pool.spec.is_prepared()
         await pool.start(2)
@@ -242,10 +253,10 @@ def test_workers_share_what_was_exported_once(
             assert maps_onnxruntime(server)
             assert len(os.listdir(f"/proc/{server}/task")) == 1  # no thread of a reporter's
             for _ in range(2):
-                one = await pool.call(0, Task(1, 0, images[:1]))
-                all_of_them = await pool.call(1, Task(2, K, images))
-                np.testing.assert_allclose(one.output, wanted, rtol=1e-4, atol=1e-4)
-                np.testing.assert_allclose(all_of_them.output, parity, rtol=1e-4, atol=1e-4)
+                one = await pool.call(0, Task(1, 0, {IMAGES: images[:1]}))
+                all_of_them = await pool.call(1, Task(2, K, {IMAGES: images}))
+                np.testing.assert_allclose(output(one), wanted, rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(output(all_of_them), parity, rtol=1e-4, atol=1e-4)
                 pid = pool.pid(0)
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
@@ -298,9 +309,9 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
     told = r"engine onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
     with pytest.raises(UserError, match=told):
         check(ServeOptions("mnist", engine=ONNX_RUNTIME))
-    for step in (WorkerSpec.load, WorkerSpec.is_prepared):
+    for step in (BundleSpec.load, BundleSpec.is_prepared):
         with pytest.raises(UserError, match=told):
-            step(WorkerSpec("mnist", K, engine=ONNX_RUNTIME))
+            step(BundleSpec("mnist", K, engine=ONNX_RUNTIME))
     check(ServeOptions("mnist", engine=ONNX_RUNTIME, pool="ray"))  # its nodes tell for themselves
     check_engine("pytorch", "cuda")
     check_installed("pytorch")

@@ -17,10 +17,12 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving import faults as module
+from codedinvnet.serving.computing import OUTPUT, Result
 from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule, load_schedule
-from codedinvnet.serving.pool import Death, Origin, Result, Task, WorkerDied
+from codedinvnet.serving.pool import Death, Origin, Task, WorkerDied
+from tests.serving.bundles import output
 
-IMAGES = np.zeros((1, 1, 2, 2), np.uint8)
+INPUTS = {"images": np.zeros((1, 1, 2, 2), np.uint8)}
 MS_100 = {"ms": 100}
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class InnerPool:
 
     async def call(self, worker: int, task: Task) -> Result:
         self.calls.append((worker, task.attempt))
-        return Result(np.full(1000, task.attempt, np.float32), 0.5)
+        return Result({OUTPUT: np.full((1, 1000), task.attempt, np.float32)}, 0.5)
 
     async def replace(self, worker: int) -> None:
         self.deeds.append(f"replace {worker}")
@@ -93,7 +95,7 @@ def run(
 
 
 def task(attempt: int, origin: Origin | None = None) -> Task:
-    return Task(attempt, 0, IMAGES, origin)
+    return Task(attempt, 0, INPUTS, origin)
 
 
 def held(*faults: dict[str, Any], tasks: list[tuple[int, Task]], seed: int = 1) -> list[float]:
@@ -255,7 +257,7 @@ def test_without_faults_the_pool_is_the_inner_one() -> None:
         assert inner.on_death is on_death
         assert pool.on_death is on_death
         result = await pool.call(2, task(7))
-        assert result.output.tolist() == [7] * 1000
+        assert output(result).tolist() == [7] * 1000
         assert (result.seconds, result.held) == (0.5, 0)
         inner.pids[1] = 4321
         assert (pool.pid(0), pool.pid(1)) == (None, 4321)
@@ -311,7 +313,7 @@ def test_encoding_takes_parities_longer_for_every_image(clock: Clock) -> None:
     async def work(pool: FaultyPool, inner: InnerPool) -> list[float]:
         tasks = ((0, 1), (9, 1), (10, 1), (10, 7), (11, 7), (12, 7))
         return [
-            (await pool.call(1, Task(i, number, np.repeat(IMAGES, size, 0)))).blocked
+            (await pool.call(1, Task(i, number, {"x": np.zeros((size, 2))}))).blocked
             for i, (number, size) in enumerate(tasks)
         ]
 
@@ -409,7 +411,7 @@ def test_crash_kills_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_corrupt_adds_noise() -> None:
     async def work(pool: FaultyPool, _: InnerPool) -> list[np.ndarray]:
-        return [(await pool.call(worker, task(7))).output for worker in (1, 1, 0)]
+        return [output(await pool.call(worker, task(7))) for worker in (1, 1, 0)]
 
     lie, other, truth = run(work, {"kind": "corrupt", "worker": 1, "scale": 2.0})
     assert lie.dtype == np.float32

@@ -22,29 +22,25 @@ from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.rules import Parities
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.serving import frontend, supervisor
+from codedinvnet.serving import decoding, frontend, supervisor, views
 from codedinvnet.serving.actions import Action, Complete
-from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
-from codedinvnet.serving.frontend import (
+from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
     Draining,
-    FrontEnd,
     Overloaded,
     QueryFailed,
     Starting,
 )
+from codedinvnet.serving.computing import Result, run_task
+from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import logger
-from codedinvnet.serving.pool import (
-    InProcessPool,
-    Result,
-    Task,
-    WorkerDied,
-    WorkerFailed,
-    run_task,
-)
+from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.served import IMAGES
+from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K, WORKERS = 4, 6
 PATIENCE = 60.0
@@ -70,22 +66,21 @@ def images() -> np.ndarray:
 async def running(
     method: Scheme,
     *,
-    pool: InProcessPool | None = None,
+    pool: BundlePool | None = None,
     schedule: Schedule | None = None,
     policy: str = "coded",
     deadline: float = PATIENCE,
     min_confidence: float = 0.0,
     down_timeout: float = PATIENCE,
     **rules: Any,
-) -> AsyncIterator[tuple[FrontEnd, InProcessPool]]:
+) -> AsyncIterator[tuple[BundleFront, BundlePool]]:
     """Run a front end; in the end nothing of any query may be left in it."""
-    pool = pool or InProcessPool(method)
+    pool = pool or BundlePool(method)
     rules = {"workers": WORKERS, "group_timeout": 0.05, "hang_timeout": PATIENCE, **rules}
-    front = FrontEnd(
+    front = BundleFront(
         method,
         pool if schedule is None else FaultyPool(pool, schedule),
         Rules(policy=POLICIES[policy], **rules),
-        (1, 28, 28),
         deadline=deadline,
         min_confidence=min_confidence,
         down_timeout=down_timeout,
@@ -103,16 +98,21 @@ async def running(
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
-def leftovers(front: FrontEnd) -> dict[str, Any]:
+def queue(front: FrontEnd) -> decoding.DecodingQueue:
+    assert front.decoding is not None
+    return front.decoding
+
+
+def leftovers(front: BundleFront) -> dict[str, Any]:
     scheduler = front.scheduler
     kept = {
-        "waiting": front._waiting,
-        "images": front._images,
+        "waiting": dict(front.waiting),
+        "inputs": front._inputs,
         "outputs": front._outputs,
-        "jobs": front._jobs,
+        "jobs": queue(front)._jobs,
         "queries": scheduler.queries,
         "attempts": scheduler.attempts,
-        "unplaced": scheduler.unplaced,
+        "tasks": scheduler.waiting,
         "groups": scheduler.groups,
         "computed_by": scheduler.computed_by,
     }
@@ -146,8 +146,8 @@ def decoded(bundle: Bundle, batch: np.ndarray, missing: int) -> np.ndarray:
 
 def assert_decoded(answer: Answered, expected: np.ndarray, outcome: str = "decoded") -> None:
     assert answer.outcome == outcome
-    assert int(answer.probabilities.argmax()) == int(expected.argmax())
-    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+    assert int(probabilities(answer).argmax()) == int(expected.argmax())
+    np.testing.assert_allclose(probabilities(answer), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -158,13 +158,13 @@ def test_direct_answers_are_the_offline_ones(
         async with running(method, policy=policy) as (front, _):
             batch = images[:11]  # two whole groups and three of the next
             # On a busy machine an answer may be so late that its decoding is faster.
-            answers = answered(await front.infer(batch, accept_decoded=False))
+            answers = answered(await front.ask(batch, accept_decoded=False))
             expected = direct(mnist, batch)
             for answer, row in zip(answers, expected, strict=True):
                 assert answer.outcome == "direct"
                 assert 0 < answer.seconds < PATIENCE
-                np.testing.assert_allclose(answer.probabilities, row, atol=1e-5)
-                assert answer.probabilities.dtype == np.float32
+                np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
+                assert probabilities(answer).dtype == np.float32
 
     asyncio.run(run())
 
@@ -176,7 +176,7 @@ def test_a_hung_workers_query_is_decoded(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(missing)
-            answers = answered(await front.infer(images[:K]))
+            answers = answered(await front.ask(images[:K]))
             assert_decoded(answers[missing], decoded(mnist, images[:K], missing))
             for i in set(range(K)) - {missing}:
                 assert answers[i].outcome == "direct"
@@ -190,16 +190,16 @@ def test_a_killed_workers_query_is_decoded(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(2)  # so that it has its task for certain
-            query = asyncio.create_task(front.infer(images[:K]))
+            query = asyncio.create_task(front.ask(images[:K]))
             await until(lambda: (2, 2) in pool.calls)
             pool.kill(2)
             answers = answered(await query)
             assert_decoded(answers[2], decoded(mnist, images[:K], 2))
             await until(lambda: front.workers[2].restarts == 1)
-            assert all(worker.up for worker in front.scheduler.workers)
+            assert front.scheduler.workers_up == WORKERS
             assert [view.state for view in front.workers] == ["up"] * WORKERS
             assert pool.calls.count((2, 2)) == 1
-            answered(await front.infer(images[: 3 * K]))
+            answered(await front.ask(images[: 3 * K]))
             assert any(worker == 2 for worker, _ in pool.calls[K + 1 :])
 
     asyncio.run(run())
@@ -211,7 +211,7 @@ def test_a_broken_workers_query_is_decoded_and_the_worker_stays(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.broken.add(1)
-            answers = answered(await front.infer(images[:K]))
+            answers = answered(await front.ask(images[:K]))
             assert_decoded(answers[1], decoded(mnist, images[:K], 1))
             assert front.workers[1].restarts == 0
 
@@ -228,9 +228,9 @@ def test_a_worker_that_fails_at_everything_is_replaced(
                 assert front.workers[1].restarts == 0
                 calls = len([worker for worker, _ in pool.calls if worker == 1])
                 while len([worker for worker, _ in pool.calls if worker == 1]) == calls:
-                    answered(await front.infer(images[i : i + K]))
+                    answered(await front.ask(images[i : i + K]))
             await until(lambda: front.workers[1].restarts == 1)
-            answered(await front.infer(images[: 3 * K], accept_decoded=False))
+            answered(await front.ask(images[: 3 * K], accept_decoded=False))
             assert [view.restarts for view in front.workers] == [0, 1, 0, 0, 0, 0]
             value = front.metrics.registry.get_sample_value
             failures = value("codedinvnet_task_failures_total", {"worker": "1"})
@@ -249,9 +249,9 @@ def test_a_worker_that_fails_at_everything_is_replaced(
 def test_bad_queries_cost_no_worker_its_place(
     good: bool, method: Scheme, images: np.ndarray
 ) -> None:
-    class Choosy(InProcessPool):
+    class Choosy(BundlePool):
         async def _work(self, worker: int, task: Task) -> Result:
-            if (task.images == 255).all((1, 2, 3)).any():
+            if (task.inputs[IMAGES] == 255).all((1, 2, 3)).any():
                 raise WorkerFailed("white")
             return await super()._work(worker, task)
 
@@ -260,8 +260,8 @@ def test_bad_queries_cost_no_worker_its_place(
         async with running(method, pool=Choosy(method)) as (front, _):
             for _ in range(WORKERS):
                 if good:
-                    answered(await front.infer(images[:1]))
-                found = await front.infer(white)
+                    answered(await front.ask(images[:1]))
+                found = await front.ask(white)
                 assert all(isinstance(problem, QueryFailed) for problem in found)
             assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
@@ -274,9 +274,9 @@ def test_direct_answers_when_decoded_ones_will_not_do(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.broken.add(1)
-            answers = answered(await front.infer(images[:K], accept_decoded=False))
+            answers = answered(await front.ask(images[:K], accept_decoded=False))
             assert [answer.outcome for answer in answers] == ["direct"] * K
-            found = np.stack([answer.probabilities for answer in answers])
+            found = np.stack([probabilities(answer) for answer in answers])
             np.testing.assert_allclose(found, direct(mnist, images[:K]), atol=1e-5)
 
     asyncio.run(run())
@@ -290,12 +290,12 @@ def test_several_lost(
         async with running(method) as (front, pool):
             for worker in lost:
                 pool.hang(worker)
-            query = asyncio.create_task(front.infer(images[:K]))
+            query = asyncio.create_task(front.ask(images[:K]))
             await until(lambda: len(pool.calls) == K + 1)
             for worker in lost:
                 pool.kill(worker)
             answers = answered(await query)
-            labels = [int(answer.probabilities.argmax()) for answer in answers]
+            labels = [int(probabilities(answer).argmax()) for answer in answers]
             for i, answer in enumerate(answers):
                 if answer.outcome == "direct":
                     assert labels[i] == int(direct(mnist, images[[i]])[0].argmax())
@@ -311,15 +311,15 @@ def test_all_lost_and_back(method: Scheme, images: np.ndarray) -> None:
         async with running(method) as (front, pool):
             for worker in range(WORKERS):
                 pool.hang(worker)
-            query = asyncio.create_task(front.infer(images[: 2 * K]))
+            query = asyncio.create_task(front.ask(images[: 2 * K]))
             await until(lambda: len(pool.calls) >= WORKERS)
             for worker in range(WORKERS):
                 pool.kill(worker)
-            assert not any(worker.up for worker in front.scheduler.workers)
-            late = asyncio.create_task(front.infer(images[2 * K : 3 * K]))
+            assert front.scheduler.workers_up == 0
+            late = asyncio.create_task(front.ask(images[2 * K : 3 * K]))
             answered(await query)
             answered(await late)
-            assert all(worker.up for worker in front.scheduler.workers)
+            assert front.scheduler.workers_up == WORKERS
             assert [view.restarts for view in front.workers] == [1] * WORKERS
 
     asyncio.run(run())
@@ -329,7 +329,7 @@ def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np.ndarr
     async def run() -> None:
         async with running(method, policy="uncoded", hang_timeout=1.0) as (front, pool):
             pool.hang(0)
-            (answer,) = answered(await front.infer(images[:1]))
+            (answer,) = answered(await front.ask(images[:1]))
             assert answer.outcome == "direct"
             assert answer.seconds >= 1.0
             await until(lambda: front.workers[0].restarts == 1)
@@ -339,7 +339,7 @@ def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np.ndarr
     asyncio.run(run())
 
 
-class OldNews(InProcessPool):
+class OldNews(BundlePool):
     """Reports a task's loss only long after the worker's death, as Ray does for a lost node."""
 
     def __init__(self, method: Scheme) -> None:
@@ -360,20 +360,20 @@ def test_old_news_of_a_death_do_not_end_the_next_worker(method: Scheme, images: 
     async def run() -> None:
         pool = OldNews(method)
         async with running(method, pool=pool) as (front, _):
-            query = asyncio.create_task(front.infer(images[:K]))
+            query = asyncio.create_task(front.ask(images[:K]))
             await until(lambda: (0, 0) in pool.calls)
             pool.kill(0)
             answered(await query)
             await until(lambda: front.workers[0].restarts == 1)
             pool.told.set()
             await asyncio.sleep(0.1)
-            assert front.scheduler.workers[0].up
+            assert front.scheduler.is_up(0)
             assert front.workers[0].restarts == 1
 
     asyncio.run(run())
 
 
-class Stubborn(InProcessPool):
+class Stubborn(BundlePool):
     """Workers that do not start again at the first attempts."""
 
     problems: list[Exception]
@@ -403,8 +403,8 @@ def test_a_worker_is_started_until_it_starts(
             await until(lambda: front.workers[0].restarts == 1)
             assert time.monotonic() - began > 0.19  # it waited before each further attempt
             assert front.workers[0].deaths == 5
-            assert front.scheduler.workers[0].up
-            answered(await front.infer(images[: 2 * K]))
+            assert front.scheduler.is_up(0)
+            answered(await front.ask(images[: 2 * K]))
             front.workers[0].since -= supervisor.STEADY  # it has been well for long
             pool.kill(0)
             await until(lambda: front.workers[0].restarts == 2)
@@ -417,13 +417,13 @@ def test_a_query_on_which_every_worker_fails(method: Scheme, images: np.ndarray)
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.broken = set(range(WORKERS))
-            found = await front.infer(images[:K])
+            found = await front.ask(images[:K])
             for problem in found:
                 assert isinstance(problem, QueryFailed)
                 assert not isinstance(problem, DeadlinePassed)
                 assert "this worker is broken" in str(problem)
             pool.broken = set()
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
 
     asyncio.run(run())
 
@@ -436,7 +436,7 @@ def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -> None
             for worker in range(WORKERS):
                 pool.hang(worker)
             began = time.monotonic()
-            found = await front.infer(images[: K + 1], deadline=0.3 if per_request else 50.0)
+            found = await front.ask(images[: K + 1], deadline=0.3 if per_request else 50.0)
             assert 0.3 <= time.monotonic() - began < 20
             assert all(isinstance(problem, DeadlinePassed) for problem in found)
             assert front.metrics.queries.labels("deadline")._value.get() == K + 1
@@ -444,10 +444,10 @@ def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -> None
     asyncio.run(run())
 
 
-async def refused(front: FrontEnd, batch: np.ndarray) -> None:
+async def refused(front: BundleFront, batch: np.ndarray) -> None:
     """Check that a batch is refused, and not taken and waited for."""
     with pytest.raises(Overloaded):
-        await asyncio.wait_for(front.infer(batch), 5)
+        await asyncio.wait_for(front.ask(batch), 5)
 
 
 def test_overload(method: Scheme, images: np.ndarray) -> None:
@@ -455,17 +455,17 @@ def test_overload(method: Scheme, images: np.ndarray) -> None:
         async with running(method, max_pending=8) as (front, pool):
             for worker in range(WORKERS):
                 pool.hang(worker)
-            accepted = [asyncio.create_task(front.infer(images[i : i + 4])) for i in (0, 4)]
-            await until(lambda: len(front._waiting) == 8)
+            accepted = [asyncio.create_task(front.ask(images[i : i + 4])) for i in (0, 4)]
+            await until(lambda: len(front.waiting) == 8)
             for batch in (images[:1], images[:4]):
                 await refused(front, batch)
             assert front.metrics.queries.labels("rejected")._value.get() == 5
-            assert len(front._waiting) == 8
+            assert len(front.waiting) == 8
             for worker in range(WORKERS):
                 pool.kill(worker)
             for task in accepted:
                 answered(await task)
-            answered(await front.infer(images[:8]))
+            answered(await front.ask(images[:8]))
             await refused(front, images[:9])  # all or none
 
     asyncio.run(run())
@@ -475,15 +475,15 @@ def test_a_decoder_that_falls_behind_is_overload(method: Scheme, images: np.ndar
     async def run() -> None:
         async with running(method, max_pending=4) as (front, _):
             busy = threading.Event()
-            front._decoder.submit(busy.wait)
+            queue(front).thread.submit(busy.wait)
             try:
-                accepted = asyncio.create_task(front.infer(images[:4]))
-                await until(lambda: bool(front._waiting) and not front.scheduler.queries)
+                accepted = asyncio.create_task(front.ask(images[:4]))
+                await until(lambda: bool(front.waiting) and not front.scheduler.queries)
                 await refused(front, images[:1])
             finally:
                 busy.set()
             answered(await accepted)
-            answered(await front.infer(images[:4]))
+            answered(await front.ask(images[:4]))
 
     asyncio.run(run())
 
@@ -492,36 +492,36 @@ def test_a_decoder_that_falls_behind_is_overload(method: Scheme, images: np.ndar
 def test_an_output_that_cannot_be_decoded_is_lost_alone(
     wrong: str, mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
-    class Foreign(InProcessPool):
+    class Foreign(BundlePool):
         async def _work(self, worker: int, task: Task) -> Result:
             result = await super()._work(worker, task)
             if worker != 0:
                 return result
-            bad = result.output[:1] if wrong == "shape" else np.full_like(result.output, np.nan)
-            return result._replace(output=bad)
+            bad = output(result)[:1] if wrong == "shape" else np.full_like(output(result), np.nan)
+            return with_output(result, bad)
 
     async def run() -> None:
         async with running(method, pool=Foreign(method), routing="round-robin") as (front, _):
             for start in range(0, 24, K):
                 batch = images[start : start + K]
-                for row, answer in enumerate(answered(await front.infer(batch))):
-                    assert np.isfinite(answer.probabilities).all()
+                for row, answer in enumerate(answered(await front.ask(batch))):
+                    assert np.isfinite(probabilities(answer)).all()
                     if answer.outcome == "direct":
                         np.testing.assert_allclose(
-                            answer.probabilities, direct(mnist, batch)[row], atol=1e-5
+                            probabilities(answer), direct(mnist, batch)[row], atol=1e-5
                         )
 
     asyncio.run(run())
 
 
-class Absurd(InProcessPool):
+class Absurd(BundlePool):
     """One worker's outputs are finite, and no head can do anything with them."""
 
     async def _work(self, worker: int, task: Task) -> Result:
         result = await super()._work(worker, task)
         if worker != 0:
             return result
-        return result._replace(output=np.full_like(result.output, 3e38))
+        return with_output(result, np.full_like(output(result), 3e38))
 
 
 @pytest.mark.parametrize("decoded", [False, True])
@@ -532,14 +532,14 @@ def test_an_answer_that_is_not_finite_is_none(
         async with running(method, pool=Absurd(method), routing="round-robin") as (front, pool):
             if decoded:
                 pool.hang(1)
-            found = await front.infer(images[:K], accept_decoded=decoded, name="seven")
+            found = await front.ask(images[:K], accept_decoded=decoded, name="seven")
             bad = [f for f in found if isinstance(f, QueryFailed)]
             assert [str(problem) for problem in bad] == [
                 "decoding failed: the result is not finite"
             ] * (1 + decoded)
             for answer in found[1 + decoded :]:
                 assert isinstance(answer, Answered)
-                assert np.isfinite(answer.probabilities).all()
+                assert np.isfinite(probabilities(answer)).all()
 
     with caplog.at_level("WARNING", logger.name):
         asyncio.run(run())
@@ -553,18 +553,18 @@ def test_a_parity_of_another_shape_is_lost_and_computed_again(
     """A worker may have another bundle in its folder."""
     foreign: list[int] = []
 
-    class Foreign(InProcessPool):
+    class Foreign(BundlePool):
         async def _work(self, worker: int, task: Task) -> Result:
             result = await super()._work(worker, task)
             if task.number != K or foreign:
                 return result
             foreign.append(worker)
-            return result._replace(output=result.output[:-1])
+            return with_output(result, output(result)[:-1])
 
     async def run() -> None:
         async with running(method, pool=Foreign(method), routing="round-robin") as (front, pool):
             pool.hang(0)
-            found = answered(await front.infer(images[:K]))
+            found = answered(await front.ask(images[:K]))
             assert [answer.outcome for answer in found] == ["decoded", *["direct"] * (K - 1)]
             tasks = front.metrics.registry.get_sample_value
             assert tasks("codedinvnet_tasks_total", {"task": "parity"}) == 2
@@ -576,18 +576,18 @@ def test_a_parity_of_another_shape_is_lost_and_computed_again(
 def test_busy_workers_are_not_taken_for_hung_after_a_stall(
     method: Scheme, images: np.ndarray
 ) -> None:
-    class Slow(InProcessPool):
+    class Slow(BundlePool):
         async def _work(self, worker: int, task: Task) -> Result:
             def work() -> Result:
                 time.sleep(0.3)
-                return run_task(method, task.number, task.images)
+                return run_task(self.computer, task.number, task.inputs)
 
             return await asyncio.to_thread(work)
 
     async def run() -> None:
         async with running(method, pool=Slow(method), hang_timeout=0.8) as (front, _):
-            query = asyncio.create_task(front.infer(images[:K]))
-            await until(lambda: any(w.running is not None for w in front.scheduler.workers))
+            query = asyncio.create_task(front.ask(images[:K]))
+            await until(lambda: any(map(front.scheduler.load, range(WORKERS))))
             time.sleep(1.6)  # the answers come meanwhile
             answered(await query)
             assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
@@ -600,7 +600,7 @@ def test_drain(method: Scheme, images: np.ndarray) -> None:
         async with running(method) as (front, pool):
             pool.hang(0)
             pool.hang(1)
-            query = asyncio.create_task(front.infer(images[: K + 2]))
+            query = asyncio.create_task(front.ask(images[: K + 2]))
             await until(lambda: len(pool.calls) >= K + 1)
             assert front.ready
             drained = asyncio.create_task(front.drain())
@@ -608,7 +608,7 @@ def test_drain(method: Scheme, images: np.ndarray) -> None:
             assert not front.ready
             assert not drained.done()
             with pytest.raises(Draining):
-                await front.infer(images[:1])
+                await front.ask(images[:1])
             pool.kill(0)
             pool.kill(1)
             await drained
@@ -625,7 +625,7 @@ def test_draining_is_announced_once_and_at_the_signal(
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(0)
-            query = asyncio.create_task(front.infer(images[:1]))
+            query = asyncio.create_task(front.ask(images[:1]))
             await until(lambda: len(pool.calls) == 1)
             front.announce_draining()
             assert front.ready
@@ -642,7 +642,7 @@ def test_draining_is_announced_once_and_at_the_signal(
 def test_stopping_twice_and_with_a_query_under_way(method: Scheme, images: np.ndarray) -> None:
     async def run() -> None:
         async with running(method) as (front, _):
-            query = asyncio.create_task(front.infer(images[:6]))
+            query = asyncio.create_task(front.ask(images[:6]))
             await asyncio.sleep(0)
             await front.stop()
             answered(await query)
@@ -662,10 +662,10 @@ class TestConfidence:
                 method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
             ) as (front, pool):
                 pool.hang(2)
-                answers = answered(await front.infer(images[:K]))
+                answers = answered(await front.ask(images[:K]))
                 assert [answer.outcome for answer in answers] == ["direct"] * K
                 expected = direct(mnist, images[[2]])[0]
-                np.testing.assert_allclose(answers[2].probabilities, expected, atol=1e-5)
+                np.testing.assert_allclose(probabilities(answers[2]), expected, atol=1e-5)
                 assert sum(number == 2 for _, number in pool.calls) == 2
                 assert front.scheduler.hedges >= 1
                 for _ in range(2):
@@ -694,7 +694,7 @@ class TestConfidence:
                 method, policy=policy, min_confidence=threshold, hedge_share=share
             ) as (front, pool):
                 pool.hang(2)
-                answers = answered(await front.infer(images[:K]))
+                answers = answered(await front.ask(images[:K]))
                 assert_decoded(answers[2], decoded(mnist, images[:K], 2))
                 assert sum(number == 2 for _, number in pool.calls) == 1
 
@@ -711,7 +711,7 @@ class TestConfidence:
                 pool.hang(2)
                 pool.hang(5)  # where the copy goes: no other worker is new to the group
                 deadline = 3.0 if end == "deadline" else PATIENCE
-                query = asyncio.create_task(front.infer(images[:K], deadline=deadline))
+                query = asyncio.create_task(front.ask(images[:K], deadline=deadline))
                 await until(lambda: (5, 2) in pool.calls)
                 if end == "death":
                     pool.kill(2)
@@ -727,10 +727,10 @@ def test_float_images(mnist: Bundle, method: Scheme, images: np.ndarray) -> None
         floats = (images[:K] / 255).astype(np.float32)
         async with running(method) as (front, pool):
             pool.hang(1)
-            answers = answered(await front.infer(floats))
+            answers = answered(await front.ask(floats))
             assert_decoded(answers[1], decoded(mnist, images[:K], 1))
             np.testing.assert_allclose(
-                answers[0].probabilities, direct(mnist, images[:1])[0], atol=1e-5
+                probabilities(answers[0]), direct(mnist, images[:1])[0], atol=1e-5
             )
 
     asyncio.run(run())
@@ -743,7 +743,7 @@ def test_float_and_byte_images_share_a_group(
         async with running(method, group_timeout=PATIENCE) as (front, pool):
             pool.hang(0)
             floats = (images[:2] / 255).astype(np.float32)
-            both = await asyncio.gather(front.infer(floats), front.infer(images[2:4]))
+            both = await asyncio.gather(front.ask(floats), front.ask(images[2:4]))
             answers = [answer for found in both for answer in answered(found)]
             assert_decoded(answers[0], decoded(mnist, images[:K], 0))
 
@@ -754,7 +754,7 @@ def test_one_query_each_shares_a_group(mnist: Bundle, method: Scheme, images: np
     async def run() -> None:
         async with running(method, group_timeout=PATIENCE) as (front, pool):
             pool.hang(3)
-            found = await asyncio.gather(*[front.infer(images[[i]]) for i in range(K)])
+            found = await asyncio.gather(*[front.ask(images[[i]]) for i in range(K)])
             answers = [answer for one in found for answer in answered(one)]
             assert_decoded(answers[3], decoded(mnist, images[:K], 3))
 
@@ -766,7 +766,7 @@ def test_a_short_group_needs_no_fillers(mnist: Bundle, method: Scheme, images: n
         async with running(method, group_timeout=0.1) as (front, pool):
             for worker in range(3):
                 pool.hang(worker)  # all three are late, so all three are coded
-            query = asyncio.create_task(front.infer(images[:3]))
+            query = asyncio.create_task(front.ask(images[:3]))
             await until(lambda: any(number == K for _, number in pool.calls))
             assert len(pool.calls) == 4  # three members and the parity
             pool.hung[0].clear()
@@ -782,7 +782,7 @@ def test_a_short_group_needs_no_fillers(mnist: Bundle, method: Scheme, images: n
     asyncio.run(run())
 
 
-class Released(InProcessPool):
+class Released(BundlePool):
     """Workers that answer when they are let."""
 
     def __init__(self, method: Scheme) -> None:
@@ -791,7 +791,7 @@ class Released(InProcessPool):
 
     async def _work(self, worker: int, task: Task) -> Result:
         await self.gates[task.number].wait()
-        return run_task(self.scheme, task.number, task.images)
+        return run_task(self.computer, task.number, task.inputs)
 
 
 def fixed_size(scheme: Scheme) -> Scheme:
@@ -809,7 +809,7 @@ def test_short_groups_with_and_without_fillers(
         code = fixed_size(method) if fixed else method
         pool = Released(code)
         async with running(code, pool=pool, group_timeout=0.1) as (front, _):
-            query = asyncio.create_task(front.infer(images[:3]))
+            query = asyncio.create_task(front.ask(images[:3]))
             await until(lambda: any(number == K for _, number in pool.calls))
             for number in (0, 2, K):
                 pool.gates[number].set()
@@ -832,10 +832,11 @@ def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         async with running(method) as (front, _):
             for other in front.workers[1:]:
                 other.failed.append((100 + id(other),))
-            blamed = [front._is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
+            is_broken = front.supervisor.is_broken
+            blamed = [is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
             assert not any(blamed)
             front.workers[1].failed.clear()  # it has done one
-            assert front._is_broken(0, (supervisor.MOST_FAILURES - 1,))
+            assert front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
 
     asyncio.run(run())
 
@@ -847,7 +848,7 @@ def test_at_the_deadline_side_features_answer(
         pool = Released(method)
         async with running(method, pool=pool) as (front, _):
             began = time.monotonic()
-            query = asyncio.create_task(front.infer(images[:K], deadline=0.5))
+            query = asyncio.create_task(front.ask(images[:K], deadline=0.5))
             await until(lambda: len(pool.calls) == K + 1)
             for number in (0, K):
                 pool.gates[number].set()
@@ -873,14 +874,14 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         chosen.append(arguments[-1])
         return True, None
 
-    monkeypatch.setattr(frontend, "check_group", checked)
+    monkeypatch.setattr(decoding, "check_group", checked)
     return chosen
 
 
 def test_agreement_is_not_measured_on_fillers(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     chosen = note_checks(monkeypatch)
 
     async def run() -> None:
@@ -888,7 +889,7 @@ def test_agreement_is_not_measured_on_fillers(
             outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
             for _ in range(40):
                 front._do([Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2})])
-                await until(lambda: not front._decoding)
+                await until(lambda: not queue(front)._running)
             assert len(chosen) == 40
 
     asyncio.run(run())
@@ -904,7 +905,7 @@ def test_at_most_half_of_the_groups_are_checked(
         async with running(fixed_size(method)) as (front, _):
             for _ in range(200):
                 front._do([Complete(0, K, {0: FILLER, K: FILLER}, workers={0: 3, K: 2})])
-                await until(lambda: not front._decoding)
+                await until(lambda: not queue(front)._running)
 
     asyncio.run(run())
     assert 70 <= len(chosen) <= 130
@@ -913,7 +914,7 @@ def test_at_most_half_of_the_groups_are_checked(
 def test_answers_do_not_wait_for_checks(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     go_on = threading.Event()
     waiting: list[int] = []
 
@@ -921,27 +922,29 @@ def test_answers_do_not_wait_for_checks(
         async with running(method) as (front, _):
 
             def slowly(*_: Any) -> tuple[bool, None]:
-                waiting.append(len(front._waiting))
+                waiting.append(len(front.waiting))
                 assert go_on.wait(30)
                 return True, None
 
-            monkeypatch.setattr(frontend, "check_group", slowly)
-            answered(await front.infer(images[:K]))
+            monkeypatch.setattr(decoding, "check_group", slowly)
+            answered(await front.ask(images[:K]))
             await until(lambda: len(waiting) == 1)  # the decoder is at it
-            batch = asyncio.ensure_future(front.infer(images[: 10 * K]))
-            await until(lambda: len({q for job in front._jobs for q in job.wanted}) == 10 * K)
+            batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
+            await until(
+                lambda: len({q for job in queue(front)._jobs for q in job.wanted}) == 10 * K
+            )
             # How many of them are complete is a matter of time: a late member is decoded.
             batches = [batch]
             for _ in range(100):
-                if len(front._checks) == frontend.WAITING_CHECKS:
+                if len(queue(front)._checks) == decoding.WAITING_CHECKS:
                     break
-                batches.append(asyncio.ensure_future(front.infer(images[:K])))
+                batches.append(asyncio.ensure_future(front.ask(images[:K])))
                 await asyncio.sleep(0.1)
-            assert len(front._checks) == frontend.WAITING_CHECKS
+            assert len(queue(front)._checks) == decoding.WAITING_CHECKS
             go_on.set()
             for each in batches:
                 answered(await each)
-            await until(lambda: len(waiting) >= 1 + frontend.WAITING_CHECKS)
+            await until(lambda: len(waiting) >= 1 + decoding.WAITING_CHECKS)
             assert waiting == [0] * len(waiting)
 
     asyncio.run(run())
@@ -953,19 +956,19 @@ def test_a_check_that_fails_is_logged_and_answers_go_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("of the check")
 
-    monkeypatch.setattr(frontend, "check_group", fails)
+    monkeypatch.setattr(decoding, "check_group", fails)
 
     async def run() -> None:
         async with running(method) as (front, _):
             for _ in range(3):
-                answered(await front.infer(images[:K]))
+                answered(await front.ask(images[:K]))
             await until(lambda: "internal error" in caplog.text)
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
 
     asyncio.run(run())
     assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
@@ -975,7 +978,7 @@ def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.nda
     async def run() -> None:
         async with running(method) as (front, pool):
             began = time.monotonic() - 1
-            found = await front.infer(images[:K], deadline=0.9, began=began)
+            found = await front.ask(images[:K], deadline=0.9, began=began)
             assert [type(one) for one in found] == [DeadlinePassed] * K
             assert front.metrics.queries.labels("deadline")._value.get() == K
             assert pool.calls == []
@@ -986,12 +989,12 @@ def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.nda
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
-    async def run(schedule: Schedule) -> FrontEnd:
+    async def run(schedule: Schedule) -> BundleFront:
         async with running(method, schedule=schedule, routing="round-robin") as (front, _):
             for start in range(0, 240, 2 * K):
-                answered(await front.infer(images[start : start + 2 * K]))
+                answered(await front.ask(images[start : start + 2 * K]))
             checks = front.metrics.agreement_checks
             await until(lambda: checks._value.get() >= 20)
         return front
@@ -1018,15 +1021,15 @@ def test_a_held_answer_leaves_the_worker_free(
             front,
             pool,
         ):
-            slow = asyncio.create_task(front.infer(images[:1]))
+            slow = asyncio.create_task(front.ask(images[:1]))
             await until(lambda: (0, 0) in pool.calls)
-            await until(lambda: front.scheduler.workers[0].load == 0)
+            await until(lambda: front.scheduler.load(0) == 0)
             assert not slow.done()
             (answer,) = answered(await slow)
             assert answer.seconds >= 1.5
             assert front.times.tasks[0].values[0] >= 1.5  # until its answer was here
             np.testing.assert_allclose(
-                answer.probabilities, direct(mnist, images[:1])[0], atol=1e-5
+                probabilities(answer), direct(mnist, images[:1])[0], atol=1e-5
             )
 
     asyncio.run(run())
@@ -1038,7 +1041,7 @@ def test_times_are_split_as_a_scenario_splits_them(method: Scheme, images: np.nd
 
     async def run() -> None:
         async with running(method, schedule=Schedule(faults=(slow,))) as (front, _):
-            found = answered(await front.infer(images[:K]))
+            found = answered(await front.ask(images[:K]))
             assert all(0.03 <= answer.work_seconds <= answer.seconds for answer in found)
             times = front.times  # on a busy machine the last worker comes behind the answers
             await until(lambda: times.service.seen == K and times.encode.seen == 1)
@@ -1060,7 +1063,7 @@ def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:
         crash = Fault(kind="crash", worker=1, probability=0.5)
         async with running(method, schedule=Schedule(seed=3, faults=(crash,))) as (front, _):
             for start in range(0, 64, 2 * K):
-                answered(await front.infer(images[start : start + 2 * K]))
+                answered(await front.ask(images[start : start + 2 * K]))
             await until(lambda: front.workers[1].restarts >= 1)
 
     asyncio.run(run())
@@ -1073,7 +1076,7 @@ def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.ndarray)
             for worker in range(WORKERS):
                 pool.hang(worker)
             gone = asyncio.get_running_loop().create_future()
-            query = asyncio.create_task(front.infer(images[: 5 * K], gone=gone))
+            query = asyncio.create_task(front.ask(images[: 5 * K], gone=gone))
             await until(lambda: len(pool.calls) == WORKERS)
             with pytest.raises(Overloaded):
                 front.check_room(1)
@@ -1095,7 +1098,7 @@ def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.ndarray)
             for worker in range(WORKERS):
                 pool.kill(worker)
             assert len(pool.calls) == WORKERS
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
             assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
 
     asyncio.run(run())
@@ -1104,7 +1107,7 @@ def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.ndarray)
 def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
     mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
-    class Held(InProcessPool):
+    class Held(BundlePool):
         async def _work(self, worker: int, task: Task) -> Result:
             if worker == 1:
                 await go_on.wait()
@@ -1113,13 +1116,13 @@ def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
     async def run() -> None:
         async with running(method, pool=Held(method), group_timeout=PATIENCE) as (front, pool):
             pool.hang(0)
-            slow = asyncio.create_task(front.infer(images[:1]))
+            slow = asyncio.create_task(front.ask(images[:1]))
             await until(lambda: len(pool.calls) == 1)
-            gone = asyncio.create_task(front.infer(images[1:2]))
+            gone = asyncio.create_task(front.ask(images[1:2]))
             await until(lambda: len(pool.calls) == 2)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-            answered(await front.infer(images[2:K]))
+            answered(await front.ask(images[2:K]))
             assert not slow.done()
             go_on.set()
             (answer,) = answered(await slow)
@@ -1134,8 +1137,8 @@ def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndarray) -
         async with running(method, policy="uncoded") as (front, pool):
             pool.hang(0)
             gone = asyncio.get_running_loop().create_future()
-            query = asyncio.create_task(front.infer(images[:3], gone=gone))
-            await until(lambda: len(front._waiting) == 1)
+            query = asyncio.create_task(front.ask(images[:3], gone=gone))
+            await until(lambda: len(front.waiting) == 1)
             gone.set_result(None)
             found = await query
             assert [type(answer) for answer in found] == [QueryFailed, Answered, Answered]
@@ -1144,7 +1147,7 @@ def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndarray) -
             assert counts("cancelled")._value.get() == 1
             pool.kill(0)
             again = asyncio.get_running_loop().create_future()
-            answered(await front.infer(images[:3], gone=again))
+            answered(await front.ask(images[:3], gone=again))
             again.set_result(None)  # long after
             await asyncio.sleep(0)
             assert counts("cancelled")._value.get() == 1
@@ -1159,17 +1162,17 @@ def test_one_that_goes_away_while_its_answer_is_made(
     async def run() -> None:
         async with running(method, policy="uncoded") as (front, _):
             busy = threading.Event()
-            front._decoder.submit(busy.wait)
-            query = asyncio.create_task(front.infer(images[:1]))
-            await until(lambda: bool(front._waiting) and not front.scheduler.queries)
-            (number,) = front._waiting
+            queue(front).thread.submit(busy.wait)
+            query = asyncio.create_task(front.ask(images[:1]))
+            await until(lambda: bool(front.waiting) and not front.scheduler.queries)
+            (number,) = front.waiting
             query.cancel()
             if at == "answer":  # before the call knows
-                front._answer(number, np.zeros(10, np.float32))
+                front.waiting.answer(number, {})
             await asyncio.gather(query, return_exceptions=True)
-            assert not front._waiting
+            assert not front.waiting
             busy.set()
-            await until(lambda: not front._decoding)
+            await until(lambda: not queue(front)._running)
             counts = front.metrics.queries.labels
             assert counts("cancelled")._value.get() == 1
             assert counts("direct")._value.get() == 0
@@ -1181,16 +1184,15 @@ def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray) -> N
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.hang(2)
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
             (group,) = front.groups
             assert sorted(group.outcomes.values()) == ["decoded", "direct", "direct", "direct"]
-            assert group.outcomes[group.members[2]] == "decoded"
+            assert group.outcomes[list(group.members)[2]] == "decoded"
             pool.kill(2)
             await until(lambda: front.workers[2].restarts == 1)
-            for _ in range(frontend.SHOWN_GROUPS):
-                answered(await front.infer(images[: 2 * K]))
-            assert len(front.groups) == frontend.SHOWN_GROUPS
-            assert len(front._group_of) == frontend.SHOWN_GROUPS
+            for _ in range(views.SHOWN_GROUPS):
+                answered(await front.ask(images[: 2 * K]))
+            assert len(list(front.groups)) == views.SHOWN_GROUPS
             front.update_gauges()
 
     asyncio.run(run())
@@ -1201,10 +1203,10 @@ class HeadFails(MeanCode):
 
     broken = False
 
-    def classify(self, latents: torch.Tensor) -> torch.Tensor:
+    def direct(self, output: torch.Tensor) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("the head is broken")
-        return super().classify(latents)
+        return super().direct(output)
 
 
 @pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])
@@ -1219,22 +1221,20 @@ def test_a_front_end_that_cannot_compute_says_so(
             code.broken = True
             for worker in hung:
                 pool.hang(worker)
-            found = await asyncio.wait_for(front.infer(images[:K]), 30)
+            found = await asyncio.wait_for(front.ask(images[:K]), 30)
             assert [type(f) for f in found] == [QueryFailed] * K
             assert "the head is broken" in str(found[0])
             code.broken = False
             for worker in hung:
                 pool.kill(worker)
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
 
     asyncio.run(run())
 
 
 def test_too_few_workers(method: Scheme) -> None:
     with pytest.raises(ValueError, match="too few"):
-        FrontEnd(
-            method, InProcessPool(method), Rules(K, POLICIES["coded"]), image_shape=(1, 28, 28)
-        )
+        BundleFront(method, BundlePool(method), Rules(K, POLICIES["coded"]))
 
 
 @pytest.mark.parametrize("policy", ["uncoded", "hedge", "coded"])
@@ -1246,7 +1246,7 @@ def test_a_pool_that_raises_is_no_worker_that_hangs(
     images: np.ndarray,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Raising(InProcessPool):
+    class Raising(BundlePool):
         async def call(self, worker: int, task: Task) -> Result:
             if worker == 2:
                 raise error
@@ -1255,7 +1255,7 @@ def test_a_pool_that_raises_is_no_worker_that_hangs(
     async def run() -> None:
         pool = Raising(method)
         async with running(method, pool=pool, policy=policy, hang_timeout=1.0) as (front, _):
-            answers = answered(await front.infer(images[:K]))
+            answers = answered(await front.ask(images[:K]))
             assert max(answer.seconds for answer in answers) < 1.0
             await asyncio.sleep(1.2)
             assert [view.deaths for view in front.workers] == [0] * WORKERS
@@ -1264,7 +1264,7 @@ def test_a_pool_that_raises_is_no_worker_that_hangs(
     asyncio.run(run())
     told = next(r for r in caplog.records if r.message == "the pool raised")
     reason = f"{type(error).__name__}: {error}"
-    assert vars(told)["fields"] == {"worker": 2, "reason": reason}
+    assert vars(told)["fields"] == {"pool": "Raising", "worker": 2, "reason": reason}
     assert told.exc_info is not None
 
 
@@ -1275,25 +1275,25 @@ def test_an_action_that_cannot_be_carried_out_ends_its_queries(
     fails = True
     carry_out = FrontEnd._carry_out
 
-    def carry_out_or_fail(front: FrontEnd, what: Action) -> None:
+    def carry_out_or_fail(front: BundleFront, what: Action) -> None:
         if fails and type(what).__name__ == action:
             raise MemoryError("no room")
         carry_out(front, what)
 
-    monkeypatch.setattr(FrontEnd, "_carry_out", carry_out_or_fail)
+    monkeypatch.setattr(BundleFront, "_carry_out", carry_out_or_fail)
 
     async def run() -> None:
         nonlocal fails
         async with running(method) as (front, pool):
             pool.hang(1)
             began = time.monotonic()
-            found = await front.infer(images[:K])
+            found = await front.ask(images[:K])
             assert time.monotonic() - began < 10
             problems = [problem for problem in found if isinstance(problem, QueryFailed)]
             assert {str(problem) for problem in problems} == {"MemoryError: no room"}
             assert len(problems) == {"Send": K, "Answer": K - 1, "Decode": 1}[action]
             fails = False
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
             assert [view.deaths for view in front.workers] == [0] * WORKERS
 
     asyncio.run(run())
@@ -1304,20 +1304,20 @@ def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
 ) -> None:
     replace, fails = FrontEnd._replace, [True]
 
-    def replace_or_fail(front: FrontEnd, worker: int, reason: str) -> Any:
+    def replace_or_fail(front: BundleFront, worker: int, reason: str) -> Any:
         if fails:
             fails.clear()
             raise MemoryError
         return replace(front, worker, reason)
 
-    monkeypatch.setattr(FrontEnd, "_replace", replace_or_fail)
+    monkeypatch.setattr(BundleFront, "_replace", replace_or_fail)
 
     async def run() -> None:
         async with running(method) as (front, pool):
             pool.kill(0)
             await until(lambda: front.workers[0].restarts == 1)
             assert not fails
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
 
     asyncio.run(run())
 
@@ -1333,13 +1333,13 @@ def test_a_timer_that_could_not_be_set_is_set_later(
             call_later = loop.call_later
 
             def call_or_fail(delay: float, call: Any, *rest: Any, **named: Any) -> Any:
-                if fails and call == front._on_timer:
+                if fails and call == front._alarm._ring:
                     fails.clear()
                     raise MemoryError
                 return call_later(delay, call, *rest, **named)
 
             monkeypatch.setattr(loop, "call_later", call_or_fail)
-            (problem,) = await asyncio.wait_for(front.infer(images[:1]), 10)
+            (problem,) = await asyncio.wait_for(front.ask(images[:1]), 10)
             assert isinstance(problem, DeadlinePassed)
             assert not fails
 
@@ -1356,7 +1356,7 @@ def test_draining_ends_though_a_query_is_forgotten(
             pool.hang(0)
             with monkeypatch.context() as patch:
                 patch.setattr(front.scheduler, "next_timer", lambda: None)
-                query = asyncio.create_task(front.infer(images[:1]))
+                query = asyncio.create_task(front.ask(images[:1]))
                 await until(lambda: len(pool.calls) == 1)
                 await asyncio.wait_for(front.drain(), 10)
             (problem,) = await query
@@ -1374,11 +1374,11 @@ def test_answers_that_could_not_be_computed_together_end(
     async def run() -> None:
         async with running(method) as (front, _):
             with monkeypatch.context() as patch:
-                patch.setattr(frontend, "compute_apart", fails)
-                found = await asyncio.wait_for(front.infer(images[:K]), 10)
+                patch.setattr(decoding, "compute_apart", fails)
+                found = await asyncio.wait_for(front.ask(images[:K]), 10)
             reasons = {str(problem) for problem in found}
             assert reasons == {"decoding failed: MemoryError: no room"}
-            answered(await front.infer(images[:K]))
+            answered(await front.ask(images[:K]))
 
     asyncio.run(run())
 
@@ -1402,13 +1402,13 @@ class TestDown:
                 pool.kill(WORKERS - 1)
                 await until(lambda: not front.ready)
                 with pytest.raises(Starting):
-                    await front.infer(images[:1])
+                    await front.ask(images[:1])
                 assert front.supervisor.is_live
                 await until(lambda: not front.supervisor.is_live)
                 pool.problems = []
                 await until(lambda: front.ready)
                 assert front.supervisor.is_live
-                answered(await front.infer(images[:K]))
+                answered(await front.ask(images[:K]))
                 await until(lambda: all(view.state == "up" for view in front.workers))
 
         asyncio.run(run())
@@ -1419,7 +1419,7 @@ class TestDown:
         monkeypatch.setattr(supervisor, "SOON", 0.3)
         go = asyncio.Event()
 
-        class Slow(InProcessPool):
+        class Slow(BundlePool):
             async def replace(self, worker: int) -> None:
                 await go.wait()
                 await super().replace(worker)
@@ -1429,7 +1429,7 @@ class TestDown:
             async with running(method, pool=pool) as (front, _):
                 for worker in range(WORKERS):
                     pool.kill(worker)
-                query = asyncio.create_task(front.infer(images[:K]))
+                query = asyncio.create_task(front.ask(images[:K]))
                 await until(lambda: not front.ready)
                 go.set()
                 answered(await query)  # it was taken before

@@ -22,9 +22,9 @@ def group(k: int = 3, r: int = 1, *, members: int = 0, **code: bool) -> CodingGr
 
 
 def arrive(made: CodingGroup, *tasks: int) -> None:
-    """Let tasks be sent and answered; attempt 10 + t on worker t."""
+    """Let tasks be sent and answered, by attempt 10 + t."""
     for task in tasks:
-        made.sent(task, 10 + task, task)
+        made.sent(task, 10 + task)
         assert made.arrived(task, 10 + task)
 
 
@@ -64,7 +64,7 @@ def test_an_empty_group_cannot_be_sealed() -> None:
 
 def test_sealing_returns_the_tasks_that_nobody_has() -> None:
     made = group(3, 2, members=2)
-    made.sent(0, 10, 0)
+    made.sent(0, 10)
     arrive(made, 1)
     assert made.seal() == (3, 4)
     assert made.size == 2
@@ -109,9 +109,8 @@ def test_a_parity_alone_is_something_to_guess_from(guesses: bool) -> None:
 
 def test_the_first_output_of_a_task_is_used() -> None:
     made = group(2, members=2)
-    made.sent(0, 10, 0)
-    made.sent(0, 11, 1)
-    assert made.workers == {0, 1}
+    made.sent(0, 10)
+    made.sent(0, 11)
     assert made.arrived(0, 11)
     assert not made.arrived(0, 10)
     assert made.outputs == {0: 11}
@@ -120,11 +119,11 @@ def test_the_first_output_of_a_task_is_used() -> None:
 
 def test_a_task_is_missing_when_all_its_attempts_are_lost() -> None:
     made = group(2, members=2)
-    made.sent(0, 10, 0)
-    made.sent(0, 11, 1)
-    made.sent(1, 12, 2)
+    made.sent(0, 10)
+    made.sent(0, 11)
+    made.sent(1, 12)
     made.seal()
-    made.sent(2, 13, 3)
+    made.sent(2, 13)
     assert made.missing() == ()
     made.lost(0, 10)
     assert made.missing() == ()
@@ -139,9 +138,9 @@ def test_a_task_is_missing_when_all_its_attempts_are_lost() -> None:
 def test_determined_and_hopeful() -> None:
     made = group(3, members=3)
     for task in range(3):
-        made.sent(task, 10 + task, task)
+        made.sent(task, 10 + task)
     made.seal()
-    made.sent(3, 13, 3)
+    made.sent(3, 13)
     assert made.determined() == set()
     assert made.hopeful() == {0, 1, 2}
     made.lost(1, 11)
@@ -153,7 +152,7 @@ def test_determined_and_hopeful() -> None:
     made.lost(2, 12)
     assert made.hopeful() == {0}
     assert made.is_idle
-    made.sent(2, 14, 4)
+    made.sent(2, 14)
     assert made.hopeful() == {0, 1, 2}
     made.arrived(2, 14)
     assert made.determined() == {0, 1, 2}
@@ -161,7 +160,7 @@ def test_determined_and_hopeful() -> None:
 
 def test_an_open_group_knows_what_its_data_tasks_say() -> None:
     made = group(3, members=2)
-    made.sent(0, 10, 0)
+    made.sent(0, 10)
     arrive(made, 1)
     assert made.determined() == {1}
     assert made.hopeful() == {0, 1}
@@ -181,8 +180,8 @@ def test_complete_when_every_task_has_arrived() -> None:
 def test_one_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
     made = group(4, members=4)
     arrive(made, 0, 3)
-    made.sent(1, 11, 1)
-    made.sent(2, 12, 2)
+    made.sent(1, 11)
+    made.sent(2, 12)
     made.lost(1, 11)
     made.leave(101)
     assert made.members == [100, 102, 103]
@@ -194,14 +193,13 @@ def test_one_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
 def test_those_who_are_kept_are_renumbered() -> None:
     made = group(4, members=3)
     for task in range(3):
-        made.sent(task, 10 + task, task)
-    made.sent(2, 20, 5)
+        made.sent(task, 10 + task)
+    made.sent(2, 20)
     assert made.arrived(1, 11)
     made.keep([100, 102])
     assert made.members == [100, 102]
     assert made.outputs == {}
     assert made.live == {0: {10}, 1: {12, 20}}
-    assert made.workers == {0, 1, 2, 5}
     assert made.seal() == (4,)
     assert made.arrived(1, 20)
     assert made.determined() == {1}
@@ -209,7 +207,7 @@ def test_those_who_are_kept_are_renumbered() -> None:
 
 def test_a_group_of_one_without_a_code() -> None:
     made = group(3, members=1)
-    made.sent(0, 10, 0)
+    made.sent(0, 10)
     made.uncode()
     assert not made.is_open
     assert made.is_full
@@ -268,7 +266,7 @@ def test_hope_never_falls_short_of_what_is_determined(
         task = tasks[number % len(tasks)]
         before = made.determined()
         if event == "sent":
-            made.sent(task, attempt, attempt)
+            made.sent(task, attempt)
             live[task].append(attempt)
         elif live[task]:
             old = live[task].pop(0)

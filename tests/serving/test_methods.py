@@ -24,11 +24,15 @@ from codedinvnet.codes.registry import METHODS
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.serving.frontend import Answered, FrontEnd
-from codedinvnet.serving.pool import InProcessPool, Result, Task, WorkerSpec
-from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.answers import Answered
+from codedinvnet.serving.computing import BundleSpec, Result, SchemeComputer
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.opening import open_served
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.pool import Task
 from codedinvnet.serving.rules import POLICIES, Rules
-from codedinvnet.serving.serve import ServeOptions, check, make_front_end, make_pool
+from codedinvnet.serving.serve import make_service
+from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
@@ -56,7 +60,7 @@ async def served(
     method: Scheme,
     images: np.ndarray,
     *hung: int | None,
-    pool_type: type[InProcessPool] = InProcessPool,
+    pool_type: type[BundlePool] = BundlePool,
 ) -> list[Answered]:
     pool = pool_type(method)
     tasks = len(method.rules.tasks(K))
@@ -67,13 +71,13 @@ async def served(
         hang_timeout=60.0,
         routing="round-robin",
     )
-    front = FrontEnd(method, pool, rules, (1, 28, 28), deadline=60.0)
+    front = BundleFront(method, pool, rules, deadline=60.0)
     await front.start()
     try:
         gone = [worker for worker in hung if worker is not None]
         for worker in gone:
             pool.hang(worker)
-        found = await front.infer(images)
+        found = await front.ask(images)
         for worker in gone:
             pool.kill(worker)
     finally:
@@ -90,7 +94,7 @@ def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int |
     images = sample_images("mnist").images[:K].numpy()
     found = asyncio.run(served(method, images, hung))
     assert len(found) == K
-    given = np.stack([answer.probabilities for answer in found])
+    given = np.stack([probabilities(answer) for answer in found])
     if name == "oracle":  # which is as good as nobody missing
         np.testing.assert_allclose(given, offline(method, images, None), atol=1e-3)
         assert hung is None or found[hung].outcome == "decoded"
@@ -109,7 +113,7 @@ def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, nam
     found = asyncio.run(served(method, images, 1))
     assert len(found) == K - 1
     filled = np.concatenate([images, np.zeros_like(images[:1])])
-    given = np.stack([answer.probabilities for answer in found])
+    given = np.stack([probabilities(answer) for answer in found])
     np.testing.assert_allclose(given, offline(method, filled, 1)[: K - 1], atol=1e-4)
 
 
@@ -117,10 +121,12 @@ def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, nam
 def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
     options = ServeOptions("mnist", k=K, method=name)
     check(options)
-    front = make_front_end(options, mnist)
-    assert front.rules.workers == len(front.scheme.rules.tasks(K))
-    loaded = WorkerSpec("mnist", K, method=name).load()
-    assert loaded.name == front.scheme.name == name
+    scheme = open_served(options).scheme
+    assert scheme is not None
+    assert make_service(options).front.rules.workers == len(scheme.rules.tasks(K))
+    loaded = BundleSpec("mnist", K, method=name).load()
+    assert isinstance(loaded, SchemeComputer)
+    assert loaded.scheme.name == scheme.name == name
 
 
 @pytest.mark.parametrize(
@@ -139,46 +145,44 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
 ) -> None:
     options = ServeOptions("mnist", k=K, method=name, stragglers=stragglers, errors=errors)
     check(options)
-    front = make_front_end(options, mnist)
-    pool = make_pool(options)
-    assert isinstance(pool, ProcessPool)
-    for scheme in (front.scheme, pool.spec.load()):
-        assert scheme.rules == AnyOf(K, workers, workers - stragglers)
-    assert front.rules.workers == workers
+    opened = open_served(options)
+    for computer in (opened.computer, opened.spec.load()):
+        assert isinstance(computer, SchemeComputer)
+        assert computer.scheme.rules == AnyOf(K, workers, workers - stragglers)
+    assert opened.workers == workers
 
 
 def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path) -> None:
     """A bundle that is exchanged in place would answer some of the queries, as `direct`."""
     folder = tmp_path / "deployed"
     shutil.copytree(bundle_folder("mnist"), folder)
-    pool = make_pool(ServeOptions(str(folder), k=K))
-    assert isinstance(pool, ProcessPool)
-    pool.spec.load()
+    spec = open_served(ServeOptions(str(folder), k=K)).spec
+    spec.load()
     tensors, header = load_checkpoint(folder / WEIGHTS)
     changed = {name: tensor + 1 for name, tensor in tensors.items()}
     save_checkpoint(folder / WEIGHTS, changed, header)
     told = r"deployed has weights \w{16}, the front end has \w{16}: restart the service"
     with pytest.raises(UserError, match=told):
-        pool.spec.load()
+        spec.load()
 
 
 def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:
     method = scheme_for(mnist, K, "approxifer", tolerance=Tolerance(stragglers=2))
     images = sample_images("mnist").images[:K].numpy()
     found = asyncio.run(served(method, images, 0, 3))
-    given = np.stack([answer.probabilities for answer in found])
+    given = np.stack([probabilities(answer) for answer in found])
     np.testing.assert_allclose(given, offline(method, images, 0, 3), atol=1e-4)
 
 
-class Lying(InProcessPool):
+class Lying(BundlePool):
     """Worker 2 sends noise."""
 
     async def _work(self, worker: int, task: Task) -> Result:
         result = await super()._work(worker, task)
         if worker != 2:
             return result
-        noise = np.random.default_rng(task.attempt).standard_normal(result.output.shape)
-        return result._replace(output=(100 * noise).astype(np.float32))
+        noise = np.random.default_rng(task.attempt).standard_normal(output(result).shape)
+        return with_output(result, (100 * noise).astype(np.float32))
 
 
 @pytest.mark.parametrize(("name", "finds"), [("approxifer-byzantine", True), ("approxifer", False)])
@@ -191,7 +195,7 @@ def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
     for start in range(0, len(images), K):
         group = images[start : start + K].numpy()
         found = asyncio.run(served(method, group, pool_type=Lying))
-        given = np.array([answer.probabilities.argmax() for answer in found])
+        given = np.array([probabilities(answer).argmax() for answer in found])
         right += int((given == labels[start : start + K].numpy()).sum())
     assert (right >= 0.85 * len(images)) == finds
 
@@ -213,7 +217,7 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
         options = ServeOptions("mnist", k=K, method=name)
         check(options)
         with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
-            make_front_end(options, mnist)
+            make_service(options)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
         check(ServeOptions("mnist", method="none"))  # that is a policy
     for k in (0, -3):
@@ -227,18 +231,18 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
 
 def test_the_policy_that_guesses_needs_a_code_that_does() -> None:
     for bundle, method in (("mnist", "average-image"), ("cifar10", "coded-invnet")):
-        options = ServeOptions(bundle=bundle, method=method, k=K, policy="coded+guess")
+        options = ServeOptions(bundle, method=method, k=K, policy="coded+guess")
         with pytest.raises(UserError, match=r"--policy: coded\+guess needs a code that can guess"):
-            make_front_end(options, load_bundle(bundle))
-    options = ServeOptions(bundle="mnist", k=K, policy="coded+guess")
-    assert make_front_end(options, load_bundle("mnist")).rules.policy.guessing
+            make_service(options)
+    options = ServeOptions("mnist", k=K, policy="coded+guess")
+    assert make_service(options).front.rules.policy.guessing
 
 
 @pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
 def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
-        make_front_end(ServeOptions("mnist", k=K, method="nercc", policy=policy), mnist)
+        make_service(ServeOptions("mnist", k=K, method="nercc", policy=policy))
 
 
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
@@ -250,12 +254,12 @@ def test_faults_of_data_tasks_where_there_are_none_are_told(
     for per_request in (False, True):
         fault = {"kind": "hold", "per_request": per_request, "delay": {"ms": 1}}
         faults.write_text(json.dumps({"faults": [fault]}), encoding="utf-8")
-        make_front_end(replace(options, method="coded-invnet"), mnist)
+        make_service(replace(options, method="coded-invnet"))
         if per_request:
             with pytest.raises(UserError, match=rf"\(per_request\); {method} has none"):
-                make_front_end(options, mnist)
+                make_service(options)
         else:
-            make_front_end(options, mnist)
+            make_service(options)
 
 
 @pytest.mark.parametrize(("name", "encodes"), [("oracle", True), ("nercc", False), ("own", False)])
@@ -269,9 +273,9 @@ def test_encoding_is_told_only_where_it_is_the_parities_own(
 
     async def run() -> FrontEnd:
         rules = Rules(workers=K + 1, policy=POLICIES["coded"], hang_timeout=60.0)
-        front = FrontEnd(method, InProcessPool(method), rules, (1, 28, 28), deadline=60.0)
+        front = BundleFront(method, BundlePool(method), rules, deadline=60.0)
         await front.start()
-        await front.infer(images)
+        await front.ask(images)
         for _ in range(500):
             if front.times.trip.seen == K + 1:
                 break

@@ -3,10 +3,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.serving.order import SLACK, WorkerOrder
+from codedinvnet.serving.order import SLACK, Key, WorkerOrder
 
 WORKERS = 6
-KEYS = st.one_of(st.none(), st.tuples(st.integers(0, 3), st.integers(0, 5)))
+KEYS = st.one_of(
+    st.none(), st.tuples(st.sampled_from([1.0, 2.5]), st.integers(0, 3), st.integers(0, 5))
+)
 STEPS = st.lists(
     st.tuples(st.integers(0, WORKERS - 1), KEYS, st.frozensets(st.integers(0, WORKERS - 1)))
 )
@@ -15,10 +17,10 @@ STEPS = st.lists(
 @settings(derandomize=True, deadline=None)
 @given(steps=STEPS)
 def test_the_first_is_the_one_that_a_look_at_all_finds(
-    steps: list[tuple[int, tuple[int, int] | None, frozenset[int]]],
+    steps: list[tuple[int, Key | None, frozenset[int]]],
 ) -> None:
     order = WorkerOrder(WORKERS)
-    keys: list[tuple[int, int] | None] = [None] * WORKERS
+    keys: list[Key | None] = [None] * WORKERS
     for worker, key, excluded in steps:
         order.update(worker, key)
         keys[worker] = key
@@ -30,9 +32,9 @@ def test_the_first_is_the_one_that_a_look_at_all_finds(
 
 def test_outdated_entries_do_not_pile_up() -> None:
     order = WorkerOrder(3)
-    order.update(0, (0, 0))
+    order.update(0, (1.0, 0, 0))
     for turn in range(1000):  # these never come to the top
-        order.update(1, (turn % 7 + 1, turn))
-        order.update(2, (turn % 5 + 1, turn))
+        order.update(1, (1.0, turn % 7 + 1, turn))
+        order.update(2, (1.0, turn % 5 + 1, turn))
         assert order.first() == 0
         assert len(order._heap) <= SLACK * 3 + SLACK + 1

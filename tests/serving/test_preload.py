@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from codedinvnet.models import open_model
 from codedinvnet.serving import preload
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.computing import BundleSpec, ModelComputer, ModelSpec, SchemeComputer
+from tests.models.factories import PLACE
 from tests.processes import needs_proc
 
 SCRIPT = """
 import asyncio, sys
 from codedinvnet.errors import UserError
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.computing import BundleSpec, ModelComputer, ModelSpec, SchemeComputer
 from codedinvnet.serving.process_pool import ProcessPool
 
 def shared(pid):
@@ -25,7 +27,7 @@ def shared(pid):
     return 1 - found["Pss"] / found["Rss"]
 
 async def main():
-    pool = ProcessPool(WorkerSpec(sys.argv[1], 4, threads=int(sys.argv[2])))
+    pool = ProcessPool(BundleSpec(sys.argv[1], 4, threads=int(sys.argv[2])))
     try:
         await pool.start(4)
         print(min(shared(pool.pid(worker)) for worker in range(4)))
@@ -62,12 +64,14 @@ def test_what_cannot_be_loaded_is_refused_by_the_workers(tmp_path: Path) -> None
 
 
 def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = WorkerSpec("mnist", 4)
+    spec = BundleSpec("mnist", 4)
     method = object()
     monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method))
     assert preload.load(spec) is method
-    assert preload.load(WorkerSpec(Path("mnist"), 4)) is method
-    assert preload.load(WorkerSpec("mnist", 5)).rules.k == 5
+    assert preload.load(BundleSpec(Path("mnist"), 4)) is method
+    other = preload.load(BundleSpec("mnist", 5))
+    assert isinstance(other, SchemeComputer)
+    assert other.scheme.rules.k == 5
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +80,8 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
         "multiprocessing.forkserver.ensure_running",
         lambda: seen.append(os.environ.get(preload.VARIABLE)),
     )
-    plain = WorkerSpec("mnist", 4)
-    for spec in (plain, WorkerSpec("mnist", 4, "cuda"), WorkerSpec("mnist", 4, threads=2)):
+    plain = BundleSpec("mnist", 4)
+    for spec in (plain, BundleSpec("mnist", 4, "cuda"), BundleSpec("mnist", 4, threads=2)):
         preload.start_fork_server(spec)
     assert [value is not None for value in seen] == [True, False, False]
     assert preload.VARIABLE not in os.environ
@@ -85,4 +89,15 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
     found = preload._load_named()
     assert found is not None
     assert found[0] == preload._key(plain)
-    assert found[1].rules.k == 4
+    assert isinstance(found[1], SchemeComputer)
+    assert found[1].scheme.rules.k == 4
+
+
+def test_a_model_of_ones_own_is_loaded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(open_model(f"{PLACE}:mlp").source)
+    monkeypatch.setenv(preload.VARIABLE, preload._key(spec))
+    found = preload._load_named()
+    assert found is not None
+    monkeypatch.setattr(preload, "_loaded", found)
+    assert isinstance(found[1], ModelComputer)
+    assert preload.load(spec) is found[1]

@@ -30,9 +30,12 @@ from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.serving import process_pool
-from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed, WorkerSpec, run_task
+from codedinvnet.serving.computing import BundleSpec, Computer, SchemeComputer, run_task
+from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.process_pool import Connection, ProcessPool
+from codedinvnet.serving.served import IMAGES
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
+from tests.serving.bundles import output
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTICED = 0.5
@@ -44,7 +47,7 @@ async def started(
     size: int, k: int = 4, bundle: str | Path = "mnist", threads: int = 1
 ) -> AsyncIterator[tuple[ProcessPool, list[int]]]:
     """Run a pool; nothing of it may be left in the end."""
-    pool = ProcessPool(WorkerSpec(bundle, k, threads=threads))
+    pool = ProcessPool(BundleSpec(bundle, k, threads=threads))
     await pool.start(size)
     pids = [pid for i in range(size) if (pid := pool.pid(i)) is not None]
     try:
@@ -61,7 +64,7 @@ def images(*rows: int) -> np.ndarray:
 
 
 def data_task(attempt: int, row: int) -> Task:
-    return Task(attempt, 0, images(row))
+    return Task(attempt, 0, {IMAGES: images(row)})
 
 
 async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
@@ -86,17 +89,17 @@ async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
 
 def test_outputs_are_those_of_the_method() -> None:
     async def run() -> None:
-        method = scheme_for(load_bundle("mnist"), 4)
+        computer = SchemeComputer(scheme_for(load_bundle("mnist"), 4))
         async with started(2) as (pool, pids):
             assert len(set(pids)) == 2
             whole = images(0, 1, 2)
             floats = (whole / 255).astype(np.float32)
             for number, batch in ((0, whole[:1]), (4, whole), (0, floats[:1]), (4, floats)):
-                result = await pool.call(number % 2, Task(number + 1, number, batch))
-                expected = run_task(method, number, batch).output
-                np.testing.assert_allclose(result.output, expected, rtol=1e-5, atol=1e-5)
-                assert result.output.dtype == np.float32
-                assert result.output.flags.writeable
+                result = await pool.call(number % 2, Task(number + 1, number, {IMAGES: batch}))
+                expected = output(run_task(computer, number, {IMAGES: batch}))
+                np.testing.assert_allclose(output(result), expected, rtol=1e-5, atol=1e-5)
+                assert output(result).dtype == np.float32
+                assert output(result).flags.writeable
                 assert 0 < result.seconds < 20
                 assert result.held == 0
                 if number == 4:
@@ -154,7 +157,7 @@ def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyP
         return connection
 
     async def run() -> None:
-        pool = ProcessPool(WorkerSpec("mnist", 4))
+        pool = ProcessPool(BundleSpec("mnist", 4))
         deaths: list[int] = []
 
         def on_death(worker: int, _: str) -> None:
@@ -188,7 +191,7 @@ def test_a_stopped_worker_is_replaced() -> None:
                 await call
             assert survivors(pids) == []
             again = await pool.call(0, data_task(3, 5))
-            np.testing.assert_array_equal(again.output, expected.output)
+            np.testing.assert_array_equal(output(again), output(expected))
 
     asyncio.run(run())
 
@@ -198,7 +201,7 @@ def test_a_task_that_raises_leaves_the_worker_ready() -> None:
         async with started(1) as (pool, pids):
             deaths: list[int] = []
             pool.on_death = lambda worker, _: deaths.append(worker)
-            wrong = Task(1, 0, np.zeros((1, 3, 7, 7), np.uint8))
+            wrong = Task(1, 0, {IMAGES: np.zeros((1, 3, 7, 7), np.uint8)})
             with pytest.raises(WorkerFailed, match=r"^\w+Error: ."):
                 await pool.call(0, wrong)
             await pool.call(0, data_task(2, 0))
@@ -247,7 +250,7 @@ def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
     async def run() -> None:
-        pool = ProcessPool(WorkerSpec(folder, 4))
+        pool = ProcessPool(BundleSpec(folder, 4))
         with pytest.raises(UserError, match=r"worker \d cannot start: .*broken"):
             await pool.start(2)
         assert pool.connections == []
@@ -278,7 +281,7 @@ def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None
 @needs_proc
 def test_stop_ends_a_stopped_worker_too() -> None:
     async def run() -> None:
-        pool = ProcessPool(WorkerSpec("mnist", 4))
+        pool = ProcessPool(BundleSpec("mnist", 4))
         await pool.start(3)
         deaths: list[int] = []
         pool.on_death = lambda worker, _: deaths.append(worker)
@@ -301,7 +304,7 @@ def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
     """A second Ctrl-C: this process's end waits for theirs."""
 
     async def run() -> None:
-        pool = ProcessPool(WorkerSpec("mnist", 4))
+        pool = ProcessPool(BundleSpec("mnist", 4))
         await pool.start(2)
         pids = [pid for i in range(2) if (pid := pool.pid(i)) is not None]
         os.kill(pids[1], signal.SIGSTOP)
@@ -326,7 +329,7 @@ def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(process_pool, "launch", launch)
 
     async def run() -> None:
-        pool = ProcessPool(WorkerSpec("mnist", 4))
+        pool = ProcessPool(BundleSpec("mnist", 4))
         starting = [asyncio.create_task(pool._spawn(worker)) for worker in range(40)]
         await asyncio.sleep(0)
         try:
@@ -352,7 +355,7 @@ def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) 
         async with started(1) as (_, pids):  # so that the fork server is there
             server = parent(pids[0])
             monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
-            pool = ProcessPool(WorkerSpec("mnist", 4))
+            pool = ProcessPool(BundleSpec("mnist", 4))
             starting = asyncio.create_task(pool.start(3))
             await until(lambda: len(descendants(server)) >= 3)
             await asyncio.sleep(0.3)
@@ -373,7 +376,7 @@ def test_whatever_keeps_workers_from_starting_is_told(monkeypatch: pytest.Monkey
 
     async def run() -> None:
         with pytest.raises(UserError, match="cannot start: EOFError: the fork server ended"):
-            await ProcessPool(WorkerSpec("mnist", 4)).start(2)
+            await ProcessPool(BundleSpec("mnist", 4)).start(2)
 
     asyncio.run(run())
 
@@ -419,15 +422,16 @@ def test_ten_answers_of_eleven_are_enough() -> None:
         async with started(11, k=10) as (pool, pids):
             os.kill(pids[3], signal.SIGSTOP)
             calls = {
-                i: asyncio.create_task(pool.call(i, Task(i + 1, i, whole[[i]]))) for i in range(10)
+                i: asyncio.create_task(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
+                for i in range(10)
             }
-            calls[10] = asyncio.create_task(pool.call(10, Task(11, 10, whole)))
+            calls[10] = asyncio.create_task(pool.call(10, Task(11, 10, {IMAGES: whole})))
             others = [call for i, call in calls.items() if i != 3]
             results = await asyncio.wait_for(asyncio.gather(*others), 30)
             assert len(results) == 10
             assert not calls[3].done()
             outputs = {
-                i: torch.from_numpy(call.result().output)[None]
+                i: torch.from_numpy(output(call.result()))[None]
                 for i, call in calls.items()
                 if i != 3
             }
@@ -442,13 +446,13 @@ def test_ten_answers_of_eleven_are_enough() -> None:
 
 PARENT = """
 import asyncio, signal
-from codedinvnet.serving.pool import WorkerSpec
+from codedinvnet.serving.computing import BundleSpec
 from codedinvnet.serving.process_pool import Connection, ProcessPool
 
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 
 async def run():
-    pool = ProcessPool(WorkerSpec("mnist", 4))
+    pool = ProcessPool(BundleSpec("mnist", 4))
     await pool.start(3)
     print(*[pool.pid(i) for i in range(3)], flush=True)
     await asyncio.sleep(600)
@@ -588,9 +592,9 @@ class Telltale(torch.nn.Module):
         return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
 
 
-class TelltaleSpec(WorkerSpec):
-    def load(self) -> Scheme:
-        return Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ())
+class TelltaleSpec(BundleSpec):
+    def load(self) -> Computer:
+        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
 
 
 @needs_proc
@@ -599,7 +603,7 @@ def test_workers_neither_pause_nor_interrupt() -> None:
         pool = ProcessPool(TelltaleSpec("mnist", 4))
         await pool.start(1)
         try:
-            frozen, policy = (await pool.call(0, data_task(1, 0))).output
+            frozen, policy = output(await pool.call(0, data_task(1, 0)))
         finally:
             await asyncio.wait_for(pool.stop(), 20)
         assert frozen > 1000  # PyTorch's objects; the collector passes them over

@@ -12,7 +12,8 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ONNX_RUNTIME
 from codedinvnet.serving import ray_pool
-from codedinvnet.serving.pool import WorkerDied, WorkerSpec
+from codedinvnet.serving.computing import BundleSpec
+from codedinvnet.serving.pool import WorkerDied
 from codedinvnet.serving.ray_pool import Actor, RayPool, has_token, last_line
 
 
@@ -98,7 +99,7 @@ def test_where_the_first_actor_fails_no_other_is_started(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(RayPool, "_spawn", fail)
     pool = RayPool.__new__(RayPool)
-    pool.ray, pool.spec = Initialized(), WorkerSpec("mnist", 4, engine=ONNX_RUNTIME)
+    pool.ray, pool.spec = Initialized(), BundleSpec("mnist", 4, engine=ONNX_RUNTIME)
     pool.actors, pool.heartbeats, pool.connected = [], None, False
     with pytest.raises(UserError, match="the Ray actors cannot start: no engine here"):
         asyncio.run(pool.start(11))
@@ -124,7 +125,7 @@ def test_a_users_token_is_asked_for(
     elif where != "nowhere":
         os.environ[where] = str(tmp_path / "secret")
     pool = RayPool.__new__(RayPool)
-    pool.ray, pool.spec, pool.address = NoRay(), WorkerSpec("mnist", 4), None
+    pool.ray, pool.spec, pool.address = NoRay(), BundleSpec("mnist", 4), None
     pool._connect()
     assert os.environ.get("RAY_AUTH_MODE") == ("disabled" if where == "nowhere" else None)
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -160,7 +161,7 @@ class Lost:
 
     def kill(self, *_: Any, **__: Any) -> None: ...
 
-    def remote(self, _: WorkerSpec) -> Any:
+    def remote(self, _: BundleSpec) -> Any:
         return self
 
     @property
@@ -178,7 +179,7 @@ class Lost:
 
 def lost_pool(ray: Lost) -> RayPool:
     pool = RayPool.__new__(RayPool)
-    pool.ray, pool.remote, pool.spec, pool.address = ray, ray, WorkerSpec("mnist", 4), "auto"
+    pool.ray, pool.remote, pool.spec, pool.address = ray, ray, BundleSpec("mnist", 4), "auto"
     pool.connected, pool.connecting, pool.on_death = True, asyncio.Lock(), None
     pool.actors = [Actor(ray, "here", i) for i in range(3)]
     return pool

@@ -18,17 +18,12 @@ from codedinvnet.serving.actions import (
     Send,
 )
 from codedinvnet.serving.group import FILLER
+from codedinvnet.serving.hedging import BUCKET
+from codedinvnet.serving.recent import FEWEST
 from codedinvnet.serving.rules import POLICIES, Rules
-from codedinvnet.serving.scheduler import (
-    BUCKET,
-    FEW_TIMERS,
-    HEDGE_SAMPLES,
-    OVERTIME,
-    PARITY_RETRIES,
-    PATIENCE,
-    Attempt,
-    Scheduler,
-)
+from codedinvnet.serving.scheduler import OVERTIME, PARITY_RETRIES, PATIENCE, Scheduler
+from codedinvnet.serving.tasks import NOBODY, Attempt
+from codedinvnet.serving.timers import FEW
 from tests.serving.model import ErasureCode, Model, only
 
 
@@ -40,7 +35,7 @@ def coded(k: int = 3, r: int = 1, *, spare: int = 0, policy: str = "coded", **ru
 def hedging(policy: str = "hedge", **options: Any) -> Model:
     """Return a model that knows latencies of 1 to 20 ms and has saved up copies."""
     model = Model(policy, **{"workers": 2, "hedge_share": 0.5, **options})
-    for i in range(HEDGE_SAMPLES):
+    for i in range(FEWEST):
         (query,) = model.submit()
         assert model.data(query)
         model.wait((i + 1) / 1000)
@@ -49,6 +44,18 @@ def hedging(policy: str = "hedge", **options: Any) -> Model:
     model.wait(1)  # the open group is over
     model.new()
     return model
+
+
+def know_times(model: Model, slow: float = 1.0) -> None:
+    """Let a model know that data tasks take 10 to 15 ms, and on worker 0 `slow` times as long."""
+    scheduler = model.scheduler
+    for i in range(FEWEST):
+        for worker in range(model.rules.workers):
+            scheduler.pace.took(0.0, worker, 0, 0.015 if i % 2 else 0.010)
+        scheduler.latencies.add(0.015)
+    for _ in range(2 * (slow > 1)):
+        scheduler.pace.took(0.0, 0, 0, 0.015 * slow)
+    scheduler.binding.reorder(0)
 
 
 # Timers
@@ -64,7 +71,7 @@ def test_moot_timers_do_not_heap_up() -> None:
         model.result(send.attempt)
         assert query in model.ended
         model.scheduler.next_timer()
-    assert len(model.scheduler._timers) < 3 * FEW_TIMERS
+    assert len(model.scheduler.timers) < 3 * FEW
 
 
 # Groups
@@ -202,12 +209,11 @@ def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> Non
 # Workers
 
 
-@pytest.mark.parametrize("routing", ["least-loaded", "round-robin"])
-def test_the_tasks_of_a_group_go_to_workers_of_their_own(routing: str) -> None:
-    model = coded(4, 2, spare=3, routing=routing)
-    for _ in range(5):
+@pytest.mark.parametrize(("routing", "slots"), [("least-loaded", 3), ("round-robin", 1)])
+def test_the_tasks_of_a_group_go_to_workers_of_their_own(routing: str, slots: int) -> None:
+    model = coded(4, 2, spare=3, routing=routing, slots=slots)
+    for _ in range(4):
         model.submit(4)
-        model.new()
     for group in model.scheduler.groups.values():
         tasks = [a for a in model.scheduler.attempts.values() if a.group is group]
         assert len(tasks) == len({attempt.worker for attempt in tasks}) == 6
@@ -215,13 +221,13 @@ def test_the_tasks_of_a_group_go_to_workers_of_their_own(routing: str) -> None:
 
 
 def test_least_loaded_workers_first_and_ties_in_turn() -> None:
-    model = Model("uncoded", 3)
+    model = Model("uncoded", 3, slots=2)
     queries = model.submit(3)
     assert [send.worker for send in only(model.new(), Send)] == [0, 1, 2]
     model.result(*model.data(queries[1]))
     model.submit(2)
-    assert [send.worker for send in only(model.new(), Send)] == [1]
-    assert [worker.load for worker in model.scheduler.workers] == [2, 1, 1]
+    assert [send.worker for send in only(model.new(), Send)] == [1, 0]
+    assert model.loads == [2, 1, 1]
     model.drain()
 
 
@@ -232,10 +238,10 @@ def test_round_robin_goes_by_turns_whatever_the_load() -> None:
     model.new()
     model.submit(3)
     assert [send.worker for send in only(model.new(), Send)] == [2]
-    assert [worker.load for worker in model.scheduler.workers] == [2, 2, 1]
+    assert model.loads == [2, 2, 1]
     model.kill(0)
     model.submit()
-    assert model.scheduler.workers[0].load == 0
+    assert model.loads[0] == 0
     model.drain()
 
 
@@ -268,10 +274,10 @@ def test_queued_tasks_of_answered_queries_never_start() -> None:
 
 def test_a_queued_parity_is_dropped_when_its_group_is_answered() -> None:
     model = coded(2)
-    model.kill(2)
-    first, second = model.submit(2)  # the parity waits behind the first
-    model.result(*model.data(second))
+    model.kill(1, 2)
+    first, second = model.submit(2)  # the parity waits behind them
     model.result(*model.data(first))
+    model.result(*model.data(second))
     assert model.scheduler.sent == 2
     assert not model.scheduler.groups
     model.drain()
@@ -455,11 +461,11 @@ def test_replicate_sends_two_copies_to_two_workers_and_takes_the_first() -> None
     model.drain()
 
 
-def test_a_hedge_leaves_after_the_95th_percentile() -> None:
+def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
     model = hedging()
     (query,) = model.submit()
     (first,) = model.data(query)
-    model.wait(0.0195)
+    model.wait(0.0205)
     assert model.data(query) == [first]
     model.wait(0.001)
     _, copy = model.data(query)
@@ -492,7 +498,7 @@ def test_hedges_are_paid_from_a_bucket() -> None:
     model.wait(0.05)
     copied = [query for query in queries if len(model.data(query)) == 2]
     assert copied == queries[:4]
-    assert model.scheduler.tokens < 1
+    assert model.scheduler.budget.tokens < 1
     model.drain()
 
 
@@ -501,32 +507,8 @@ def test_the_bucket_has_a_bottom_and_a_brim() -> None:
     for _ in range(30):
         (query,) = model.submit()
         model.result(*model.data(query))
-    assert model.scheduler.tokens == BUCKET
+    assert model.scheduler.budget.tokens == BUCKET
     model.drain()
-
-
-def test_the_percentile_follows_recent_latencies() -> None:
-    model = hedging()
-    assert model.scheduler.hedge_after == pytest.approx(0.020)
-    for _ in range(300):
-        (query,) = model.submit()
-        model.wait(0.2)
-        model.result(*model.data(query)[:1])
-        if model.running:
-            model.result(*model.running.values())
-    assert model.scheduler.hedge_after == pytest.approx(0.2)
-    model.drain()
-
-
-def test_the_percentile_is_the_95th_of_the_last_thousand_latencies() -> None:
-    scheduler = Scheduler(Rules(2, POLICIES["hedge"]))
-    for i in range(1, 121):
-        scheduler._observe(i / 1000)
-    assert scheduler.hedge_after == pytest.approx(0.115)  # the 99th would be 0.119
-    for _ in range(2000):
-        scheduler._observe(0.001)
-    assert scheduler.hedge_after == pytest.approx(0.001)  # of all of them it would be 0.015
-    assert len(scheduler.latencies) == 1000
 
 
 def unsure(**options: Any) -> tuple[Model, int]:
@@ -580,7 +562,7 @@ def test_an_unsure_decoding_is_taken_when_there_is_no_budget() -> None:
 def test_an_unsure_decoding_waits_for_the_copy_that_there_is() -> None:
     model = hedging("coded+hedge", workers=4, code=ErasureCode(2), hang_timeout=100.0)
     first, second = model.submit(2)
-    model.wait(0.1)
+    model.wait(0.03)
     assert model.scheduler.hedges == 2
     model.result(*model.parities(), model.data(first)[0])
     model.decoded(second, sure=False)
@@ -601,13 +583,14 @@ def test_without_hedging_every_decoding_is_taken() -> None:
 # Losses
 
 
-def test_a_lost_workers_queue_moves() -> None:
-    model = Model("uncoded", 2)
+@pytest.mark.parametrize(("routing", "load"), [("least-loaded", 1), ("round-robin", 6)])
+def test_a_lost_workers_tasks_go_to_another(routing: str, load: int) -> None:
+    model = Model("uncoded", 2, routing=routing)
     queries = model.submit(6)
     lost = model.running[0]
     model.kill(0)
     assert model.new()[-1] == Replace(0, "killed")
-    assert [worker.load for worker in model.scheduler.workers] == [0, 6]
+    assert model.loads == [0, load]
     for _ in queries:
         model.result(*model.running.values())
     assert set(model.ended) == set(queries)
@@ -722,7 +705,7 @@ def test_all_workers_lost_and_up_again() -> None:
     model.kill(*range(5))
     assert not model.running
     late = model.submit(2)
-    assert len(model.scheduler.unplaced) >= 6
+    assert model.scheduler.waiting >= 6
     model.new()
     model.up(3)
     assert len(model.running) == 1
@@ -737,7 +720,7 @@ def test_tasks_without_a_worker_are_dropped_when_their_query_ends() -> None:
     queries = model.submit(2, timeout=1.0)
     model.wait(1)
     assert {model.ended[query] for query in queries} == {Fail(q, DEADLINE) for q in queries}
-    assert not model.scheduler.unplaced
+    assert not model.scheduler.waiting
     model.drain()
 
 
@@ -960,7 +943,7 @@ def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
 
 def test_a_failed_query_takes_no_hope_from_its_group() -> None:
     """Its queued task is dropped with it, and another member had counted on that output."""
-    model = coded(2, hang_timeout=100.0)
+    model = coded(2, hang_timeout=100.0, routing="round-robin")
     model.submit(2)  # all three workers are at work
     (hasty,) = model.submit(timeout=1.0)
     (patient,) = model.submit()
@@ -1046,7 +1029,7 @@ def test_queued_tasks_of_cancelled_queries_never_start(policy: str) -> None:
     model.cancel(*batch)
     model.cancel(*batch)  # what is over is over
     assert model.running == running
-    assert sum(worker.load for worker in model.scheduler.workers) == 2 + (policy == "replicate") * 2
+    assert (sum(model.loads) + model.scheduler.waiting) == 2 + (policy == "replicate") * 2
     assert model.offer(6) is not None, "there is no room for others"
     model.cancel(first, second)
     model.drain()
@@ -1090,13 +1073,12 @@ def test_a_cancelled_query_is_not_copied() -> None:
 def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
     model = hedging("coded+hedge", workers=3, code=ErasureCode(2))
     queries = model.submit(2)
-    model.wait(0.02)
-    assert model.scheduler.hedges == 2
-    copies = [a for worker in model.scheduler.workers for a in worker.queue]
-    assert sorted(a.query.identity for a in copies if a.query) == queries
+    model.wait(0.03)
+    assert model.scheduler.hedges == model.scheduler.waiting == 2
     model.cancel(queries[0])
-    left = [a for worker in model.scheduler.workers for a in worker.queue]
-    assert [a.query.identity for a in left if a.query] == queries[1:]
+    (left,) = [a for a in model.scheduler.attempts.values() if a.started is None]
+    assert left.query is not None
+    assert left.query.identity == queries[1]
     model.drain()
 
 
@@ -1123,14 +1105,14 @@ def parity(model: Model, query: int) -> Attempt:
 
 
 def reach(model: Model, *attempts: Attempt) -> None:
-    """Let workers finish what is before these attempts in their queues."""
+    """Let workers finish what is before these attempts, the oldest first."""
     for attempt in attempts:
         while attempt.started is None:
-            model.result(model.running[attempt.worker])
+            model.result(next(a for a, i in model.at.items() if attempt.worker in (NOBODY, i)))
 
 
 def finish(model: Model, *attempts: Attempt) -> None:
-    """Let workers finish these attempts, and what is before them in their queues."""
+    """Let workers finish these attempts, and what is before them."""
     for attempt in attempts:
         reach(model, attempt)
         model.result(attempt.identity)
@@ -1139,9 +1121,9 @@ def finish(model: Model, *attempts: Attempt) -> None:
 def test_of_a_sealed_group_all_is_dropped_when_all_are_cancelled() -> None:
     model = busy(2)
     queries = model.submit(2)
-    assert sum(worker.load for worker in model.scheduler.workers) == 6
+    assert (sum(model.loads) + model.scheduler.waiting) == 6
     model.cancel(*queries)
-    assert sum(worker.load for worker in model.scheduler.workers) == 3
+    assert (sum(model.loads) + model.scheduler.waiting) == 3
     assert only(model.new(), Forget) == [Forget((), tuple(queries))]
     model.drain()
 
@@ -1178,29 +1160,15 @@ def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
 
 
 def test_it_moves_with_its_group_when_its_worker_dies() -> None:
-    model = busy(2)
+    model = busy(2, routing="round-robin")
     gone, slow = model.submit(2)
     (task,) = own(model, gone)
     model.cancel(gone)
     before = task.worker
     model.kill(before)
     assert task.worker != before
-    assert task in model.scheduler.workers[task.worker].queue
+    assert task.identity in model.scheduler.binding.workers[task.worker].line
     assert slow not in model.ended
-    model.drain()
-
-
-def test_it_is_computed_once_if_it_is_queued_twice() -> None:
-    model = busy(2, "coded+hedge", hedge_share=0.8)
-    model.scheduler.hedge_after = 0.01
-    gone, slow = model.submit(2)
-    model.wait(0.015)
-    assert [len(own(model, query)) for query in (gone, slow)] == [2, 2]
-    first, copy = own(model, gone)
-    model.cancel(gone)
-    queued = [attempt for worker in model.scheduler.workers for attempt in worker.queue]
-    assert first in queued
-    assert copy not in queued
     model.drain()
 
 
@@ -1232,7 +1200,7 @@ def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
 
 
 def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> None:
-    model = busy(3)
+    model = busy(3, routing="round-robin")
     gone, second = model.submit(2)
     finish(model, *own(model, second))
     model.cancel(gone)
@@ -1245,12 +1213,13 @@ def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> N
 
 
 def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
-    model = busy(3, "coded+hedge", hedge_share=0.8, group_timeout=1.0)
-    model.scheduler.hedge_after = 0.01
+    model = busy(3, "coded+hedge", hedge_share=0.8, group_timeout=1.0, routing="round-robin")
+    know_times(model)
     gone, second = model.submit(2)
-    model.wait(0.015)  # both are copied
+    reach(model, *own(model, second))
+    model.wait(0.02)
     original, copy = own(model, second)
-    reach(model, original, copy)
+    reach(model, copy)
     assert all(attempt.started is None for attempt in own(model, gone))
     model.result(original.identity)
     model.cancel(gone)
@@ -1258,26 +1227,6 @@ def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
     model.new()
     model.result(copy.identity)
     assert Forget((copy.identity,)) in model.new(), "it is nobody else's output"
-    model.drain()
-
-
-@pytest.mark.parametrize("other", ["queued", "answered", "failed"])
-def test_a_worker_that_was_given_another_member_stays_the_groups(other: str) -> None:
-    model = busy(3, group_timeout=1.0)
-    model.kill(0, 1, 2)  # all that follows goes to the one that is left
-    (before,) = model.submit()
-    group = model.scheduler.queries[before].group
-    model.submit(3)
-    (gone,) = model.submit()
-    reach(model, *own(model, before))
-    if other == "answered":
-        model.result(*model.data(before))
-    elif other == "failed":
-        model.up(0, 1, 2)
-        model.fail(*model.data(before))
-    model.cancel(gone)
-    assert group.members == [before]
-    assert 3 in group.workers
     model.drain()
 
 
@@ -1372,13 +1321,13 @@ WAITS = (0.001, 0.005, 0.01, 0.03, 0.06, 0.2, 0.5, 1.0, 2.0, 3.1, 4.0, 7.0)
 
 def happen(model: Model, event: str, n: int) -> None:
     """Let something happen, if it can."""
-    pending = [*model.running.values(), *model.held]
+    pending = [*model.at, *model.held]
     if event == "submit":
         model.offer((1, 1, 2, 3)[n % 4], (1e6, 1e6, 0.04, 1.0)[n // 3 % 4], accept=n % 5 != 4)
     elif event == "result" and pending:
         model.result(pending[n % len(pending)])
-    elif event == "release" and model.running:
-        model.release(list(model.running.values())[n % len(model.running)])
+    elif event == "release" and model.at:
+        model.release(list(model.at)[n % len(model.at)])
     elif event == "fail" and pending:
         model.fail(pending[n % len(pending)])
     elif event == "kill" and len(model.down) < model.rules.workers:
@@ -1407,15 +1356,19 @@ def happen(model: Model, event: str, n: int) -> None:
 )
 @given(
     setup=st.sampled_from(SETUPS),
-    hedge=st.booleans(),
+    timed=st.booleans(),
     round_robin=st.booleans(),
+    slots=st.sampled_from([1, 1, 2, 3]),
+    slow=st.sampled_from([1.0, 1.0, 3.0]),
     max_losses=st.sampled_from([1, 3, 5]),
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
     setup: tuple[str, int, ErasureCode | None],
-    hedge: bool,
+    timed: bool,
     round_robin: bool,
+    slots: int,
+    slow: float,
     max_losses: int,
     events: list[tuple[str, int]],
 ) -> None:
@@ -1428,9 +1381,10 @@ def test_every_query_ends_once_whatever_happens(
         max_losses=max_losses,
         max_pending=20,
         hedge_share=0.8,
+        slots=slots,
     )
-    if hedge and (POLICIES[policy].hedged or POLICIES[policy].guessing):
-        model.scheduler.hedge_after = 0.015
+    if timed:
+        know_times(model, slow)
     for event, n in events:
         happen(model, event, n)
     model.drain()

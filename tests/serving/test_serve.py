@@ -11,23 +11,22 @@ import pytest
 import uvloop
 from starlette.applications import Starlette
 
-from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
 from codedinvnet.serving.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.options import ServeOptions, check, hang_timeout, read_token
 from codedinvnet.serving.serve import (
-    ServeOptions,
     _serve,
     app_options,
     bind,
-    check,
-    hang_timeout,
     log_to_stderr,
-    make_front_end,
-    read_token,
+    make_service,
     server_config,
 )
+from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
+
+MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"), "mnist")
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
@@ -80,15 +79,14 @@ def test_a_taken_port_is_told() -> None:
 
 
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
-    bundle = load_bundle("mnist")
     pixels = 28 * 28
-    small = app_options(ServeOptions("mnist", max_batch=4000), bundle, "").max_body
-    large = app_options(ServeOptions("mnist", max_batch=4060), bundle, "").max_body
+    small = app_options(ServeOptions("mnist", max_batch=4000), MNIST).max_body
+    large = app_options(ServeOptions("mnist", max_batch=4060), MNIST).max_body
     assert large - small == 60 * pixels * 4  # of binary tensors
     for batch in (4000, 400_000):  # whatever the model, what the user says
-        options = app_options(ServeOptions("mnist", max_batch=batch, max_body_memory=8), bundle, "")
+        options = app_options(ServeOptions("mnist", max_batch=batch, max_body_memory=8), MNIST)
         assert options.max_body == options.body_memory == 8 * 2**20
-    smallest = app_options(ServeOptions("mnist", max_batch=1), bundle, "").max_body
+    smallest = app_options(ServeOptions("mnist", max_batch=1), MNIST).max_body
     assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
 
 
@@ -96,7 +94,7 @@ def test_the_names_of_the_service(monkeypatch: pytest.MonkeyPatch, call: Command
     asked: list[ServeOptions] = []
     monkeypatch.setattr(serving, "serve", asked.append)
     call("serve", "mnist", "--host", "10.0.0.1", "--allowed-host", "a.b", "--allowed-host", "c")
-    made = app_options(asked[0], load_bundle("mnist"), "")
+    made = app_options(asked[0], MNIST)
     assert set(made.hosts) == {"10.0.0.1", "a.b", "c"}
 
 
@@ -129,10 +127,10 @@ def test_a_batch_that_could_never_be_taken() -> None:
     options = ServeOptions("mnist", k=2, workers=3, max_batch=2001)
     check(options)
     with pytest.raises(UserError, match="--max-batch: a request of 2001 images could never be"):
-        make_front_end(options, load_bundle("mnist"))
-    make_front_end(replace(options, max_batch=2000), load_bundle("mnist"))
+        make_service(options)
+    make_service(replace(options, max_batch=2000))
     with pytest.raises(UserError, match="with --max-pending 100"):
-        make_front_end(replace(options, max_batch=200, max_pending=100), load_bundle("mnist"))
+        make_service(replace(options, max_batch=200, max_pending=100))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_a_hung_query_has_time_to_be_sent_again(
     assert hang_timeout(options) == pytest.approx(seconds)
     assert len(caplog.records) == told
     if deadline == 2000:
-        front = make_front_end(options, load_bundle("mnist"))
+        front = make_service(options).front
         assert front.rules.hang_timeout == pytest.approx(seconds)
 
 

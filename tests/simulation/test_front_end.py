@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, Parities, Rules
 from codedinvnet.quantiles import percentile
+from codedinvnet.serving.answers import Answered
+from codedinvnet.serving.computing import OUTPUT, Result
 from codedinvnet.serving.faults import FaultyPool, Schedule
-from codedinvnet.serving.frontend import Answered, FrontEnd
-from codedinvnet.serving.pool import Death, Result, Task, WorkerPool
+from codedinvnet.serving.pool import Death, Task, WorkerPool
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
+from tests.serving.bundles import BundleFront
 from tests.simulation.scenarios import scenario
 
 A_MOMENT = 1e-9
@@ -98,14 +100,14 @@ class SleepingPool:
     async def call(self, worker: int, task: Task) -> Result:
         seconds, given, length = next(self.service), self.given, 1
         if task.number >= given.k and given.coding.coded:
-            images = len(task.images)
+            images = task.members
             if given.method == "small-backup":
                 seconds, length = seconds * images / given.k, images
             else:
                 seconds += images * given.encode.ms / 1000
         seconds += given.trip.ms / 1000
         await asyncio.sleep(seconds)
-        return Result(np.zeros(length, np.float32), seconds)
+        return Result({OUTPUT: np.zeros((1, length), np.float32)}, seconds)
 
     async def replace(self, worker: int) -> None:
         await asyncio.sleep(self.given.restart.ms / 1000)
@@ -129,12 +131,13 @@ def serve(
     latency, decoded = np.zeros(simulation.requests), np.zeros(simulation.requests)
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)
-    monkeypatch.setattr("codedinvnet.serving.frontend.time", clock)
+    for module in ("frontend", "waiting", "alarm", "supervisor"):
+        monkeypatch.setattr(f"codedinvnet.serving.{module}.time", clock)
     monkeypatch.setattr("codedinvnet.serving.faults.time", clock)
 
-    async def request(front: FrontEnd, number: int) -> None:
+    async def request(front: BundleFront, number: int) -> None:
         began = loop.time()
-        answers = await front.infer(images)
+        answers = await front.ask(images)
         latency[number] = loop.time() - began
         for answer in answers:
             assert isinstance(answer, Answered)
@@ -144,7 +147,7 @@ def serve(
         models = dict.fromkeys((SERVED, BACKUP), nn.Flatten())
         scheme = Scheme("nothing", Nothing(given.code or Parities(given.k)), models, (1, 1, 1))
         deadline = given.deadline_ms / 1000
-        front = FrontEnd(scheme, pool, given.rules, (1, 1, 1), deadline=deadline)
+        front = BundleFront(scheme, pool, given.rules, deadline=deadline)
         await front.start()
         requests = []
         for number, at in enumerate(simulation._arrivals):
@@ -225,7 +228,7 @@ def test_injected_faults_mean_the_same(
         k=4,
         qps=60,
         batch=4,
-        queries=6000,
+        queries=12_000,
         service={"distribution": "lognormal", "ms": 40, "shape": 0.3},
         hang_timeout_ms=300 if fault["kind"] == "hang" else None,
         restart=200,

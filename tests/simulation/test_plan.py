@@ -59,18 +59,20 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
 def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
     """They meet the target with draws that chose them, and at once with draws that did not."""
 
+    base = BASE.updated(qps=450)  # nearly what five workers can do
+
     def late(workers: int, seed: int) -> float:
-        given = BASE.updated(workers=workers, queries=6000, seed=seed)
+        given = base.updated(workers=workers, queries=6000, seed=seed)
         records = Simulation(given).run()
         return 1000 * percentile(records.latency[int(0.05 * 6000) :], 0.999)
 
     for seed in range(4):
-        planner = Planner(BASE.updated(seed=seed), ACCURACY, Target(p999_ms=90, accuracy=0.9))
+        planner = Planner(base.updated(seed=seed), ACCURACY, Target(p999_ms=82, accuracy=0.9))
         verdict = planner.judge(UNCODED)
         choosing, fresh = STAGES * seed + 1, STAGES * seed + 2
-        fewest = next(n for n in range(5, 50) if late(n, choosing) <= 90)
-        while late(fewest, fresh) > 90:
-            fewest = next(n for n in range(fewest, 50) if late(n, fresh) <= 90)
+        fewest = next(n for n in range(5, 50) if late(n, choosing) <= 82)
+        while late(fewest, fresh) > 82:
+            fewest = next(n for n in range(fewest, 50) if late(n, fresh) <= 82)
             fresh += 1
         assert (verdict.workers, verdict.figures["seed"]) == (fewest, fresh)
         assert verdict.figures["p999_ms"] == pytest.approx(late(fewest, fresh), abs=1e-3)
@@ -181,9 +183,9 @@ def test_a_load_that_a_short_run_would_hide_is_planned_for() -> None:
     assert verdict.figures["utilisation"] < 1
     longer = base.updated(workers=verdict.workers, queries=60_000, seed=9)
     assert summarise(Simulation(longer).run(), longer)["p999_ms"] < 850
-    given = base.updated(queries=6000)  # twice the work, of which the start knows nothing
+    given = base.updated(queries=6000)
     planner = Planner(given, ACCURACY, Target(p999_ms=3000, accuracy=0.9))
-    probe = planner._probe(Candidate("replicate", 10, 1), 180, Draws(6000, 0))
+    probe = planner._probe(UNCODED, 128, Draws(6000, 0))  # the load keeps 133 busy
     assert probe.figures["p999_ms"] < 3000
     assert probe.lack == "requests seem to wait ever longer"
     assert planner._probe(UNCODED, 180, Draws(6000, 0)).lack == ""

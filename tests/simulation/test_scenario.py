@@ -15,7 +15,8 @@ from codedinvnet.codes.rules import AnswersAll, AnyOf, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.serving.faults import Delay, Fault, Schedule
-from codedinvnet.serving.serve import ServeOptions, hang_timeout, make_front_end
+from codedinvnet.serving.options import ServeOptions, hang_timeout
+from codedinvnet.serving.serve import make_service
 from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (
@@ -57,7 +58,7 @@ def test_the_rules_are_those_of_serve() -> None:
     """Same options, same rules."""
     for pending, meant in ((None, 7400), (500, 500)):
         options = ServeOptions("mnist", 4, 37, policy="coded+hedge", max_pending=pending)
-        front = make_front_end(options, load_bundle("mnist"))
+        front = make_service(options).front
         same = scenario(k=4, workers=37, policy="coded+hedge", max_pending=pending)
         assert same.rules == front.rules
         assert same.rules.max_pending == meant

@@ -16,4 +16,4 @@ def test_a_small_backup_is_a_code_by_its_rules() -> None:
     assert backup.backup
     assert not SERVED["coded"].backup
     assert backup.rules.coded
-    assert backup.scenario == {"policy": "coded", "method": "small-backup"}
+    assert backup.scenario == {"policy": "coded", "method": "small-backup", "r": 1}

@@ -18,6 +18,7 @@ from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
     check_possible,
+    is_foreign,
     load_grid,
     needs_training_images,
     trials,
@@ -119,8 +120,8 @@ def run(
             image set cannot be had, a warning says so, and only what needs no training is done.
         only: data sets to do. If it is empty, all of the grid's; in the quick version those of
             which the package has images, if there are any.
-        methods: methods to try. One that the grid does not name is tried where its first block's
-            are. If it is empty, all of the grid's.
+        methods: methods to try. One of a user's own (FILE.py:CLASS) that the grid does not name
+            is tried where its first block's are. If it is empty, all of the grid's.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -142,7 +143,10 @@ def run(
     if quick and not only:
         only = [name for name in grid.datasets if name in SAMPLES]
     wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
-    asked = {find_method(text).name for text in methods}
+    asked = [find_method(text).name if is_foreign(text) else text for text in methods]
+    for name in asked:
+        if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
+            raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
     wanted = [trial for trial in wanted if not asked or trial.method in asked]
     check_trials(grid, wanted)
     check_writable(out)

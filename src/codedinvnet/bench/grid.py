@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.method import Method
-from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.config import (
     PartSettings,
     PixelFusionSettings,
@@ -142,7 +142,7 @@ def load_grid(path: Path) -> AccuracyGrid:
                 known = tuple(grid.datasets)
                 raise UserError(f"{where}.datasets: unknown {name!r}: {meant(name, known)}")
         for name in block.methods:
-            if name not in METHODS and ":" not in name:
+            if name not in METHODS and not is_foreign(name):
                 raise UserError(f"{where}.methods: unknown {name!r}: {meant(name, METHODS)}")
             method = find_method(name)
             if method.of_bundle and "resnet" in block.bases:
@@ -183,18 +183,22 @@ def needs_training_images(trial: Trial) -> bool:
     return trained(method, trial.base) or method.tuned
 
 
-def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
-    """Return a grid with methods that no block names tried where its first block's are.
+def is_foreign(text: str) -> bool:
+    """Tell whether a text names a method that is not this package's: a file's, or installed."""
+    return text not in METHODS and (":" in text or known_method(text) is not None)
 
-    Args:
-        grid: a grid.
-        texts: methods as `find_method` takes them.
+
+def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
+    """Return a grid with methods of others, tried in the places of its first block.
+
+    They are named as `FILE.py:CLASS`, or by an installed entry point.
 
     Raises:
         UserError: if there is no such method.
     """
     there = {find_method(name).name for block in grid.blocks for name in block.methods}
-    new = tuple(text for text in texts if find_method(text).name not in there)
+    own = [text for text in texts if is_foreign(text)]
+    new = tuple(text for text in own if find_method(text).name not in there)
     if not new:
         return grid
     changes = {"methods": new, "label": None, "bundle": None}

@@ -213,17 +213,17 @@ def note(lines: Sequence[Line]) -> str:
 
     quick = any(row["settings"]["quick"] for row in rows)
     waits = {
-        (row.get("backup", False), *row["settings"]["parity_wait_ms"])
+        tuple(row["settings"]["parity_wait_ms"])
         for line in lines
         for row in line.rows
         if "parity_wait_ms" in row["settings"]
     }
     parities = "".join(
-        f"{'A small backup' if backup else 'A parity'} waits "
+        f"{'A parity' if task else 'A small backup'} waits "
         + (f"{task:g} ms and " if task else "")
         + f"{image:.2g} ms for each image of its group, "
-        + ("as it may cost 1/k of f for each. " if backup else "as E costs beside f. ")
-        for backup, task, image in sorted(waits)
+        + ("as E costs beside f. " if task else "as it may cost 1/k of f for each. ")
+        for task, image in sorted(waits, reverse=True)
     )
     commits = ", ".join(sorted({row["commit"][:7] for row in rows}))
     own = ""

@@ -15,6 +15,7 @@ from codedinvnet.bench.erasures import Counts
 from codedinvnet.bench.gaps import describe_gaps
 from codedinvnet.bench.grid import AccuracyGrid, trained
 from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
+from codedinvnet.codes.invnet import PaperInvNet
 from codedinvnet.codes.registry import OURS, known_method
 from codedinvnet.files import write_atomically
 from codedinvnet.rows import Row, accuracy_place, current_accuracy, read_rows, unpack_counts
@@ -432,7 +433,7 @@ def training_seconds(row: Mapping[str, Any]) -> float:
     known, prepared = row.get("training_seconds"), row["preparing_seconds"]
     if known is None:
         return float(prepared)
-    return float(max(known, prepared) if "paper" in row["settings"] else known)
+    return float(max(known, prepared) if row["method"] == PaperInvNet.name else known)
 
 
 def single_seeds(lines: Iterable[Line]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command
+from codedinvnet.cli.common import Commands, add_command, add_model_options
 
 
 def add_commands(commands: Commands) -> None:
@@ -14,23 +14,34 @@ def add_commands(commands: Commands) -> None:
         commands,
         "serve",
         _serve,
-        "serve a bundle over HTTP (Open Inference Protocol V2), through slow and dead workers",
+        "serve a model over HTTP (Open Inference Protocol V2), through slow and dead workers",
         "codedinvnet serve mnist --k 10 --policy coded --demo",
     )
-    sub.add_argument("bundle", help="name of a shipped bundle, or a folder")
+    sub.add_argument(
+        "source",
+        help="name of a shipped bundle, a bundle's folder, FILE.onnx, FILE.pt2, or "
+        "package.module:function, which makes a torch.nn.Module",
+    )
     add = sub.add_argument
+    add_model_options(sub)
+    add("--name", help="what requests call a model of your own (its file or function)")
     add(
         "--k",
         type=int,
         default=10,
         help="queries in a group, 2 to 10 of shipped bundles (10)",
     )
-    add("--workers", type=int, help="worker processes (as many as a group has tasks: k + 1)")
+    add(
+        "--workers",
+        type=int,
+        help="worker processes (as many as a group has tasks, k + 1; without a code one a "
+        "processor, at least 2)",
+    )
     add(
         "--method",
         default=argparse.SUPPRESS,
         help="what makes up for missing answers: a method of docs/benchmarks.md, or one of your "
-        "own, FILE.py:CLASS (Coded-InvNet)",
+        "own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
     )
     add(
         "--part",
@@ -52,19 +63,18 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--policy",
-        default="coded",
-        help="uncoded, replicate, hedge, coded, coded+hedge or coded+guess (coded)",
+        help="uncoded, replicate, hedge, coded, coded+hedge or coded+guess (coded; hedge for a "
+        "model of your own without a method)",
     )
     add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
-    add("--pool", default="local", help="local processes, or ray (local)")
+    add("--pool", default="local", help="local processes, ray, or FILE.py:CLASS (local)")
     add("--ray-address", help="a running Ray cluster; without it, one is started here")
     add("--device", default="cpu", help="of the workers: cpu, cuda, cuda:1 (cpu)")
     add("--threads-per-worker", type=int, default=1, help="threads of a worker (1)")
     add(
         "--engine",
-        default="pytorch",
         help="what computes the networks: pytorch, or onnxruntime, the faster one on processors, "
-        "whose first start takes some seconds longer (pytorch)",
+        "whose first start takes some seconds longer (pytorch; onnxruntime for FILE.onnx)",
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
@@ -105,12 +115,12 @@ def add_commands(commands: Commands) -> None:
         help="unanswered queries before 503, even if they could be answered in time (200 a worker, "
         "at least 2000)",
     )
-    add("--max-batch", type=int, default=256, help="images of one request (256)")
+    add("--max-batch", type=int, default=256, help="queries of one request (256)")
     add(
         "--max-body-memory",
         type=float,
         default=512,
-        help="MiB of all requests that are here, as bodies or images, before 503 (512)",
+        help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
@@ -118,8 +128,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from codedinvnet.serving.serve import ServeOptions, serve
+    from codedinvnet.serving.options import ServeOptions
+    from codedinvnet.serving.serve import serve
 
     options = {key: value for key, value in vars(arguments).items() if key != "run"}
-    options["allowed_host"] = tuple(options["allowed_host"])
+    for name in ("inputs", "allowed_host"):
+        options[name] = tuple(options[name])
     serve(ServeOptions(**options))

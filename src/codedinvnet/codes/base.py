@@ -230,18 +230,18 @@ class Scheme:
         yield from self.code.networks()
 
     def _blamed(self) -> contextlib.AbstractContextManager[None]:
-        return blamed(self.name, self.whose)
+        return blamed(f"the method {self.name}", self.whose)
 
 
 @contextlib.contextmanager
 def blamed(name: str, whose: str) -> Iterator[None]:
-    """Print the traceback of what a user's method raises under a line that says whose it is.
+    """Print the traceback of what a user's own code raises under a line that says whose it is.
 
     The same error is printed once: a service meets it with every query.
 
     Args:
-        name: of the method.
-        whose: its file; "" for a method of this package.
+        name: what it is called there, such as "the method mine".
+        whose: its file; "" for what is this package's.
     """
     try:
         yield
@@ -251,5 +251,5 @@ def blamed(name: str, whose: str) -> Iterator[None]:
         lines = traceback.format_exception(error)
         if whose and lines[-2] not in _told:
             _told.add(lines[-2])
-            print(f"the method {name} of {whose} raised:\n{''.join(lines)}", file=sys.stderr)
+            print(f"{name} of {whose} raised:\n{''.join(lines)}", file=sys.stderr)
         raise

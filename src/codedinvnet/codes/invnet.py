@@ -14,7 +14,7 @@ from codedinvnet.codes.mean import Evidence, MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, Parities, Rules
-from codedinvnet.config import EncoderSettings, PixelFusionSettings
+from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.model import build_encoder, with_encoder
 from codedinvnet.nn.fusion import PixelMean
@@ -91,17 +91,11 @@ class PaperInvNet(Method):
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
         from codedinvnet.training.pixels import paper_stage
 
-        assert isinstance(lessons.settings, PixelFusionSettings)
-        served = lessons.served.model_copy(update={"fusion": lessons.settings})
+        model, fusion = with_encoder(given.coded, part), lessons.settings
+        served = lessons.served.model_copy(update={"fusion": fusion})
+        train, rows, seed = lessons.train, lessons.train_rows, lessons.seed
         return paper_stage(
-            with_encoder(given.coded, part),
-            served,
-            lessons.settings,
-            lessons.train,
-            lessons.train_rows,
-            given.k,
-            lessons.device,
-            lessons.seed,
+            served, fusion, train, model, rows, given.k, device=lessons.device, seed=seed
         )
 
     def encoder(self, given: Given) -> nn.Module:

@@ -72,20 +72,16 @@ class LatentCode(Code):
         group = torch.zeros(1, self.rules.k, *self.model.input_shape)
         yield Network(self.holder, "fusing", (group, uniform_weights(group)))
 
-    def direct(self, output: Tensor) -> Tensor | None:
-        """Map latents (B, n) to logits (B, classes)."""
-        return self.classify(output)
-
-    def classify(self, latents: Tensor) -> Tensor:
+    def direct(self, output: Tensor) -> Tensor:
         """Map flattened latents (B, n) to logits (B, classes) by g."""
-        return self.model.classify(latents.unflatten(1, self.model.latent_shape))
+        return self.model.classify(output.unflatten(1, self.model.latent_shape))
 
     def here(self, outputs: Mapping[int, Tensor], size: int) -> dict[int, Tensor]:
         """Return logits (B, classes) of the members that sent their latent."""
         here = [i for i in range(size) if i in outputs]
         if not here:
             return {}
-        logits = self.classify(torch.cat([outputs[i] for i in here]))
+        logits = self.direct(torch.cat([outputs[i] for i in here]))
         return dict(zip(here, logits.chunk(len(here)), strict=True))
 
     def sides(self, outputs: Mapping[int, Tensor], size: int) -> Tensor:

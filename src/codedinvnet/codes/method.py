@@ -14,7 +14,7 @@ from codedinvnet.bundle import Bundle, BundleInfo
 from codedinvnet.classifier import classifier_of
 from codedinvnet.codes.base import Code, Scheme, blamed, check_k
 from codedinvnet.codes.rules import SERVED, Rules
-from codedinvnet.config import PartSettings, PixelFusionSettings, Settings
+from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
 from codedinvnet.model import CodedModel
 
@@ -91,7 +91,7 @@ class Lessons:
         device: what to compute on.
     """
 
-    settings: PartSettings | PixelFusionSettings
+    settings: Any
     seed: int
     train: ImageSource
     train_rows: Tensor
@@ -99,12 +99,6 @@ class Lessons:
     logits: Callable[[str], Tensor]
     served: Settings
     device: torch.device
-
-    @property
-    def part(self) -> PartSettings:
-        """The settings of a part that is trained by steps on drawn batches."""
-        assert isinstance(self.settings, PartSettings)
-        return self.settings
 
     def taught(self) -> tuple[Taught, Taught]:
         """Return the training and validation images with the served classifier's logits."""
@@ -125,7 +119,7 @@ class Lessons:
             self.train,
             self.train_rows,
             self.validation_rows,
-            self.part,
+            self.settings,
             flip=options.flip,
             shift=options.shift,
             precision=options.precision,
@@ -240,5 +234,5 @@ class Method(ABC):
 
     def made(self, given: Given) -> Scheme:
         """Return `build`'s scheme; what a user's own method raises is told as its own."""
-        with blamed(self.name, self.file):
+        with blamed(f"the method {self.name}", self.file):
             return self.build(given)

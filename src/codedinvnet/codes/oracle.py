@@ -41,7 +41,7 @@ class OracleCode(MeanCode):
         self, outputs: Mapping[int, Tensor], member: int, sides: Tensor, size: int
     ) -> Tensor:
         """Return logits (B, classes) of the one missing member, by g."""
-        return self.classify(self.subtracted(outputs, size))
+        return self.direct(self.subtracted(outputs, size))
 
 
 class Oracle(Method):

@@ -212,10 +212,11 @@ class ParM(Method):
 
     name = "parm"
     part = "parity"
+    runs = PARITY_MODEL
     code: type[SumCode] = SumCode
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return Parities(k, fixed_size=True, model=PARITY_MODEL)
+        return Parities(k, fixed_size=True, model=self.runs)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
@@ -223,7 +224,7 @@ class ParM(Method):
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
         from codedinvnet.training.parity import ParityStage
 
-        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.part)
+        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.settings)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
@@ -240,14 +241,11 @@ class ConcatParM(ParM):
         check_tiles(k, cast(tuple[int, int, int], shape))
 
 
-class LearnedParM(Method):
+class LearnedParM(ParM):
     """A learned encoder and decoder, trained together around the classifier."""
 
     name = "parm-learned"
-    part = "parity"
-
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return Parities(k, fixed_size=True, model=SERVED)
+    runs = SERVED
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         decoder = LinearDecoder(given.k, given.classes)
@@ -258,7 +256,9 @@ class LearnedParM(Method):
 
         train, validation = lessons.taught()
         coder = cast(nn.ModuleDict, part)
-        return LearnedCodeStage(coder, given.classifier, train, validation, given.k, lessons.part)
+        return LearnedCodeStage(
+            coder, given.classifier, train, validation, given.k, lessons.settings
+        )
 
     def build(self, given: Given) -> Scheme:
         assert isinstance(given.part, nn.ModuleDict)

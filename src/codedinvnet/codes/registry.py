@@ -62,7 +62,7 @@ def find_method(text: str) -> Method:
         return _keep(text, _in_file(Path(path), name))
     for point in entry_points(group=GROUP):
         if point.name == text:
-            with blamed(text, point.value):
+            with blamed(f"the method {text}", point.value):
                 loaded = point.load()
             return _keep(text, _made(loaded, point.value))
     known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
@@ -95,7 +95,7 @@ def _in_file(path: Path, name: str) -> Method:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass looks itself up there
-    with blamed(name, str(path)):
+    with blamed(f"the method {name}", str(path)):
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")

@@ -171,7 +171,7 @@ def open_factory(
 def _function(name: str) -> Callable[[], Any]:
     place, _, attribute = name.rpartition(":")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+        module = user_module(place)
     except Exception as error:  # whatever the user's module raises
         raise UserError(
             f"the factory {name} cannot be imported: {type(error).__name__}: {one_line(error)}"
@@ -182,6 +182,11 @@ def _function(name: str) -> Callable[[], Any]:
         hint = f", did you mean {near!r}?" if near else ""
         raise UserError(f"the factory {name}: {place} has no function {attribute!r}{hint}")
     return found  # type: ignore[no-any-return]
+
+
+def user_module(place: str) -> ModuleType:
+    """Import a user's file, or a module of an installed package or of this folder."""
+    return _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
 
 
 def _from_package(name: str) -> ModuleType:

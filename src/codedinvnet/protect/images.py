@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.torch import user_module
 
 Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Makes a batch of the model's input of a batch that is kept."""
@@ -190,15 +189,7 @@ def user_function(name: str, option: str) -> Callable[..., Any]:
     """
     place, _, attribute = name.rpartition(":")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        function = getattr(module, attribute)
+        function = getattr(user_module(place), attribute)
     except Exception as error:  # whatever the user's module raises
         raise UserError(f"{option} {name}: {type(error).__name__}: {one_line(error)}") from error
     if not callable(function):

@@ -1,64 +1,55 @@
-"""The HTTP face: Open Inference Protocol, metrics, and the page."""
+"""The HTTP face: it reads requests, has the service answer them, and writes the answers."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import gzip
-import hmac
-import ipaddress
 import json
 import logging
-import os
 import re
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-from prometheus_client import Counter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive
 
-from codedinvnet.serving.actions import DEADLINE
-from codedinvnet.serving.faults import Delay, Fault, FaultyPool
-from codedinvnet.serving.frontend import (
-    Answered,
+from codedinvnet.serving.answers import (
+    BadRequest,
     DeadlinePassed,
     Draining,
-    FrontEnd,
     Overloaded,
+    QueryFailed,
     Starting,
 )
-from codedinvnet.serving.metrics import OUTCOMES, log_event
-from codedinvnet.serving.protocol import (
+from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.middleware import HostCheck, RequestCount, TokenCheck, problem
+from codedinvnet.serving.page import demo_routes, page_state
+from codedinvnet.serving.served import Served
+from codedinvnet.serving.service import Request as Asked
+from codedinvnet.serving.service import Response as Answer
+from codedinvnet.serving.service import Service
+from codedinvnet.serving.v2 import (
     HEADER_LENGTH,
-    LONGEST_SHOWN,
     VERSION,
-    BadRequest,
-    InferRequest,
-    ModelDescription,
     TooLarge,
     decompress,
+    json_bytes,
     model_metadata,
     parse_request,
     render_response,
     server_metadata,
-    short,
 )
-from codedinvnet.serving.scheduler import Worker
-from codedinvnet.serving.supervisor import STARTING
 
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait while the service starts or stops."""
@@ -68,17 +59,8 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-ANY_ADDRESS = ("0.0.0.0", "::")
-"""Hosts to listen on that mean every address of this machine."""
 NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
 """Of the page: another site's page shows it in no frame, where clicks could be led to it."""
-SLOW_MS = 300.0
-"""How much the page's button slows a worker."""
-SILENT_AFTER = 0.3
-"""Seconds on one task after which the page calls a worker silent."""
-DEMO_HEADER = "X-Codedinvnet-Demo"
-"""Of requests that hurt workers: pages of other sites cannot send it."""
 
 
 @dataclass(frozen=True)
@@ -86,118 +68,21 @@ class AppOptions:
     """What the HTTP face goes by.
 
     Attributes:
-        model: what is served.
+        max_batch: queries of a request.
         max_body: bytes of a request, before and after decompression.
-        body_memory: bytes of all requests that are here, as bodies or as images.
+        body_memory: bytes of all requests that are here, as bodies or as tensors.
         token: clients must send it as a bearer token ("": none).
-        demo: images (N, C, H, W) that the page may send; None: no buttons.
-        policy: as shown on the page.
+        demo: requests that the page may send (see `demo_requests`); None: no buttons.
         hosts: names and addresses that clients may call the service, beside this machine's own for
             itself; "*": any.
     """
 
-    model: ModelDescription
+    max_batch: int
     max_body: int = 64 * 1024 * 1024
     body_memory: int = 512 * 1024 * 1024
     token: str = ""
-    demo: np.ndarray | None = None
-    policy: str = "coded"
+    demo: Sequence[Mapping[str, Any]] | None = None
     hosts: tuple[str, ...] = ()
-
-
-class HostCheck:
-    """Let requests through whose Host header is known.
-
-    A page of another site that has its name lead here (DNS rebinding) would be taken for ours by
-    the browser, and read what the service shows; but the browser says by what name it came.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
-        self.app = app
-        self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] == "http":
-            given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-            for host in given:  # none: no browser
-                if not self.known(host):
-                    message = f"host {short(host)} is not known here; see --allowed-host"
-                    await problem(421, message)(scope, receive, send)
-                    return
-        await self.app(scope, receive, send)
-
-    def known(self, host: str) -> bool:
-        """Tell whether a Host header, with or without a port, names this service."""
-        name = re.sub(r":\d*$", "", host.lower())
-        if name.startswith("[") and name.endswith("]"):
-            name = name[1:-1]
-        if name in self.names or "*" in self.names:
-            return True
-        if self.names.isdisjoint(ANY_ADDRESS):
-            return False
-        try:  # an address cannot be made to lead elsewhere
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-
-class TokenCheck:
-    """Let requests through that carry the token; health checks and the bare page need none."""
-
-    OPEN = ("/v2/health/live", "/v2/health/ready", "/")
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app = app
-        self.expected = token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] == "http" and scope["path"] not in self.OPEN:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, token = given.partition(b" ")
-            right = hmac.compare_digest(token.strip(), self.expected)
-            if scheme.lower() != b"bearer" or not right:
-                message = "a bearer token is needed: Authorization: Bearer TOKEN"
-                response = problem(401, message, {"WWW-Authenticate": "Bearer"})
-                await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-class RequestCount:
-    """Count inference requests by the status code that they got."""
-
-    def __init__(self, app: ASGIApp, counter: Counter) -> None:
-        self.app, self.counter = app, counter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http" or not scope["path"].endswith("/infer"):
-            await self.app(scope, receive, send)
-            return
-
-        started = False
-
-        async def counted(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                self.counter.labels(str(message["status"])).inc()
-            await send(message)
-
-        try:
-            await self.app(scope, receive, counted)
-        except Exception:  # which is answered by who called us
-            if not started:
-                self.counter.labels("500").inc()
-            raise
-
-
-def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return an error response."""
-    return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -249,7 +134,7 @@ async def departure(receive: Receive) -> None:
         await asyncio.Event().wait()
 
 
-def problems(front: FrontEnd) -> dict[Any, Handler]:
+def problems() -> dict[Any, Handler]:
     """Return how every kind of error is answered."""
 
     async def http_problem(_: Request, error: HTTPException) -> Response:
@@ -266,9 +151,11 @@ def problems(front: FrontEnd) -> dict[Any, Handler]:
         seconds = error.seconds if isinstance(error, Overloaded) else RETRY_AFTER
         return problem(503, message, {"Retry-After": str(seconds)})
 
-    async def too_late(_: Request, __: DeadlinePassed) -> Response:
-        front.metrics.queries.labels("deadline").inc()
-        return problem(504, "deadline passed")
+    async def too_late(_: Request, error: DeadlinePassed) -> Response:
+        return problem(504, str(error))
+
+    async def failed(_: Request, error: QueryFailed) -> Response:
+        return problem(500, str(error))
 
     async def client_left(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -284,25 +171,26 @@ def problems(front: FrontEnd) -> dict[Any, Handler]:
         Exception: internal,
         **dict.fromkeys((Overloaded, Draining, Starting), no_room),
         DeadlinePassed: too_late,
+        QueryFailed: failed,
         ClientDisconnect: client_left,
         TooSlow: too_slow,
         BadRequest: bad_request,
     }
 
 
-def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> Starlette:
-    """Return the application; it stops the front end in the end.
+def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> Starlette:
+    """Return the application; it stops the service's front end in the end.
 
     Args:
-        front: answers the queries.
+        service: answers the requests.
         options: see `AppOptions`.
         starts: start the front end, too, before anything is answered. Otherwise the caller does,
             and until then queries are refused.
     """
-    model = options.model
+    front, served = service.front, service.served
     # Reading and writing what is large hold the interpreter for a while, and take memory.
     large = asyncio.Semaphore(1)
-    held_by_all = 0  # bytes of requests: of their bodies, then of their images
+    held_by_all = 0  # bytes of requests: of their bodies, then of their tensors
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -318,7 +206,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         return JSONResponse({"live": alive}, status_code=200 if alive else 503)
 
     def is_ready() -> bool:
-        return front.ready and any(worker.up for worker in front.scheduler.workers)
+        return front.ready and front.scheduler.workers_up > 0
 
     async def ready(_: Request) -> Response:
         up = is_ready()
@@ -330,23 +218,23 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     def check_model(request: Request) -> None:
         name = request.path_params["name"]
         model_version = request.path_params.get("model_version", VERSION)
-        if name != model.name or model_version != VERSION:
+        if name != served.name or model_version != VERSION:
             raise HTTPException(
-                404, f"no model {name!r} version {model_version!r}; there is {model.name!r} 1"
+                404, f"no model {name!r} version {model_version!r}; there is {served.name!r} 1"
             )
 
     async def metadata(request: Request) -> Response:
         check_model(request)
-        return JSONResponse(model_metadata(model))
+        return JSONResponse(model_metadata(served))
 
     async def model_ready(request: Request) -> Response:
         check_model(request)
         up = is_ready()
-        return JSONResponse({"name": model.name, "ready": up}, status_code=200 if up else 503)
+        return JSONResponse({"name": served.name, "ready": up}, status_code=200 if up else 503)
 
     async def parse_in_turn(
-        parse: Callable[[], InferRequest], began: float, gone: asyncio.Task[None]
-    ) -> InferRequest:
+        parse: Callable[[], Asked], began: float, gone: asyncio.Task[None]
+    ) -> Asked:
         """Parse in a thread, one request at a time, and none for nothing.
 
         Raises:
@@ -359,7 +247,8 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
                 raise ClientDisconnect
             front.check_room(1)
             if time.monotonic() - began > front.deadline:
-                raise DeadlinePassed(DEADLINE)
+                front.metrics.queries.labels("deadline").inc()
+                raise DeadlinePassed("deadline passed")
             return await asyncio.to_thread(parse)
 
     @contextlib.contextmanager
@@ -381,18 +270,19 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
 
     async def take_in(
         request: Request, began: float, hold: Callable[[int], None]
-    ) -> tuple[InferRequest, asyncio.Task[None]]:
+    ) -> tuple[Asked, asyncio.Task[None]]:
         """Read and parse a request; also return a task that ends when its client goes away."""
         headers = request.headers
         packed = "content-encoding" in headers
         most = options.max_body
         if HEADER_LENGTH not in headers:
-            most = min(most, model.json_bytes)
+            most = min(most, json_bytes(served))
         body = await read_body(request, most, front.deadline, hold)
 
-        def parse() -> InferRequest:
+        def parse() -> Asked:
             plain = decompress(body, headers.get("content-encoding"), most)
-            return parse_request(plain, headers.get(HEADER_LENGTH), model)
+            length = headers.get(HEADER_LENGTH)
+            return parse_request(plain, length, served, options.max_batch)
 
         gone = asyncio.create_task(departure(request.receive))
         try:
@@ -400,7 +290,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
                 parsed = parse()
             else:
                 parsed = await parse_in_turn(parse, began, gone)
-            hold(parsed.images.nbytes)
+            hold(parsed.size)
         except BaseException:
             gone.cancel()
             raise
@@ -416,31 +306,24 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     async def respond(request: Request, began: float, hold: Callable[[int], None]) -> Response:
         parsed, gone = await take_in(request, began, hold)
         try:
-            if not parsed.accept_decoded and not front.scheduler.systematic:
-                raise BadRequest("parameters.accept_decoded: this method has no direct answers")
             if gone.done():
                 raise ClientDisconnect
-            found = await front.infer(
-                parsed.images,
-                accept_decoded=parsed.accept_decoded,
-                deadline=parsed.timeout,
-                began=began,
-                gone=gone,
-                name=None if parsed.identity is None else parsed.identity[:LONGEST_SHOWN],
-            )
+            try:
+                answer = await service.answer(parsed, began=began, gone=gone)
+            except QueryFailed:
+                if gone.done():
+                    raise ClientDisconnect from None
+                raise
             if gone.done():
                 raise ClientDisconnect
         finally:
             gone.cancel()
-        answers = [answer for answer in found if isinstance(answer, Answered)]
-        if len(answers) < len(found):
-            return failed(found)
         packs = wants_gzip(request.headers.get("accept-encoding", ""))
 
         def write() -> Response:
-            return written(parsed, answers, model, packs)
+            return written(parsed, answer, served, packs)
 
-        if len(answers) * len(model.classes) < LARGE_ANSWER:
+        if answer.values < LARGE_ANSWER:
             return write()
         async with large:
             return await asyncio.to_thread(write)
@@ -461,7 +344,7 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
         return HTMLResponse(page, headers=NO_FRAMES)
 
     async def state(_: Request) -> Response:
-        return JSONResponse(page_state(front, options))
+        return JSONResponse(page_state(service, demo=options.demo is not None))
 
     routes = [
         Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
@@ -492,18 +375,16 @@ def build_app(front: FrontEnd, options: AppOptions, *, starts: bool = True) -> S
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers=problems(front),
+        exception_handlers=problems(),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
 
 
-def written(
-    parsed: InferRequest, answers: list[Answered], model: ModelDescription, packs: bool
-) -> Response:
+def written(parsed: Asked, answer: Answer, served: Served, packs: bool) -> Response:
     """Return the response with a request's answers, compressed if that pays and may be."""
-    data, head = render_response(parsed, answers, model)
+    data, head = render_response(parsed, answer, served)
     kind = "application/json" if head is None else "application/octet-stream"
     extra = {} if head is None else {HEADER_LENGTH: str(head)}
     if len(data) >= COMPRESSED_FROM:
@@ -511,8 +392,8 @@ def written(
         if packs:
             data = gzip.compress(data, 1)
             extra["Content-Encoding"] = "gzip"
-    work = max((answer.work_seconds for answer in answers), default=0.0)
-    extra["Server-Timing"] = f"work;dur={1000 * work:.3f}"  # as the W3C's header, in ms
+    work = 1000 * answer.work_seconds
+    extra["Server-Timing"] = f"work;dur={work:.3f}"  # as the W3C's header, in ms
     return Response(data, media_type=kind, headers=extra)
 
 
@@ -523,103 +404,3 @@ def wants_gzip(accepted: str) -> bool:
         if coding.strip() == "gzip":
             return not re.fullmatch(r"q=0(\.0*)?", weight.replace(" ", ""))
     return False
-
-
-def failed(found: list[Any]) -> Response:
-    """Return the response of a request of which not every query was answered."""
-    problems = [problem for problem in found if not isinstance(problem, Answered)]
-    if all(isinstance(p, DeadlinePassed) for p in problems):
-        return problem(504, f"{len(problems)} of {len(found)} queries: deadline passed")
-    reason = next(p for p in problems if not isinstance(p, DeadlinePassed))
-    return problem(500, f"{len(problems)} of {len(found)} queries failed: {reason}")
-
-
-def page_state(front: FrontEnd, options: AppOptions) -> dict[str, Any]:
-    """Return what the page shows."""
-    scheduler, now = front.scheduler, time.monotonic()
-    return {
-        "model": options.model.name,
-        "classes": options.model.classes,
-        "image_shape": options.model.image_shape,
-        "policy": options.policy,
-        "k": scheduler.code.k,
-        "demo": options.demo is not None,
-        "throughput": round(front.metrics.throughput(), 1),
-        "percentiles": front.metrics.percentiles(),
-        "answers": {
-            outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
-        },
-        "agreement": front.metrics.live_agreement(),
-        "workers": [
-            {
-                "state": "silent" if silent(worker, now) else view.state,
-                "queue": worker.load,
-                "tasks": view.tasks,
-                "restarts": view.restarts,
-                "pid": None if view.state == STARTING else front.pool.pid(i),
-            }
-            for i, (view, worker) in enumerate(zip(front.workers, scheduler.workers, strict=True))
-        ],
-        "groups": [
-            {
-                "id": view.identity,
-                "members": [
-                    {"image": encode_image(image), "outcome": view.outcomes.get(query, "waiting")}
-                    for query, image in zip(view.members, view.images, strict=True)
-                ],
-            }
-            for view in front.groups
-        ],
-    }
-
-
-def silent(worker: Worker, now: float) -> bool:
-    """Tell whether a worker has been at one task for a suspiciously long time."""
-    task = worker.running
-    return task is not None and task.started is not None and now - task.started > SILENT_AFTER
-
-
-def encode_image(image: np.ndarray) -> str:
-    """Return an image's pixels (C, H, W) as base64 of bytes."""
-    pixels = image if image.dtype == np.uint8 else (image * 255).round().astype(np.uint8)
-    return base64.b64encode(pixels.tobytes()).decode()
-
-
-def demo_routes(front: FrontEnd, images: np.ndarray) -> list[Route]:
-    """Return those of the buttons: slow, stop, kill and heal a worker, and images to send."""
-    pool = front.pool
-
-    async def demo_images(_: Request) -> Response:
-        return JSONResponse([encode_image(image) for image in images])
-
-    async def do(request: Request) -> Response:
-        name, deed = request.path_params["worker"], request.path_params["deed"]
-        if request.headers.get(DEMO_HEADER) != "1":
-            raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
-        if name not in map(str, range(front.rules.workers)) or not isinstance(pool, FaultyPool):
-            raise HTTPException(404, f"no worker {name}")
-        worker = int(name)
-        if front.workers[worker].state == STARTING:
-            raise HTTPException(503, f"worker {worker} is starting")
-        pid = pool.pid(worker)
-        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}
-        if deed not in (*signals, "slow"):
-            raise HTTPException(404, f"no deed {deed!r}: slow, stop, kill or heal")
-        if pid is None and deed in ("kill", "stop"):
-            up = front.workers[worker].state == "up"
-            why = "runs on another machine: slow it instead" if up else "is being replaced"
-            raise HTTPException(409, f"worker {worker} {why}")
-        if deed in ("slow", "heal"):
-            pool.clear(worker)
-        if deed == "slow":
-            pool.add(Fault(kind="slow", worker=worker, delay=Delay(ms=SLOW_MS)))
-        elif pid is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(pid, signals[deed])
-        log_event("demo", worker=worker, deed=deed)
-        return JSONResponse({"worker": worker, "deed": deed})
-
-    return [
-        Route("/demo/images", demo_images),
-        Route("/demo/workers/{worker}/{deed}", do, methods=["POST"]),
-    ]

@@ -1,83 +1,213 @@
-"""Heads and decoding, in batches: from workers' outputs to probabilities."""
+"""Heads and decoding: from workers' outputs to answers, in batches, in a thread of their own.
+
+What has come in while the last batch was computed is the next batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.served import Served
+
+CHECKED_SHARE = 0.5
+"""Share of the complete groups that live agreement and residuals are measured on, at most."""
+WAITING_CHECKS = 4
+"""So many checks wait until no answer does, the newest; older ones are left out."""
 
 
 class Job(NamedTuple):
-    """Logits to compute: of one query directly, or of a group's members."""
+    """Answers to compute: of one query directly, or of a group's members."""
 
     size: int
-    """0: direct."""
+    """The group's; 0 for a direct answer."""
     outputs: dict[int, np.ndarray]
-    wanted: dict[int, int]
+    """Task -> (n,)."""
+    wanted: Mapping[int, int]
     """Query -> member."""
 
 
-def tensors(outputs: Mapping[int, np.ndarray]) -> dict[int, Tensor]:
-    """Return outputs as tensors with a batch of one."""
-    return {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
+class Found(NamedTuple):
+    """What was computed for a query."""
+
+    outputs: Mapping[str, np.ndarray]
+    """See `Answered`."""
+    confidence: float
+    """The largest probability; not finite if the scores are none."""
 
 
-def compute(scheme: Scheme, jobs: Sequence[Job]) -> list[dict[int, np.ndarray]]:
-    """Return for each job the probabilities (classes,) of the queries it wants.
+class Check(NamedTuple):
+    """A complete group, one member of which is decoded as if it were missing."""
+
+    size: int
+    outputs: dict[int, np.ndarray]
+    workers: dict[int, int]
+    """Task -> worker."""
+    member: int
+
+
+Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
+"""Called with a job, and what was found for each of its queries, or why nothing was."""
+
+
+class DecodingQueue:
+    """Jobs, and checks of complete groups that cost nothing but idle time.
+
+    Args:
+        scheme: decodes.
+        served: makes answers of scores.
+        metrics: where to count.
+        spawn: starts a task of the event loop.
+        finished: see `Finished`.
+        failed: called with what went wrong with a check.
+        seed: of the sample of groups that are checked.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        served: Served,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        finished: Finished,
+        failed: Callable[[Exception], None],
+        seed: int = 0,
+    ) -> None:
+        self.scheme, self.served, self.metrics = scheme, served, metrics
+        self.spawn, self.finished, self.failed = spawn, finished, failed
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._jobs: list[Job] = []
+        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
+        self._random = random.Random(seed)
+        self._running = False
+
+    def add(self, job: Job) -> None:
+        """Take a job, which `run` computes."""
+        self._jobs.append(job)
+
+    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
+        """Have one member of some complete groups decoded as if it were missing."""
+        if self._random.random() >= CHECKED_SHARE:
+            return
+        members = [task for task in workers if task < size]  # a filler proves nothing
+        if members:
+            self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
+
+    def run(self) -> None:
+        """Compute what waits, unless that is under way."""
+        if (self._jobs or self._checks) and not self._running:
+            self.spawn(self._work())
+            self._running = True
+
+    def stop(self) -> None:
+        """Let go of the thread."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        """Compute what waits, answers first, until nothing does."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._jobs or self._checks:
+                if not self._jobs:
+                    await self._check(self._checks.popleft())
+                    continue
+                jobs, self._jobs = self._jobs, []
+                began = time.perf_counter()
+                answers: Sequence[Mapping[int, Found] | Exception]
+                try:
+                    answers = await loop.run_in_executor(
+                        self.thread, compute_apart, self.scheme, self.served, jobs
+                    )
+                except Exception as error:
+                    answers = [error] * len(jobs)
+                self.metrics.decode_time.observe(time.perf_counter() - began)
+                for job, found in zip(jobs, answers, strict=True):
+                    self.finished(job, found)
+        finally:
+            self._running = False
+
+    async def _check(self, check: Check) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            agrees, residual = await loop.run_in_executor(
+                self.thread, check_group, self.scheme, check.outputs, check.size, check.member
+            )
+        except Exception as error:  # answers wait behind it
+            self.failed(error)
+            return
+        if agrees is not None:
+            self.metrics.checked(agrees)
+        if residual is not None:
+            for task, worker in check.workers.items():
+                role = "parity" if task >= self.scheme.rules.k else "data"
+                self.metrics.residual_seen(worker, role, residual)
+
+
+def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:
+    """Return for each job what was found for the queries that it wants.
 
     Direct answers are computed together, and so are decodings of equal size and with the same
     outputs at hand.
     """
-    found: list[dict[int, np.ndarray]] = [{} for _ in jobs]
+    found: list[dict[int, Found]] = [{} for _ in jobs]
     direct = [i for i, job in enumerate(jobs) if job.size == 0]
     if direct:
-        stacked = torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct]))
-        logits = scheme.direct(stacked)
-        assert logits is not None
-        for row, i in zip(probabilities(logits), direct, strict=True):
-            found[i] = {query: row for query in jobs[i].wanted}
+        scores = scheme.direct(torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct])))
+        assert scores is not None
+        for answer, i in zip(answers(served, scores), direct, strict=True):
+            found[i] = dict.fromkeys(jobs[i].wanted, answer)
     alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, job in enumerate(jobs):
         if job.size:
             alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
     for (size, tasks), rows in alike.items():
         outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
-        answers = scheme.decode(outputs, size)
+        decoded = scheme.decode(outputs, size)
         for position, i in enumerate(rows):
             for query, member in jobs[i].wanted.items():
-                found[i][query] = probabilities(answers[member][position][None])[0]
+                (found[i][query],) = answers(served, decoded[member][position][None])
     return found
 
 
-def compute_apart(scheme: Scheme, jobs: Sequence[Job]) -> list[dict[int, np.ndarray] | Exception]:
+def compute_apart(
+    scheme: Scheme, served: Served, jobs: Sequence[Job]
+) -> list[dict[int, Found] | Exception]:
     """Compute jobs together; if that fails, each for itself, so that none fails for another."""
     try:
-        return list(compute(scheme, jobs))
+        return list(compute(scheme, served, jobs))
     except Exception:
-        found: list[dict[int, np.ndarray] | Exception] = []
+        found: list[dict[int, Found] | Exception] = []
         for job in jobs:
             try:
-                found += compute(scheme, [job])
+                found += compute(scheme, served, [job])
             except Exception as error:
                 found.append(error)
         return found
 
 
-def probabilities(logits: Tensor) -> np.ndarray:
-    """Return the softmax of logits (B, classes)."""
-    return np.asarray(logits.float().softmax(1).cpu().numpy())
+def answers(served: Served, scores: Tensor) -> list[Found]:
+    """Return the answers that rows of scores (B, classes) are."""
+    probabilities = scores.softmax(1) if served.kind == "logits" else scores
+    confidences = probabilities.amax(1).tolist()
+    return [Found(*row) for row in zip(served.answer(scores), confidences, strict=True)]
 
 
 def check_group(
     scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
 ) -> tuple[bool | None, float | None]:
     """Return whether a member's decoded label is its direct one, and the group's residual."""
-    complete = tensors(outputs)
+    complete = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
     residual = scheme.residual(complete, size)
     agrees: bool | None = None
     direct = scheme.direct(complete[member]) if member in complete else None

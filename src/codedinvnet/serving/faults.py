@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerPool
+from codedinvnet.serving.computing import Result
+from codedinvnet.serving.pool import Death, Task, WorkerDied, WorkerPool
 
 
 class Delay(Section):
@@ -208,7 +209,7 @@ class FaultyPool:
         ]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                delay = fault.delay.draw(generator) * (len(task.images) if fault.each_image else 1)
+                delay = fault.delay.draw(generator) * (task.members if fault.each_image else 1)
                 early = delay * generator.random() if fault.spread else delay
                 before, after = before + early, after + delay - early
                 await self._block(worker, early)
@@ -226,8 +227,15 @@ class FaultyPool:
         for fault in hit:
             if fault.kind == "corrupt":
                 noise = np.random.default_rng(generator.getrandbits(63))
-                lie = fault.scale * noise.standard_normal(result.output.shape)
-                result = result._replace(output=(result.output + lie).astype(np.float32))
+                outputs = {
+                    name: (array + fault.scale * noise.standard_normal(array.shape)).astype(
+                        array.dtype
+                    )
+                    if np.issubdtype(array.dtype, np.floating)
+                    else array
+                    for name, array in result.outputs.items()
+                }
+                result = result._replace(outputs=outputs)
         if after > 0:
             await self._block(worker, after)
         return result._replace(held=held, blocked=before + after)

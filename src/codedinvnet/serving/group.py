@@ -36,10 +36,10 @@ class CodingGroup:
         """Task -> the attempt whose output is used."""
         self.live: dict[int, set[int]] = {}
         """Task -> attempts that may still answer."""
-        self.workers: set[int] = set()
-        """Workers that were given a task of this group."""
+        self.at: dict[int, int] = {}
+        """Worker -> how many tasks of this group it has."""
         self.failed: set[int] = set()
-        """Those of them that failed one."""
+        """Workers that failed a task of this group."""
         self.retries = 0
         """Lost parity tasks that were sent again."""
 
@@ -113,10 +113,19 @@ class CodingGroup:
         tasks = self.code.tasks(self.size)
         return tuple(t for t in tasks if t not in self.outputs and not self.live.get(t))
 
-    def sent(self, task: int, attempt: int, worker: int) -> None:
-        """Note that a worker was given a task."""
+    def sent(self, task: int, attempt: int) -> None:
+        """Note that an attempt at a task may answer."""
         self.live.setdefault(task, set()).add(attempt)
-        self.workers.add(worker)
+
+    def given(self, worker: int) -> None:
+        """Note that a worker has a task."""
+        self.at[worker] = self.at.get(worker, 0) + 1
+
+    def left(self, worker: int) -> None:
+        """Note that a worker has one task less."""
+        self.at[worker] -= 1
+        if not self.at[worker]:
+            del self.at[worker]
 
     def arrived(self, task: int, attempt: int) -> bool:
         """Take an output; return whether it is the task's first."""

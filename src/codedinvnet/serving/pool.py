@@ -1,31 +1,18 @@
 """The interface of a worker pool, and the in-process fake that tests run on.
 
-A pool knows no coding: it runs numbered tasks on numbered workers.
+A pool knows no coding: it runs numbered tasks on numbered workers. A pool of a user's own is a
+class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 
-from codedinvnet.bundle import load_bundle
-from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import Tolerance
-from codedinvnet.codes.registry import OURS
-from codedinvnet.devices import use_whole_float32
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest
-from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.serving.engine import is_kept, run_by_onnxruntime
+from codedinvnet.serving.computing import Computer, Result, run_task
 
 
 class WorkerDied(Exception):
@@ -49,122 +36,17 @@ class Task(NamedTuple):
 
     attempt: int
     number: int
-    """The task's number in the coding method."""
-    images: np.ndarray
-    """(members, C, H, W), uint8 or float32 in 0..1."""
+    """The task's number in its coding group."""
+    inputs: Mapping[str, np.ndarray]
+    """Name -> (members, *shape), of the members that the task needs."""
     origin: Origin | None = None
-    """Of a query's first sending: its place in its request. Faults that hit requests need it."""
+    """The query's place in its request, at its first sending; None later. Faults that hit requests
+    need it."""
 
-
-class Result(NamedTuple):
-    """What a worker computed."""
-
-    output: np.ndarray
-    """(n,) float32."""
-    seconds: float
-    """Its computing time."""
-    encode_seconds: float = 0.0
-    """The part of it that went into encoding."""
-    held: float = 0.0
-    """For how many seconds an injected fault keeps the answer back; the worker is free."""
-    blocked: float = 0.0
-    """For how many seconds injected faults kept the worker from the task."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What every worker loads.
-
-    Attributes:
-        bundle: name or folder.
-        k: the most members of a group.
-        device: what to compute on.
-        threads: that a worker computes with.
-        method: the coding method, as `find_method` takes it.
-        part: the checkpoint of the part that it needs beside the bundle, if it does.
-        stragglers: see `Tolerance`.
-        errors: likewise.
-        weights: digest of the bundle's weights that the front end has ("": any will do).
-        part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.models.runtime.ENGINES`.
-    """
-
-    bundle: str | Path
-    k: int
-    device: str = "cpu"
-    threads: int = 1
-    method: str = OURS
-    part: Path | None = None
-    stragglers: int = 1
-    errors: int = 1
-    weights: str = ""
-    part_weights: str = ""
-    engine: str = PYTORCH
-
-    def load(self) -> Scheme:
-        """Load the scheme, and compute each of its tasks once, so that no query pays for it.
-
-        This is for a worker's own process: its number of threads and its precision are set.
-
-        Raises:
-            UserError: if it cannot be loaded, other weights lie there than the front end has, or
-                the engine is not installed here.
-        """
-        torch.set_num_threads(self.threads)
-        use_whole_float32()
-        scheme = self._scheme()
-        if self.engine == ONNX_RUNTIME:
-            run_by_onnxruntime(scheme.networks())
-        size = scheme.rules.k
-        zeros = torch.zeros(1, size, *scheme.shape, dtype=torch.uint8)
-        for number, task in scheme.rules.tasks(size).items():
-            if number in (0, size):
-                scheme.compute(number, zeros[:, : len(task.members)])
-        return scheme
-
-    def is_prepared(self) -> bool:
-        """Tell whether `load` takes no longer than it must; raises alike."""
-        if self.engine != ONNX_RUNTIME:
-            return True
-        return is_kept(self._scheme().networks())
-
-    def _scheme(self) -> Scheme:
-        check_engine(self.engine, self.device)
-        check_installed(self.engine)
-        bundle = load_bundle(self.bundle, self.device)
-        tolerance = Tolerance(self.stragglers, self.errors)
-        scheme = scheme_for(bundle, self.k, self.method, self.part, tolerance)
-        if self.weights:
-            check_weights(self.bundle, bundle.digest(), self.weights)
-        if self.part_weights and self.part is not None:
-            check_weights(self.part, file_digest(self.part), self.part_weights)
-        return scheme
-
-
-def check_weights(place: str | Path, found: str, wanted: str) -> None:
-    """Raise UserError if weights were exchanged while the service runs: answers would be mixed."""
-    if found != wanted:
-        raise UserError(
-            f"{place} has weights {found}, the front end has {wanted}: restart the service"
-        )
-
-
-def freeze_loaded() -> None:
-    """Keep what this process has loaded out of the garbage collector's rounds, for good.
-
-    Walking through PyTorch's objects takes 0.1 s, in which a front end or a worker does nothing
-    else; it was what the slowest of a thousand requests waited for.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def run_task(scheme: Scheme, number: int, images: np.ndarray) -> Result:
-    """Compute one task's output (n,) of images (members, C, H, W), and time it."""
-    began = time.perf_counter()
-    output, encoding = scheme.compute(number, torch.from_numpy(images)[None])
-    array = np.ascontiguousarray(output[0].float().cpu().numpy())
-    return Result(array, time.perf_counter() - began, encoding)
+    @property
+    def members(self) -> int:
+        """How many queries the task is of."""
+        return len(next(iter(self.inputs.values())))
 
 
 Death = Callable[[int, str], None]
@@ -201,11 +83,11 @@ class InProcessPool:
     """Workers that are threads of this process, for tests: they die and hang on request.
 
     Args:
-        scheme: what they compute with.
+        computer: what they compute with.
     """
 
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
+    def __init__(self, computer: Computer) -> None:
+        self.computer = computer
         self.on_death: Death | None = None
         self.dead: list[asyncio.Event] = []
         self.hung: list[asyncio.Event] = []
@@ -234,7 +116,7 @@ class InProcessPool:
     async def _work(self, worker: int, task: Task) -> Result:
         if self.hung[worker].is_set():
             await self.dead[worker].wait()
-        return await asyncio.to_thread(run_task, self.scheme, task.number, task.images)
+        return await asyncio.to_thread(run_task, self.computer, task.number, task.inputs)
 
     def kill(self, worker: int) -> None:
         """Let a worker die."""

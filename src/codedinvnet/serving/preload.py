@@ -13,13 +13,20 @@ import os
 import signal
 from dataclasses import asdict
 from multiprocessing import forkserver
-from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
-from codedinvnet.codes.base import Scheme
-from codedinvnet.serving.pool import WorkerSpec, freeze_loaded
+from codedinvnet.serving.computing import (
+    BundleSpec,
+    Computer,
+    ModelSpec,
+    WorkerSpec,
+    freeze_loaded,
+)
 
+SPECS: tuple[type, ...] = (BundleSpec, ModelSpec)
+"""What a fork server can load; workers load any other kind themselves."""
 VARIABLE = "CODEDINVNET_PRELOAD"
 
 
@@ -29,7 +36,7 @@ def start_fork_server(spec: WorkerSpec) -> None:
     Workers with another spec load for themselves, and so do those for a GPU or with several
     threads: neither a GPU's context nor a pool of threads outlives a fork.
     """
-    plain = type(spec) is WorkerSpec and spec.threads == 1
+    plain = type(spec) in SPECS and spec.threads == 1
     if plain and torch.device(spec.device).type == "cpu":
         os.environ[VARIABLE] = _key(spec)
     try:
@@ -46,30 +53,30 @@ def kill_fork_server() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def load(spec: WorkerSpec) -> Scheme:
-    """Return the scheme of a worker: the fork server's, if that has loaded the same, or its own."""
+def load(spec: WorkerSpec) -> Computer:
+    """Return what a worker computes with: the fork server's, if that has loaded it, or its own."""
     if _loaded is not None and _loaded[0] == _key(spec):
         return _loaded[1]
     return spec.load()
 
 
 def _key(spec: WorkerSpec) -> str:
-    return json.dumps({"type": type(spec).__qualname__, **asdict(spec)}, default=str)
+    place = SPECS.index(type(spec)) if type(spec) in SPECS else type(spec).__qualname__
+    return json.dumps([place, asdict(spec)], default=str)
 
 
-def _load_named() -> tuple[str, Scheme] | None:
+def _load_named() -> tuple[str, Computer] | None:
     key = os.environ.get(VARIABLE)
     if key is None:
         return None
-    found = json.loads(key)
-    del found["type"]
-    part = found["part"]
+    place, found = json.loads(key)
     try:
-        scheme = WorkerSpec(**{**found, "part": part and Path(part)}).load()
+        spec: WorkerSpec = TypeAdapter(SPECS[place]).validate_python(found)
+        computer = spec.load()
     except Exception:  # the workers will meet the same, and can tell
         return None
     freeze_loaded()
-    return key, scheme
+    return key, computer
 
 
 _loaded = _load_named()

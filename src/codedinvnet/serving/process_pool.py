@@ -16,12 +16,12 @@ from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
-import numpy as np
-
 from codedinvnet.errors import UserError
 from codedinvnet.serving import preload
+from codedinvnet.serving.computing import Result, WorkerSpec
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.pool import Death, Result, Task, WorkerDied, WorkerFailed, WorkerSpec
+from codedinvnet.serving.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.tensors import unpack
 from codedinvnet.serving.worker import FAILED, READY, REPLY, pack_request, worker_main
 
 START_TIMEOUT = 120.0
@@ -96,8 +96,7 @@ def read_reply(status: int, payload: bytes, seconds: float, encoding: float) -> 
     """
     if status == FAILED:
         raise WorkerFailed(payload.decode())
-    output = np.frombuffer(payload, np.float32).copy()  # the bytes are read-only
-    return Result(output, seconds, encoding)
+    return Result(unpack(bytearray(payload)), seconds, encoding)
 
 
 @dataclass
@@ -258,7 +257,7 @@ class ProcessPool:
         connection = self.connections[worker]
         if connection.dead:
             raise WorkerDied(connection.dead)
-        request = pack_request(task.attempt, task.number, task.images)
+        request = pack_request(task)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         connection.waiting[task.attempt] = future
         connection.writer.write(request)

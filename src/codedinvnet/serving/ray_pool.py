@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,9 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import PYTORCH
+from codedinvnet.serving.computing import Result, WorkerSpec, freeze_loaded, run_task
 from codedinvnet.serving.metrics import Quiet, log_event
-from codedinvnet.serving.pool import (
-    Death,
-    Result,
-    Task,
-    WorkerDied,
-    WorkerFailed,
-    WorkerSpec,
-    freeze_loaded,
-    run_task,
-)
+from codedinvnet.serving.pool import Death, Task, WorkerDied, WorkerFailed
 
 START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""
@@ -78,12 +71,13 @@ class RayWorker:
     """What runs in an actor's process."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self.method = spec.load()
+        self.computer = spec.load()
         freeze_loaded()
 
-    def compute(self, number: int, images: np.ndarray) -> Result:
+    def compute(self, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
         """Compute a task."""
-        return run_task(self.method, number, np.array(images))
+        own = {name: np.array(array) for name, array in inputs.items()}  # Ray's are read-only
+        return run_task(self.computer, number, own)
 
     def whereabouts(self) -> tuple[str, int]:
         """Return machine and process; it is answered while a task is computed, too."""
@@ -266,7 +260,7 @@ class RayPool:
             raise WorkerDied(actor.dead)
         exceptions = self.ray.exceptions
         try:
-            reference = actor.handle.compute.remote(task.number, task.images)
+            reference = actor.handle.compute.remote(task.number, dict(task.inputs))
             result: Result = await asyncio.ensure_future(reference)
         except exceptions.RayTaskError as error:
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
@@ -274,7 +268,8 @@ class RayPool:
             reason = f"{type(error).__name__}: {last_line(error)}"
             self._bury(worker, actor, reason)
             raise WorkerDied(reason) from error
-        return result._replace(output=np.array(result.output))  # Ray's arrays are read-only
+        own = {name: np.array(array) for name, array in result.outputs.items()}
+        return result._replace(outputs=own)
 
     async def replace(self, worker: int) -> None:
         old = self.actors[worker]

@@ -67,7 +67,8 @@ class Rules:
         hedge_share: copies of late queries per query, at most.
         max_pending: unanswered queries, at most.
         max_losses: a query whose attempts were lost so often is given up.
-        routing: `least-loaded`, ties in turn, or `round-robin`.
+        routing: `least-loaded`, ties in turn, or `round-robin`: see `binding`.
+        slots: how many tasks a worker may be at.
     """
 
     workers: int
@@ -78,3 +79,4 @@ class Rules:
     max_pending: int = 1000
     max_losses: int = 5
     routing: str = "least-loaded"
+    slots: int = 1

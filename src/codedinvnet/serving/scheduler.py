@@ -1,20 +1,17 @@
-"""The front end's rules: which worker does what, who is answered when, what is sent again.
+"""The front end's rules: who is answered when, what is sent again, and what is forgotten.
 
 A deterministic state machine. Events come in as method calls with the time `now` in seconds, what
 is to be done comes out as actions, and `next_timer` says when to call `on_timer`. The front end
-carries the actions out on real workers, the simulator on imagined ones.
+carries the actions out on real workers, the simulator on imagined ones. Which worker takes which
+task is said in `binding`, when a copy is sent in `hedging`, what a group determines in `group`, and
+what becomes of a task on its way in `sending`.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 
 from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Uncoded, is_systematic
 from codedinvnet.serving.actions import (
     DEADLINE,
     Action,
@@ -25,19 +22,17 @@ from codedinvnet.serving.actions import (
     Fail,
     Forget,
     Replace,
-    Send,
 )
 from codedinvnet.serving.group import FILLER, CodingGroup
-from codedinvnet.serving.order import WorkerOrder
+from codedinvnet.serving.hedging import yields
+from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.rules import Rules
+from codedinvnet.serving.sending import Sending
+from codedinvnet.serving.tasks import Attempt, Query, State
+from codedinvnet.serving.timers import Timers
 
-HEDGE_QUANTILE = 0.95
-"""A query that takes longer than this share of recent ones is late (Dean & Barroso, "The Tail at
-Scale", CACM 2013, hedged requests): a copy is sent, or it is guessed."""
-HEDGE_SAMPLES = 20
-"""None is late before so many latencies are known."""
-BUCKET = 10.0
-"""Most copies that may be saved up."""
+GUESS_QUANTILE = 0.95
+"""A query that takes longer than this share of recent ones may be guessed."""
 PARITY_RETRIES = 2
 """A group's lost parity tasks are sent again so often."""
 OVERTIME = 0.5
@@ -45,76 +40,9 @@ OVERTIME = 0.5
 PATIENCE = 0.1
 """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
 a worker that hangs."""
-FEW_TIMERS = 256
-"""As many moot ones are let be."""
-NOBODY = -1
-"""In place of a worker."""
 
 
-class State(Enum):
-    """Of a query."""
-
-    WAITING = "waiting"
-    DECODING = "decoding"
-    DONE = "done"
-
-
-@dataclass
-class Query:
-    """What is known of a query."""
-
-    identity: int
-    accept_decoded: bool
-    deadline: float
-    group: CodingGroup
-    member: int
-    state: State = State.WAITING
-    attempts: set[int] = field(default_factory=set)
-    """Live ones of its own data task."""
-    fallback: bool = False
-    """A decoded answer of low confidence is at hand."""
-    late: bool = False
-    """It may be guessed."""
-    last: bool = False
-    """Whatever is decoded for it is accepted."""
-    overtime: bool = False
-    """Its deadline has passed."""
-    losses: int = 0
-
-
-@dataclass
-class Attempt:
-    """One sending of a task."""
-
-    identity: int
-    group: CodingGroup
-    query: Query | None
-    """Of a systematic code's data task; None for every other task."""
-    task: int
-    worker: int = NOBODY
-    queued: float = 0.0
-    started: float | None = None
-    shared: bool = False
-    """Its query was cancelled; it is computed for the others of its group."""
-
-
-@dataclass
-class Worker:
-    """What the rules know of a worker."""
-
-    up: bool = True
-    running: Attempt | None = None
-    queue: deque[Attempt] = field(default_factory=deque)
-    turn: int = 0
-    """When it was last given a task, for ties."""
-
-    @property
-    def load(self) -> int:
-        """Tasks it has still to finish."""
-        return len(self.queue) + (self.running is not None)
-
-
-class Scheduler:
+class Scheduler(Sending):
     """The rules.
 
     Args:
@@ -126,41 +54,12 @@ class Scheduler:
     """
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        self.rules = rules
-        if rules.policy.coded and code is None:
-            raise ValueError(f"policy {rules.policy.name} needs a code")
-        self.code: CodeRules = code if rules.policy.coded and code is not None else Uncoded()
-        self.systematic = is_systematic(self.code)
-        needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
-        if rules.workers < needed:
-            raise ValueError(
-                f"{rules.workers} are too few: policy {rules.policy.name} with k = {self.code.k} "
-                f"needs {needed}, since the tasks of a group go to distinct workers"
-            )
-        self.workers = [Worker(turn=i - rules.workers) for i in range(rules.workers)]
-        self._order = WorkerOrder(rules.workers)
-        for i in range(rules.workers):
-            self._reorder(i)
-        self.queries: dict[int, Query] = {}
-        self.attempts: dict[int, Attempt] = {}
-        self.unplaced: deque[Attempt] = deque()
-        """Tasks for which no worker was up."""
+        super().__init__(rules, code)
+        self.timers = Timers(self._is_dead)
+        self.latencies = Recent(GUESS_QUANTILE)
         self.open_group: CodingGroup | None = None
-        self.groups: dict[int, CodingGroup] = {}
-        self.computed_by: dict[int, int] = {}
-        """Attempt -> worker, of the outputs in use."""
-        self.latencies: deque[float] = deque(maxlen=1000)
-        self.hedge_after: float | None = None
-        self.tokens = 0.0
-        self.turn = 0
-        self.sent = 0
-        """Tasks given to workers in all: the work that was done."""
-        self.hedges = 0
-        self._identity = 0
-        self._fresh = 0
-        self._timers: list[tuple[float, int, str, int]] = []
-        self._kept_timers = 0
-        self._actions: list[Action] = []
+        self._recheck: float | None = None
+        """When tasks that a slow worker passed by are to be looked at again."""
 
     # Events
 
@@ -195,50 +94,41 @@ class Scheduler:
                     self._seal(now, target)
             if group is not None:
                 self._seal(now, group)
-        return numbers, self._flush()
+        return numbers, self._flush(now)
 
     def released(self, now: float, worker: int, attempt: int) -> list[Action]:
         """A worker has done an attempt's work; its answer may still be on the way."""
-        self._release(worker, attempt)
-        self._start(now, worker)
-        return self._flush()
+        found = self.attempts.get(attempt)
+        if found is not None and found.worker == worker:
+            self._release(now, found)
+        return self._flush(now)
 
     def result(self, now: float, attempt: int) -> list[Action]:
         """An attempt's output is here."""
         found = self.attempts.pop(attempt, None)
         if found is not None:
-            self._release(found.worker, attempt)
+            self._release(now, found)
             self._result(now, found)
-            self._start(now, found.worker)  # last: what the output made needless was dropped
-        return self._flush()
+        return self._flush(now)
 
     def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
         """An attempt raised on its worker, or its answer was lost on the way."""
         found = self.attempts.get(attempt)
         if found is not None:
             found.group.failed.add(found.worker)
-            self._release(found.worker, attempt)
+            self.binding.release(found)
             self._lose(now, found, reason)
-            self._start(now, found.worker)
-        return self._flush()
+        return self._flush(now)
 
     def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
-        """A worker is dead: its task is lost, its queue goes to others, it is to be replaced."""
+        """A worker is dead: its tasks are lost, and it is to be replaced."""
         self._lose_worker(now, worker, reason)
-        return self._flush()
+        return self._flush(now)
 
     def worker_up(self, now: float, worker: int) -> list[Action]:
         """A worker is ready again."""
-        self.workers[worker].up = True
-        self._reorder(worker)
-        waiting, self.unplaced = self.unplaced, deque()
-        for attempt in waiting:
-            if self._needed(attempt):
-                self._place(now, attempt)
-            else:
-                self._drop(attempt)
-        self._start(now, worker)
-        return self._flush()
+        self.binding.restore(worker)
+        return self._flush(now)
 
     def decoded(self, now: float, query: int, confident: bool) -> list[Action]:
         """The logits that a `Decode` asked for are here."""
@@ -250,56 +140,71 @@ class Scheduler:
                     self._settle(now, found.group)  # after a guess, others may have lost a hope
             else:
                 found.state, found.fallback = State.WAITING, True
-                if not self._hedge(now, found):
+                if len(found.attempts) < 2 and not self._copy(now, found):
                     self._accept_decoded(found)
-        return self._flush()
+        return self._flush(now)
 
     def cancel(self, queries: Iterable[int]) -> list[Action]:
         """Nobody waits for these queries any more; those that are over are passed by."""
         for identity in queries:
             if (query := self.queries.get(identity)) is not None:
                 self._cancel(query)
-        return self._flush()
+        actions, self._actions = self._actions, []
+        return actions
 
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
-        if len(self._timers) > 2 * self._kept_timers + FEW_TIMERS:
-            # Behind a live one moot ones would stay until they are due, which a deadline may make
-            # hours.
-            self._timers = [timer for timer in self._timers if not self._is_moot(*timer[2:])]
-            heapq.heapify(self._timers)
-            self._kept_timers = len(self._timers)
-        while self._timers and self._is_moot(*self._timers[0][2:]):
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        return self.timers.next()
 
     def on_timer(self, now: float) -> list[Action]:
         """Do what is due."""
-        while self._timers and self._timers[0][0] <= now:
-            _, _, kind, identity = heapq.heappop(self._timers)
+        while (timer := self.timers.due(now)) is not None:
+            kind, identity = timer
             if kind == "group":
                 self._group_timeout(now, identity)
             elif kind == "hang":
-                self._hang_timeout(now, identity)
+                attempt = self.attempts.get(identity)
+                if attempt is not None and self.is_at(attempt.worker, identity):
+                    self._lose_worker(now, attempt.worker, "hung")
+            elif kind == "late":
+                self._late(now, identity)
+            elif kind == "retry":
+                if self.pace.retry(now, identity):
+                    self.binding.reorder(identity)
+            elif kind == "recheck":
+                self._recheck = None
             elif (query := self.queries.get(identity)) is not None:
-                waiting = query.state is State.WAITING
-                if kind == "hedge" and waiting:
-                    self._hedge(now, query)
-                elif kind == "guess":
+                if kind == "guess":
                     query.late = True
                     self._settle(now, query.group)
-                elif kind == "resend" and waiting and not query.attempts:
-                    self._send_data(now, query)
+                elif kind == "resend":
+                    if query.state is State.WAITING and not query.attempts:
+                        self._send_data(now, query, first=True)
                 elif kind == "deadline":
                     self._time_over(now, query)
                     self._settle(now, query.group)  # its dropped task may have been others' hope
-        return self._flush()
+        return self._flush(now)
+
+    def _flush(self, now: float) -> list[Action]:
+        """Let workers begin what waits for them, and return what is to be done."""
+        binding = self.binding
+        if binding.waiting:
+            while (attempt := binding.take(now)) is not None:
+                if attempt.extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                    binding.release(attempt)
+                    self._drop(attempt)
+                    self._settle(now, attempt.group)
+                else:
+                    self._begin(now, attempt)
+            if (at := binding.recheck) is not None and (
+                self._recheck is None or at < self._recheck
+            ):
+                self._recheck = at
+                self.timers.set(at, "recheck", 0)
+        actions, self._actions = self._actions, []
+        return actions
 
     # Queries and groups
-
-    def _next(self) -> int:
-        self._identity += 1
-        return self._identity
 
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
@@ -310,29 +215,26 @@ class Scheduler:
         if self.open_group is None:
             self.open_group = self._new_group()
             if self.code.k > 1:
-                self._timer(now + self.rules.group_timeout, "group", self.open_group.identity)
+                self.timers.set(now + self.rules.group_timeout, "group", self.open_group.identity)
         return self.open_group
 
     def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
         identity = self._next()
         query = Query(identity, accept, deadline, group, group.join(identity))
         self.queries[identity] = query
-        self._timer(deadline, "deadline", identity)
-        self.tokens = min(BUCKET, self.tokens + self.rules.hedge_share)
+        self.timers.set(deadline, "deadline", identity)
+        self.budget.earn()
         if self.systematic:
-            for _ in range(self.rules.policy.copies):
-                self._send_data(now, query)
-        if self.hedge_after is not None:
-            if self.rules.policy.hedged:
-                self._timer(now + self.hedge_after, "hedge", identity)
-            if self.rules.policy.guessing:
-                self._timer(now + self.hedge_after, "guess", identity)
+            for copy in range(self.rules.policy.copies):
+                self._send_data(now, query, extra=copy > 0)
+        if self.rules.policy.guessing and self.latencies.quantiles:
+            self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
             if not self.systematic or task >= self.code.k:
-                self._dispatch(now, Attempt(self._next(), group, None, task))
+                self._dispatch(now, group, task, extra=self.systematic)
         if self.code.k == 1:
             return
         self._settle(now, group)
@@ -356,26 +258,8 @@ class Scheduler:
             return
         group.uncode()
         for query in late:  # a group of one is plainly copied
-            self._send_data(now, query)
+            self._send_data(now, query, extra=True)
         self._close_if_over(group)
-
-    def _send_data(self, now: float, query: Query) -> None:
-        if not self.systematic:
-            return
-        attempt = Attempt(self._next(), query.group, query, query.member)
-        query.attempts.add(attempt.identity)
-        self._dispatch(now, attempt)
-
-    def _hedge(self, now: float, query: Query) -> bool:
-        """Send a copy of a late query if the budget allows; return whether one is on its way."""
-        if len(query.attempts) > 1:
-            return True
-        if self.tokens < 1.0 or not self.systematic:
-            return False
-        self.tokens -= 1.0
-        self.hedges += 1
-        self._send_data(now, query)
-        return True
 
     def _settle(self, now: float, group: CodingGroup) -> None:
         """Decode what can be decoded, and send again what has no hope left."""
@@ -406,10 +290,10 @@ class Scheduler:
                     self._accept_decoded(query)
                 continue
             if self.systematic:
-                self._send_data(now, query)
+                self._send_data(now, query, first=True)
             elif not group.is_open:
                 for task in group.missing():
-                    self._dispatch(now, Attempt(self._next(), group, None, task))
+                    self._dispatch(now, group, task, first=True)
                 break
 
     def _guess(self, queries: Sequence[Query]) -> None:
@@ -434,7 +318,7 @@ class Scheduler:
             self._give_up(query, DEADLINE)
         else:
             query.overtime = query.last = True
-            self._timer(now + OVERTIME, "deadline", query.identity)
+            self.timers.set(now + OVERTIME, "deadline", query.identity)
 
     def _give_up(self, query: Query, reason: str) -> None:
         """End a query: with a decoded answer of low confidence, if there is one, or an error."""
@@ -469,16 +353,16 @@ class Scheduler:
         tasks stays queued for as long as another member waits.
         """
         group = query.group
-        attempts = [self.attempts[identity] for identity in sorted(query.attempts)]
+        attempts = list(query.attempts.values())
         unsent = all(attempt.started is None for attempt in attempts)
         if attempts and unsent and not group.is_open:
             attempts[0].shared = True
         self._finish(query)
         if unsent and group.is_open:
-            self._leave(query, {attempt.worker for attempt in attempts})
+            self._leave(query)
 
-    def _leave(self, query: Query, workers: set[int]) -> None:
-        """Take a query out of its open group, where these workers were to compute it."""
+    def _leave(self, query: Query) -> None:
+        """Take a query that no worker was given out of its open group."""
         group = query.group
         group.leave(query.identity)
         self._actions.append(Forget((), (query.identity,)))
@@ -491,111 +375,21 @@ class Scheduler:
         members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
         for member in members:
             member.member = group.members.index(member.identity)
-        busy = {a.worker for a in live} | {self.computed_by[a] for a in group.outputs.values()}
-        group.workers -= workers - busy - group.failed
 
-    def _close_if_over(self, group: CodingGroup) -> None:
-        over = group.is_idle and not any(member in self.queries for member in group.members)
-        if not over or group.identity not in self.groups or (group.is_open and not group.is_full):
-            return
-        del self.groups[group.identity]
-        self._forget(group, group.members)
-
-    def _forget(self, group: CodingGroup, queries: Sequence[int]) -> None:
-        used = tuple(a for a in group.outputs.values() if a != FILLER)
-        for attempt in used:
-            self.computed_by.pop(attempt, None)
-        if used or queries:
-            self._actions.append(Forget(used, tuple(queries)))
-
-    # Attempts and workers
-
-    def _needed(self, attempt: Attempt) -> bool:
-        if attempt.query is not None and not attempt.shared:
-            return attempt.query.state is not State.DONE
-        return any(member in self.queries for member in attempt.group.members)
-
-    def _dispatch(self, now: float, attempt: Attempt) -> None:
-        self.attempts[attempt.identity] = attempt
-        attempt.queued = now
-        self._place(now, attempt)
-
-    def _place(self, now: float, attempt: Attempt) -> None:
-        group = attempt.group
-        chosen = self._choose(attempt)
-        if chosen is None:
-            attempt.worker = NOBODY
-            group.live.setdefault(self._number(attempt), set()).add(attempt.identity)
-            self.unplaced.append(attempt)
-            return
-        worker = self.workers[chosen]
-        self.turn += 1
-        worker.turn = self.turn
-        attempt.worker = chosen
-        group.sent(self._number(attempt), attempt.identity, chosen)
-        worker.queue.append(attempt)
-        self._reorder(chosen)
-        self._start(now, chosen)
-
-    def _choose(self, attempt: Attempt) -> int | None:
-        """Return the first worker without a task of the group, else a sound one, else any.
-
-        Sound is who is not at this query already and has failed no task of the group. None if no
-        worker is up.
-        """
-        group = attempt.group
-        found = self._order.first(group.workers)
-        if found is None:
-            own = attempt.query.attempts if attempt.query is not None else set()
-            busy = {self.attempts[a].worker for a in own if a in self.attempts}
-            found = self._order.first(busy | group.failed)
-        return self._order.first() if found is None else found
-
-    def _reorder(self, index: int) -> None:
-        """Take note that a worker's load, turn or health has changed."""
-        worker = self.workers[index]
-        load = worker.load if self.rules.routing == "least-loaded" else 0
-        self._order.update(index, (load, worker.turn) if worker.up else None)
-
-    def _start(self, now: float, index: int) -> None:
-        """Give an idle worker the next task that is still needed."""
-        worker = self.workers[index]
-        while worker.up and worker.running is None and worker.queue:
-            attempt = worker.queue.popleft()
-            if not self._needed(attempt):
-                self._reorder(index)
-                self._drop(attempt)
-                continue
-            worker.running, attempt.started = attempt, now
-            self.sent += 1
-            self._timer(now + self.rules.hang_timeout, "hang", attempt.identity)
-            group = attempt.group
-            alone = attempt.query is not None
-            members = (attempt.query.identity,) if attempt.query else tuple(group.members)
-            size = 1 if alone else group.size
-            self._actions.append(
-                Send(index, attempt.identity, self._number(attempt), members, size)
-            )
-
-    def _release(self, index: int, attempt: int) -> None:
-        worker = self.workers[index]
-        if worker.running is not None and worker.running.identity == attempt:
-            worker.running = None
-            self._reorder(index)
-
-    def _number(self, attempt: Attempt) -> int:
-        """Return the task's number in its group, which changes when a group is renumbered."""
-        return attempt.query.member if attempt.query is not None else attempt.task
+    # Outputs and losses
 
     def _result(self, now: float, attempt: Attempt) -> None:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         if query is not None:
-            query.attempts.discard(identity)
-            self._observe(now - attempt.queued)
+            query.attempts.pop(identity, None)
+            if attempt.started is not None:
+                self.pace.answered(attempt.worker, now - attempt.started)
+            if self.rules.policy.guessing:
+                self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
                 self._actions.append(Forget((identity,)))
                 return
-        first = group.arrived(self._number(attempt), identity)
+        first = group.arrived(attempt.number, identity)
         if first:
             self.computed_by[identity] = attempt.worker
             if group.is_complete and group.size > 1:
@@ -611,21 +405,13 @@ class Scheduler:
             self._settle(now, group)
             self._close_if_over(group)
 
-    def _observe(self, latency: float) -> None:
-        self.latencies.append(latency)
-        self._fresh += 1
-        if len(self.latencies) >= HEDGE_SAMPLES and (self._fresh >= 50 or self.hedge_after is None):
-            self._fresh = 0
-            ordered = sorted(self.latencies)
-            self.hedge_after = ordered[int(HEDGE_QUANTILE * len(ordered))]
-
     def _lose(self, now: float, attempt: Attempt, reason: str) -> None:
         """An attempt will never answer."""
         self.attempts.pop(attempt.identity, None)
         query, group = attempt.query, attempt.group
-        group.lost(self._number(attempt), attempt.identity)
+        group.lost(attempt.number, attempt.identity)
         if query is not None:
-            query.attempts.discard(attempt.identity)
+            query.attempts.pop(attempt.identity, None)
             self._blame(query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
@@ -634,10 +420,10 @@ class Scheduler:
                     self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
-            self._dispatch(now, Attempt(self._next(), group, None, attempt.task))
+            self._dispatch(now, group, attempt.task, first=True, extra=attempt.extra)
         self._settle(now, group)
         if query is not None and query.state is State.WAITING and not query.attempts:
-            self._timer(now + PATIENCE, "resend", query.identity)
+            self.timers.set(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 
     def _blame(self, query: Query, reason: str) -> None:
@@ -654,65 +440,24 @@ class Scheduler:
             self._give_up(query, f"lost {query.losses} times: {reason}")
 
     def _lose_worker(self, now: float, index: int, reason: str) -> None:
-        worker = self.workers[index]
-        if not worker.up:
+        if not self.is_up(index):
             return
-        worker.up = False
-        running, worker.running = worker.running, None
-        queued, worker.queue = list(worker.queue), deque()
-        self._reorder(index)
         self._actions.append(Replace(index, reason))
-        for attempt in queued:
-            number = self._number(attempt)
-            attempt.group.lost(number, attempt.identity)
-            if self._needed(attempt):
-                self._place(now, attempt)
-            else:
-                self._drop(attempt)
-        if running is not None:
-            self._lose(now, running, reason)
+        for attempt in self.binding.lose(index):
+            self._lose(now, attempt, reason)
 
-    def _hang_timeout(self, now: float, identity: int) -> None:
-        attempt = self.attempts.get(identity)
-        if attempt is None or attempt.started is None:
-            return
-        running = self.workers[attempt.worker].running
-        if running is not None and running.identity == identity:
-            self._lose_worker(now, attempt.worker, "hung")
-
-    def _drop(self, attempt: Attempt) -> None:
-        """Forget a task that nobody was given."""
-        self.attempts.pop(attempt.identity, None)
-        if attempt.query is not None:
-            attempt.query.attempts.discard(attempt.identity)
-        attempt.group.lost(self._number(attempt), attempt.identity)
-        self._close_if_over(attempt.group)
-
-    def _drop_queued(self, attempts: Iterable[int]) -> None:
-        for identity in list(attempts):
-            attempt = self.attempts.get(identity)
-            if attempt is None or self._needed(attempt) or attempt.started is not None:
-                continue
-            if attempt.worker != NOBODY:
-                self.workers[attempt.worker].queue.remove(attempt)
-                self._reorder(attempt.worker)
-            else:
-                self.unplaced.remove(attempt)
-            self._drop(attempt)
-
-    def _timer(self, when: float, kind: str, identity: int) -> None:
-        heapq.heappush(self._timers, (when, self._next(), kind, identity))
-
-    def _is_moot(self, kind: str, identity: int) -> bool:
+    def _is_dead(self, kind: str, identity: int) -> bool:
         """Tell whether a timer has nothing to do, whatever happens until it is due."""
         if kind == "group":
             group = self.groups.get(identity)
             return group is None or not group.is_open
         if kind == "hang":
             attempt = self.attempts.get(identity)
-            return attempt is None or self.workers[attempt.worker].running is not attempt
+            return attempt is None or not self.is_at(attempt.worker, identity)
+        if kind == "late":
+            return identity not in self.attempts
+        if kind == "retry":
+            return identity not in self.pace.slow
+        if kind == "recheck":
+            return False
         return identity not in self.queries
-
-    def _flush(self) -> list[Action]:
-        actions, self._actions = self._actions, []
-        return actions

@@ -117,3 +117,25 @@ class Supervisor:
         self._down_since = None
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
         return True
+
+    def is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
+        """Take a failure to a worker's record; return whether it is the worker that is to blame.
+
+        It is not if the same queries fail elsewhere, too, or if nobody gets anything done.
+
+        Args:
+            worker: its number.
+            members: the queries of the task that it failed.
+        """
+        failed = self.workers[worker].failed
+        if members not in failed:
+            failed.append(members)
+        others = [view.failed for i, view in enumerate(self.workers) if i != worker]
+        alone = not any(queries in other for other in others for queries in failed)
+        return len(failed) == MOST_FAILURES and alone and not all(others)
+
+    def update_gauges(self) -> None:
+        """Set how many workers are in which state."""
+        states = [view.state for view in self.workers]
+        for state in STATES:
+            self.metrics.workers.labels(state).set(states.count(state))

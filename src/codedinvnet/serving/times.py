@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codedinvnet.quantiles import SHARES, quantiles
+
+if TYPE_CHECKING:  # a simulation does without what computes
+    from codedinvnet.serving.computing import Result
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""
@@ -69,6 +72,18 @@ class Times:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
         size = max(OF_A_WORKER, min(RESERVOIR, OF_ALL_WORKERS // workers))
         self.tasks = [Reservoir(size, seed=worker) for worker in range(workers)]
+
+    def add_data(self, result: Result, occupied: float, worker: int) -> None:
+        """Take in a data task's result, and for how many seconds its worker was occupied."""
+        self.trip.add(occupied - result.seconds - result.blocked)
+        self.service.add(result.seconds)
+        self.tasks[worker].add(occupied + result.held)
+
+    def add_parity(self, result: Result, occupied: float, members: int, encodes: bool) -> None:
+        """Take in a parity's; `encodes` says whether no other kind of task encodes."""
+        self.trip.add(occupied - result.seconds - result.blocked)
+        if encodes and result.encode_seconds > 0:
+            self.encode.add(result.encode_seconds / members)
 
     def report(self) -> dict[str, Any]:
         """Return the distributions; those without a value are left out.

@@ -17,23 +17,23 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
-import numpy as np
-
 from codedinvnet.serving import preload
-from codedinvnet.serving.pool import WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.computing import WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.pool import Task
+from codedinvnet.serving.tensors import pack, unpack
 
-REQUEST = struct.Struct("<QIB4IQ")
-"""attempt, task number, type, (members, C, H, W), bytes that follow."""
+REQUEST = struct.Struct("<QIQ")
+"""attempt, task number, bytes of the inputs' message that follows."""
 REPLY = struct.Struct("<QBddQ")
-"""attempt, status, seconds in all, seconds of encoding, bytes that follow."""
-DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+"""attempt, status, seconds in all, seconds of encoding, bytes that follow: the outputs' message, or
+what went wrong."""
 OK, FAILED, READY = range(3)
 
 
-def pack_request(attempt: int, number: int, images: np.ndarray) -> bytes:
-    """Return the frame of a task."""
-    head = REQUEST.pack(attempt, number, DTYPES.index(images.dtype), *images.shape, images.nbytes)
-    return head + images.tobytes()
+def pack_request(task: Task) -> bytes:
+    """Return the message of a task."""
+    inputs = pack(task.inputs)
+    return REQUEST.pack(task.attempt, task.number, len(inputs)) + inputs
 
 
 def receive(stream: socket.socket, count: int) -> bytearray:
@@ -89,7 +89,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        scheme = preload.load(spec)
+        computer = preload.load(spec)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()
         stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
@@ -98,12 +98,11 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     try:
         stream.sendall(REPLY.pack(0, READY, 0.0, 0.0, 0))
         while True:
-            head = REQUEST.unpack(receive(stream, REQUEST.size))
-            attempt, number, dtype, *shape, size = head
-            images = np.frombuffer(receive(stream, size), DTYPES[dtype]).reshape(shape)
+            attempt, number, size = REQUEST.unpack(receive(stream, REQUEST.size))
+            inputs = unpack(receive(stream, size))
             try:
-                result = run_task(scheme, number, images)
-                payload, times = result.output.tobytes(), (result.seconds, result.encode_seconds)
+                result = run_task(computer, number, inputs)
+                payload, times = pack(result.outputs), (result.seconds, result.encode_seconds)
                 status = OK
             except Exception as error:
                 payload, times = f"{type(error).__name__}: {error}".encode(), (0.0, 0.0)

@@ -124,8 +124,8 @@ class Simulation:
         self._right = [0.0] * self.requests
         self._lives = [0] * scenario.workers
         """Of each worker, how often it was replaced."""
-        self._began = [0.0] * scenario.workers
-        """When a worker began what it does."""
+        self._began: list[dict[int, float]] = [{} for _ in range(scenario.workers)]
+        """Of each worker, when it began each attempt that it is at."""
         self._open = self.requests
         self._end = self.env.event()
         self._timer_at = math.inf
@@ -199,9 +199,7 @@ class Simulation:
     def _settle_accounts(self) -> None:
         """Count, at the last arrival, how long workers have been at what they do."""
         now = self.env.now
-        for index, worker in enumerate(self.scheduler.workers):
-            if worker.running is not None:
-                self._busy += now - self._began[index]
+        self._busy += sum(now - began for running in self._began for began in running.values())
 
     # Actions
 
@@ -235,7 +233,7 @@ class Simulation:
         self._computing += computing
         query = action.members[0] if action.size == 1 else None
         fate = self._fates.of(worker, query, self.env.now)
-        self._began[worker] = self.env.now
+        self._began[worker][action.attempt] = self.env.now
         life = self._lives[worker]
         if fate is None:
             busy = computing + next(self._trip)
@@ -250,8 +248,9 @@ class Simulation:
         if life != self._lives[worker]:
             return  # it was replaced meanwhile
         now = self.env.now
+        began = self._began[worker].pop(attempt)
         if not self._seconds:
-            self._busy += now - self._began[worker]
+            self._busy += now - began
         if held > 0:
             self._after(held, self._arrived, attempt)
             self._do(self.scheduler.released(now, worker, attempt))
@@ -266,8 +265,10 @@ class Simulation:
             self._do(self.scheduler.worker_lost(self.env.now, worker, "crashed"))
 
     def _replace(self, action: Replace) -> None:
+        running = self._began[action.worker]
         if not self._seconds:
-            self._busy += self.env.now - self._began[action.worker]
+            self._busy += sum(self.env.now - began for began in running.values())
+        running.clear()
         self._lives[action.worker] += 1
         self._after(next(self._restart), self._up, action.worker)
 

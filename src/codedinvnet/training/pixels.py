@@ -185,12 +185,13 @@ class PaperStage(PixelStage):
 
 
 def paper_stage(
-    model: CodedModel,
     settings: Settings,
     fusion: PixelFusionSettings,
     train: ImageSource,
+    model: CodedModel,
     rows: Tensor,
     members: int,
+    *,
     device: torch.device,
     seed: int,
 ) -> PaperStage:

@@ -1,0 +1,54 @@
+"""How queries and requests end: with an answer, or with one of these errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Answered(NamedTuple):
+    """One query's answer."""
+
+    outputs: Mapping[str, np.ndarray]
+    """Name -> (1, *shape)."""
+    outcome: str
+    """`direct`, `decoded`, or `guessed` (decoded from less than determines it)."""
+    seconds: float
+    """The time from the query's arrival until its answer."""
+    work_seconds: float = 0.0
+    """The part of `seconds` until all was here that the answer is made of: queues and workers. The
+    rest is the front end's: heads and decoding."""
+
+
+class BadRequest(Exception):
+    """The request cannot be understood, or not be answered; the message names the field."""
+
+
+class QueryFailed(Exception):
+    """A query ended without an answer; the message says why."""
+
+
+class DeadlinePassed(QueryFailed):
+    """Its time was over."""
+
+
+class Overloaded(Exception):
+    """Too many queries are waiting; try again later.
+
+    Args:
+        seconds: in which those will have been answered.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Starting(Exception):
+    """The workers are not ready yet; try again later."""
+
+
+class Draining(Exception):
+    """The service is about to stop."""

@@ -1,0 +1,165 @@
+"""Opens what is served: the model, its code, and the pool of its workers."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from codedinvnet.bundle import bundle_folder, load_bundle, weights_digest
+from codedinvnet.codes.base import Scheme, blamed
+from codedinvnet.codes.build import part_beside, scheme_for
+from codedinvnet.codes.method import Tolerance
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
+from codedinvnet.models.runtime import PYTORCH
+from codedinvnet.models.torch import user_module
+from codedinvnet.serving.computing import (
+    BundleSpec,
+    Computer,
+    ModelSpec,
+    SchemeComputer,
+    WorkerSpec,
+)
+from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.options import ServeOptions, model_source, policy_of
+from codedinvnet.serving.pool import WorkerPool
+from codedinvnet.serving.process_pool import ProcessPool
+from codedinvnet.serving.rules import POLICIES
+from codedinvnet.serving.served import Classifier, OwnModel, Served
+
+POOL_METHODS = ("start", "call", "replace", "stop", "pid")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is served.
+
+    Attributes:
+        served: the model, as clients see it.
+        spec: what workers load.
+        scheme: see `FrontEnd`.
+        computer: likewise.
+        workers: how many there are if nobody says.
+    """
+
+    served: Served
+    spec: WorkerSpec
+    scheme: Scheme | None
+    computer: Computer | None
+    workers: int
+
+
+def open_served(options: ServeOptions) -> Opened:
+    """Open the model, and make the code for it.
+
+    Raises:
+        UserError: if that cannot be.
+    """
+    is_bundle = model_source(options).kind == "bundle"
+    return _open_bundle(options) if is_bundle else _open_model(options)
+
+
+def _open_bundle(options: ServeOptions) -> Opened:
+    tolerance = Tolerance(options.stragglers, options.errors)
+    name = options.method or OURS
+    bundle = load_bundle(options.source)
+    scheme = scheme_for(bundle, options.k, name, options.part, tolerance)
+    part = options.part
+    if part is None:
+        part = part_beside(bundle_folder(options.source), find_method(name), options.k)
+    spec = BundleSpec(
+        options.source,
+        options.k,
+        options.device,
+        options.threads_per_worker,
+        name,
+        part,
+        options.stragglers,
+        options.errors,
+        weights_digest(options.source),
+        "" if part is None else file_digest(part),
+        options.engine or PYTORCH,
+    )
+    info = bundle.info
+    dataset = info.provenance.settings.data.name
+    served = Classifier(info.name, info.input.shape, info.classes, dataset)
+    tasks = scheme.rules.tasks(options.k)
+    return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks))
+
+
+def _open_model(options: ServeOptions) -> Opened:
+    model = model_source(options).open()
+    signature = model.signature
+    name = options.name or called(options.source)
+    if not POLICIES[policy_of(options)].coded or options.method is None:
+        processors = (os.cpu_count() or 1) // options.threads_per_worker
+        return Opened(
+            OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
+        )
+    tolerance = (options.stragglers, options.errors)
+    spec = ModelSpec(model.source, options.method, options.k, *tolerance)
+    computer = spec.computer(model)
+    scheme = computer.scheme
+    assert scheme is not None
+    if not is_systematic(scheme.rules):  # no answer has any other output
+        assert signature.scores is not None
+        scores = [spec for spec in signature.outputs if spec.name == signature.scores.output]
+        signature = replace(signature, outputs=tuple(scores))
+    workers = len(scheme.rules.tasks(options.k))
+    return Opened(OwnModel(name, signature), spec, scheme, computer, workers)
+
+
+def called(source: str) -> str:
+    """Return what a model of a user's own is called in requests: its file's or function's name."""
+    _, colon, function = source.rpartition(":")
+    word = function if colon and not Path(source).exists() else Path(source).stem
+    return re.sub(r"[^\w.-]+", "-", word) or "model"
+
+
+def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
+    """Return the pool that was asked for, not yet started.
+
+    Raises:
+        UserError: if it is a user's own, and there is none.
+    """
+    pool: WorkerPool
+    if options.pool == "ray":
+        from codedinvnet.serving.ray_pool import RayPool
+
+        pool = RayPool(spec, options.ray_address)
+    elif options.pool == "local":
+        pool = ProcessPool(spec)
+    else:
+        pool = own_pool(options.pool, spec)
+    if options.faults is not None or options.demo:
+        return FaultyPool(pool, load_schedule(options.faults) if options.faults else Schedule())
+    return pool
+
+
+def own_pool(text: str, spec: WorkerSpec) -> WorkerPool:
+    """Return a user's own pool, of the class that FILE.py:CLASS or package.module:CLASS names.
+
+    Raises:
+        UserError: if there is no such class, or it raises; its traceback is printed then.
+    """
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UserError(f"--pool: there is no file {place}")
+    try:
+        with blamed(f"the pool {name}", place):
+            kind = getattr(user_module(place), name, None)
+            if kind is None:
+                raise UserError(f"--pool: {place} has no class {name}")
+            lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]
+            if lacking:
+                raise UserError(f"--pool: {name} of {place} lacks {', '.join(lacking)}")
+            pool: WorkerPool = kind(spec)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"--pool: {text} raised {type(error).__name__}: {error}") from error
+    return pool

@@ -1,0 +1,233 @@
+"""What `codedinvnet serve` is asked for, and what of it cannot work."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codedinvnet.codes.method import Method, Tolerance
+from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.errors import UserError
+from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
+from codedinvnet.models.source import ModelSource
+from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.middleware import LOOPBACK
+from codedinvnet.serving.rules import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
+
+OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
+"""The methods that a server is started with."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `codedinvnet serve` was asked for; the command line explains the fields.
+
+    Times are in milliseconds here, as on the command line.
+    """
+
+    source: str
+    """A bundle's name or folder, or a model of a user's own."""
+    k: int = 10
+    workers: int | None = None
+    method: str | None = None
+    """None: this package's own code for a bundle, none for other models."""
+    part: Path | None = None
+    stragglers: int = 1
+    errors: int = 1
+    policy: str | None = None
+    """None: what suits the model (`policy_of`)."""
+    routing: str = "least-loaded"
+    pool: str = "local"
+    ray_address: str | None = None
+    device: str = "cpu"
+    threads_per_worker: int = 1
+    engine: str | None = None
+    """None: ONNX Runtime for ONNX files, PyTorch for the others."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed_host: tuple[str, ...] = ()
+    deadline_ms: float = 5000.0
+    group_timeout_ms: float = 20.0
+    hang_timeout_ms: float | None = None
+    """None: what suits the deadline (`hang_limit`)."""
+    down_timeout_ms: float = 30_000.0
+    min_confidence: float = 0.0
+    max_pending: int | None = None
+    """None: what suits the workers (`pending_limit`)."""
+    max_batch: int = MAX_BATCH
+    max_body_memory: float = 512.0
+    """MiB."""
+    token_file: Path | None = None
+    faults: Path | None = None
+    demo: bool = False
+    weights: str | None = None
+    scores: str | None = None
+    inputs: tuple[str, ...] = ()
+    name: str | None = None
+    """None: what the source is called."""
+
+
+def check(options: ServeOptions) -> None:
+    """Refuse what cannot work, before anything is loaded.
+
+    Raises:
+        UserError: naming the option.
+    """
+    own = model_source(options).kind != "bundle"
+    method = _method(options)
+    choices = (
+        ("--policy", options.policy, POLICIES),
+        ("--routing", options.routing, ROUTINGS),
+        ("--engine", options.engine, ENGINES),
+    )
+    for flag, value, known in choices:
+        if value is not None and value not in known:
+            hint = f" (it is a --method: --method {value})" if value in METHODS else ""
+            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
+    if ":" not in options.pool and options.pool not in ("local", "ray"):
+        raise UserError(f"--pool: {options.pool!r} is not local, ray or FILE.py:CLASS")
+    times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
+    for name in (*times, "threads_per_worker", "max_pending", "max_batch", "max_body_memory"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:  # NaN neither
+            raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if options.group_timeout_ms >= options.deadline_ms:
+        raise UserError(
+            f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
+            f"{options.group_timeout_ms:g}: a group that does not fill would be coded too late"
+        )
+    if not 0 <= options.min_confidence <= 1:
+        raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
+    try:
+        torch.device(options.device)
+    except RuntimeError as error:
+        raise UserError(f"--device: {str(error).splitlines()[0]}") from error
+    check_engine(options.engine or PYTORCH, options.device)
+    if options.pool == "local":  # of Ray's nodes each tells for itself
+        check_installed(options.engine or PYTORCH)
+    for name in Tolerance._fields:
+        value = getattr(options, name)
+        if value < 1:
+            raise UserError(f"--{name}: must be at least 1, got {value}")
+        if value > 1 and (method is None or name not in method.chooses):
+            chosen = (known for known in OFFERED if name in METHODS[known].chooses)
+            whose = "no method" if method is None else method.name
+            raise UserError(
+                f"--{name}: {whose} makes up for what it can; it is of {', '.join(chosen)}"
+            )
+    check_source(options, own, method)
+    if options.ray_address is not None and options.pool != "ray":
+        raise UserError("--ray-address: goes with --pool ray")
+    policy = POLICIES[options.policy or policy_of(options)]
+    if options.min_confidence > 0 and not (policy.hedged and policy.coded):
+        raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers: must be at least 1, got {options.workers}")
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+
+
+def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:
+    """Refuse options that do not go with what is served.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not own:
+        for name in ("weights", "scores", "name"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: is for a model of your own, not for a bundle")
+        return
+    if options.part is not None:
+        raise UserError("--part: is for a bundle, not for a model of your own")
+    coded = POLICIES[policy_of(options)].coded
+    if coded and method is None:
+        raise UserError(
+            f"--policy: {options.policy} needs a --method, such as approxifer, which needs no "
+            "training"
+        )
+    if method is not None and not coded:
+        raise UserError(f"--method: {method.name} goes with a coded policy, not {options.policy}")
+
+
+def model_source(options: ServeOptions) -> ModelSource:
+    """Return what the model is opened from, a bundle or a user's own."""
+    return ModelSource(
+        options.source,
+        options.weights,
+        options.scores,
+        options.engine,
+        options.inputs,
+        options.device,
+        options.threads_per_worker,
+    )
+
+
+def policy_of(options: ServeOptions) -> str:
+    """Return the policy, as the command line or, if it says nothing, the model has it.
+
+    A bundle is coded, and so is a model of a user's own that a method is chosen for; another is
+    hedged.
+    """
+    if options.policy is not None:
+        return options.policy
+    coded = options.method is not None or model_source(options).kind == "bundle"
+    return "coded" if coded else "hedge"
+
+
+def _method(options: ServeOptions) -> Method | None:
+    """Return the method that is asked for; None for a model of a user's own without one."""
+    name = options.method
+    if name is None:
+        if model_source(options).kind != "bundle":
+            return None
+        name = OURS
+    try:
+        method = find_method(name)
+    except UserError as error:
+        raise UserError(f"--method: {error}") from error
+    if method.is_policy:
+        raise UserError(f"--method: {name!r} is not one of {', '.join(OFFERED)}")
+    return method
+
+
+def hang_timeout(options: ServeOptions) -> float:
+    """Return the seconds that a worker may be at one task; tell if that is too long.
+
+    A query on a hung worker is sent again only when that worker is given up, and is over at its
+    deadline.
+    """
+    given = options.hang_timeout_ms
+    if given is None:
+        return hang_limit(options.deadline_ms) / 1000
+    if given >= options.deadline_ms:
+        why = f"--hang-timeout-ms {given:g} is not below --deadline-ms {options.deadline_ms:g}"
+        log_event("queries on hung workers are not sent again", logging.WARNING, reason=why)
+    return given / 1000
+
+
+def is_open(options: ServeOptions) -> bool:
+    """Tell whether others than this machine's reach the port, and need no token."""
+    return options.token_file is None and options.host not in LOOPBACK
+
+
+def read_token(path: Path | None) -> str:
+    """Return the token in a file; "" without one.
+
+    Raises:
+        UserError: if the file cannot be read or holds none.
+    """
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--token-file: cannot read {path}: {reason}") from error
+    if not token or not token.isascii() or not token.isprintable():
+        raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
+    return token

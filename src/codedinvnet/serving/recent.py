@@ -1,0 +1,39 @@
+"""Quantiles of the last values that came."""
+
+from __future__ import annotations
+
+from collections import deque
+
+KEPT = 1000
+"""Values that are kept."""
+FEWEST = 20
+"""Nothing is known before so many values are here."""
+REFRESH = 50
+"""The quantiles are computed anew after so many values."""
+
+
+class Recent:
+    """Quantiles of the last values.
+
+    Args:
+        shares: the values that do not exceed a quantile, ascending or not.
+
+    Attributes:
+        quantiles: one for each share; empty before FEWEST values have come.
+    """
+
+    def __init__(self, *shares: float) -> None:
+        self.values: deque[float] = deque(maxlen=KEPT)
+        self.quantiles: tuple[float, ...] = ()
+        self._shares = shares
+        self._fresh = 0
+
+    def add(self, value: float) -> None:
+        """Take a value in."""
+        self.values.append(value)
+        self._fresh += 1
+        if self._fresh < REFRESH and (self.quantiles or self._fresh < FEWEST):
+            return
+        self._fresh = 0
+        ordered = sorted(self.values)
+        self.quantiles = tuple(ordered[int(share * len(ordered))] for share in self._shares)

@@ -1,0 +1,167 @@
+"""What is served, as its clients see it: which tensors go in, and how answers are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec
+
+OUTCOME = "outcome"
+IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"
+
+
+class Served(Protocol):
+    """A served model, as its clients see it."""
+
+    @property
+    def name(self) -> str:
+        """What requests call the model."""
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs that clients see; the outcome comes beside them."""
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """The outputs that approximate answers have; a request of others wants direct ones."""
+
+    @property
+    def kind(self) -> str:
+        """What the scores are that a code decodes, "logits" or "probabilities"."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, for the page; () if nobody said."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The (C, H, W) of queries that are images in bytes or 0..1; None if they are not."""
+
+    def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
+        """Return the datatypes that an input may have in a request."""
+
+    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+        """Return what is wrong with an input's values, or "".
+
+        Args:
+            tensor: the input.
+            values: of a right datatype and shape.
+        """
+
+    def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Return an input of several queries, each (1, *shape), as one batch."""
+
+    def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
+        """Return for each row of scores (B, classes) the outputs `decoded`, in batches of one.
+
+        Direct answers are made of scores as well, unless the worker's outputs are the client's.
+        """
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A user's model, untouched: direct answers are its outputs, bit for bit.
+
+    Attributes:
+        name: what requests call it.
+        signature: its own; with outputs that decoded answers have alone, if there are no others.
+        classes: see `Served`.
+    """
+
+    name: str
+    signature: Signature
+    classes: tuple[str, ...] = ()
+
+    image_shape = None
+
+    @property
+    def kind(self) -> str:
+        """What the model's scores are."""
+        return "logits" if self.signature.scores is None else self.signature.scores.kind
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """The output that has the scores; () if nobody knows which."""
+        scores = self.signature.scores
+        return () if scores is None else (scores.output,)
+
+    def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
+        """Return the model's own."""
+        return (tensor.datatype,)
+
+    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+        """Return "": what values mean is for the model to say."""
+        return ""
+
+    def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the rows one behind the other."""
+        return np.concatenate(rows)
+
+    def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
+        """Return scores under the name, and in the datatype, that the model has for them."""
+        (name,) = self.decoded
+        datatype = next(spec.datatype for spec in self.signature.outputs if spec.name == name)
+        rows = scores.cpu().numpy().astype(DATATYPES[datatype])
+        return [{name: row[None]} for row in rows]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A bundle: images go in, probabilities and a label come out, by a head of ours.
+
+    Attributes:
+        name: of the bundle.
+        image_shape: (C, H, W).
+        classes: names.
+        dataset: the image set that it was trained on; "" if nobody said.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    dataset: str = ""
+
+    decoded = (PROBABILITIES, LABEL)
+    kind = "logits"
+
+    @property
+    def signature(self) -> Signature:
+        """Images in bytes; as floats in 0..1 they are taken as well."""
+        return Signature(
+            inputs=(TensorSpec(IMAGES, "UINT8", self.image_shape),),
+            outputs=(
+                TensorSpec(PROBABILITIES, "FP32", (len(self.classes),)),
+                TensorSpec(LABEL, "INT64", ()),
+            ),
+            scores=Scores(PROBABILITIES, "probabilities"),
+            platform="codedinvnet_pytorch",
+        )
+
+    def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
+        """Return those of images."""
+        return ("UINT8", "FP32")
+
+    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+        """Refuse floats that are no brightness."""
+        if values.dtype == np.float32 and not bool(((values >= 0) & (values <= 1)).all()):
+            return "FP32 values must lie in 0..1, without NaN"
+        return ""
+
+    def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the rows one behind the other: as floats, if some are."""
+        if len({row.dtype for row in rows}) > 1:
+            rows = [r.astype(np.float32) / 255 if r.dtype == np.uint8 else r for r in rows]
+        return np.concatenate(rows)
+
+    def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
+        """Return the softmax of logits, and its largest class."""
+        rows = np.asarray(scores.float().softmax(1).cpu().numpy())
+        labels = rows.argmax(1).astype(np.int64)
+        return [
+            {PROBABILITIES: rows[i : i + 1], LABEL: labels[i : i + 1]} for i in range(len(rows))
+        ]

@@ -1,0 +1,132 @@
+"""Queries in progress: each ends once, with an answer or an error, and is counted then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.serving.actions import DEADLINE
+from codedinvnet.serving.admission import Admission
+from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
+from codedinvnet.serving.decoding import Found
+from codedinvnet.serving.metrics import Metrics, Quiet
+from codedinvnet.serving.pool import Origin
+from codedinvnet.serving.views import GroupViews
+
+
+@dataclass
+class Waiting:
+    """A query in progress."""
+
+    began: float
+    origin: Origin | None
+    future: asyncio.Future[Answered]
+    decoded: Found | None = None
+    """The approximate answer, once there is one."""
+    ready: float = 0.0
+    """When all that its answer is made of was here."""
+    outcome: str = ""
+    """Of this answer."""
+    request: str | None = None
+    """What its client calls the request, for the log."""
+
+
+class WaitingQueries(dict[int, Waiting]):
+    """The queries in progress by their numbers.
+
+    Args:
+        metrics: where their ends are counted.
+        groups: where the page finds them.
+        admission: is told of answers.
+    """
+
+    def __init__(self, metrics: Metrics, groups: GroupViews, admission: Admission) -> None:
+        super().__init__()
+        self.metrics, self.groups, self.admission = metrics, groups, admission
+        self._failed = Quiet()
+
+    def made_ready(self, queries: Iterable[int], outcome: str) -> None:
+        """Take down that all is here that their answers are made of."""
+        now = time.monotonic()
+        for query in queries:
+            if (waiting := self.get(query)) is not None:
+                waiting.ready, waiting.outcome = now, outcome
+
+    def answer(self, query: int, outputs: Mapping[str, np.ndarray]) -> None:
+        """End a query with an answer."""
+        if (waiting := self._unanswered(query)) is None:
+            return
+        now = time.monotonic()
+        seconds = now - waiting.began
+        work = waiting.ready - waiting.began
+        waiting.future.set_result(Answered(outputs, waiting.outcome, seconds, work))
+        del self[query]
+        self.admission.note(now, len(self), 1)
+        self.metrics.answered(waiting.outcome, seconds)
+        self.groups.note(query, waiting.outcome)
+
+    def fail(self, query: int, reason: str) -> None:
+        """End a query with an error."""
+        if (waiting := self._unanswered(query)) is None:
+            return
+        late = reason == DEADLINE
+        kind = DeadlinePassed if late else QueryFailed
+        waiting.future.set_exception(kind(reason))
+        del self[query]
+        self.metrics.queries.labels("deadline" if late else "failed").inc()
+        self.groups.note(query, "failed")
+        told = {} if waiting.request is None else {"id": waiting.request}
+        self._failed.log("query failed", logging.WARNING, query=query, reason=reason, **told)
+
+    def cancel(self, queries: Iterable[int]) -> None:
+        """End those that are unanswered."""
+        for query in queries:
+            if (waiting := self.pop(query, None)) is None:
+                continue
+            if not waiting.future.done():
+                waiting.future.set_exception(QueryFailed("cancelled"))
+            self.metrics.queries.labels("cancelled").inc()
+            self.groups.note(query, "cancelled")
+
+    def _unanswered(self, query: int) -> Waiting | None:
+        """Return a query that is about to end; None if nobody waits for it.
+
+        One whose caller has just been cancelled is left for `cancel`, which counts it.
+        """
+        waiting = self.get(query)
+        return None if waiting is None or waiting.future.done() else waiting
+
+
+async def ends(
+    futures: Sequence[asyncio.Future[Answered]],
+    cancel: Callable[[], None],
+    gone: asyncio.Future[Any] | None = None,
+) -> list[Answered | QueryFailed]:
+    """Wait for all queries of a request, and return how each ended.
+
+    Args:
+        futures: of the queries.
+        cancel: called when nobody waits for them any more: this call is cancelled, or `gone` done.
+        gone: see `FrontEnd.infer`.
+    """
+
+    def left(_: object) -> None:
+        cancel()
+
+    if gone is not None:
+        gone.add_done_callback(left)
+    try:
+        found = await asyncio.gather(*futures, return_exceptions=True)
+    except asyncio.CancelledError:
+        cancel()
+        raise
+    finally:
+        if gone is not None:
+            gone.remove_done_callback(left)
+    return found  # type: ignore[return-value]

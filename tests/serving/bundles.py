@@ -1,0 +1,59 @@
+"""A bundle behind a front end, for tests that send images and look at probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.codes.base import Scheme
+from codedinvnet.serving.answers import Answered, QueryFailed
+from codedinvnet.serving.computing import OUTPUT, Result, SchemeComputer
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.pool import InProcessPool, WorkerPool
+from codedinvnet.serving.rules import Rules
+from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
+
+CLASSES = tuple("0123456789")
+
+
+class BundlePool(InProcessPool):
+    """Threads that compute with a scheme."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(SchemeComputer(scheme))
+
+
+class BundleFront(FrontEnd):
+    """A front end of a scheme for images."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        pool: WorkerPool,
+        rules: Rules,
+        classes: tuple[str, ...] = CLASSES,
+        **options: Any,
+    ) -> None:
+        channels, height, width = scheme.shape
+        served = Classifier("mnist", (channels, height, width), classes)
+        super().__init__(served, pool, rules, scheme, SchemeComputer(scheme), **options)
+
+    async def ask(self, images: np.ndarray, **options: Any) -> list[Answered | QueryFailed]:
+        """Answer images (B, C, H, W)."""
+        return await self.infer([{IMAGES: image[None]} for image in images], **options)
+
+
+def probabilities(answer: Answered) -> np.ndarray:
+    """Return an answer's probabilities (classes,)."""
+    return np.asarray(answer.outputs[PROBABILITIES][0])
+
+
+def output(result: Result) -> np.ndarray:
+    """Return a scheme's output (n,)."""
+    return np.asarray(result.outputs[OUTPUT][0])
+
+
+def with_output(result: Result, values: np.ndarray) -> Result:
+    """Return a result with another output (n,)."""
+    return result._replace(outputs={OUTPUT: values[None]})

@@ -1,0 +1,220 @@
+"""Models of users' own behind the real HTTP face, asked by Triton's client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faults import Delay, Fault, FaultyPool
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.serve import make_service, running
+from codedinvnet.serving.service import Request, output_specs
+from tests.models import factories
+from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx, save_pt2
+
+triton = pytest.importorskip("tritonclient.http")
+aio = pytest.importorskip("tritonclient.http.aio")
+utils = pytest.importorskip("tritonclient.utils")
+
+POOL = "examples/my_pool.py:Pool"
+BATCH = 3
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def images(size: int) -> Callable[[np.random.Generator], np.ndarray]:
+    return lambda generator: generator.random((BATCH, 3, size, size), np.float32)
+
+
+def vectors(generator: np.random.Generator) -> np.ndarray:
+    return generator.random((BATCH, 16), np.float32)
+
+
+def tokens(generator: np.random.Generator) -> np.ndarray:
+    return generator.integers(0, WORDS, (BATCH, TOKENS), np.int32)
+
+
+MODELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "resnet.onnx": images(32),
+    "resnet.pt2": images(32),
+    f"{PLACE}:resnet": images(32),
+    f"{PLACE}:mobilenet": images(224),
+    f"{PLACE}:mlp": vectors,
+    f"{PLACE}:words": tokens,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("models")
+    save_onnx(factories.resnet, made / "resnet.onnx")
+    save_pt2(factories.resnet, made / "resnet.pt2")
+    return made
+
+
+def place(source: str, folder: Path) -> str:
+    return source if ":" in source else str(folder / source)
+
+
+def tensors(inputs: Arrays, *, binary: bool) -> list[Any]:
+    found = []
+    for name, array in inputs.items():
+        tensor = triton.InferInput(name, list(array.shape), utils.np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array, binary_data=binary)
+        found.append(tensor)
+    return found
+
+
+async def asked(
+    client: Any, name: str, inputs: Arrays, outputs: list[str], *, binary: bool
+) -> Arrays:
+    wanted = [triton.InferRequestedOutput(output, binary_data=binary) for output in outputs]
+    answer = await client.infer(name, tensors(inputs, binary=binary), outputs=wanted)
+    return {output: answer.as_numpy(output) for output in outputs}
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp
+@pytest.mark.parametrize("policy", ["uncoded", "hedge"])
+@pytest.mark.parametrize("source", MODELS)
+def test_a_model_is_served_as_it_computes(source: str, policy: str, folder: Path) -> None:
+    model = open_model(place(source, folder))
+    spec = model.signature.inputs[0]
+    inputs = {spec.name: MODELS[source](np.random.default_rng(7))}
+    rows = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(BATCH)]
+    own = [model.run(row) for row in rows]
+    options = ServeOptions(place(source, folder), port=0, workers=2, policy=policy, pool=POOL)
+
+    async def ask() -> None:
+        async with running(options) as (address, service):
+            client = aio.InferenceServerClient(address.removeprefix("http://"))
+            try:
+                name = service.served.name
+                metadata = await client.get_model_metadata(name)
+                assert metadata["inputs"] == [
+                    {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+                ]
+                outputs = [output["name"] for output in metadata["outputs"]]
+                assert outputs == [*own[0], "outcome"]
+                for binary, sent in ((True, inputs), (False, rows[0])):  # JSON may not be long
+                    found = await asked(client, name, sent, outputs, binary=binary)
+                    for i, row in enumerate(own[: len(sent[spec.name])]):
+                        for output, array in row.items():
+                            assert found[output].dtype == array.dtype
+                            assert found[output][i : i + 1].tobytes() == array.tobytes()
+                    assert set(found["outcome"]) == {b"direct" if binary else "direct"}
+            finally:
+                await client.close()
+
+    asyncio.run(ask())
+
+
+def answers(options: ServeOptions, inputs: Arrays, hung: int = -1, **request: Any) -> Arrays:
+    """Return all outputs of a service that was asked once, a worker of which may hang."""
+
+    async def ask() -> Arrays:
+        service = make_service(options)
+        await service.front.start()
+        try:
+            if hung >= 0:
+                hang = Fault(kind="hold", worker=hung, delay=Delay(ms=1000))
+                cast(FaultyPool, service.front.pool).add(hang)
+            names = [spec.name for spec in output_specs(service.served.signature)]
+            wanted = tuple((name, True) for name in request.pop("outputs", names))
+            return (await service.answer(Request(inputs, outputs=wanted, **request))).outputs
+        finally:
+            await service.front.stop()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("method", ["approxifer", "nercc"])
+def test_a_code_without_direct_answers_approximates_the_model(method: str) -> None:
+    source = f"{PLACE}:mlp"
+    inputs = {"input": np.random.default_rng(1).random((2, 16), np.float32).repeat(2, 0)}
+    options = ServeOptions(source, k=4, method=method, pool=POOL)
+    found = answers(options, inputs)
+    assert list(found) == ["output", "outcome"]
+    assert set(found["outcome"]) == {b"decoded"}
+    assert found["output"] == pytest.approx(open_model(source).run(inputs)["output"], abs=0.1)
+    with pytest.raises(BadRequest, match=r"accept_decoded: this method has no direct answers"):
+        answers(options, inputs, accept_decoded=False)
+
+
+METHOD = "examples/my_method.py:TwoParities"
+
+
+@pytest.mark.parametrize("outputs", [["scores_0"], ["scores_0", "label"]])
+def test_a_method_of_ones_own_protects_a_model_of_ones_own(outputs: list[str]) -> None:
+    """Direct answers stay the model's own; decoded ones have the scores alone."""
+    options = ServeOptions(f"{PLACE}:two_headed", k=3, method=METHOD, pool=POOL, demo=True)
+    inputs = {"x": np.random.default_rng(2).random((3, 4), np.float32)}
+    model = open_model(options.source)
+    own = [model.run({"x": inputs["x"][i : i + 1]}) for i in range(3)]
+    found = answers(options, inputs, hung=1, outputs=[*outputs, "outcome"])
+    direct = "label" in outputs  # of which nothing is decoded
+    assert found["outcome"].tolist() == [b"direct", b"direct" if direct else b"decoded", b"direct"]
+    for i in (0, 1, 2) if direct else (0, 2):
+        for name in outputs:
+            assert found[name][i : i + 1].tobytes() == own[i][name].tobytes()
+    assert found[outputs[0]][1] == pytest.approx(own[1][outputs[0]][0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "approxifer"}, "a code mixes queries of one floating input, and the model"),
+        ({"policy": "coded"}, "--policy: coded needs a --method, such as approxifer"),
+        ({"method": "approxifer", "policy": "hedge"}, "--method: approxifer goes with a coded"),
+        ({"method": "parm"}, "--method: parm is trained together with a bundle"),
+        ({"method": "coded-invnet"}, "--method: coded-invnet is trained together with a bundle"),
+        ({"part": Path("x")}, "--part: is for a bundle, not for a model of your own"),
+        ({"scores": "nothing"}, "--scores: .* has no output 'nothing'"),
+    ],
+)
+def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str) -> None:
+    def serve() -> None:
+        asked = ServeOptions(f"{PLACE}:words", pool=POOL, **options)
+        check(asked)
+        make_service(asked)
+
+    with pytest.raises(UserError, match=told):
+        serve()
+    with pytest.raises(UserError, match="--name: is for a model of your own, not for a bundle"):
+        check(ServeOptions("mnist", name="numbers"))
+
+
+def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:
+    options = ServeOptions(f"{PLACE}:pair", port=0, workers=2, pool=POOL)
+    numbers, mask = np.zeros((2, 6), np.float32), np.ones((2, 6), bool)
+
+    async def ask() -> None:
+        async with running(options) as (address, _):
+            client = aio.InferenceServerClient(address.removeprefix("http://"))
+            try:
+                found = await asked(
+                    client, "pair", {"mask": mask, "numbers": numbers}, ["label"], binary=True
+                )
+                assert found["label"].shape == (2,)
+                wrong: list[tuple[Arrays, str]] = [
+                    ({"numbers": numbers, "masks": mask}, "inputs.1.name: "),
+                    ({"numbers": numbers, "mask": mask[:, :5]}, "inputs.1.shape: 'mask' must be"),
+                    ({"numbers": numbers, "mask": numbers}, "inputs.1.datatype: 'mask' must be"),
+                    ({"mask": mask}, "inputs: the model takes 2"),
+                ]
+                for inputs, message in wrong:
+                    with pytest.raises(utils.InferenceServerException) as caught:
+                        await asked(client, "pair", inputs, ["label"], binary=True)
+                    assert caught.value.status() == "400"
+                    assert str(caught.value).partition("] ")[2].startswith(message)
+            finally:
+                await client.close()
+
+    asyncio.run(ask())

@@ -1,0 +1,102 @@
+"""Pools of users' own: what is wrong with one is told, and the service goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.service import Request
+from tests.models.factories import PLACE
+
+EXAMPLE = Path("examples/my_pool.py").resolve()
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    return f"{path}:Mine"
+
+
+def options(pool: str) -> ServeOptions:
+    return ServeOptions(f"{PLACE}:mlp", workers=2, policy="uncoded", pool=pool)
+
+
+def test_a_pool_that_raises_is_told_and_the_service_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    text = f"""
+import sys
+sys.path.insert(0, {str(EXAMPLE.parent)!r})
+from my_pool import Pool
+
+class Mine(Pool):
+    async def call(self, worker, task):
+        if worker == 0:
+            raise ValueError("my own mistake")
+        return await super().call(worker, task)
+"""
+    service = make_service(options(written(tmp_path, text)))
+    inputs = {"input": np.random.default_rng(0).random((6, 16), np.float32)}
+
+    async def ask() -> None:
+        await service.front.start()
+        try:
+            response = await service.answer(Request(inputs, outputs=(("outcome", False),)))
+            assert set(response.outputs["outcome"]) == {b"direct"}
+        finally:
+            await service.front.stop()
+
+    asyncio.run(ask())
+    (told, *_) = [record for record in caplog.records if record.message == "the pool raised"]
+    assert told.exc_info is not None
+    assert str(told.exc_info[1]) == "my own mistake"
+    assert told.__dict__["fields"]["pool"] == "Mine"
+
+
+def test_a_pool_that_cannot_be_made_shows_its_own_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+class Mine:
+    def __init__(self, spec):
+        raise OSError("my cluster is down")
+    start = call = replace = stop = pid = print
+"""
+    place = written(tmp_path, text)
+    with pytest.raises(UserError, match=r"mine\.py:Mine raised OSError: my cluster is down"):
+        make_service(options(place))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"the pool Mine of {place.rpartition(':')[0]} raised:"
+    assert any("mine.py" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--pool: {place} has no class Mine"),
+        (
+            "class Mine:\n    start = stop = print",
+            "--pool: Mine of {place} lacks call, replace, pid",
+        ),
+    ],
+)
+def test_a_class_that_is_no_pool(text: str, message: str, tmp_path: Path) -> None:
+    place = written(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        make_service(options(place))
+    assert str(caught.value) == message.format(place=place.rpartition(":")[0])
+
+
+def test_a_pool_that_is_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--pool: 'slurm' is not local, ray or FILE.py:CLASS"):
+        check(options("slurm"))
+    with pytest.raises(UserError, match=r"--pool: there is no file .*nowhere\.py"):
+        make_service(options(f"{tmp_path}/nowhere.py:Mine"))
