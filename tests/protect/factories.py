@@ -37,6 +37,20 @@ def vectors() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3), torch.zeros(1, FEATURES)
 
 
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Applied(8, 3)
+
+    def forward(self, numbers: Tensor, flags: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.cat([numbers, flags.float()], dim=1))
+        return found
+
+
+def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    return TwoInputs(), (torch.zeros(1, 5), torch.zeros(1, 3, dtype=torch.bool))
+
+
 def smaller() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3), torch.zeros(1, FEATURES)
 

@@ -44,6 +44,12 @@ def add_commands(commands: Commands) -> None:
         "own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
     )
     add(
+        "--protection",
+        type=Path,
+        help="folder that `codedinvnet protect` wrote for this model; --method then is one of its "
+        "table (the recommended one)",
+    )
+    add(
         "--part",
         type=Path,
         help="the checkpoint that `bench accuracy` left for that method and k; of a method that "

@@ -7,16 +7,15 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, Model, Signature
+from codedinvnet.models.base import Model, Signature
+from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
 from codedinvnet.protect.inputs import Inputs
-from codedinvnet.protect.teacher import scores_of
 
 UNTRAINED = ("approxifer", "nercc")
 MOST = 2000
@@ -29,31 +28,12 @@ GROUPS = 25
 """Groups that are computed at a time."""
 
 
-class ScoresOnly(nn.Module):
-    """A model as codes see it: one tensor in, scores out.
-
-    Args:
-        model: a classifier of one input.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        (self.spec,) = model.signature.inputs
-
-    def forward(self, queries: Tensor) -> Tensor:
-        """Map queries (B, *shape) to scores (B, classes)."""
-        array = queries.cpu().numpy().astype(DATATYPES[self.spec.datatype], copy=False)
-        return torch.from_numpy(scores_of(self.model, {self.spec.name: array}))
-
-
 def refusal(signature: Signature) -> str:
     """Return why no code mixes a model's queries, or ""."""
-    if len(signature.inputs) != 1:
-        return f"a code mixes queries of one input, and the model takes {len(signature.inputs)}"
-    (spec,) = signature.inputs
-    if DATATYPES[spec.datatype].kind != "f":
-        return f"a code mixes queries of floats, and the model takes {spec.datatype}"
+    try:
+        mixed_tensor(signature)
+    except UserError as error:
+        return str(error)
     return ""
 
 
@@ -63,11 +43,9 @@ def build(name: str, model: Model, k: int, smoothing: tuple[float, float] | None
 
 
 def _given(model: Model, k: int, smoothing: tuple[float, float] | None = None) -> Given:
-    signature = model.signature
-    assert signature.scores is not None
-    classes = next(s.shape[0] for s in signature.outputs if s.name == signature.scores.output)
+    shape, classes = mixed_tensor(model.signature).shape, scores_tensor(model.signature).shape[0]
     chosen = {} if smoothing is None else {"smoothing": smoothing}
-    return Given(k, ScoresOnly(model), signature.inputs[0].shape, classes, chosen=chosen)
+    return Given(k, ScoresOf(model), shape, classes, chosen=chosen)
 
 
 def tuned(

@@ -15,9 +15,10 @@ from codedinvnet.codes.backup import BackupCode
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll
 from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
+from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.protect.codes import UNTRAINED, ScoresOnly, build
+from codedinvnet.models.scores import ScoresOf
+from codedinvnet.protect.codes import UNTRAINED, build
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
 
@@ -51,9 +52,9 @@ class Answering(nn.Module):
         super().__init__()
         self.module, self.given, self.wanted = module, given, wanted
 
-    def forward(self, queries: Tensor) -> Tensor:
-        """Map queries (B, *shape) to scores (B, classes)."""
-        scores: Tensor = self.module(queries)
+    def forward(self, *queries: Tensor) -> Tensor:
+        """Map queries (B, *shape), of each input, to scores (B, classes)."""
+        scores: Tensor = self.module(*queries)
         if self.given == self.wanted:
             return scores
         return scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(1e-7).log()
@@ -110,18 +111,35 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
-def load_protection(folder: Path, model: OpenModel, method: str | None = None) -> Scheme:
+def description_digest(folder: Path) -> str:
+    """Return a short digest of a protection's description.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    read_description(folder)
+    return file_digest(folder / DESCRIPTION)
+
+
+def load_protection(
+    folder: Path, model: OpenModel, method: str | None = None, digest: str = ""
+) -> Scheme:
     """Return the scheme that protects a model.
 
     Args:
         folder: what `codedinvnet protect` wrote.
         model: the served model.
-        method: one of the protection's; None: the recommended one.
+        method: one of the protection's; None or "": the recommended one.
+        digest: what `description_digest` found where the service began; "": any will do.
 
     Raises:
         UserError: if the protection is another model's, is damaged, or recommends nothing.
     """
     found = read_description(folder)
+    if digest and digest != description_digest(folder):
+        raise UserError(
+            f"{folder} is another protection than the front end has: restart the service"
+        )
     own = found["model"]
     if own["digest"] != model.source.digest:
         raise UserError(
@@ -137,8 +155,6 @@ def load_protection(folder: Path, model: OpenModel, method: str | None = None) -
     works = {row["method"]: row["work"] for row in found["table"]}
     if name not in works:
         raise UserError(f"{folder} has no method {name!r}, but {', '.join(works)}")
-    if len(model.signature.inputs) > 1:
-        raise UserError(f"{folder}: a model of several inputs is not served with a protection yet")
     k = int(found["k"])
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
@@ -149,7 +165,7 @@ def load_protection(folder: Path, model: OpenModel, method: str | None = None) -
     else:
         other = ModelSource(**found["own_backup"]).open()
         assert other.signature.scores is not None
-        module, given = ScoresOnly(other), other.signature.scores.kind
-    models = {SERVED: ScoresOnly(model), BACKUP: Answering(module, given, scores.kind)}
+        module, given = ScoresOf(other), other.signature.scores.kind
+    models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
     rules = AnswersAll(k, BACKUP, cost=PerMember(works[name]))
     return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)
