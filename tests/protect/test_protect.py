@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 
 from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.codes.rules import BACKUP
+from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_student
+from codedinvnet.protect.students import Student
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
 from tests.protect.factories import FEATURES
@@ -149,6 +153,30 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     whole, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     assert epochs[0] == 2
+
+
+def test_a_machine_that_turns_out_slower_does_fewer_epochs(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distil, "MOST_ROUNDS", 40)
+    planned, validate = distil.plan, distil.DistilStage.validate
+
+    def slow(stage: distil.DistilStage) -> Any:
+        time.sleep(0.5)
+        return validate(stage)
+
+    def hopeful(student: Student, lesson: distil.Lesson, _: float) -> PartSettings:
+        return planned(student, lesson, 1e6)
+
+    monkeypatch.setattr("codedinvnet.protect.run.plan", hopeful)
+    monkeypatch.setattr(distil.DistilStage, "validate", slow)
+    more = ("--methods", "small-backup", "--minutes", "0.05")
+    outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    epochs = re.findall(r"small backup epoch (\d+)/(\d+)", outcome.err)
+    (_, first), (last, total) = epochs[0], epochs[-1]
+    assert last == total
+    assert int(total) <= 6 < int(first)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,13 +60,17 @@ class DistilStage(PartStage):
         student: trained in place.
         lesson: its inputs, and the teacher's answers.
         part: how to train.
+        seconds: for all epochs; fewer are done if the machine is slower than was planned.
     """
 
     name = "small backup"
     gradient_norm = 1.0
 
-    def __init__(self, student: Student, lesson: Lesson, part: PartSettings) -> None:
+    def __init__(
+        self, student: Student, lesson: Lesson, part: PartSettings, seconds: float = math.inf
+    ) -> None:
         super().__init__(student, part)
+        self.seconds = seconds
         self.student, self.lesson = student, lesson
         images = student.shape.kind == "images"
         self.last = images and student.last
@@ -98,6 +103,19 @@ class DistilStage(PartStage):
         soft = (torch.from_numpy(wanted) / TEMPERATURE).softmax(1)
         loss = F.cross_entropy(logits / TEMPERATURE, soft)
         return loss * TEMPERATURE**2
+
+    def replan(self, done: int, seconds: float) -> int:
+        """Return the number of epochs that there is time for, and end the schedule with them.
+
+        Args:
+            done: epochs that were done, at least one.
+            seconds: that they took.
+        """
+        epochs = self.part.epochs
+        if seconds / done * epochs > self.seconds:
+            epochs = max(done, min(epochs, int(self.seconds * done / seconds)))
+        self.total_steps = epochs * self.steps_per_epoch
+        return epochs
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by agreement with the teacher on the validation inputs."""

@@ -307,9 +307,10 @@ def _trained(
         spare = shape.build()
         spare.learn_scale(sample)
         left = 60 * options.minutes - (time.monotonic() - began)
-        write_json(path, plan(spare, lesson, left).model_dump())
-    part = PartSettings.model_validate(read_json(path))
-    stage = DistilStage(student, lesson, part)
+        write_json(path, {"seconds": left, "part": plan(spare, lesson, left).model_dump()})
+    planned = read_json(path)
+    part = PartSettings.model_validate(planned["part"])
+    stage = DistilStage(student, lesson, part, planned["seconds"])
     train_stage(
         stage,
         options.out / WORK,
@@ -317,6 +318,7 @@ def _trained(
         seed=options.seed,
         settings={**settings, "part": part.model_dump(), "shape": shape.as_json()},
         resume=LATEST,
+        replan=stage.replan,
     )
     save_student(final, student)
     return student
