@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from benchmarks.processes import free_port
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.serving.grpc_stubs import SERVICE
+from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import running
 from tests.models.factories import PLACE

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from starlette.requests import Request
 from starlette.types import Receive
 
+from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.v2 import TooLarge
 
 
 class TooSlow(Exception):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from codedinvnet.serving.app import LARGE_BODY
-from codedinvnet.serving.grpc_face import Headers, Refused
-from codedinvnet.serving.grpc_stubs import grpc
+from codedinvnet.serving.faces.grpc import Headers, Refused
+from codedinvnet.serving.faces.grpc_stubs import grpc
+from codedinvnet.serving.faces.http import LARGE_BODY
+from codedinvnet.serving.faces.v2 import VERSION, model_metadata, parse_request, render_response
+from codedinvnet.serving.faces.v2_grpc import request_to_http, response_from_http
 from codedinvnet.serving.service import Request, Service
-from codedinvnet.serving.v2 import VERSION, model_metadata, parse_request, render_response
-from codedinvnet.serving.v2_grpc import request_to_http, response_from_http
 
 
 class ServiceBackend:

@@ -13,10 +13,10 @@ import grpc
 from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
+from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.run import running
-from codedinvnet.serving.grpc_stubs import SERVICE
 
 ANSWER = b'{"model_name":"m","outputs":[{"name":"y","datatype":"INT8","shape":[1],"data":[7]}]}'
 TENSORS = {

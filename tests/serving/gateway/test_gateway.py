@@ -14,8 +14,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.grpc_stubs import SERVICE
 from tests.serving.gateway.fakes import ANSWER, TENSORS, Fake, GrpcFake, gateway
 
 BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'

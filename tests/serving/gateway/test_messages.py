@@ -10,16 +10,16 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.gateway.calls import Reply, grpc_status, http_status, model_of, passed_on
-from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
-from codedinvnet.serving.v2 import HEADER_LENGTH
-from codedinvnet.serving.v2_grpc import (
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.faces.v2_grpc import (
     Wanted,
     request_from_http,
     request_to_http,
     response_from_http,
     response_to_http,
 )
+from codedinvnet.serving.gateway.calls import Reply, grpc_status, http_status, model_of, passed_on
+from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 
 
 def message(**raw: bytes) -> pb.ModelInferRequest:

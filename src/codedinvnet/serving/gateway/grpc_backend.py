@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.grpc import Refused
 from codedinvnet.serving.gateway.calls import OK, Headers, grpc_status, model_of
 from codedinvnet.serving.gateway.outcome import OUTCOME_HEADER, outcome_field
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
-from codedinvnet.serving.grpc_face import Refused
 
 NOT_FOUND, UNAVAILABLE = grpc_status(404), grpc_status(503)
 

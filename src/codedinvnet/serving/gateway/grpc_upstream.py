@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply
 from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
-from codedinvnet.serving.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""

@@ -16,14 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.app import problems
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
+from codedinvnet.serving.faces.http import problems
+from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
+from codedinvnet.serving.faces.v2 import server_metadata
 from codedinvnet.serving.gateway.calls import Reply, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
-from codedinvnet.serving.middleware import HostCheck, RequestCount, TokenCheck, problem
-from codedinvnet.serving.v2 import server_metadata
 
 
 def build_gateway_app(

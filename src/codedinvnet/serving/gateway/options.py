@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.options import check_ports
-from codedinvnet.serving.rules import POLICIES, ROUTINGS
+from codedinvnet.serving.rules.settings import POLICIES, ROUTINGS
 
 OFFERED = tuple(name for name, policy in POLICIES.items() if not policy.coded)
 """Policies that need to understand nothing of what is asked."""

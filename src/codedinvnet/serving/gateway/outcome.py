@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.calls import Headers, Reply
-from codedinvnet.serving.v2 import HEADER_LENGTH
 
 OUTCOME_HEADER = "codedinvnet-outcome"
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')
@@ -50,7 +50,7 @@ def _insertion(body: bytes, outcome: str) -> tuple[int, bytes]:
 
 def outcome_field(outcome: str) -> bytes:
     """Return what, appended to a serialized ModelInferResponse, is its outcome as a parameter."""
-    from codedinvnet.serving.grpc_stubs import pb
+    from codedinvnet.serving.faces.grpc_stubs import pb
 
     value = pb.InferParameter(string_param=outcome)
     message: bytes = pb.ModelInferResponse(parameters={"outcome": value}).SerializeToString()

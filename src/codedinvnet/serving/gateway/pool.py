@@ -20,11 +20,11 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.computing import Result
 from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable, Upstream
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, log_event
-from codedinvnet.serving.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)

@@ -12,6 +12,7 @@ import uvloop
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.http_face import build_gateway_app
 from codedinvnet.serving.gateway.options import GatewayOptions, check, read_roots
@@ -19,9 +20,8 @@ from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.middleware import LOOPBACK
 from codedinvnet.serving.options import read_token
-from codedinvnet.serving.rules import POLICIES, Rules, hang_limit, pending_limit
+from codedinvnet.serving.rules.settings import POLICIES, Rules, hang_limit, pending_limit
 from codedinvnet.serving.serve import listening, log_to_stderr, until_told
 
 MIB = 2**20
@@ -85,8 +85,8 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     ):
         port = None
         if options.grpc_port is not None:
+            from codedinvnet.serving.faces.grpc import GrpcFace
             from codedinvnet.serving.gateway.grpc_backend import RelayBackend
-            from codedinvnet.serving.grpc_face import GrpcFace
 
             face = GrpcFace(RelayBackend(relay), memory, token=token)
             grace = options.deadline_ms / 1000

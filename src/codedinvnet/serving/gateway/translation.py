@@ -6,14 +6,14 @@ import json
 from collections.abc import Awaitable, Callable
 
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply, grpc_status, http_status
-from codedinvnet.serving.v2 import HEADER_LENGTH, TooLarge, decompress
-from codedinvnet.serving.v2_grpc import (
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge, decompress
+from codedinvnet.serving.faces.v2_grpc import (
     request_from_http,
     request_to_http,
     response_from_http,
     response_to_http,
 )
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply, grpc_status, http_status
 
 Post = Callable[[bytes, Headers], Awaitable[Reply]]
 BODY_HEADERS = frozenset(
