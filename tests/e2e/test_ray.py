@@ -20,9 +20,9 @@ from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loo
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.serving.computing import BundleSpec, ModelSpec
-from codedinvnet.serving.pool import Task
-from codedinvnet.serving.ray_pool import RayPool
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
+from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.ray import RayPool
 from tests.models.factories import PLACE, TOKENS, WORDS
 from tests.processes import free_port, needs_proc, survivors
 

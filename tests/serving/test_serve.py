@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
-from codedinvnet.serving.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.options import ServeOptions, check, hang_timeout, read_token
 from codedinvnet.serving.serve import (
     _serve,

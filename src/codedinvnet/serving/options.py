@@ -14,9 +14,9 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
+from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.middleware import LOOPBACK
-from codedinvnet.serving.rules import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
+from codedinvnet.serving.rules.settings import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""

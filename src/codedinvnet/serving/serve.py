@@ -21,10 +21,10 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
-from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
-from codedinvnet.serving.computing import freeze_loaded
-from codedinvnet.serving.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.faults import FaultyPool, check_per_request
+from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
+from codedinvnet.serving.faces.page import demo_requests
+from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
 from codedinvnet.serving.opening import make_pool, open_served
@@ -36,11 +36,11 @@ from codedinvnet.serving.options import (
     policy_of,
     read_token,
 )
-from codedinvnet.serving.page import demo_requests
-from codedinvnet.serving.rules import POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.v2 import TEXT_LENGTH, json_bytes
+from codedinvnet.serving.workers.computing import freeze_loaded
+from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
