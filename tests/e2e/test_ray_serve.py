@@ -28,7 +28,7 @@ from examples.ray_serve import app
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 try:
-    serve.run(app({"bundle": "mnist", "k": "2", "deadline_ms": "9000"}))
+    serve.run(app({"source": "mnist", "k": "2", "deadline_ms": "9000"}))
     client = triton.InferenceServerClient("127.0.0.1:" + sys.argv[1])
     images, labels = sample_images("mnist").batch(torch.arange(20))
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
@@ -75,7 +75,7 @@ def test_the_examples_events_are_told_as_serve_tells_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(serve, "ingress", ingress)
     for name in ("log_to_stderr", "freeze_loaded"):
         monkeypatch.setattr(ray_serve, name, lambda name=name: called.append(name))
-    ray_serve.app({"bundle": "mnist", "k": "2", "allowed_host": "a.example,b.example"})
+    ray_serve.app({"source": "mnist", "k": "2", "allowed_host": "a.example,b.example"})
     assert called == []  # here is not where it runs
     made[0]()
     assert called == ["log_to_stderr", "freeze_loaded"]

@@ -408,7 +408,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["nothing"], "no bundle 'nothing'"),
+            (["nothing"], "no model 'nothing'"),
             (["mnist", "--k", "99"], "k = 99"),
             (["mnist", "--k", "4", "--workers", "4"], "--workers: 4 are too few"),
             (["mnist", "--workers", "0"], "--workers"),
@@ -427,7 +427,7 @@ class TestRefused:
             (["mnist", "--max-pending", "0"], "--max-pending"),
             (["mnist", "--max-batch", "0"], "--max-batch"),
             (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
-            (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 images"),
+            (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 queries"),
             (["mnist", "--device", "abacus"], "--device: "),
             (["mnist", "--port", "99999"], "--port"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),

@@ -58,7 +58,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
-    path = Path(__file__).parents[1] / "configs" / f"{name}-recovery.json"
+    path = Path(__file__).parents[2] / "configs" / f"{name}-recovery.json"
     assert load_settings(path) == load_bundle(name).info.provenance.settings
 
 

@@ -126,7 +126,7 @@ def test_a_batch_that_could_never_be_taken() -> None:
     """Of two workers 2,000 queries may wait; the client would be told to try again for ever."""
     options = ServeOptions("mnist", k=2, workers=3, max_batch=2001)
     check(options)
-    with pytest.raises(UserError, match="--max-batch: a request of 2001 images could never be"):
+    with pytest.raises(UserError, match="--max-batch: a request of 2001 queries could never be"):
         make_service(options)
     make_service(replace(options, max_batch=2000))
     with pytest.raises(UserError, match="with --max-pending 100"):

@@ -75,7 +75,7 @@ def make_service(options: ServeOptions) -> Service:
     most = options.max_pending or pending_limit(workers)
     if options.max_batch > most:
         raise UserError(
-            f"--max-batch: a request of {options.max_batch} images could never be taken with "
+            f"--max-batch: a request of {options.max_batch} queries could never be taken with "
             f"--max-pending {most}"
         )
     rules = Rules(

@@ -98,7 +98,8 @@ def json_bytes(served: Served) -> int:
 def json_lists(served: Served) -> int:
     """Return how many lists, objects and keys it may have: rows of tensors, and others."""
     shares = [
-        sum(math.prod(spec.shape[:axis]) for axis in range(len(spec.shape))) / math.prod(spec.shape)
+        sum(math.prod(spec.shape[:axis]) for axis in range(len(spec.shape)))
+        / max(1, math.prod(spec.shape))
         for spec in served.signature.inputs
     ]
     return int(json_values(served) * max(shares)) + OTHER_JSON
