@@ -49,6 +49,8 @@ class ServeOptions:
     """None: ONNX Runtime for ONNX files, PyTorch for the others."""
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
+    """None: HTTP alone."""
     allowed_host: tuple[str, ...] = ()
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
@@ -129,8 +131,18 @@ def check(options: ServeOptions) -> None:
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+    check_ports(options.port, options.grpc_port)
+
+
+def check_ports(port: int, grpc_port: int | None) -> None:
+    """Refuse ports that are none.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for flag, value in (("--port", port), ("--grpc-port", grpc_port)):
+        if value is not None and not 0 <= value <= 65535:
+            raise UserError(f"{flag}: must lie in 0..65535, got {value}")
 
 
 def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:
