@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+import tritonclient.http.aio as triton_http
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
@@ -18,6 +19,8 @@ from benchmarks.processes import free_port
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.gateway.options import GatewayOptions
+from codedinvnet.serving.gateway.run import running as gateway
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import running
 from tests.models.factories import PLACE
@@ -26,7 +29,7 @@ SOURCE = f"{PLACE}:mlp"
 ROWS = np.random.default_rng(3).random((3, 16), np.float32)
 
 
-def run(ask: Callable[[Any, str], Awaitable[None]], **options: Any) -> None:
+def run(ask: Callable[..., Awaitable[None]], *, with_http: bool = False, **options: Any) -> None:
     """Serve the model in this process, and ask it."""
 
     async def all_of_it() -> None:
@@ -34,10 +37,10 @@ def run(ask: Callable[[Any, str], Awaitable[None]], **options: Any) -> None:
         settings = {"pool": "examples/my_pool.py:Pool", "workers": 2, "port": 0, **options}
         address = f"127.0.0.1:{port}"
         async with (
-            running(ServeOptions(SOURCE, grpc_port=port, **settings)),
+            running(ServeOptions(SOURCE, grpc_port=port, **settings)) as (url, _),
             triton.InferenceServerClient(address) as client,
         ):
-            await ask(client, address)
+            await ask(client, address, *([url] if with_http else []))
 
     asyncio.run(all_of_it())
 
@@ -79,6 +82,31 @@ def test_the_answers_are_the_models() -> None:
         assert response.raw_output_contents[0] == found.tobytes()
 
     run(ask)
+
+
+def test_behind_the_gateway_the_answers_are_the_same() -> None:
+    """The service over both of its faces, as two upstreams, behind both faces of the gateway."""
+
+    async def ask(client: Any, address: str, http: str) -> None:
+        wanted = await client.infer("mlp", [tensor()])
+        names = [output.name for output in wanted.get_response().outputs]
+        upstreams = (http, f"grpc://{address}")
+        settings = GatewayOptions(
+            "mlp", upstream=upstreams, port=0, grpc_port=0, routing="round-robin", slots=1
+        )
+        async with gateway(settings) as (url, _, port):
+            over_http = triton_http.InferenceServerClient(url.removeprefix("http://"))
+            over_grpc = triton.InferenceServerClient(f"127.0.0.1:{port}")
+            async with over_http, over_grpc:
+                rows = triton_http.InferInput("input", list(ROWS.shape), "FP32")
+                rows.set_data_from_numpy(ROWS)
+                for asked, sent in ((over_http, rows), (over_grpc, tensor())):
+                    for _ in range(2):
+                        found = await asked.infer("mlp", [sent])
+                        for name in names:
+                            assert (found.as_numpy(name) == wanted.as_numpy(name)).all()
+
+    run(ask, with_http=True)
 
 
 @pytest.mark.parametrize(

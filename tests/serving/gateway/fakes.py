@@ -13,7 +13,7 @@ import grpc
 from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.run import running
@@ -119,7 +119,7 @@ class GrpcFake:
         return found
 
     async def start(self) -> None:
-        self.server = grpc.aio.server()
+        self.server = grpc.aio.server(options=UNLIMITED)
         methods = {"Infer": self._infer, "Ready": self._ready, "Metadata": self._metadata}
         handlers = {
             f"Model{name}": grpc.unary_unary_rpc_method_handler(method)

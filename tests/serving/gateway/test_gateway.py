@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
 from codedinvnet.serving.gateway.relay import Relay
 from tests.serving.gateway.fakes import ANSWER, TENSORS, Fake, GrpcFake, gateway
 
@@ -36,13 +37,13 @@ async def ask(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with (
         aiohttp.ClientSession(auto_decompress=False) as session,
-        session.post(address + path, data=body, headers=named) as reply,
+        session.post(address + path, data=io.BytesIO(body), headers=named) as reply,
     ):
         return Got(reply.status, reply.headers, await reply.read())
 
 
 async def ask_grpc(port: int | None, message: bytes, timeout: float = 10, **metadata: str) -> Any:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", UNLIMITED) as channel:
         call = channel.unary_unary(f"/{SERVICE}/ModelInfer")(
             message, timeout=timeout, metadata=tuple(metadata.items())
         )
@@ -178,6 +179,25 @@ def test_one_transport_stands_for_the_other() -> None:
 
     run(from_grpc, http, grpc_port=0)
     run(from_http, rpc)
+
+
+def test_large_tensors_pass_over_both_transports() -> None:
+    http, rpc = Fake(), GrpcFake()
+    large = bytes(range(256)) * 6 * 4096
+    http.body = ANSWER + large
+    rpc.answer.raw_output_contents[0] = large
+
+    async def over_http(address: str, *_: object) -> None:
+        assert (await ask(address, BODY + large)).body.endswith(large)
+        assert http.seen[0][2] == BODY + large
+
+    async def over_grpc(_: str, relay: object, port: int) -> None:
+        body, _ = await ask_grpc(port, request(large))
+        assert pb.ModelInferResponse.FromString(body).raw_output_contents[0] == large
+        assert rpc.seen[0][0] == request(large)
+
+    run(over_http, http)
+    run(over_grpc, rpc, grpc_port=0)
 
 
 def test_an_error_of_the_model_is_an_answer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import ssl
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -115,6 +116,8 @@ def as_text(value: str) -> str:
 
 def described(error: BaseException) -> str:
     """Return an error's message, or its kind if it has none."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return os.strerror(error.os_error.errno)
     return str(error) or type(error).__name__
 
 
