@@ -26,9 +26,11 @@ def add_commands(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://... May be "
+        help="a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; each "
+        "address of a name, resolved again and again: dns+http://NAME:PORT, dns+grpc://... May be "
         "repeated",
     )
+    add("--upstreams-file", type=Path, help="others, one a line; looked at while it runs (none)")
     add("--slots", type=int, default=4, help="requests that an upstream is at, at most (4)")
     add("--policy", default="hedge", help="uncoded, replicate or hedge (hedge)")
     add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")

@@ -20,6 +20,7 @@ class GatewayOptions:
 
     name: str
     upstream: tuple[str, ...] = ()
+    upstreams_file: Path | None = None
     slots: int = 4
     policy: str = "hedge"
     routing: str = "least-loaded"
@@ -52,7 +53,7 @@ def check(options: GatewayOptions) -> None:
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
     if not options.name:
         raise UserError("NAME: the model that the upstreams have")
-    if not options.upstream:
+    if not options.upstream and options.upstreams_file is None:
         raise UserError("--upstream: at least one is needed, such as http://127.0.0.1:8000")
     twice = {url for url in options.upstream if options.upstream.count(url) > 1}
     if twice:

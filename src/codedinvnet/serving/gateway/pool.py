@@ -12,7 +12,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable, Upstream
+from codedinvnet.serving.gateway.upstreams import Nobody, NotProtocol, Unreachable, Upstream
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, log_event
 from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -71,6 +72,11 @@ class Place:
     silent: int = 0
     probe: asyncio.Task[None] | None = None
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether there is an upstream."""
+        return not isinstance(self.upstream, Nobody)
+
 
 def boxed(content: object) -> np.ndarray:
     """Return anything as an array of one element, as tasks and results carry it."""
@@ -105,8 +111,13 @@ class UpstreamMetrics:
         )
         for url in urls:
             self.up.labels(url).set(1)
-            for result in RESULTS:
-                self.calls.labels(url, result)
+            self.expect(url)
+
+    def expect(self, url: str) -> None:
+        """Create an upstream's labels."""
+        self.up.labels(url)
+        for result in RESULTS:
+            self.calls.labels(url, result)
 
 
 class UpstreamPool:
@@ -120,6 +131,7 @@ class UpstreamPool:
         cancels: whether upstreams over gRPC are told by when an answer is needed, and to stop when
             none is. Otherwise what nobody waits for is left to end by itself: some versions of
             Triton crash when requests are cancelled.
+        places: how many upstreams there may be later; None: as many as now.
     """
 
     def __init__(
@@ -130,22 +142,27 @@ class UpstreamPool:
         registry: CollectorRegistry,
         *,
         cancels: bool = False,
+        places: int | None = None,
     ) -> None:
         self.cancels = cancels
         self.model, self.hang_timeout = model, hang_timeout
-        self.places = [Place(upstream, i) for i, upstream in enumerate(upstreams)]
+        empty = [Nobody()] * ((places or 0) - len(upstreams))
+        self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
         self.metrics = UpstreamMetrics(registry, [upstream.url for upstream in upstreams])
         self.on_death: Death | None = None
         self.metadata: Mapping[str, Any] = {}
         """The model's, on which all upstreams agree."""
         self._first = ""
         """The upstream that said so first."""
-        self._calls: list[set[asyncio.Future[str]]] = [set() for _ in upstreams]
+        self._calls: list[set[asyncio.Future[str]]] = [set() for _ in self.places]
         """What each is at: futures that say why nobody waits for the answer any more."""
         self._left: set[asyncio.Task[Reply]] = set()
         """Calls that nobody waits for."""
         self._retries = MOST_RETRIES
-        self._watch: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        """Is set, and replaced, when upstreams have come or gone."""
+        self._others: set[asyncio.Task[None]] = set()
+        """What else is going on: the watch, and connections that are closed."""
 
     async def start(self, size: int) -> None:
         """Ask all upstreams for the model.
@@ -153,10 +170,11 @@ class UpstreamPool:
         Raises:
             UserError: if none answers, one does not have the model, or theirs differ.
         """
-        asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in self.places]
+        there = [place for place in self.places if place.is_filled]
+        asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in there]
         found = await asyncio.gather(*asked, return_exceptions=True)
         silent = {}
-        for place, answer in zip(self.places, found, strict=True):
+        for place, answer in zip(there, found, strict=True):
             if isinstance(answer, Unreachable):
                 silent[place.upstream.url] = (place, str(answer))
             elif isinstance(answer, NotProtocol):
@@ -165,13 +183,46 @@ class UpstreamPool:
                 raise answer
             elif told := self._compare(place, answer):
                 raise UserError(f"--upstream: {told}")
-        if len(silent) == len(self.places):
+        if len(silent) == len(there):
             told = "; ".join(f"{url}: {reason}" for url, (_, reason) in silent.items())
             raise UserError(f"--upstream: none answers: {told}")
         loop = asyncio.get_running_loop()
         for place, reason in silent.values():  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
-        self._watch = asyncio.create_task(self._watch_all())
+        for place in self.places[len(there) :]:
+            loop.call_soon(self._set_aside, place, "no upstream is there")
+        self._spawn(self._watch_all())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
+        """Have these upstreams from now on, and no others.
+
+        Raises:
+            UserError: if one cannot be; all is left as it was.
+        """
+        here = {place.upstream.url for place in self.places if place.is_filled}
+        new = deque(open_one(url) for url in urls if url not in here)
+        if here.issubset(urls) and not new:
+            return
+        for i, place in enumerate(self.places):
+            if place.is_filled and place.upstream.url not in urls:
+                self._set_aside(place, "it is no longer among the upstreams")
+                self.metrics.up.remove(place.upstream.url)
+                self._spawn(place.upstream.close())
+                place = self.places[i] = Place(Nobody(), i, up=False)
+            if new and not place.is_filled:
+                upstream = new.popleft()
+                self.places[i] = Place(upstream, i, up=False)
+                self.metrics.expect(upstream.url)
+                log_event("upstream added", upstream=upstream.url)
+        for upstream in new:
+            log_event("no place for an upstream", logging.WARNING, upstream=upstream.url)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
         """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
@@ -272,8 +323,10 @@ class UpstreamPool:
         if not place.up:
             return
         place.up = False
-        self.metrics.up.labels(place.upstream.url).set(0)
-        log_event("upstream set aside", logging.WARNING, upstream=place.upstream.url, reason=reason)
+        if place.is_filled:
+            url = place.upstream.url
+            self.metrics.up.labels(url).set(0)
+            log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
         if self.on_death is not None:
             self.on_death(place.worker, reason)
         self._give_up(place.worker, reason)
@@ -304,10 +357,14 @@ class UpstreamPool:
             NotProtocol: if it has the model no longer, or another one.
         """
         self._give_up(worker, "it is lost")
+        while not self.places[worker].is_filled:
+            await self._changed.wait()
         place = self.places[worker]
         if place.probe is None or place.probe.done():
             place.probe = asyncio.create_task(self._probe(place))
         await asyncio.shield(place.probe)
+        if place is not self.places[worker]:
+            raise Unreachable("another upstream has its place")
 
     async def _probe(self, place: Place) -> None:
         try:
@@ -320,7 +377,7 @@ class UpstreamPool:
         except (Unreachable, NotProtocol) as error:
             self._set_aside(place, str(error))
             raise
-        if not place.up:
+        if not place.up and place is self.places[place.worker]:
             place.up = place.on_probation = True
             place.failures = place.silent = 0
             place.answered = time.monotonic()
@@ -368,8 +425,8 @@ class UpstreamPool:
         raise Unreachable(reason)
 
     async def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in self._others:
+            task.cancel()
         for place in self.places:
             if place.probe is not None:
                 place.probe.cancel()

@@ -69,6 +69,24 @@ class Upstream(Protocol):
         """Close its connections."""
 
 
+class Nobody:
+    """Stands where an upstream may come later."""
+
+    url, stops = "", False
+
+    async def infer(self, call: Call, seconds: float) -> Reply:
+        raise Unreachable("no upstream is there")
+
+    async def is_ready(self, model: str, seconds: float) -> bool:
+        raise Unreachable("no upstream is there")
+
+    async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
+        raise Unreachable("no upstream is there")
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
 def open_upstream(url: str, roots: bytes | None = None) -> Upstream:
     """Return an upstream, not yet connected.
 
