@@ -74,6 +74,8 @@ def add_commands(commands: Commands) -> None:
         help="MiB of all requests that are here, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
+    add("--tls-key", type=Path, help="its key, PEM, without a password")
     add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
 
 

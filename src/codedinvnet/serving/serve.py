@@ -25,6 +25,7 @@ from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
+from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
@@ -171,7 +172,9 @@ def log_to_stderr() -> None:
         chosen.propagate = False
 
 
-def server_config(app: Starlette, deadline_ms: float, workers: int) -> uvicorn.Config:
+def server_config(
+    app: Starlette, deadline_ms: float, workers: int, certificate: Certificate | None = None
+) -> uvicorn.Config:
     """Return how an application is served, before so many workers."""
     return uvicorn.Config(
         app,
@@ -182,6 +185,8 @@ def server_config(app: Starlette, deadline_ms: float, workers: int) -> uvicorn.C
         proxy_headers=False,  # nobody here asks where a request comes from
         timeout_graceful_shutdown=math.ceil(deadline_ms / 1000) + DRAIN_TIMEOUT,
         timeout_keep_alive=KEEP_ALIVE,
+        ssl_certfile=None if certificate is None else certificate.chain,
+        ssl_keyfile=None if certificate is None else certificate.key,
     )
 
 
@@ -203,7 +208,12 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: Starlette, host: str, port: int, deadline_ms: float, front: FrontEnd
+    app: Starlette,
+    host: str,
+    port: int,
+    deadline_ms: float,
+    front: FrontEnd,
+    certificate: Certificate | None = None,
 ) -> AsyncIterator[str]:
     """Serve an application while the body runs, and stop its front end; yields the address.
 
@@ -212,7 +222,7 @@ async def listening(
     """
     listener = bind(host, port)
     try:
-        server = Server(server_config(app, deadline_ms, front.rules.workers))
+        server = Server(server_config(app, deadline_ms, front.rules.workers, certificate))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())
         try:
@@ -220,7 +230,8 @@ async def listening(
             if not up.done():
                 raise UserError(f"the server on {host}:{port} ended while starting")
             name, number = listener.getsockname()[:2]
-            yield f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}"
+            scheme = "http" if certificate is None else "https"
+            yield f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
         finally:
             up.cancel()
             server.should_exit = True

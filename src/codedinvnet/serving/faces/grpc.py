@@ -22,6 +22,7 @@ from codedinvnet.serving.answers import (
 )
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.v2 import server_metadata
 from codedinvnet.serving.metrics import log_event
 
@@ -126,13 +127,16 @@ class GrpcFace:
         self.max_message = memory.most if max_message is None else max_message
 
     @asynccontextmanager
-    async def listening(self, host: str, port: int, grace: float) -> AsyncIterator[int]:
+    async def listening(
+        self, host: str, port: int, grace: float, certificate: Certificate | None = None
+    ) -> AsyncIterator[int]:
         """Serve while the body runs; yields the port.
 
         Args:
             host: address to listen on.
             port: 0: a free one.
             grace: seconds for the requests that are here in the end.
+            certificate: None: without TLS.
 
         Raises:
             UserError: if the address is taken or not ours.
@@ -149,7 +153,12 @@ class GrpcFace:
         server.add_generic_rpc_handlers((handlers,))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound: int = server.add_insecure_port(address)
+            bound: int
+            if certificate is None:
+                bound = server.add_insecure_port(address)
+            else:
+                pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+                bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         except RuntimeError as error:
             raise UserError(f"--grpc-port: cannot listen on {address}") from error
         await server.start()

@@ -38,6 +38,8 @@ class GatewayOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     upstream_ca: Path | None = None
 
 

@@ -14,6 +14,7 @@ import uvloop
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.middleware import LOOPBACK
+from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.discovery import Discovery, follow
 from codedinvnet.serving.gateway.http_face import build_gateway_app
@@ -85,6 +86,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     """
     check(options)
     token, roots = read_token(options.token_file), read_roots(options.upstream_ca)
+    certificate = read_certificate(options.tls_cert, options.tls_key)
     open_one = functools.partial(open_upstream, roots=roots)
     discovery = Discovery(options.upstream, options.upstreams_file)
     upstreams = [open_one(url) for url in await discovery.urls()]
@@ -99,7 +101,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     )
     deadline = options.deadline_ms
     async with (
-        listening(app, options.host, options.port, deadline, relay.front) as address,
+        listening(app, options.host, options.port, deadline, relay.front, certificate) as address,
         AsyncExitStack() as stack,
     ):
         port = None
@@ -110,7 +112,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
             face = GrpcFace(RelayBackend(relay), memory, token=token)
             grace = options.deadline_ms / 1000
             port = await stack.enter_async_context(
-                face.listening(options.host, options.grpc_port, grace)
+                face.listening(options.host, options.grpc_port, grace, certificate)
             )
         await relay.front.start()
         if discovery.changes:

@@ -134,8 +134,10 @@ def as_text(value: str) -> str:
 
 def described(error: BaseException) -> str:
     """Return an error's message, or its kind if it has none."""
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return os.strerror(error.os_error.errno)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        if cause.errno and not isinstance(cause, ssl.SSLError | ssl.CertificateError):
+            return os.strerror(cause.errno)
     return str(error) or type(error).__name__
 
 
