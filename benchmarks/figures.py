@@ -48,7 +48,6 @@ from benchmarks.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
-from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import (
@@ -64,7 +63,8 @@ from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import read_json, write_json, write_text
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
 

@@ -15,10 +15,10 @@ import torch
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect.folder import WEIGHTS, load_student
-from codedinvnet.serving.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments
 from tests.protect.factories import FEATURES

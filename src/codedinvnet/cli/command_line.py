@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from codedinvnet.cli import bench, bundles, protect, serve, simulate, training
+from codedinvnet.cli import bench, bundles, gateway, protect, serve, simulate, training
 from codedinvnet.cli.common import guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_stages(commands)
     bundles.add_commands(commands)
     serve.add_commands(commands)
+    gateway.add_commands(commands)
     protect.add_commands(commands)
     bench.add_commands(commands)
     simulate.add_commands(commands)

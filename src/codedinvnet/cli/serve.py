@@ -84,6 +84,7 @@ def add_commands(commands: Commands) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
     add(
         "--allowed-host",
         action="append",

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codedinvnet.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.method import Tolerance
@@ -15,22 +14,23 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
+from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
 from codedinvnet.protect.folder import description_digest
-from codedinvnet.serving.computing import (
+from codedinvnet.serving.options import ServeOptions, model_source, policy_of
+from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.workers.computing import (
     BundleSpec,
     Computer,
     ModelSpec,
     SchemeComputer,
     WorkerSpec,
 )
-from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
-from codedinvnet.serving.options import ServeOptions, model_source, policy_of
-from codedinvnet.serving.pool import WorkerPool
-from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.serving.rules import POLICIES
-from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.workers.local import ProcessPool
+from codedinvnet.serving.workers.pool import WorkerPool
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
@@ -136,7 +136,7 @@ def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
     """
     pool: WorkerPool
     if options.pool == "ray":
-        from codedinvnet.serving.ray_pool import RayPool
+        from codedinvnet.serving.workers.ray import RayPool
 
         pool = RayPool(spec, options.ray_address)
     elif options.pool == "local":

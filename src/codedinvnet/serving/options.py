@@ -14,9 +14,9 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
+from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.middleware import LOOPBACK
-from codedinvnet.serving.rules import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
+from codedinvnet.serving.rules.settings import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""
@@ -49,6 +49,8 @@ class ServeOptions:
     """None: ONNX Runtime for ONNX files, PyTorch for the others."""
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
+    """None: HTTP alone."""
     allowed_host: tuple[str, ...] = ()
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
@@ -129,8 +131,18 @@ def check(options: ServeOptions) -> None:
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+    check_ports(options.port, options.grpc_port)
+
+
+def check_ports(port: int, grpc_port: int | None) -> None:
+    """Refuse ports that are none.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for flag, value in (("--port", port), ("--grpc-port", grpc_port)):
+        if value is not None and not 0 <= value <= 65535:
+            raise UserError(f"{flag}: must lie in 0..65535, got {value}")
 
 
 def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:
