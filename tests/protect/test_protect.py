@@ -200,6 +200,7 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
         ("vectors", ("--minutes", "0.000001"), "--minutes"),
         ("vectors", ("--methods", "magic"), "--methods"),
         ("vectors", ("--k", "1"), "k must be"),
+        ("vectors", ("--k", "61"), "--k 61: of 400 inputs 60"),
         ("vectors", ("--backup", f"{PLACE}:other_inputs"), "--backup"),
         ("vectors", ("--scores", "nothing"), "--scores"),
         ("at_random", (), "not deterministic"),

@@ -241,6 +241,8 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     if len(inputs) < count:
         print(f"{count - len(inputs)} of {count} inputs are repetitions: left out", file=sys.stderr)
     rows = split(len(inputs), options.seed)
+    if options.k > len(rows.test):
+        raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
     seconds = check_teacher(model, inputs) * len(inputs)
     if seconds > 60 * options.minutes:
         raise UserError(
