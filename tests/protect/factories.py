@@ -52,7 +52,15 @@ def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 def smaller() -> tuple[nn.Module, Tensor]:
-    return Applied(FEATURES, 3), torch.zeros(1, FEATURES)
+    """`vectors` with 16 of its 40 hidden units."""
+    module = Applied(FEATURES, 3)
+    module.first = nn.Parameter(module.first[:, :16].detach())
+    module.second = nn.Parameter(module.second[:16].detach())
+    return module, torch.zeros(1, FEATURES)
+
+
+def slower() -> tuple[nn.Module, Tensor]:
+    return vectors()
 
 
 def other_inputs() -> tuple[nn.Module, Tensor]:

@@ -122,6 +122,8 @@ def test_a_split_has_every_input_once() -> None:
     assert (again.test == parts.test).all()
     assert (other.test != parts.test).any()
     assert len(split(100_000, seed=0).test) == 5000
+    users = np.random.default_rng(3).permutation(1000)[:400]  # how a user may have split them
+    assert 0.2 < np.isin(parts.test, users).mean() < 0.6
     with pytest.raises(UserError, match=f"{FEWEST}"):
         split(FEWEST - 1, seed=0)
 

@@ -75,6 +75,7 @@ def test_the_best_is_recommended_and_the_cheaper_one_if_they_are_close() -> None
     )
     assert recommend([worse, best], 0).method == "best"
     assert recommend([worse, best, close], 0).method == "close"
+    assert recommend([worse, candidate("dear", 0, 0.6), best], 0).method == "best"
 
 
 def test_what_guesses_no_better_is_not_recommended() -> None:

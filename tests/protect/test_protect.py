@@ -37,10 +37,9 @@ def test_the_folder_is_whole(finished: Path) -> None:
     found = description(finished)
     rows = {row["method"]: row for row in found["table"]}
     assert list(rows) == ["small-backup", "own-backup", "approxifer", "nercc"]
-    assert rows["own-backup"]["agreement"][0] == 1.0
-    assert rows["own-backup"]["work"] == 1.0
-    assert "k = 1" in rows["own-backup"]["note"]
-    assert "4 backup workers" in rows["own-backup"]["note"]
+    assert rows["own-backup"]["work"] == 0.4
+    assert rows["own-backup"]["k"] == 2
+    assert "2 backup workers" in rows["own-backup"]["note"]
     assert rows["small-backup"]["work"] <= 1 / 4
     assert rows["small-backup"]["agreement"][0] > found["most_frequent"][0]
     for row in rows.values():
@@ -50,25 +49,28 @@ def test_the_folder_is_whole(finished: Path) -> None:
     tensors, header = load_checkpoint(finished / "calibration.safetensors")
     assert header["methods"] == list(rows)
     assert tensors["small-backup.calibration.confidence"].shape == (60,)
-    assert float(tensors["own-backup.test.agrees"].double().mean()) == 1.0
+    agrees = tensors["own-backup.test.agrees"].double().mean()
+    assert float(agrees) == rows["own-backup"]["agreement"][0]
 
 
 @pytest.mark.parametrize("method", ["small-backup", "own-backup", "approxifer", "nercc", None])
 def test_a_missing_answer_is_made_up_for(finished: Path, method: str | None) -> None:
     model = open_model(f"{PLACE}:vectors")
     scheme = load_protection(finished, model, method)
-    x = np.random.default_rng(5).random((4, FEATURES), np.float32)
-    tasks = scheme.rules.tasks(4)
+    k = scheme.rules.k
+    assert k == (2 if method == "own-backup" else 4)
+    x = np.random.default_rng(5).random((k, FEATURES), np.float32)
+    tasks = scheme.rules.tasks(k)
     outputs = {
         number: scheme.compute(number, torch.from_numpy(x[list(task.members)])[None]).output
         for number, task in tasks.items()
         if number != 1
     }
-    found = scheme.decode(outputs, 4)
+    found = scheme.decode(outputs, k)
     assert found[1].shape == (1, 3)
     if method == "own-backup":
-        direct = model.run({"x": x})["output"]
-        np.testing.assert_allclose(found[1][0], direct[1], rtol=1e-5)
+        own = open_model(f"{PLACE}:smaller").run({"x": x})["output"]
+        np.testing.assert_allclose(found[1][0], own[1], rtol=1e-5)
     if method == "small-backup":
         student = load_student(finished / WEIGHTS)
         with torch.inference_mode():
@@ -85,6 +87,19 @@ def test_another_models_protection_is_refused(finished: Path) -> None:
         load_protection(finished, open_model(f"{PLACE}:vectors"), "oracle")
     with pytest.raises(UserError, match="no protection"):
         load_protection(finished.parent, open_model(f"{PLACE}:vectors"))
+
+
+def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
+    call: Command, tmp_path: Path
+) -> None:
+    more = ("--methods", "approxifer", "--backup", f"{PLACE}:slower")
+    outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    found = description(tmp_path / "out")
+    assert found["table"][0]["agreement"][0] == 1.0
+    assert found["recommended"] != "own-backup"
+    with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
+        load_protection(tmp_path / "out", open_model(f"{PLACE}:vectors"), "own-backup")
 
 
 def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) -> None:
@@ -185,6 +200,7 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
         ("vectors", ("--minutes", "0.000001"), "--minutes"),
         ("vectors", ("--methods", "magic"), "--methods"),
         ("vectors", ("--k", "1"), "k must be"),
+        ("vectors", ("--k", "61"), "--k 61: of 400 inputs 60"),
         ("vectors", ("--backup", f"{PLACE}:other_inputs"), "--backup"),
         ("vectors", ("--scores", "nothing"), "--scores"),
         ("at_random", (), "not deterministic"),

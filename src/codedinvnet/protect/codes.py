@@ -78,15 +78,10 @@ def decoded(
 
     Returns:
         The rows (N,) that were answered, their scores (N, classes), and their groups (N,).
-
-    Raises:
-        UserError: if there is no whole group.
     """
     k = scheme.rules.k
     generator = np.random.default_rng(seed)
-    rows = generator.permutation(rows)[: min(len(rows), MOST) // k * k].reshape(-1, k)
-    if not len(rows):
-        raise UserError(f"--k {k}: there are fewer inputs to measure on")
+    rows = generator.permutation(rows)[: max(min(len(rows), MOST) // k, 1) * k].reshape(-1, k)
     tasks = sorted(scheme.rules.tasks(k))
     lost = generator.choice(tasks, len(rows))
     found = []

@@ -152,10 +152,15 @@ def load_protection(
     name = method or found["recommended"]
     if name is None:
         raise UserError(f"{folder} recommends no method: {found['reason']}")
-    works = {row["method"]: row["work"] for row in found["table"]}
-    if name not in works:
-        raise UserError(f"{folder} has no method {name!r}, but {', '.join(works)}")
-    k = int(found["k"])
+    rows = {row["method"]: row for row in found["table"]}
+    if name not in rows:
+        raise UserError(f"{folder} has no method {name!r}, but {', '.join(rows)}")
+    work, k = float(rows[name]["work"]), int(rows[name]["k"])
+    if k < 2:
+        raise UserError(
+            f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
+            "itself does better (policy hedge)"
+        )
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
         return build(name, model, k, None if smoothing is None else tuple(smoothing))
@@ -167,5 +172,5 @@ def load_protection(
         assert other.signature.scores is not None
         module, given = ScoresOf(other), other.signature.scores.kind
     models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
-    rules = AnswersAll(k, BACKUP, cost=PerMember(works[name]))
+    rules = AnswersAll(k, BACKUP, cost=PerMember(work))
     return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)

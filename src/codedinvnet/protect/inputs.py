@@ -79,6 +79,11 @@ class Inputs:
         return digest.digest()
 
 
+STREAM = 29
+"""Goes into the seed of the split: `default_rng(0).permutation` may have split the same inputs
+before, for the model's own training, and all tested inputs would be of its training."""
+
+
 class Split(NamedTuple):
     """Rows of the inputs, ascending, of which no two parts share any."""
 
@@ -98,7 +103,7 @@ def split(count: int, seed: int) -> Split:
         raise UserError(
             f"--inputs: {count} different inputs are too few: at least {FEWEST} are needed"
         )
-    order = np.random.default_rng(seed).permutation(count)
+    order = np.random.default_rng((seed, STREAM)).permutation(count)
     sizes = [min(most, round(share * count)) for share, most in SHARES.values()]
     *parts, train = np.split(order, np.cumsum(sizes))
     validation, calibration, test = (np.sort(part) for part in parts)

@@ -15,6 +15,8 @@ import numpy as np
 AGREEMENTS = (0.95, 0.99, 0.995)
 """Agreements at which coverage is told."""
 Z = 1.96
+DEAREST = 0.5
+"""Work for a query from which on the served model's own copy is the better backup."""
 CLOSE = 0.005
 """Difference of agreement within which the cheaper method is recommended."""
 
@@ -63,6 +65,7 @@ class Candidate:
         cost: work of its extra tasks for one query, in services of the served model.
         calibration: its answers to the calibration inputs.
         test: likewise to the test inputs.
+        k: queries in a group that it is served with.
         note: what a reader of the table must know.
     """
 
@@ -70,6 +73,7 @@ class Candidate:
     cost: float
     calibration: Answers
     test: Answers
+    k: int = 10
     note: str = ""
 
 
@@ -141,6 +145,7 @@ def report(candidate: Candidate) -> dict[str, Any]:
     row: dict[str, Any] = {
         "method": candidate.name,
         "work": candidate.cost,
+        "k": candidate.k,
         "agreement": interval(test.agrees, test.groups),
         "inputs": len(test.rows),
     }
@@ -165,9 +170,10 @@ def report(candidate: Candidate) -> dict[str, Any]:
 def difference(one: Answers, other: Answers) -> Interval:
     """Return by how much the first agrees more often, on the inputs of both, in pairs."""
     _, first, second = np.intersect1d(one.rows, other.rows, return_indices=True)
+    groups = min(one.groups[first], other.groups[second], key=lambda g: len(np.unique(g)))
     gains = one.agrees[first].astype(float) - other.agrees[second]
     mean = float(gains.mean())
-    _, which = np.unique(other.groups[second], return_inverse=True)
+    _, which = np.unique(groups, return_inverse=True)
     half = Z * math.sqrt(float((np.bincount(which, gains - mean) ** 2).sum())) / len(gains)
     return Interval(mean, mean - half, mean + half)
 
@@ -194,8 +200,9 @@ class Recommendation:
 def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
     """Choose a method by the calibration inputs, and tell by the test inputs why.
 
-    A method whose agreement is within CLOSE of the highest, or not surely below it, is preferred if
-    it is cheaper. One that is not surely better than the most frequent class is not recommended.
+    A method whose agreement is within CLOSE of the highest is preferred if it is cheaper. One that
+    is not surely better than the most frequent class, or costs more than DEAREST, is not
+    recommended.
 
     Args:
         candidates: all methods.
@@ -204,13 +211,13 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
     useful = []
     for candidate in candidates:
         gain = difference(candidate.calibration, guesses(candidate.calibration, most_frequent))
-        if gain.low > 0:
+        if gain.low > 0 and candidate.cost <= DEAREST:
             useful.append(candidate)
     if not useful:
         return Recommendation(
             None,
-            f"no method is better than always answering the most frequent class, {most_frequent}: "
-            "use none (policy hedge)",
+            f"no method of at most {DEAREST} of the model's work is better than always answering "
+            f"the most frequent class, {most_frequent}: use none (policy hedge)",
         )
     best = max(useful, key=lambda c: float(c.calibration.agrees.mean()))
 
@@ -232,8 +239,8 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
     rejected = [c.name for c in candidates if c not in useful]
     if rejected:
         reasons.append(
-            f"{' and '.join(rejected)} {'are' if len(rejected) > 1 else 'is'} not better than "
-            f"always answering class {most_frequent}"
+            f"left out: {', '.join(rejected)}, no better than always answering class "
+            f"{most_frequent}, or more than {DEAREST} of the model's work"
         )
     return Recommendation(chosen.name, "; ".join(reasons))
 

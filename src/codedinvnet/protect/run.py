@@ -241,6 +241,8 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     if len(inputs) < count:
         print(f"{count - len(inputs)} of {count} inputs are repetitions: left out", file=sys.stderr)
     rows = split(len(inputs), options.seed)
+    if options.k > len(rows.test):
+        raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
     seconds = check_teacher(model, inputs) * len(inputs)
     if seconds > 60 * options.minutes:
         raise UserError(
@@ -381,12 +383,12 @@ def _small(
     inputs = tensors(student.shape, group)
     with torch.inference_mode():
         _timed(options, setting, SMALL, lambda: student(*inputs), macs, parts)
-    cost, note = _work(options, setting, SMALL, macs, parts)
+    cost, fits, note = _work(options, setting, SMALL, macs, parts)
     calibration, test = (
         _answers(setting, student_scores(student, setting.inputs, rows), rows, "logits")
         for rows in (setting.rows.calibration, setting.rows.test)
     )
-    return Candidate(SMALL, cost, calibration, test, note)
+    return Candidate(SMALL, cost, calibration, test, fits, note)
 
 
 def _own(
@@ -395,7 +397,7 @@ def _own(
     macs = costs.model_macs(other, setting.inputs.batch(np.arange(1)))
     group = setting.inputs.batch(np.arange(options.k))
     _timed(options, setting, OWN, lambda: other.run(group), macs, parts)
-    cost, note = _work(options, setting, OWN, macs, parts)
+    cost, fits, note = _work(options, setting, OWN, macs, parts)
     assert other.signature.scores is not None
     found = []
     for rows in (setting.rows.calibration, setting.rows.test):
@@ -403,7 +405,7 @@ def _own(
         scores = np.concatenate([scores_of(other, setting.inputs.batch(part)) for part in batches])
         found.append(_answers(setting, scores, rows, other.signature.scores.kind))
     calibration, test = found
-    return Candidate(OWN, cost, calibration, test, note)
+    return Candidate(OWN, cost, calibration, test, fits, note)
 
 
 def _coded(
@@ -425,7 +427,7 @@ def _coded(
         logs = log_probabilities(scores, setting.kind)
         found.append(answers_of(logs, those, setting.answers, setting.inputs.labels, groups))
     calibration, test = found
-    return Candidate(scheme.name, 1 / k, calibration, test)
+    return Candidate(scheme.name, 1 / k, calibration, test, k)
 
 
 def _timed(
@@ -450,8 +452,8 @@ def _work(
     name: str,
     macs: int | None,
     parts: Mapping[str, Any],
-) -> tuple[float, str]:
-    """Return a backup's work for a query, and what follows if that is more than 1/k."""
+) -> tuple[float, int, str]:
+    """Return a backup's work for a query, the k that it is served with, and why that is another."""
     k = options.k
     if macs is not None and setting.macs is not None:
         work = macs / setting.macs
@@ -459,8 +461,11 @@ def _work(
         group = parts[f"{name}: a group of {k}"]["ms"].median
         work = group / k / parts["the model: a query"]["ms"].median
     if work * k <= 1.001:
-        return work, ""
-    return work, (
-        f"{name} costs more than 1/{k} of the model: serve it with k = "
-        f"{max(1, math.floor(1 / work))}, or with {math.ceil(work * k)} backup workers for k = {k}"
+        return work, k, ""
+    fits = max(1, math.floor(1 / work + 1e-9))
+    return (
+        work,
+        fits,
+        f"{name} costs more than 1/{k} of the model: it is served with k = {fits}, since k = {k} "
+        f"would take {math.ceil(work * k)} backup workers",
     )
