@@ -78,9 +78,12 @@ SIZES = (2, 4, 10)
 MEASURE = "python -m benchmarks.figures --data-dir data"
 AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
-    "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
+    "([what was tried](decisions.md#a-parity-that-keeps-its-members-apart))."
 )
-RENDERED = ("README.md", "docs/training.md", "docs/serving.md", "docs/benchmarks.md")
+RENDERED = (
+    *("README.md", "docs/overview.md", "docs/training.md", "docs/serving.md"),
+    "docs/benchmarks.md",
+)
 """What figures go into, between marks."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -314,7 +317,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         + "; *: for the bundle's own f and g, of the cost of the "
         "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set "
         "(900 steps of E, with five of the discriminator for each) and not in equal time"
-        + (" ([what failed](docs/results.md#failed-trials))" if failed else "")
+        + (" ([what failed](results.md#failed-trials))" if failed else "")
         + "."
     )
     (published,) = [f for f in PUBLISHED if f.label == PaperInvNet.name]
@@ -580,7 +583,7 @@ def serve_headline(result: dict[str, Any]) -> str:
     if not kept:
         return f"Not measured in this version; `{SERVE_COMMAND}` measures it."
     kept.append(
-        f"Measured by `{SERVE_COMMAND}` ([more](docs/results.md#the-service)) on "
+        f"Measured by `{SERVE_COMMAND}` ([more](results.md#the-service)) on "
         f"{result['machine']}, {result['cores']} cores, which {SHARING}"
     )
     return "\n\n".join(kept)

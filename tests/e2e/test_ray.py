@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -24,7 +25,7 @@ from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool
 from tests.models.factories import PLACE, TOKENS, WORDS
-from tests.processes import free_port, needs_proc, survivors
+from tests.processes import needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
 

@@ -26,6 +26,7 @@ from codedinvnet.models.bundle import (
     DESCRIPTION,
     WEIGHTS,
     Bundle,
+    bundle_folder,
     load_bundle,
     save_bundle,
     shipped_bundles,
@@ -58,7 +59,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
-    path = Path(__file__).parents[1] / "configs" / f"{name}-recovery.json"
+    path = Path(__file__).parents[2] / "configs" / f"{name}-recovery.json"
     assert load_settings(path) == load_bundle(name).info.provenance.settings
 
 
@@ -378,7 +379,7 @@ def test_every_shipped_bundle_loads() -> None:
     for name in bundle_module.shipped_bundles():
         loaded = load_bundle(name)
         assert loaded.info.group_sizes[0] == 2
-        load_checkpoint(Path(bundle_module.__file__).parent / "bundles" / name / WEIGHTS)
+        load_checkpoint(bundle_folder(name) / WEIGHTS)
 
 
 def test_unknown_bundle(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class FrontEnd:
         self.draining = False
         self.announced = False
         self.stopped = False
-        self.admission = Admission(rules.workers, rules.max_pending)
+        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Query -> name -> (1, *shape)."""

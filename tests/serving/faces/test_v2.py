@@ -384,13 +384,13 @@ def test_a_large_image_is_read_as_json() -> None:
 def test_json_that_takes_long_to_read_is_not_read(unit: bytes) -> None:
     """25 MB come of 49 KB of gzip; read, they stop the event loop for seconds."""
     bomb = b'{"inputs": [' + unit * (25_000_000 // len(unit)) + b"0]}"
-    began = time.perf_counter()
+    began = time.process_time()
     with at_most(1_000_000), pytest.raises(TooLarge, match=r"^body: more than"):
         parse(bomb)
     smaller = bomb[: json_bytes(MODEL) - 10] + b"0]}"
     with at_most(60_000_000), pytest.raises(BadRequest):
         parse(smaller)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_unknown_keys_are_left_to_newer_clients() -> None:

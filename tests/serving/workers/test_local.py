@@ -37,7 +37,7 @@ from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
 from tests.serving.bundles import output
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOTICED = 0.5
 """Seconds in which a death must be noticed; an idle machine takes a thousandth of it."""
 

@@ -23,7 +23,8 @@ from tests.processes import needs_proc
 SCRIPT = """
 import asyncio, sys
 from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.computing import BundleSpec, ModelComputer, ModelSpec, SchemeComputer
+from codedinvnet.serving.workers.computing import BundleSpec, ModelComputer, ModelSpec
+from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.local import ProcessPool
 
 def shared(pid):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -22,7 +21,6 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive
 
 from codedinvnet.serving.answers import (
     BadRequest,
@@ -32,6 +30,7 @@ from codedinvnet.serving.answers import (
     QueryFailed,
     Starting,
 )
+from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.v2 import (
@@ -86,52 +85,6 @@ class AppOptions:
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
-
-
-class TooSlow(Exception):
-    """A request's body did not come in time."""
-
-
-async def read_body(
-    request: Request, limit: int, seconds: float, arrived: Callable[[int], None]
-) -> bytes:
-    """Read a request's body.
-
-    Args:
-        request: its.
-        limit: bytes, at most.
-        seconds: in which it must be here.
-        arrived: is told how many bytes are here, and may raise.
-
-    Raises:
-        TooLarge: if it has more than `limit` bytes.
-        TooSlow: if it is not here after so many seconds; its client may be gone without a word.
-    """
-
-    async def read() -> bytes:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"body: more than {limit} bytes")
-            arrived(size)
-            parts.append(part)
-        return b"".join(parts)
-
-    try:
-        return await asyncio.wait_for(read(), seconds)
-    except asyncio.TimeoutError:
-        raise TooSlow(f"body: not here after {seconds:g} s") from None
-
-
-async def departure(receive: Receive) -> None:
-    """Return when the client of a request, whose body has been read, goes away."""
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    except Exception as error:  # a server that cannot tell: the client may well be there
-        log_event("disconnects are not noticed", logging.WARNING, reason=repr(error))
-        await asyncio.Event().wait()
 
 
 def problems() -> dict[Any, Handler]:
@@ -190,7 +143,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
     front, served = service.front, service.served
     # Reading and writing what is large hold the interpreter for a while, and take memory.
     large = asyncio.Semaphore(1)
-    held_by_all = 0  # bytes of requests: of their bodies, then of their tensors
+    memory = BodyMemory(options.body_memory, front.refuse)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -251,23 +204,6 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
                 raise DeadlinePassed("deadline passed")
             return await asyncio.to_thread(parse)
 
-    @contextlib.contextmanager
-    def holding() -> Iterator[Callable[[int], None]]:
-        """Yield a function that says how many bytes a request holds, and refuses too many."""
-        nonlocal held_by_all
-        held = 0
-
-        def hold(size: int) -> None:
-            nonlocal held_by_all, held
-            if held_by_all - held + size > options.body_memory:
-                front.refuse(1)
-            held_by_all, held = held_by_all - held + size, size
-
-        try:
-            yield hold
-        finally:
-            held_by_all -= held
-
     async def take_in(
         request: Request, began: float, hold: Callable[[int], None]
     ) -> tuple[Asked, asyncio.Task[None]]:
@@ -300,7 +236,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         check_model(request)
         began = time.monotonic()
         front.check_room(1)  # before its body takes any
-        with holding() as hold:
+        with memory.holding() as hold:
             return await respond(request, began, hold)
 
     async def respond(request: Request, began: float, hold: Callable[[int], None]) -> Response:

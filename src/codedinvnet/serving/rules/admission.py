@@ -23,7 +23,7 @@ class Admission:
     the workers count as if each had answered one. Times are in seconds, of any clock.
 
     Args:
-        workers: how many there are.
+        workers: how many tasks they may be at together.
         most: unanswered queries, at most, whatever the rate.
     """
 

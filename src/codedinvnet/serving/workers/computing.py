@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -21,13 +20,13 @@ from codedinvnet.codes.rules import SERVED
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.base import DATATYPES, Model, Signature, TensorSpec
+from codedinvnet.models.base import Model
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.models.source import ModelSource
+from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
+from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.workers.engine import is_kept, run_by_onnxruntime
 
-FLOATING = ("FP16", "FP32", "FP64")
 OUTPUT = ""
 """The name of a scheme's output among a worker's; a model's own outputs have longer ones."""
 
@@ -104,47 +103,18 @@ class ModelComputer:
         if self.scheme is None or self.coding is None:
             return self.model.run(inputs), 0.0
         task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
-        if task.encoded or task.model != SERVED:
-            floats = {name: array.astype(np.float32) for name, array in inputs.items()}
+        if task.model == SERVED and not task.encoded:
+            return self.model.run(inputs), 0.0
+        floats = {
+            name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
+            for name, array in inputs.items()
+        }
+        if len(inputs) == 1:
             return self.coding.compute(number, floats)
-        return self.model.run(inputs), 0.0
-
-
-class ScoresOf(nn.Module):
-    """A user's own model as codes see it: one floating input, and the scores.
-
-    Args:
-        model: a classifier.
-
-    Raises:
-        UserError: see `coded_tensors`.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.input, self.scores = coded_tensors(model.signature)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        """Map queries (B, *shape) to scores (B, classes)."""
-        array = queries.numpy().astype(DATATYPES[self.input.datatype])
-        found = self.model.run({self.input.name: np.ascontiguousarray(array)})
-        return torch.from_numpy(found[self.scores.name])
-
-
-def coded_tensors(signature: Signature) -> tuple[TensorSpec, TensorSpec]:
-    """Return the input that a code mixes, and the output that it decodes.
-
-    Raises:
-        UserError: if there are no such two.
-    """
-    if len(signature.inputs) != 1 or signature.inputs[0].datatype not in FLOATING:
-        inputs = ", ".join(f"{spec.name!r} ({spec.datatype})" for spec in signature.inputs)
-        raise UserError(f"a code mixes queries of one floating input, and the model takes {inputs}")
-    if signature.scores is None:
-        raise UserError("a code decodes class scores: tell which output has them, --scores NAME")
-    output = signature.scores.output
-    return signature.inputs[0], next(spec for spec in signature.outputs if spec.name == output)
+        tensors = [torch.from_numpy(floats[spec.name]) for spec in self.model.signature.inputs]
+        with torch.inference_mode():
+            output = self.scheme.models[task.model](*tensors)
+        return {OUTPUT: output.float().numpy().reshape(1, -1)}, 0.0
 
 
 def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme:
@@ -162,9 +132,8 @@ def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme
     found = find_method(method)
     if found.of_bundle or found.part or found.is_policy:
         raise UserError(f"--method: {found.name} is trained together with a bundle")
-    classifier = ScoresOf(model).eval()
-    shape, classes = classifier.input.shape, classifier.scores.shape[0]
-    return found.made(Given(k, classifier, shape, classes, tolerance=tolerance))
+    shape, classes = mixed_tensor(model.signature).shape, scores_tensor(model.signature).shape[0]
+    return found.made(Given(k, ScoresOf(model).eval(), shape, classes, tolerance=tolerance))
 
 
 @dataclass(frozen=True)
@@ -241,10 +210,13 @@ class ModelSpec:
 
     Attributes:
         source: the model.
-        method: the coding method, as `find_method` takes it; "" for none.
+        method: the coding method, as `find_method` takes it; "" for none. With a protection it is
+            one of its table; "" for the recommended one.
         k: the most members of a group.
         stragglers: see `Tolerance`.
         errors: likewise.
+        protection: the folder of the model's protection; None without one.
+        protection_digest: that of its description which the front end has ("": any will do).
     """
 
     source: ModelSource
@@ -252,6 +224,8 @@ class ModelSpec:
     k: int = 1
     stragglers: int = 1
     errors: int = 1
+    protection: Path | None = None
+    protection_digest: str = ""
 
     @property
     def engine(self) -> str:
@@ -272,8 +246,13 @@ class ModelSpec:
         """See `BundleSpec.load`."""
         return self.computer(self.source.open())
 
-    def computer(self, model: Model) -> ModelComputer:
+    def computer(self, model: OpenModel) -> ModelComputer:
         """Return what computes tasks with the model, once it is open."""
+        if self.protection is not None:
+            from codedinvnet.protect.folder import load_protection
+
+            scheme = load_protection(self.protection, model, self.method, self.protection_digest)
+            return ModelComputer(model, scheme)
         if not self.method:
             return ModelComputer(model)
         tolerance = Tolerance(self.stragglers, self.errors)
