@@ -379,7 +379,8 @@ def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "README.md").write_text("".join(marks[2:]))
     (tmp_path / "docs" / "training.md").write_text(marks[0])
     (tmp_path / "docs" / "serving.md").write_text(marks[1])
-    (tmp_path / "docs" / "benchmarks.md").write_text("")
+    for name in ("benchmarks.md", "overview.md"):
+        (tmp_path / "docs" / name).write_text("")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "RESULTS", folder)
     monkeypatch.setattr(figures, "PAGE", tmp_path / "results.md")
