@@ -391,7 +391,7 @@ def test_the_command_renders_the_readme_and_the_page(repository: Path) -> None:
     assert figures.main([]) == 0
     texts = [(repository / name).read_text() for name in figures.RENDERED]
     assert not any("old" in text for text in texts)
-    assert "| mnist | 2 |" in texts[1]
+    assert any("| mnist | 2 |" in text for text in texts)
     assert (repository / "results.md").read_text().startswith("# Results\n")
 
 
