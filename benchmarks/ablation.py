@@ -26,7 +26,6 @@ from tqdm import tqdm
 from codedinvnet import stages
 from codedinvnet.bench.accuracy import few_images
 from codedinvnet.bench.tables import one_line
-from codedinvnet.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -38,6 +37,7 @@ from codedinvnet.data import Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.files import check_folder, check_writable, parse_json, read_json, write_text
+from codedinvnet.models.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST

@@ -20,6 +20,7 @@ from codedinvnet.errors import UserError
 EXAMPLES = """examples:
   python -m benchmarks serve mnist --quick --json
   python -m benchmarks outside --quick
+  python -m benchmarks gateway --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
   python -m benchmarks inverse mnist --json
   python -m benchmarks embed mnist --json
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     _add_serve(benches)
     _add_outside(benches)
+    _add_gateway(benches)
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
@@ -170,6 +172,24 @@ def _outside(arguments: argparse.Namespace) -> None:
         print_report({count.part: vars(count) for count in counts}, as_json=True)
     else:
         print(outside.table(counts))
+
+
+def _add_gateway(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "gateway",
+        _gateway,
+        "time requests to Triton through the gateway, compared with those without it",
+        "python -m benchmarks gateway --quick",
+    )
+    sub.add_argument("--quick", action="store_true", help="a minute's version")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _gateway(arguments: argparse.Namespace) -> None:
+    from benchmarks import gateway
+
+    print_report(gateway.run(quick=arguments.quick), as_json=arguments.json)
 
 
 def _add_ablation(benches: Commands) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Sizes, interleave, ratio, summary
-from codedinvnet.bundle import Bundle
 from codedinvnet.devices import first_tensor
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.serving.computing import OUTPUT, BundleSpec
 from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers.computing import OUTPUT, BundleSpec
 
 NAMES = {PYTORCH: "PyTorch", ONNX_RUNTIME: "ONNX Runtime"}
 """What the arms are called."""

@@ -48,7 +48,6 @@ from benchmarks.serve import CHAOS_OPTIONS, FULL
 from codedinvnet.bench.gaps import ABSENT
 from codedinvnet.bench.papers import PUBLISHED
 from codedinvnet.bench.tables import JPEG, markdown, training_seconds
-from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import (
@@ -64,7 +63,8 @@ from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import read_json, write_json, write_text
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.rows import Row, newest, read_rows
 from codedinvnet.stages import choose_device, evaluation_images
 
@@ -78,9 +78,12 @@ SIZES = (2, 4, 10)
 MEASURE = "python -m benchmarks.figures --data-dir data"
 AIM = (
     " For cifar10 +2.00 beside the side features was the aim "
-    "([what was tried](docs/decisions.md#a-parity-that-keeps-its-members-apart))."
+    "([what was tried](decisions.md#a-parity-that-keeps-its-members-apart))."
 )
-RENDERED = ("README.md", "docs/training.md", "docs/serving.md", "docs/benchmarks.md")
+RENDERED = (
+    *("README.md", "docs/overview.md", "docs/training.md", "docs/serving.md"),
+    "docs/benchmarks.md",
+)
 """What figures go into, between marks."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
@@ -314,7 +317,7 @@ def paper_training(papers: Mapping[str, Paper]) -> str:
         + "; *: for the bundle's own f and g, of the cost of the "
         "bundle's E (`coded-invnet-paper` of `bench accuracy`), in as many epochs on every set "
         "(900 steps of E, with five of the discriminator for each) and not in equal time"
-        + (" ([what failed](docs/results.md#failed-trials))" if failed else "")
+        + (" ([what failed](results.md#failed-trials))" if failed else "")
         + "."
     )
     (published,) = [f for f in PUBLISHED if f.label == PaperInvNet.name]
@@ -580,7 +583,7 @@ def serve_headline(result: dict[str, Any]) -> str:
     if not kept:
         return f"Not measured in this version; `{SERVE_COMMAND}` measures it."
     kept.append(
-        f"Measured by `{SERVE_COMMAND}` ([more](docs/results.md#the-service)) on "
+        f"Measured by `{SERVE_COMMAND}` ([more](results.md#the-service)) on "
         f"{result['machine']}, {result['cores']} cores, which {SHARING}"
     )
     return "\n\n".join(kept)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedinvnet.bundle import WEIGHTS, Bundle, load_bundle
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.registry import OURS
@@ -26,6 +25,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.models.bundle import WEIGHTS, Bundle, load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
 from codedinvnet.trust.calibration import GUESSED, load_calibration

@@ -38,8 +38,8 @@ from codedinvnet.bench.load import (
     server,
     warm,
 )
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
+from codedinvnet.models.bundle import Bundle, load_bundle
 
 OPTIONS = ("--k", "4", "--hang-timeout-ms", "1000", "--deadline-ms", "5000")
 PROBE_PERIOD = 0.01

@@ -21,6 +21,10 @@ from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
 from codedinvnet.bench.latency_grid import load_latency_grid
 from codedinvnet.bench.papers import PUBLISHED
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain
 from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.errors import UserError
@@ -34,6 +38,8 @@ from codedinvnet.simulation.served import in_order
 
 HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""
+RIVALS = (SmallBackup, NeRCC, ApproxIFER, ParM)
+"""The methods that README compares with the code, all at its overhead."""
 HEADLINE_LATENCY = ((10, 0.4, "pareto"), (1, 0.4, "pareto"))
 """Images of a request, load, and straggler model of the settings in README's table: one in which
 the code is ahead, and one in which it is not."""
@@ -46,6 +52,7 @@ COMMANDS = {
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
     "map.jsonl": "codedinvnet simulate configs/bench/simulate-map.json",
+    "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.json": "python -m benchmarks inverse mnist",
 }
@@ -123,6 +130,8 @@ def headlines(folder: Path, grid: Path | None = None) -> dict[str, str]:
     return {
         "accuracy": _measured(folder / "accuracy.jsonl", partial(headline_accuracy, grid=grid)),
         "latency": _measured(folder / "latency.jsonl", headline_latency),
+        "policies": _measured(folder / "policies.jsonl", headline_policies),
+        "late": _measured(folder / "accuracy.jsonl", headline_late),
     }
 
 
@@ -134,6 +143,31 @@ def _measured(path: Path, render: Callable[[Path], str]) -> str:
     return render(path).strip()
 
 
+def headline_policies(path: Path) -> str:
+    """Return the simulated p99.9 and work of the policies, a column for each place.
+
+    Of a policy's rows in a place the last one counts.
+    """
+    rows = {
+        (row["cell"]["stragglers"], row["cell"]["batch"], row["cell"]["policy"]): row
+        for row in sweep.read_rows(path)
+    }
+    places = list(dict.fromkeys(key[:2] for key in rows))
+    policies = in_order(key[2] for key in rows)
+
+    def cells(policy: str) -> list[str]:
+        found = [rows[(*place, policy)] for place in places]
+        works = [row["work_per_query"] for row in found]
+        return [
+            policy,
+            *[f"{row['p999_ms']:.0f}" for row in found],
+            f"{min(works):.2f} to {max(works):.2f}",
+        ]
+
+    heads = [f"{name}, {batch}" for name, batch in places]
+    return tables.markdown(["policy", *heads, "work"], [cells(policy) for policy in policies])
+
+
 # Accuracy
 
 
@@ -142,6 +176,28 @@ def accuracy_section(path: Path, grid: Path | None = None) -> str:
     return tables.body(
         read_rows(path, "accuracy"), "###", None if grid is None else load_grid(grid)
     )
+
+
+def headline_late(path: Path) -> str:
+    """Return the accuracy of direct answers and of late ones at k = 10, a column for each data set.
+
+    Of a method's base models the better one counts.
+    """
+    lines = tables.lines_of(read_rows(path, "accuracy"))
+    found = {
+        (line.label, line.dataset): tables.percent(line.mean("recovered"))
+        for line in tables.best_bases(lines)
+        if (line.k, line.missing, line.corrupt) == (HEADLINE_K, 1, 0)
+    }
+    for line in lines:
+        if line.label == OURS:
+            found["direct", line.dataset] = tables.percent(line.mean("normal"))
+    datasets = tables.in_order(dataset for label, dataset in found if label == OURS)
+    cells = [
+        [name, *(found.get((name, dataset), ABSENT) for dataset in datasets)]
+        for name in ("direct", OURS, *(method.name for method in RIVALS))
+    ]
+    return tables.markdown(["answer, % right", *datasets], cells)
 
 
 def headline_accuracy(path: Path, grid: Path | None = None) -> str:
@@ -216,7 +272,7 @@ def headline_accuracy(path: Path, grid: Path | None = None) -> str:
             f"{sign}± is over seeds; what has none was trained once. The oracle embeds all members "
             f"to make its parity, which nobody would serve. {tables.HEADS} All settings, tests of "
             "the differences, and the published figures with their sources: "
-            "[docs/results.md](docs/results.md). " + tables.remarks(rows),
+            "[docs/results.md](results.md). " + tables.remarks(rows),
         ]
     )
 
@@ -247,7 +303,7 @@ def headline_latency(path: Path) -> str:
         return f"Not measured yet for requests of {wanted}."
     return (
         f"{latency_tables.overview(kept)}\nTwo of these settings, and how all were measured "
-        f"([docs/results.md](docs/results.md#latency) has the others):\n\n"
+        f"([docs/results.md](results.md#latency) has the others):\n\n"
         f"{latency_tables.latency_table(rows)}"
     ).strip()
 

@@ -26,18 +26,18 @@ from benchmarks.reports import check_mergeable, part_of_report, save
 from benchmarks.serve_figures import latencies, percentiles, summary, tail_ratios, wilson
 from benchmarks.serve_load import Loader
 from codedinvnet.bench.load import Client, Reply, connect, server
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.cost import median_ms
 from codedinvnet.files import check_writable
+from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.provenance import describe_machine
-from codedinvnet.serving.computing import OUTPUT, BundleSpec, Computer
-from codedinvnet.serving.pool import Task
-from codedinvnet.serving.process_pool import ProcessPool
 from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers.computing import OUTPUT, BundleSpec, Computer
+from codedinvnet.serving.workers.local import ProcessPool
+from codedinvnet.serving.workers.pool import Task
 from codedinvnet.stages import evaluation_images
 
 SCHEMA = 1

@@ -22,11 +22,11 @@ from benchmarks.engine import compare
 from benchmarks.published import PublishedIResNet, unchecked_inverse
 from benchmarks.reports import check_mergeable, part_of_report, save
 from benchmarks.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
-from codedinvnet.model import build_network
+from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.models.coded import build_network
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.provenance import describe_machine

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import Parities
-from codedinvnet.model import prepare
+from codedinvnet.models.bundle import BundleInfo
+from codedinvnet.models.coded import prepare
 
 
 def weights(size: int) -> Tensor:

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from codedinvnet.serving.computing import Computer, Result, WorkerSpec, run_task
-from codedinvnet.serving.pool import Task, WorkerFailed
+from codedinvnet.serving.workers.computing import Computer, Result, WorkerSpec, run_task
+from codedinvnet.serving.workers.pool import Task, WorkerFailed
 
 
 class Pool:

@@ -14,10 +14,10 @@ from ray import serve
 
 from codedinvnet import UserError
 from codedinvnet.config import meant
-from codedinvnet.serving.app import build_app
-from codedinvnet.serving.computing import freeze_loaded
+from codedinvnet.serving.faces.http import build_app
 from codedinvnet.serving.options import ServeOptions, check, read_token
 from codedinvnet.serving.serve import app_options, log_to_stderr, make_service
+from codedinvnet.serving.workers.computing import freeze_loaded
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:

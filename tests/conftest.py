@@ -15,10 +15,10 @@ import torch
 
 import benchmarks.command_line
 from codedinvnet import stages
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.cli import main, paper_main
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.training import precision
 
 TRAINING_IMAGES, TEST_IMAGES = 800, 200

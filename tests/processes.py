@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 import threading
 import time
@@ -16,14 +15,6 @@ import pytest
 from codedinvnet.bench.load import ServerProcess, process_stat, server
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on, for now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def state(pid: int) -> str:

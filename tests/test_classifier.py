@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from codedinvnet.bundle import load_bundle
-from codedinvnet.classifier import ImageNetwork, classifier_of
 from codedinvnet.data import sample_images
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.network import ImageNetwork, classifier_of
 
 
 def test_a_bundles_classifier_gives_its_direct_logits() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet import bundle as bundle_module
-from codedinvnet.bundle import Bundle
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.demo import draw_group, run_demo, table
 from codedinvnet.evaluation.accuracy import evaluate
+from codedinvnet.models import bundle as bundle_module
+from codedinvnet.models.bundle import Bundle
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from codedinvnet.classifier import ImageNetwork
 from codedinvnet.devices import first_tensor
+from codedinvnet.models.network import ImageNetwork
 
 
 def test_a_model_without_parameters() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import codedinvnet
-from codedinvnet import bundle
+from codedinvnet.models import bundle
 
 
 def test_public_names_are_listed_and_load() -> None:

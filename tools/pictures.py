@@ -19,10 +19,10 @@ from pathlib import Path
 from playwright.async_api import ViewportSize, async_playwright
 
 from codedinvnet.bench.load import server
-from codedinvnet.bundle import load_bundle, shipped_bundles
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.demo import draw_group
 from codedinvnet.files import write_atomically
+from codedinvnet.models.bundle import load_bundle, shipped_bundles
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = ViewportSize(width=1280, height=1000)

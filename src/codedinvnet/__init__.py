@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from codedinvnet.errors import UserError
 
 if TYPE_CHECKING:
-    from codedinvnet.bundle import Bundle, load_bundle
     from codedinvnet.codes.base import Scheme
     from codedinvnet.codes.build import scheme_for
     from codedinvnet.evaluation.accuracy import Evaluation, evaluate
-    from codedinvnet.model import CodedModel, Parity, decode_missing
+    from codedinvnet.models.bundle import Bundle, load_bundle
+    from codedinvnet.models.coded import CodedModel, Parity, decode_missing
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
 
 __all__ = [
@@ -30,11 +30,11 @@ __all__ = [
 
 # These load PyTorch, which takes seconds: the command line's help does without.
 _HOMES = {
-    "bundle": ("Bundle", "load_bundle"),
+    "models.bundle": ("Bundle", "load_bundle"),
     "codes.base": ("Scheme",),
     "codes.build": ("scheme_for",),
     "evaluation.accuracy": ("Evaluation", "evaluate"),
-    "model": ("CodedModel", "Parity", "decode_missing"),
+    "models.coded": ("CodedModel", "Parity", "decode_missing"),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
 }
 

@@ -16,11 +16,11 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSource, sample_images
 from codedinvnet.evaluation.accuracy import Evaluation, evaluate
 from codedinvnet.files import write_picture
+from codedinvnet.models.bundle import Bundle, load_bundle
 
 GROUP_SIZES = (2, 4, 10)
 INK, DIRECT, DECODED, ERASED = "#222222", "#4477AA", "#EE7733", "#CC3311"

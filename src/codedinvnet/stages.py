@@ -16,16 +16,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bundle import (
-    Bundle,
-    BundleInfo,
-    InputDescription,
-    Provenance,
-    load_bundle,
-    save_bundle,
-    usable_device,
-    write_description,
-)
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.config import (
@@ -49,7 +39,17 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import free_backup_name, read_json, write_json
-from codedinvnet.model import CodedModel, model_settings
+from codedinvnet.models.bundle import (
+    Bundle,
+    BundleInfo,
+    InputDescription,
+    Provenance,
+    load_bundle,
+    save_bundle,
+    usable_device,
+    write_description,
+)
+from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from codedinvnet.bench import accuracy
-from codedinvnet.bundle import bundle_folder as shipped_folder
-from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import bundle_folder as shipped_folder
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import append_row, current_accuracy, newest, read_rows
 from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage

@@ -13,7 +13,6 @@ from codedinvnet.bench.erasures import (
     corrupt_some,
     score,
 )
-from codedinvnet.bundle import Bundle
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
@@ -24,6 +23,7 @@ from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.data import ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import bootstrap_std, evaluate
 from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
 

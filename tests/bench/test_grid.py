@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
-from codedinvnet.bundle import bundle_info
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import bundle_info
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = {"epochs": 1}

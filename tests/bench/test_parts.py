@@ -8,10 +8,10 @@ import torch
 
 from codedinvnet.bench.grid import DataSetSettings
 from codedinvnet.bench.parts import DataSet, _set_aside
-from codedinvnet.bundle import Bundle
 from codedinvnet.checkpoint import save_checkpoint
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.pixels import fusion_targets
 
 

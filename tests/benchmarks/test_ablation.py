@@ -17,7 +17,7 @@ from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
-from codedinvnet.model import build_encoder, build_network
+from codedinvnet.models.coded import build_encoder, build_network
 from codedinvnet.rows import append_row
 from tests.bench import canned
 from tests.conftest import tiny_settings

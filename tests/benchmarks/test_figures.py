@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import figures
 from benchmarks.figures import RESULTS, SIZES, results_page, sections
-from codedinvnet.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
 from codedinvnet.rows import append_row
 from tests.bench.canned import row
 

@@ -18,9 +18,9 @@ import torch
 from benchmarks import reports, serve
 from codedinvnet.bench import load
 from codedinvnet.bench.load import Reply, descendants
-from codedinvnet.bundle import bundle_folder, load_bundle
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import bundle_folder, load_bundle
 from tests.benchmarks.replies import canned
 from tests.conftest import Command
 from tests.processes import needs_proc, survivors, wait_until

@@ -16,9 +16,9 @@ from benchmarks import speed
 from benchmarks.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
 from benchmarks.timing import Arms, Sizes, interleave
 from codedinvnet import stages
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, operator_norm
 from codedinvnet.training import precision

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from codedinvnet import stages
-from codedinvnet.bundle import WEIGHTS
+from codedinvnet.models.bundle import WEIGHTS
 from tests.conftest import tiny_settings, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bundle import load_bundle
+from codedinvnet.models.bundle import load_bundle
 from tests.conftest import Command
 from tests.models.factories import words_onnx
 
@@ -133,7 +133,7 @@ def test_demo_names_only_what_ships(
 ) -> None:
     asked: list[Sequence[str]] = []
     served: list[str] = []
-    monkeypatch.setattr("codedinvnet.bundle.shipped_bundles", lambda: ("fashion", "other"))
+    monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
     monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, out, seed: asked.append(names))
     monkeypatch.setattr(
         "codedinvnet.serving_demo.run_serving_demo", lambda name, out, seed: served.append(name)

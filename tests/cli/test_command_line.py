@@ -47,8 +47,18 @@ def test_help_of_bench_lists_its_benchmarks(call: Command) -> None:
 
 
 def test_every_command_is_there(call: Command) -> None:
-    expected = ["train", "sample", "fuse", "evaluate", "invert", "info", "demo"]
-    expected += ["serve", "bench", "simulate", "plan", "fit", "reproduce"]
+    expected = [
+        "train",
+        "sample",
+        "fuse",
+        "evaluate",
+        "invert",
+        "info",
+        "demo",
+        "calibrate",
+        "trust",
+    ]
+    expected += ["serve", "gateway", "protect", "bench", "simulate", "plan", "fit", "reproduce"]
     assert list(commands()) == expected
     outcome = call("--help")
     assert outcome.code == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from codedinvnet import stages
-from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.models.bundle import load_bundle
 from tests.cli.scene import ROOT, Scene, check_refusal, environment
 from tests.conftest import Command, digests, tiny_settings, write_settings
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet import stages
-from codedinvnet.bundle import WEIGHTS
+from codedinvnet.models.bundle import WEIGHTS
 from tests.cli.scene import Scene, check_refusal
 from tests.conftest import Command, digests
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from codedinvnet import stages
-from codedinvnet.bundle import WEIGHTS, load_bundle
 from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.cli import bundles
+from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.classifier import classifier_of
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given, Method, Tolerance
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.network import classifier_of
 
 CLASSES = 3
 SHAPE = (2, 4, 4)

@@ -8,13 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bundle import (
-    Bundle,
-    bundle_folder,
-    load_bundle,
-    shipped_bundles,
-    weights_digest,
-)
 from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
@@ -26,12 +19,19 @@ from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.model import with_encoder
+from codedinvnet.models.bundle import (
+    Bundle,
+    bundle_folder,
+    load_bundle,
+    shipped_bundles,
+    weights_digest,
+)
+from codedinvnet.models.coded import with_encoder
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.rows import append_row
-from codedinvnet.serving.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.opening import open_served
 from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 
 K = 4
 WITH_PARTS = [name for name, method in METHODS.items() if method.part]

@@ -12,7 +12,7 @@ from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.models.coded import CodedModel, ModelSettings
 from tests.codes.linear import around, computed, members_of, outputs_of, without
 
 K = 4

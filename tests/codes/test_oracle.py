@@ -7,7 +7,7 @@ from torch import nn
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.oracle import Oracle
 from codedinvnet.config import EncoderSettings, NetworkSettings
-from codedinvnet.model import CodedModel, ModelSettings
+from codedinvnet.models.coded import CodedModel, ModelSettings
 from codedinvnet.nn.lipschitz import constrain_exactly
 from tests.codes.linear import around, outputs_of, without
 

@@ -5,11 +5,11 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from codedinvnet.classifier import ImageNetwork
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.models.network import ImageNetwork
 from tests.codes.linear import (
     Linear,
     assert_answers,

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from codedinvnet.bench.grid import is_foreign
-from codedinvnet.bundle import load_bundle
 from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -25,12 +24,13 @@ from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import read_rows
-from codedinvnet.serving.computing import BundleSpec
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
+from codedinvnet.serving.workers.computing import BundleSpec
 from tests.bench.test_accuracy import write_grid
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command

@@ -16,15 +16,16 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.serving.computing import BundleSpec, ModelSpec
-from codedinvnet.serving.pool import Task
-from codedinvnet.serving.ray_pool import RayPool
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
+from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.ray import RayPool
 from tests.models.factories import PLACE, TOKENS, WORDS
-from tests.processes import free_port, needs_proc, survivors
+from tests.processes import needs_proc, survivors
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
 

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.data import sample_images
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.serving.metrics import logger
 from tests.conftest import Command
-from tests.processes import alive, free_port, needs_proc, served, survivors, wait_until
+from tests.processes import alive, needs_proc, served, survivors, wait_until
 
 PATIENT = ("--deadline-ms", "30000")
 """For machines that are busy with other things."""

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.config import EncoderSettings
 from codedinvnet.evaluation import cost
 from codedinvnet.evaluation.cost import encoder_share, info_report
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.head import MosaicHead
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.data import ImageSet
 from codedinvnet.evaluation import inversion
 from codedinvnet.evaluation.inversion import inversion_report
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.nn.irevnet import IRevNet
 
 ERRORS = ("largest_error", "mean_error", "iterations", "largest_iterations")

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from codedinvnet.bundle import load_bundle
 from codedinvnet.errors import UserError
 from codedinvnet.models import ModelSource, open_model
 from codedinvnet.models.base import Scores, TensorSpec
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.probe import probe_inputs
 from tests.models import factories
 from tests.models.factories import PLACE, made

@@ -8,11 +8,11 @@ import numpy as np
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.answers import Answered, QueryFailed
-from codedinvnet.serving.computing import OUTPUT, Result, SchemeComputer
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.pool import InProcessPool, WorkerPool
-from codedinvnet.serving.rules import Rules
+from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
+from codedinvnet.serving.workers.computing import OUTPUT, Result, SchemeComputer
+from codedinvnet.serving.workers.pool import InProcessPool, WorkerPool
 
 CLASSES = tuple("0123456789")
 

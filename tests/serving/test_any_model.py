@@ -13,10 +13,10 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service, running
 from codedinvnet.serving.service import Request, output_specs
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
 from tests.models import factories
 from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx, save_pt2
 

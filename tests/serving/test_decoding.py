@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bundle import load_bundle
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.decoding import Job, compute, compute_apart
 from codedinvnet.serving.served import PROBABILITIES, Classifier
 

@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.rules import Parities
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.serving import decoding, frontend, supervisor, views
-from codedinvnet.serving.actions import Action, Complete
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -32,14 +31,15 @@ from codedinvnet.serving.answers import (
     QueryFailed,
     Starting,
 )
-from codedinvnet.serving.computing import Result, run_task
-from codedinvnet.serving.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.group import FILLER
 from codedinvnet.serving.metrics import logger
-from codedinvnet.serving.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.rules.actions import Action, Complete
+from codedinvnet.serving.rules.group import FILLER
+from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers.computing import Result, run_task
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K, WORKERS = 4, 6

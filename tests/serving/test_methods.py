@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.classifier import classifier_of
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -24,14 +22,16 @@ from codedinvnet.codes.registry import METHODS
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
+from codedinvnet.models.network import classifier_of
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.computing import BundleSpec, Result, SchemeComputer
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.opening import open_served
 from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.pool import Task
-from codedinvnet.serving.rules import POLICIES, Rules
+from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.workers.computing import BundleSpec, Result, SchemeComputer
+from codedinvnet.serving.workers.pool import Task
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K = 4

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
-from codedinvnet.serving.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.options import ServeOptions, check, hang_timeout, read_token
 from codedinvnet.serving.serve import (
     _serve,
@@ -64,7 +64,7 @@ def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_connections_are_bounded() -> None:
-    config = server_config(Starlette(), ServeOptions("mnist"), workers=11)
+    config = server_config(Starlette(), 5000, workers=11)
     config.load()
     chosen = config.http_protocol_class
     assert issubclass(chosen, BoundedHttp)

@@ -22,9 +22,9 @@ from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, Parities, Rules
 from codedinvnet.quantiles import percentile
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.computing import OUTPUT, Result
-from codedinvnet.serving.faults import FaultyPool, Schedule
-from codedinvnet.serving.pool import Death, Task, WorkerPool
+from codedinvnet.serving.workers.computing import OUTPUT, Result
+from codedinvnet.serving.workers.faults import FaultyPool, Schedule
+from codedinvnet.serving.workers.pool import Death, Task, WorkerPool
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.serving.bundles import BundleFront
@@ -133,7 +133,7 @@ def serve(
     clock = SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)
     for module in ("frontend", "waiting", "alarm", "supervisor"):
         monkeypatch.setattr(f"codedinvnet.serving.{module}.time", clock)
-    monkeypatch.setattr("codedinvnet.serving.faults.time", clock)
+    monkeypatch.setattr("codedinvnet.serving.workers.faults.time", clock)
 
     async def request(front: BundleFront, number: int) -> None:
         began = loop.time()

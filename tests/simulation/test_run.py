@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.files import file_digest
+from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bundle import bundle_info, load_bundle
 from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.faults import Delay, Fault, Schedule
+from codedinvnet.models.bundle import bundle_info, load_bundle
 from codedinvnet.serving.options import ServeOptions, hang_timeout
 from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (

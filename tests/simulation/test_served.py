@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from codedinvnet.serving.rules import POLICIES
+from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.simulation.served import SERVED
 
 

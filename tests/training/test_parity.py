@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codedinvnet.bundle import load_bundle
-from codedinvnet.classifier import ImageNetwork, classifier_of
 from codedinvnet.codes.parm import (
     ConvEncoder,
     LearnedParM,
@@ -21,6 +19,8 @@ from codedinvnet.codes.parm import (
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import train_stage, warmup_cosine

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import tiny_settings

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import ImageSet, load_images
-from codedinvnet.model import CodedModel, decode_missing, model_settings
+from codedinvnet.models.coded import CodedModel, decode_missing, model_settings
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.training import recovery
 from codedinvnet.training.loop import warmup_cosine

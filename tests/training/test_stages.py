@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from codedinvnet import stages, training
-from codedinvnet.bundle import load_bundle
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import (
     DataSettings,
@@ -26,7 +25,8 @@ from codedinvnet.config import (
 from codedinvnet.data import load_images, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
-from codedinvnet.model import CodedModel, prepare
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.coded import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.fusion_data import FusionData, draw_groups, load_fusion_data

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bundle import WEIGHTS, Bundle, load_bundle, shipped_bundles
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.models.bundle import WEIGHTS, Bundle, load_bundle, shipped_bundles
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import (
     DECODED,

@@ -25,7 +25,6 @@ from codedinvnet.bench.grid import (
     with_methods,
 )
 from codedinvnet.bench.parts import DataSet
-from codedinvnet.bundle import Bundle, load_bundle
 from codedinvnet.codes.base import ScoresCode
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
@@ -41,6 +40,7 @@ from codedinvnet.data import (
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.files import check_folder, check_writable
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.rows import (
     Row,
     append_row,

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.config import (
@@ -23,6 +22,7 @@ from codedinvnet.config import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
+from codedinvnet.models.bundle import BundleInfo
 
 Base = Literal["invertible", "resnet"]
 

@@ -47,21 +47,21 @@ from codedinvnet.bench.load import (
     warm,
 )
 from codedinvnet.bench.parts import DataSet
-from codedinvnet.bundle import (
-    Bundle,
-    load_bundle,
-    weights_digest,
-)
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import check_folder, check_writable
+from codedinvnet.models.bundle import (
+    Bundle,
+    load_bundle,
+    weights_digest,
+)
 from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
-from codedinvnet.serving.faults import Delay, Fault
+from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
 from codedinvnet.simulation.served import served_as
 from codedinvnet.stages import images_of

@@ -16,8 +16,8 @@ from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.quantiles import rank_of
-from codedinvnet.serving.faults import Fault, check_workers
-from codedinvnet.serving.rules import MAX_BATCH
+from codedinvnet.serving.rules.settings import MAX_BATCH
+from codedinvnet.serving.workers.faults import Fault, check_workers
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.served import SERVED, Served, served_as
 from codedinvnet.simulation.stragglers import stragglers

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
-from codedinvnet.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
-from codedinvnet.classifier import ImageNetwork, classifier_of
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
@@ -29,6 +27,8 @@ from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
+from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.check import check_same_images
 from codedinvnet.training.classifier import all_logits
 from codedinvnet.training.loop import (

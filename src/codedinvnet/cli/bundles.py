@@ -89,10 +89,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bundle import load_bundle
     from codedinvnet.codes.invnet import CodedInvNet
     from codedinvnet.codes.method import given_by
     from codedinvnet.evaluation.accuracy import evaluation_report
+    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
@@ -113,8 +113,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _invert(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bundle import load_bundle
     from codedinvnet.evaluation.inversion import inversion_report
+    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
@@ -136,8 +136,8 @@ def _info(arguments: argparse.Namespace) -> None:
         print_report(report if arguments.json else _lines(report), as_json=arguments.json)
         return
 
-    from codedinvnet.bundle import load_bundle
     from codedinvnet.evaluation.cost import info_report
+    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
@@ -160,9 +160,9 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bundle import shipped_bundles
     from codedinvnet.data import SAMPLES
     from codedinvnet.demo import run_demo
+    from codedinvnet.models.bundle import shipped_bundles
     from codedinvnet.serving_demo import run_serving_demo
 
     names = [name for name in SAMPLES if name in shipped_bundles()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from codedinvnet.cli import bench, bundles, serve, simulate, training, trust
+from codedinvnet.cli import bench, bundles, gateway, protect, serve, simulate, training, trust
 from codedinvnet.cli.common import guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
@@ -37,6 +37,8 @@ def _kept(arguments: argparse.Namespace) -> str:
         return "finished epochs are kept: the same command without --fresh goes on"
     if hasattr(arguments, "measured") and arguments.out and not arguments.measured:  # a sweep
         return "finished rows are kept: the same command goes on"
+    if hasattr(arguments, "minutes"):
+        return "what the model was asked and finished epochs are kept: the same command goes on"
     if hasattr(arguments, "save_dir"):
         return "finished epochs and rows are kept: the same command goes on"
     return ""
@@ -55,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     bundles.add_commands(commands)
     trust.add_commands(commands)
     serve.add_commands(commands)
+    gateway.add_commands(commands)
+    protect.add_commands(commands)
     bench.add_commands(commands)
     simulate.add_commands(commands)
     training.add_reproduce(commands)

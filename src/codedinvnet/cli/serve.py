@@ -44,6 +44,12 @@ def add_commands(commands: Commands) -> None:
         "own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
     )
     add(
+        "--protection",
+        type=Path,
+        help="folder that `codedinvnet protect` wrote for this model; --method then is one of its "
+        "table (the recommended one)",
+    )
+    add(
         "--part",
         type=Path,
         help="the checkpoint that `bench accuracy` left for that method and k; of a method that "
@@ -78,6 +84,7 @@ def add_commands(commands: Commands) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
     add(
         "--allowed-host",
         action="append",

@@ -61,8 +61,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bundle import load_bundle
     from codedinvnet.evaluation.trust import calibrate
+    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
     from codedinvnet.trust.calibration import FILE
 
@@ -80,8 +80,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _trust(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bundle import load_bundle
     from codedinvnet.evaluation.trust import trust_rows
+    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.provenance import describe_commit, describe_machine
     from codedinvnet.stages import choose_device, evaluation_images
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from codedinvnet.bundle import BundleInfo
-from codedinvnet.classifier import ImageNetwork
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
 from codedinvnet.codes.rules import BACKUP, AnswersAll, Rules
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import BundleInfo
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.network import ImageNetwork
 from codedinvnet.nn.resnet import ResNet
 
 if TYPE_CHECKING:

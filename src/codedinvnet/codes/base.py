@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.classifier import ImageNetwork, Network
 from codedinvnet.codes.rules import SERVED, Rules
 from codedinvnet.errors import UserError
+from codedinvnet.models.network import ImageNetwork, Network
 
 
 def check_k(k: int) -> None:

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import BundleInfo
 
 MEETS = 1e-12
 """Points closer than this are one point: cosines of equal angles differ by some 1e-16."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import ONE, Method, Tolerance, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.rows import read_rows
 
 

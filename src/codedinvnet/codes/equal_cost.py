@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
-from codedinvnet.model import prepare
+from codedinvnet.models.coded import prepare
 
 
 def first_kind(count: int) -> Tensor:

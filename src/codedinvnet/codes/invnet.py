@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from codedinvnet.bundle import BundleInfo
-from codedinvnet.classifier import embedding_of
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.mean import Evidence, MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
@@ -16,7 +14,9 @@ from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, Parities, Rules
 from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSource
-from codedinvnet.model import build_encoder, with_encoder
+from codedinvnet.models.bundle import BundleInfo
+from codedinvnet.models.coded import build_encoder, with_encoder
+from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import PixelMean
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.classifier import Network
 from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import Parities, Rules
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.models.coded import CodedModel, decode_missing
+from codedinvnet.models.network import Network
 from codedinvnet.nn.fusion import FusionEncoder, PixelMean, uniform_weights
 
 Evidence = Literal["both", "latent", "side"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.bundle import Bundle, BundleInfo
-from codedinvnet.classifier import classifier_of
 from codedinvnet.codes.base import Code, Scheme, blamed, check_k
 from codedinvnet.codes.rules import SERVED, Rules
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import Bundle, BundleInfo
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.network import classifier_of
 
 if TYPE_CHECKING:  # a server does without what trains
     from codedinvnet.training.loop import Stage

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import SERVED, AnswersAll
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 
 
 def whole(size: int) -> float:

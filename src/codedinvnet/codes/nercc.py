@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import BundleInfo
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6
 """Regularisers for a group that was not tuned for."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from codedinvnet.bundle import BundleInfo
-from codedinvnet.classifier import Network, embedding_of
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import SERVED, Parities, Rules
-from codedinvnet.model import CodedModel
+from codedinvnet.models.bundle import BundleInfo
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.network import Network, embedding_of
 
 TOLERANCE = 1e-5
 """Of each block's inverse; the decoded latent's error is k times as large."""

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode, check_k
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, SERVED, Parities, Rules
 from codedinvnet.errors import UserError
-from codedinvnet.model import prepare
+from codedinvnet.models.bundle import BundleInfo
+from codedinvnet.models.coded import prepare
 
 if TYPE_CHECKING:
     from codedinvnet.training.loop import Stage

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from codedinvnet.bundle import BundleInfo
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import Replicated, Rules, Uncoded
+from codedinvnet.models.bundle import BundleInfo
 
 
 class CopyCode(ScoresCode):

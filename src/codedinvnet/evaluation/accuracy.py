@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.mean import Evidence
@@ -18,6 +17,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.provenance import describe_machine
 
 BATCH = 250

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.bundle import Bundle
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.devices import first_tensor
-from codedinvnet.model import CodedModel, decode_missing
+from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.coded import CodedModel, decode_missing
 from codedinvnet.provenance import describe_machine
 
 REPEATS = 30

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.provenance import describe_machine

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bundle import WEIGHTS, Bundle
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource
 from codedinvnet.evaluation.comparisons import compare
 from codedinvnet.files import file_digest
+from codedinvnet.models.bundle import WEIGHTS, Bundle
 from codedinvnet.trust.bound import Curve, oracle_coverage
 from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calibration
 

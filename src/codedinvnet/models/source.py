@@ -73,7 +73,7 @@ class ModelSource:
             )
         if ":" in self.source and not path.exists():
             return "factory"
-        from codedinvnet.bundle import DESCRIPTION, shipped_bundles
+        from codedinvnet.models.bundle import DESCRIPTION, shipped_bundles
 
         if self.source in shipped_bundles() or (path / DESCRIPTION).is_file():
             return "bundle"
@@ -174,9 +174,9 @@ def _open(source: ModelSource, engine: str) -> Opened:
     # Imported here: a front end that only names its workers' model needs no PyTorch for that.
     import torch
 
-    from codedinvnet.bundle import usable_device
     from codedinvnet.models import onnx, runtime
     from codedinvnet.models import torch as modules
+    from codedinvnet.models.bundle import usable_device
 
     if engine not in runtime.ENGINES:
         raise UserError(f"--engine: {engine!r} is not one of {', '.join(runtime.ENGINES)}")

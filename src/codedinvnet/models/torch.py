@@ -19,11 +19,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from codedinvnet.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.files import content_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
 from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs

@@ -1,1 +1,1 @@
-"""Serving: scheduler (rules), pools (workers), front end (joins them), protocol and app (HTTP)."""
+"""Serving: rules decide, workers compute, the service joins them, and faces speak to clients."""

@@ -17,7 +17,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.serving.actions import (
+from codedinvnet.serving.alarm import Alarm
+from codedinvnet.serving.answers import (
+    Answered,
+    DeadlinePassed,
+    Draining,
+    Overloaded,
+    QueryFailed,
+    Starting,
+)
+from codedinvnet.serving.decoding import DecodingQueue, Found, Job
+from codedinvnet.serving.metrics import Metrics, Quiet, log_event
+from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
     Answer,
@@ -29,29 +41,17 @@ from codedinvnet.serving.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.admission import Admission
-from codedinvnet.serving.alarm import Alarm
-from codedinvnet.serving.answers import (
-    Answered,
-    DeadlinePassed,
-    Draining,
-    Overloaded,
-    QueryFailed,
-    Starting,
-)
-from codedinvnet.serving.computing import OUTPUT, Computer, Result
-from codedinvnet.serving.decoding import DecodingQueue, Found, Job
-from codedinvnet.serving.group import FILLER
-from codedinvnet.serving.metrics import Metrics, Quiet, log_event
-from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.rules import Rules
-from codedinvnet.serving.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.rules.admission import Admission
+from codedinvnet.serving.rules.group import FILLER
+from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
+from codedinvnet.serving.workers.computing import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
 
 LAG_PERIOD = 0.5
 """Seconds between two looks at the event loop, and at the timer."""
@@ -117,7 +117,7 @@ class FrontEnd:
         self.draining = False
         self.announced = False
         self.stopped = False
-        self.admission = Admission(rules.workers, rules.max_pending)
+        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Query -> name -> (1, *shape)."""

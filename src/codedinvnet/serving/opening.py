@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codedinvnet.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.method import Tolerance
@@ -15,21 +14,23 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
+from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
-from codedinvnet.serving.computing import (
+from codedinvnet.protect.folder import description_digest
+from codedinvnet.serving.options import ServeOptions, model_source, policy_of
+from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.workers.computing import (
     BundleSpec,
     Computer,
     ModelSpec,
     SchemeComputer,
     WorkerSpec,
 )
-from codedinvnet.serving.faults import FaultyPool, Schedule, load_schedule
-from codedinvnet.serving.options import ServeOptions, model_source, policy_of
-from codedinvnet.serving.pool import WorkerPool
-from codedinvnet.serving.process_pool import ProcessPool
-from codedinvnet.serving.rules import POLICIES
-from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.workers.local import ProcessPool
+from codedinvnet.serving.workers.pool import WorkerPool
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
@@ -95,13 +96,20 @@ def _open_model(options: ServeOptions) -> Opened:
     model = model_source(options).open()
     signature = model.signature
     name = options.name or called(options.source)
-    if not POLICIES[policy_of(options)].coded or options.method is None:
+    protected = options.protection is not None
+    if not POLICIES[policy_of(options)].coded or not (protected or options.method):
         processors = (os.cpu_count() or 1) // options.threads_per_worker
         return Opened(
             OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
         )
     tolerance = (options.stragglers, options.errors)
-    spec = ModelSpec(model.source, options.method, options.k, *tolerance)
+    spec = ModelSpec(model.source, options.method or "", options.k, *tolerance)
+    if options.protection is not None:
+        spec = replace(
+            spec,
+            protection=options.protection,
+            protection_digest=description_digest(options.protection),
+        )
     computer = spec.computer(model)
     scheme = computer.scheme
     assert scheme is not None
@@ -109,7 +117,7 @@ def _open_model(options: ServeOptions) -> Opened:
         assert signature.scores is not None
         scores = [spec for spec in signature.outputs if spec.name == signature.scores.output]
         signature = replace(signature, outputs=tuple(scores))
-    workers = len(scheme.rules.tasks(options.k))
+    workers = len(scheme.rules.tasks(scheme.rules.k))
     return Opened(OwnModel(name, signature), spec, scheme, computer, workers)
 
 
@@ -128,7 +136,7 @@ def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
     """
     pool: WorkerPool
     if options.pool == "ray":
-        from codedinvnet.serving.ray_pool import RayPool
+        from codedinvnet.serving.workers.ray import RayPool
 
         pool = RayPool(spec, options.ray_address)
     elif options.pool == "local":

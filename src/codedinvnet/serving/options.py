@@ -14,9 +14,9 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
+from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.middleware import LOOPBACK
-from codedinvnet.serving.rules import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
+from codedinvnet.serving.rules.settings import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""
@@ -49,6 +49,8 @@ class ServeOptions:
     """None: ONNX Runtime for ONNX files, PyTorch for the others."""
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
+    """None: HTTP alone."""
     allowed_host: tuple[str, ...] = ()
     deadline_ms: float = 5000.0
     group_timeout_ms: float = 20.0
@@ -69,6 +71,8 @@ class ServeOptions:
     inputs: tuple[str, ...] = ()
     name: str | None = None
     """None: what the source is called."""
+    protection: Path | None = None
+    """The folder of `codedinvnet protect`; `method` then is one of its table."""
 
 
 def check(options: ServeOptions) -> None:
@@ -127,8 +131,18 @@ def check(options: ServeOptions) -> None:
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port: must lie in 0..65535, got {options.port}")
+    check_ports(options.port, options.grpc_port)
+
+
+def check_ports(port: int, grpc_port: int | None) -> None:
+    """Refuse ports that are none.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for flag, value in (("--port", port), ("--grpc-port", grpc_port)):
+        if value is not None and not 0 <= value <= 65535:
+            raise UserError(f"{flag}: must lie in 0..65535, got {value}")
 
 
 def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:
@@ -138,17 +152,21 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         UserError: naming the option.
     """
     if not own:
-        for name in ("weights", "scores", "name"):
+        for name in ("weights", "scores", "name", "protection"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name}: is for a model of your own, not for a bundle")
         return
     if options.part is not None:
         raise UserError("--part: is for a bundle, not for a model of your own")
     coded = POLICIES[policy_of(options)].coded
+    if options.protection is not None:
+        if not coded:
+            raise UserError(f"--protection: goes with a coded policy, not {options.policy}")
+        return
     if coded and method is None:
         raise UserError(
             f"--policy: {options.policy} needs a --method, such as approxifer, which needs no "
-            "training"
+            "training, or a --protection"
         )
     if method is not None and not coded:
         raise UserError(f"--method: {method.name} goes with a coded policy, not {options.policy}")
@@ -170,19 +188,20 @@ def model_source(options: ServeOptions) -> ModelSource:
 def policy_of(options: ServeOptions) -> str:
     """Return the policy, as the command line or, if it says nothing, the model has it.
 
-    A bundle is coded, and so is a model of a user's own that a method is chosen for; another is
+    A bundle is coded, and so is a model of a user's own with a method or a protection; another is
     hedged.
     """
     if options.policy is not None:
         return options.policy
-    coded = options.method is not None or model_source(options).kind == "bundle"
+    own = options.method is not None or options.protection is not None
+    coded = own or model_source(options).kind == "bundle"
     return "coded" if coded else "hedge"
 
 
 def _method(options: ServeOptions) -> Method | None:
     """Return the method that is asked for; None for a model of a user's own without one."""
     name = options.method
-    if name is None:
+    if name is None or options.protection is not None:
         if model_source(options).kind != "bundle":
             return None
         name = OURS

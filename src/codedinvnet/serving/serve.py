@@ -9,8 +9,8 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import torch
 import uvicorn
@@ -21,10 +21,12 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
-from codedinvnet.serving.app import LARGE_BODY, AppOptions, build_app
-from codedinvnet.serving.computing import freeze_loaded
-from codedinvnet.serving.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.faults import FaultyPool, check_per_request
+from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
+from codedinvnet.serving.faces.page import demo_requests
+from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
 from codedinvnet.serving.opening import make_pool, open_served
@@ -36,11 +38,11 @@ from codedinvnet.serving.options import (
     policy_of,
     read_token,
 )
-from codedinvnet.serving.page import demo_requests
-from codedinvnet.serving.rules import POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.v2 import TEXT_LENGTH, json_bytes
+from codedinvnet.serving.workers.computing import freeze_loaded
+from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
@@ -170,8 +172,10 @@ def log_to_stderr() -> None:
         chosen.propagate = False
 
 
-def server_config(app: Starlette, options: ServeOptions, workers: int) -> uvicorn.Config:
-    """Return how the application is served."""
+def server_config(
+    app: Starlette, deadline_ms: float, workers: int, certificate: Certificate | None = None
+) -> uvicorn.Config:
+    """Return how an application is served, before so many workers."""
     return uvicorn.Config(
         app,
         http=type("Http", (BoundedHttp,), {"most": connection_limit(workers)}),
@@ -179,8 +183,10 @@ def server_config(app: Starlette, options: ServeOptions, workers: int) -> uvicor
         log_config=None,
         access_log=False,
         proxy_headers=False,  # nobody here asks where a request comes from
-        timeout_graceful_shutdown=math.ceil(options.deadline_ms / 1000) + DRAIN_TIMEOUT,
+        timeout_graceful_shutdown=math.ceil(deadline_ms / 1000) + DRAIN_TIMEOUT,
         timeout_keep_alive=KEEP_ALIVE,
+        ssl_certfile=None if certificate is None else certificate.chain,
+        ssl_keyfile=None if certificate is None else certificate.key,
     )
 
 
@@ -201,6 +207,41 @@ class Server(uvicorn.Server):
 
 
 @asynccontextmanager
+async def listening(
+    app: Starlette,
+    host: str,
+    port: int,
+    deadline_ms: float,
+    front: FrontEnd,
+    certificate: Certificate | None = None,
+) -> AsyncIterator[str]:
+    """Serve an application while the body runs, and stop its front end; yields the address.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    listener = bind(host, port)
+    try:
+        server = Server(server_config(app, deadline_ms, front.rules.workers, certificate))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        up = asyncio.create_task(server.up.wait())
+        try:
+            await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise UserError(f"the server on {host}:{port} ended while starting")
+            name, number = listener.getsockname()[:2]
+            scheme = "http" if certificate is None else "https"
+            yield f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
+        finally:
+            up.cancel()
+            server.should_exit = True
+            await task
+    finally:
+        await front.stop()
+        listener.close()
+
+
+@asynccontextmanager
 async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     """Serve while the body runs, then drain and stop; yields the address and the service.
 
@@ -211,35 +252,47 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     read_token(options.token_file)  # or it is refused now
     service = make_service(options)
     torch.set_num_threads(1)  # heads are small, and the workers need the cores
-    front = service.front
-    listener = bind(options.host, options.port)
-    try:
-        app = build_app(service, app_options(options, service.served), starts=False)
-        server = Server(server_config(app, options, front.rules.workers))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        up = asyncio.create_task(server.up.wait())
-        try:
-            await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
-            if not up.done():
-                raise UserError(f"the server on {options.host}:{options.port} ended while starting")
-            await front.start()  # now that it answers that it is alive, and not ready
-            host, port = listener.getsockname()[:2]
-            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", service
-        finally:
-            up.cancel()
-            server.should_exit = True
-            await task
-    finally:
-        await front.stop()
-        listener.close()
+    shown = app_options(options, service.served)
+    app = build_app(service, shown, starts=False)
+    address = (options.host, options.port)
+    async with (
+        listening(app, *address, options.deadline_ms, service.front) as url,
+        grpc_listening(options, service, shown),
+    ):
+        await service.front.start()  # now that it answers that it is alive, and not ready
+        yield url, service
 
 
-async def _serve(options: ServeOptions) -> None:
-    if is_open(options):
-        open_to = "whoever reaches the port may send queries, and sees the last ones' images"
-        if options.demo:
-            open_to += " and stops workers"
-        log_event("no token", logging.WARNING, host=options.host, reason=open_to)
+@asynccontextmanager
+async def grpc_listening(
+    options: ServeOptions, service: Service, shown: AppOptions
+) -> AsyncIterator[None]:
+    """Serve over gRPC as well while the body runs, if that is asked for."""
+    if options.grpc_port is None:
+        yield
+        return
+    from codedinvnet.serving.faces.grpc import GrpcFace
+    from codedinvnet.serving.service_grpc import ServiceBackend
+
+    face = GrpcFace(
+        ServiceBackend(service, shown.max_batch),
+        BodyMemory(shown.body_memory, service.front.refuse),
+        token=shown.token,
+        max_message=shown.max_body,
+    )
+    async with face.listening(options.host, options.grpc_port, options.deadline_ms / 1000):
+        yield
+
+
+async def until_told(
+    serving: AbstractAsyncContextManager[tuple[str, FrontEnd]], line: Callable[[str, FrontEnd], str]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        serving: yields the address and the front end.
+        line: what is printed once it serves.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     starting = asyncio.current_task()
 
@@ -251,20 +304,37 @@ async def _serve(options: ServeOptions) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
-    async with running(options) as (address, service):
-        starting, front = None, service.front
+    async with serving as (address, front):
+        starting = None
         freeze_loaded()
-        rules = front.rules
-        print(
-            f"serving {options.source} on {address}: {rules.workers} workers, policy "
-            f"{rules.policy.name}, k = {options.k} (Ctrl-C or SIGTERM drains and stops)",
-            flush=True,
-        )
+        print(f"{line(address, front)} (Ctrl-C or SIGTERM drains and stops)", flush=True)
         await stop.wait()
         front.announce_draining()  # connections are waited for first, and may take their time
         # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
         # process and one to its group.
         loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _serve(options: ServeOptions) -> None:
+    if is_open(options):
+        open_to = "whoever reaches the port may send queries, and sees the last ones' images"
+        if options.demo:
+            open_to += " and stops workers"
+        log_event("no token", logging.WARNING, host=options.host, reason=open_to)
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[tuple[str, FrontEnd]]:
+        async with running(options) as (address, service):
+            yield address, service.front
+
+    def line(address: str, front: FrontEnd) -> str:
+        rules = front.rules
+        return (
+            f"serving {options.source} on {address}: {rules.workers} workers, policy "
+            f"{rules.policy.name}, k = {options.k}"
+        )
+
+    await until_told(serving(), line)
 
 
 def serve(options: ServeOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class Request:
     accept_decoded: bool = True
     timeout: float | None = None
     outputs: tuple[tuple[str, bool], ...] = ()
+
+    def within(self, seconds: float) -> Request:
+        """Return the request with a timeout of at most so many seconds."""
+        return replace(self, timeout=min(seconds, self.timeout or seconds))
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.pool import WorkerPool
+from codedinvnet.serving.workers.pool import WorkerPool
 
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from codedinvnet.quantiles import SHARES, quantiles
 
 if TYPE_CHECKING:  # a simulation does without what computes
-    from codedinvnet.serving.computing import Result
+    from codedinvnet.serving.workers.computing import Result
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""

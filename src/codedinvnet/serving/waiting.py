@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.serving.actions import DEADLINE
-from codedinvnet.serving.admission import Admission
 from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
 from codedinvnet.serving.decoding import Found
 from codedinvnet.serving.metrics import Metrics, Quiet
-from codedinvnet.serving.pool import Origin
+from codedinvnet.serving.rules.actions import DEADLINE
+from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.views import GroupViews
+from codedinvnet.serving.workers.pool import Origin
 
 
 @dataclass

@@ -21,8 +21,16 @@ from tqdm import tqdm
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task
 from codedinvnet.errors import UserError
-from codedinvnet.serving.actions import Action, Answer, AnswerDecoded, Decode, Fail, Replace, Send
-from codedinvnet.serving.scheduler import Scheduler
+from codedinvnet.serving.rules.actions import (
+    Action,
+    Answer,
+    AnswerDecoded,
+    Decode,
+    Fail,
+    Replace,
+    Send,
+)
+from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.fates import Cause, Fates
 from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy

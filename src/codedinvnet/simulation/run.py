@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from codedinvnet.bundle import load_bundle, weights_digest
 from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
+from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.simulation import measured, plan

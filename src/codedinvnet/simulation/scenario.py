@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from codedinvnet.arrivals import poisson_gaps
-from codedinvnet.bundle import bundle_info
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
@@ -21,8 +20,8 @@ from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.faults import FaultWindow
-from codedinvnet.serving.rules import (
+from codedinvnet.models.bundle import bundle_info
+from codedinvnet.serving.rules.settings import (
     MAX_BATCH,
     POLICIES,
     ROUTINGS,
@@ -31,6 +30,7 @@ from codedinvnet.serving.rules import (
     hang_limit,
     pending_limit,
 )
+from codedinvnet.serving.workers.faults import FaultWindow
 from codedinvnet.simulation.distributions import Distribution
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -9,7 +9,7 @@ from typing import Any
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.rules import POLICIES, Policy
+from codedinvnet.serving.rules.settings import POLICIES, Policy
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from codedinvnet.config import PixelFusionSettings, Settings, with_members
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel, model_settings
+from codedinvnet.models.coded import CodedModel, model_settings
 
 
 def check_settings(settings: Settings, source: ImageSource, members: int) -> None:

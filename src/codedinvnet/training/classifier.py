@@ -13,7 +13,7 @@ from tqdm import tqdm
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
-from codedinvnet.model import prepare
+from codedinvnet.models.coded import prepare
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast

@@ -16,7 +16,7 @@ from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
-from codedinvnet.model import prepare
+from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
 from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings

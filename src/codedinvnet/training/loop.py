@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +116,7 @@ def train_stage(
     settings: Mapping[str, Any],
     resume: int = 0,
     keep: Mapping[str, Any] | None = None,
+    replan: Callable[[int, float], int] | None = None,
 ) -> dict[str, Any]:
     """Train a stage for `epochs` epochs and leave `last` and `best` checkpoints in `folder`.
 
@@ -127,6 +128,8 @@ def train_stage(
         settings: what the result depends on; a checkpoint with other settings is not resumed.
         resume: 0 from the start, n from the checkpoint after epoch n, LATEST from the newest.
         keep: further entries for the checkpoints' headers.
+        replan: maps the epochs done, and their seconds, to the number of epochs in all, for a
+            training within a budget of time.
 
     Returns:
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
@@ -151,9 +154,10 @@ def train_stage(
     else:
         set_aside(folder)
     writer = None
-    total = epochs * stage.steps_per_epoch
+    if replan and start:
+        epochs = replan(start, seconds)
     bar = tqdm(
-        total=total,
+        total=epochs * stage.steps_per_epoch,
         initial=start * stage.steps_per_epoch,
         desc=stage.name,
         unit="step",
@@ -161,7 +165,8 @@ def train_stage(
         mininterval=1.0,
     )
     try:
-        for epoch in range(start, epochs):
+        epoch = start
+        while epoch < epochs:
             if writer is None:
                 # What is kept ends before this step, and epoch `start` was written as step `start`.
                 writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
@@ -217,6 +222,10 @@ def train_stage(
             tensors = module_tensors(stage.modules())
             tensors.update(optimizer_tensors(stage.optimizers()))
             save_checkpoint(last, tensors, {**header, "best_score": best_score})
+            epoch += 1
+            if replan:
+                epochs = replan(epoch, seconds)
+                bar.total = epochs * stage.steps_per_epoch
     finally:
         bar.close()
         if writer is not None:

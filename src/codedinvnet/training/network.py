@@ -24,7 +24,7 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSource, split_indices, spread_rows
 from codedinvnet.errors import UserError
-from codedinvnet.model import build_head, build_network, prepare
+from codedinvnet.models.coded import build_head, build_network, prepare
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.errors import UserError
-from codedinvnet.model import prepare
+from codedinvnet.models.coded import prepare
 from codedinvnet.training.part import PartStage
 
 BATCH = 250

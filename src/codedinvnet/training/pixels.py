@@ -19,7 +19,7 @@ from codedinvnet.checkpoint import PART
 from codedinvnet.config import PixelFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.data import random_groups
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 
 BATCH = 250
 

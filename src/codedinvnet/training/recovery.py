@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices, spread_rows
 from codedinvnet.evaluation.accuracy import KEPT_BYTES
-from codedinvnet.model import CodedModel
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine

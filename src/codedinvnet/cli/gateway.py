@@ -1,0 +1,89 @@
+"""The command `gateway`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codedinvnet.cli.common import Commands, add_command
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `gateway`; the names of its options are the fields of `GatewayOptions`."""
+    sub = add_command(
+        commands,
+        "gateway",
+        _gateway,
+        "stand before servers of the Open Inference Protocol V2 (Triton, KServe, MLServer), and "
+        "make up for slow and dead ones",
+        "codedinvnet gateway resnet --upstream http://a:8000 --upstream grpc://b:8001 --port 9000 "
+        "--grpc-port 9001",
+    )
+    sub.add_argument("name", help="the model that all upstreams have")
+    add = sub.add_argument
+    add(
+        "--upstream",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; each "
+        "address of a name, resolved again and again: dns+http://NAME:PORT, dns+grpc://... May be "
+        "repeated",
+    )
+    add("--upstreams-file", type=Path, help="others, one a line; looked at while it runs (none)")
+    add("--slots", type=int, default=4, help="requests that an upstream is at, at most (4)")
+    add("--policy", default="hedge", help="uncoded, replicate or hedge (hedge)")
+    add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        help="another name that clients may call the gateway by (Host header); *: any. May be "
+        "repeated",
+    )
+    add("--deadline-ms", type=float, default=5000, help="until a request fails (5000)")
+    add(
+        "--hang-timeout-ms",
+        type=float,
+        help="until a request is sent elsewhere (0.6 of the deadline, 1000 to 3000)",
+    )
+    add(
+        "--cancel",
+        action="store_true",
+        help="tell upstreams over gRPC by when an answer is needed, and to stop when none is; "
+        "some versions of Triton crash of it",
+    )
+    add(
+        "--down-timeout-ms",
+        type=float,
+        default=30_000,
+        help="without any upstream until /v2/health/live fails (30000)",
+    )
+    add(
+        "--max-pending",
+        type=int,
+        help="unanswered requests before 503 (200 a slot, at least 2000)",
+    )
+    add(
+        "--max-body-memory",
+        type=float,
+        default=512,
+        help="MiB of all requests that are here, before 503 (512)",
+    )
+    add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
+    add("--tls-key", type=Path, help="its key, PEM, without a password")
+    add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
+
+
+def _gateway(arguments: argparse.Namespace) -> None:
+    from codedinvnet.serving.gateway.options import GatewayOptions
+    from codedinvnet.serving.gateway.run import run_gateway
+
+    options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    for name in ("upstream", "allowed_host"):
+        options[name] = tuple(options[name])
+    run_gateway(GatewayOptions(**options))

@@ -1,0 +1,289 @@
+"""Bundles: a trained coded model in a folder, with what a user and a server must know of it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from codedinvnet.checkpoint import (
+    FORMAT_VERSION,
+    load_checkpoint,
+    load_modules,
+    module_tensors,
+    save_checkpoint,
+)
+from codedinvnet.config import Section, Settings, validated
+from codedinvnet.devices import first_tensor
+from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest, read_json, write_json
+from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, decode_missing
+from codedinvnet.nn.fusion import PixelMean
+from codedinvnet.nn.lipschitz import fold
+
+WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
+
+
+class InputDescription(Section):
+    """What the model takes."""
+
+    datatype: Literal["UINT8"] = "UINT8"
+    shape: tuple[int, int, int]
+    """(C, H, W) of one image as it is sent."""
+    scaling: float = 1 / 255
+    """Factor that the model applies to UINT8 values; floats in 0..1 are taken as they are. It is
+    told, not read: there is no other."""
+    padding: int
+    """Zero pixels that the model adds on every side."""
+
+
+class Provenance(Section):
+    """Where the weights come from."""
+
+    command: str
+    commit: str
+    data: str
+    images: str = ""
+    """The digest of the training images, in their order; older releases did not state it."""
+    machine: str
+    seconds: float
+    settings: Settings
+
+
+class BundleInfo(Section):
+    """The contents of bundle.json."""
+
+    format_version: int
+    name: str
+    input: InputDescription
+    classes: tuple[str, ...]
+    group_sizes: Annotated[tuple[int, ...], Field(min_length=1)]
+    """The m that it serves."""
+    model: ModelSettings
+    provenance: Provenance
+    figures: dict[str, Any]
+
+    def check_size(self, letter: str, size: int) -> None:
+        """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
+        sizes = self.group_sizes
+        if size not in sizes:
+            served = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]} only"
+            raise UserError(
+                f"bundle {self.name!r} serves groups of {served}, got {letter} = {size}"
+            )
+
+
+class Bundle:
+    """A loaded bundle: f, g, E and g', folded and in evaluation mode.
+
+    Images are uint8 in 0..255, or floats in 0..1, as they are stored (`info.input.shape`).
+
+    Args:
+        info: its description.
+        model: its weights.
+        folder: where it was loaded from.
+    """
+
+    def __init__(self, info: BundleInfo, model: CodedModel, folder: Path = Path()) -> None:
+        self.info = info
+        self.folder = folder
+        self.model = model.eval()
+        self.model.requires_grad_(False)
+
+    def digest(self) -> str:
+        """Return what `weights_digest` does."""
+        return file_digest(self.folder / WEIGHTS)
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) as latents (B, *latent_shape)."""
+        return self.model.embed(self.checked(images, 4))
+
+    @torch.inference_mode()
+    def classify(self, latents: Tensor) -> Tensor:
+        """Return class probabilities (B, classes) of latents (B, *latent_shape)."""
+        return self.model.classify(latents).softmax(1)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Parity:
+        """Do the parity worker's work for groups of images (B, m, C, H, W).
+
+        Raises:
+            UserError: if the bundle takes no such images, or no groups of m.
+        """
+        checked = self.checked(images, 5)
+        self.info.check_size("m", checked.shape[1])
+        return self.model.encode(checked)
+
+    @torch.inference_mode()
+    def decode(self, parity: Parity, others: Tensor, missing: int) -> Tensor:
+        """Return class probabilities (B, classes) of each group's missing member.
+
+        Args:
+            parity: what `encode` returned.
+            others: latents (B, m − 1, *latent_shape) of the members that answered, in any order.
+            missing: the missing member's position in the group, 0..m − 1.
+
+        Raises:
+            UserError: if the group that was encoded has no such member, or other others.
+        """
+        groups, members = parity.side.shape[:2]
+        if not 0 <= missing < members:
+            raise UserError(f"missing must be in 0..{members - 1}, got {missing}")
+        wanted = (groups, members - 1, *self.model.latent_shape)
+        if tuple(others.shape) != wanted:
+            raise UserError(
+                f"one of {members} members is missing: the others' latents must have shape "
+                f"{wanted}, got {tuple(others.shape)}"
+            )
+        latent = decode_missing(parity.latent, others)
+        return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
+
+    def with_pixel_mean(self) -> Bundle:
+        """Return the bundle with the average image, and no side features, in place of E.
+
+        Raises:
+            UserError: if its recovery head reads what the average image does not have.
+        """
+        if self.model.encoder.keeps_apart:
+            raise UserError(
+                f"bundle {self.info.name!r} has a recovery head that reads each member's own cell, "
+                "and the average image has none: `bench accuracy --method average-image` answers "
+                "with g"
+            )
+        model = CodedModel(self.info.model)
+        fold(model)
+        model.load_state_dict(self.model.state_dict())
+        model.encoder = PixelMean(self.info.model.encoder.side_features)
+        return Bundle(self.info, model.to(first_tensor(self.model).device), self.folder)
+
+    def checked(self, images: Tensor, rank: int) -> Tensor:
+        """Return the images on the model's device if the model can take them.
+
+        Raises:
+            UserError: if their rank, shape, type or range is wrong.
+        """
+        shape = self.info.input.shape
+        if images.ndim != rank or tuple(images.shape[-3:]) != shape:
+            leading = "B, m" if rank == 5 else "B"
+            wanted = ", ".join(map(str, shape))
+            raise UserError(
+                f"images must have shape ({leading}, {wanted}), got {tuple(images.shape)}"
+            )
+        images = images.to(first_tensor(self.model).device)
+        if images.dtype == torch.uint8:
+            return images
+        if not images.is_floating_point():
+            raise UserError(f"images must be uint8 or floats in 0..1, got {images.dtype}")
+        if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+            raise UserError("float images must lie in 0..1, without NaN")
+        return images.float()
+
+
+def shipped_bundles() -> tuple[str, ...]:
+    """Return the names of the bundles inside the package."""
+    root = resources.files("codedinvnet") / "bundles"
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(p.name for p in root.iterdir() if (p / DESCRIPTION).is_file()))
+
+
+def bundle_folder(name: str | Path) -> Path:
+    """Return the folder of a bundle, by the name of a shipped one or its own path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder, shipped = Path(name), shipped_bundles()
+    if str(name) in shipped:
+        return Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(
+            f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "
+            f"({', '.join(shipped) or 'none ship'})"
+        )
+    return folder
+
+
+def weights_digest(name: str | Path) -> str:
+    """Return a short digest of a bundle's weights, which names them in results.
+
+    Raises:
+        UserError: if there is no such bundle.
+    """
+    return file_digest(bundle_folder(name) / WEIGHTS)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device that is there and keeps values.
+
+    Raises:
+        UserError: if it is none, or none of this machine.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it keeps no values")
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as PyTorch has it
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot use the device {str(device)!r}: {reason}") from error
+    return found
+
+
+def bundle_info(name: str | Path) -> BundleInfo:
+    """Return the description of a bundle, by the name of a shipped one or its folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged or of another format version.
+    """
+    path = bundle_folder(name) / DESCRIPTION
+    raw = read_json(path)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
+        )
+    return validated(BundleInfo, raw, path)
+
+
+def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
+    """Load a bundle by the name of a shipped one, or from a folder.
+
+    On a GPU decode with `codedinvnet.devices.use_whole_float32`, as the command line does.
+
+    Raises:
+        UserError: if there is none, it is damaged (weights that are no numbers among that) or of
+            another format version, or the device is none of this machine.
+    """
+    device = usable_device(device)
+    folder, info = bundle_folder(name), bundle_info(name)
+    model = CodedModel(info.model)
+    fold(model)
+    tensors, _ = load_checkpoint(folder / WEIGHTS)
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{folder / WEIGHTS} is damaged: {key} has values that are not finite")
+    load_modules({"model": model}, tensors, folder / WEIGHTS)
+    return Bundle(info, model.to(device), folder)
+
+
+def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
+    """Write a bundle; the model's constrained convolutions are folded first, in place.
+
+    The description of a bundle that was there goes first, so that whatever a kill leaves is no
+    bundle, rather than new weights with old figures.
+    """
+    fold(model)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    save_checkpoint(folder / WEIGHTS, module_tensors({"model": model}), {"bundle": info.name})
+    write_description(folder, info)
+
+
+def write_description(folder: Path, info: BundleInfo) -> None:
+    """Write bundle.json."""
+    write_json(folder / DESCRIPTION, info.model_dump(mode="json"))

@@ -1,0 +1,72 @@
+"""Networks as workers run them: images as they are stored in, one tensor out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.models.coded import CodedModel, prepare
+
+
+class Network(NamedTuple):
+    """A module that an engine may compute in PyTorch's place, for inputs of certain shapes."""
+
+    owner: nn.Module
+    name: str
+    """The module's name in its owner."""
+    examples: tuple[Tensor, ...]
+    """Inputs of these shapes; float32."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+        found: nn.Module = getattr(self.owner, self.name)
+        return found
+
+
+class ImageNetwork(nn.Module):
+    """A network from padded pixels to one tensor, with the images' scaling and padding.
+
+    Args:
+        network: maps (B, C, H + 2·padding, W + 2·padding) to one tensor (B, ...).
+        shape: (C, H, W) of an image as it is stored.
+        padding: zero pixels added on every side.
+    """
+
+    def __init__(self, network: nn.Module, shape: tuple[int, int, int], padding: int = 0) -> None:
+        super().__init__()
+        self.network, self.padding = network, padding
+        channels, height, width = shape
+        self.input_shape = (channels, height + 2 * padding, width + 2 * padding)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W), uint8 or floats (queries of a code may leave 0..1).
+
+        Images of the padded size are taken as they are: an encoder makes such.
+        """
+        padded = images.shape[1:] == self.input_shape
+        x = prepare(images, 0 if padded else self.padding)
+        found: Tensor = self.network(x.to(next(self.network.parameters(), x).dtype))
+        return found
+
+    def core(self) -> Network:
+        """Return the network with one padded image as an example."""
+        return Network(self, "network", (torch.zeros(1, *self.input_shape),))
+
+
+def classifier_of(model: CodedModel) -> ImageNetwork:
+    """Return g(f(x)) of a coded model; it shares the model's weights."""
+    network = nn.Sequential(model.network, model.head)
+    return _of(model, network)
+
+
+def embedding_of(model: CodedModel) -> ImageNetwork:
+    """Return f(x) of a coded model; it shares the model's weights."""
+    return _of(model, model.network)
+
+
+def _of(model: CodedModel, network: nn.Module) -> ImageNetwork:
+    settings = model.settings
+    return ImageNetwork(network, settings.image_shape, settings.padding).train(model.training)

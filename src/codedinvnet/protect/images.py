@@ -1,0 +1,197 @@
+"""Images as a model takes them: sizes, scales and layouts, or a user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from codedinvnet.errors import UserError, one_line
+from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.torch import user_module
+
+Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""Makes a batch of the model's input of a batch that is kept."""
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become a model's input.
+
+    Attributes:
+        resize: pixels of the shorter side; None: images are brought to the model's size.
+        crop: pixels of the square that is cut out of the middle; None: the model's size.
+        scale: factor of pixels 0..255; None: 1/255, or 1 if the model takes integers.
+        mean: subtracted after scaling, one number or one a channel; () for 0.
+        std: divides after that; () for 1.
+        function: the user's own, `package.module:function` or `FILE.py:function`, which makes one
+            query of a Pillow image; the others do not count then.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    function: str = ""
+
+    def finish(self, spec: TensorSpec) -> Finish:
+        """Return what makes the model's input of images in bytes.
+
+        Raises:
+            UserError: if there are neither one mean and std nor one a channel, or a std is 0.
+        """
+        channels, last = layout(spec)
+        floating = DATATYPES[spec.datatype].kind == "f"
+        scale = self.scale if self.scale is not None else (1 / 255 if floating else 1.0)
+        for option, values in (("--mean", self.mean), ("--std", self.std)):
+            if len(values) not in (0, 1, channels):
+                raise UserError(
+                    f"{option}: give one number, or one for each of {channels} channels"
+                )
+        if 0 in self.std:
+            raise UserError("--std: a channel cannot be divided by 0")
+        shape = (-1,) if last else (-1, 1, 1)
+        mean = np.array(self.mean or (0.0,), np.float32).reshape(shape)
+        std = np.array(self.std or (1.0,), np.float32).reshape(shape)
+        dtype = DATATYPES[spec.datatype]
+
+        def finished(pixels: np.ndarray) -> np.ndarray:
+            return ((pixels.astype(np.float32) * np.float32(scale) - mean) / std).astype(dtype)
+
+        return finished
+
+    def size(self, spec: TensorSpec) -> tuple[int, int]:
+        """Return the model's height and width.
+
+        Raises:
+            UserError: if the crop is of another size.
+        """
+        _, last = layout(spec)
+        height, width = spec.shape[:2] if last else spec.shape[1:]
+        if self.crop is not None and (self.crop, self.crop) != (height, width):
+            raise UserError(f"--crop {self.crop}: the model takes {height}x{width} pixels")
+        if self.resize is not None and self.resize < max(height, width):
+            raise UserError(f"--resize {self.resize}: the model takes {height}x{width} pixels")
+        return height, width
+
+    def pixels(self, image: Image.Image, spec: TensorSpec) -> np.ndarray:
+        """Return an image in bytes, in the model's size and layout.
+
+        Raises:
+            UserError: if it is smaller than what is cut out.
+        """
+        channels, last = layout(spec)
+        height, width = self.size(spec)
+        image = image.convert("L" if channels == 1 else "RGB")
+        if self.resize is not None:
+            factor = self.resize / min(image.size)
+            new = (
+                max(width, round(image.width * factor)),
+                max(height, round(image.height * factor)),
+            )
+            image = image.resize(new, Image.Resampling.BILINEAR)
+        elif self.crop is None:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if image.width < width or image.height < height:
+            raise UserError(
+                f"it has {image.width}x{image.height} pixels, fewer than --crop: --resize"
+            )
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+        array = np.asarray(image).reshape(height, width, channels)
+        return array if last else array.transpose(2, 0, 1)
+
+
+def is_image(spec: TensorSpec) -> bool:
+    """Tell whether an input looks like an image, (C, H, W) or (H, W, C)."""
+    return len(spec.shape) == 3 and (spec.shape[0] in CHANNELS or spec.shape[2] in CHANNELS)
+
+
+def layout(spec: TensorSpec) -> tuple[int, bool]:
+    """Return the channels of an image input, and whether their axis comes last.
+
+    Raises:
+        UserError: if the input is no image.
+    """
+    if not is_image(spec) or spec.datatype == "BYTES":
+        raise UserError(
+            f"--inputs: the model's input {spec.name!r} {spec.shape} is no image, (C, H, W) or "
+            "(H, W, C): give .npz, .npy or .jsonl"
+        )
+    last = spec.shape[0] not in CHANNELS
+    return spec.shape[2 if last else 0], last
+
+
+def read_folder(
+    folder: Path, spec: TensorSpec, how: Preprocessing, progress: Callable[[Sequence[Path]], Any]
+) -> np.ndarray:
+    """Return all images of a folder and the folders in it, (N, *shape), in the paths' order.
+
+    Args:
+        folder: the folder.
+        spec: the model's one input.
+        how: the preprocessing. With a function of the user's own these are finished queries.
+        progress: wraps the paths, to show how far it is.
+
+    Raises:
+        UserError: if an image cannot be read, or its query has another shape than the model's.
+    """
+    Image.init()
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in Image.EXTENSION and path.is_file()
+    )
+    if not paths:
+        raise UserError(f"--inputs: {folder} has no image that Pillow reads")
+    own = user_function(how.function, "--preprocess") if how.function else None
+    if own is None:
+        how.size(spec)
+    dtype = np.dtype(np.uint8) if own is None else DATATYPES[spec.datatype]
+    found = np.empty((len(paths), *spec.shape), dtype)
+    for row, path in enumerate(progress(paths)):
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise UserError(f"--inputs: {path} cannot be read: {one_line(error)}") from error
+        if own is None:
+            try:
+                found[row] = how.pixels(image, spec)
+            except UserError as error:
+                raise UserError(f"--inputs: {path}: {error}") from error
+            continue
+        try:
+            query = np.asarray(own(image))
+        except Exception as error:  # whatever the user's function raises
+            raise UserError(
+                f"--preprocess raised {type(error).__name__}: {one_line(error)}"
+            ) from error
+        if query.shape != spec.shape:
+            raise UserError(
+                f"--preprocess made {query.shape} of {path}, and the model takes {spec.shape}"
+            )
+        found[row] = query
+    return found
+
+
+def user_function(name: str, option: str) -> Callable[..., Any]:
+    """Return a function of the user's, `package.module:function` or `FILE.py:function`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    place, _, attribute = name.rpartition(":")
+    try:
+        function = getattr(user_module(place), attribute)
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(f"{option} {name}: {type(error).__name__}: {one_line(error)}") from error
+    if not callable(function):
+        raise UserError(f"{option} {name} is no function")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,250 @@
+"""The inputs that a protection learns from: images, arrays, or logged requests; and their split."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from codedinvnet.errors import UserError, nearest
+from codedinvnet.files import parse_json
+from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.protect.images import Finish, Preprocessing, is_image, layout, read_folder
+
+LABELS = "labels"
+IMAGES = "images"
+"""What an `.npz` may call the one input of a model instead of its name."""
+FEWEST = 200
+"""Inputs that are needed: with fewer, no interval says anything."""
+SHARES = {"validation": (0.10, 2500), "calibration": (0.15, 5000), "test": (0.15, 5000)}
+"""Share of the inputs, and most of them, that nothing is trained on."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Queries, as they are kept in memory.
+
+    Attributes:
+        arrays: name -> (N, *shape); images are kept in bytes.
+        finish: name -> what makes the model's input of what is kept; others are taken as they are.
+        labels: (N,) integers; None if there are none.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    finish: Mapping[str, Finish]
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return queries as the model takes them, name -> (B, *shape)."""
+        kept = {name: array[rows] for name, array in self.arrays.items()}
+        return {
+            name: self.finish[name](v) if name in self.finish else v for name, v in kept.items()
+        }
+
+    def distinct(self) -> Inputs:
+        """Return the inputs without repetitions: no tested input may have been trained on."""
+        seen: dict[bytes, int] = {}
+        for row in range(len(self)):
+            seen.setdefault(self._row_digest(row), row)
+        rows = np.array(list(seen.values()))
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        return Inputs(arrays, self.finish, None if self.labels is None else self.labels[rows])
+
+    def digest(self) -> str:
+        """Return a short digest of all queries, as the model would get them."""
+        whole = hashlib.sha256()
+        for row in range(len(self)):
+            whole.update(self._row_digest(row))
+        for array in self.batch(np.arange(1)).values():
+            whole.update(str(array.dtype).encode() + array.tobytes())
+        return whole.hexdigest()[:16]
+
+    def _row_digest(self, row: int) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for array in self.arrays.values():
+            value = array[row]
+            digest.update(
+                repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
+            )
+        return digest.digest()
+
+
+STREAM = 29
+"""Goes into the seed of the split: `default_rng(0).permutation` may have split the same inputs
+before, for the model's own training, and all tested inputs would be of its training."""
+
+
+class Split(NamedTuple):
+    """Rows of the inputs, ascending, of which no two parts share any."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    calibration: np.ndarray
+    test: np.ndarray
+
+
+def split(count: int, seed: int) -> Split:
+    """Return a random split of so many inputs.
+
+    Raises:
+        UserError: if they are too few.
+    """
+    if count < FEWEST:
+        raise UserError(
+            f"--inputs: {count} different inputs are too few: at least {FEWEST} are needed"
+        )
+    order = np.random.default_rng((seed, STREAM)).permutation(count)
+    sizes = [min(most, round(share * count)) for share, most in SHARES.values()]
+    *parts, train = np.split(order, np.cumsum(sizes))
+    validation, calibration, test = (np.sort(part) for part in parts)
+    return Split(np.sort(train), validation, calibration, test)
+
+
+def read_inputs(
+    path: Path, signature: Signature, how: Preprocessing, labels: Path | None = None
+) -> Inputs:
+    """Read the inputs that a path holds.
+
+    Args:
+        path: a folder of images; `.npz` or `.npy`; or `.jsonl`, a V2 request a line.
+        signature: the model's.
+        how: what is done to images.
+        labels: `.npy` or a text file with an integer a line; an `.npz` has its own.
+
+    Raises:
+        UserError: if there is nothing that the model takes.
+    """
+    specs = {spec.name: spec for spec in signature.inputs}
+    if not path.exists():
+        raise UserError(f"--inputs: there is no {path}")
+    finish: dict[str, Finish] = {}
+    told: np.ndarray | None = None
+    if path.is_dir():
+        if len(specs) > 1:
+            raise UserError(f"--inputs: a folder of images does not tell all of {', '.join(specs)}")
+        (spec,) = specs.values()
+
+        def progress(paths: Sequence[Path]) -> Any:
+            return tqdm(paths, desc="images", unit="image", leave=False, file=sys.stderr)
+
+        arrays = {spec.name: read_folder(path, spec, how, progress)}
+        if not how.function:
+            finish[spec.name] = how.finish(spec)
+    elif path.suffix in (".npz", ".npy"):
+        found = _arrays(path, list(specs))
+        told = found.pop(LABELS, None) if LABELS not in specs else None
+        arrays = {}
+        for name, spec in specs.items():
+            arrays[name], done = _fitted(found[name], spec, how, path)
+            finish.update({name: done} if done else {})
+    elif path.suffix == ".jsonl":
+        arrays = _requests(path, specs)
+    else:
+        raise UserError(f"--inputs: {path} is no folder of images, .npz, .npy or .jsonl")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
+    if labels is not None:
+        told = _labels(labels)
+    return Inputs(arrays, finish, _checked(told, next(iter(counts.values())), labels or path))
+
+
+def _arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        found = {key: loaded[key] for key in loaded.files} if path.suffix == ".npz" else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--inputs: {path} is damaged, or holds objects: {error}") from error
+    if found is None:
+        if len(names) > 1:
+            raise UserError(f"--inputs: the model takes {', '.join(names)}: give them in an .npz")
+        return {names[0]: loaded}
+    if len(names) == 1 and names[0] not in found and IMAGES in found:
+        found[names[0]] = found.pop(IMAGES)
+    for name in names:
+        if name not in found:
+            near = nearest(name, found)
+            hint = f", did you mean to name {near!r} so?" if near else ""
+            raise UserError(f"--inputs: {path} has no array {name!r} of the model's inputs{hint}")
+    return found
+
+
+def _fitted(
+    array: np.ndarray, spec: TensorSpec, how: Preprocessing, path: Path
+) -> tuple[np.ndarray, Finish | None]:
+    """Return an array in the model's shape, and what is still to be done to its batches."""
+    dtype = DATATYPES[spec.datatype]
+    finish = None
+    if is_image(spec) and array.ndim in (3, 4) and array.dtype == np.uint8:
+        channels, last = layout(spec)
+        if array.ndim == 3 and channels == 1:
+            array = array[..., None]
+        if array.ndim == 4 and array.shape[1:] != spec.shape and not last:
+            array = array.transpose(0, 3, 1, 2)
+        finish = how.finish(spec)
+    if array.shape[1:] != spec.shape or array.ndim == 0:
+        raise UserError(
+            f"--inputs: {spec.name!r} of {path} has queries of shape {array.shape[1:]}, and the "
+            f"model takes {spec.shape}"
+        )
+    if finish is not None:
+        return np.ascontiguousarray(array), finish
+    kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(dtype.kind, "SUO")
+    if array.dtype.kind not in kinds:
+        raise UserError(f"--inputs: {spec.name!r} of {path} is {array.dtype}, not {spec.datatype}")
+    if dtype.kind == "O":
+        return np.array([str(v).encode() for v in array.ravel()], object).reshape(array.shape), None
+    return np.ascontiguousarray(array, dtype), None
+
+
+def _requests(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in specs}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"--inputs: {path}, line {number}"
+        request = parse_json(line, where)
+        try:
+            tensors = {tensor["name"]: tensor for tensor in request["inputs"]}
+            found = {
+                name: np.array(tensors[name]["data"]).reshape(tensors[name]["shape"])
+                for name in specs
+            }
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{where} is no request with {', '.join(specs)}: {error}") from error
+        for name, spec in specs.items():
+            parts[name].append(_fitted(found[name], spec, Preprocessing(), path)[0])
+    if not next(iter(parts.values())):
+        raise UserError(f"--inputs: {path} has no request")
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def _labels(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        return np.array([int(word) for word in path.read_text().split()])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--labels: {path} is neither .npy nor an integer a line: {error}"
+        ) from error
+
+
+def _checked(labels: np.ndarray | None, count: int, where: Path) -> np.ndarray | None:
+    if labels is None:
+        return None
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{where}: labels are {labels.dtype} {labels.shape}, and {count} integers are wanted"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,274 @@
+"""What approximate answers are worth: agreement, coverage and accuracy, with 95 % intervals.
+
+Thresholds are chosen on calibration inputs. What is reported was seen on test inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+AGREEMENTS = (0.95, 0.99, 0.995)
+"""Agreements at which coverage is told."""
+Z = 1.96
+DEAREST = 0.5
+"""Work for a query from which on the served model's own copy is the better backup."""
+CLOSE = 0.005
+"""Difference of agreement within which the cheaper method is recommended."""
+
+
+class Interval(NamedTuple):
+    """A share, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A method's answers to some inputs.
+
+    Attributes:
+        rows: of the inputs, (N,).
+        answers: the classes, (N,).
+        confidence: the highest probability, (N,).
+        served: the served model's own answers, (N,).
+        groups: which answers were decoded together, (N,).
+        labels: the right classes, (N,); None if nobody knows them.
+    """
+
+    rows: np.ndarray
+    answers: np.ndarray
+    confidence: np.ndarray
+    served: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def agrees(self) -> np.ndarray:
+        """Whether the answers are the served model's, (N,)."""
+        agrees: np.ndarray = self.answers == self.served
+        return agrees
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method that may be recommended.
+
+    Attributes:
+        name: of the method.
+        cost: work of its extra tasks for one query, in services of the served model.
+        calibration: its answers to the calibration inputs.
+        test: likewise to the test inputs.
+        k: queries in a group that it is served with.
+        note: what a reader of the table must know.
+    """
+
+    name: str
+    cost: float
+    calibration: Answers
+    test: Answers
+    k: int = 10
+    note: str = ""
+
+
+def answers_of(
+    log_probabilities: np.ndarray,
+    rows: np.ndarray,
+    served: np.ndarray,
+    labels: np.ndarray | None,
+    groups: np.ndarray | None = None,
+) -> Answers:
+    """Return the answers that scores give.
+
+    Args:
+        log_probabilities: (N, classes).
+        rows: of the inputs, (N,).
+        served: the served model's answers to all inputs.
+        labels: of all inputs, or None.
+        groups: see `Answers`; None: each answer is alone.
+    """
+    return Answers(
+        rows,
+        log_probabilities.argmax(axis=1),
+        np.exp(log_probabilities.max(axis=1)),
+        served[rows],
+        np.arange(len(rows)) if groups is None else groups,
+        None if labels is None else labels[rows],
+    )
+
+
+def interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
+    """Return the share of hits with Wilson's interval, for as many values as there really are.
+
+    Answers of one group err together, so that they count for fewer than they are.
+
+    Args:
+        hits: (N,) of bool.
+        groups: the group of each, (N,).
+    """
+    count = len(hits)
+    if not count:
+        return Interval(math.nan, 0.0, 1.0)
+    share = float(hits.mean())
+    _, which = np.unique(groups, return_inverse=True)
+    sums = np.bincount(which, hits - share)
+    spread = share * (1 - share) * count
+    effect = max(1.0, float((sums**2).sum()) / spread) if spread > 0 else 1.0
+    n = count / effect
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def threshold(calibration: Answers, agreement: float) -> float:
+    """Return the lowest confidence from which on the calibration answers agree so often.
+
+    It is infinite if no confidence is enough.
+    """
+    order = np.argsort(-calibration.confidence, kind="stable")
+    confidence = calibration.confidence[order]
+    shares = np.cumsum(calibration.agrees[order]) / np.arange(1, len(order) + 1)
+    last = np.append(confidence[1:] != confidence[:-1], True)  # equal ones are released together
+    enough = np.flatnonzero((shares >= agreement) & last)
+    return float(confidence[enough[-1]]) if len(enough) else math.inf
+
+
+def report(candidate: Candidate) -> dict[str, Any]:
+    """Return the row of a method in the table, as JSON has it."""
+    test = candidate.test
+    row: dict[str, Any] = {
+        "method": candidate.name,
+        "work": candidate.cost,
+        "k": candidate.k,
+        "agreement": interval(test.agrees, test.groups),
+        "inputs": len(test.rows),
+    }
+    if test.labels is not None:
+        row["accuracy"] = interval(test.answers == test.labels, test.groups)
+    row["coverage"] = {}
+    for agreement in AGREEMENTS:
+        least = threshold(candidate.calibration, agreement)
+        released = test.confidence >= least
+        row["coverage"][str(agreement)] = {
+            "threshold": least if math.isfinite(least) else None,
+            "coverage": interval(released, test.groups),
+            "agreement": interval(test.agrees[released], test.groups[released])
+            if released.any()
+            else None,
+        }
+    if candidate.note:
+        row["note"] = candidate.note
+    return row
+
+
+def difference(one: Answers, other: Answers) -> Interval:
+    """Return by how much the first agrees more often, on the inputs of both, in pairs."""
+    _, first, second = np.intersect1d(one.rows, other.rows, return_indices=True)
+    groups = min(one.groups[first], other.groups[second], key=lambda g: len(np.unique(g)))
+    gains = one.agrees[first].astype(float) - other.agrees[second]
+    mean = float(gains.mean())
+    _, which = np.unique(groups, return_inverse=True)
+    half = Z * math.sqrt(float((np.bincount(which, gains - mean) ** 2).sum())) / len(gains)
+    return Interval(mean, mean - half, mean + half)
+
+
+def guesses(answers: Answers, most_frequent: int) -> Answers:
+    """Return the answers of who always names the most frequent class."""
+    named = np.full_like(answers.answers, most_frequent)
+    return Answers(answers.rows, named, np.ones(len(named)), answers.served, answers.groups)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which method to use.
+
+    Attributes:
+        method: its name; None if none is worth it.
+        reason: why, in one sentence.
+    """
+
+    method: str | None
+    reason: str
+
+
+def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
+    """Choose a method by the calibration inputs, and tell by the test inputs why.
+
+    A method whose agreement is within CLOSE of the highest is preferred if it is cheaper. One that
+    is not surely better than the most frequent class, or costs more than DEAREST, is not
+    recommended.
+
+    Args:
+        candidates: all methods.
+        most_frequent: the served model's most frequent answer to the training inputs.
+    """
+    useful = []
+    for candidate in candidates:
+        gain = difference(candidate.calibration, guesses(candidate.calibration, most_frequent))
+        if gain.low > 0 and candidate.cost <= DEAREST:
+            useful.append(candidate)
+    if not useful:
+        return Recommendation(
+            None,
+            f"no method of at most {DEAREST} of the model's work is better than always answering "
+            f"the most frequent class, {most_frequent}: use none (policy hedge)",
+        )
+    best = max(useful, key=lambda c: float(c.calibration.agrees.mean()))
+
+    def is_as_good(other: Candidate) -> bool:
+        gap = difference(best.calibration, other.calibration)
+        return gap.value <= CLOSE
+
+    chosen = min((c for c in useful if is_as_good(c)), key=lambda c: c.cost)
+    agreement = float(chosen.test.agrees.mean())
+    reasons = [f"it agrees with the model on {100 * agreement:.1f} % of the test inputs"]
+    others = [c for c in useful if c is not chosen]
+    if others:
+        rival = max(others, key=lambda c: float(c.calibration.agrees.mean()))
+        gap = difference(chosen.test, rival.test)
+        reasons.append(
+            f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) "
+            f"compared with {rival.name}"
+        )
+    rejected = [c.name for c in candidates if c not in useful]
+    if rejected:
+        reasons.append(
+            f"left out: {', '.join(rejected)}, no better than always answering class "
+            f"{most_frequent}, or more than {DEAREST} of the model's work"
+        )
+    return Recommendation(chosen.name, "; ".join(reasons))
+
+
+def curve(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage, rising, and the agreement of the most confident answers of that share."""
+    order = np.argsort(-answers.confidence, kind="stable")
+    counts = np.arange(1, len(order) + 1)
+    return counts / len(order), np.cumsum(answers.agrees[order]) / counts
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows for a reader, as Markdown."""
+
+    def percent(found: Interval | None) -> str:
+        if found is None:
+            return "none"
+        return f"{100 * found[0]:.1f} ({100 * found[1]:.1f} to {100 * found[2]:.1f})"
+
+    labelled = any("accuracy" in row for row in rows)
+    heads = ["method", "work a query", "agreement %", *(["accuracy %"] if labelled else [])]
+    heads += [f"coverage at {agreement} %" for agreement in AGREEMENTS]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        cells = [row["method"], f"{row['work']:.3f}", percent(row["agreement"])]
+        if labelled:
+            cells.append(percent(row.get("accuracy")))
+        for found in row["coverage"].values():
+            cells.append(percent(found["coverage"]))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,195 @@
+"""Small classifiers, by the kind of their inputs, as wide as a cost allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.nn.resnet import ResNet
+from codedinvnet.protect.images import is_image, layout
+
+Kind: TypeAlias = Literal["images", "vectors", "tokens"]
+FINE, COARSE = 16, 112
+"""Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
+DEEP = 48
+"""From this width on a small network for vectors has two hidden layers."""
+SEGMENTS = 8
+"""Parts of a sequence whose averages are kept apart: where a token stands matters."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a small classifier is made of, as JSON has it.
+
+    Attributes:
+        kind: of its inputs.
+        width: of its layers.
+        classes: how many there are.
+        inputs: the model's inputs, name, datatype and shape, in their order.
+        words: of tokens, one more than the largest that was seen.
+    """
+
+    kind: Kind
+    width: int
+    classes: int
+    inputs: tuple[TensorSpec, ...]
+    words: int = 0
+
+    def build(self) -> Student:
+        """Return the untrained network."""
+        networks = {"images": ImageStudent, "vectors": VectorStudent, "tokens": TokenStudent}
+        return networks[self.kind](self)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        inputs = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.inputs]
+        return {**asdict(self), "inputs": inputs}
+
+
+def shape_of(value: Mapping[str, Any]) -> Shape:
+    """Return the shape that `Shape.as_json` described."""
+    inputs = tuple(
+        TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in value["inputs"]
+    )
+    return Shape(value["kind"], value["width"], value["classes"], inputs, value["words"])
+
+
+def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
+    """Return the kind of a model's inputs: one image; sequences of integers; or else vectors."""
+    if len(inputs) == 1 and is_image(inputs[0]):
+        return "images"
+    integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in inputs)
+    lengths = {spec.shape for spec in inputs}
+    return "tokens" if integers and len(lengths) == 1 and len(inputs[0].shape) == 1 else "vectors"
+
+
+class Student(nn.Module):
+    """A small classifier of a model's inputs.
+
+    Args:
+        shape: what it is made of.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Take the inputs' means and deviations from some of them, name -> (N, *shape)."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map the inputs (B, *shape), in the model's order, to logits (B, classes)."""
+        raise NotImplementedError
+
+
+def tensors(shape: Shape, batch: Mapping[str, np.ndarray]) -> list[Tensor]:
+    """Return a batch as a student takes it."""
+    found = []
+    for spec in shape.inputs:
+        array = batch[spec.name]
+        found.append(torch.from_numpy(np.require(array, requirements=["C", "W"])))
+    return found
+
+
+class ImageStudent(Student):
+    """A residual network of one block a stage, at a reduced resolution."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        (spec,) = shape.inputs
+        channels, self.last = layout(spec)
+        sides = spec.shape[:2] if self.last else spec.shape[1:]
+        self.pool = max(1, math.ceil(max(sides) / COARSE))
+        side = max(sides) / self.pool
+        squeeze = 1 if side < FINE else 2 if side <= 64 else 4
+        self.padding = [-math.ceil(s / self.pool) % squeeze for s in sides]
+        self.network = ResNet(
+            channels, shape.classes, width=shape.width, blocks=(1, 1, 1), squeeze=squeeze
+        )
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
+        x = self.first(*tensors(self.shape, batch))
+        self.mean = x.mean(dim=(0, 2, 3))[:, None, None]
+        self.std = x.std(dim=(0, 2, 3))[:, None, None].clamp_min(1e-6)
+
+    def first(self, images: Tensor) -> Tensor:
+        """Return images as floats, channels first."""
+        return (images.permute(0, 3, 1, 2) if self.last else images).float()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = (self.first(*inputs) - self.mean) / self.std
+        if self.pool > 1:
+            x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+        down, right = self.padding
+        x = F.pad(x, (0, right, 0, down)).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class VectorStudent(Student):
+    """An MLP of all inputs, flattened."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        features = sum(math.prod(spec.shape) for spec in shape.inputs)
+        width = shape.width
+        layers: list[nn.Module] = [nn.Linear(features, width), nn.GELU()]
+        if width >= DEEP:
+            layers += [nn.Linear(width, width), nn.GELU()]
+        self.network = nn.Sequential(*layers, nn.Linear(width, shape.classes))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
+        x = self.flat(*tensors(self.shape, batch))
+        self.mean, std = x.mean(dim=0), x.std(dim=0)
+        self.std = torch.where(std > 1e-6, std, 1.0)  # of a feature that never changes
+
+    def flat(self, *inputs: Tensor) -> Tensor:
+        """Return all inputs in one vector, (B, features)."""
+        return torch.cat([x.flatten(1).float() for x in inputs], dim=1)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = ((self.flat(*inputs) - self.mean) / self.std).clamp(-10, 10)
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class TokenStudent(Student):
+    """Embeddings, added over the inputs, and two 1-D convolutions with steps of their half."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        width, length = shape.width, shape.inputs[0].shape[0]
+        self.embeddings = nn.ModuleList(nn.Embedding(shape.words, width) for _ in shape.inputs)
+        kernel = 8 if length >= 256 else 3
+        step = max(1, kernel // 2)
+        self.layers = nn.Sequential(
+            nn.Conv1d(width, 2 * width, kernel, step, kernel // 2),
+            nn.BatchNorm1d(2 * width),
+            nn.ReLU(),
+            nn.Conv1d(2 * width, 4 * width, kernel, step, kernel // 2),
+            nn.BatchNorm1d(4 * width),
+            nn.ReLU(),
+        )
+        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), shape.classes)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        words = self.shape.words
+        pairs = zip(self.embeddings, inputs, strict=True)
+        h = torch.stack([table(x.long().clamp(0, words - 1)) for table, x in pairs]).sum(0)
+        h = self.layers(h.transpose(1, 2))
+        parts = F.adaptive_avg_pool1d(h, SEGMENTS).flatten(1)
+        logits: Tensor = self.classify(torch.cat([parts, h.amax(dim=2)], dim=1))
+        return logits

@@ -1,0 +1,125 @@
+"""The served model as a teacher: its scores of the inputs, asked once and kept."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from codedinvnet.errors import UserError
+from codedinvnet.files import write_atomically
+from codedinvnet.models.base import Model
+from codedinvnet.protect.inputs import Inputs
+
+BATCH = 32
+SHARD = 2048
+"""Inputs whose scores are kept in one file: what a kill costs at most."""
+TWICE = 16
+"""Inputs that a model is asked twice."""
+_LEAST = 1e-7
+_CLOSE = 1e-4
+"""Share of the largest score by which two answers to one query may differ."""
+
+
+def log_probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
+    """Return the logarithms of probabilities (N, classes) of a model's scores.
+
+    Args:
+        scores: (N, classes).
+        kind: "logits" or "probabilities".
+    """
+    scores = scores.astype(np.float32)
+    if kind == "probabilities":
+        scores = np.log(np.maximum(scores, _LEAST))
+    scores = scores - scores.max(axis=1, keepdims=True)
+    found: np.ndarray = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return found
+
+
+def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the scores (B, classes) of a batch, as the model has them."""
+    assert model.signature.scores is not None
+    return model.run(batch)[model.signature.scores.output]
+
+
+def check_teacher(model: Model, inputs: Inputs) -> float:
+    """Ask a model twice, and return the seconds that a query takes.
+
+    Raises:
+        UserError: if its answers differ, or are no numbers.
+    """
+    batch = inputs.batch(np.arange(min(TWICE, len(inputs))))
+    first = scores_of(model, batch)
+    began = time.perf_counter()
+    second = scores_of(model, batch)
+    seconds = (time.perf_counter() - began) / len(first)
+    if not np.isfinite(first).all():
+        raise UserError("the model's scores of the first inputs are not finite")
+    if np.abs(first - second).max() > _CLOSE * max(float(np.abs(first).max()), 1e-6):
+        raise UserError(
+            "the model is not deterministic: asked twice, it gave other scores for the same inputs"
+        )
+    return seconds
+
+
+def teacher_scores(
+    model: Model, inputs: Inputs, folder: Path, *, mirrored: int | None = None
+) -> np.ndarray:
+    """Return the model's scores (N, classes) of all inputs; what was asked before is kept.
+
+    Args:
+        model: the served model.
+        inputs: the queries.
+        folder: what was asked of this model with these inputs before.
+        mirrored: the axis of batches along which images are mirrored first; None: they are not.
+
+    Raises:
+        UserError: if scores are not finite.
+    """
+    parts = []
+    name = "scores" if mirrored is None else "mirrored"
+    with tqdm(total=len(inputs), desc=f"the model: {name}", unit="input", file=sys.stderr) as bar:
+        for begin in range(0, len(inputs), SHARD):
+            rows = np.arange(begin, min(begin + SHARD, len(inputs)))
+            path = folder / f"{name}-{begin:08}.npy"
+            if path.is_file():
+                parts.append(np.load(path))
+                bar.update(len(rows))
+                continue
+            found = []
+            for part in np.split(rows, range(BATCH, len(rows), BATCH)):
+                batch = inputs.batch(part)
+                if mirrored is not None:
+                    batch = {
+                        key: np.ascontiguousarray(np.flip(array, mirrored))
+                        for key, array in batch.items()
+                    }
+                found.append(scores_of(model, batch))
+                bar.update(len(part))
+            scores = np.concatenate(found).astype(np.float32)
+            if not np.isfinite(scores).all():
+                raise UserError(f"the model's scores of some inputs from {begin} on are not finite")
+            content = io.BytesIO()
+            np.save(content, scores)
+            write_atomically(path, content.getvalue())
+            parts.append(scores)
+    return np.concatenate(parts)
+
+
+def check_scores(scores: np.ndarray) -> None:
+    """Refuse scores that say nothing.
+
+    Raises:
+        UserError: if they are the same for all inputs, or one class always has the highest.
+    """
+    if (scores == scores[:1]).all():
+        raise UserError("the model's scores are constant: the same for all inputs")
+    answers = scores.argmax(axis=1)
+    if (answers == answers[0]).all():
+        raise UserError(
+            f"the model answers class {answers[0]} to all inputs: there is nothing to learn"
+        )

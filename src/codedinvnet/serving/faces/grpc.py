@@ -1,0 +1,266 @@
+"""The protocol over gRPC: GRPCInferenceService, before whatever answers requests.
+
+Messages of requests are handed over as they came, serialized: the gateway passes them on unparsed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version as version_of
+from typing import Any, Protocol
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.answers import (
+    BadRequest,
+    DeadlinePassed,
+    Draining,
+    Overloaded,
+    QueryFailed,
+    Starting,
+)
+from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.v2 import server_metadata
+from codedinvnet.serving.metrics import log_event
+
+OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+"""Methods that need no token."""
+MOST_REQUESTS = 4096
+"""Requests at once, whatever their size."""
+Headers = tuple[tuple[str, str], ...]
+
+
+class Refused(Exception):
+    """A request ends with an error of gRPC.
+
+    Args:
+        code: its number.
+        message: what is wrong.
+        trailers: metadata behind the answer.
+    """
+
+    def __init__(self, code: int, message: str, trailers: Headers = ()) -> None:
+        super().__init__(message)
+        self.code, self.message, self.trailers = code, message, trailers
+
+
+class Backend(Protocol):
+    """What answers requests behind the face."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the server is alive."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+
+    async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
+        """Return a model's metadata as over HTTP; the name "" stands for none.
+
+        Raises:
+            Refused: if there is no such model.
+        """
+
+    async def infer(
+        self, message: bytes, seconds: float | None, headers: Headers
+    ) -> tuple[bytes, Headers]:
+        """Return a serialized ModelInferResponse, and metadata behind it.
+
+        Args:
+            message: a serialized ModelInferRequest.
+            seconds: for how long the client waits; None if it does not say.
+            headers: the client's metadata.
+
+        Raises:
+            Refused: if the answer is an error.
+            BadRequest, QueryFailed, Overloaded, Draining, Starting: see `Service.answer`.
+        """
+
+
+CODES: Mapping[type[Exception], str] = {
+    BadRequest: "INVALID_ARGUMENT",
+    DeadlinePassed: "DEADLINE_EXCEEDED",
+    QueryFailed: "INTERNAL",
+    Overloaded: "UNAVAILABLE",
+    Draining: "UNAVAILABLE",
+    Starting: "UNAVAILABLE",
+}
+TOLD = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
+BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def problem(error: Exception) -> Refused:
+    """Return an error of the service as gRPC's."""
+    if isinstance(error, Refused):
+        return error
+    kind = next((kind for kind in CODES if isinstance(error, kind)), None)
+    if kind is None:
+        log_event("internal error", reason=f"{type(error).__name__}: {error}", error=error)
+        return Refused(grpc.StatusCode.INTERNAL.value[0], f"internal error: {type(error).__name__}")
+    told = f"{TOLD[kind]}: try again later" if kind in TOLD else str(error)
+    return Refused(grpc.StatusCode[CODES[kind]].value[0], told)
+
+
+class GrpcFace:
+    """A gRPC server.
+
+    Args:
+        backend: answers requests.
+        memory: bounds the bytes of all requests that are here.
+        token: clients must send it as `authorization: Bearer TOKEN` ("": none).
+        max_message: bytes of a request; None: those of all.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        memory: BodyMemory,
+        *,
+        token: str = "",
+        max_message: int | None = None,
+    ) -> None:
+        self.backend, self.memory, self.token = backend, memory, token
+        self.max_message = memory.most if max_message is None else max_message
+
+    @asynccontextmanager
+    async def listening(
+        self, host: str, port: int, grace: float, certificate: Certificate | None = None
+    ) -> AsyncIterator[int]:
+        """Serve while the body runs; yields the port.
+
+        Args:
+            host: address to listen on.
+            port: 0: a free one.
+            grace: seconds for the requests that are here in the end.
+            certificate: None: without TLS.
+
+        Raises:
+            UserError: if the address is taken or not ours.
+        """
+        options = {
+            **dict(UNLIMITED),
+            "grpc.max_receive_message_length": self.max_message,
+            "grpc.so_reuseport": 0,
+        }
+        server = grpc.aio.server(
+            options=tuple(options.items()), maximum_concurrent_rpcs=MOST_REQUESTS
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
+        server.add_generic_rpc_handlers((handlers,))
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound: int
+            if certificate is None:
+                bound = server.add_insecure_port(address)
+            else:
+                pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+                bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        except RuntimeError as error:
+            raise UserError(f"--grpc-port: cannot listen on {address}") from error
+        await server.start()
+        log_event("gRPC", host=host, port=bound)
+        try:
+            yield bound
+        finally:
+            await server.stop(grace)
+
+    def _handlers(self) -> dict[str, Any]:
+        answers: dict[str, Callable[[bytes, Any], Awaitable[bytes]]] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, answer))
+            for name, answer in answers.items()
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._no_stream)
+        return handlers
+
+    def _guarded(
+        self, name: str, answer: Callable[[bytes, Any], Awaitable[bytes]]
+    ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def guarded(message: bytes, context: Any) -> bytes:
+            try:
+                if self.token and name not in OPEN:
+                    self._check_token(context)
+                return await answer(message, context)
+            except Exception as error:
+                found = problem(error)
+            await context.abort(BY_NUMBER[found.code], found.message, found.trailers)
+            raise AssertionError
+
+        return guarded
+
+    def _check_token(self, context: Any) -> None:
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        scheme, _, token = str(given).partition(" ")
+        right = hmac.compare_digest(token.strip().encode(), self.token.encode())
+        if scheme.lower() != "bearer" or not right:
+            code = grpc.StatusCode.UNAUTHENTICATED.value[0]
+            raise Refused(code, "a bearer token is needed: authorization: Bearer TOKEN")
+
+    async def _live(self, _: bytes, __: Any) -> bytes:
+        return serialized(pb.ServerLiveResponse(live=self.backend.is_live))
+
+    async def _ready(self, _: bytes, __: Any) -> bytes:
+        return serialized(pb.ServerReadyResponse(ready=self.backend.is_ready))
+
+    async def _model_ready(self, message: bytes, _: Any) -> bytes:
+        asked = pb.ModelReadyRequest.FromString(message)
+        await self.backend.metadata(asked.name, asked.version)
+        return serialized(pb.ModelReadyResponse(ready=self.backend.is_ready))
+
+    async def _server_metadata(self, _: bytes, __: Any) -> bytes:
+        return serialized(pb.ServerMetadataResponse(**server_metadata(version_of("codedinvnet"))))
+
+    async def _model_metadata(self, message: bytes, _: Any) -> bytes:
+        asked = pb.ModelMetadataRequest.FromString(message)
+        found = await self.backend.metadata(asked.name, asked.version)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return serialized(
+            pb.ModelMetadataResponse(
+                name=found["name"],
+                versions=found.get("versions") or (),
+                platform=found.get("platform") or "",
+                inputs=[tensor(**spec_of(spec)) for spec in found["inputs"]],
+                outputs=[tensor(**spec_of(spec)) for spec in found["outputs"]],
+            )
+        )
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        headers = tuple(
+            (name, value)
+            for name, value in context.invocation_metadata() or ()
+            if isinstance(value, str) and not name.startswith("grpc-") and name != "user-agent"
+        )
+        if self.token:  # it is ours
+            headers = tuple(header for header in headers if header[0] != "authorization")
+        with self.memory.holding() as hold:
+            hold(len(message))
+            answer, trailers = await self.backend.infer(message, context.time_remaining(), headers)
+        context.set_trailing_metadata(trailers)
+        return answer
+
+    async def _no_stream(self, _: Any, context: Any) -> None:
+        told = "ModelStreamInfer is not supported: send each request by ModelInfer"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, told)
+
+
+def spec_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a tensor's metadata over HTTP have in a message."""
+    shape = [int(size) for size in spec["shape"]]
+    return {"name": spec["name"], "datatype": spec["datatype"], "shape": shape}
+
+
+def serialized(message: Any) -> bytes:
+    """Return a message's bytes."""
+    found: bytes = message.SerializeToString()
+    return found

@@ -1,0 +1,152 @@
+"""Inference requests and answers that are passed on as they came, over HTTP or gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Transport: TypeAlias = Literal["http", "grpc"]
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+
+STOPPED = "stopped"
+"""The result of a call whose answer nobody needs."""
+OK = {"http": 200, "grpc": 0}
+"""The status of success."""
+BLAMED_HTTP = frozenset({408, 429})
+"""HTTP statuses below 500 that tell of the upstream and not of the request."""
+OWN_GRPC = frozenset({3, 5, 6, 7, 9, 11, 12, 16})
+"""gRPC statuses that tell of the request: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+PERMISSION_DENIED, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED."""
+STATUSES = (
+    (400, 3), (401, 16), (403, 7), (404, 5), (408, 4), (409, 6), (412, 9), (413, 11), (415, 3),
+    (422, 3), (429, 8), (500, 13), (500, 2), (501, 12), (503, 14), (504, 4),
+)  # fmt: skip
+"""Pairs of an HTTP and a gRPC status that mean the same."""
+HOP_BY_HOP = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+        "transfer-encoding", "upgrade", "host", "content-length", "expect", "date", "server",
+    }
+)  # fmt: skip
+"""Headers that are of one connection, and are not passed on."""
+
+
+@dataclass
+class Call:
+    """A client's inference request.
+
+    Attributes:
+        model: the name that the client asks for.
+        version: of the model; "" if the client leaves it to the server.
+        transport: how the request came.
+        body: the HTTP body, or the serialized ModelInferRequest.
+        headers: HTTP headers or gRPC metadata that are passed on.
+        deadline: when nobody waits any longer, of the monotonic clock.
+        refusal: the last answer by which an upstream failed, if there was one.
+        running: futures of the calls to upstreams that can be told to stop.
+    """
+
+    model: str
+    version: str
+    transport: Transport
+    body: bytes
+    headers: Headers
+    deadline: float
+    refusal: Reply | None = None
+    running: set[asyncio.Future[str]] = field(default_factory=set)
+
+    def finish(self) -> None:
+        """Tell upstreams that are still at it to stop: nobody needs another answer."""
+        for fate in self.running:
+            if not fate.done():
+                fate.set_result(STOPPED)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An upstream's answer.
+
+    Attributes:
+        transport: how it is to be read.
+        status: the HTTP status, or the gRPC code.
+        body: the HTTP body, or the serialized ModelInferResponse.
+        headers: HTTP headers to pass on.
+        message: what a gRPC error says.
+    """
+
+    transport: Transport
+    status: int
+    body: bytes = b""
+    headers: Headers = ()
+    message: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the upstream failed; otherwise this is its answer, maybe an error of its own."""
+        if self.transport == "http":
+            return self.status >= 500 or self.status in BLAMED_HTTP
+        return self.status != OK["grpc"] and self.status not in OWN_GRPC
+
+    def __str__(self) -> str:
+        said = self.message or self.body[:200].decode(errors="replace")
+        return f"{self.transport} status {self.status}: {said}".rstrip(": ")
+
+
+def grpc_status(status: int) -> int:
+    """Return the gRPC code that means the same as an HTTP status."""
+    if status < 400:
+        return OK["grpc"]
+    return next((code for http, code in STATUSES if http == status), 3 if status < 500 else 13)
+
+
+def http_status(code: int) -> int:
+    """Return the HTTP status that means the same as a gRPC code."""
+    return 200 if code == OK["grpc"] else next((h for h, grpc in STATUSES if grpc == code), 500)
+
+
+def passed_on(headers: Headers) -> Headers:
+    """Return the headers without those that are of one connection, in lower case."""
+    named = dict(headers).get("connection", "").lower().split(",")
+    dropped = HOP_BY_HOP.union(name.strip() for name in named)
+    return tuple((name, value) for name, value in headers if name not in dropped)
+
+
+def model_of(message: bytes) -> tuple[str, str]:
+    """Return the model's name and version of a serialized ModelInferRequest.
+
+    Only the first fields are read: the tensors behind them stay unparsed.
+
+    Raises:
+        ValueError: if that is no such message.
+    """
+    found, place = {1: b"", 2: b""}, 0
+    while place < len(message):
+        tag, place = varint(message, place)
+        number, wire = tag >> 3, tag & 7
+        if number > 4 and found[1]:  # every implementation writes fields in their order
+            break
+        if wire != 2:  # every field of the message has a length
+            raise ValueError("it is no ModelInferRequest")
+        size, place = varint(message, place)
+        if place + size > len(message):
+            raise ValueError("it is cut short")
+        if number in found:
+            found[number] = message[place : place + size]
+        place += size
+    return found[1].decode(), found[2].decode()
+
+
+def varint(message: bytes, place: int) -> tuple[int, int]:
+    """Return the number at a place of a protobuf message, and the place behind it."""
+    value = shift = 0
+    while shift < 64:
+        if place >= len(message):
+            raise ValueError("it is cut short")
+        byte = message[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+        shift += 7
+    raise ValueError("a number has more than 64 bits")

@@ -1,0 +1,112 @@
+"""Which upstreams there are: those given, those in a file, and those that a name has for addresses.
+
+Files and names are looked at again while the gateway runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway.pool import UpstreamPool
+from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
+from codedinvnet.serving.metrics import Quiet
+
+DNS = "dns+"
+"""Before a URL: each address of its name is an upstream."""
+RESOLVED = ("http", "grpc")
+"""Schemes that such a URL may have: over TLS an address has no certificate."""
+PERIOD = 1.0
+"""Seconds between two looks."""
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+async def addresses(host: str, port: int) -> list[str]:
+    """Return the addresses of a name.
+
+    Raises:
+        OSError: if it has none.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+class Discovery:
+    """Finds the upstreams' URLs.
+
+    Args:
+        given: on the command line.
+        file: has others, one a line; None: there is none.
+        resolve: returns the addresses of a name and a port.
+    """
+
+    def __init__(
+        self, given: Sequence[str], file: Path | None = None, resolve: Resolve = addresses
+    ) -> None:
+        self.given, self.file, self.resolve = given, file, resolve
+
+    @property
+    def changes(self) -> bool:
+        """Whether there may be other upstreams later."""
+        return self.file is not None or any(url.startswith(DNS) for url in self.given)
+
+    async def urls(self) -> list[str]:
+        """Return the upstreams of now, each once.
+
+        Raises:
+            UserError: if there are none, or nobody can tell.
+        """
+        found: list[str] = []
+        for url in (*self.given, *self._of_file()):
+            found += await self._resolved(url) if url.startswith(DNS) else [url]
+        if not found:
+            raise UserError(f"--upstreams-file: {self.file} has no upstream")
+        return list(dict.fromkeys(found))
+
+    def _of_file(self) -> list[str]:
+        if self.file is None:
+            return []
+        try:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"--upstreams-file: cannot read {self.file}: {reason}") from error
+        stripped = (line.partition("#")[0].strip() for line in lines)
+        return [line for line in stripped if line]
+
+    async def _resolved(self, url: str) -> list[str]:
+        try:
+            parts = urlsplit(url.removeprefix(DNS))
+            port = parts.port or SCHEMES.get(parts.scheme)
+        except ValueError as error:
+            raise UserError(f"--upstream: {url!r} is no URL: {error}") from error
+        if parts.scheme not in RESOLVED or parts.hostname is None or port is None:
+            known = " or ".join(f"{DNS}{scheme}://NAME:PORT" for scheme in RESOLVED)
+            raise UserError(f"--upstream: {url!r} is not {known}")
+        try:
+            found = await self.resolve(parts.hostname, port)
+        except OSError as error:
+            told = f"--upstream: {parts.hostname} has no address: {error.strerror}"
+            raise UserError(told) from error
+        hosts = [f"[{host}]" if ":" in host else host for host in found]
+        return [f"{parts.scheme}://{host}:{port}{parts.path}" for host in hosts]
+
+
+async def follow(
+    discovery: Discovery, pool: UpstreamPool, open_one: Callable[[str], Upstream]
+) -> None:
+    """Give a pool the upstreams that there are, for ever; those of before if nobody can tell."""
+    quiet = Quiet()
+    while True:
+        await asyncio.sleep(PERIOD)
+        try:
+            pool.change(await discovery.urls(), open_one)
+        except UserError as error:
+            quiet.log("upstreams are kept", logging.WARNING, reason=str(error))

@@ -1,0 +1,67 @@
+"""The gateway behind the gRPC face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.grpc import Refused
+from codedinvnet.serving.gateway.calls import OK, Headers, grpc_status, model_of
+from codedinvnet.serving.gateway.outcome import OUTCOME_HEADER, outcome_field
+from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
+
+NOT_FOUND, UNAVAILABLE = grpc_status(404), grpc_status(503)
+
+
+class RelayBackend:
+    """Passes messages on to upstreams.
+
+    Args:
+        relay: answers calls.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self._fields: dict[str, bytes] = {}
+
+    @property
+    def is_live(self) -> bool:
+        """Whether an upstream is up, or may come back."""
+        return self.relay.front.supervisor.is_live
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls are taken."""
+        return self.relay.is_ready
+
+    def _check(self, model: str) -> None:
+        if model != self.relay.pool.model:
+            told = f"no model {model!r}; there is {self.relay.pool.model!r}"
+            raise Refused(NOT_FOUND, told)
+
+    async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
+        self._check(model)
+        try:
+            return await self.relay.pool.model_metadata(version)
+        except NotProtocol as error:
+            raise Refused(NOT_FOUND, str(error)) from error
+        except Unreachable as error:
+            raise Refused(UNAVAILABLE, str(error)) from error
+
+    async def infer(
+        self, message: bytes, seconds: float | None, headers: Headers
+    ) -> tuple[bytes, Headers]:
+        try:
+            model, version = model_of(message)
+        except ValueError as error:  # of text that is no UTF-8, too
+            raise BadRequest(f"ModelInferRequest: {error}") from error
+        self._check(model)
+        reply, outcome = await self.relay.answer(version, "grpc", message, headers, seconds=seconds)
+        trailers: Headers = ((OUTCOME_HEADER, outcome),)
+        if reply.status != OK["grpc"]:
+            raise Refused(reply.status, reply.message, trailers)
+        if outcome not in self._fields:
+            self._fields[outcome] = outcome_field(outcome)
+        return reply.body + self._fields[outcome], trailers

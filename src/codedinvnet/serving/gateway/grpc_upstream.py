@@ -1,0 +1,108 @@
+"""An upstream that is reached over gRPC: messages are passed on unparsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply
+from codedinvnet.serving.gateway.translation import through_grpc
+from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
+
+UNREACHABLE = frozenset({"UNAVAILABLE"})
+"""Codes that say that there was no connection, unless the upstream has sent them itself."""
+OPTIONS = (
+    *UNLIMITED,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcUpstream:
+    """A server that is reached over gRPC.
+
+    Args:
+        url: as the user gave it.
+        target: its host and port.
+        secure: whether over TLS.
+        roots: certificates to trust, PEM; None: those that gRPC carries.
+    """
+
+    stops = True
+
+    def __init__(
+        self, url: str, target: str, secure: bool = False, roots: bytes | None = None
+    ) -> None:
+        self.url, self.target, self.secure, self.roots = url, target, secure, roots
+        self._channel: Any = None
+
+    @property
+    def channel(self) -> Any:
+        """Its connection; in the event loop that first asks."""
+        if self._channel is None:
+            if self.secure:
+                credentials = grpc.ssl_channel_credentials(self.roots)
+                self._channel = grpc.aio.secure_channel(self.target, credentials, OPTIONS)
+            else:
+                self._channel = grpc.aio.insecure_channel(self.target, OPTIONS)
+        return self._channel
+
+    async def _ask(
+        self, method: str, message: bytes, seconds: float, headers: Headers = ()
+    ) -> Reply:
+        """Return the answer to a serialized message.
+
+        Raises:
+            Unreachable: if there is none in so many seconds.
+        """
+        ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
+        try:
+            body = await ask(message, timeout=seconds, metadata=headers)
+        except grpc.aio.AioRpcError as error:
+            code: int = error.code().value[0]
+            silent = error.code().name == "DEADLINE_EXCEEDED"
+            if error.code().name in UNREACHABLE or silent:
+                raise Unreachable(error.details() or error.code().name) from error
+            return Reply("grpc", code, message=error.details() or "")
+        return Reply("grpc", OK["grpc"], body)
+
+    async def infer(self, call: Call, seconds: float) -> Reply:
+        async def post(message: bytes, headers: Headers) -> Reply:
+            return await self._ask("ModelInfer", message, seconds, headers)
+
+        if call.transport == "http":
+            return await through_grpc(call, post)
+        return await post(call.body, call.headers)
+
+    async def is_ready(self, model: str, seconds: float) -> bool:
+        request = pb.ModelReadyRequest(name=model).SerializeToString()
+        reply = await self._ask("ModelReady", request, seconds)
+        ready: bool = reply.status == 0 and pb.ModelReadyResponse.FromString(reply.body).ready
+        return ready
+
+    async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
+        request = pb.ModelMetadataRequest(name=model, version=version).SerializeToString()
+        reply = await self._ask("ModelMetadata", request, seconds)
+        if reply.status != OK["grpc"]:
+            raise NotProtocol(f"it has no model {model!r}: {reply}")
+        found = pb.ModelMetadataResponse.FromString(reply.body)
+
+        def tensors(messages: Any) -> list[dict[str, Any]]:
+            return [
+                {"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in messages
+            ]
+
+        return {
+            "name": found.name,
+            "versions": list(found.versions),
+            "platform": found.platform,
+            "inputs": tensors(found.inputs),
+            "outputs": tensors(found.outputs),
+        }
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()

@@ -1,0 +1,142 @@
+"""The gateway over HTTP: bodies go to upstreams as they come, and their answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from codedinvnet.serving.answers import QueryFailed
+from codedinvnet.serving.bodies import BodyMemory, departure, read_body
+from codedinvnet.serving.faces.http import problems
+from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
+from codedinvnet.serving.faces.v2 import server_metadata
+from codedinvnet.serving.gateway.calls import Reply, passed_on
+from codedinvnet.serving.gateway.outcome import with_outcome
+from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
+
+
+def build_gateway_app(
+    relay: Relay, memory: BodyMemory, *, token: str = "", hosts: tuple[str, ...] = ()
+) -> Starlette:
+    """Return the application; it stops the relay's front end in the end.
+
+    Args:
+        relay: answers calls; the caller starts its front end.
+        memory: bounds the bytes of all bodies that are here.
+        token: see `AppOptions`.
+        hosts: likewise.
+    """
+    front, pool = relay.front, relay.pool
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await front.stop()
+
+    def check_model(request: Request) -> str:
+        """Return the version that is asked for."""
+        name = request.path_params["name"]
+        if name != pool.model:
+            raise HTTPException(404, f"no model {name!r}; there is {pool.model!r}")
+        found: str = request.path_params.get("model_version", "")
+        return found
+
+    async def live(_: Request) -> Response:
+        alive = front.supervisor.is_live
+        return JSONResponse({"live": alive}, status_code=200 if alive else 503)
+
+    async def ready(_: Request) -> Response:
+        up = relay.is_ready
+        return JSONResponse({"ready": up}, status_code=200 if up else 503)
+
+    async def model_ready(request: Request) -> Response:
+        check_model(request)
+        up = relay.is_ready
+        return JSONResponse({"name": pool.model, "ready": up}, status_code=200 if up else 503)
+
+    async def server(_: Request) -> Response:
+        return JSONResponse(server_metadata(version("codedinvnet")))
+
+    async def metadata(request: Request) -> Response:
+        try:
+            return JSONResponse(await pool.model_metadata(check_model(request)))
+        except NotProtocol as error:
+            return problem(404, str(error))
+        except Unreachable as error:
+            return problem(503, str(error))
+
+    async def infer(request: Request) -> Response:
+        model_version, began = check_model(request), time.monotonic()
+        front.check_room(1)  # before its body takes any
+        with memory.holding() as hold:
+            body = await read_body(request, memory.most, front.deadline, hold)
+            headers = passed_on(tuple(request.headers.items()))
+            if token:  # it is the gateway's own
+                headers = tuple(h for h in headers if h[0] != "authorization")
+            gone = asyncio.create_task(departure(request.receive))
+            try:
+                answer = await relay.answer(
+                    model_version, "http", body, headers, began=began, gone=gone
+                )
+            except QueryFailed:
+                if gone.done():
+                    raise ClientDisconnect from None
+                raise
+            finally:
+                gone.cancel()
+            if gone.done():
+                raise ClientDisconnect
+        return response(with_outcome(answer.reply, answer.outcome))
+
+    async def metrics(_: Request) -> Response:
+        front.update_gauges()
+        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    routes = [
+        Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
+        for version_part in ("", "/versions/{model_version}")
+        for path, endpoint, verb in (
+            ("/infer", infer, "POST"),
+            ("", metadata, "GET"),
+            ("/ready", model_ready, "GET"),
+        )
+    ]
+    routes += [
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2", server),
+        Route("/metrics", metrics),
+    ]
+    middleware = [
+        Middleware(RequestCount, counter=front.metrics.requests),
+        Middleware(HostCheck, hosts=hosts),
+    ]
+    if token:
+        middleware.append(Middleware(TokenCheck, token=token))
+    app = Starlette(
+        routes=routes, middleware=middleware, exception_handlers=problems(), lifespan=lifespan
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def response(reply: Reply) -> Response:
+    """Return an upstream's answer as a response, its headers as they are."""
+    found = Response(reply.body, status_code=reply.status)
+    length = (b"content-length", str(len(reply.body)).encode())
+    own = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+    found.raw_headers = [*own, length]
+    return found

@@ -1,0 +1,455 @@
+"""Upstreams as the workers of a pool: what is their own error, what is a failure, who is set aside.
+
+An upstream is set aside when it refuses connections, stays silent, or fails several calls in a row
+while others do not. Nothing but probes is sent to it until it says that it is ready. Then one more
+failure sets it aside again, for longer: the supervisor waits between two tries. What an upstream
+says about a request (a status below 500) is an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
+from codedinvnet.serving.gateway.upstreams import Nobody, NotProtocol, Unreachable, Upstream
+from codedinvnet.serving.metrics import LATENCY_BUCKETS, log_event
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+
+OK, ERROR, FAILED = "ok", "error", "failed"
+RESULTS = (OK, ERROR, FAILED, STOPPED)
+"""How calls end, for the metrics."""
+CALL, REPLY = "call", "reply"
+"""Names of the one input and the one output of every task."""
+PROBE_PERIOD, PROBE_TIMEOUT = 1.0, 1.0
+"""Seconds between two looks at upstreams that have not answered since, and for an answer."""
+START_TIMEOUT = 5.0
+"""Seconds for an answer about the model."""
+LONGEST = 60.0
+"""Seconds after which a call that nobody waits for is cut off."""
+LAST_WAIT = 1.0
+"""Seconds for such calls when the gateway stops."""
+MOST_SILENT = 2
+"""Probes in a row without an answer, after which an upstream is set aside."""
+MOST_FAILURES = 3
+"""Failed calls in a row, likewise, unless all upstreams fail."""
+RETRY_SHARE, MOST_RETRIES = 0.1, 50.0
+"""Calls that upstreams failed may be sent to others: a share of all calls, saved up at most."""
+
+
+@dataclass
+class Place:
+    """An upstream and what is known of it.
+
+    Attributes:
+        upstream: the server.
+        worker: its number in the pool.
+        up: whether calls are sent to it.
+        on_probation: whether it has answered no call since it was set aside.
+        failures: calls in a row that it failed.
+        answered: when it last answered anything.
+        silent: probes in a row that it did not answer.
+        probe: the question whether it is ready, while it is asked.
+    """
+
+    upstream: Upstream
+    worker: int
+    up: bool = True
+    on_probation: bool = False
+    failures: int = 0
+    answered: float = 0.0
+    silent: int = 0
+    probe: asyncio.Task[None] | None = None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there is an upstream."""
+        return not isinstance(self.upstream, Nobody)
+
+
+def boxed(content: object) -> np.ndarray:
+    """Return anything as an array of one element, as tasks and results carry it."""
+    array = np.empty(1, object)
+    array[0] = content
+    return array
+
+
+class UpstreamMetrics:
+    """What operators see of each upstream."""
+
+    def __init__(self, registry: CollectorRegistry, urls: Sequence[str]) -> None:
+        self.calls = Counter(
+            "codedinvnet_upstream_calls",
+            "Calls by upstream and result: ok, error (its answer to a bad request), failed, "
+            "stopped.",
+            ["upstream", "result"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "codedinvnet_upstream_seconds",
+            "From sending a call to an upstream until its answer.",
+            ["upstream"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.up = Gauge(
+            "codedinvnet_upstream_up",
+            "1 if calls are sent to the upstream, 0 if it is set aside.",
+            ["upstream"],
+            registry=registry,
+        )
+        for url in urls:
+            self.up.labels(url).set(1)
+            self.expect(url)
+
+    def expect(self, url: str) -> None:
+        """Create an upstream's labels."""
+        self.up.labels(url)
+        for result in RESULTS:
+            self.calls.labels(url, result)
+
+
+class UpstreamPool:
+    """A pool whose workers are upstreams, each of which may be at several calls.
+
+    Args:
+        upstreams: the servers.
+        model: the name of the model that all of them have.
+        hang_timeout: seconds without an answer after which another upstream is asked.
+        registry: where its metrics go.
+        cancels: whether upstreams over gRPC are told by when an answer is needed, and to stop when
+            none is. Otherwise what nobody waits for is left to end by itself: some versions of
+            Triton crash when requests are cancelled.
+        places: how many upstreams there may be later; None: as many as now.
+    """
+
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        model: str,
+        hang_timeout: float,
+        registry: CollectorRegistry,
+        *,
+        cancels: bool = False,
+        places: int | None = None,
+    ) -> None:
+        self.cancels = cancels
+        self.model, self.hang_timeout = model, hang_timeout
+        empty = [Nobody()] * ((places or 0) - len(upstreams))
+        self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
+        self.metrics = UpstreamMetrics(registry, [upstream.url for upstream in upstreams])
+        self.on_death: Death | None = None
+        self.metadata: Mapping[str, Any] = {}
+        """The model's, on which all upstreams agree."""
+        self._first = ""
+        """The upstream that said so first."""
+        self._calls: list[set[asyncio.Future[str]]] = [set() for _ in self.places]
+        """What each is at: futures that say why nobody waits for the answer any more."""
+        self._left: set[asyncio.Task[Reply]] = set()
+        """Calls that nobody waits for."""
+        self._retries = MOST_RETRIES
+        self._changed = asyncio.Event()
+        """Is set, and replaced, when upstreams have come or gone."""
+        self._others: set[asyncio.Task[None]] = set()
+        """What else is going on: the watch, and connections that are closed."""
+
+    async def start(self, size: int) -> None:
+        """Ask all upstreams for the model.
+
+        Raises:
+            UserError: if none answers, one does not have the model, or theirs differ.
+        """
+        there = [place for place in self.places if place.is_filled]
+        asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in there]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        silent = {}
+        for place, answer in zip(there, found, strict=True):
+            if isinstance(answer, Unreachable):
+                silent[place.upstream.url] = (place, str(answer))
+            elif isinstance(answer, NotProtocol):
+                raise UserError(f"--upstream: {place.upstream.url}: {answer}")
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif told := self._compare(place, answer):
+                raise UserError(f"--upstream: {told}")
+        if len(silent) == len(there):
+            told = "; ".join(f"{url}: {reason}" for url, (_, reason) in silent.items())
+            raise UserError(f"--upstream: none answers: {told}")
+        loop = asyncio.get_running_loop()
+        for place, reason in silent.values():  # once they count as started
+            loop.call_soon(self._set_aside, place, reason)
+        for place in self.places[len(there) :]:
+            loop.call_soon(self._set_aside, place, "no upstream is there")
+        self._spawn(self._watch_all())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
+        """Have these upstreams from now on, and no others.
+
+        Raises:
+            UserError: if one cannot be; all is left as it was.
+        """
+        here = {place.upstream.url for place in self.places if place.is_filled}
+        new = deque(open_one(url) for url in urls if url not in here)
+        if here.issubset(urls) and not new:
+            return
+        for i, place in enumerate(self.places):
+            if place.is_filled and place.upstream.url not in urls:
+                self._set_aside(place, "it is no longer among the upstreams")
+                self.metrics.up.remove(place.upstream.url)
+                self._spawn(place.upstream.close())
+                place = self.places[i] = Place(Nobody(), i, up=False)
+            if new and not place.is_filled:
+                upstream = new.popleft()
+                self.places[i] = Place(upstream, i, up=False)
+                self.metrics.expect(upstream.url)
+                log_event("upstream added", upstream=upstream.url)
+        for upstream in new:
+            log_event("no place for an upstream", logging.WARNING, upstream=upstream.url)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
+        """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
+        if not self.metadata:
+            self.metadata, self._first = metadata, place.upstream.url
+        told = difference(self.metadata, metadata)
+        both = f"{place.upstream.url} and {self._first} have different models"
+        return f"{both}: {told}" if told else ""
+
+    async def call(self, worker: int, task: Task) -> Result:
+        place, call = self.places[worker], task.inputs[CALL][0]
+        began = time.monotonic()
+        self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
+        left = max(call.deadline - began, 0.001) if self.cancels else LONGEST
+        work = asyncio.ensure_future(place.upstream.infer(call, left))
+        fate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._calls[worker].add(fate)
+        if self.cancels and place.upstream.stops:
+            call.running.add(fate)
+        try:
+            either: set[asyncio.Future[Any]] = {work, fate}
+            await asyncio.wait(
+                either, timeout=self.hang_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            call.running.discard(fate)
+            self._calls[worker].discard(fate)
+            if not work.done():
+                self._leave(work)
+        if fate.done():
+            if fate.result() == STOPPED:
+                return self._over(place, began, STOPPED)
+            self._count(place, FAILED)
+            raise WorkerDied(fate.result())
+        try:
+            if not work.done():
+                raise Unreachable(f"no answer within {self.hang_timeout:g} s")
+            reply = work.result()
+        except Unreachable as error:
+            if time.monotonic() >= call.deadline:
+                return self._over(place, began, FAILED)
+            raise await self._unreachable(place, str(error)) from None
+        seconds = time.monotonic() - began
+        self.metrics.seconds.labels(place.upstream.url).observe(seconds)
+        place.answered, place.silent = time.monotonic(), 0
+        if reply.fails:
+            self._failed(place, call, reply)
+        else:
+            place.failures, place.on_probation = 0, False
+            self._count(place, OK if reply.status in (0, 200) else ERROR)
+        return Result({REPLY: boxed(reply)}, seconds)
+
+    def _count(self, place: Place, result: str) -> None:
+        self.metrics.calls.labels(place.upstream.url, result).inc()
+
+    def _over(self, place: Place, began: float, result: str) -> Result:
+        """Return a result that nobody waits for."""
+        self._count(place, result)
+        return Result({REPLY: boxed(None)}, time.monotonic() - began)
+
+    async def _unreachable(self, place: Place, reason: str) -> WorkerDied | WorkerFailed:
+        """Return what became of an upstream that refused a call, broke it off or was silent."""
+        self._count(place, FAILED)
+        reason = f"{place.upstream.url}: {reason}"
+        try:
+            there = not place.on_probation and await place.upstream.is_ready(
+                self.model, PROBE_TIMEOUT
+            )
+        except Unreachable:
+            there = False
+        if there:
+            return WorkerFailed(reason)
+        self._set_aside(place, reason)
+        return WorkerDied(reason)
+
+    def _failed(self, place: Place, call: Call, reply: Reply) -> None:
+        """Take an answer by which an upstream failed; return if it is to go to the client.
+
+        Raises:
+            WorkerFailed: if another is to be asked.
+            WorkerDied: likewise, and the upstream is set aside.
+        """
+        self._count(place, FAILED)
+        call.refusal = reply
+        place.failures += 1
+        others = [other for other in self.places if other is not place and other.up]
+        sound = any(other.failures == 0 for other in others)
+        reason = f"{place.upstream.url}: {reply}"
+        if sound and (place.on_probation or place.failures >= MOST_FAILURES):
+            self._set_aside(place, reason)
+            raise WorkerDied(reason)
+        if others and self._retries >= 1:
+            self._retries -= 1
+            raise WorkerFailed(reason)
+
+    def _set_aside(self, place: Place, reason: str) -> None:
+        """Send nothing more to an upstream until it is ready again."""
+        if not place.up:
+            return
+        place.up = False
+        if place.is_filled:
+            url = place.upstream.url
+            self.metrics.up.labels(url).set(0)
+            log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
+        if self.on_death is not None:
+            self.on_death(place.worker, reason)
+        self._give_up(place.worker, reason)
+
+    def _give_up(self, worker: int, reason: str) -> None:
+        """Wait no longer for what a worker is at."""
+        for fate in self._calls[worker]:
+            if not fate.done():
+                fate.set_result(reason)
+
+    def _leave(self, work: asyncio.Task[Reply]) -> None:
+        """Let a call end by itself, or cancel it."""
+        if self.cancels:
+            work.cancel()
+        self._left.add(work)
+        work.add_done_callback(self._ended)
+
+    def _ended(self, work: asyncio.Task[Reply]) -> None:
+        self._left.discard(work)
+        if not work.cancelled():
+            work.exception()  # nobody asks for it
+
+    async def replace(self, worker: int) -> None:
+        """Return when an upstream is ready; it is at nothing then.
+
+        Raises:
+            Unreachable: if it is not.
+            NotProtocol: if it has the model no longer, or another one.
+        """
+        self._give_up(worker, "it is lost")
+        while not self.places[worker].is_filled:
+            await self._changed.wait()
+        place = self.places[worker]
+        if place.probe is None or place.probe.done():
+            place.probe = asyncio.create_task(self._probe(place))
+        await asyncio.shield(place.probe)
+        if place is not self.places[worker]:
+            raise Unreachable("another upstream has its place")
+
+    async def _probe(self, place: Place) -> None:
+        try:
+            if not await place.upstream.is_ready(self.model, PROBE_TIMEOUT):
+                raise Unreachable("it is not ready")
+            if not place.up:
+                metadata = await place.upstream.metadata(self.model, "", PROBE_TIMEOUT)
+                if told := self._compare(place, metadata):
+                    raise NotProtocol(told)
+        except (Unreachable, NotProtocol) as error:
+            self._set_aside(place, str(error))
+            raise
+        if not place.up and place is self.places[place.worker]:
+            place.up = place.on_probation = True
+            place.failures = place.silent = 0
+            place.answered = time.monotonic()
+            self.metrics.up.labels(place.upstream.url).set(1)
+            log_event("upstream is back", upstream=place.upstream.url)
+
+    async def _watch_all(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_PERIOD)
+            now = time.monotonic()
+            quiet = [p for p in self.places if p.up and now - p.answered > PROBE_PERIOD]
+            await asyncio.gather(*map(self._look, quiet))
+
+    async def _look(self, place: Place) -> None:
+        """Ask an upstream that has not answered for a while whether it is ready."""
+        try:
+            ready = await place.upstream.is_ready(self.model, PROBE_TIMEOUT)
+            reason = "it is not ready"
+        except Unreachable as error:
+            ready, reason = False, str(error)
+        if ready:
+            place.silent, place.answered = 0, time.monotonic()
+            return
+        place.silent += 1
+        others = any(other.up for other in self.places if other is not place)
+        if others and place.silent >= MOST_SILENT:
+            self._set_aside(place, reason)
+
+    async def model_metadata(self, version: str) -> Mapping[str, Any]:
+        """Return the model's metadata, of a version that an upstream has.
+
+        Raises:
+            NotProtocol: if the first upstream that answers has none.
+            Unreachable: if none answers.
+        """
+        if not version:
+            return self.metadata
+        reason = "no upstream is up"
+        for place in self.places:
+            if place.up:
+                try:
+                    return await place.upstream.metadata(self.model, version, START_TIMEOUT)
+                except Unreachable as error:
+                    reason = str(error)
+        raise Unreachable(reason)
+
+    async def stop(self) -> None:
+        for task in self._others:
+            task.cancel()
+        for place in self.places:
+            if place.probe is not None:
+                place.probe.cancel()
+        if self._left:
+            await asyncio.wait(self._left, timeout=LAST_WAIT)
+        await asyncio.gather(*(place.upstream.close() for place in self.places))
+
+    def pid(self, worker: int) -> int | None:
+        return None
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return in which inputs or outputs two models' metadata differ, or ""."""
+    for key in ("inputs", "outputs"):
+        mine, theirs = (
+            {t["name"]: (t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]}
+            for metadata in (one, other)
+        )
+        for name in {**theirs, **mine}:
+            if mine.get(name) != theirs.get(name):
+                told = [
+                    "nothing" if t.get(name) is None else f"{t[name][0]} {json.dumps(t[name][1])}"
+                    for t in (theirs, mine)
+                ]
+                return f"{key} {name!r}: {told[0]} and {told[1]}"
+    return ""

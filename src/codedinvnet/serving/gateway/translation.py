@@ -1,0 +1,100 @@
+"""A call that came over one transport, to an upstream that speaks the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge, decompress
+from codedinvnet.serving.faces.v2_grpc import (
+    request_from_http,
+    request_to_http,
+    response_from_http,
+    response_to_http,
+)
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply, grpc_status, http_status
+
+Post = Callable[[bytes, Headers], Awaitable[Reply]]
+BODY_HEADERS = frozenset(
+    {
+        HEADER_LENGTH.lower(),
+        "content-type",
+        "content-encoding",
+        "accept",
+        "accept-encoding",
+        "user-agent",
+    }
+)
+"""Headers of HTTP that say nothing over gRPC."""
+MOST = 1 << 30
+"""Bytes of a decompressed body."""
+
+
+async def through_http(call: Call, post: Post) -> Reply:
+    """Return the answer to a call over gRPC, of an upstream that is reached over HTTP."""
+    length = HEADER_LENGTH.lower()
+    try:
+        body, _, _ = request_to_http(call.body)
+    except BadRequest as error:
+        return Reply("grpc", 3, message=str(error))
+    own = tuple((name, value) for name, value in call.headers if not name.startswith("grpc-"))
+    kind = "application/json" if body.header_length is None else "application/octet-stream"
+    headers: Headers = (*own, ("content-type", kind))
+    if body.header_length is not None:
+        headers = (*headers, (length, str(body.header_length)))
+    reply = await post(body.data, headers)
+    if reply.status != 200:
+        return Reply("grpc", grpc_status(reply.status), message=told(reply.body))
+    try:
+        message = response_from_http(reply.body, dict(reply.headers).get(length))
+    except BadRequest as error:
+        return Reply("grpc", 13, message=f"the upstream's answer: {error}")
+    return Reply("grpc", OK["grpc"], message)
+
+
+async def through_grpc(call: Call, post: Post) -> Reply:
+    """Return the answer to a call over HTTP, of an upstream that is reached over gRPC."""
+    found = dict(call.headers)
+    try:
+        plain = decompress(call.body, found.get("content-encoding"), MOST)
+        message, wanted = request_from_http(
+            plain, found.get(HEADER_LENGTH.lower()), call.model, call.version
+        )
+    except BadRequest as error:
+        return problem(413 if isinstance(error, TooLarge) else 400, str(error))
+    own = tuple(
+        (name, value)
+        for name, value in call.headers
+        if name not in BODY_HEADERS and value.isascii() and value.isprintable()
+    )
+    reply = await post(message, own)
+    if reply.status != OK["grpc"]:
+        return problem(http_status(reply.status), reply.message)
+    try:
+        body = response_to_http(reply.body, wanted)
+    except BadRequest as error:
+        return problem(400, str(error))
+    headers: Headers = (("content-type", "application/json"),)
+    if body.header_length is not None:
+        headers = (
+            ("content-type", "application/octet-stream"),
+            (HEADER_LENGTH.lower(), str(body.header_length)),
+        )
+    return Reply("http", 200, body.data, headers)
+
+
+def problem(status: int, message: str) -> Reply:
+    """Return an error as the protocol has it over HTTP."""
+    body = json.dumps({"error": message}).encode()
+    return Reply("http", status, body, (("content-type", "application/json"),))
+
+
+def told(body: bytes) -> str:
+    """Return what an error's body over HTTP says."""
+    text = body.decode(errors="replace")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text.strip()
+    return str(found["error"]) if isinstance(found, dict) and "error" in found else text

@@ -1,0 +1,63 @@
+"""How many queries the service takes: as many as it can answer in time."""
+
+from __future__ import annotations
+
+import math
+
+SHARE = 0.5
+"""Share of a query's time that may pass with those before it. The rest is for what takes longer
+than the last seconds' work did: dead workers, lost tasks."""
+MEMORY = 2.0
+"""Seconds of full work that the rate of answers is of; what is longer ago fades."""
+SHORTEST = 0.05
+"""Seconds of full work that it is of at least, in the beginning."""
+LONGEST_WAIT = 60
+"""Seconds that a client is asked to wait, at most."""
+
+
+class Admission:
+    """Tells whether queries can be answered in time, by the rate at which others were.
+
+    That rate is measured while more queries are unanswered than there are workers: otherwise it
+    says what clients ask for. So few are always taken, since they wait for nobody. In the beginning
+    the workers count as if each had answered one. Times are in seconds, of any clock.
+
+    Args:
+        workers: how many tasks they may be at together.
+        most: unanswered queries, at most, whatever the rate.
+    """
+
+    def __init__(self, workers: int, most: int) -> None:
+        self.workers, self.most = workers, most
+        self._time, self._answers = 0.0, float(workers)
+        """Of full work, and what was answered in it, both faded."""
+        self._at, self._full = 0.0, False
+
+    def note(self, now: float, pending: int, answered: int = 0) -> None:
+        """Take in how many queries are unanswered from now on, and how many just were answered."""
+        if self._full:
+            kept = math.exp((self._at - now) / MEMORY)
+            self._time = self._time * kept + MEMORY * (1 - kept)
+            self._answers = self._answers * kept + answered
+        self._at, self._full = now, pending > self.workers
+
+    @property
+    def rate(self) -> float:
+        """Answers in a second of full work."""
+        return self._answers / max(self._time, SHORTEST)
+
+    def takes(self, pending: int, queries: int, seconds: float) -> bool:
+        """Tell whether more queries can be answered within so many seconds.
+
+        Args:
+            pending: how many are unanswered.
+            queries: how many more.
+            seconds: that they have.
+        """
+        if pending + queries > self.most:
+            return False
+        return pending <= self.workers or pending + queries <= self.rate * seconds * SHARE
+
+    def retry_after(self, pending: int) -> int:
+        """Return the whole seconds in which so many queries will have been answered."""
+        return math.ceil(min(max(1.0, pending / max(self.rate, 1e-9)), LONGEST_WAIT))

@@ -1,0 +1,255 @@
+"""Which worker takes which task.
+
+1. A task that no worker is at waits in one line, in the order of coming. Tasks that are *first*
+   (copies of late queries, and what was lost) wait before the others.
+2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
+   those that are not slow come first, then the least loaded, then the one whose turn it is.
+3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
+   other of its group, holds no answer of its query, and has failed no task of its group. If no such
+   worker is up, any will do that holds none and has failed none; if none of these is up, any.
+4. A task is not given to a slow worker if the others will have finished it sooner. They take one
+   task of the line in (normal time) / (their slots). A worker that takes s times as long as normal
+   therefore passes by the first (s - 1) x (their slots) tasks. No task is passed by once it has
+   waited for as long as the slow worker would lose, (s - 1) x (normal time).
+5. With the routing `round-robin` a task is bound when it comes, to the worker whose turn it is
+   among those that rule 3 prefers. It waits in that worker's own line, whatever the worker is at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from codedinvnet.serving.rules.order import WorkerOrder
+from codedinvnet.serving.rules.pace import Pace
+from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.tasks import NOBODY, Attempt
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the rules know of a worker."""
+
+    running: dict[int, Attempt] = field(default_factory=dict)
+    """The tasks that it is at."""
+    line: OrderedDict[int, Attempt] = field(default_factory=OrderedDict)
+    """The tasks that were bound to it before it could begin (rule 5)."""
+    turn: int = 0
+    """When it was last given a task, for ties."""
+
+
+class Binding:
+    """The workers, and the tasks that wait for one.
+
+    Args:
+        rules: how many workers and slots there are, and the routing.
+        pace: which workers are slow.
+
+    Attributes:
+        workers: all of them.
+        waiting: how many tasks no worker is at.
+        needed: how many of them are not extra.
+        up: the workers that are up.
+        recheck: when a task that was passed by is to be offered again; None if none was.
+    """
+
+    def __init__(self, rules: Rules, pace: Pace) -> None:
+        count = rules.workers
+        self.workers = [Worker(turn=i - count) for i in range(count)]
+        self.up = set(range(count))
+        self.waiting = 0
+        self.needed = 0
+        self.recheck: float | None = None
+        self._slots = rules.slots
+        self._pace = pace
+        self._in_turn = rules.routing == "round-robin"
+        self._first: OrderedDict[int, Attempt] = OrderedDict()
+        self._rest: OrderedDict[int, Attempt] = OrderedDict()
+        self._order = WorkerOrder(count)
+        """The workers with a free slot; with `round-robin` all that are up."""
+        self._ready: dict[int, None] = {}
+        """The workers that may have a free slot and a task in their own line."""
+        self._turn = 0
+        for worker in range(count):
+            self.reorder(worker)
+
+    @property
+    def slots_up(self) -> int:
+        """How many slots the workers that are up have in all."""
+        return self._slots * len(self.up)
+
+    def add(self, attempt: Attempt) -> None:
+        """Let a task wait for a worker."""
+        self.waiting += 1
+        self.needed += not attempt.extra
+        line = self._first if attempt.first else self._rest
+        if self._in_turn and (worker := self._next_in_turn(attempt)) is not None:
+            self._bind(attempt, worker)
+            self.reorder(worker)
+            self._ready[worker] = None
+            line = self.workers[worker].line
+        line[attempt.identity] = attempt
+
+    def remove(self, attempt: Attempt) -> None:
+        """Take a task that waits out of the line."""
+        self.waiting -= 1
+        self.needed -= not attempt.extra
+        if attempt.worker != NOBODY:
+            del self.workers[attempt.worker].line[attempt.identity]
+            attempt.group.left(attempt.worker)
+            attempt.worker = NOBODY
+        else:
+            del (self._first if attempt.first else self._rest)[attempt.identity]
+
+    def take(self, now: float) -> Attempt | None:
+        """Return a task that its worker begins now; None if no worker can take any."""
+        self.recheck = None
+        if not self.waiting:
+            return None
+        attempt = self._bound() if self._in_turn else self._choose(now)
+        if attempt is None:
+            return None
+        self.waiting -= 1
+        self.needed -= not attempt.extra
+        attempt.started = now
+        self.workers[attempt.worker].running[attempt.identity] = attempt
+        self.reorder(attempt.worker)
+        return attempt
+
+    def release(self, attempt: Attempt) -> bool:
+        """A worker is no longer at a task; return whether it was."""
+        if attempt.worker == NOBODY:
+            return False
+        worker = self.workers[attempt.worker]
+        if worker.running.pop(attempt.identity, None) is None:
+            return False
+        attempt.group.left(attempt.worker)
+        self.reorder(attempt.worker)
+        if worker.line:
+            self._ready[attempt.worker] = None
+        return True
+
+    def lose(self, index: int) -> list[Attempt]:
+        """A worker is down: what was bound to it waits anew; return what it was at."""
+        worker = self.workers[index]
+        self.up.discard(index)
+        self._pace.renew(index)
+        lost, worker.running = list(worker.running.values()), {}
+        self.reorder(index)
+        for attempt in lost:
+            attempt.group.left(index)
+        for attempt in list(worker.line.values()):
+            self.remove(attempt)
+            self.add(attempt)
+        return lost
+
+    def restore(self, index: int) -> None:
+        """A worker is up."""
+        self.up.add(index)
+        self.reorder(index)
+        if self._in_turn:
+            for attempt in [*self._first.values(), *self._rest.values()]:
+                self.remove(attempt)
+                self.add(attempt)
+
+    def reorder(self, index: int) -> None:
+        """Take note that a worker's load, turn, health or pace has changed."""
+        worker = self.workers[index]
+        load = len(worker.running)
+        if self._in_turn:
+            self._order.update(index, (1.0, 0, worker.turn) if index in self.up else None)
+        elif index in self.up and load < self._slots:
+            self._order.update(index, (self._pace.slowness(index), load, worker.turn))
+        else:
+            self._order.update(index, None)
+
+    def _bind(self, attempt: Attempt, worker: int) -> None:
+        self._turn += 1
+        self.workers[worker].turn = self._turn
+        attempt.worker = worker
+        attempt.group.given(worker)
+
+    # Rule 5
+
+    def _next_in_turn(self, attempt: Attempt) -> int | None:
+        barred = attempt.group.failed | _holders(attempt)
+        found = self._order.first(barred | attempt.group.at.keys())
+        if found is None:
+            found = self._order.first(barred)
+        return self._order.first() if found is None else found
+
+    def _bound(self) -> Attempt | None:
+        while self._ready:
+            index = next(iter(self._ready))
+            worker = self.workers[index]
+            if worker.line and len(worker.running) < self._slots:
+                return worker.line.popitem(last=False)[1]
+            del self._ready[index]
+        return None
+
+    # Rules 2 to 4
+
+    def _choose(self, now: float) -> Attempt | None:
+        passed: set[int] = set()
+        while (worker := self._order.first(passed)) is not None:
+            slowness = self._pace.slowness(worker)
+            others = self._slots * (len(self.up) - len(self._pace.slow))
+            if slowness > 1.0 and others > 0:
+                wait = (slowness - 1.0) * self._pace.normal
+                offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
+            else:
+                wait = 0.0
+                offered = itertools.chain(self._first.values(), self._rest.values())
+            attempt = None
+            for attempt in offered:
+                if self._may(worker, attempt):
+                    del (self._first if attempt.first else self._rest)[attempt.identity]
+                    self._bind(attempt, worker)
+                    return attempt
+            if wait:
+                self._look_again(now, wait)
+                if attempt is None:
+                    return None  # the other workers are slower still
+            passed.add(worker)
+        return None
+
+    def _offered(self, now: float, wait: float, place: int) -> Iterator[Attempt]:
+        """Return what a slow worker does not pass by: what has waited long, or is far back."""
+
+        def waited(attempt: Attempt) -> bool:
+            return now >= attempt.queued + wait
+
+        first, rest = self._first.values(), self._rest.values()
+        back: Iterable[Attempt] = ()
+        if self.waiting > place:
+            back = itertools.islice(itertools.chain(first, rest), place, None)
+        return itertools.chain(
+            itertools.takewhile(waited, first), itertools.takewhile(waited, rest), back
+        )
+
+    def _look_again(self, now: float, wait: float) -> None:
+        for line in (self._first, self._rest):
+            at = next((a.queued + wait for a in line.values() if a.queued + wait > now), None)
+            if at is not None and (self.recheck is None or at < self.recheck):
+                self.recheck = at
+
+    def _may(self, worker: int, attempt: Attempt) -> bool:
+        """Tell whether rule 3 lets a worker take a task."""
+        at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
+        if worker not in at and worker not in failed and worker not in holders:
+            return True
+        sound = self.up - failed - holders
+        if sound - at.keys():
+            return False
+        return worker in sound or not sound
+
+
+def _holders(attempt: Attempt) -> set[int]:
+    """Return the workers that were given a live attempt of the same query."""
+    query = attempt.query
+    if query is None or len(query.attempts) < 2:
+        return set()
+    return {other.worker for other in query.attempts.values() if other is not attempt} - {NOBODY}

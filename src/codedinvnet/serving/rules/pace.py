@@ -1,0 +1,125 @@
+"""How long tasks normally run, and which workers are slower.
+
+1. Tasks are timed by kind: data tasks, and every other task by the size of its group.
+2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers; a
+   task that has run longer than nearly all of them is *late*.
+3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
+   smaller of the two ratios says how slow. One late task alone shows nothing.
+4. The *excess* is what stragglers cost: how much longer than normal answers of data tasks took, in
+   normal times a task. It is an average over about MEMORY answers, in which those count that took
+   SLOW times as long or longer. What is normal for a slow worker is as much longer.
+5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
+   took. Each further slow task doubles that time; a task in normal time ends it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codedinvnet.serving.rules.recent import Recent
+
+NORMAL, LATE = 0.75, 0.95
+"""The shares of tasks that do not take longer than is normal, and than is late."""
+LATE_FACTOR = 1.05
+"""A task is late if it has run this many times as long as the share LATE of its kind."""
+SLOW = 2.0
+"""How many times as long as normal a slow worker takes."""
+MEMORY = 500
+"""How many answers the excess is an average of."""
+FIRST_EXCESS = 0.03
+"""The excess before anything is known."""
+MOST_EXCESS = 10.0
+"""One answer counts for no more."""
+RETRY = 2.0
+"""A slow worker is tried again after this many times its last running time."""
+MOST_STRIKES = 9
+"""The time until a slow worker is tried again is doubled so often at most."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a worker."""
+
+    ratio: float = 1.0
+    """How many times as long as normal its last task took."""
+    slowness: float = 1.0
+    until: float = 0.0
+    """When it is tried again."""
+    strikes: int = 0
+
+
+class Pace:
+    """Running times.
+
+    Args:
+        workers: how many there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._kinds: dict[int, Recent] = {}
+        self._workers = [_Seen() for _ in range(workers)]
+        self.slow: set[int] = set()
+        self.excess = FIRST_EXCESS
+
+    def took(self, now: float, worker: int, kind: int, seconds: float) -> float | None:
+        """Take a running time in; return when the worker is to be tried again if it is slow."""
+        times = self._kinds.get(kind)
+        if times is None:
+            times = self._kinds[kind] = Recent(NORMAL, LATE)
+        seen = self._workers[worker]
+        normal = times.quantiles[0] if times.quantiles else 0.0
+        ratio = seconds / normal if normal > 0 else 1.0
+        times.add(seconds)
+        slowness = min(seen.ratio, ratio)
+        seen.ratio = ratio
+        if slowness < SLOW:
+            if ratio < SLOW:
+                seen.strikes = 0
+            self.forgive(worker)
+            return None
+        seen.slowness = slowness
+        seen.until = now + RETRY * seconds * 2**seen.strikes
+        seen.strikes = min(seen.strikes + 1, MOST_STRIKES)
+        self.slow.add(worker)
+        return seen.until
+
+    def answered(self, worker: int, seconds: float) -> None:
+        """Take in how long after its beginning a data task's answer was here."""
+        if (normal := self.normal * self.slowness(worker)) > 0:
+            ratio = seconds / normal
+            excess = min(ratio - 1.0, MOST_EXCESS) if ratio >= SLOW else 0.0
+            self.excess += (excess - self.excess) / MEMORY
+
+    def retry(self, now: float, worker: int) -> bool:
+        """Let a slow worker be tried again if its time has come; tell whether it has."""
+        if worker not in self.slow or now < self._workers[worker].until:
+            return False
+        self.forgive(worker)
+        return True
+
+    def forgive(self, worker: int) -> None:
+        """Take a worker for one that is not slow."""
+        self._workers[worker].slowness = 1.0
+        self.slow.discard(worker)
+
+    def renew(self, worker: int) -> None:
+        """Forget what is known of a worker: another took its place."""
+        self._workers[worker] = _Seen()
+        self.slow.discard(worker)
+
+    def slowness(self, worker: int) -> float:
+        """Return how many times as long as normal a worker takes; 1 unless it is slow."""
+        return self._workers[worker].slowness
+
+    @property
+    def normal(self) -> float:
+        """The seconds that a data task normally runs; 0 before that is known."""
+        times = self._kinds.get(0)
+        return times.quantiles[0] if times is not None and times.quantiles else 0.0
+
+    def late(self, kind: int, worker: int) -> float | None:
+        """Return the seconds after which a worker's task is late; None before that is known."""
+        times = self._kinds.get(kind)
+        if times is None or not times.quantiles:
+            return None
+        return LATE_FACTOR * times.quantiles[1] * self.slowness(worker)

@@ -1,0 +1,463 @@
+"""The front end's rules: who is answered when, what is sent again, and what is forgotten.
+
+A deterministic state machine. Events come in as method calls with the time `now` in seconds, what
+is to be done comes out as actions, and `next_timer` says when to call `on_timer`. The front end
+carries the actions out on real workers, the simulator on imagined ones. Which worker takes which
+task is said in `binding`, when a copy is sent in `hedging`, what a group determines in `group`, and
+what becomes of a task on its way in `sending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.serving.rules.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+)
+from codedinvnet.serving.rules.group import FILLER, CodingGroup
+from codedinvnet.serving.rules.hedging import yields
+from codedinvnet.serving.rules.recent import Recent
+from codedinvnet.serving.rules.sending import Sending
+from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.tasks import Attempt, Query, State
+from codedinvnet.serving.rules.timers import Timers
+
+GUESS_QUANTILE = 0.95
+"""A query that takes longer than this share of recent ones may be guessed."""
+PARITY_RETRIES = 2
+"""A group's lost parity tasks are sent again so often."""
+OVERTIME = 0.5
+"""Seconds beyond its deadline for which what is being decoded for a query is waited for."""
+PATIENCE = 0.1
+"""Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
+a worker that hangs."""
+
+
+class Scheduler(Sending):
+    """The rules.
+
+    Args:
+        rules: see `Rules`.
+        code: the rules of a code; unused by policies without one.
+
+    Raises:
+        ValueError: if there is no code, or too few workers for it.
+    """
+
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
+        super().__init__(rules, code)
+        self.timers = Timers(self._is_dead)
+        self.latencies = Recent(GUESS_QUANTILE)
+        self.open_group: CodingGroup | None = None
+        self._recheck: float | None = None
+        """When tasks that a slow worker passed by are to be looked at again."""
+
+    # Events
+
+    def submit(
+        self, now: float, count: int, deadline: float, accept_decoded: bool = True
+    ) -> tuple[list[int], list[Action]] | None:
+        """Take the queries of one request; None if there are too many already.
+
+        Whole groups are filled from the request itself; the rest joins the open group.
+
+        Args:
+            now: the time.
+            count: how many.
+            deadline: when they are guessed or fail, absolute.
+            accept_decoded: whether a decoded answer will do.
+
+        Returns:
+            The queries' numbers and what to do.
+        """
+        if len(self.queries) + count > self.rules.max_pending:
+            return None
+        numbers: list[int] = []
+        k = self.code.k
+        for start in range(0, count, k):
+            size = min(k, count - start)
+            group = self._new_group() if size == k else None
+            for _ in range(size):
+                target = group or self._joinable(now)
+                numbers.append(self._add(now, deadline, accept_decoded, target))
+                if group is None and target.is_full:
+                    self.open_group = None
+                    self._seal(now, target)
+            if group is not None:
+                self._seal(now, group)
+        return numbers, self._flush(now)
+
+    def released(self, now: float, worker: int, attempt: int) -> list[Action]:
+        """A worker has done an attempt's work; its answer may still be on the way."""
+        found = self.attempts.get(attempt)
+        if found is not None and found.worker == worker:
+            self._release(now, found)
+        return self._flush(now)
+
+    def result(self, now: float, attempt: int) -> list[Action]:
+        """An attempt's output is here."""
+        found = self.attempts.pop(attempt, None)
+        if found is not None:
+            self._release(now, found)
+            self._result(now, found)
+        return self._flush(now)
+
+    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+        """An attempt raised on its worker, or its answer was lost on the way."""
+        found = self.attempts.get(attempt)
+        if found is not None:
+            found.group.failed.add(found.worker)
+            self.binding.release(found)
+            self._lose(now, found, reason)
+        return self._flush(now)
+
+    def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
+        """A worker is dead: its tasks are lost, and it is to be replaced."""
+        self._lose_worker(now, worker, reason)
+        return self._flush(now)
+
+    def worker_up(self, now: float, worker: int) -> list[Action]:
+        """A worker is ready again."""
+        self.binding.restore(worker)
+        return self._flush(now)
+
+    def decoded(self, now: float, query: int, confident: bool) -> list[Action]:
+        """The logits that a `Decode` asked for are here."""
+        found = self.queries.get(query)
+        if found is not None and found.state is State.DECODING:
+            if confident or found.last or not self.rules.policy.hedged:
+                self._accept_decoded(found)
+                if found.group.identity in self.groups:
+                    self._settle(now, found.group)  # after a guess, others may have lost a hope
+            else:
+                found.state, found.fallback = State.WAITING, True
+                if len(found.attempts) < 2 and not self._copy(now, found):
+                    self._accept_decoded(found)
+        return self._flush(now)
+
+    def cancel(self, queries: Iterable[int]) -> list[Action]:
+        """Nobody waits for these queries any more; those that are over are passed by."""
+        for identity in queries:
+            if (query := self.queries.get(identity)) is not None:
+                self._cancel(query)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def next_timer(self) -> float | None:
+        """Return when `on_timer` wants to be called next."""
+        return self.timers.next()
+
+    def on_timer(self, now: float) -> list[Action]:
+        """Do what is due."""
+        while (timer := self.timers.due(now)) is not None:
+            kind, identity = timer
+            if kind == "group":
+                self._group_timeout(now, identity)
+            elif kind == "hang":
+                attempt = self.attempts.get(identity)
+                if attempt is not None and self.is_at(attempt.worker, identity):
+                    self._lose_worker(now, attempt.worker, "hung")
+            elif kind == "late":
+                self._late(now, identity)
+            elif kind == "retry":
+                if self.pace.retry(now, identity):
+                    self.binding.reorder(identity)
+            elif kind == "recheck":
+                self._recheck = None
+            elif (query := self.queries.get(identity)) is not None:
+                if kind == "guess":
+                    query.late = True
+                    self._settle(now, query.group)
+                elif kind == "resend":
+                    if query.state is State.WAITING and not query.attempts:
+                        self._send_data(now, query, first=True)
+                elif kind == "deadline":
+                    self._time_over(now, query)
+                    self._settle(now, query.group)  # its dropped task may have been others' hope
+        return self._flush(now)
+
+    def _flush(self, now: float) -> list[Action]:
+        """Let workers begin what waits for them, and return what is to be done."""
+        binding = self.binding
+        if binding.waiting:
+            while (attempt := binding.take(now)) is not None:
+                if attempt.extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                    binding.release(attempt)
+                    self._drop(attempt)
+                    self._settle(now, attempt.group)
+                else:
+                    self._begin(now, attempt)
+            if (at := binding.recheck) is not None and (
+                self._recheck is None or at < self._recheck
+            ):
+                self._recheck = at
+                self.timers.set(at, "recheck", 0)
+        actions, self._actions = self._actions, []
+        return actions
+
+    # Queries and groups
+
+    def _new_group(self) -> CodingGroup:
+        group = CodingGroup(self._next(), self.code)
+        self.groups[group.identity] = group
+        return group
+
+    def _joinable(self, now: float) -> CodingGroup:
+        if self.open_group is None:
+            self.open_group = self._new_group()
+            if self.code.k > 1:
+                self.timers.set(now + self.rules.group_timeout, "group", self.open_group.identity)
+        return self.open_group
+
+    def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
+        identity = self._next()
+        query = Query(identity, accept, deadline, group, group.join(identity))
+        self.queries[identity] = query
+        self.timers.set(deadline, "deadline", identity)
+        self.budget.earn()
+        if self.systematic:
+            for copy in range(self.rules.policy.copies):
+                self._send_data(now, query, extra=copy > 0)
+        if self.rules.policy.guessing and self.latencies.quantiles:
+            self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
+        return identity
+
+    def _seal(self, now: float, group: CodingGroup) -> None:
+        for task in group.seal():
+            if not self.systematic or task >= self.code.k:
+                self._dispatch(now, group, task, extra=self.systematic)
+        if self.code.k == 1:
+            return
+        self._settle(now, group)
+
+    def _group_timeout(self, now: float, identity: int) -> None:
+        group = self.groups.get(identity)
+        if group is None or not group.is_open:
+            return
+        if group is self.open_group:
+            self.open_group = None
+        if not self.systematic:
+            self._seal(now, group)
+            return
+        late = [self.queries[q] for q in group.members if q in self.queries]
+        self._forget(group, [q for q in group.members if q not in self.queries])
+        group.keep([query.identity for query in late])
+        for member, query in enumerate(late):
+            query.member = member
+        if len(late) > 1:
+            self._seal(now, group)
+            return
+        group.uncode()
+        for query in late:  # a group of one is plainly copied
+            self._send_data(now, query, extra=True)
+        self._close_if_over(group)
+
+    def _settle(self, now: float, group: CodingGroup) -> None:
+        """Decode what can be decoded, and send again what has no hope left."""
+        waiting = [
+            query
+            for identity in group.members
+            if (query := self.queries.get(identity)) is not None and query.state is State.WAITING
+        ]
+        if not waiting:
+            return
+        if not group.is_open:
+            determined = group.determined()
+            wanted = {}
+            for query in waiting:
+                if query.member in determined and query.accept_decoded and not query.fallback:
+                    query.state = State.DECODING
+                    wanted[query.identity] = query.member
+            if wanted:
+                self._actions.append(
+                    Decode(group.identity, group.size, dict(group.outputs), wanted)
+                )
+            self._guess([query for query in waiting if query.late])
+        stranded = [q for q in waiting if q.state is State.WAITING and not q.attempts]
+        hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
+        for query in stranded:
+            if not group.is_open and query.member in hopeful and query.accept_decoded:
+                if query.fallback:
+                    self._accept_decoded(query)
+                continue
+            if self.systematic:
+                self._send_data(now, query, first=True)
+            elif not group.is_open:
+                for task in group.missing():
+                    self._dispatch(now, group, task, first=True)
+                break
+
+    def _guess(self, queries: Sequence[Query]) -> None:
+        """Let those of a group's queries be guessed that wait for anything and can be."""
+        wanted = {}
+        for query in queries:
+            waiting = query.state is State.WAITING and query.accept_decoded and not query.fallback
+            if waiting and query.group.guessable():
+                query.state, query.last = State.DECODING, True
+                wanted[query.identity] = query.member
+        if wanted:
+            group = queries[0].group
+            outputs = dict(group.outputs)
+            self._actions.append(Decode(group.identity, group.size, outputs, wanted, guess=True))
+
+    def _time_over(self, now: float, query: Query) -> None:
+        """End a query at its deadline, or wait a little for what is decoded, or guessed, for it."""
+        if not query.overtime:
+            members = [self.queries[m] for m in query.group.members if m in self.queries]
+            self._guess([q for q in members if q.deadline <= now])  # together: that costs no more
+        if query.overtime or query.state is State.WAITING:
+            self._give_up(query, DEADLINE)
+        else:
+            query.overtime = query.last = True
+            self.timers.set(now + OVERTIME, "deadline", query.identity)
+
+    def _give_up(self, query: Query, reason: str) -> None:
+        """End a query: with a decoded answer of low confidence, if there is one, or an error."""
+        if query.fallback:
+            self._accept_decoded(query)
+        else:
+            self._end(query, Fail(query.identity, reason))
+
+    def _accept_decoded(self, query: Query) -> None:
+        self._end(query, AnswerDecoded(query.identity))
+
+    def _end(self, query: Query, action: Action) -> None:
+        """Answer or fail a query, once, and drop what is queued for it."""
+        self._actions.append(action)
+        self._finish(query)
+
+    def _finish(self, query: Query) -> None:
+        """Strike a query off, and drop what is queued for it."""
+        query.state = State.DONE
+        del self.queries[query.identity]
+        group = query.group
+        if not any(member in self.queries for member in group.members):
+            self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        self._drop_queued(query.attempts)
+        self._close_if_over(group)
+
+    def _cancel(self, query: Query) -> None:
+        """Strike a query off that nobody waits for, at no loss to the others of its group.
+
+        What a worker is at goes on. If none was given the query, it leaves its group while that
+        is open; once sealed, the group may be decoded only with its output, so that one of its
+        tasks stays queued for as long as another member waits.
+        """
+        group = query.group
+        attempts = list(query.attempts.values())
+        unsent = all(attempt.started is None for attempt in attempts)
+        if attempts and unsent and not group.is_open:
+            attempts[0].shared = True
+        self._finish(query)
+        if unsent and group.is_open:
+            self._leave(query)
+
+    def _leave(self, query: Query) -> None:
+        """Take a query that no worker was given out of its open group."""
+        group = query.group
+        group.leave(query.identity)
+        self._actions.append(Forget((), (query.identity,)))
+        if not group.members:
+            del self.groups[group.identity]
+            self.open_group = None
+            return
+        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
+        members = [self.queries[m] for m in group.members if m in self.queries]
+        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
+        for member in members:
+            member.member = group.members.index(member.identity)
+
+    # Outputs and losses
+
+    def _result(self, now: float, attempt: Attempt) -> None:
+        identity, query, group = attempt.identity, attempt.query, attempt.group
+        if query is not None:
+            query.attempts.pop(identity, None)
+            if attempt.started is not None:
+                self.pace.answered(attempt.worker, now - attempt.started)
+            if self.rules.policy.guessing:
+                self.latencies.add(now - attempt.queued)
+            if query.identity not in group.members:
+                self._actions.append(Forget((identity,)))
+                return
+        first = group.arrived(attempt.number, identity)
+        if first:
+            self.computed_by[identity] = attempt.worker
+            if group.is_complete and group.size > 1:
+                workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
+                self._actions.append(
+                    Complete(group.identity, group.size, dict(group.outputs), workers)
+                )
+        if query is not None and query.state is not State.DONE:
+            self._end(query, Answer(query.identity, identity))
+        if not first:
+            self._actions.append(Forget((identity,)))
+        if group.identity in self.groups:
+            self._settle(now, group)
+            self._close_if_over(group)
+
+    def _lose(self, now: float, attempt: Attempt, reason: str) -> None:
+        """An attempt will never answer."""
+        self.attempts.pop(attempt.identity, None)
+        query, group = attempt.query, attempt.group
+        group.lost(attempt.number, attempt.identity)
+        if query is not None:
+            query.attempts.pop(attempt.identity, None)
+            self._blame(query, reason)
+        elif not self.systematic:
+            hopeful = group.hopeful()  # what the code makes up for is nobody's loss
+            for query in [self.queries[m] for m in group.members if m in self.queries]:
+                if query.member not in hopeful:
+                    self._blame(query, reason)
+        elif self._needed(attempt) and group.retries < PARITY_RETRIES:
+            group.retries += 1
+            self._dispatch(now, group, attempt.task, first=True, extra=attempt.extra)
+        self._settle(now, group)
+        if query is not None and query.state is State.WAITING and not query.attempts:
+            self.timers.set(now + PATIENCE, "resend", query.identity)
+        self._close_if_over(group)
+
+    def _blame(self, query: Query, reason: str) -> None:
+        """Count a loss; a query that workers keep failing on is given up."""
+        query.losses += 1
+        if query.state is not State.WAITING or query.losses < self.rules.max_losses:
+            return
+        group = query.group
+        hopeful = query.accept_decoded and not group.is_open and query.member in group.hopeful()
+        if query.attempts or hopeful:
+            return
+        self._guess([query])
+        if query.state is State.WAITING:
+            self._give_up(query, f"lost {query.losses} times: {reason}")
+
+    def _lose_worker(self, now: float, index: int, reason: str) -> None:
+        if not self.is_up(index):
+            return
+        self._actions.append(Replace(index, reason))
+        for attempt in self.binding.lose(index):
+            self._lose(now, attempt, reason)
+
+    def _is_dead(self, kind: str, identity: int) -> bool:
+        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        if kind == "group":
+            group = self.groups.get(identity)
+            return group is None or not group.is_open
+        if kind == "hang":
+            attempt = self.attempts.get(identity)
+            return attempt is None or not self.is_at(attempt.worker, identity)
+        if kind == "late":
+            return identity not in self.attempts
+        if kind == "retry":
+            return identity not in self.pace.slow
+        if kind == "recheck":
+            return False
+        return identity not in self.queries

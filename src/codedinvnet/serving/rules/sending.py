@@ -1,0 +1,209 @@
+"""Tasks on their way: from being wanted until a worker is done with them, or nobody needs them.
+
+The lower half of the rules; `scheduler` says what is wanted, and what becomes of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import Uncoded, is_systematic
+from codedinvnet.serving.rules.actions import Action, Forget, Send
+from codedinvnet.serving.rules.binding import Binding
+from codedinvnet.serving.rules.group import FILLER, CodingGroup
+from codedinvnet.serving.rules.hedging import Budget, wants_copy
+from codedinvnet.serving.rules.pace import Pace
+from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.tasks import Attempt, Query, State
+from codedinvnet.serving.rules.timers import Timers
+
+
+class Sending:
+    """The queries, groups and attempts that there are.
+
+    Args:
+        rules: see `Rules`.
+        code: the coding method; unused by policies without one.
+
+    Raises:
+        ValueError: if there is no code, or too few workers for it.
+    """
+
+    timers: Timers
+
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
+        self.rules = rules
+        if rules.policy.coded and code is None:
+            raise ValueError(f"policy {rules.policy.name} needs a code")
+        self.code: CodeRules = code if rules.policy.coded and code is not None else Uncoded()
+        self.systematic = is_systematic(self.code)
+        needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
+        if rules.workers < needed:
+            raise ValueError(
+                f"{rules.workers} are too few: policy {rules.policy.name} with k = {self.code.k} "
+                f"needs {needed}, since the tasks of a group go to distinct workers"
+            )
+        self.pace = Pace(rules.workers)
+        self.binding = Binding(rules, self.pace)
+        self.budget = Budget(rules.hedge_share)
+        self.queries: dict[int, Query] = {}
+        self.attempts: dict[int, Attempt] = {}
+        self.groups: dict[int, CodingGroup] = {}
+        self.computed_by: dict[int, int] = {}
+        """Attempt -> worker, of the outputs in use."""
+        self.sent = 0
+        """Tasks given to workers in all: the work that was done."""
+        self._identity = 0
+        self._actions: list[Action] = []
+
+    # Views
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks no worker is at."""
+        return self.binding.waiting
+
+    @property
+    def workers_up(self) -> int:
+        """How many workers are up."""
+        return len(self.binding.up)
+
+    @property
+    def hedges(self) -> int:
+        """How many copies were sent of late queries."""
+        return self.budget.spent
+
+    def is_up(self, worker: int) -> bool:
+        """Tell whether a worker is up."""
+        return worker in self.binding.up
+
+    def load(self, worker: int) -> int:
+        """Return how many tasks a worker is at, or has in a line of its own."""
+        found = self.binding.workers[worker]
+        return len(found.running) + len(found.line)
+
+    def is_at(self, worker: int, attempt: int) -> bool:
+        """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
+        return attempt in self.binding.workers[worker].running
+
+    def busy_since(self, worker: int) -> float | None:
+        """Return when a worker began the oldest task that it is at; None if it is at none."""
+        running = self.binding.workers[worker].running
+        return next((attempt.started for attempt in running.values()), None)
+
+    # On the way
+
+    def _next(self) -> int:
+        self._identity += 1
+        return self._identity
+
+    def _needed(self, attempt: Attempt) -> bool:
+        if attempt.query is not None and not attempt.shared:
+            return attempt.query.state is not State.DONE
+        return any(member in self.queries for member in attempt.group.members)
+
+    def _dispatch(
+        self,
+        now: float,
+        group: CodingGroup,
+        task: int,
+        query: Query | None = None,
+        *,
+        first: bool = False,
+        extra: bool = False,
+    ) -> None:
+        """Let a task wait for a worker."""
+        attempt = Attempt(self._next(), group, query, task, now, first, extra)
+        self.attempts[attempt.identity] = attempt
+        if query is not None:
+            query.attempts[attempt.identity] = attempt
+        group.sent(attempt.number, attempt.identity)
+        self.binding.add(attempt)
+
+    def _send_data(
+        self, now: float, query: Query, *, first: bool = False, extra: bool = False
+    ) -> None:
+        if self.systematic:
+            self._dispatch(now, query.group, query.member, query, first=first, extra=extra)
+
+    def _begin(self, now: float, attempt: Attempt) -> None:
+        """A worker begins a task."""
+        self.sent += 1
+        identity, query, group = attempt.identity, attempt.query, attempt.group
+        self.timers.set(now + self.rules.hang_timeout, "hang", identity)
+        if query is None:
+            members, size = tuple(group.members), group.size
+        else:
+            members, size = (query.identity,), 1
+            self._watch(now, attempt)
+        self._actions.append(Send(attempt.worker, identity, attempt.number, members, size))
+
+    def _release(self, now: float, attempt: Attempt) -> None:
+        """A worker has done a task's work."""
+        if not self.binding.release(attempt) or attempt.started is None:
+            return
+        worker, before = attempt.worker, self.pace.slowness(attempt.worker)
+        retry = self.pace.took(now, worker, attempt.kind, now - attempt.started)
+        if self.pace.slowness(worker) != before:
+            self.binding.reorder(worker)
+        if retry is not None:
+            self.timers.set(retry, "retry", worker)
+
+    # Copies
+
+    def _watch(self, now: float, attempt: Attempt) -> None:
+        """Look at a data task again when it is late."""
+        if self.rules.policy.hedged:
+            late = self.pace.late(attempt.kind, attempt.worker)
+            if late is not None:
+                self.timers.set(now + late, "late", attempt.identity)
+
+    def _late(self, now: float, identity: int) -> None:
+        """An attempt has run for longer than its kind normally does."""
+        attempt = self.attempts.get(identity)
+        if attempt is None or attempt.query is None:
+            return
+        attempt.late = True
+        if wants_copy(attempt.query) and not self._copy(now, attempt.query):
+            self._watch(now, attempt)
+
+    def _copy(self, now: float, query: Query) -> bool:
+        """Send a copy of a query if the budget allows; return whether it does."""
+        if not self.systematic or not self.budget.pay():
+            return False
+        query.copies += 1
+        self._send_data(now, query, first=True)
+        return True
+
+    # Not needed any more
+
+    def _drop(self, attempt: Attempt) -> None:
+        """Forget a task that nobody was given."""
+        del self.attempts[attempt.identity]
+        if attempt.query is not None:
+            attempt.query.attempts.pop(attempt.identity, None)
+        attempt.group.lost(attempt.number, attempt.identity)
+        self._close_if_over(attempt.group)
+
+    def _drop_queued(self, attempts: Iterable[int]) -> None:
+        for identity in list(attempts):
+            attempt = self.attempts.get(identity)
+            if attempt is None or attempt.started is not None or self._needed(attempt):
+                continue
+            self.binding.remove(attempt)
+            self._drop(attempt)
+
+    def _close_if_over(self, group: CodingGroup) -> None:
+        over = group.is_idle and not any(member in self.queries for member in group.members)
+        if not over or group.identity not in self.groups or (group.is_open and not group.is_full):
+            return
+        del self.groups[group.identity]
+        self._forget(group, group.members)
+
+    def _forget(self, group: CodingGroup, queries: Sequence[int]) -> None:
+        used = tuple(a for a in group.outputs.values() if a != FILLER)
+        for attempt in used:
+            self.computed_by.pop(attempt, None)
+        if used or queries:
+            self._actions.append(Forget(used, tuple(queries)))

@@ -1,0 +1,1 @@
+"""Pools of workers, and what a worker does. They know no coding."""

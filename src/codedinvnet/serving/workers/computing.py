@@ -1,0 +1,285 @@
+"""What a worker loads, and how it computes a task."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import Given, Tolerance
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.codes.rules import SERVED
+from codedinvnet.devices import use_whole_float32
+from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
+from codedinvnet.models.base import Model
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
+from codedinvnet.models.source import ModelSource, OpenModel
+from codedinvnet.serving.workers.engine import is_kept, run_by_onnxruntime
+
+OUTPUT = ""
+"""The name of a scheme's output among a worker's; a model's own outputs have longer ones."""
+
+
+class Result(NamedTuple):
+    """What a worker computed."""
+
+    outputs: Mapping[str, np.ndarray]
+    """Name -> (B, ...): a model's own outputs, or a scheme's under OUTPUT."""
+    seconds: float
+    """The worker's computing time."""
+    encode_seconds: float = 0.0
+    """The part of `seconds` that went into encoding; 0 for tasks that are not encoded."""
+    held: float = 0.0
+    """For how many seconds an injected fault keeps the answer back; the worker is free."""
+    blocked: float = 0.0
+    """For how many seconds injected faults kept the worker from the task."""
+
+
+class Computer(Protocol):
+    """What a worker computes tasks with."""
+
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        """Return a task's outputs, and the seconds that encoding took.
+
+        Args:
+            number: the task's in its group.
+            inputs: name -> (members, *shape), of the members that the task needs.
+        """
+
+
+def run_task(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
+    """Compute one task, and time it."""
+    began = time.perf_counter()
+    outputs, encoding = computer.compute(number, inputs)
+    return Result(outputs, time.perf_counter() - began, encoding)
+
+
+class SchemeComputer:
+    """Computes all tasks of a scheme, whose models take one tensor and return one.
+
+    Args:
+        scheme: a code with its models.
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        (queries,) = inputs.values()
+        output, seconds = self.scheme.compute(number, torch.from_numpy(queries)[None])
+        return {OUTPUT: np.ascontiguousarray(output.float().cpu().numpy())}, seconds
+
+
+class ModelComputer:
+    """Computes tasks of a user's own model, whose outputs are left as they are.
+
+    Args:
+        model: the served model.
+        scheme: for the tasks that are more than a query to it, if there are any.
+    """
+
+    def __init__(self, model: Model, scheme: Scheme | None = None) -> None:
+        self.model, self.scheme = model, scheme
+        self.coding = None if scheme is None else SchemeComputer(scheme)
+
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        if self.scheme is None or self.coding is None:
+            return self.model.run(inputs), 0.0
+        task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
+        if task.model == SERVED and not task.encoded:
+            return self.model.run(inputs), 0.0
+        floats = {
+            name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
+            for name, array in inputs.items()
+        }
+        if len(inputs) == 1:
+            return self.coding.compute(number, floats)
+        tensors = [torch.from_numpy(floats[spec.name]) for spec in self.model.signature.inputs]
+        with torch.inference_mode():
+            output = self.scheme.models[task.model](*tensors)
+        return {OUTPUT: output.float().numpy().reshape(1, -1)}, 0.0
+
+
+def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme:
+    """Return a method's scheme for a user's own model.
+
+    Args:
+        model: a classifier.
+        method: as `find_method` takes it.
+        k: members of a group.
+        tolerance: of a method that can be made for any.
+
+    Raises:
+        UserError: if the method is not made for any classifier, or the model is none for it.
+    """
+    found = find_method(method)
+    if found.of_bundle or found.part or found.is_policy:
+        raise UserError(f"--method: {found.name} is trained together with a bundle")
+    shape, classes = mixed_tensor(model.signature).shape, scores_tensor(model.signature).shape[0]
+    return found.made(Given(k, ScoresOf(model).eval(), shape, classes, tolerance=tolerance))
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """A bundle, with a method.
+
+    Attributes:
+        bundle: name or folder.
+        k: the most members of a group.
+        device: what to compute on.
+        threads: that a worker computes with.
+        method: the coding method, as `find_method` takes it.
+        part: the checkpoint of the part that it needs beside the bundle, if it does.
+        stragglers: see `Tolerance`.
+        errors: likewise.
+        weights: digest of the bundle's weights that the front end has ("": any will do).
+        part_weights: likewise of the part's file.
+        engine: what computes the networks, one of `codedinvnet.models.runtime.ENGINES`.
+    """
+
+    bundle: str | Path
+    k: int
+    device: str = "cpu"
+    threads: int = 1
+    method: str = OURS
+    part: Path | None = None
+    stragglers: int = 1
+    errors: int = 1
+    weights: str = ""
+    part_weights: str = ""
+    engine: str = PYTORCH
+
+    def load(self) -> Computer:
+        """Load, and compute each kind of task once, so that no query pays for it.
+
+        This is for a worker's own process: its number of threads and its precision are set.
+
+        Raises:
+            UserError: if that cannot be, or other weights lie there than the front end has.
+        """
+        torch.set_num_threads(self.threads)
+        use_whole_float32()
+        scheme = self._scheme()
+        if self.engine == ONNX_RUNTIME:
+            run_by_onnxruntime(scheme.networks())
+        computer = SchemeComputer(scheme)
+        rules = scheme.rules
+        zeros = np.zeros((rules.k, *scheme.shape), np.uint8)
+        for number, task in rules.tasks(rules.k).items():
+            if number in (0, rules.k):
+                computer.compute(number, {"": zeros[: len(task.members)]})
+        return computer
+
+    def is_prepared(self) -> bool:
+        """Tell whether `load` takes no longer than it must; raises alike."""
+        return self.engine != ONNX_RUNTIME or is_kept(self._scheme().networks())
+
+    def _scheme(self) -> Scheme:
+        check_engine(self.engine, self.device)
+        check_installed(self.engine)
+        bundle = load_bundle(self.bundle, self.device)
+        tolerance = Tolerance(self.stragglers, self.errors)
+        scheme = scheme_for(bundle, self.k, self.method, self.part, tolerance)
+        if self.weights:
+            check_weights(self.bundle, bundle.digest(), self.weights)
+        if self.part_weights and self.part is not None:
+            check_weights(self.part, file_digest(self.part), self.part_weights)
+        return scheme
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A user's own model, with a method for the tasks that are more than a query to it.
+
+    Attributes:
+        source: the model.
+        method: the coding method, as `find_method` takes it; "" for none. With a protection it is
+            one of its table; "" for the recommended one.
+        k: the most members of a group.
+        stragglers: see `Tolerance`.
+        errors: likewise.
+        protection: the folder of the model's protection; None without one.
+        protection_digest: that of its description which the front end has ("": any will do).
+    """
+
+    source: ModelSource
+    method: str = ""
+    k: int = 1
+    stragglers: int = 1
+    errors: int = 1
+    protection: Path | None = None
+    protection_digest: str = ""
+
+    @property
+    def engine(self) -> str:
+        """What computes the model."""
+        return self.source.engine or PYTORCH
+
+    @property
+    def device(self) -> str:
+        """What to compute on."""
+        return self.source.device
+
+    @property
+    def threads(self) -> int:
+        """How many a worker computes with."""
+        return self.source.threads
+
+    def load(self) -> Computer:
+        """See `BundleSpec.load`."""
+        return self.computer(self.source.open())
+
+    def computer(self, model: OpenModel) -> ModelComputer:
+        """Return what computes tasks with the model, once it is open."""
+        if self.protection is not None:
+            from codedinvnet.protect.folder import load_protection
+
+            scheme = load_protection(self.protection, model, self.method, self.protection_digest)
+            return ModelComputer(model, scheme)
+        if not self.method:
+            return ModelComputer(model)
+        tolerance = Tolerance(self.stragglers, self.errors)
+        return ModelComputer(model, scheme_of(model, self.method, self.k, tolerance))
+
+    def is_prepared(self) -> bool:
+        """Return True: whoever knows the source's digest has opened it, which fills the cache."""
+        return True
+
+
+WorkerSpec: TypeAlias = BundleSpec | ModelSpec
+"""What every worker loads; plain values, for another process."""
+
+
+def check_weights(place: str | Path, found: str, wanted: str) -> None:
+    """Raise UserError if weights were exchanged while the service runs: answers would be mixed."""
+    if found != wanted:
+        raise UserError(
+            f"{place} has weights {found}, the front end has {wanted}: restart the service"
+        )
+
+
+def freeze_loaded() -> None:
+    """Keep what this process has loaded out of the garbage collector's rounds, for good.
+
+    Walking through PyTorch's objects takes 0.1 s, in which a front end or a worker does nothing
+    else; it was what the slowest of a thousand requests waited for.
+    """
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,82 @@
+"""What the fork server loads, so that the workers forked from it need not.
+
+A worker is then ready in milliseconds, and all workers share one copy of the weights, in memory and
+in the processors' caches. The fork server imports this module; what to load it finds in its
+environment, since it is started without arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from dataclasses import asdict
+from multiprocessing import forkserver
+
+import torch
+from pydantic import TypeAdapter
+
+from codedinvnet.serving.workers.computing import (
+    BundleSpec,
+    Computer,
+    ModelSpec,
+    WorkerSpec,
+    freeze_loaded,
+)
+
+SPECS: tuple[type, ...] = (BundleSpec, ModelSpec)
+"""What a fork server can load; workers load any other kind themselves."""
+VARIABLE = "CODEDINVNET_PRELOAD"
+
+
+def start_fork_server(spec: WorkerSpec) -> None:
+    """Start this process's fork server, if there is none yet, and let it load what `spec` names.
+
+    Workers with another spec load for themselves, and so do those for a GPU or with several
+    threads: neither a GPU's context nor a pool of threads outlives a fork.
+    """
+    plain = type(spec) in SPECS and spec.threads == 1
+    if plain and torch.device(spec.device).type == "cpu":
+        os.environ[VARIABLE] = _key(spec)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop(VARIABLE, None)
+
+
+def kill_fork_server() -> None:
+    """Kill this process's fork server; the next start of a worker starts another."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def load(spec: WorkerSpec) -> Computer:
+    """Return what a worker computes with: the fork server's, if that has loaded it, or its own."""
+    if _loaded is not None and _loaded[0] == _key(spec):
+        return _loaded[1]
+    return spec.load()
+
+
+def _key(spec: WorkerSpec) -> str:
+    place = SPECS.index(type(spec)) if type(spec) in SPECS else type(spec).__qualname__
+    return json.dumps([place, asdict(spec)], default=str)
+
+
+def _load_named() -> tuple[str, Computer] | None:
+    key = os.environ.get(VARIABLE)
+    if key is None:
+        return None
+    place, found = json.loads(key)
+    try:
+        spec: WorkerSpec = TypeAdapter(SPECS[place]).validate_python(found)
+        computer = spec.load()
+    except Exception:  # the workers will meet the same, and can tell
+        return None
+    freeze_loaded()
+    return key, computer
+
+
+_loaded = _load_named()

@@ -1,0 +1,112 @@
+"""A worker process: read a task from a socket, compute it, write the output, one at a time.
+
+The process ends when its socket does, so none outlives the front end. A stopped process reads no
+socket: on Linux the kernel kills it when the front end lets go of its leash. The fork server, its
+parent, may end before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+
+from codedinvnet.serving.tensors import pack, unpack
+from codedinvnet.serving.workers import preload
+from codedinvnet.serving.workers.computing import WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.workers.pool import Task
+
+REQUEST = struct.Struct("<QIQ")
+"""attempt, task number, bytes of the inputs' message that follows."""
+REPLY = struct.Struct("<QBddQ")
+"""attempt, status, seconds in all, seconds of encoding, bytes that follow: the outputs' message, or
+what went wrong."""
+OK, FAILED, READY = range(3)
+
+
+def pack_request(task: Task) -> bytes:
+    """Return the message of a task."""
+    inputs = pack(task.inputs)
+    return REQUEST.pack(task.attempt, task.number, len(inputs)) + inputs
+
+
+def receive(stream: socket.socket, count: int) -> bytearray:
+    """Read exactly so many bytes.
+
+    Raises:
+        EOFError: if the stream ends before.
+    """
+    data = bytearray(count)
+    view, got = memoryview(data), 0
+    while got < count:
+        part = stream.recv_into(view[got:])
+        if part == 0:
+            raise EOFError
+        got += part
+    return data
+
+
+def hold_to(leash: Connection) -> None:
+    """Ask the kernel to kill this process when the front end lets go of a leash (Linux).
+
+    The fork server ends when nobody holds its own pipe any more: let go of that, or a stopped
+    worker would keep the fork server alive.
+    """
+    pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
+    if pipe is not None:
+        os.close(pipe)
+    if sys.platform == "linux":
+        fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(leash, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
+        if leash.poll():  # the front end was gone before
+            os._exit(0)
+
+
+def yield_to_front_end() -> None:
+    """Let the kernel not interrupt a process that wakes this one (Linux).
+
+    Otherwise the front end, as it hands out a batch's tasks on a machine with few cores, is put
+    aside by the first worker that it wakes, while other cores wait for the rest of the tasks.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> None:
+    """Serve tasks until the other end closes the stream, or lets go of the leash."""
+    hold_to(leash)
+    yield_to_front_end()
+    # A terminal's Ctrl-C and a service manager's stop reach every process: the front end drains
+    # first, then closes the streams.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        computer = preload.load(spec)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".encode()
+        stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
+        return
+    freeze_loaded()
+    try:
+        stream.sendall(REPLY.pack(0, READY, 0.0, 0.0, 0))
+        while True:
+            attempt, number, size = REQUEST.unpack(receive(stream, REQUEST.size))
+            inputs = unpack(receive(stream, size))
+            try:
+                result = run_task(computer, number, inputs)
+                payload, times = pack(result.outputs), (result.seconds, result.encode_seconds)
+                status = OK
+            except Exception as error:
+                payload, times = f"{type(error).__name__}: {error}".encode(), (0.0, 0.0)
+                status = FAILED
+            stream.sendall(REPLY.pack(attempt, status, *times, len(payload)) + payload)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return

@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from codedinvnet.codes.base import Computed, Scheme
+from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.plain import Plain
+from codedinvnet.config import load_settings
+from codedinvnet.data import ImageSet
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
+from codedinvnet.models import bundle as bundle_module
+from codedinvnet.models.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    Bundle,
+    bundle_folder,
+    load_bundle,
+    save_bundle,
+    shipped_bundles,
+)
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.serving.workers.computing import BundleSpec
+from codedinvnet.stages import choose_device
+
+
+@pytest.fixture
+def copied(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copied"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_bundle(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / DESCRIPTION
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    change(raw)
+    path.write_text(json.dumps(raw), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
+    path = Path(__file__).parents[2] / "configs" / f"{name}-recovery.json"
+    assert load_settings(path) == load_bundle(name).info.provenance.settings
+
+
+def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_path: Path) -> None:
+    settings = bundle.info.model
+    torch.manual_seed(5)
+    model = CodedModel(settings)  # constrained layers: save_bundle folds them
+    images = held_out.images[:8]
+    model.eval()
+    with torch.no_grad():
+        z = model.embed(images)
+        groups = images.unflatten(0, (2, 4))
+        parity = model.encode(groups)
+        expected = [
+            model.classify(z).softmax(1),
+            parity.latent,
+            parity.side,
+            model.recover(z, parity.side.flatten(0, 1), 4).softmax(1),
+        ]
+    save_bundle(tmp_path / "saved", bundle.info, model)
+    loaded = load_bundle(tmp_path / "saved")
+    assert loaded.info == bundle.info
+    latents, sent = loaded.embed(images), loaded.encode(groups)
+    found = [
+        loaded.classify(latents),
+        sent.latent,
+        sent.side,
+        loaded.model.recover(latents, sent.side.flatten(0, 1), 4).softmax(1),
+    ]
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_kill_while_a_bundle_is_replaced_leaves_none(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(copied)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.models.bundle.write_description", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(copied, bundle.info, bundle.model)
+    assert "no bundle" in refusal(copied)
+
+
+def test_loading_twice_is_bit_identical(bundle_folder: Path, held_out: ImageSet) -> None:
+    one, two = load_bundle(bundle_folder), load_bundle(str(bundle_folder))
+    assert torch.equal(one.embed(held_out.images), two.embed(held_out.images))
+
+
+def test_loaded_model_is_frozen_and_in_evaluation_mode(bundle: Bundle) -> None:
+    assert not any(module.training for module in bundle.model.modules())
+    assert not any(p.requires_grad for p in bundle.model.parameters())
+
+
+def test_description_says_where_it_comes_from(bundle: Bundle) -> None:
+    info = bundle.info
+    assert info.format_version == FORMAT_VERSION
+    assert info.group_sizes == (2, 3, 4)
+    assert info.input.shape == (1, 28, 28)
+    assert info.input.padding == 2
+    assert info.classes == tuple("0123456789")
+    assert info.provenance.settings.name == "tiny-recovery"
+    assert "800 training images" in info.provenance.data
+    assert info.provenance.commit
+    assert info.provenance.seconds > 0
+    assert 0 <= info.figures["validation"]["validation_recovered_k4"] <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_type_are_images(
+    dtype: torch.dtype, bundle: Bundle, held_out: ImageSet
+) -> None:
+    group = (held_out.images[:4].float() / 255)[None]
+    given = given_by(bundle, 4)
+    for method in (scheme_for(bundle, 4), Plain().build(given), ApproxIFER().build(given)):
+        queries = group[:, list(method.rules.tasks(4)[0].members)]
+        found, expected = (
+            method.compute(0, queries.to(dtype)).output,
+            method.compute(0, queries).output,
+        )
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_an_empty_batch_stays_empty(bundle: Bundle, held_out: ImageSet) -> None:
+    none = held_out.images[:0]
+    assert bundle.classify(bundle.embed(none)).shape == (0, 10)
+    parity = bundle.encode(none.reshape(0, 4, *none.shape[1:]))
+    assert parity.latent.shape == (0, *bundle.model.latent_shape)
+
+
+def test_floats_and_bytes_are_the_same_image(bundle: Bundle, held_out: ImageSet) -> None:
+    images = held_out.images[:4]
+    assert torch.equal(bundle.embed(images), bundle.embed(images.float() / 255))
+
+
+def test_shapes_of_every_step(bundle: Bundle, held_out: ImageSet) -> None:
+    images = held_out.images[:12]
+    latents = bundle.embed(images)
+    shape = bundle.model.latent_shape
+    assert latents.shape == (12, *shape)
+    for m in (2, 3, 4):
+        parity = bundle.encode(images.unflatten(0, (12 // m, m)))
+        assert parity.latent.shape == (12 // m, *shape)
+        assert parity.side.shape == (12 // m, m, 4)
+        others = latents.unflatten(0, (12 // m, m))[:, 1:]
+        answers = bundle.decode(parity, others, 0)
+        assert answers.shape == (12 // m, 10)
+        torch.testing.assert_close(answers.sum(1), torch.ones(12 // m))
+    probabilities = bundle.classify(latents)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(12))
+
+
+def test_decode_uses_the_missing_members_side_features(bundle: Bundle, held_out: ImageSet) -> None:
+    images = held_out.images[:4]
+    z = bundle.embed(images)
+    parity = bundle.encode(images[None])
+    for missing in range(4):
+        kept = [i for i in range(4) if i != missing]
+        latent = 4 * parity.latent - z[kept].sum(0, keepdim=True)
+        expected = bundle.model.recover(latent, parity.side[:, missing], 4).softmax(1)
+        found = bundle.decode(parity, z[kept][None], missing)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        wrong = bundle.model.recover(latent, parity.side[:, kept[0]], 4).softmax(1)
+        assert not torch.allclose(found, wrong, atol=1e-4)
+
+
+def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) -> None:
+    plain = bundle.with_pixel_mean()
+    groups = held_out.images[:8].unflatten(0, (2, 4))
+    average = bundle.model.prepare(groups).mean(dim=1)
+    torch.testing.assert_close(plain.model.parity_images(groups), average)
+    assert not torch.allclose(bundle.model.parity_images(groups), average, atol=1e-4)
+    parity = plain.encode(groups)
+    torch.testing.assert_close(parity.latent, bundle.model.network(average), rtol=1e-4, atol=1e-5)
+    assert parity.side.shape == (2, 4, 4)
+    assert not parity.side.any()
+    assert scheme_for(bundle, 4).rules.guesses
+    assert not scheme_for(plain, 4).rules.guesses, "zeros tell nothing of a member"
+    images = held_out.images
+    assert torch.equal(plain.embed(images), bundle.embed(images))
+
+
+def test_the_average_image_is_not_read_by_cells_nor_from_nothing(
+    bundle: Bundle, held_out: ImageSet
+) -> None:
+    with pytest.raises(UserError, match="recovery head that reads each member's own cell"):
+        load_bundle("cifar10").with_pixel_mean()
+    with pytest.raises(UserError, match="the average image has no side features"):
+        evaluation_report(bundle, held_out, split="test", k=4, pixel_mean=True, evidence="side")
+
+
+@pytest.mark.parametrize(
+    ("k", "fits"), [(2, True), (3, True), (4, True), (0, False), (1, False), (5, False)]
+)
+def test_method_serves_the_trained_sizes(k: int, fits: bool, bundle: Bundle) -> None:
+    if fits:
+        assert scheme_for(bundle, k).rules.k == k
+    else:
+        with pytest.raises(UserError, match=f"serves groups of 2 to 4, got k = {k}"):
+            scheme_for(bundle, k)
+
+
+def test_method_of_a_bundle_with_one_size(bundle: Bundle) -> None:
+    one = Bundle(bundle.info.model_copy(update={"group_sizes": (3,)}), bundle.model)
+    with pytest.raises(UserError, match="serves groups of 3 only, got k = 2"):
+        scheme_for(one, 2)
+
+
+def images_with(value: float) -> torch.Tensor:
+    images = torch.full((2, 1, 28, 28), 0.5)
+    images[1, 0, 3, 4] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), r"1, 28, 28\), got .*1, 32, 32\)"),
+        (torch.zeros(2, 28, 28, dtype=torch.uint8), "shape"),
+        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "shape"),
+        (torch.zeros(1, 2, 1, 28, 28, dtype=torch.uint8), "shape"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "uint8 or floats"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.bool), "uint8 or floats"),
+        (images_with(float("nan")), "without NaN"),
+        (images_with(float("inf")), "must lie in 0..1"),
+        (images_with(1.01), "must lie in 0..1"),
+        (images_with(-0.01), "must lie in 0..1"),
+    ],
+)
+def test_wrong_images_are_refused(images: torch.Tensor, said: str, bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=said):
+        bundle.embed(images)
+    if images.ndim == 4:
+        with pytest.raises(UserError, match=said):
+            bundle.encode(images[None])
+
+
+def test_groups_need_a_group_dimension(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"\(B, m, 1, 28, 28\), got \(2, 1, 28, 28\)"):
+        bundle.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("members", [0, 1, 5, 20])
+def test_groups_of_other_sizes_are_not_encoded(
+    members: int, bundle: Bundle, held_out: ImageSet
+) -> None:
+    with pytest.raises(UserError, match=f"serves groups of 2 to 4, got m = {members}"):
+        bundle.encode(held_out.images[None, :members])
+
+
+@pytest.mark.parametrize("missing", [-1, -4, 4, 10])
+def test_a_member_that_the_group_has_not_is_not_decoded(
+    missing: int, bundle: Bundle, held_out: ImageSet
+) -> None:
+    images = held_out.images[:4]
+    parity, others = bundle.encode(images[None]), bundle.embed(images[1:])[None]
+    with pytest.raises(UserError, match=rf"missing must be in 0\.\.3, got {missing}"):
+        bundle.decode(parity, others, missing)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSet) -> None:
+    images = held_out.images[:4]
+    parity, latents = bundle.encode(images[None]), bundle.embed(images)
+    shape = ", ".join(map(str, bundle.model.latent_shape))
+    said = rf"one of 4 members .* shape \(1, 3, {shape}\), got \(1, {count}, {shape}\)"
+    with pytest.raises(UserError, match=said):
+        bundle.decode(parity, latents[None, :count], 0)
+    with pytest.raises(UserError, match="one of 4 members"):
+        bundle.decode(parity, latents[1:], 0)  # no group dimension
+
+
+def test_a_host_programs_precision_is_its_own(bundle_folder: Path, held_out: ImageSet) -> None:
+    """Processes of ours compute in whole float32 on a GPU; evaluating does, and puts it back."""
+
+    def rounds() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = rounds()
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        with suppress(UserError):  # there may be no GPU
+            load_bundle(bundle_folder, "cuda")
+        seen = []
+
+        class Seen(Scheme):
+            def compute(self, task: int, queries: torch.Tensor) -> Computed:
+                seen.append(rounds())
+                return super().compute(task, queries)
+
+        scheme = Seen(**vars(scheme_for(load_bundle(bundle_folder), 4)))
+        evaluate(scheme, held_out, k=4, groupings=1, progress=False)
+        assert set(seen) == {(False, False)}
+        assert rounds() == (True, True)
+        BundleSpec(bundle_folder, 4).load()
+        assert rounds() == (False, False)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        choose_device("cpu")
+        assert rounds() == (False, False)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'meta': it keeps no values"):
+        load_bundle(bundle_folder, "meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'cuda': "):
+        load_bundle(bundle_folder, "cuda")
+
+
+def test_a_bundle_that_serves_no_groups_is_damaged(bundle_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    raw = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**raw, "group_sizes": []}))
+    with pytest.raises(UserError, match="group_sizes"):
+        load_bundle(folder)
+
+
+def test_what_is_no_device_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot use the device 'abacus': "):
+        load_bundle(bundle_folder, "abacus")
+
+
+def test_limits_of_the_range_are_taken(bundle: Bundle) -> None:
+    assert bundle.embed(torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])).shape[0] == 2
+
+
+def test_shipped_bundles_are_found_by_name(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "bundles" / "beta")
+    shutil.copytree(bundle_folder, tmp_path / "bundles" / "alpha")
+    (tmp_path / "bundles" / "empty").mkdir()
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    assert bundle_module.shipped_bundles() == ("alpha", "beta")
+    assert load_bundle("beta").info.classes == tuple("0123456789")
+    with pytest.raises(UserError, match=r"no bundle 'gamma'.*alpha, beta"):
+        load_bundle("gamma")
+
+
+def test_no_bundles_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    assert bundle_module.shipped_bundles() == ()
+    with pytest.raises(UserError, match="none ship"):
+        load_bundle("mnist")
+
+
+def test_every_shipped_bundle_loads() -> None:
+    for name in bundle_module.shipped_bundles():
+        loaded = load_bundle(name)
+        assert loaded.info.group_sizes[0] == 2
+        load_checkpoint(bundle_folder(name) / WEIGHTS)
+
+
+def test_unknown_bundle(tmp_path: Path) -> None:
+    assert "neither a folder with bundle.json" in refusal(tmp_path / "nothing")
+    assert "neither a folder with bundle.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is not JSON"),
+        (b'{"format_version": 1, "na', "is not JSON"),
+        (bytes(range(256)), "is not JSON"),
+        (b"[1]", "format version None"),
+        (b"{}", "format version None"),
+        (b'{"format_version": 1}', "missing key"),
+    ],
+)
+def test_damaged_description(content: bytes, said: str, copied: Path) -> None:
+    (copied / DESCRIPTION).write_bytes(content)
+    assert said in refusal(copied)
+
+
+def test_unknown_key_in_the_description(copied: Path) -> None:
+    edit(copied, lambda raw: raw["provenance"]["settings"]["fusion"].update(epoch=3))
+    assert "unknown key 'provenance.settings.fusion.epoch': did you mean 'epochs'?" in refusal(
+        copied
+    )
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_format_version(version: object, copied: Path) -> None:
+    edit(copied, lambda raw: raw.update(format_version=version))
+    assert f"has format version {version}" in refusal(copied)
+
+
+def set_hidden(raw: dict[str, Any]) -> None:
+    raw["model"]["network"]["hidden"] = [8, 12]
+
+
+def set_side(raw: dict[str, Any]) -> None:
+    raw["model"]["encoder"]["side_features"] = 0
+
+
+def set_classes(raw: dict[str, Any]) -> None:
+    raw["model"]["classes"] = ["a", "b"]
+
+
+@pytest.mark.parametrize("change", [set_hidden, set_side, set_classes])
+def test_weights_of_another_architecture(
+    change: Callable[[dict[str, Any]], None], copied: Path
+) -> None:
+    edit(copied, change)
+    assert "holds another architecture" in refusal(copied)
+
+
+def test_settings_that_fit_no_image(copied: Path) -> None:
+    edit(copied, lambda raw: raw["model"].update(image_shape=[1, 27, 28]))
+    with pytest.raises(UserError, match="do not fit"):
+        load_bundle(copied)
+
+
+def test_weights_that_are_no_numbers(copied: Path) -> None:
+    tensors, header = load_checkpoint(copied / WEIGHTS)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_checkpoint(copied / WEIGHTS, tensors, header)
+    assert f"is damaged: {name} has values that are not finite" in refusal(copied)
+
+
+def test_truncated_and_missing_weights(copied: Path) -> None:
+    content = (copied / WEIGHTS).read_bytes()
+    (copied / WEIGHTS).write_bytes(content[: len(content) // 2])
+    assert "truncated" in refusal(copied)
+    (copied / WEIGHTS).unlink()
+    assert "no checkpoint" in refusal(copied)

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from codedinvnet.config import EncoderSettings, NetworkSettings, parse_settings
+from codedinvnet.errors import UserError
+from codedinvnet.models.coded import (
+    CodedModel,
+    ModelSettings,
+    build_encoder,
+    build_network,
+    decode_missing,
+    model_settings,
+    prepare,
+)
+from codedinvnet.nn.fusion import LeanFusion, MosaicFusion, UNetFusion
+from codedinvnet.nn.head import MosaicHead
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.irevnet import IRevNet
+from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
+from tests.conftest import tiny_settings
+
+SMALL: dict[str, Any] = {"blocks": (1, 1), "strides": (1, 2), "hidden": (8, 8)}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def without(tensor: Tensor, member: int) -> Tensor:
+    return torch.cat([tensor[:, :member], tensor[:, member + 1 :]], dim=1)
+
+
+def model(
+    *,
+    image_shape: tuple[int, int, int] = (1, 6, 6),
+    padding: int = 1,
+    head_hidden: int = 16,
+    side_features: int = 4,
+) -> CodedModel:
+    torch.manual_seed(0)
+    return CodedModel(
+        ModelSettings(
+            image_shape=image_shape,
+            padding=padding,
+            classes=("a", "b", "c"),
+            network=NetworkSettings(**SMALL),
+            encoder=EncoderSettings(kind="lean", width=4, side_features=side_features),
+            head_hidden=head_hidden,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize(("objective", "hidden"), [("recovery", 16), ("pixels", 0)])
+def test_a_runs_model_has_what_its_objective_trains(objective: str, hidden: int) -> None:
+    run = parse_settings(tiny_settings(objective), "here")
+    assert model_settings(run, (3, 8, 8), ("a", "b")) == ModelSettings(
+        image_shape=(3, 8, 8),
+        padding=2,
+        classes=("a", "b"),
+        network=run.network,
+        encoder=run.fusion.encoder,
+        head_hidden=hidden,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 5, 3, 3, 4)])
+def test_prepare_scales_bytes_and_pads_with_zeros(shape: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    images.view(-1)[:2] = torch.tensor([0, 255])
+    x = prepare(images, 2)
+    assert x.dtype == torch.float32
+    assert x.shape == (*shape[:-2], 7, 8)
+    inner = x[..., 2:-2, 2:-2]
+    torch.testing.assert_close(inner, images / 255)
+    assert float(inner.min()) == 0.0
+    assert float(inner.max()) == 1.0
+    assert float(x.sum()) == pytest.approx(float(inner.sum()))
+
+
+def test_prepare_leaves_floats_as_they_are() -> None:
+    images = noise(2, 1, 3, 3)
+    assert torch.equal(prepare(images, 0), images)
+    padded = prepare(images, 1)
+    assert padded.dtype == torch.float64
+    assert torch.equal(padded[..., 1:-1, 1:-1], images)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(2, 10), seed=st.integers(0, 2**31), data=st.data())
+def test_decoding_is_exact_for_an_exact_parity(size: int, seed: int, data: st.DataObject) -> None:
+    z = noise(3, size, 2, 4, seed=seed)
+    erased = data.draw(st.integers(0, size - 1), label="erased")
+    others = without(z, erased)
+    decoded = decode_missing(z.mean(1), others)
+    torch.testing.assert_close(decoded, z[:, erased], rtol=0.0, atol=1e-13)
+    order = torch.tensor(data.draw(st.permutations(range(size - 1)), label="order"))
+    shuffled = decode_missing(z.mean(1), others[:, order])
+    torch.testing.assert_close(shuffled, z[:, erased], rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", range(2, 11))
+def test_every_erasure_position_decodes(size: int) -> None:
+    z = noise(2, size, 3, 2, 2)
+    for erased in range(size):
+        decoded = decode_missing(z.mean(1), without(z, erased))
+        torch.testing.assert_close(decoded, z[:, erased], rtol=0.0, atol=1e-13)
+
+
+def test_decoding_amplifies_the_parity_error_by_the_group_size() -> None:
+    z, error = noise(2, 7, 5), noise(2, 5, seed=1)
+    decoded = decode_missing(z.mean(1) + error, without(z, 3))
+    torch.testing.assert_close(decoded - z[:, 3], 7 * error)
+
+
+def test_a_group_of_one_decodes_to_its_parity() -> None:
+    z = noise(2, 1, 5)
+    torch.testing.assert_close(decode_missing(z[:, 0], z[:, :0]), z[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["iresnet", "irevnet"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, size: int) -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings(**{**SMALL, "kind": kind}), (1, 8, 8))
+    network.double().eval()
+    with torch.no_grad():
+        for layer in constrained_layers(network):
+            layer.weight.mul_(10.0)
+        constrain_exactly(network)
+        x = noise(3, size, 1, 8, 8).sigmoid()
+        z = network(x.flatten(0, 1)).unflatten(0, (3, size))
+        image = network.inverse(z.mean(1), tolerance=1e-12, max_iterations=500)
+        assert not torch.allclose(image, x.mean(1), atol=1e-3)
+        parity = network(image)
+        for erased in range(size):
+            decoded = decode_missing(parity, without(z, erased))
+            torch.testing.assert_close(decoded, z[:, erased], rtol=0.0, atol=1e-9)
+            found = network.inverse(decoded, tolerance=1e-12, max_iterations=500)
+            torch.testing.assert_close(found, x[:, erased], rtol=0.0, atol=1e-8)
+
+
+def test_build_network_obeys_its_settings() -> None:
+    network = build_network(
+        NetworkSettings(
+            blocks=(1, 2),
+            strides=(1, 2),
+            hidden=(3, 5),
+            coefficient=0.6,
+            initial_squeeze=4,
+            injective_padding=2,
+            nonlinearity="softplus",
+        ),
+        (1, 8, 8),
+    )
+    assert isinstance(network, IResNet)
+    assert network.latent_shape == (72, 1, 1)
+    assert network.coefficient == 0.6
+    layers = constrained_layers(network)
+    assert [layer.out_channels for layer in layers] == [3, 3, 18, 5, 5, 72, 5, 5, 72]
+    assert {layer.coefficient for layer in layers} == {0.6}
+    assert {getattr(b, "nonlinearity", "softplus") for b in network.steps()} == {"softplus"}
+    reversible = build_network(NetworkSettings(kind="irevnet", **SMALL), (1, 8, 8))
+    assert isinstance(reversible, IRevNet)
+    assert reversible.latent_shape == (16, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "reason"),
+    [
+        ({}, (1, 7, 8), "squeeze by 2 cannot divide an image of 7x8"),
+        ({}, (1, 8, 6), "squeeze by 2 cannot divide an image of 4x3"),
+        ({"initial_squeeze": 3}, (1, 8, 8), "squeeze by 3 cannot divide an image of 8x8"),
+        ({"kind": "irevnet"}, (1, 8, 7), "squeeze by 2 cannot divide an image of 8x7"),
+        ({"kind": "irevnet", "injective_padding": 3}, (1, 8, 8), "cannot halve 7 channels"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_the_users_error(
+    change: dict[str, Any], shape: tuple[int, int, int], reason: str
+) -> None:
+    size = "x".join(map(str, shape))
+    with pytest.raises(UserError, match=f"do not fit {size} inputs: .*{reason}"):
+        build_network(NetworkSettings(**{**SMALL, **change}), shape)
+
+
+def test_build_encoder_obeys_its_settings() -> None:
+    lean = build_encoder(EncoderSettings(kind="lean", width=5, side_features=3), (2, 16, 8))
+    assert isinstance(lean, LeanFusion)
+    assert lean.down1[0].out_channels == 5
+    assert lean.side_features == 3
+    mosaic = build_encoder(EncoderSettings(kind="mosaic", width=5, side_features=3), (2, 16, 8))
+    assert isinstance(mosaic, MosaicFusion)
+    assert mosaic.down1[0].out_channels == 5
+    assert mosaic.side_features == 3
+    unet = build_encoder(EncoderSettings(kind="unet", width=6), (3, 32, 32))
+    assert isinstance(unet, UNetFusion)
+    assert len(unet.downs) == 5
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 8), (1, 8, 12), (1, 28, 28)])
+@pytest.mark.parametrize("kind", ["lean", "mosaic"])
+def test_small_encoders_refuse_what_they_cannot_divide(
+    kind: str, shape: tuple[int, int, int]
+) -> None:
+    settings = EncoderSettings.model_validate({"kind": kind, "width": 2})
+    message = f"the {kind} encoder needs sides divisible by 8, got {shape[1]}x{shape[2]}"
+    with pytest.raises(UserError, match=message):
+        build_encoder(settings, shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 30), (1, 32, 16), (1, 16, 32), (3, 7, 7)])
+def test_the_unet_refuses_what_it_cannot_halve(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match=f"got {shape[1]}x{shape[2]}"):
+        build_encoder(EncoderSettings(kind="unet", width=2), shape)
+
+
+@pytest.mark.parametrize("kind", ["lean", "unet", "mosaic"])
+def test_an_encoder_that_is_built_can_encode(kind: str) -> None:
+    served = []
+    for side in range(2, 101, 2):
+        try:
+            encoder = build_encoder(
+                EncoderSettings.model_validate({"kind": kind, "width": 1}), (1, side, side)
+            ).eval()
+        except UserError:
+            continue
+        x = torch.zeros(1, 2, 1, side, side)
+        assert encoder(x).parity.shape == (1, 1, side, side), side
+        served.append(side)
+    assert {8, 16, 24, 32, 40, 48, 64, 96} <= set(served)
+
+
+def test_a_model_embeds_prepared_images() -> None:
+    coded = model()
+    images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
+    z = coded.embed(images)
+    assert z.shape == (3, *coded.latent_shape) == (3, 16, 2, 2)
+    assert torch.equal(z, coded.network(prepare(images, 1)))
+    assert torch.equal(coded.embed(images / 255), z)
+    assert torch.equal(coded.classify(z), coded.head(z))
+    assert coded.classify(z).shape == (3, 3)
+
+
+def test_a_model_embeds_its_parity_image() -> None:
+    coded = model()
+    torch.nn.init.normal_(coded.encoder.get_parameter("merge1.weight"))
+    images = torch.randint(0, 256, (2, 3, 1, 6, 6), dtype=torch.uint8)
+    parity = coded.encode(images)
+    assert parity.side.shape == (2, 3, 4)
+    assert coded.parity_images(images).shape == (2, 1, 8, 8)
+    torch.testing.assert_close(parity.latent, coded.network(coded.parity_images(images)))
+    one_hot = torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    torch.testing.assert_close(
+        coded.encode(images, one_hot).latent, coded.encode(images[:, 1:2]).latent
+    )
+    assert not torch.allclose(coded.encode(images, one_hot).latent, parity.latent, atol=1e-3)
+
+
+def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
+    latents, side = torch.randn(2, 16, 2, 2), torch.randn(2, 4)
+    own = model()
+    assert own.recovery_head is not None
+    direct = own.classify(latents)
+    found = own.recover(latents, side, 4)
+    assert torch.equal(found, own.recovery_head(latents, side, direct, 4))
+    assert not torch.allclose(own.recover(latents, side.flip(0), 4), found)
+    # The smaller the group, the more g's own logits count.
+    torch.testing.assert_close(own.recover(latents, side, 2) - found, direct / 4)
+    assert own.recovery_head.expand.out_features == 16
+    # Each kind of evidence answers alone, and does not see the other.
+    assert torch.equal(
+        own.recover_from_latent(latents, side, 4), own.recover(latents, torch.zeros_like(side), 4)
+    )
+    alone = own.recover_from_side(side)
+    assert alone.shape == found.shape
+    assert not torch.allclose(own.recover_from_side(side.flip(0)), alone)
+    plain = model(head_hidden=0)
+    assert plain.recovery_head is None
+    assert torch.equal(plain.recover_from_latent(latents, side, 4), plain.classify(latents))
+    assert torch.equal(plain.recover(latents, side, 4), plain.classify(latents))
+
+
+def mosaic_settings(**changes: Any) -> ModelSettings:
+    return ModelSettings(
+        image_shape=(1, 16, 16),
+        padding=0,
+        classes=("a", "b", "c"),
+        network=NetworkSettings(**{**SMALL, **changes}),
+        encoder=EncoderSettings(kind="mosaic", width=4, side_features=5),
+        head_hidden=16,
+    )
+
+
+def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
+    torch.manual_seed(0)
+    coded = CodedModel(mosaic_settings()).eval()
+    head = coded.recovery_head
+    assert isinstance(head, MosaicHead)
+    images = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
+    parity = coded.encode(images)
+    side = coded.fuse(images).side
+    readings = head.read(coded.network(coded.parity_images(images)), 3)
+    torch.testing.assert_close(parity.side, torch.cat([side, readings], dim=2))
+    evidence, unused = parity.side[:, 1], torch.zeros(2, *coded.latent_shape)
+    logits = coded.recover(unused, evidence, 3)
+    torch.testing.assert_close(logits, head(evidence))
+    torch.testing.assert_close(
+        coded.recover_from_side(evidence), head(F.pad(side[:, 1], (0, head.readings)))
+    )
+    torch.testing.assert_close(
+        coded.recover_from_latent(unused, evidence, 3), head(F.pad(readings[:, 1], (5, 0)))
+    )
+
+
+def test_a_mosaic_needs_a_latent_that_its_cells_divide() -> None:
+    with pytest.raises(UserError, match="4x4 cells divide, got 2x2: change the network's strides"):
+        CodedModel(mosaic_settings(blocks=(1, 1, 1), strides=(1, 2, 2), hidden=(8, 8, 8)))
+    settings = mosaic_settings().model_copy(update={"head_hidden": 0})
+    with pytest.raises(UserError, match="set head_hidden"):
+        CodedModel(settings)

@@ -1,0 +1,50 @@
+"""A finished protection, for all tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codedinvnet.cli import main
+from codedinvnet.models import open_model
+from codedinvnet.protect import distil
+from tests.protect.factories import FEATURES
+
+PLACE = "tests.protect.factories"
+COUNT = 400
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distil, "MOST_ROUNDS", 6)
+    monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
+
+
+def queries(folder: Path) -> Path:
+    """Write inputs of `vectors`."""
+    path = folder / "x.npy"
+    np.save(path, np.random.default_rng(0).random((COUNT, FEATURES), np.float32))
+    return path
+
+
+def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
+    """Return a command line, with k = 4."""
+    base = ["protect", f"{PLACE}:{model}", "--inputs", str(inputs), "--out", str(out), "--k", "4"]
+    return [*base, "--minutes", "5", *more]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A protection of `vectors` by all methods, with labels and an own backup."""
+    folder = tmp_path_factory.mktemp("protect")
+    inputs = queries(folder)
+    labels = folder / "labels.npy"
+    model = open_model(f"{PLACE}:vectors")
+    np.save(labels, model.run({"x": np.load(inputs)})["output"].argmax(1))
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(distil, "MOST_ROUNDS", 60)
+        more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json")
+        assert main(arguments("vectors", inputs, folder / "out", *more)) == 0
+    return folder / "out"

@@ -1,0 +1,193 @@
+"""Inputs of every kind, as a model takes them; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codedinvnet.errors import UserError
+from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.protect.images import Preprocessing
+from codedinvnet.protect.inputs import FEWEST, Inputs, read_inputs, split
+
+IMAGE = Signature((TensorSpec("x", "FP32", (3, 4, 6)),), ())
+VECTOR = Signature((TensorSpec("x", "FP32", (5,)),), ())
+TOKENS = Signature((TensorSpec("ids", "INT32", (7,)), TensorSpec("mask", "BOOL", (7,))), ())
+
+
+def write_images(folder: Path, count: int = 2, size: tuple[int, int] = (6, 4)) -> np.ndarray:
+    """Write random images and return their pixels (N, H, W, 3)."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        place = folder / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    (folder / "notes.txt").write_text("no image")
+    return pixels
+
+
+def whole(inputs: Inputs) -> np.ndarray:
+    (found,) = inputs.batch(np.arange(len(inputs))).values()
+    return found
+
+
+def test_images_are_scaled_and_laid_out_as_told(tmp_path: Path) -> None:
+    pixels = write_images(tmp_path)
+    how = Preprocessing(scale=0.5, mean=(1.0, 2.0, 3.0), std=(2.0,))
+    wanted = (pixels.transpose(0, 3, 1, 2) * 0.5 - np.array([1, 2, 3])[:, None, None]) / 2
+    found = whole(read_inputs(tmp_path, IMAGE, how))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted)
+    last = Signature((TensorSpec("x", "UINT8", (4, 6, 3)),), ())
+    np.testing.assert_array_equal(whole(read_inputs(tmp_path, last, Preprocessing())), pixels)
+
+
+def test_the_middle_of_resized_images_is_cut_out(tmp_path: Path) -> None:
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 4:12] = 255  # the middle square
+    Image.fromarray(image).save(tmp_path / "a.png")
+    square = Signature((TensorSpec("x", "FP32", (3, 8, 8)),), ())
+    found = whole(read_inputs(tmp_path, square, Preprocessing(resize=8, crop=8)))
+    np.testing.assert_allclose(found, 1.0)
+    squeezed = whole(read_inputs(tmp_path, square, Preprocessing()))
+    assert 0.4 < squeezed.mean() < 0.6
+
+
+def test_a_function_of_the_users_own_makes_queries(tmp_path: Path) -> None:
+    pixels = write_images(tmp_path / "images")
+    code = "import numpy as np\ndef f(image):\n    return np.asarray(image)[0, :5, 0] * 2.0\n"
+    (tmp_path / "mine.py").write_text(code)
+    how = Preprocessing(function=f"{tmp_path / 'mine.py'}:f")
+    found = whole(read_inputs(tmp_path / "images", VECTOR, how))
+    np.testing.assert_array_equal(found, pixels[:, 0, :5, 0] * np.float32(2))
+
+
+def test_arrays_of_images_are_turned_and_scaled(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+    path = tmp_path / "images.npz"
+    np.savez(path, images=pixels, labels=np.arange(3), classes=np.array(["a", "b", "c"]))
+    inputs = read_inputs(path, IMAGE, Preprocessing())
+    np.testing.assert_allclose(whole(inputs), pixels.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [0, 1, 2]
+
+
+def test_logged_requests_are_read(tmp_path: Path) -> None:
+    lines = []
+    for number in (0, 1):
+        ids = {"name": "ids", "shape": [2, 7], "datatype": "INT32", "data": [number] * 14}
+        mask = {"name": "mask", "shape": [2, 7], "datatype": "BOOL", "data": [[True] * 7] * 2}
+        lines.append(json.dumps({"id": "a", "inputs": [mask, ids]}))
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    batch = read_inputs(path, TOKENS, Preprocessing()).batch(np.arange(4))
+    assert batch["ids"].dtype == np.int32
+    assert batch["ids"][:, 0].tolist() == [0, 0, 1, 1]
+    assert batch["mask"].all()
+
+
+def test_labels_may_come_from_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 5)))
+    (tmp_path / "labels.txt").write_text("3\n1\n")
+    inputs = read_inputs(tmp_path / "x.npy", VECTOR, Preprocessing(), tmp_path / "labels.txt")
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [3, 1]
+
+
+def test_repeated_inputs_are_left_out() -> None:
+    inputs = Inputs({"x": np.array([[1.0], [2.0], [1.0]])}, {}, np.array([5, 6, 7])).distinct()
+    assert inputs.arrays["x"].tolist() == [[1.0], [2.0]]
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [5, 6]
+
+
+def test_the_digest_sees_how_images_are_scaled(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    hows = (Preprocessing(), Preprocessing(), Preprocessing(scale=1.0))
+    one, same, other = (read_inputs(tmp_path, IMAGE, how).digest() for how in hows)
+    assert one == same != other
+
+
+def test_a_split_has_every_input_once() -> None:
+    parts = split(1000, seed=3)
+    assert sorted(np.concatenate(parts)) == list(range(1000))
+    assert [len(part) for part in parts] == [600, 100, 150, 150]
+    assert all((np.diff(part) > 0).all() for part in parts)
+    again, other = split(1000, seed=3), split(1000, seed=4)
+    assert (again.test == parts.test).all()
+    assert (other.test != parts.test).any()
+    assert len(split(100_000, seed=0).test) == 5000
+    users = np.random.default_rng(3).permutation(1000)[:400]  # how a user may have split them
+    assert 0.2 < np.isin(parts.test, users).mean() < 0.6
+    with pytest.raises(UserError, match=f"{FEWEST}"):
+        split(FEWEST - 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((3, 6))}, r"shape \(6,\)"),
+        ({"y": np.zeros((3, 5))}, "'x'"),
+        ({"x": np.array([["a"] * 5])}, "FP32"),
+        ({"x": np.zeros((3, 5)), "labels": np.zeros(2, int)}, "labels"),
+        ({"x": np.zeros((3, 5)), "labels": np.zeros(3)}, "labels"),
+    ],
+)
+def test_other_arrays_are_refused(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        read_inputs(tmp_path / "x.npz", VECTOR, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.npz", b"PK damaged", "damaged"),
+        ("x.npy", b"", "damaged"),
+        ("x.jsonl", b"{}\n", "line 1"),
+        ("x.jsonl", b"\n", "no request"),
+        ("x.csv", b"1,2", "x.csv"),
+        ("folder/x.png", b"no image", "x.png"),
+        ("folder/x.txt", b"no image", "no image"),
+    ],
+)
+def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    given = path.parent if path.parent != tmp_path else path
+    with pytest.raises(UserError, match=message):
+        read_inputs(given, IMAGE, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (Preprocessing(crop=5), "--crop"),
+        (Preprocessing(resize=5), "--resize"),
+        (Preprocessing(mean=(1.0, 2.0)), "--mean"),
+        (Preprocessing(std=(0.0,)), "--std"),
+        (Preprocessing(function="no.such.module:f"), "--preprocess"),
+        (Preprocessing(function="builtins:repr"), "--preprocess"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_refused(
+    how: Preprocessing, message: str, tmp_path: Path
+) -> None:
+    write_images(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_inputs(tmp_path, IMAGE, how)
+
+
+def test_a_folder_needs_a_model_of_one_image(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    for signature in (VECTOR, TOKENS):
+        with pytest.raises(UserError, match="--inputs"):
+            read_inputs(tmp_path, signature, Preprocessing())

@@ -1,0 +1,224 @@
+"""The command from end to end: what it leaves, what it refuses, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.config import PartSettings
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.protect import distil, load_protection
+from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_student
+from codedinvnet.protect.students import Student
+from tests.conftest import Command
+from tests.protect.conftest import COUNT, PLACE, arguments, queries
+from tests.protect.factories import FEATURES
+
+
+def description(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    return found
+
+
+def test_the_folder_is_whole(finished: Path) -> None:
+    names = {DESCRIPTION, WEIGHTS, "calibration.safetensors", "coverage.png"}
+    assert {path.name for path in finished.iterdir()} == names
+    found = description(finished)
+    rows = {row["method"]: row for row in found["table"]}
+    assert list(rows) == ["small-backup", "own-backup", "approxifer", "nercc"]
+    assert rows["own-backup"]["work"] == 0.4
+    assert rows["own-backup"]["k"] == 2
+    assert "2 backup workers" in rows["own-backup"]["note"]
+    assert rows["small-backup"]["work"] <= 1 / 4
+    assert rows["small-backup"]["agreement"][0] > found["most_frequent"][0]
+    for row in rows.values():
+        assert row["accuracy"] == row["agreement"]  # the labels are the model's answers
+    assert found["recommended"] in rows
+    assert found["split"] == {"train": 240, "validation": 40, "calibration": 60, "test": 60}
+    tensors, header = load_checkpoint(finished / "calibration.safetensors")
+    assert header["methods"] == list(rows)
+    assert tensors["small-backup.calibration.confidence"].shape == (60,)
+    agrees = tensors["own-backup.test.agrees"].double().mean()
+    assert float(agrees) == rows["own-backup"]["agreement"][0]
+
+
+@pytest.mark.parametrize("method", ["small-backup", "own-backup", "approxifer", "nercc", None])
+def test_a_missing_answer_is_made_up_for(finished: Path, method: str | None) -> None:
+    model = open_model(f"{PLACE}:vectors")
+    scheme = load_protection(finished, model, method)
+    k = scheme.rules.k
+    assert k == (2 if method == "own-backup" else 4)
+    x = np.random.default_rng(5).random((k, FEATURES), np.float32)
+    tasks = scheme.rules.tasks(k)
+    outputs = {
+        number: scheme.compute(number, torch.from_numpy(x[list(task.members)])[None]).output
+        for number, task in tasks.items()
+        if number != 1
+    }
+    found = scheme.decode(outputs, k)
+    assert found[1].shape == (1, 3)
+    if method == "own-backup":
+        own = open_model(f"{PLACE}:smaller").run({"x": x})["output"]
+        np.testing.assert_allclose(found[1][0], own[1], rtol=1e-5)
+    if method == "small-backup":
+        student = load_student(finished / WEIGHTS)
+        with torch.inference_mode():
+            assert torch.allclose(found[1], student(torch.from_numpy(x))[1:2], atol=1e-5)
+        work = next(r["work"] for r in description(finished)["table"] if r["method"] == method)
+        assert tasks[4].model == BACKUP
+        assert tasks[4].cost == pytest.approx(4 * work)
+
+
+def test_another_models_protection_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match="digest"):
+        load_protection(finished, open_model(f"{PLACE}:images"))
+    with pytest.raises(UserError, match="no method 'oracle'"):
+        load_protection(finished, open_model(f"{PLACE}:vectors"), "oracle")
+    with pytest.raises(UserError, match="no protection"):
+        load_protection(finished.parent, open_model(f"{PLACE}:vectors"))
+
+
+def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
+    call: Command, tmp_path: Path
+) -> None:
+    more = ("--methods", "approxifer", "--backup", f"{PLACE}:slower")
+    outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    found = description(tmp_path / "out")
+    assert found["table"][0]["agreement"][0] == 1.0
+    assert found["recommended"] != "own-backup"
+    with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
+        load_protection(tmp_path / "out", open_model(f"{PLACE}:vectors"), "own-backup")
+
+
+def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    changed = {**description(copy), "recommended": None, "reason": "nothing helps"}
+    (copy / DESCRIPTION).write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="nothing helps"):
+        load_protection(copy, open_model(f"{PLACE}:vectors"))
+
+
+def test_images_and_tokens_are_protected(call: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
+    np.save(tmp_path / "ids.npy", generator.integers(0, 9, (COUNT, 20)))
+    outcome = call(*arguments("images", tmp_path / "x.npy", tmp_path / "a"))
+    assert outcome.code == 0, outcome.err
+    assert "recommended: " in outcome.out
+    assert description(tmp_path / "a")["settings"]["kind"] == "images"
+    outcome = call(*arguments("tokens", tmp_path / "ids.npy", tmp_path / "b"))
+    assert outcome.code == 0, outcome.err
+    assert "approxifer is left out: " in outcome.out
+    found = description(tmp_path / "b")
+    assert [row["method"] for row in found["table"]] == ["small-backup"]
+    if found["recommended"] is None:
+        return
+    scheme = load_protection(tmp_path / "b", open_model(f"{PLACE}:tokens"))
+    scores = scheme.compute(4, torch.zeros(1, 4, 20)).output  # as floats, which a worker makes
+    assert scores.view(4, 3).sum(1) == pytest.approx(1.0)  # probabilities, as the model's own
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = queries(tmp_path)
+    more = ("--methods", "small-backup")
+    assert call(*arguments("vectors", inputs, tmp_path / "whole", *more)).code == 0
+    asked = 0
+    validate = distil.DistilStage.validate
+
+    def killed(stage: distil.DistilStage) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 4:  # the first one is of the plan
+            raise KeyboardInterrupt
+        return validate(stage)
+
+    monkeypatch.setattr(distil.DistilStage, "validate", killed)
+    outcome = call(*arguments("vectors", inputs, tmp_path / "killed", *more))
+    assert outcome.code == 130
+    assert "the same command goes on" in outcome.err
+    assert not (tmp_path / "killed" / DESCRIPTION).exists()
+    changed = call(*arguments("vectors", inputs, tmp_path / "killed", *more, "--seed", "1"))
+    assert changed.code == 2
+    assert "seed 0 -> 1" in changed.err
+    monkeypatch.setattr(distil.DistilStage, "validate", validate)
+    epochs = []
+    start = distil.DistilStage.start_epoch
+
+    def started(stage: distil.DistilStage, epoch: int, generator: torch.Generator) -> None:
+        epochs.append(epoch)
+        start(stage, epoch, generator)
+
+    monkeypatch.setattr(distil.DistilStage, "start_epoch", started)
+    assert call(*arguments("vectors", inputs, tmp_path / "killed", *more)).code == 0
+    whole, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    assert epochs[0] == 2
+
+
+def test_a_machine_that_turns_out_slower_does_fewer_epochs(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distil, "MOST_ROUNDS", 40)
+    planned, validate = distil.plan, distil.DistilStage.validate
+
+    def slow(stage: distil.DistilStage) -> Any:
+        time.sleep(0.5)
+        return validate(stage)
+
+    def hopeful(student: Student, lesson: distil.Lesson, _: float) -> PartSettings:
+        return planned(student, lesson, 1e6)
+
+    monkeypatch.setattr("codedinvnet.protect.run.plan", hopeful)
+    monkeypatch.setattr(distil.DistilStage, "validate", slow)
+    more = ("--methods", "small-backup", "--minutes", "0.05")
+    outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    epochs = re.findall(r"small backup epoch (\d+)/(\d+)", outcome.err)
+    (_, first), (last, total) = epochs[0], epochs[-1]
+    assert last == total
+    assert int(total) <= 6 < int(first)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("vectors", ("--minutes", "0.000001"), "--minutes"),
+        ("vectors", ("--methods", "magic"), "--methods"),
+        ("vectors", ("--k", "1"), "k must be"),
+        ("vectors", ("--k", "61"), "--k 61: of 400 inputs 60"),
+        ("vectors", ("--backup", f"{PLACE}:other_inputs"), "--backup"),
+        ("vectors", ("--scores", "nothing"), "--scores"),
+        ("at_random", (), "not deterministic"),
+        ("constant", (), "class 0 to all inputs"),
+        ("images", (), "shape"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    model: str, more: tuple[str, ...], message: str, call: Command, tmp_path: Path
+) -> None:
+    outcome = call(*arguments(model, queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 2
+    line = next(line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert message in line
+    assert not (tmp_path / "out" / DESCRIPTION).exists()
+
+
+def test_a_finished_protection_is_not_overwritten(finished: Path, call: Command) -> None:
+    outcome = call(*arguments("vectors", finished.parent / "x.npy", finished))
+    assert outcome.code == 2
+    assert "holds a protection already" in outcome.err

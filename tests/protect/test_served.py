@@ -1,0 +1,97 @@
+"""Protected models behind a service, one of whose workers holds its answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.protect.folder import WEIGHTS, load_student
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.service import Request
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
+from tests.conftest import Command
+from tests.protect.conftest import COUNT, PLACE, arguments
+from tests.protect.factories import FEATURES
+
+POOL = "examples/my_pool.py:Pool"
+
+
+def answers(options: ServeOptions, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return the outputs of a service whose worker 1 is late."""
+    check(options)
+
+    async def ask() -> Mapping[str, np.ndarray]:
+        service = make_service(options)
+        await service.front.start()
+        try:
+            hang = Fault(kind="hold", worker=1, delay=Delay(ms=1000))
+            cast(FaultyPool, service.front.pool).add(hang)
+            wanted = (("output", True), ("outcome", True))
+            return (await service.answer(Request(inputs, outputs=wanted))).outputs
+        finally:
+            await service.front.stop()
+
+    return asyncio.run(ask())
+
+
+def test_a_late_answer_is_the_small_backups(finished: Path) -> None:
+    source = f"{PLACE}:vectors"
+    options = ServeOptions(source, protection=finished, method="small-backup", pool=POOL, demo=True)
+    x = np.random.default_rng(3).random((4, FEATURES), np.float32)
+    found = answers(options, {"x": x})
+    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
+    model, student = open_model(source), load_student(finished / WEIGHTS)
+    for i in (0, 2, 3):
+        assert found["output"][i].tobytes() == model.run({"x": x[i : i + 1]})["output"].tobytes()
+    with torch.inference_mode():
+        wanted = student(torch.from_numpy(x))[1]
+    assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    numbers = generator.random((COUNT, 5), np.float32)
+    flags = generator.random((COUNT, 3)) < 0.5
+    np.savez(tmp_path / "x.npz", numbers=numbers, flags=flags)
+    more = ("--methods", "small-backup")
+    outcome = call(*arguments("two_inputs", tmp_path / "x.npz", tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    options = ServeOptions(
+        f"{PLACE}:two_inputs",
+        protection=tmp_path / "out",
+        method="small-backup",
+        pool=POOL,
+        demo=True,
+    )
+    found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
+    assert found["outcome"][1] == b"decoded"
+    student = load_student(tmp_path / "out" / WEIGHTS)
+    with torch.inference_mode():
+        wanted = student(torch.from_numpy(numbers[:4]), torch.from_numpy(flags[:4]))[1]
+    assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "told"),
+    [
+        (f"{PLACE}:images", {}, "protects tests.protect.factories:vectors with digest"),
+        (f"{PLACE}:vectors", {"method": "oracle"}, "no method 'oracle'"),
+        (f"{PLACE}:vectors", {"policy": "hedge"}, "--protection: goes with a coded policy"),
+        ("mnist", {}, "--protection: is for a model of your own"),
+    ],
+)
+def test_what_a_protection_does_not_go_with(
+    source: str, more: dict[str, Any], told: str, finished: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        answers(ServeOptions(source, protection=finished, pool=POOL, **more), {})

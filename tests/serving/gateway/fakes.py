@@ -1,0 +1,149 @@
+"""Upstreams of this process, which fail on request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from aiohttp import web
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
+from codedinvnet.serving.gateway.options import GatewayOptions
+from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.run import running
+
+ANSWER = b'{"model_name":"m","outputs":[{"name":"y","datatype":"INT8","shape":[1],"data":[7]}]}'
+TENSORS = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+}
+
+
+class Fake:
+    """A server over HTTP that answers always the same."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, ANSWER
+        self.headers: dict[str, str] = {"Content-Type": "application/json"}
+        self.metadata: Any = {"name": "m", "versions": ["1"], "platform": "fake", **TENSORS}
+        self.delay = 0.0
+        self.ready = True
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        """Path, headers and body of every inference request."""
+        self.probes = 0
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.seen.append((request.path, headers, await request.read()))
+        await asyncio.sleep(self.delay)
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        self.probes += 1
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _metadata(self, _: web.Request) -> web.Response:
+        text = self.metadata if isinstance(self.metadata, str) else json.dumps(self.metadata)
+        return web.Response(text=text, status=404 if self.metadata is None else 200)
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1 << 30)
+        for path in ("/v2/models/m", "/v2/models/m/versions/{v}"):
+            app.router.add_post(f"{path}/infer", self._infer)
+            app.router.add_get(path, self._metadata)
+        app.router.add_get("/v2/models/m/ready", self._ready)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.01, auto_decompress=False
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        assert site._server is not None
+        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+
+    async def stop(self) -> None:
+        """Refuse connections from now on, and end those that are there."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+class GrpcFake:
+    """A server over gRPC that answers always the same."""
+
+    def __init__(self) -> None:
+        self.answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\x07"])
+        self.answer.outputs.add(name="y", datatype="INT8", shape=[1])
+        self.code, self.details = grpc.StatusCode.OK, ""
+        self.delay = 0.0
+        self.cancelled = 0
+        self.seen: list[tuple[bytes, dict[str, str], float]] = []
+        """The message, the metadata and the time left of every inference request."""
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self.port}"
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        metadata = dict(context.invocation_metadata())
+        self.seen.append((message, metadata, context.time_remaining()))
+        try:
+            await asyncio.sleep(self.delay)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.code is not grpc.StatusCode.OK:
+            await context.abort(self.code, self.details)
+        found: bytes = self.answer.SerializeToString()
+        return found
+
+    async def _ready(self, _: bytes, __: Any) -> bytes:
+        found: bytes = pb.ModelReadyResponse(ready=True).SerializeToString()
+        return found
+
+    async def _metadata(self, _: bytes, __: Any) -> bytes:
+        found: bytes = pb.ModelMetadataResponse(name="m", **TENSORS).SerializeToString()
+        return found
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server(options=UNLIMITED)
+        methods = {"Infer": self._infer, "Ready": self._ready, "Metadata": self._metadata}
+        handlers = {
+            f"Model{name}": grpc.unary_unary_rpc_method_handler(method)
+            for name, method in methods.items()
+        }
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop(0)
+
+
+@asynccontextmanager
+async def gateway(
+    *fakes: Fake | GrpcFake, **options: Any
+) -> AsyncIterator[tuple[str, Relay, int | None]]:
+    """Start the fakes that have not started, and a gateway before them."""
+    async with contextlib.AsyncExitStack() as stack:
+        for fake in fakes:
+            if not fake.port:
+                await fake.start()
+            stack.push_async_callback(fake.stop)
+        settings = {"port": 0, "upstream": tuple(fake.url for fake in fakes), **options}
+        yield await stack.enter_async_context(running(GatewayOptions("m", **settings)))

@@ -1,0 +1,114 @@
+"""Upstreams that come and go: a file that is watched, and names that are resolved anew."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway.discovery import Discovery
+from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.test_gateway import ask, until
+
+
+def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
+    first, second, third = Fake(), Fake(), Fake()
+    file = tmp_path / "upstreams"
+
+    async def check() -> None:
+        for fake in (first, second, third):
+            await fake.start()
+        file.write_text(f"# ours\n{first.url}\n\n{second.url}  # the large one\n")
+        async with gateway(upstreams_file=file, policy="uncoded") as (address, relay, _):
+
+            def up() -> set[str]:
+                return {place.upstream.url for place in relay.pool.places if place.up}
+
+            async def ask_all() -> None:
+                for fake in (first, second, third):
+                    fake.seen.clear()
+                for _ in range(12):
+                    assert (await ask(address)).status == 200
+
+            await ask_all()
+            assert first.seen
+            assert second.seen
+            file.write_text(f"{second.url}\n{third.url}\n")
+            await until(lambda: up() == {second.url, third.url})
+            await ask_all()
+            assert first.seen == []
+            assert third.seen
+            file.write_text(f"{third.url}\nftp://nowhere\n")  # all is left as it was
+            await asyncio.sleep(1.5)
+            file.unlink()
+            await asyncio.sleep(1.5)
+            assert up() == {second.url, third.url}
+            await ask_all()
+            file.write_text(first.url)
+            await until(lambda: up() == {first.url})
+            await ask_all()
+            assert len(first.seen) == 12
+        for fake in (first, second, third):
+            await fake.stop()
+
+    asyncio.run(check())
+
+
+def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) -> None:
+    slow, other = Fake(), Fake()
+    file = tmp_path / "upstreams"
+
+    async def check() -> None:
+        await slow.start()
+        await other.start()
+        file.write_text(slow.url)
+        async with gateway(upstreams_file=file, policy="uncoded") as (address, *_):
+            slow.delay = 4.0
+            asked = asyncio.create_task(ask(address))
+            await until(lambda: len(slow.seen) == 1)
+            file.write_text(other.url)
+            assert (await asked).status == 200
+            assert len(other.seen) == 1
+        await slow.stop()
+        await other.stop()
+
+    asyncio.run(check())
+
+
+def test_each_address_of_a_name_is_an_upstream() -> None:
+    found = ["10.0.0.1", "10.0.0.2", "fd00::1"]
+
+    async def resolve(host: str, port: int) -> list[str]:
+        assert (host, port) == ("triton", 8001)
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found
+
+    discovery = Discovery(["http://a:1", "dns+grpc://triton"], resolve=resolve)
+    assert discovery.changes
+    wanted = ["http://a:1", "grpc://10.0.0.1:8001", "grpc://10.0.0.2:8001", "grpc://[fd00::1]:8001"]
+    assert asyncio.run(discovery.urls()) == wanted
+    found.clear()
+    with pytest.raises(UserError, match="--upstream: triton has no address: Name or service"):
+        asyncio.run(discovery.urls())
+
+
+@pytest.mark.parametrize(
+    "url", ["dns+https://a", "dns+http://", "dns+http://a:b", "dns+ftp://a", "dns+"]
+)
+def test_urls_that_are_none(url: str) -> None:
+    with pytest.raises(UserError, match="--upstream: "):
+        asyncio.run(Discovery([url]).urls())
+
+
+def test_files_without_upstreams(tmp_path: Path) -> None:
+    file = tmp_path / "upstreams"
+    with pytest.raises(UserError, match="--upstreams-file: cannot read"):
+        asyncio.run(Discovery([], file).urls())
+    file.write_text("# none\n")
+    with pytest.raises(UserError, match=r"--upstreams-file: .* has no upstream"):
+        asyncio.run(Discovery([], file).urls())
+    assert not Discovery(["http://a"]).changes

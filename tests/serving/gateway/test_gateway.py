@@ -1,0 +1,445 @@
+"""The gateway before upstreams of this process: what is passed on, and who is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
+from codedinvnet.serving.gateway.relay import Relay
+from tests.serving.gateway.fakes import ANSWER, TENSORS, Fake, GrpcFake, gateway
+
+BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'
+OUTCOME = b'"parameters":{"outcome":"direct"},'
+
+
+class Got:
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+
+async def ask(
+    address: str,
+    body: bytes = BODY,
+    path: str = "/v2/models/m/infer",
+    **headers: str,
+) -> Got:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with (
+        aiohttp.ClientSession(auto_decompress=False) as session,
+        session.post(address + path, data=io.BytesIO(body), headers=named) as reply,
+    ):
+        return Got(reply.status, reply.headers, await reply.read())
+
+
+async def ask_grpc(port: int | None, message: bytes, timeout: float = 10, **metadata: str) -> Any:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", UNLIMITED) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")(
+            message, timeout=timeout, metadata=tuple(metadata.items())
+        )
+        return await call, dict(await call.trailing_metadata())
+
+
+def request(*raw: bytes) -> bytes:
+    message = pb.ModelInferRequest(model_name="m", id="7", raw_input_contents=raw)
+    message.parameters["a"].int64_param = 1
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    found: bytes = message.SerializeToString()
+    return found
+
+
+def run(check: Callable[..., Awaitable[None]], *fakes: Fake | GrpcFake, **options: Any) -> None:
+    async def all_of_it() -> None:
+        async with gateway(*fakes, **options) as (address, relay, port):
+            await check(address, relay, port)
+
+    asyncio.run(all_of_it())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+def is_up(relay: Relay) -> list[bool]:
+    return [place.up for place in relay.pool.places]
+
+
+def test_over_http_all_is_passed_on_as_it_came() -> None:
+    fake = Fake()
+    fake.headers["X-Theirs"] = "ä"
+    fake.body = b"\x1f\x8bpacked"
+    fake.headers["Content-Encoding"] = "gzip"
+
+    async def check(address: str, *_: object) -> None:
+        packed = b"\x1f\x8bnot looked into"
+        reply = await ask(
+            address,
+            packed,
+            "/v2/models/m/versions/3/infer",
+            content_encoding="gzip",
+            traceparent="00-1",
+            x_ours="ü",
+            inference_header_content_length="17",
+            authorization="Bearer theirs",
+        )
+        path, headers, body = fake.seen[0]
+        assert (path, body) == ("/v2/models/m/versions/3/infer", packed)
+        assert headers["content-encoding"] == "gzip"
+        assert headers["traceparent"] == "00-1"
+        assert headers["x-ours"] == "ü"
+        assert headers["inference-header-content-length"] == "17"
+        assert headers["authorization"] == "Bearer theirs"
+        assert headers["host"] == f"127.0.0.1:{fake.port}"
+        assert reply.body == fake.body
+        assert reply.headers["x-theirs"] == "ä"
+        assert reply.headers["codedinvnet-outcome"] == "direct"
+
+    run(check, fake)
+
+
+def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
+    fake, token = Fake(), tmp_path / "token"
+    token.write_text("secret")
+
+    async def check(address: str, _: object, port: int) -> None:
+        assert (await ask(address)).status == 401
+        assert (await ask(address, authorization="Bearer secret")).status == 200
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask_grpc(port, request(bytes(12)))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await ask_grpc(port, request(bytes(12)), authorization="Bearer secret")
+        assert len(fake.seen) == 2
+        assert all("authorization" not in headers for _, headers, _ in fake.seen)
+
+    run(check, fake, token_file=token, grpc_port=0)
+
+
+def test_over_grpc_all_is_passed_on_as_it_came() -> None:
+    fake = GrpcFake()
+
+    async def check(_: str, relay: object, port: int) -> None:
+        message = request(bytes(12)) + b"\xfa\x3f\x03new"  # a field of a newer client
+        body, trailers = await ask_grpc(port, message, timeout=3, traceparent="00-1")
+        passed, metadata, left = fake.seen[0]
+        assert passed == message
+        assert metadata["traceparent"] == "00-1"
+        assert 0 < left < 4  # the deadline is passed on, which gRPC rounds
+        answer = fake.answer.SerializeToString()
+        assert body.startswith(answer)
+        assert pb.ModelInferResponse.FromString(body).parameters["outcome"].string_param == "direct"
+        assert trailers["codedinvnet-outcome"] == "direct"
+
+    run(check, fake, grpc_port=0, cancel=True)
+
+
+def test_one_transport_stands_for_the_other() -> None:
+    """Over gRPC before an upstream over HTTP, and the other way round."""
+    http, rpc = Fake(), GrpcFake()
+
+    async def from_grpc(_: str, relay: object, port: int) -> None:
+        raw = b"\x01\x02\x03\x04" * 3
+        body, _ = await ask_grpc(port, request(raw))
+        _, headers, sent = http.seen[0]
+        length = int(headers["inference-header-content-length"])
+        assert sent[length:] == raw
+        head = json.loads(sent[:length])
+        assert head["id"] == "7"
+        assert head["parameters"]["a"] == 1
+        answer = pb.ModelInferResponse.FromString(body)
+        assert answer.raw_output_contents == [b"\x07"]
+        http.status, http.body = 404, b'{"error":"no such thing"}'
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask_grpc(port, request(raw))
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert refused.value.details() == "no such thing"
+
+    async def from_http(address: str, *_: object) -> None:
+        reply = await ask(address, traceparent="00-1")
+        assert json.loads(reply.body)["outputs"][0]["data"] == [7]
+        message = pb.ModelInferRequest.FromString(rpc.seen[0][0])
+        assert rpc.seen[0][1]["traceparent"] == "00-1"
+        assert len(message.raw_input_contents[0]) == 12
+        rpc.code, rpc.details = grpc.StatusCode.INVALID_ARGUMENT, "x is wrong"
+        refused = await ask(address)
+        assert (refused.status, json.loads(refused.body)) == (400, {"error": "x is wrong"})
+        assert (await ask(address, b"{")).status == 400
+
+    run(from_grpc, http, grpc_port=0)
+    run(from_http, rpc)
+
+
+def test_large_tensors_pass_over_both_transports() -> None:
+    http, rpc = Fake(), GrpcFake()
+    large = bytes(range(256)) * 6 * 4096
+    http.body = ANSWER + large
+    rpc.answer.raw_output_contents[0] = large
+
+    async def over_http(address: str, *_: object) -> None:
+        assert (await ask(address, BODY + large)).body.endswith(large)
+        assert http.seen[0][2] == BODY + large
+
+    async def over_grpc(_: str, relay: object, port: int) -> None:
+        body, _ = await ask_grpc(port, request(large))
+        assert pb.ModelInferResponse.FromString(body).raw_output_contents[0] == large
+        assert rpc.seen[0][0] == request(large)
+
+    run(over_http, http)
+    run(over_grpc, rpc, grpc_port=0)
+
+
+def test_an_error_of_the_model_is_an_answer() -> None:
+    fakes = Fake(), Fake()
+    for fake in fakes:
+        fake.status, fake.body = 400, b'{"error":"x must not be negative"}'
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        for i in range(10):
+            reply = await ask(address)
+            assert (reply.status, reply.body) == (400, fakes[0].body)
+            assert sum(len(fake.seen) for fake in fakes) == i + 1
+        assert is_up(relay) == [True, True]
+
+    run(check, *fakes)
+
+
+def test_who_fails_everything_is_set_aside_and_tried_again() -> None:
+    good, bad = Fake(), Fake()
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        bad.status, bad.body = 500, b"no memory"
+        for _ in range(30):
+            reply = await ask(address)
+            assert (reply.status, reply.body) == (200, ANSWER[:1] + OUTCOME + ANSWER[1:])
+        await until(lambda: is_up(relay) == [True, False])
+        assert len(bad.seen) < 10  # while it is tried again and again
+        bad.status, bad.body = 200, ANSWER
+        await until(lambda: is_up(relay) == [True, True])
+        before = len(bad.seen)
+        for _ in range(30):
+            assert (await ask(address)).status == 200
+        assert len(bad.seen) > before
+
+    run(check, good, bad, policy="uncoded", slots=1)
+
+
+def test_who_refuses_connections_gets_nothing_but_probes() -> None:
+    good, dead = Fake(), Fake()
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        await dead.stop()
+        for _ in range(20):
+            assert (await ask(address)).status == 200
+        await until(lambda: is_up(relay) == [True, False])
+        await dead.start()
+        await until(lambda: is_up(relay) == [True, True])
+        assert dead.seen == []
+
+    run(check, good, dead, policy="uncoded")
+
+
+def test_not_all_are_set_aside_at_once() -> None:
+    fakes = Fake(), Fake()
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        for fake in fakes:
+            fake.status, fake.body = 500, b'{"error":"poison"}'
+        for _ in range(30):
+            reply = await ask(address)
+            assert (reply.status, reply.body) == (500, b'{"error":"poison"}')
+            assert reply.headers["codedinvnet-outcome"] in ("failed", "direct")
+        assert any(is_up(relay))
+        for fake in fakes:
+            fake.status, fake.body = 200, ANSWER
+        assert (await ask(address)).status == 200
+
+    run(check, *fakes, policy="uncoded")
+
+
+def test_what_all_upstreams_fail_is_not_asked_for_ever() -> None:
+    """Retries are a share of the calls, once those that were saved up are spent."""
+    fakes = [Fake() for _ in range(4)]
+
+    async def check(address: str, *_: object) -> None:
+        for fake in fakes:
+            fake.status = 503
+        await asyncio.gather(*(ask(address) for _ in range(400)))
+        assert sum(len(fake.seen) for fake in fakes) < 400 + 50 + 0.1 * 600
+
+    run(check, *fakes, policy="uncoded")
+
+
+def test_a_silent_upstream_is_noticed_without_a_call() -> None:
+    good, hung = Fake(), Fake()
+
+    async def check(_: str, relay: Relay, __: object) -> None:
+        hung.ready = False
+        await until(lambda: is_up(relay) == [True, False])
+        good.ready = False  # the last one
+        await asyncio.sleep(4)
+        assert is_up(relay) == [True, False]
+
+    run(check, good, hung)
+
+
+def test_a_late_answer_is_asked_of_another() -> None:
+    slow, quick = Fake(), GrpcFake()
+
+    async def check(address: str, *_: object) -> None:
+        for i in range(40):  # what is late is learnt first
+            assert (await ask(address)).status == 200, i
+        slow.delay = 3.0
+        began = time.monotonic()
+        replies = await asyncio.gather(*(ask(address) for _ in range(2)))
+        assert [reply.status for reply in replies] == [200, 200]
+        assert time.monotonic() - began < 2.5
+
+    run(check, slow, quick, slots=1)
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(cancel: bool) -> None:
+    slow, quick = GrpcFake(), Fake()
+
+    async def check(address: str, *_: object) -> None:
+        slow.delay = 2.0
+        quick.delay = 0.5  # it has begun by then
+        await ask(address)
+        await asyncio.sleep(0.5)
+        assert slow.cancelled == cancel
+        assert len(slow.seen) == 1
+
+    run(check, slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=1000)
+
+
+def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
+    """However few were asked of it before: more are refused only if they would come too late."""
+    fake = Fake()
+
+    async def check(address: str, *_: object) -> None:
+        fake.delay = 0.5
+        for few in (2, 2, 2, 2):
+            await asyncio.gather(*(ask(address) for _ in range(few)))
+        replies = await asyncio.gather(*(ask(address) for _ in range(4)))
+        assert [reply.status for reply in replies] == [200] * 4
+
+    run(check, fake, slots=4, deadline_ms=1500)
+
+
+def test_the_deadline_ends_a_request() -> None:
+    fake = Fake()
+
+    async def check(address: str, _: object, port: int) -> None:
+        fake.delay = 30
+        began = time.monotonic()
+        assert (await ask(address)).status == 504
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await ask_grpc(port, request(bytes(12)), timeout=0.2)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - began < 5
+
+    run(check, fake, deadline_ms=500, grpc_port=0)
+
+
+def test_what_else_there_is() -> None:
+    fake = Fake()
+
+    async def check(address: str, _: object, port: int) -> None:
+        async with aiohttp.ClientSession(address) as session:
+            for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2"):
+                async with session.get(path) as reply:
+                    assert reply.status == 200
+            async with session.get("/v2/models/m") as reply:
+                assert await reply.json() == fake.metadata
+            async with session.get("/v2/models/other") as reply:
+                assert reply.status == 404
+        assert (await ask(address, path="/v2/models/other/infer")).status == 404
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stream.read()
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        for message, code in (
+            (b"\x0a\x05other", grpc.StatusCode.NOT_FOUND),
+            (b"\x0a\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ask_grpc(port, message)
+            assert refused.value.code() is code
+
+    run(check, fake, grpc_port=0)
+
+
+def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
+    async def nothing(*_: object) -> None:
+        pass
+
+    with pytest.raises(UserError) as error:
+        run(nothing, *fakes, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
+    wide, lacking, other = Fake(), Fake(), Fake()
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
+    lacking.metadata = None
+    other.metadata = "<html>"
+    told = refused(Fake(), wide)
+    assert "inputs 'x'" in told
+    assert "[-1, 4]" in told
+    assert "[-1, 3]" in told
+    assert wide.url in told
+    assert "no model 'm'" in refused(Fake(), lacking)
+    assert "Open Inference Protocol" in refused(other)
+    assert "none answers" in refused(upstream=("http://127.0.0.1:1",))
+
+
+def test_one_that_is_away_at_the_start_comes_later() -> None:
+    good, late = Fake(), Fake()
+
+    async def check() -> None:
+        await late.start()
+        await late.stop()
+        async with gateway(good, late) as (address, relay, _):
+            await until(lambda: is_up(relay) == [True, False])
+            assert (await ask(address)).status == 200
+            await late.start()
+            await until(lambda: is_up(relay) == [True, True])
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"upstream": ()}, "--upstream"),
+        ({"upstream": ("ftp://a",)}, "--upstream"),
+        ({"upstream": ("http://:80",)}, "--upstream"),
+        ({"upstream": ("http://a:b",)}, "--upstream"),
+        ({"upstream": ("grpc://a/b",)}, "--upstream"),
+        ({"upstream": ("http://u:p@a",)}, "--upstream"),
+        ({"upstream": ("http://a", "http://a")}, "--upstream"),
+        ({"upstream": ("http://a",), "policy": "replicate", "slots": 1}, "--upstream"),
+        ({"upstream": ("http://a",), "policy": "coded"}, "--policy"),
+        ({"upstream": ("http://a",), "slots": 0}, "--slots"),
+        ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
+        ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], flag: str) -> None:
+    assert refused(**options).startswith(f"{flag}: ")

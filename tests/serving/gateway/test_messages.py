@@ -1,0 +1,186 @@
+"""Messages and bodies: what is read of them, what is written into them, one as the other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.faces.v2_grpc import (
+    Wanted,
+    request_from_http,
+    request_to_http,
+    response_from_http,
+    response_to_http,
+)
+from codedinvnet.serving.gateway.calls import Reply, grpc_status, http_status, model_of, passed_on
+from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
+
+
+def message(**raw: bytes) -> pb.ModelInferRequest:
+    found = pb.ModelInferRequest(model_name="m" * 200, model_version="3")
+    for name, blob in raw.items():
+        found.inputs.add(name=name, datatype="UINT8", shape=[len(blob)])
+        found.raw_input_contents.append(blob)
+    return found
+
+
+def test_the_model_is_read_without_the_tensors() -> None:
+    whole = message(x=bytes(100)).SerializeToString()
+    assert model_of(whole) == ("m" * 200, "3")
+    assert model_of(whole[:-50]) == ("m" * 200, "3")  # the tensors are not looked at
+    assert model_of(b"\x12\x013" + b"\x0a\x01m") == ("m", "3")  # in another order
+    assert model_of(b"") == ("", "")
+
+
+@pytest.mark.parametrize("broken", [b"\x0a", b"\x0a\x05m", b"\x0d\0\0\0\0", b"\xff" * 11])
+def test_what_is_no_message(broken: bytes) -> None:
+    with pytest.raises(ValueError, match=r"it is|64 bits"):
+        model_of(broken)
+
+
+def test_headers_of_one_connection_stay_behind() -> None:
+    headers = (("connection", "keep-alive, X-Hop"), ("x-hop", "1"), ("host", "a"), ("x", "2"))
+    assert passed_on(headers) == (("x", "2"),)
+
+
+@pytest.mark.parametrize(("status", "fails"), [(200, 0), (400, 0), (404, 0), (429, 1), (503, 1)])
+def test_who_is_to_blame(status: int, fails: int) -> None:
+    assert Reply("http", status).fails == bool(fails)
+    assert Reply("grpc", grpc_status(status)).fails == bool(fails)
+    assert http_status(grpc_status(status)) == status
+
+
+@pytest.mark.parametrize(
+    ("body", "parameters"),
+    [
+        (b'{"model_name":"m","outputs":[]}', {"outcome": "direct"}),
+        (b'{"parameters":{"a":1},"outputs":[]}', {"outcome": "direct", "a": 1}),
+        (b'{"parameters" : { },"outputs":[]}', {"outcome": "direct"}),
+        (b'{"id":"parameters","outputs":[]}', {"outcome": "direct"}),
+        (b'{"id":"\\"outputs\\":","outputs":[{"parameters":{"b":1}}]}', {"outcome": "direct"}),
+    ],
+)
+def test_the_outcome_is_a_parameter(body: bytes, parameters: dict[str, Any]) -> None:
+    binary = b'\xff"outputs":'
+    length = (HEADER_LENGTH.lower(), str(len(body)))
+    reply = with_outcome(Reply("http", 200, body + binary, (length,)), "direct")
+    size = int(dict(reply.headers)[length[0]])
+    assert reply.body[size:] == binary
+    found = json.loads(reply.body[:size])
+    assert found.pop("parameters") == parameters
+    expected = json.loads(body)
+    expected.pop("parameters", None)
+    assert found == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"no JSON", b'{"outputs"'])
+def test_what_is_no_answer_is_left_alone(body: bytes) -> None:
+    assert with_outcome(Reply("http", 200, body), "direct").body == body
+    assert with_outcome(Reply("http", 400, b'{"outputs":1}'), "direct").body == b'{"outputs":1}'
+
+
+def test_the_outcome_is_appended_to_a_message() -> None:
+    response = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"12"])
+    response.parameters["a"].bool_param = True
+    found = pb.ModelInferResponse.FromString(response.SerializeToString() + outcome_field("direct"))
+    assert found.parameters.pop("outcome").string_param == "direct"
+    assert found == response
+
+
+def tensor_of(datatype: str, values: np.ndarray, contents: str) -> bytes:
+    request = pb.ModelInferRequest(model_name="m")
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=values.shape)
+    getattr(tensor.contents, contents).extend(values.ravel().tolist())
+    body, *_ = request_to_http(request.SerializeToString())
+    return body.data[body.header_length :]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "contents"),
+    [
+        ("BOOL", "bool_contents"), ("UINT8", "uint_contents"), ("UINT16", "uint_contents"),
+        ("UINT32", "uint_contents"), ("UINT64", "uint64_contents"), ("INT8", "int_contents"),
+        ("INT16", "int_contents"), ("INT32", "int_contents"), ("INT64", "int64_contents"),
+        ("FP32", "fp32_contents"), ("FP64", "fp64_contents"),
+    ],
+)  # fmt: skip
+def test_typed_contents_become_the_same_bytes(datatype: str, contents: str) -> None:
+    kind = {"BOOL": "?", "FP32": "<f4", "FP64": "<f8"}.get(datatype)
+    values = np.array(
+        [[0, 1, 1]], kind or f"<{datatype[0].lower()}{int(datatype.lstrip('UINT')) // 8}"
+    )
+    assert tensor_of(datatype, values, contents) == values.tobytes()
+
+
+def test_bytes_and_what_does_not_fit() -> None:
+    request = pb.ModelInferRequest(model_name="m")
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[2])
+    tensor.contents.bytes_contents.extend([b"\xff", b"four"])
+    body, *_ = request_to_http(request.SerializeToString())
+    assert body.data[body.header_length :] == b"\x01\0\0\0\xff\x04\0\0\0four"
+    with pytest.raises(BadRequest, match="x"):
+        tensor_of("UINT8", np.array([300]), "uint_contents")
+    with pytest.raises(BadRequest, match="FP16"):
+        tensor_of("FP16", np.array([1.0]), "fp32_contents")
+    lacking = message(x=b"1", y=b"2")
+    lacking.raw_input_contents.pop()
+    with pytest.raises(BadRequest, match="2 tensors, got 1"):
+        request_to_http(lacking.SerializeToString())
+    with pytest.raises(BadRequest, match="no ModelInferRequest"):
+        request_to_http(b"\xff")
+
+
+def test_a_request_survives_both_ways() -> None:
+    request = message(x=b"12", y=b"")
+    request.id = "7"
+    for name, kind, value in (
+        ("a", "bool_param", True), ("b", "int64_param", -5), ("c", "string_param", "ä"),
+        ("d", "double_param", 0.5),
+    ):  # fmt: skip
+        setattr(request.parameters[name], kind, value)
+        setattr(request.inputs[0].parameters[name], kind, value)
+    request.outputs.add(name="y").parameters["classification"].int64_param = 2
+    body, model, version = request_to_http(request.SerializeToString())
+    found, wanted = request_from_http(body.data, str(body.header_length), model, version)
+    assert pb.ModelInferRequest.FromString(found) == request
+    assert wanted == Wanted({"y": True}, True)
+
+
+def test_an_answer_survives_both_ways() -> None:
+    response = pb.ModelInferResponse(model_name="m", model_version="1", id="7")
+    response.parameters["a"].int64_param = 1
+    for name, datatype, blob in (("x", "FP32", b"\0\0\x80\x3f"), ("y", "UINT8", b"\x05")):
+        response.outputs.add(name=name, datatype=datatype, shape=[1])
+        response.raw_output_contents.append(blob)
+    body = response_to_http(response.SerializeToString(), Wanted({"y": False}, True))
+    head = json.loads(body.data[: body.header_length])
+    assert head["outputs"][1]["data"] == [5]
+    assert body.data[body.header_length :] == b"\0\0\x80\x3f"
+    again = response_from_http(body.data, str(body.header_length))
+    assert pb.ModelInferResponse.FromString(again) == response
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{", b"[]", b"{}", b'{"inputs":1}', b'{"inputs":[{}]}', b'{"inputs":[1]}',
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1]}]}',
+        b'{"inputs":[{"name":"x","datatype":"FP99","shape":[1],"data":[1]}]}',
+        b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":9}}]}',
+        b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":"1"}}]}',
+        b'{"inputs":[{"name":"x","datatype":"INT8","shape":["a"],"data":[1]}]}',
+        b'{"inputs":[],"parameters":{"a":[1]}}', b'{"inputs":[],"parameters":[1]}',
+        b'{"inputs":[],"outputs":[1]}', b'{"inputs":[]}more',
+        b'{"inputs":[{"name":1,"datatype":"INT8","shape":[1],"data":[1]}]}',
+    ],
+)  # fmt: skip
+def test_bad_bodies(body: bytes) -> None:
+    length = str(body.rindex(b"}") + 1) if b"}" in body else None
+    with pytest.raises(BadRequest):
+        request_from_http(body, length, "m", "")

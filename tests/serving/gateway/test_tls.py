@@ -1,0 +1,78 @@
+"""TLS on both sides: a gateway with a certificate, as two upstreams of another."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.faces.tls import read_certificate
+from codedinvnet.serving.gateway.options import GatewayOptions
+from codedinvnet.serving.gateway.run import running
+from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.test_gateway import ask
+
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+
+
+def make_pair(folder: Path, *options: str) -> tuple[Path, Path]:
+    """Return a certificate of 127.0.0.1, signed by itself, and its key."""
+    folder.mkdir()
+    chain, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-keyout", str(key)]
+    command += ["-out", str(chain), "-subj", "/CN=here", *(options or ("-nodes",))]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return chain, key
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_pair(tmp_path_factory.mktemp("tls") / "pair")
+
+
+def test_both_sides(pair: tuple[Path, Path]) -> None:
+    chain, key = pair
+    fake = Fake()
+
+    async def check() -> None:
+        async with gateway(fake, tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
+            assert url.startswith("https://")
+            trusted = ssl.create_default_context(cafile=str(chain))
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{url}/v2/health/ready", ssl=trusted) as reply,
+            ):
+                assert reply.status == 200
+            for upstream in (url, f"grpcs://127.0.0.1:{port}"):
+                options = GatewayOptions("m", upstream=(upstream,), port=0, upstream_ca=chain)
+                async with running(options) as (address, *_rest):
+                    assert (await ask(address)).status == 200
+            options = GatewayOptions("m", upstream=(url,), port=0)
+            with pytest.raises(UserError, match=r"none answers: .*certificate"):
+                async with running(options):
+                    pass
+        assert len(fake.seen) == 2
+
+    asyncio.run(check())
+
+
+def test_certificates_that_do_not_match(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    chain, key = pair
+    other, _ = make_pair(tmp_path / "other")
+    _, locked = make_pair(tmp_path / "locked", "-passout", "pass:secret")
+    assert read_certificate(None, None) is None
+    assert read_certificate(chain, key) is not None
+    for one, two in ((other, key), (chain, locked), (key, key)):
+        with pytest.raises(UserError, match="are not a pair"):
+            read_certificate(one, two)
+    with pytest.raises(UserError, match="--tls-key: cannot read"):
+        read_certificate(chain, tmp_path / "none")
+    with pytest.raises(UserError, match="one needs the other"):
+        read_certificate(chain, None)

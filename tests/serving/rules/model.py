@@ -1,0 +1,496 @@
+"""A front end on imagined workers, which checks every action of the rules, and an erasure code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from codedinvnet.codes.rules import Task as CodeTask
+from codedinvnet.serving.rules.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Send,
+)
+from codedinvnet.serving.rules.group import FILLER, CodingGroup
+from codedinvnet.serving.rules.hedging import BUCKET
+from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.rules.tasks import NOBODY, Attempt, State
+
+LONG = 1e6
+"""A deadline that no test reaches unless it wants to."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ErasureCode:
+    """Any `size` outputs determine a group; systematic: a data task determines its own member."""
+
+    k: int
+    r: int = 1
+    fixed_size: bool = False
+    systematic: bool = True
+    guesses: bool = False
+
+    def tasks(self, size: int) -> Mapping[int, CodeTask]:
+        assert 1 <= size <= self.k
+        assert size == self.k or not self.fixed_size
+        everyone = tuple(range(size))
+        joint = CodeTask(everyone, encoded=True)
+        data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
+        return {**data, **{self.k + j: joint for j in range(self.r)}}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        assert available <= set(self.tasks(size))
+        if len(available) >= size:
+            return frozenset(range(size))
+        return frozenset(t for t in available if t < size and self.systematic)
+
+
+class Watched(Scheduler):
+    """The rules; which worker takes a task is checked."""
+
+    def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
+        super().__init__(rules, code)
+        self.failed_on: dict[int, set[int]] = {}
+        """Group -> workers that failed a task of it."""
+
+    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+        if (found := self.attempts.get(attempt)) is not None:
+            self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
+        return super().failed(now, attempt, reason)
+
+    def _begin(self, now: float, attempt: Attempt) -> None:
+        if self.rules.routing != "round-robin":
+            assert self.may_take(attempt.worker, attempt), "another worker should take it"
+        super()._begin(now, attempt)
+
+    def _dispatch(self, now: float, group: CodingGroup, task: int, *rest: Any, **kind: Any) -> None:
+        super()._dispatch(now, group, task, *rest, **kind)
+        attempt = list(self.attempts.values())[-1]
+        if attempt.worker != NOBODY:
+            assert self.may_take(attempt.worker, attempt), "another worker should be given it"
+
+    def may_take(self, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
+        workers = self.binding.workers
+        up = self.binding.up
+        busy = {
+            i
+            for i, found in enumerate(workers)
+            for other in (*found.running.values(), *found.line.values())
+            if other.group is attempt.group and other is not attempt
+        }
+        own = attempt.query.attempts.values() if attempt.query is not None else ()
+        held = {other.worker for other in own if other is not attempt}
+        sound = up - held - self.failed_on.get(attempt.group.identity, set())
+        return worker in (sound - busy or sound or up)
+
+    def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker is too slow for a task that waits."""
+        slowness = self.pace.slowness(worker)
+        fast = self.rules.slots * len(self.binding.up - self.pace.slow)
+        waiting = sorted(
+            (other for other in self.attempts.values() if other.worker == NOBODY),
+            key=lambda other: (not other.first, other.identity),
+        )
+        near = waiting.index(attempt) < (slowness - 1) * fast
+        return near and now < attempt.queued + (slowness - 1) * self.pace.normal
+
+
+class Model:
+    """Carries actions out as `FrontEnd` does and knows what may be asked of it.
+
+    Every assertion here is a rule that holds after any sequence of events.
+    """
+
+    def __init__(
+        self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
+    ) -> None:
+        rules = {"hang_timeout": 3.0, **rules}
+        self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
+        self.scheduler = Watched(self.rules, code)
+        self.code = self.scheduler.code
+        self.now = 0.0
+        self.at: dict[int, int] = {}
+        """Attempt -> the worker that is at it, oldest first."""
+        self.held: list[int] = []
+        """Attempts whose worker is done with them and whose answer is on the way."""
+        self.lost: list[int] = []
+        """Attempts that the rules gave up; they may answer yet."""
+        self.down: set[int] = set()
+        self.sent: dict[int, Send] = {}
+        self.group_of: dict[int, CodingGroup] = {}
+        self.groups: dict[int, CodingGroup] = {}
+        self.outputs: set[int] = set()
+        self.arrived: set[int] = set()
+        self.forgotten: set[int] = set()
+        self.images: set[int] = set()
+        self.asked: dict[int, bool] = {}
+        """Query -> whether a decoded answer will do."""
+        self.deadlines: dict[int, float] = {}
+        self.decoding: list[int] = []
+        self.decoded_ones: set[int] = set()
+        self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
+        """None: it was cancelled."""
+        self.spared: set[int] = set()
+        """Attempts that there were when their query was cancelled."""
+        self._new: list[Action] = []
+
+    # Events
+
+    def offer(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int] | None:
+        taken = self.scheduler.submit(self.now, count, self.now + timeout, accept)
+        full = len(self.asked) - len(self.ended) + count > self.rules.max_pending
+        assert (taken is None) == full
+        if taken is None:
+            self.check()
+            return None
+        numbers, actions = taken
+        assert len(set(numbers)) == count
+        assert not set(numbers) & set(self.asked)
+        for number in numbers:
+            self.images.add(number)
+            self.asked[number] = accept
+            self.deadlines[number] = self.now + timeout
+        self.do(actions)
+        return numbers
+
+    def submit(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int]:
+        numbers = self.offer(count, timeout, accept)
+        assert numbers is not None
+        return numbers
+
+    def release(self, attempt: int) -> None:
+        worker = self._free(attempt)
+        assert worker is not None
+        self.held.append(attempt)
+        self.do(self.scheduler.released(self.now, worker, attempt))
+
+    def result(self, *attempts: int) -> None:
+        for attempt in attempts:
+            if self._free(attempt) is None:
+                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self.outputs.add(attempt)
+            known = attempt in self.scheduler.attempts
+            if known:
+                self.arrived.add(attempt)
+            self.do(self.scheduler.result(self.now, attempt))
+            if not known:
+                self.outputs.remove(attempt)
+
+    def fail(self, *attempts: int) -> None:
+        for attempt in attempts:
+            if self._free(attempt) is None:
+                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self.do(self.scheduler.failed(self.now, attempt, "raised"))
+
+    def kill(self, *workers: int) -> None:
+        for worker in workers:
+            self.do(self.scheduler.worker_lost(self.now, worker, "killed"))
+            assert worker in self.down
+
+    def up(self, *workers: int) -> None:
+        for worker in workers:
+            self.down.remove(worker)
+            self.do(self.scheduler.worker_up(self.now, worker))
+
+    def decoded(self, query: int, sure: bool = True) -> None:
+        self.decoding.remove(query)
+        self.decoded_ones.add(query)
+        ended = query in self.ended
+        self.do(self.scheduler.decoded(self.now, query, sure))
+        if sure or not self.rules.policy.hedged:
+            assert ended or isinstance(self.ended[query], AnswerDecoded)
+
+    def cancel(self, *queries: int) -> None:
+        for query in queries:
+            if query not in self.ended:
+                self.ended[query] = None
+                self.spared |= set(self.scheduler.queries[query].attempts)
+        actions = self.scheduler.cancel(queries)
+        assert {type(action) for action in actions} <= {Forget}
+        self.do(actions)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; every timer fires when it is due."""
+        until = self.now + seconds
+        while (at := self.scheduler.next_timer()) is not None and at <= until:
+            self.now = max(self.now, at)
+            self.do(self.scheduler.on_timer(self.now))
+        self.now = until
+
+    def oversleep(self, seconds: float) -> None:
+        """Let time pass; the timers fire late, all at once."""
+        self.now += seconds
+        self.do(self.scheduler.on_timer(self.now))
+
+    def drain(self) -> None:
+        """Start the dead workers, deliver everything; then nothing may be left."""
+        patience = self.now + 1000
+        while True:
+            for worker in sorted(self.down):
+                self.up(worker)
+            if self.at or self.held:
+                self.result([*self.at, *self.held][0])
+            elif self.decoding:
+                self.decoded(self.decoding[0])
+            elif (at := self.scheduler.next_timer()) is not None and at <= patience:
+                self.wait(at - self.now)
+            else:
+                break
+        hopeless = {q for q, accept in self.asked.items() if not accept and not self.systematic}
+        assert set(self.asked) - set(self.ended) <= hopeless, "a query waits for nothing"
+        self.wait(2 * LONG)
+        scheduler = self.scheduler
+        assert set(self.ended) == set(self.asked)
+        assert not scheduler.queries
+        assert not scheduler.groups
+        assert not scheduler.attempts
+        assert not scheduler.computed_by
+        assert not scheduler.waiting
+        assert scheduler.open_group is None
+        assert scheduler.next_timer() is None
+        assert not any(map(scheduler.load, range(self.rules.workers)))
+        assert not self.outputs
+        assert not self.images
+        assert self.forgotten == self.arrived
+
+    # Views
+
+    @property
+    def systematic(self) -> bool:
+        return self.scheduler.systematic
+
+    @property
+    def running(self) -> dict[int, int]:
+        """Worker -> the attempt that it is at."""
+        return {worker: attempt for attempt, worker in self.at.items()}
+
+    @property
+    def loads(self) -> list[int]:
+        """How many tasks each worker has."""
+        return [self.scheduler.load(worker) for worker in range(self.rules.workers)]
+
+    def new(self) -> list[Action]:
+        """Return the actions since the last call."""
+        actions, self._new = self._new, []
+        return actions
+
+    def data(self, query: int) -> list[int]:
+        """Return the attempts of a query's data task that workers are at, oldest first."""
+        return sorted(
+            attempt
+            for attempt in self.at
+            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
+        )
+
+    def parities(self) -> list[int]:
+        """Return the attempts of parity tasks that workers are at, oldest first."""
+        k = self.code.k
+        return sorted(attempt for attempt in self.at if self.sent[attempt].task >= k)
+
+    def worker(self, attempt: int) -> int:
+        return self.sent[attempt].worker
+
+    # Actions
+
+    def do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._new.append(action)
+            getattr(self, f"_{type(action).__name__.lower()}")(action)
+        self.check()
+
+    def _free(self, attempt: int) -> int | None:
+        return self.at.pop(attempt, None)
+
+    def _unanswered(self, query: int) -> None:
+        assert query in self.asked
+        assert query not in self.ended, "a query ended twice"
+
+    def _send(self, action: Send) -> None:
+        busy = list(self.at.values()).count(action.worker)
+        assert busy < self.rules.slots, "the worker has something else to do"
+        assert action.worker not in self.down
+        assert action.attempt not in self.sent
+        assert set(action.members) <= self.images
+        attempt = self.scheduler.attempts[action.attempt]
+        needing = action.members
+        if action.size == 1 and self.ended.get(needing[0], action) is None:
+            assert not self.data(needing[0]), "it is computed already"
+            assert action.attempt in self.spared, "a copy of what was cancelled"
+            assert not attempt.group.is_open
+            assert attempt.group.members.index(needing[0]) not in attempt.group.outputs
+            needing = tuple(attempt.group.members)
+        assert any(query not in self.ended for query in needing), "nobody needs it"
+        assert action.worker in attempt.group.at
+        if attempt.query is not None:
+            assert (action.members, action.size) == ((attempt.query.identity,), 1)
+        else:
+            assert action.members == tuple(attempt.group.members)
+            assert action.size == attempt.group.size
+            assert action.task in self.code.tasks(action.size)
+            assert not self.systematic or action.task >= self.code.k
+        self.at[action.attempt] = action.worker
+        self.sent[action.attempt] = action
+        self.group_of[action.attempt] = attempt.group
+        self.groups[attempt.group.identity] = attempt.group
+
+    def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
+        """Check that outputs are at hand and are what they are said to be."""
+        assert size == group.size
+        fixed = self.code.fixed_size
+        assert size == (self.code.k if fixed else len(group.members))
+        for task, attempt in outputs.items():
+            if attempt == FILLER:
+                assert self.systematic
+                assert fixed
+                assert len(group.members) <= task < size
+                continue
+            assert attempt in self.outputs
+            assert self.group_of[attempt] is group
+            sent = self.sent[attempt]
+            if self.systematic and task < size:
+                assert sent.members == (group.members[task],)
+            else:
+                assert (sent.task, sent.members) == (task, tuple(group.members))
+
+    def _answer(self, action: Answer) -> None:
+        self._unanswered(action.query)
+        assert self.systematic
+        assert action.attempt in self.outputs
+        sent = self.sent[action.attempt]
+        assert (sent.members, sent.size) == ((action.query,), 1)
+        self.ended[action.query] = action
+
+    def _decode(self, action: Decode) -> None:
+        group = self.groups[action.group]
+        self._outputs_of(group, action.size, action.outputs)
+        found = self.code.recoverable(frozenset(action.outputs), action.size)
+        assert action.wanted
+        for query, member in action.wanted.items():
+            self._unanswered(query)
+            assert self.asked[query], "it does not take decoded answers"
+            if member not in found:
+                assert self.code.guesses
+                assert max(action.outputs) >= self.code.k, "nothing to guess from"
+                assert action.guess
+                known = self.scheduler.queries.get(query)  # it may be over by now
+                late = known is not None and known.late and self.rules.policy.guessing
+                lost = known is not None and known.losses >= self.rules.max_losses
+                assert late or lost or self.now >= self.deadlines[query], "a better one may come"
+            assert group.members[member] == query
+            assert query not in self.decoding
+            assert query not in self.decoded_ones, "it was decoded before"
+            self.decoding.append(query)
+
+    def _answerdecoded(self, action: AnswerDecoded) -> None:
+        self._unanswered(action.query)
+        assert action.query in self.decoded_ones
+        assert self.asked[action.query]
+        self.ended[action.query] = action
+
+    def _fail(self, action: Fail) -> None:
+        self._unanswered(action.query)
+        if action.reason == DEADLINE:
+            decoding = action.query in self.decoding
+            assert self.now >= self.deadlines[action.query] + decoding * OVERTIME
+        else:
+            assert action.reason.startswith("lost ")
+            assert int(action.reason.split()[1]) >= self.rules.max_losses
+        if self.code.guesses and self.asked[action.query] and action.query not in self.decoding:
+            for group in self.groups.values():
+                assert action.query not in group.members or not group.guessable(), "no guess at it"
+        self.ended[action.query] = action
+
+    def _replace(self, action: Replace) -> None:
+        assert action.worker not in self.down
+        self.down.add(action.worker)
+        for attempt in [a for a, worker in self.at.items() if worker == action.worker]:
+            del self.at[attempt]
+            self.lost.append(attempt)
+
+    def _complete(self, action: Complete) -> None:
+        group = self.groups[action.group]
+        self._outputs_of(group, action.size, action.outputs)
+        assert set(action.outputs) == set(self.code.tasks(action.size))
+        computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
+        assert action.workers == computed
+
+    def _forget(self, action: Forget) -> None:
+        assert action.attempts or action.queries
+        for attempt in action.attempts:
+            assert attempt in self.arrived
+            assert attempt not in self.forgotten, "forgotten twice"
+            self.outputs.remove(attempt)
+            self.forgotten.add(attempt)
+        for query in action.queries:
+            assert query in self.ended
+            self.images.remove(query)
+
+    # Invariants
+
+    def check(self) -> None:
+        scheduler, workers = self.scheduler, self.scheduler.binding.workers
+        assert set(scheduler.queries) == set(self.asked) - set(self.ended)
+        at = {a: i for i, worker in enumerate(workers) for a in worker.running}
+        assert at == self.at
+        assert scheduler.binding.up == set(range(self.rules.workers)) - self.down
+        waiting = [a for a in scheduler.attempts.values() if a.started is None]
+        assert scheduler.waiting == len(waiting)
+        assert all(map(scheduler._needed, waiting)), "nobody needs it"
+        self.check_idle(waiting)
+        assert scheduler.sent == len(self.sent)
+        assert 0 <= scheduler.budget.tokens <= BUCKET
+        assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
+        assert self.outputs >= set(scheduler.computed_by)
+        for group in scheduler.groups.values():
+            own = [a for a in scheduler.attempts.values() if a.group is group]
+            given = [a.worker for a in own if a.identity in at or a.started is None]
+            assert group.at == Counter(w for w in given if w != NOBODY)
+            assert group.members, "nobody is in it"
+        for query in scheduler.queries.values():
+            group = query.group
+            if query.state is State.DECODING:
+                assert query.identity in self.decoding
+                continue
+            assert scheduler.next_timer() is not None
+            assert group.identity in scheduler.groups
+            hopeful = not group.is_open and query.member in group.hopeful()
+            if query.fallback:
+                assert query.attempts, "the decoded answer should be taken"
+            elif query.accept_decoded and not group.is_open:
+                assert query.member not in group.determined(), "it can be decoded"
+                assert not (query.late and group.guessable()), "it can be guessed"
+                assert query.attempts or hopeful, "nothing is under way for it"
+            elif self.systematic:
+                assert query.attempts, "nothing is under way for it"
+
+    def check_idle(self, waiting: list[Attempt]) -> None:
+        """No worker is idle while a task waits that it may take, unless it is too slow for it."""
+        scheduler = self.scheduler
+        for index, worker in enumerate(scheduler.binding.workers):
+            if index in self.down or len(worker.running) >= self.rules.slots:
+                continue
+            assert not worker.line, "idle, yet tasks of its own wait"
+            for attempt in waiting:
+                if self.rules.routing == "round-robin":
+                    assert attempt.worker != NOBODY, "a worker is up"
+                elif scheduler.may_take(index, attempt):
+                    assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
+                    at = scheduler.next_timer()
+                    assert at is not None, "nobody will look at it again"
+
+
+def only(actions: Iterable[Action], kind: type[T]) -> list[T]:
+    return [action for action in actions if isinstance(action, kind)]

@@ -1,0 +1,196 @@
+"""What is taken can be answered in time, and the workers are never without work."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.serving.answers import Answered, Overloaded
+from codedinvnet.serving.rules.admission import Admission
+from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers.computing import Result, run_task
+from codedinvnet.serving.workers.pool import Task
+from tests.serving.bundles import BundleFront, BundlePool
+
+
+class Outcome(NamedTuple):
+    answered: int
+    late: int
+    refused: int
+    longest: float
+    waits: list[int]
+
+
+def simulate(
+    workers: int, service: float, load: float, deadline: float, seconds: float, batch: int = 1
+) -> Outcome:
+    """Send `load` times what the workers can do, in random intervals."""
+    admission, draw = Admission(workers, 10**6), random.Random(0)
+    free, ends, waits = [0.0] * workers, list[tuple[float, float]](), []
+    pending = answered = late = refused = 0
+    longest = now = 0.0
+    while now < seconds:
+        now += draw.expovariate(load * workers / service / batch)
+        while ends and ends[0][0] <= now:
+            end, came = heapq.heappop(ends)
+            pending -= 1
+            admission.note(end, pending, 1)
+            late += end - came > deadline
+            answered += end - came <= deadline
+            longest = max(longest, end - came)
+        if not admission.takes(pending, batch, deadline):
+            refused += batch
+            waits.append(admission.retry_after(pending))
+            continue
+        for _ in range(batch):
+            end = max(now, heapq.heappop(free)) + service * draw.uniform(0.5, 1.5)
+            heapq.heappush(free, end)
+            heapq.heappush(ends, (end, now))
+        pending += batch
+        admission.note(now, pending)
+    return Outcome(answered, late, refused, longest, waits)
+
+
+@pytest.mark.parametrize(("service", "seconds"), [(0.005, 10), (0.05, 60), (0.5, 200)])
+@pytest.mark.parametrize("load", [1.5, 5, 20])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_overload(service: float, seconds: int, load: float, batch: int) -> None:
+    found = simulate(10, service, load, deadline=5.0, seconds=seconds, batch=batch)
+    assert found.answered >= 0.95 * seconds * 10 / service
+    assert found.late < 0.001 * found.answered
+    assert found.refused
+    # Those that wait are half a deadline's worth.
+    assert set(found.waits[len(found.waits) // 2 :]) <= {2, 3}
+
+
+def test_nothing_is_refused_below_capacity() -> None:
+    found = simulate(10, 0.02, 0.8, deadline=5.0, seconds=100)
+    assert (found.refused, found.late) == (0, 0)
+
+
+def test_the_bound_holds_whatever_the_rate() -> None:
+    admission = Admission(2, 10)
+    assert admission.takes(0, 10, 1.0)
+    assert not admission.takes(0, 11, 1.0)
+    assert admission.takes(9, 1, 1.0)
+    assert not admission.takes(10, 1, 1.0)
+    assert admission.retry_after(10) == 1
+
+
+def at_rate(rate: int) -> Admission:
+    """Return one that saw twenty seconds of full work."""
+    admission = Admission(2, 1000)
+    for i in range(20 * rate + 1):
+        admission.note(i / rate, 50, 1)
+    return admission
+
+
+def test_who_has_less_time_is_refused_first() -> None:
+    admission = at_rate(100)
+    assert admission.rate == pytest.approx(100, rel=0.05)
+    assert admission.takes(40, 1, 1.0)
+    assert not admission.takes(40, 1, 0.5)
+    assert not admission.takes(40, 20, 1.0)
+    assert admission.takes(2, 20, 0.01)  # nobody is before it
+    assert admission.retry_after(500) in (5, 6)
+
+
+def test_idle_time_is_no_slowness() -> None:
+    admission = at_rate(100)
+    admission.note(20.01, 1, 1)
+    admission.note(1000.0, 3)
+    assert admission.rate == pytest.approx(100, rel=0.05)
+
+
+def test_it_recovers_from_a_standstill() -> None:
+    admission = at_rate(100)
+    admission.note(80.0, 50)  # nothing came for a minute
+    assert not admission.takes(50, 1, 5.0)
+    assert admission.retry_after(50) == 60
+    assert admission.takes(2, 1, 5.0)
+    now = 80.0
+    for _ in range(300):  # with few queries at a time
+        now += 0.01
+        admission.note(now, 3, 1)
+    assert admission.takes(50, 1, 5.0)
+
+
+class Sleeper(BundlePool):
+    """Workers that take 40 ms for a query, and no processor."""
+
+    outputs: Mapping[str, np.ndarray] = {}
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        await asyncio.sleep(0.04)
+        return Result(self.outputs, 0.04)
+
+
+def test_five_times_capacity() -> None:
+    bundle, deadline, workers = load_bundle("mnist"), 2.0, 6
+    image = np.zeros((1, *bundle.info.input.shape), np.uint8)
+    found: list[Answered] = []
+    counts = {"late": 0, "refused": 0}
+    waits: set[int] = set()
+
+    async def run() -> None:
+        scheme = scheme_for(bundle, 4)
+        pool = Sleeper(scheme)
+        rules = Rules(workers, POLICIES["uncoded"], hang_timeout=60.0, max_pending=10_000)
+        front = BundleFront(scheme, pool, rules, deadline=deadline)
+        pool.outputs = run_task(pool.computer, 0, {IMAGES: image}).outputs
+        await front.start()
+
+        async def ask() -> None:
+            try:
+                (answer,) = await front.ask(image)
+            except Overloaded as refusal:
+                waits.add(refusal.seconds)
+                counts["refused"] += 1
+                return
+            if isinstance(answer, Answered):
+                found.append(answer)
+            else:
+                counts["late"] += 1
+
+        async def client() -> None:
+            while time.monotonic() < end:
+                await ask()
+
+        async def measured(work: list[asyncio.Task[None]]) -> int:
+            """Return how many are answered while all that wait for them are here."""
+            before = len(found)
+            await asyncio.sleep(max(0.0, end - time.monotonic()))
+            answered = len(found) - before
+            await asyncio.gather(*work)
+            return answered
+
+        try:
+            end = time.monotonic() + 2
+            capacity = await measured([asyncio.create_task(client()) for _ in range(60)])
+            end = time.monotonic() + 2
+            work: list[asyncio.Task[None]] = []
+            answered = asyncio.create_task(measured(work))
+            began = time.monotonic()
+            while (now := time.monotonic()) < end:
+                due = round(5 * workers / 0.04 * (now - began))  # whatever the last sleep took
+                work += [asyncio.create_task(ask()) for _ in range(due - len(work))]
+                await asyncio.sleep(0.005)
+            print(f"{capacity} answers at capacity, {await answered} at five times, {counts}")
+            assert answered.result() >= 0.95 * capacity
+            assert counts["late"] == 0
+            assert counts["refused"] > 2 * capacity
+            assert waits <= {1, 2}
+        finally:
+            await front.stop()
+
+    asyncio.run(run())

@@ -1,0 +1,250 @@
+"""Which worker takes which task: the rules of `binding`, and what `hedging` says of copies."""
+
+from __future__ import annotations
+
+import pytest
+
+from codedinvnet.serving.rules.actions import Send
+from codedinvnet.serving.rules.hedging import COPIES, MOST, WORTH, yields
+from codedinvnet.serving.rules.pace import LATE_FACTOR
+from codedinvnet.serving.rules.recent import FEWEST
+from tests.serving.rules.model import ErasureCode, Model, only
+
+NORMAL = 0.01
+LATE = 1.001 * LATE_FACTOR * NORMAL
+
+
+def timed(policy: str = "uncoded", workers: int = 3, slow: float = 1.0, **rules: object) -> Model:
+    """Return a model that knows data tasks of 10 ms, and worker 0 to take `slow` times as long."""
+    code = ErasureCode(2) if policy.startswith("coded") else None
+    model = Model(policy, workers, code, **{"hang_timeout": 100.0, "hedge_share": 1.0, **rules})
+    pace = model.scheduler.pace
+    for _ in range(FEWEST):
+        pace.took(0.0, workers - 1, 0, NORMAL)
+    for _ in range(2 * (slow > 1)):
+        until = pace.took(0.0, 0, 0, slow * NORMAL)
+        if until is not None:
+            model.scheduler.timers.set(until, "retry", 0)
+    model.scheduler.binding.reorder(0)
+    return model
+
+
+def sent_to(model: Model) -> list[int]:
+    return [send.worker for send in only(model.new(), Send)]
+
+
+# The line
+
+
+def test_what_waits_goes_to_the_worker_that_is_free_first() -> None:
+    model = Model("uncoded", 2)
+    first, second, third = model.submit(3)
+    assert model.scheduler.waiting == 1
+    model.result(*model.data(second))
+    assert [model.worker(attempt) for attempt in model.data(third)] == [1]
+    model.result(*model.data(third))
+    assert first not in model.ended
+    model.drain()
+
+
+def test_a_lost_task_is_sent_again_before_those_that_wait() -> None:
+    model = Model("uncoded", 2)
+    first, _, _, _ = model.submit(4)
+    model.new()
+    model.fail(*model.data(first))
+    assert [send.members for send in only(model.new(), Send)] != [(first,)], "it just failed it"
+    model.result(model.running[1])
+    assert [send.members for send in only(model.new(), Send)] == [(first,)]
+    model.drain()
+
+
+def test_a_worker_takes_as_many_tasks_as_it_has_slots() -> None:
+    model = Model("uncoded", 2, slots=3)
+    model.submit(8)
+    assert model.loads == [3, 3]
+    assert model.scheduler.waiting == 2
+    model.kill(0)
+    assert (model.loads, model.scheduler.waiting) == ([0, 3], 5)
+    model.up(0)
+    assert (model.loads, model.scheduler.waiting) == ([3, 3], 2)
+    model.drain()
+
+
+def test_tasks_of_a_group_are_apart_while_they_are_pending() -> None:
+    model = Model("coded", 3, ErasureCode(2), slots=2)
+    model.kill(2)
+    first, second = model.submit(2)
+    assert model.loads == [2, 1, 0], "no worker without a task of the group is up"
+    model.up(2)
+    third, fourth = model.submit(2)
+    assert len({model.worker(*model.data(query)) for query in (third, fourth)}) == 2
+    model.result(*model.data(first), *model.data(second))
+    model.drain()
+
+
+def test_a_worker_that_has_finished_one_takes_another_of_the_group() -> None:
+    model = Model("coded", 3, ErasureCode(2))
+    model.kill(1, 2)
+    first, second = model.submit(2)
+    model.result(*model.data(first))
+    assert [model.worker(attempt) for attempt in model.data(second)] == [0]
+    model.drain()
+
+
+# Slow workers
+
+
+def test_a_slow_worker_comes_last() -> None:
+    model = timed(slow=3)
+    model.submit()
+    assert sent_to(model) == [1]
+    model.submit()
+    assert sent_to(model) == [2]
+    model.drain()
+
+
+def test_a_task_that_the_others_finish_sooner_is_not_for_a_slow_worker() -> None:
+    model = timed(slow=3)
+    model.submit(6)  # two are taken, and four are what the others do while it does one
+    assert sent_to(model) == [1, 2]
+    (fifth,) = model.submit()
+    assert sent_to(model) == [0]
+    assert len(model.data(fifth)) == 1, "it takes the one that is as far back, not the first"
+    model.drain()
+
+
+def test_a_task_waits_for_faster_workers_no_longer_than_it_can_gain() -> None:
+    model = timed(slow=3)
+    model.submit(3)  # the others do not come back
+    assert sent_to(model) == [1, 2]
+    model.wait(2 * NORMAL * 0.99)
+    assert sent_to(model) == []
+    model.wait(2 * NORMAL * 0.02)
+    assert sent_to(model) == [0]
+    model.drain()
+
+
+def test_a_slow_worker_is_tried_again_in_time() -> None:
+    model = timed(slow=3, workers=2)
+    model.wait(0.06)  # RETRY times the 30 ms
+    model.submit(2)
+    assert sorted(sent_to(model)) == [0, 1]
+    model.drain()
+
+
+def test_another_worker_in_the_place_of_a_slow_one_takes_its_share() -> None:
+    model = timed(slow=3)
+    model.kill(0)
+    model.up(0)
+    model.submit(3)
+    assert sorted(sent_to(model)) == [0, 1, 2]
+    model.drain()
+
+
+def test_a_slow_worker_alone_takes_what_there_is() -> None:
+    model = timed(slow=3)
+    model.kill(1, 2)
+    model.submit()
+    assert sent_to(model) == [0]
+    model.drain()
+
+
+# Copies
+
+
+def test_a_copy_waits_first_in_the_line() -> None:
+    model = timed("hedge", workers=2)
+    slow, quick, *_ = model.submit(5)
+    model.wait(LATE)
+    assert model.scheduler.hedges == 2
+    model.new()
+    model.result(*model.data(quick))
+    assert [send.members for send in only(model.new(), Send)] == [(slow,)]
+    model.drain()
+
+
+def test_what_waits_for_a_worker_is_not_copied() -> None:
+    model = timed("hedge", workers=1)
+    model.submit(3)
+    model.wait(LATE)
+    assert model.scheduler.hedges == 1
+    model.drain()
+
+
+def test_a_held_answer_is_late_as_well() -> None:
+    model = timed("hedge")
+    (query,) = model.submit()
+    (attempt,) = model.data(query)
+    model.release(attempt)
+    model.wait(LATE)
+    (copy,) = model.data(query)
+    assert model.worker(copy) != model.worker(attempt)
+    model.drain()
+
+
+def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
+    model = timed("hedge", workers=5)
+    model.submit(3)
+    for _ in range(3):
+        model.result(*model.running.values())
+    (query,) = model.submit()
+    for copies in range(1, COPIES + 1):
+        model.wait(LATE)
+        assert len(model.data(query)) == 1 + copies
+    model.wait(3 * LATE)
+    assert len(model.data(query)) == 1 + COPIES
+    assert model.scheduler.hedges == COPIES
+    model.drain()
+
+
+def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
+    model = timed("hedge", workers=4, hedge_share=0.5)
+    (query,) = model.submit()
+    model.wait(LATE)
+    assert model.scheduler.hedges == 0
+    model.submit()
+    model.wait(LATE)
+    assert model.scheduler.hedges == 1
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+# Extra tasks
+
+
+def test_extra_tasks_yield_by_what_stragglers_cost() -> None:
+    assert not yields(0, 10, 0.0)
+    assert yields(1, 10, 0.0)
+    excess = 1 / WORTH
+    assert not yields(10, 10, excess)
+    assert yields(11, 10, excess)
+    assert not yields(int(10 * MOST), 10, 100.0)
+    assert yields(int(10 * MOST) + 1, 10, 100.0)
+
+
+@pytest.mark.parametrize(("excess", "parities"), [(0.0, 0), (1.0, 1)])
+def test_a_parity_yields_where_others_wait_and_nobody_straggles(
+    excess: float, parities: int
+) -> None:
+    model = Model("coded", 3, ErasureCode(2))
+    model.scheduler.pace.excess = excess
+    model.submit(2)
+    model.submit(2)  # the first has its parity: nothing waited for a worker then
+    model.submit()
+    model.new()
+    model.result(*model.running.values())  # both of the second, and its turn comes
+    tasks = [send.task for send in only(model.new(), Send)]
+    assert tasks.count(2) == parities
+    model.drain()
+
+
+@pytest.mark.parametrize("excess", [0.0, 1.0])
+def test_a_query_that_hoped_for_what_yields_is_sent_again(excess: float) -> None:
+    model = Model("coded", 3, ErasureCode(2))
+    model.scheduler.pace.excess = excess
+    model.kill(1, 2)
+    first, _, _, _ = model.submit(4)
+    model.fail(*model.data(first))
+    assert not model.data(first)
+    model.drain()
+    assert set(model.ended) == set(model.asked)

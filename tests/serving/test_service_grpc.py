@@ -1,0 +1,155 @@
+"""A served model over gRPC: the same answers as the model's own, and the same refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+import tritonclient.http.aio as triton_http
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from benchmarks.processes import free_port
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.gateway.options import GatewayOptions
+from codedinvnet.serving.gateway.run import running as gateway
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.serve import running
+from tests.models.factories import PLACE
+
+SOURCE = f"{PLACE}:mlp"
+ROWS = np.random.default_rng(3).random((3, 16), np.float32)
+
+
+def run(ask: Callable[..., Awaitable[None]], *, with_http: bool = False, **options: Any) -> None:
+    """Serve the model in this process, and ask it."""
+
+    async def all_of_it() -> None:
+        port = free_port()
+        settings = {"pool": "examples/my_pool.py:Pool", "workers": 2, "port": 0, **options}
+        address = f"127.0.0.1:{port}"
+        async with (
+            running(ServeOptions(SOURCE, grpc_port=port, **settings)) as (url, _),
+            triton.InferenceServerClient(address) as client,
+        ):
+            await ask(client, address, *([url] if with_http else []))
+
+    asyncio.run(all_of_it())
+
+
+def tensor(rows: np.ndarray = ROWS, name: str = "input") -> Any:
+    found = triton.InferInput(name, list(rows.shape), "FP32")
+    found.set_data_from_numpy(rows)
+    return found
+
+
+def test_the_answers_are_the_models() -> None:
+    model = open_model(SOURCE)
+    output = model.signature.outputs[0].name
+
+    async def ask(client: Any, address: str) -> None:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("mlp")
+        metadata = await client.get_model_metadata("mlp")
+        assert [list(t.shape) for t in metadata.inputs] == [[-1, 16]]
+        answer = await client.infer("mlp", [tensor()], request_id="7")
+        found = answer.as_numpy(output)
+        for i in range(len(ROWS)):
+            own = model.run({"input": ROWS[i : i + 1]})[output]
+            assert found[i : i + 1].tobytes() == own.tobytes()
+        assert set(answer.as_numpy("outcome")) == {b"direct"}
+        assert answer.get_response().id == "7"
+        wanted = [triton.InferRequestedOutput("outcome")]
+        answer = await client.infer("mlp", [tensor()], outputs=wanted)
+        assert answer.as_numpy(output) is None
+
+        typed = pb.ModelInferRequest(model_name="mlp")
+        entry = typed.inputs.add(name="input", datatype="FP32", shape=ROWS.shape)
+        entry.contents.fp32_contents.extend(ROWS.ravel().tolist())
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            body = await call(typed.SerializeToString())
+        response = pb.ModelInferResponse.FromString(body)
+        assert response.raw_output_contents[0] == found.tobytes()
+
+    run(ask)
+
+
+def test_behind_the_gateway_the_answers_are_the_same() -> None:
+    """The service over both of its faces, as two upstreams, behind both faces of the gateway."""
+
+    async def ask(client: Any, address: str, http: str) -> None:
+        wanted = await client.infer("mlp", [tensor()])
+        names = [output.name for output in wanted.get_response().outputs]
+        upstreams = (http, f"grpc://{address}")
+        settings = GatewayOptions(
+            "mlp", upstream=upstreams, port=0, grpc_port=0, routing="round-robin", slots=1
+        )
+        async with gateway(settings) as (url, _, port):
+            over_http = triton_http.InferenceServerClient(url.removeprefix("http://"))
+            over_grpc = triton.InferenceServerClient(f"127.0.0.1:{port}")
+            async with over_http, over_grpc:
+                rows = triton_http.InferInput("input", list(ROWS.shape), "FP32")
+                rows.set_data_from_numpy(ROWS)
+                for asked, sent in ((over_http, rows), (over_grpc, tensor())):
+                    for _ in range(2):
+                        found = await asked.infer("mlp", [sent])
+                        for name in names:
+                            assert (found.as_numpy(name) == wanted.as_numpy(name)).all()
+
+    run(ask, with_http=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "name", "status", "told"),
+    [
+        ("other", ROWS, "input", "NOT_FOUND", "mlp"),
+        ("mlp", ROWS[:, :5], "input", "INVALID_ARGUMENT", "shape"),
+        ("mlp", ROWS, "z", "INVALID_ARGUMENT", "input"),
+        ("mlp", np.repeat(ROWS, 20, 0), "input", "INVALID_ARGUMENT", "at most"),
+    ],
+)
+def test_refusals(model: str, rows: np.ndarray, name: str, status: str, told: str) -> None:
+    async def ask(client: Any, _: str) -> None:
+        with pytest.raises(InferenceServerException) as error:
+            await client.infer(model, [tensor(rows, name)])
+        assert error.value.status() == f"StatusCode.{status}"
+        assert told in error.value.message()
+
+    run(ask, max_batch=50)
+
+
+def test_the_token_is_needed(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+
+    async def ask(client: Any, _: str) -> None:
+        assert await client.is_model_ready("mlp")
+        with pytest.raises(InferenceServerException) as error:
+            await client.infer("mlp", [tensor()])
+        assert error.value.status() == "StatusCode.UNAUTHENTICATED"
+        headers = {"authorization": "Bearer secret"}
+        await client.infer("mlp", [tensor()], headers=headers)
+
+    run(ask, token_file=token)
+
+
+def test_a_port_that_is_taken() -> None:
+    async def ask(_: Any, address: str) -> None:
+        port = int(address.rpartition(":")[2])
+        with pytest.raises(UserError, match=r"--grpc-port: cannot listen on 127\.0\.0\.1"):
+            async with running(ServeOptions(SOURCE, port=0, grpc_port=port)):
+                pass
+
+    run(ask)
+    with pytest.raises(UserError, match=r"--grpc-port: must lie in 0\.\.65535"):
+        check(ServeOptions(SOURCE, grpc_port=-1))

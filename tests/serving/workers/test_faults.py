@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import statistics
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.serving.workers import faults as module
+from codedinvnet.serving.workers.computing import OUTPUT, Result
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule, load_schedule
+from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied
+from tests.serving.bundles import output
+
+INPUTS = {"images": np.zeros((1, 1, 2, 2), np.uint8)}
+MS_100 = {"ms": 100}
+
+T = TypeVar("T")
+
+
+class InnerPool:
+    """Answers at once, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.on_death: Death | None = None
+        self.calls: list[tuple[int, int]] = []
+        self.deeds: list[str] = []
+        self.pids: dict[int, int] = {}
+
+    async def start(self, size: int) -> None:
+        self.deeds.append(f"start {size}")
+
+    async def call(self, worker: int, task: Task) -> Result:
+        self.calls.append((worker, task.attempt))
+        return Result({OUTPUT: np.full((1, 1000), task.attempt, np.float32)}, 0.5)
+
+    async def replace(self, worker: int) -> None:
+        self.deeds.append(f"replace {worker}")
+
+    async def stop(self) -> None:
+        self.deeds.append("stop")
+
+    def pid(self, worker: int) -> int | None:
+        return self.pids.get(worker)
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 50.0
+        self.slept: list[float] = []
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(FaultyPool, "_block", self._block)
+
+    async def _block(self, worker: int, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def schedule(*faults: dict[str, Any], seed: int = 1) -> Schedule:
+    return Schedule.model_validate({"seed": seed, "faults": faults})
+
+
+def run(
+    work: Callable[[FaultyPool, InnerPool], Awaitable[T]],
+    *faults: dict[str, Any],
+    seed: int = 1,
+    size: int = 4,
+) -> T:
+    """Run something on a started pool."""
+
+    async def main() -> T:
+        inner = InnerPool()
+        pool = FaultyPool(inner, schedule(*faults, seed=seed))
+        await pool.start(size)
+        return await asyncio.wait_for(work(pool, inner), 20)
+
+    return asyncio.run(main())
+
+
+def task(attempt: int, origin: Origin | None = None) -> Task:
+    return Task(attempt, 0, INPUTS, origin)
+
+
+def held(*faults: dict[str, Any], tasks: list[tuple[int, Task]], seed: int = 1) -> list[float]:
+    """Return for how long each task's answer is held back."""
+
+    async def work(pool: FaultyPool, _: InnerPool) -> list[float]:
+        return [(await pool.call(worker, t)).held for worker, t in tasks]
+
+    return run(work, *faults, seed=seed)
+
+
+def test_faults_of_requests_have_victims_of_their_own() -> None:
+    rare, often = (
+        {"kind": "hold", "probability": p, "per_request": True, "delay": {"ms": ms}}
+        for p, ms in ((0.3, 1), (0.3, 1000))
+    )
+    tasks = [(0, task(i, Origin(i, 0, 1))) for i in range(400)]
+    both = held(rare, often, tasks=tasks)
+    shares = {round(1000 * seconds): 0 for seconds in both}
+    for seconds in both:
+        shares[round(1000 * seconds)] += 1
+    assert set(shares) == {0, 1, 1000, 1001}
+    assert shares[1001] / 400 == pytest.approx(0.09, abs=0.05)  # by chance alone
+
+
+# Files
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "faults.json"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_example_in_the_docs_is_a_schedule(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
+    blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = [block for block in blocks if '"faults"' in block]
+    made = load_schedule(write(tmp_path, text))
+    assert made.seed == 1
+    assert [fault.kind for fault in made.faults] == ["slow", "hold", "crash", "hang", "corrupt"]
+    slow, hold, crash, hang, corrupt = made.faults
+    assert slow.delay == Delay(distribution="pareto", ms=20, shape=1.5)
+    assert (hold.worker, hold.probability, hold.per_request) == (None, 0.1, True)
+    assert (crash.from_s, crash.until_s) == (10, 10.5)
+    assert hang.worker == 6
+    assert corrupt.scale == 2
+
+
+def test_an_empty_schedule(tmp_path: Path) -> None:
+    assert load_schedule(write(tmp_path, "{}")) == Schedule()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], "must be one JSON object"),
+        ({"sede": 3}, "unknown key 'sede': did you mean 'seed'?"),
+        ({"faults": 3}, "faults: "),
+        ({"faults": [{}]}, "missing key 'faults.0.kind'"),
+        ({"faults": [{"kind": "lazy"}]}, "faults.0.kind: input should be 'slow', 'hold', 'hang'"),
+        ({"faults": [{"kind": "slow"}]}, "faults.0: a fault of kind 'slow' needs a delay"),
+        ({"faults": [{"kind": "hold"}]}, "faults.0: a fault of kind 'hold' needs a delay"),
+        ({"faults": [{"kind": "hang", "spread": True}]}, "spread is an option of kind 'slow'"),
+        (
+            {"faults": [{"kind": "hang", "delay": {"ms": 500}}]},
+            "faults.0: delay is an option of kind 'slow' and 'hold', not of 'hang'",
+        ),
+        ({"faults": [{"kind": "crash", "scale": 2}]}, "scale is an option of kind 'corrupt'"),
+        ({"faults": [{"kind": "crash", "each_image": True}]}, "each_image is an option of"),
+        ({"faults": [{"kind": "hang", "from_task": -1}]}, "faults.0.from_task: "),
+        ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
+        ({"faults": [{"kind": "hang", "from_s": -1}]}, "faults.0.from_s: "),
+        (
+            {"faults": [{"kind": "hang", "from_s": 2, "until_s": 2}]},
+            "faults.0: until_s 2 is not after from_s 2",
+        ),
+        (
+            {"faults": [{"kind": "hang", "from_task": 10, "until_task": 10}]},
+            "faults.0: until_task 10 is not above from_task 10",
+        ),
+        ({"faults": [{"kind": "hang", "probability": 0}]}, "faults.0.probability: "),
+        ({"faults": [{"kind": "hang", "probability": 1.1}]}, "faults.0.probability: "),
+        ({"faults": [{"kind": "corrupt", "scale": 0}]}, "faults.0.scale: "),
+        ({"faults": [{"kind": "slow", "delay": {"ms": -1}}]}, "faults.0.delay.ms: "),
+        ({"faults": [{"kind": "slow", "delay": {}}]}, "missing key 'faults.0.delay.ms'"),
+        (
+            {"faults": [{"kind": "slow", "delay": {"ms": 1, "distribution": "normal"}}]},
+            "faults.0.delay.distribution: ",
+        ),
+        ({"faults": [{"kind": "slow", "delay": {"ms": 1, "shape": 0}}]}, "faults.0.delay.shape: "),
+    ],
+)
+def test_a_wrong_schedule_is_one_line_that_names_the_key(
+    tmp_path: Path, raw: Any, message: str
+) -> None:
+    path = write(tmp_path, json.dumps(raw))
+    with pytest.raises(UserError) as caught:
+        load_schedule(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "hang", "wroker": 3}, {"kind": "slow", "delay": {"mz": 3}}]
+)
+def test_an_unknown_key_of_a_fault(tmp_path: Path, fault: dict[str, Any]) -> None:
+    path = write(tmp_path, json.dumps({"faults": [fault]}))
+    with pytest.raises(UserError, match=r"unknown key 'faults\.0\.(wroker|delay\.mz)': did you"):
+        load_schedule(path)
+
+
+@pytest.mark.parametrize("content", [b"nope", b"\xff\xfe\xfd"])
+def test_a_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "faults.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^the faults file {path} is not JSON: .*$"):
+        load_schedule(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot read the faults file .*No such file"):
+        load_schedule(tmp_path / "none.json")
+
+
+# Delays
+
+
+def test_delays_have_the_distributions_that_they_say() -> None:
+    generator = random.Random(0)
+
+    def draws(**settings: Any) -> list[float]:
+        delay = Delay(**settings)
+        return [delay.draw(generator) for _ in range(20_000)]
+
+    assert set(draws(ms=30)) == {0.03}
+    exponential = draws(distribution="exponential", ms=20)
+    assert statistics.mean(exponential) == pytest.approx(0.02, rel=0.05)
+    assert statistics.median(exponential) == pytest.approx(0.02 * 0.6931, rel=0.05)
+    pareto = draws(distribution="pareto", ms=10, shape=2)
+    assert min(pareto) >= 0.01
+    assert statistics.median(pareto) == pytest.approx(0.01 * 2**0.5, rel=0.05)
+    assert set(draws(ms=0)) == {0}
+
+
+# Kinds
+
+
+def test_without_faults_the_pool_is_the_inner_one() -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        died: list[tuple[int, str]] = []
+
+        def on_death(worker: int, reason: str) -> None:
+            died.append((worker, reason))
+
+        assert pool.on_death is None
+        pool.on_death = on_death
+        assert inner.on_death is on_death
+        assert pool.on_death is on_death
+        result = await pool.call(2, task(7))
+        assert output(result).tolist() == [7] * 1000
+        assert (result.seconds, result.held) == (0.5, 0)
+        inner.pids[1] = 4321
+        assert (pool.pid(0), pool.pid(1)) == (None, 4321)
+        await pool.replace(3)
+        await pool.stop()
+        assert inner.deeds == ["start 4", "replace 3", "stop"]
+        assert inner.calls == [(2, 7)]
+
+    run(work)
+
+
+def test_slow_blocks_the_worker(clock: Clock) -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        result = await pool.call(1, task(7))
+        assert clock.slept == [0.1]
+        assert (result.held, result.blocked) == (0, 0.1)
+        assert (await pool.call(0, task(8))).blocked == 0
+        assert clock.slept == [0.1]
+        assert inner.calls == [(1, 7), (0, 8)]
+
+    run(work, {"kind": "slow", "worker": 1, "delay": MS_100})
+
+
+def test_slow_takes_its_time() -> None:
+    async def work(pool: FaultyPool, _: InnerPool) -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await pool.call(1, task(7))
+        return loop.time() - began
+
+    assert run(work, {"kind": "slow", "delay": {"ms": 300}}) >= 0.29
+    assert run(work, {"kind": "slow", "delay": {"ms": 0}}) < 0.29
+
+
+def test_a_delay_that_is_spread_is_the_same_in_all(clock: Clock) -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        early = []
+        for attempt in range(200):
+            clock.slept.clear()
+            result = await pool.call(1, task(attempt))
+            assert sum(clock.slept) == pytest.approx(0.1)
+            assert result.blocked == pytest.approx(0.1)
+            assert len(clock.slept) == 2
+            early.append(clock.slept[0])
+        assert min(early) < 0.01
+        assert max(early) > 0.09
+        assert len(inner.calls) == 200
+
+    run(work, {"kind": "slow", "worker": 1, "delay": MS_100, "spread": True})
+
+
+def test_encoding_takes_parities_longer_for_every_image(clock: Clock) -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> list[float]:
+        tasks = ((0, 1), (9, 1), (10, 1), (10, 7), (11, 7), (12, 7))
+        return [
+            (await pool.call(1, Task(i, number, {"x": np.zeros((size, 2))}))).blocked
+            for i, (number, size) in enumerate(tasks)
+        ]
+
+    wait = {"kind": "slow", "delay": MS_100}
+    encoding = {"kind": "slow", "delay": {"ms": 2}, "each_image": True, "from_task": 10}
+    blocked = run(work, wait, {**encoding, "until_task": 12})
+    assert blocked == pytest.approx([0.1, 0.1, 0.102, 0.114, 0.114, 0.1])
+
+
+def test_faults_of_other_tasks_leave_those_of_a_worker_as_they_are() -> None:
+    often = {"kind": "hold", "probability": 0.5, "delay": MS_100}
+    others = {"kind": "slow", "probability": 0.5, "delay": {"ms": 0}, "from_task": 10}
+    tasks = [(0, task(i)) for i in range(50)]
+    assert held(others, often, tasks=tasks) == held(often, tasks=tasks)
+
+
+def test_a_worker_that_is_replaced_after_it_computed_has_lost_its_answer() -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        pool.generators[1] = Late()
+        call = asyncio.create_task(pool.call(1, task(7)))
+        await asyncio.sleep(0.05)
+        assert inner.calls == [(1, 7)]
+        assert not call.done()
+        await pool.replace(1)
+        with pytest.raises(WorkerDied, match="replaced while it was slow"):
+            await call
+
+    class Late(random.Random):
+        """Puts the whole delay behind the computing."""
+
+        def random(self) -> float:
+            return 0.0
+
+    run(work, {"kind": "slow", "delay": {"ms": 60_000}, "spread": True})
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"kind": "hang"}, "replaced while it hung"),
+        ({"kind": "slow", "delay": {"ms": 60_000}}, "replaced while it was slow"),
+    ],
+)
+def test_a_worker_that_is_replaced_has_lost_its_task(fault: dict[str, Any], message: str) -> None:
+    """It must not compute it beside the next one's."""
+
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        call = asyncio.create_task(pool.call(1, task(7)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not call.done()
+        await pool.replace(0)
+        await asyncio.sleep(0.01)
+        assert not call.done()
+        await pool.replace(1)
+        with pytest.raises(WorkerDied, match=message):
+            await call
+        assert inner.calls == []
+        assert inner.deeds == ["start 4", "replace 0", "replace 1"]
+        again = asyncio.create_task(pool.call(1, task(8)))  # the new one is no better
+        await asyncio.sleep(0.01)
+        assert not again.done()
+        again.cancel()
+
+    run(work, fault)
+
+
+def test_hold_keeps_the_answer_back_and_lets_the_worker_go_on(clock: Clock) -> None:
+    tasks = [(1, task(1)), (2, task(2))]
+    assert held({"kind": "hold", "worker": 1, "delay": MS_100}, tasks=tasks) == [0.1, 0]
+    assert clock.slept == []
+
+
+def test_faults_add_up(clock: Clock) -> None:
+    fault = {"kind": "hold", "delay": MS_100}
+    slow = {"kind": "slow", "delay": {"ms": 7}}
+    assert held(fault, slow, fault, slow, tasks=[(0, task(1))]) == [pytest.approx(0.2)]
+    assert clock.slept == [0.007, 0.007]
+
+
+def test_crash_kills_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, sign: killed.append((pid, sign)))
+
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        inner.pids[1] = 4321
+        for worker in (0, 1):
+            with pytest.raises(WorkerDied, match="injected crash"):
+                await pool.call(worker, task(7))
+        assert inner.calls == []
+
+    run(work, {"kind": "crash"})
+    assert killed == [(4321, signal.SIGKILL)]
+
+
+def test_corrupt_adds_noise() -> None:
+    async def work(pool: FaultyPool, _: InnerPool) -> list[np.ndarray]:
+        return [output(await pool.call(worker, task(7))) for worker in (1, 1, 0)]
+
+    lie, other, truth = run(work, {"kind": "corrupt", "worker": 1, "scale": 2.0})
+    assert lie.dtype == np.float32
+    assert float((lie - 7).std()) == pytest.approx(2, rel=0.1)
+    assert abs(float((lie - 7).mean())) < 0.3
+    assert not np.array_equal(lie, other)
+    assert truth.tolist() == [7] * 1000
+
+
+# When and whom
+
+
+def test_a_fault_is_on_in_its_time(clock: Clock) -> None:
+    async def work(pool: FaultyPool, _: InnerPool) -> list[bool]:
+        hit = []
+        for now in (0, 9.9, 10, 10.4, 10.5, 20):
+            clock.now = 50 + now
+            hit.append((await pool.call(1, task(7))).held > 0)
+        return hit
+
+    fault = {"kind": "hold", "delay": MS_100, "from_s": 10, "until_s": 10.5}
+    assert run(work, fault) == [False, False, True, True, False, False]
+    clock.now = 50
+    assert run(work, {"kind": "hold", "delay": MS_100}) == [True] * 6
+
+
+def test_faults_come_and_go() -> None:
+    async def work(pool: FaultyPool, _: InnerPool) -> list[float]:
+        found = []
+
+        async def look() -> None:
+            for worker in (0, 1):
+                found.append((await pool.call(worker, task(7))).held)
+
+        await look()
+        pool.add(Fault(kind="hold", worker=1, delay=Delay(ms=50)))
+        pool.add(Fault(kind="hold", worker=0, delay=Delay(ms=25)))
+        await look()
+        pool.clear(1)
+        await look()
+        return found
+
+    fault = {"kind": "hold", "delay": MS_100}
+    expected = [0.1, 0.1, 0.125, 0.15, 0.125, 0.1]
+    assert run(work, fault) == pytest.approx(expected)
+
+
+def test_a_fault_of_a_worker_that_is_not_there() -> None:
+    async def work(pool: FaultyPool, inner: InnerPool) -> None:
+        raise AssertionError("started")
+
+    with pytest.raises(UserError, match=r"^the faults name worker 4; there are 4$"):
+        run(work, {"kind": "hang", "worker": 4})
+
+
+def test_some_tasks_are_hit() -> None:
+    fault = {"kind": "hold", "probability": 0.3, "delay": MS_100}
+    hits = [h > 0 for h in held(fault, tasks=[(i % 4, task(i)) for i in range(2000)])]
+    assert sum(hits) / 2000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_a_seed_repeats_itself_whatever_the_other_workers_do() -> None:
+    fault = {
+        "kind": "hold",
+        "probability": 0.5,
+        "delay": {"distribution": "exponential", "ms": 10},
+    }
+    one = [(1, task(i)) for i in range(50)]
+    mixed = [pair for i in range(50) for pair in ((0, task(100 + i)), (1, task(i)))]
+    alone = held(fault, tasks=one, seed=5)
+    assert alone == held(fault, tasks=one, seed=5)
+    assert alone == held(fault, tasks=mixed, seed=5)[1::2]
+    assert alone != held(fault, tasks=one, seed=6)
+    assert alone != held(fault, tasks=[(2, t) for _, t in one], seed=5)
+
+
+def test_per_request_hits_one_position_of_some_requests() -> None:
+    fault = {"kind": "hold", "probability": 0.25, "per_request": True, "delay": MS_100}
+    size, requests = 4, 800
+    tasks = [
+        (position, task(request * size + position, Origin(request, position, size)))
+        for request in range(requests)
+        for position in range(size)
+    ]
+    hits = np.array(held(fault, tasks=tasks)).reshape(requests, size) > 0
+    assert set(hits.sum(axis=1).tolist()) == {0, 1}
+    assert hits.any(axis=1).mean() == pytest.approx(0.25, abs=0.05)
+    assert hits.sum(axis=0).min() > requests * 0.25 / size / 2
+    again = np.array(held(fault, tasks=tasks[::-1])).reshape(requests, size)[::-1, ::-1] > 0
+    assert np.array_equal(hits, again)
+    other = np.array(held(fault, tasks=tasks, seed=2)).reshape(requests, size) > 0
+    assert not np.array_equal(hits, other)
+
+
+def test_per_request_leaves_parities_alone() -> None:
+    fault = {"kind": "hold", "probability": 1.0, "per_request": True, "delay": MS_100}
+    assert held(fault, tasks=[(0, task(1)), (0, task(2, Origin(1, 0, 1)))]) == [0, 0.1]

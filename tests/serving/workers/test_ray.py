@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.models.runtime import ONNX_RUNTIME
+from codedinvnet.serving.workers import ray as ray_pool
+from codedinvnet.serving.workers.computing import BundleSpec
+from codedinvnet.serving.workers.pool import WorkerDied
+from codedinvnet.serving.workers.ray import Actor, RayPool, has_token, last_line
+
+
+def test_a_dead_actors_number_may_be_another_processs() -> None:
+    pool = RayPool.__new__(RayPool)  # without Ray
+    here, there = socket.gethostname(), "elsewhere"
+    pool.actors = [Actor(None, here, 7), Actor(None, here, 8, dead="x"), Actor(None, there, 9)]
+    assert [pool.pid(worker) for worker in range(3)] == [7, None, None]
+
+
+class Handle:
+    """An actor that gives a sign of life, or none."""
+
+    def __init__(self, alive: bool) -> None:
+        self.alive = alive
+        self.whereabouts = self
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def remote(self) -> asyncio.Future[tuple[str, int]]:
+        sign: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        if self.alive:
+            sign.set_result(("here", 1))
+        return sign
+
+
+def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_pool, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(ray_pool, "HEARTBEAT_TIMEOUT", 0.02)
+    pool = RayPool.__new__(RayPool)
+    pool.actors = [Actor(Handle(False), "here", 7), Actor(Handle(True), "here", 8)]
+    given_up: list[tuple[int, str]] = []
+    pool.on_death = lambda worker, reason: given_up.append((worker, reason))
+
+    async def run() -> None:
+        watch = asyncio.create_task(pool._watch())
+        await asyncio.sleep(0.3)  # ten heartbeats, and more
+        watch.cancel()
+
+    asyncio.run(run())
+    assert given_up == [(0, "no sign of life")]
+    assert [actor.dead for actor in pool.actors] == ["no sign of life", ""]
+
+
+def test_an_error_of_ray_comes_down_to_its_last_line() -> None:
+    raised = (
+        "The actor died because of an error raised in its creation task, ray::RayWorker (pid=7)\n"
+        '  File "pool.py", line 97, in load\n'
+        "codedinvnet.errors.UserError: no bundle 'nowhere'\n\n"
+    )
+    assert last_line(Exception(raised)) == "codedinvnet.errors.UserError: no bundle 'nowhere'"
+    assert last_line(Exception()) == ""
+
+
+def test_a_user_without_a_home_has_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(Path, "home", home)
+    assert not has_token()
+
+
+def test_where_the_first_actor_fails_no_other_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine it starts alone; the others would fail as slowly."""
+    spawned: list[int] = []
+
+    async def fail(_: RayPool) -> Actor:
+        spawned.append(1)
+        raise RuntimeError("no engine here")
+
+    class Initialized:
+        def is_initialized(self) -> bool:
+            return True
+
+        def remote(self, **_: Any) -> Any:
+            return lambda cls: cls
+
+        def shutdown(self) -> None: ...
+
+    monkeypatch.setattr(RayPool, "_spawn", fail)
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.spec = Initialized(), BundleSpec("mnist", 4, engine=ONNX_RUNTIME)
+    pool.actors, pool.heartbeats, pool.connected = [], None, False
+    with pytest.raises(UserError, match="the Ray actors cannot start: no engine here"):
+        asyncio.run(pool.start(11))
+    assert spawned == [1]
+
+
+class NoRay:
+    """Stands in for Ray, and connects to nothing."""
+
+    def init(self, **options: Any) -> None:
+        assert options["address"] == "local"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "home"])
+def test_a_users_token_is_asked_for(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray switches its tokens on by itself, unless it is told not to."""
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    if where == "home":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif where != "nowhere":
+        os.environ[where] = str(tmp_path / "secret")
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.spec, pool.address = NoRay(), BundleSpec("mnist", 4), None
+    pool._connect()
+    assert os.environ.get("RAY_AUTH_MODE") == ("disabled" if where == "nowhere" else None)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    pool._connect()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+class Lost:
+    """Stands in for Ray whose node is lost; it may be connected again when the cluster is back."""
+
+    class exceptions:
+        RayError = RuntimeError
+
+    def __init__(self) -> None:
+        self.back, self.alive = False, False
+        self.connected: list[str] = []
+        self.fate: list[Exception] = []
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "here", "Alive": self.alive}, {"NodeID": "there", "Alive": True}]
+
+    def shutdown(self) -> None:
+        self.connected.append("shutdown")
+
+    def init(self, **_: Any) -> None:
+        if not self.back:
+            raise ConnectionError("no raylet here")
+        self.connected.append("init")
+        self.alive = True
+
+    def kill(self, *_: Any, **__: Any) -> None: ...
+
+    def remote(self, _: BundleSpec) -> Any:
+        return self
+
+    @property
+    def whereabouts(self) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._where))
+
+    def _where(self) -> asyncio.Future[tuple[str, int]]:
+        sign: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        if self.fate:
+            sign.set_exception(self.fate.pop())
+        else:
+            sign.set_result(("here", 1))
+        return sign
+
+
+def lost_pool(ray: Lost) -> RayPool:
+    pool = RayPool.__new__(RayPool)
+    pool.ray, pool.remote, pool.spec, pool.address = ray, ray, BundleSpec("mnist", 4), "auto"
+    pool.connected, pool.connecting, pool.on_death = True, asyncio.Lock(), None
+    pool.actors = [Actor(ray, "here", i) for i in range(3)]
+    return pool
+
+
+def test_a_lost_cluster_is_connected_to_once_when_it_is_back() -> None:
+    async def run() -> None:
+        ray = Lost()
+        pool = lost_pool(ray)
+        for _ in range(2):
+            with pytest.raises(WorkerDied, match="cannot connect to Ray at auto: no raylet here"):
+                await pool.replace(0)
+        assert all(actor.dead for actor in pool.actors)
+        ray.back = True
+        ray.connected.clear()
+        await asyncio.gather(*[pool.replace(worker) for worker in range(3)])
+        assert ray.connected == ["shutdown", "init"]
+        assert not any(actor.dead for actor in pool.actors)
+
+    asyncio.run(run())
+
+
+def test_an_actors_user_error_is_the_users() -> None:
+    async def run() -> None:
+        ray = Lost()
+        ray.alive = True
+        ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.errors.UserError: no bundle 'x'")]
+        pool = lost_pool(ray)
+        with pytest.raises(UserError, match=r"^no bundle 'x'"):
+            await pool.replace(0)
+        await pool.replace(0)
+
+    asyncio.run(run())
+
+
+def test_what_ray_says_is_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    ray_pool.say(
+        {"lines": ["\nRaylet is terminated.\n    [state-dump] a\n"], "pid": "raylet"}, False
+    )
+    (told,) = caplog.records
+    assert vars(told)["fields"] == {"reason": "Raylet is terminated."}
