@@ -34,6 +34,7 @@ class Fake:
         self.metadata: Any = {"name": "m", "versions": ["1"], "platform": "fake", **TENSORS}
         self.delay = 0.0
         self.ready = True
+        self.hangs_up = False
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         """Path, headers and body of every inference request."""
         self.probes = 0
@@ -48,6 +49,8 @@ class Fake:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append((request.path, headers, await request.read()))
         await asyncio.sleep(self.delay)
+        if self.hangs_up and request.transport is not None:
+            request.transport.close()
         return web.Response(status=self.status, body=self.body, headers=self.headers)
 
     async def _ready(self, _: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,15 @@ def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) -> Non
         await slow.start()
         await other.start()
         file.write_text(slow.url)
-        async with gateway(upstreams_file=file, policy="uncoded") as (address, *_):
-            slow.delay = 4.0
+        options = {"upstreams_file": file, "policy": "uncoded", "hang_timeout_ms": 9000}
+        async with gateway(deadline_ms=20_000, **options) as (address, *_):
+            slow.delay = 8.0
             asked = asyncio.create_task(ask(address))
             await until(lambda: len(slow.seen) == 1)
             file.write_text(other.url)
+            began = time.monotonic()
             assert (await asked).status == 200
+            assert time.monotonic() - began < 3  # as soon as that is known
             assert len(other.seen) == 1
         await slow.stop()
         await other.stop()

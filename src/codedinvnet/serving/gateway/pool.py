@@ -293,7 +293,7 @@ class UpstreamPool:
             )
         except Unreachable:
             there = False
-        if there:
+        if there and not self._is_to_blame(place):
             return WorkerFailed(reason)
         self._set_aside(place, reason)
         return WorkerDied(reason)
@@ -307,16 +307,20 @@ class UpstreamPool:
         """
         self._count(place, FAILED)
         call.refusal = reply
-        place.failures += 1
-        others = [other for other in self.places if other is not place and other.up]
-        sound = any(other.failures == 0 for other in others)
         reason = f"{place.upstream.url}: {reply}"
-        if sound and (place.on_probation or place.failures >= MOST_FAILURES):
+        if self._is_to_blame(place):
             self._set_aside(place, reason)
             raise WorkerDied(reason)
-        if others and self._retries >= 1:
+        if self._retries >= 1 and any(other.up for other in self.places if other is not place):
             self._retries -= 1
             raise WorkerFailed(reason)
+
+    def _is_to_blame(self, place: Place) -> bool:
+        """Take down a failure; return whether to set the upstream aside, as others are sound."""
+        place.failures += 1
+        others = (other for other in self.places if other is not place and other.up)
+        sound = any(other.failures == 0 for other in others)
+        return sound and (place.on_probation or place.failures >= MOST_FAILURES)
 
     def _set_aside(self, place: Place, reason: str) -> None:
         """Send nothing more to an upstream until it is ready again."""
@@ -329,7 +333,6 @@ class UpstreamPool:
             log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
         if self.on_death is not None:
             self.on_death(place.worker, reason)
-        self._give_up(place.worker, reason)
 
     def _give_up(self, worker: int, reason: str) -> None:
         """Wait no longer for what a worker is at."""
