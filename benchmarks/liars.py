@@ -38,8 +38,12 @@ CLEAN = 1_000_000
 """Answers of sound workers, over which false alarms are counted."""
 CHANGED = 0.1
 """The share of labels that the noise changes, and that a flipped bit changes at least."""
+GLANCE = 20
+"""Images by which most flipped bits, which change next to nothing, are passed over."""
 PROBE = 200
 """Images on which that is measured of a flipped bit."""
+CHUNK = 50
+"""Answers of the liar that are computed at a time."""
 MOST_ANSWERS = 2_000
 """Answers of the liar after which a run is given up."""
 EXPONENT = range(23, 31)
@@ -124,6 +128,8 @@ def flipped(at: Setting, random: np.random.Generator) -> Labels:
             found = at.labels(outputs)
             return np.where(outputs.isfinite().all(1).numpy(), found, -1)
 
+        if not (labels(probe[:GLANCE]) != sound[:GLANCE]).any():
+            continue
         changed = labels(probe)
         if (changed >= 0).all() and (changed != sound).mean() >= CHANGED:
             return labels
@@ -187,7 +193,8 @@ def until_named(at: Setting, workers: int, fault: str, seed: int) -> tuple[int, 
     drawn = list(roles(at, workers, random, MOST_ANSWERS * workers // (K + 1)))
     places = [np.flatnonzero(who[:K] == liar) for _, who in drawn]
     rows = [at.compared.members[g, p[0]] for (g, _), p in zip(drawn, places, strict=True) if p.size]
-    wrong = iter(faulty(np.array(rows)).tolist())
+    parts = (faulty(np.array(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK))
+    wrong = (int(label) for part in parts for label in part)
     tests, answers = Liars(workers), 0
     for (group, who), place in zip(drawn, places, strict=True):
         direct = at.compared.direct[group].copy()

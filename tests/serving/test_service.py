@@ -29,6 +29,8 @@ INPUTS = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": np.array([10, 
 class Front:
     """Answers queries in place of a front end: adds the inputs, or ends as it is told."""
 
+    reliance: SimpleNamespace | None = None
+
     def __init__(self, *ends: QueryFailed) -> None:
         self.ends, self.scheduler = ends, SimpleNamespace(systematic=True)
         self.asked: dict[str, Any] = {}
@@ -109,3 +111,14 @@ def test_scores_are_answered_in_the_names_and_types_of_the_served_model() -> Non
     assert second["label"].tolist() == [0]
     assert second["label"].dtype == np.int64
     assert second["probabilities"] == pytest.approx(np.array([[0.7310586, 0.2689414]]))
+
+
+def test_a_limit_on_disagreement_is_told_as_it_stands_or_refused() -> None:
+    front = Front()
+    with pytest.raises(BadRequest, match="max_disagreement"):
+        answer(front, "sum", max_disagreement=0.1)
+    assert front.asked == {}
+    front.reliance = SimpleNamespace(limit=0.01, kept=lambda asked: min(asked, 0.01))
+    assert answer(front, "sum", max_disagreement=0.1).parameters == {"max_disagreement": 0.01}
+    assert front.asked["limit"] == 0.1
+    assert answer(front, "sum").parameters == {}

@@ -117,6 +117,17 @@ def add_commands(commands: Commands) -> None:
         help="coded+hedge: check decoded answers below it by a copy (0)",
     )
     add(
+        "--max-disagreement",
+        type=float,
+        help="of approximate answers only so many may differ from direct ones, as 0.01; less sure "
+        "ones wait (all are released)",
+    )
+    add(
+        "--on-corruption",
+        default="replace",
+        help="replace or report a worker that answers wrongly (replace)",
+    )
+    add(
         "--max-pending",
         type=int,
         help="unanswered queries before 503, even if they could be answered in time (200 a worker, "

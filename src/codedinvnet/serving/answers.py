@@ -52,3 +52,8 @@ class Starting(Exception):
 
 class Draining(Exception):
     """The service is about to stop."""
+
+
+def described(error: BaseException) -> str:
+    """Return an error's kind and message."""
+    return f"{type(error).__name__}: {error}"

@@ -57,6 +57,16 @@ class Check(NamedTuple):
     member: int
 
 
+class Facts(NamedTuple):
+    """What a complete group says of answers."""
+
+    decoded: tuple[float, bool] | None = None
+    """The confidence of the checked member's decoded answer, and whether it agrees."""
+    guessed: tuple[tuple[int, float, bool], ...] = ()
+    """The members that the extra tasks alone answer for: each with confidence and agreement."""
+
+
+Compared: TypeAlias = "Callable[[Check, Facts], None]"
 Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
 """Called with a job, and what was found for each of its queries, or why nothing was."""
 
@@ -72,6 +82,7 @@ class DecodingQueue:
         finished: see `Finished`.
         failed: called with what went wrong with a check.
         seed: of the sample of groups that are checked.
+        compared: called with each check, and what it says of answers; None: it is not asked for.
     """
 
     def __init__(
@@ -83,9 +94,11 @@ class DecodingQueue:
         finished: Finished,
         failed: Callable[[Exception], None],
         seed: int = 0,
+        compared: Compared | None = None,
     ) -> None:
         self.scheme, self.served, self.metrics = scheme, served, metrics
         self.spawn, self.finished, self.failed = spawn, finished, failed
+        self.compared = compared
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._jobs: list[Job] = []
         self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
@@ -143,6 +156,11 @@ class DecodingQueue:
             agrees, residual = await loop.run_in_executor(
                 self.thread, check_group, self.scheme, check.outputs, check.size, check.member
             )
+            facts = Facts()
+            if self.compared is not None:
+                facts = await loop.run_in_executor(
+                    self.thread, facts_of, self.scheme, self.served, check
+                )
         except Exception as error:  # answers wait behind it
             self.failed(error)
             return
@@ -152,6 +170,8 @@ class DecodingQueue:
             for task, worker in check.workers.items():
                 role = "parity" if task >= self.scheme.rules.k else "data"
                 self.metrics.residual_seen(worker, role, residual)
+        if self.compared is not None:
+            self.compared(check, facts)
 
 
 def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:
@@ -217,3 +237,27 @@ def check_group(
         if decoded is not None:
             agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
     return agrees, None if residual is None else float(residual[0])
+
+
+def facts_of(scheme: Scheme, served: Served, check: Check) -> Facts:
+    """Compare approximate answers of a complete group with the direct ones."""
+    complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
+    labels = {}
+    for task in check.workers:
+        if task < check.size and (direct := scheme.direct(complete[task])) is not None:
+            labels[task] = int(direct.argmax(1))
+
+    def seen(scores: Tensor, member: int) -> tuple[float, bool]:
+        (found,) = answers(served, scores)
+        return found.confidence, int(scores.argmax(1)) == labels[member]
+
+    rest = {task: output for task, output in complete.items() if task != check.member}
+    decoded = scheme.decode(rest, check.size).get(check.member)
+    extra = {task: output for task, output in complete.items() if task >= scheme.rules.k}
+    guesses: Mapping[int, Tensor] = {}
+    if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
+        guesses = scheme.decode(extra, check.size)
+    return Facts(
+        None if decoded is None or check.member not in labels else seen(decoded, check.member),
+        tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
+    )

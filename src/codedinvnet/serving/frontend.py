@@ -25,10 +25,12 @@ from codedinvnet.serving.answers import (
     Overloaded,
     QueryFailed,
     Starting,
+    described,
 )
 from codedinvnet.serving.decoding import DecodingQueue, Found, Job
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -59,11 +61,6 @@ GRACE = 1.0
 """Seconds beyond their deadline for which draining waits for queries."""
 
 
-def described(error: BaseException) -> str:
-    """Return an error's kind and message."""
-    return f"{type(error).__name__}: {error}"
-
-
 class FrontEnd:
     """The service without its network face.
 
@@ -78,6 +75,7 @@ class FrontEnd:
         down_timeout: seconds without any worker after which the service is no longer live.
         metrics: where to count.
         seed: of the sample of groups that are checked.
+        reliance: releases approximate answers and finds wrong workers; None: all are believed.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -96,6 +94,7 @@ class FrontEnd:
         down_timeout: float = 30.0,
         metrics: Metrics | None = None,
         seed: int = 0,
+        reliance: Reliance | None = None,
     ) -> None:
         self.served, self.pool, self.rules = served, pool, rules
         self.outputs, self._computer = Outputs(served, scheme), computer
@@ -103,20 +102,16 @@ class FrontEnd:
         self.metrics = metrics or Metrics()
         code = None if scheme is None else scheme.rules
         self.metrics.expect(rules.workers, 1 if code is None else code.k)
-        self.times = Times(rules.workers)
-        self.scheduler = Scheduler(rules, code)
+        self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
-        self.groups = GroupViews()
+        self.groups, self.reliance = GroupViews(), reliance
         self.decoding: DecodingQueue | None = None
+        told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         if scheme is not None:
-            self.decoding = DecodingQueue(
-                scheme, served, self.metrics, self._spawn, self._computed, self._log_error, seed
-            )
-        self.started = False
-        self.draining = False
-        self.announced = False
-        self.stopped = False
+            calls = (self._spawn, self._computed, self._log_error, seed)
+            self.decoding = DecodingQueue(scheme, served, self.metrics, *calls, told)
+        self.started = self.draining = self.announced = self.stopped = False
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
@@ -125,10 +120,9 @@ class FrontEnd:
         """Attempt -> what its worker sent."""
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests = 0
         self._hedges = 0
         """The number of hedges that the metrics have."""
-        self._failed_tasks, self._failed_calls = Quiet(), Quiet()
+        self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
 
     # Life
 
@@ -150,8 +144,8 @@ class FrontEnd:
         await self.supervisor.start()
         self.started = True
         self._spawn(self._watch_loop())
-        took = round(time.monotonic() - began, 3)
-        log_event("ready", workers=self.rules.workers, seconds=took)
+        seconds = time.monotonic() - began
+        log_event("ready", workers=self.rules.workers, seconds=round(seconds, 3))
 
     def announce_draining(self) -> None:
         """Log, once, that the service is about to stop, and for how many queries it waits."""
@@ -242,6 +236,7 @@ class FrontEnd:
         began: float | None = None,
         gone: asyncio.Future[Any] | None = None,
         name: str | None = None,
+        limit: float | None = None,
     ) -> list[Answered | QueryFailed]:
         """Answer the queries of a request.
 
@@ -253,6 +248,7 @@ class FrontEnd:
             gone: done as soon as the caller no longer waits; what is unanswered is then cancelled,
                 as it is when this call is.
             name: of the request, for the log.
+            limit: on disagreement, if the request has one.
 
         Returns:
             For each query its answer, or why there is none.
@@ -278,7 +274,7 @@ class FrontEnd:
                 self._inputs[number] = inputs
                 origin = Origin(self._requests, position, len(queries))
                 futures.append(loop.create_future())
-                self.waiting[number] = Waiting(now, origin, futures[-1], request=name)
+                self.waiting[number] = Waiting(now, origin, futures[-1], request=name, limit=limit)
                 self._show(number, inputs)
         except BaseException:  # the rules have them already
             self._do(actions)
@@ -326,6 +322,9 @@ class FrontEnd:
             self._send(action)
         elif isinstance(action, Answer):
             self.waiting.made_ready((action.query,), "direct")
+            if self.reliance is not None:
+                worker = self.scheduler.computed_by.get(action.attempt)
+                self.reliance.answered(worker, self.waiting.get(action.query))
             outputs = self._outputs[action.attempt]
             if self.decoding is None or OUTPUT not in outputs:
                 self.waiting.answer(action.query, outputs)
@@ -472,7 +471,11 @@ class FrontEnd:
             elif job.size == 0:
                 self.waiting.answer(query, found.outputs)
             else:
-                if (waiting := self.waiting.get(query)) is not None:
+                waiting, trusted = self.waiting.get(query), self.reliance
+                if trusted is not None and not trusted.releases(found, job.size, waiting):
+                    self._do(self.scheduler.withheld(time.monotonic(), query))
+                    continue
+                if waiting is not None:
                     waiting.decoded = found
                 sure = found.confidence >= self.min_confidence
                 self._do(self.scheduler.decoded(time.monotonic(), query, sure))
@@ -488,10 +491,10 @@ class FrontEnd:
 
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""
-        scheduler, metrics = self.scheduler, self.metrics
-        metrics.queue_depth.set(scheduler.waiting)
+        metrics, hedges = self.metrics, self.scheduler.hedges
+        metrics.queue_depth.set(self.scheduler.waiting)
         metrics.pending.set(len(self.waiting))
-        metrics.hedges.inc(scheduler.hedges - self._hedges)
-        self._hedges = scheduler.hedges
+        metrics.hedges.inc(hedges - self._hedges)
+        self._hedges = hedges
         metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
         self.supervisor.update_gauges()

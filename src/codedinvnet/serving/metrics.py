@@ -36,7 +36,7 @@ ANSWERS = OUTCOMES[:3]
 """Those that are answers."""
 CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 503, 504)
 """Status codes of inference requests."""
-REASONS = ("died", "hung", "failing")
+REASONS = ("died", "hung", "failing", "wrong")
 """Why workers are replaced."""
 QUIET = 1.0
 """Seconds between two lines of a kind of which there may be thousands."""
@@ -145,6 +145,33 @@ class Metrics:
             ["worker", "role"],
             registry=registry,
         )
+        self.releasing = Gauge(
+            "codedinvnet_releasing",
+            "Whether approximate answers are released: 0 while traffic breaks --max-disagreement.",
+            registry=registry,
+        )
+        self.releasing.set(1)
+        self.withheld = Counter(
+            "codedinvnet_withheld_answers",
+            "Approximate answers that were not released, for their confidence or under drift.",
+            registry=registry,
+        )
+        self.released_checks = Counter(
+            "codedinvnet_release_checks",
+            "Comparisons of decoded and direct answers whose confidence reached the threshold.",
+            registry=registry,
+        )
+        self.released_disagreements = Counter(
+            "codedinvnet_release_disagreements",
+            "Those of them that disagreed.",
+            registry=registry,
+        )
+        self.wrong_workers = Counter(
+            "codedinvnet_wrong_workers",
+            "Workers that were found to answer wrongly.",
+            ["worker"],
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "codedinvnet_event_loop_lag_seconds",
             "How late the event loop wakes up.",
@@ -180,6 +207,7 @@ class Metrics:
         """Create the labels of a service with so many workers and members of a group."""
         for worker in range(workers):
             self.task_failures.labels(str(worker))
+            self.wrong_workers.labels(str(worker))
         for members in range(1, size + 1):
             self.groups.labels(str(members))
 

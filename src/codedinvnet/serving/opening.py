@@ -14,7 +14,7 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.bundle import WEIGHTS, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
 from codedinvnet.protect.folder import description_digest
@@ -31,6 +31,7 @@ from codedinvnet.serving.workers.computing import (
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
+from codedinvnet.trust.calibration import FILE, Calibration, load_calibration
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
@@ -45,6 +46,7 @@ class Opened:
         scheme: see `FrontEnd`.
         computer: likewise.
         workers: how many there are if nobody says.
+        calibration: of the bundle; None if it has none.
     """
 
     served: Served
@@ -52,6 +54,7 @@ class Opened:
     scheme: Scheme | None
     computer: Computer | None
     workers: int
+    calibration: Calibration | None = None
 
 
 def open_served(options: ServeOptions) -> Opened:
@@ -89,7 +92,10 @@ def _open_bundle(options: ServeOptions) -> Opened:
     dataset = info.provenance.settings.data.name
     served = Classifier(info.name, info.input.shape, info.classes, dataset)
     tasks = scheme.rules.tasks(options.k)
-    return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks))
+    calibration = None
+    if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
+        calibration = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks), calibration)
 
 
 def _open_model(options: ServeOptions) -> Opened:

@@ -58,6 +58,9 @@ class ServeOptions:
     """None: what suits the deadline (`hang_limit`)."""
     down_timeout_ms: float = 30_000.0
     min_confidence: float = 0.0
+    max_disagreement: float | None = None
+    """None: approximate answers are released whatever their confidence."""
+    on_corruption: str = "replace"
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
     max_batch: int = MAX_BATCH
@@ -87,6 +90,7 @@ def check(options: ServeOptions) -> None:
         ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--engine", options.engine, ENGINES),
+        ("--on-corruption", options.on_corruption, ("replace", "report")),
     )
     for flag, value, known in choices:
         if value is not None and value not in known:
@@ -106,6 +110,9 @@ def check(options: ServeOptions) -> None:
         )
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
+    limit = options.max_disagreement
+    if limit is not None and not 0 < limit < 1:
+        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
     try:
         torch.device(options.device)
     except RuntimeError as error:
@@ -129,6 +136,8 @@ def check(options: ServeOptions) -> None:
     policy = POLICIES[options.policy or policy_of(options)]
     if options.min_confidence > 0 and not (policy.hedged and policy.coded):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
+    if limit is not None and (own or not policy.coded):
+        raise UserError("--max-disagreement: goes with a calibrated bundle and a coded policy")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)

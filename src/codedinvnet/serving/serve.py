@@ -29,7 +29,7 @@ from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
-from codedinvnet.serving.opening import make_pool, open_served
+from codedinvnet.serving.opening import Opened, make_pool, open_served
 from codedinvnet.serving.options import (
     ServeOptions,
     check,
@@ -38,6 +38,7 @@ from codedinvnet.serving.options import (
     policy_of,
     read_token,
 )
+from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
@@ -102,10 +103,32 @@ def make_service(options: ServeOptions) -> Service:
             deadline=options.deadline_ms / 1000,
             min_confidence=options.min_confidence,
             down_timeout=options.down_timeout_ms / 1000,
+            reliance=reliance_of(options, opened, workers),
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
     return Service(front, opened.served)
+
+
+def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:
+    """Return what the service relies on; None without a calibration for the method.
+
+    Raises:
+        UserError: if a limit on disagreement is asked for that could not be kept.
+    """
+    scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
+    coded = POLICIES[policy_of(options)].coded
+    if not coded or scheme is None or calibration is None:
+        return None
+    if calibration.curve(scheme.name, options.k) is None:
+        if limit is not None:
+            raise UserError(
+                f"--max-disagreement: {options.source} is not calibrated for {scheme.name} with "
+                f"k = {options.k}"
+            )
+        return None
+    how = (limit, options.on_corruption)
+    return Reliance(calibration, scheme.name, options.k, workers, *how)
 
 
 def app_options(options: ServeOptions, served: Served) -> AppOptions:

@@ -29,6 +29,7 @@ class Request:
         accept_decoded: whether approximate answers will do.
         timeout: seconds from the request's arrival; None: the service's own deadline.
         outputs: the name of each output that is wanted, and whether it is sent in binary.
+        max_disagreement: the share of released approximate answers that may disagree.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -37,6 +38,7 @@ class Request:
     accept_decoded: bool = True
     timeout: float | None = None
     outputs: tuple[tuple[str, bool], ...] = ()
+    max_disagreement: float | None = None
 
     def within(self, seconds: float) -> Request:
         """Return the request with a timeout of at most so many seconds."""
@@ -63,10 +65,12 @@ class Response:
     Attributes:
         outputs: name -> (B, *shape), of the outputs that were wanted.
         work_seconds: see `Answered`; the largest of the queries'.
+        parameters: what the answer tells in place of the request's own.
     """
 
     outputs: Mapping[str, np.ndarray]
     work_seconds: float
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def values(self) -> int:
@@ -112,13 +116,22 @@ class Service:
             gone: likewise.
 
         Raises:
-            BadRequest: if it wants direct answers, and there are none.
+            BadRequest: if it wants direct answers, and there are none, or a limit on disagreement
+                from a service without one.
             DeadlinePassed: if the time of all unanswered queries was over.
             QueryFailed: if others failed.
             Overloaded, Draining, Starting: see `FrontEnd.check_room`.
         """
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
+        told, asked, reliance = {}, request.max_disagreement, self.front.reliance
+        if asked is not None:
+            if reliance is None or reliance.limit is None:
+                raise BadRequest(
+                    "parameters.max_disagreement: this service keeps no limit; it needs "
+                    "--max-disagreement"
+                )
+            told["max_disagreement"] = reliance.kept(asked)
         known = (*self.served.decoded, self.outcome)
         found = await self.front.infer(
             request.queries(),
@@ -128,11 +141,12 @@ class Service:
             began=began,
             gone=gone,
             name=None if request.identity is None else request.identity[:LONGEST_NAME],
+            limit=request.max_disagreement,
         )
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
-        return self._joined(request, answers)
+        return replace(self._joined(request, answers), parameters=told)
 
     def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:
         outputs: dict[str, np.ndarray] = {}

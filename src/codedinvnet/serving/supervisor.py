@@ -24,6 +24,8 @@ MOST_FAILURES = 5
 """A worker that fails so many tasks in a row is replaced, if they are not to blame."""
 STARTING, UP, HUNG, DOWN, GIVEN_UP = STATES = ("starting", "up", "hung", "down", "abandoned")
 """The states of a worker: it is starting before it was up for the first time."""
+WRONG = "answers wrongly"
+"""The reason why a worker is replaced whose answers do not stand up to the code's."""
 FAILING = f"failed {MOST_FAILURES} tasks in a row"
 """The reason why a failing worker is replaced."""
 
@@ -92,7 +94,8 @@ class Supervisor:
         if self._down_since is None and all(view.state != UP for view in self.workers):
             self._down_since, self._start_failed = now, False
             log_event("no worker is up", logging.ERROR)
-        kind = "failing" if reason.startswith(FAILING) else "hung" if reason == "hung" else "died"
+        kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
+        kind = "failing" if reason.startswith(FAILING) else kind
         self.metrics.restarts.labels(kind).inc()
         log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
         mistakes = 0

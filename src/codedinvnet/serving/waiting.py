@@ -35,6 +35,8 @@ class Waiting:
     """Of this answer."""
     request: str | None = None
     """What its client calls the request, for the log."""
+    limit: float | None = None
+    """The limit on disagreement that the request asks for."""
 
 
 class WaitingQueries(dict[int, Waiting]):

@@ -35,7 +35,6 @@ class Watch:
 
     Attributes:
         limit: the share of released answers that may disagree.
-        threshold: the confidence from which they are released; infinity if none is.
         releasing: whether traffic lets answers be released.
         comparisons: how many comparisons have been seen.
         counted: those of them that reached the threshold.
@@ -44,7 +43,6 @@ class Watch:
     """
 
     limit: float
-    threshold: float
     releasing: bool = True
     comparisons: int = 0
     counted: int = 0
@@ -52,14 +50,15 @@ class Watch:
     stops: int = 0
     _sum: float = 0.0
 
-    def releases(self, confidence: float) -> bool:
-        """Tell whether an answer of this confidence is released now."""
-        return self.releasing and confidence >= self.threshold
+    def compared(self, reached: bool, agrees: bool) -> bool:
+        """Take a comparison; return whether releasing was stopped or taken up by it.
 
-    def compared(self, confidence: float, agrees: bool) -> bool:
-        """Take a comparison; return whether releasing was stopped or taken up by it."""
+        Args:
+            reached: whether the decoded answer's confidence reaches the threshold.
+            agrees: whether it agrees with the direct one.
+        """
         self.comparisons += 1
-        if confidence < self.threshold:
+        if not reached:
             return False
         self.counted += 1
         self.disagreed += not agrees

@@ -744,3 +744,10 @@ def test_random_compressed_bytes(data: bytes, encoding: str | None, packed: bool
 def test_almost_right_requests(made: dict[str, Any], tail: bytes, whole: bool) -> None:
     head = json.dumps(made).encode()
     answer_or_refuse(head if whole else head + tail, None if whole else str(len(head)))
+
+
+@pytest.mark.parametrize("limit", [0, 1, -0.1, "0.1", True, [0.1]])
+def test_a_limit_on_disagreement_lies_between_0_and_1(limit: Any) -> None:
+    with pytest.raises(BadRequest, match="max_disagreement"):
+        parse(body(parameters={"max_disagreement": limit}))
+    assert parse(body(parameters={"max_disagreement": 0.01})).max_disagreement == 0.01

@@ -580,6 +580,60 @@ def test_without_hedging_every_decoding_is_taken() -> None:
     model.drain()
 
 
+# Decodings that are withheld
+
+
+def withheld(policy: str, **options: Any) -> tuple[Model, int]:
+    """Return a model in which a member's decoded answer was withheld, and the member."""
+    settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}
+    model = Model(policy, **settings)
+    first, second = model.submit(2, timeout=5.0)
+    model.result(*model.parities(), *model.data(first))
+    model.decoding.remove(second)
+    model.decoded_ones.add(second)
+    model.new()
+    model.do(model.scheduler.withheld(model.now, second))
+    return model, second
+
+
+def test_a_withheld_decoding_waits_for_the_direct_answer() -> None:
+    model, query = withheld("coded", hang_timeout=100.0)
+    (own,) = model.data(query)
+    assert query not in model.ended
+    model.result(own)
+    assert model.ended[query] == Answer(query, own)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
+    model, query = withheld("coded+hedge")
+    own, copy = model.data(query)
+    assert [type(action) for action in model.new()] == [Send]
+    model.fail(own)
+    assert query not in model.ended
+    model.result(copy)
+    assert model.ended[query] == Answer(query, copy)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
+    model, query = withheld("coded", hang_timeout=100.0)
+    (own,) = model.data(query)
+    model.fail(own)
+    (again,) = model.data(query)
+    assert query not in model.ended
+    model.result(again)
+    assert model.ended[query] == Answer(query, again)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_not_taken_at_the_deadline() -> None:
+    model, query = withheld("coded+hedge", hang_timeout=100.0)
+    model.wait(6.0)
+    assert isinstance(model.ended[query], Fail)
+    model.drain()
+
+
 # Losses
 
 

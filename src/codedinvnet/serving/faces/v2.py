@@ -156,6 +156,13 @@ def parse_request(
         isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
     ):
         raise BadRequest(f"parameters.timeout: must be microseconds above 0, got {short(timeout)}")
+    limit = parsed.parameters.get("max_disagreement")
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < 1
+    ):
+        raise BadRequest(
+            f"parameters.max_disagreement: must lie between 0 and 1, got {short(limit)}"
+        )
     check_depth(parsed.parameters)
     try:
         repeated = json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
@@ -170,6 +177,7 @@ def parse_request(
         accept_decoded=accept,
         timeout=None if timeout is None else min(timeout, LONGEST) * MICROSECONDS,
         outputs=wanted_outputs(parsed, served),
+        max_disagreement=limit,
     )
 
 
@@ -423,7 +431,7 @@ def render_response(
     if request.identity is not None:
         reply["id"] = request.identity
     if request.parameters:
-        reply["parameters"] = request.parameters
+        reply["parameters"] = {**request.parameters, **response.parameters}
     head = pydantic_core.to_json({**reply, "outputs": outputs})
     return b"".join([head, *blobs]), len(head) if blobs else None
 

@@ -144,6 +144,24 @@ class Scheduler(Sending):
                     self._accept_decoded(found)
         return self._flush(now)
 
+    def withheld(self, now: float, query: int) -> list[Action]:
+        """What was decoded for a query may not be released: its own answer alone will do.
+
+        It waits for the task that it has, with a copy if the policy sends some, or gets another
+        first in line.
+        """
+        found = self.queries.get(query)
+        if found is not None and found.state is State.DECODING:
+            found.state, found.accept_decoded, found.fallback = State.WAITING, False, False
+            if found.overtime:
+                self._give_up(found, DEADLINE)
+                self._settle(now, found.group)
+            elif not found.attempts:
+                self._send_data(now, found, first=True)
+            elif self.rules.policy.hedged and len(found.attempts) < 2:
+                self._copy(now, found)
+        return self._flush(now)
+
     def cancel(self, queries: Iterable[int]) -> list[Action]:
         """Nobody waits for these queries any more; those that are over are passed by."""
         for identity in queries:

@@ -1,0 +1,150 @@
+"""What a service relies on: the approximate answers that it releases, and its workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from codedinvnet.serving.decoding import Check, Compared, Facts, Found
+from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.supervisor import WRONG
+from codedinvnet.serving.waiting import Waiting
+from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration
+from codedinvnet.trust.liars import Liars, Member
+from codedinvnet.trust.watch import Watch
+
+REPLACE, REPORT = CORRUPTION = ("replace", "report")
+"""What is done about a worker that answers wrongly."""
+LATELY = 100
+"""Answers of each worker whose requests are told when it is found to answer wrongly."""
+HALVINGS = 4
+"""A request's own limit is the service's, halved so often at most."""
+
+
+class Reliance:
+    """Releases answers by a calibration, and watches both from complete groups.
+
+    Args:
+        calibration: of what is served.
+        method: the name of the code.
+        k: the most members of a group.
+        workers: how many there are.
+        limit: the share of released answers that may disagree; None: all are released.
+        on_corruption: see `CORRUPTION`.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        method: str,
+        k: int,
+        workers: int,
+        limit: float | None = None,
+        on_corruption: str = REPLACE,
+    ) -> None:
+        self.limit, self.replaces = limit, on_corruption == REPLACE
+        self.curves = {
+            (size, answer): calibration.curve(method, size, answer)
+            for size in range(1, k + 1)
+            for answer in (DECODED, GUESSED)
+        }
+        self.limits: list[float] = (
+            [] if limit is None else [limit / 2**n for n in range(HALVINGS + 1)]
+        )
+        found = {
+            (kept, id(curve)): math.inf if curve is None else curve.threshold(kept)
+            for curve in {id(curve): curve for curve in self.curves.values()}.values()
+            for kept in self.limits
+        }
+        self.thresholds: dict[tuple[float | None, int, str], float] = {
+            (kept, *kind): found[kept, id(curve)]
+            for kind, curve in self.curves.items()
+            for kept in self.limits
+        }
+        self.watch = None if limit is None else Watch(limit)
+        self.liars = Liars(workers)
+        self.lately: list[deque[str]] = [deque(maxlen=LATELY) for _ in range(workers)]
+
+    def begin(self, metrics: Metrics, lost: Callable[[int, str], None]) -> Compared:
+        """Return what takes comparisons.
+
+        Args:
+            metrics: where to count.
+            lost: called with a worker that is to be replaced, and the reason.
+        """
+        self.metrics, self.lost = metrics, lost
+        return self.compared
+
+    def kept(self, asked: float | None) -> float | None:
+        """Return the limit that stands for a request: its own, or the service's if that is lower.
+
+        A lower one is rounded down to the service's, halved some times; the lowest of these
+        stands for whatever is below it.
+        """
+        if self.limit is None or asked is None:
+            return self.limit
+        lower = [limit for limit in self.limits if limit <= asked]
+        return lower[0] if lower else self.limits[-1]
+
+    def releases(self, found: Found, size: int, waiting: Waiting | None) -> bool:
+        """Tell whether an approximate answer is released now.
+
+        Args:
+            found: the answer.
+            size: of its group.
+            waiting: the query; None if nobody waits for it any more.
+        """
+        if self.watch is None or waiting is None:
+            return True
+        threshold = self.thresholds[self.kept(waiting.limit), size, waiting.outcome]
+        released = self.watch.releasing and found.confidence >= threshold
+        self.metrics.withheld.inc(not released)
+        return released
+
+    def compared(self, check: Check, facts: Facts) -> None:
+        """Take what a complete group says."""
+        if self.watch is not None and facts.decoded is not None:
+            self._watch(self.watch, check.size, *facts.decoded)
+        self._test(check, facts)
+
+    def _watch(self, watch: Watch, size: int, confidence: float, agrees: bool) -> None:
+        reached = confidence >= self.thresholds[watch.limit, size, DECODED]
+        if reached:
+            self.metrics.released_checks.inc()
+            self.metrics.released_disagreements.inc(not agrees)
+        if watch.compared(reached, agrees):
+            self.metrics.releasing.set(watch.releasing)
+            event = "approximate answers are released again"
+            if not watch.releasing:
+                event = "approximate answers are no longer released"
+            level = logging.INFO if watch.releasing else logging.WARNING
+            log_event(event, level, limit=watch.limit, comparisons=watch.comparisons)
+
+    def _test(self, check: Check, facts: Facts) -> None:
+        curve = self.curves.get((check.size, GUESSED))
+        extra = [worker for task, worker in check.workers.items() if task >= check.size]
+        if curve is None or len(extra) != 1 or not facts.guessed:
+            return
+        told = 1 - curve.probability(np.array([confidence for _, confidence, _ in facts.guessed]))
+        members = [
+            Member(check.workers[i], float(expected), agrees)
+            for (i, _, agrees), expected in zip(facts.guessed, told, strict=True)
+        ]
+        worker = self.liars.seen(members, extra[0])
+        if worker is None:
+            return
+        self.metrics.wrong_workers.labels(str(worker)).inc()
+        requests = list(dict.fromkeys(self.lately[worker]))
+        log_event("worker answers wrongly", logging.ERROR, worker=worker, requests=requests)
+        self.lately[worker].clear()
+        if self.replaces:
+            self.lost(worker, WRONG)
+
+    def answered(self, worker: int | None, waiting: Waiting | None) -> None:
+        """Note whose direct answer a query gets."""
+        if worker is not None and waiting is not None and waiting.request is not None:
+            self.lately[worker].append(waiting.request)

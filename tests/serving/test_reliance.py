@@ -1,0 +1,213 @@
+"""A service that keeps a limit on disagreement, and believes no worker that answers wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import WEIGHTS, load_bundle
+from codedinvnet.serving import decoding
+from codedinvnet.serving.answers import Answered, DeadlinePassed
+from codedinvnet.serving.decoding import Check, Facts, Found
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.reliance import Reliance
+from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.waiting import Waiting
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.pool import Task
+from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
+from tests.serving.bundles import BundleFront, BundlePool, output, with_output
+
+K, WORKERS = 4, 5
+
+
+@pytest.fixture(scope="module")
+def scheme() -> Scheme:
+    return scheme_for(load_bundle("mnist"), K)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return sample_images("mnist").images.numpy()
+
+
+def reliance(limit: float | None = 0.01, **options: Any) -> Reliance:
+    bundle = load_bundle("mnist")
+    calibration = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    made = Reliance(calibration, "coded-invnet", K, WORKERS, limit, **options)
+    made.begin(Metrics(), lambda worker, reason: None)
+    return made
+
+
+def waiting(outcome: str = DECODED, limit: float | None = None) -> Waiting:
+    return Waiting(0.0, None, Mock(), outcome=outcome, limit=limit)
+
+
+def test_a_requests_limit_stands_only_where_it_is_stricter() -> None:
+    relied = reliance(0.01)
+    assert relied.kept(None) == 0.01
+    assert relied.kept(0.5) == 0.01
+    assert relied.kept(0.006) == 0.005
+    assert relied.kept(1e-9) == relied.limits[-1]
+    strict, loose = relied.thresholds[0.005, K, DECODED], relied.thresholds[0.01, K, DECODED]
+    assert strict >= loose
+    found = Found({}, (strict + loose) / 2)
+    assert relied.releases(found, K, waiting())
+    if strict > loose:
+        assert not relied.releases(found, K, waiting(limit=0.005))
+
+
+def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    relied = reliance(0.01)
+    sure, check_ = Found({}, 1.0), Check(K, {}, {}, 0)
+    assert relied.releases(sure, K, waiting())
+    for _ in range(10):
+        relied.compared(check_, Facts((1.0, False)))
+    assert not relied.releases(sure, K, waiting())
+    assert relied.metrics.releasing._value.get() == 0
+    assert "approximate answers are no longer released" in caplog.text
+    for _ in range(1000):
+        relied.compared(check_, Facts((1.0, True)))
+    assert relied.releases(sure, K, waiting())
+    assert relied.metrics.releasing._value.get() == 1
+
+
+def test_without_a_limit_everything_is_released() -> None:
+    assert reliance(None).releases(Found({}, 0.0), K, waiting(GUESSED))
+
+
+async def begun(scheme: Scheme, relied: Reliance, pool: BundlePool, **rules: Any) -> BundleFront:
+    settings = {"workers": WORKERS, "group_timeout": 0.05, "hang_timeout": 20.0, **rules}
+    rule = Rules(policy=POLICIES["coded"], **settings)
+    front = BundleFront(scheme, pool, rule, deadline=20.0, reliance=relied)
+    await front.start()
+    return front
+
+
+@pytest.mark.parametrize("releases", [True, False])
+def test_what_is_not_released_waits_for_the_direct_answer(
+    releases: bool, scheme: Scheme, images: np.ndarray
+) -> None:
+    async def run() -> None:
+        relied, pool = reliance(0.01), BundlePool(scheme)
+        if not releases:
+            relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
+        front = await begun(scheme, relied, pool)
+        try:
+            pool.hang(0)
+            asked = asyncio.ensure_future(front.ask(images[:K]))
+            done, _ = await asyncio.wait({asked}, timeout=2.0 if releases else 1.0)
+            assert bool(done) == releases
+            if not releases:
+                assert front.metrics.withheld._value.get() == 1
+                pool.kill(0)
+            found = await asked
+            outcomes = [a.outcome for a in found if isinstance(a, Answered)]
+            assert outcomes.count("decoded") == releases
+            assert len(outcomes) == K
+        finally:
+            pool.kill(0)
+            await front.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_not_released_fails_at_the_deadline(scheme: Scheme, images: np.ndarray) -> None:
+    async def run() -> None:
+        relied, pool = reliance(0.01), BundlePool(scheme)
+        relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
+        front = await begun(scheme, relied, pool)
+        try:
+            pool.hang(0)
+            found = await front.ask(images[:K], deadline=1.0)
+            assert [type(one) for one in found].count(DeadlinePassed) == 1
+        finally:
+            pool.kill(0)
+            await front.stop()
+
+    asyncio.run(run())
+
+
+class Lying(BundlePool):
+    """One worker's outputs are zeros, until it is replaced."""
+
+    liar = 2
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        result = await super()._work(worker, task)
+        if worker == self.liar:
+            result = with_output(result, np.zeros_like(output(result)))
+        return result
+
+    async def replace(self, worker: int) -> None:
+        if worker == self.liar:
+            self.liar = -1
+        await super().replace(worker)
+
+
+@pytest.mark.parametrize("action", ["replace", "report"])
+def test_a_worker_that_answers_wrongly_is_told_and_replaced(
+    action: str,
+    scheme: Scheme,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
+
+    async def run() -> None:
+        relied, pool = reliance(None, on_corruption=action), Lying(scheme)
+        front = await begun(scheme, relied, pool)
+        try:
+            for number in range(200):
+                start = K * number % 900
+                await front.ask(images[start : start + K], name=f"request {number}")
+                if front.metrics.wrong_workers.labels("2")._value.get():
+                    break
+            counted = [front.metrics.wrong_workers.labels(str(i))._value.get() for i in range(5)]
+            assert counted == [0, 0, 1, 0, 0]
+            await asyncio.sleep(0.2)
+            assert (pool.liar == -1) == (action == "replace")
+        finally:
+            await front.stop()
+
+    asyncio.run(run())
+    (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
+    fields = record.__dict__["fields"]
+    assert fields["worker"] == 2
+    assert fields["requests"]
+    assert all(name.startswith("request ") for name in fields["requests"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_disagreement": 0.0}, "--max-disagreement: must lie between"),
+        ({"max_disagreement": math.nan}, "--max-disagreement: must lie between"),
+        ({"max_disagreement": 0.01, "policy": "hedge"}, "--max-disagreement: goes with"),
+        ({"on_corruption": "x"}, "--on-corruption"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(ServeOptions("mnist", **options))
+
+
+def test_a_method_without_calibration_is_refused_a_limit() -> None:
+    with pytest.raises(UserError, match="is not calibrated for average-image"):
+        make_service(ServeOptions("mnist", method="average-image", max_disagreement=0.01))
+    service = make_service(ServeOptions("mnist", max_disagreement=0.01))
+    assert service.front.reliance is not None
+    assert service.front.reliance.limit == 0.01
