@@ -14,7 +14,7 @@ BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint triton format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly triton format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-pixels bench-seeds bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+nightly: .venv/.installed  ## what takes longer than `make test`: a service is harmed and overloaded from outside
+	$(BIN)/python -m benchmarks outside
 
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
