@@ -75,6 +75,7 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     for _ in range(10):
         relied.compared(check_, Facts((1.0, False)))
     assert not relied.releases(sure, K, waiting())
+    assert relied.releasing is False
     assert relied.metrics.releasing._value.get() == 0
     assert "approximate answers are no longer released" in caplog.text
     for _ in range(1000):
@@ -85,6 +86,7 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
 
 def test_without_a_limit_everything_is_released() -> None:
     assert reliance(None).releases(Found({}, 0.0), K, waiting(GUESSED))
+    assert reliance(None).releasing is None
 
 
 async def begun(scheme: Scheme, relied: Reliance, pool: BundlePool, **rules: Any) -> BundleFront:

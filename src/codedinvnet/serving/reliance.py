@@ -90,6 +90,11 @@ class Reliance:
         lower = [limit for limit in self.limits if limit <= asked]
         return lower[0] if lower else self.limits[-1]
 
+    @property
+    def releasing(self) -> bool | None:
+        """Whether traffic lets answers be released; None if no limit is kept."""
+        return None if self.watch is None else self.watch.releasing
+
     def releases(self, found: Found, size: int, waiting: Waiting | None) -> bool:
         """Tell whether an approximate answer is released now.
 

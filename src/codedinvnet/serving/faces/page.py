@@ -50,6 +50,7 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
             outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
         },
         "agreement": front.metrics.live_agreement(),
+        "releasing": None if front.reliance is None else front.reliance.releasing,
         "workers": [
             {
                 "state": "silent" if silent(scheduler.busy_since(i), now) else view.state,
