@@ -124,8 +124,8 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--on-corruption",
-        default="replace",
-        help="replace or report a worker that answers wrongly (replace)",
+        default="report",
+        help="replace or report a worker that answers wrongly (report)",
     )
     add(
         "--max-pending",

@@ -60,7 +60,7 @@ class ServeOptions:
     min_confidence: float = 0.0
     max_disagreement: float | None = None
     """None: approximate answers are released whatever their confidence."""
-    on_corruption: str = "replace"
+    on_corruption: str = "report"
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
     max_batch: int = MAX_BATCH

@@ -44,7 +44,7 @@ class Reliance:
         k: int,
         workers: int,
         limit: float | None = None,
-        on_corruption: str = REPLACE,
+        on_corruption: str = REPORT,
     ) -> None:
         self.limit, self.replaces = limit, on_corruption == REPLACE
         self.curves = {
