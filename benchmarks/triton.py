@@ -78,7 +78,21 @@ class Triton:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return when it is ready."""
+        """Start it, and return when it is ready.
+
+        Triton 2.51 crashes in some starts after it was killed (a `lock_exception` of its backend's
+        shared memory). It is started again then, as an orchestrator would.
+        """
+        end = time.monotonic() + START_TIMEOUT
+        self._launch()
+        while not self.is_ready():
+            if time.monotonic() > end:
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            if self.process is not None and self.process.poll() is not None:
+                self._launch()
+            time.sleep(0.05)
+
+    def _launch(self) -> None:
         server = INSTALLED / "pytriton" / "tritonserver"
         settings = {
             "model-repository": self.folder / "models",
@@ -101,11 +115,6 @@ class Triton:
                 env={**os.environ, "LD_LIBRARY_PATH": libraries},
                 start_new_session=True,
             )
-        end = time.monotonic() + START_TIMEOUT
-        while not self.is_ready():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
 
     def is_ready(self) -> bool:
         url = f"http://127.0.0.1:{self.http}/v2/models/{MODEL}/ready"
