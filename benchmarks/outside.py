@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,6 +43,9 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 
 OPTIONS = ("--k", "4", "--hang-timeout-ms", "1000", "--deadline-ms", "5000")
+OVERLOADED = ("--policy", "uncoded", "--workers", "4", "--deadline-ms", "5000")
+SLOWED = {"kind": "slow", "delay": {"ms": 50}}
+"""It keeps workers busy without a processor, which the client of an overloaded service needs."""
 PROBE_PERIOD = 0.01
 """The seconds between two questions whether the service is alive."""
 BURST = 50
@@ -142,7 +146,17 @@ async def _run(name: str, sizes: Sizes, seed: int, log: Path) -> list[Count]:
     ):
         await warm(client, ([i] for i in range(30)), log)
         outsider = Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
-        return [await part() for part in outsider.parts()]
+        counts = [await part() for part in outsider.parts()]
+    with tempfile.TemporaryDirectory() as folder:
+        faults = Path(folder) / "faults.json"
+        faults.write_text(json.dumps({"faults": [SLOWED]}), encoding="utf-8")
+        async with (
+            server(name, *OVERLOADED, "--faults", str(faults), log=log) as process,
+            connect(process.address, bundle.info.name, images.numpy()) as client,
+        ):
+            await warm(client, ([i] for i in range(30)), log)
+            outsider = Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
+            return [*counts, await outsider.overloaded()]
 
 
 class Outsider:
@@ -171,8 +185,8 @@ class Outsider:
         self.labels = scores.argmax(1).numpy()
 
     def parts(self) -> tuple[Callable[[], Any], ...]:
-        """Return the parts in their order."""
-        return self.harmed, self.malformed, self.slow, self.bombs, self.overloaded
+        """Return the parts that one service goes through, in their order."""
+        return self.harmed, self.malformed, self.slow, self.bombs
 
     @asynccontextmanager
     async def _counted(self, part: str) -> AsyncIterator[Count]:
