@@ -17,6 +17,7 @@ from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
 from codedinvnet.codes.plain import Plain, Replication
+from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 
@@ -24,6 +25,7 @@ GROUP = "codedinvnet.methods"
 """The entry points in which installed packages name their methods."""
 OWN: tuple[type[Method], ...] = (
     CodedInvNet,
+    TwoParities,
     SmallBackup,
     ApproxIFER,
     ClosedApproxIFER,

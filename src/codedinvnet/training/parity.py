@@ -32,6 +32,12 @@ class Taught(NamedTuple):
     logits: Tensor
     """(N, classes), on the CPU."""
 
+    def groups(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
+        images, labels = self.source.batch(self.rows[places.flatten()])
+        x = prepare(images.to(device), 0).unflatten(0, tuple(places.shape))
+        return x, self.logits[places].to(device), labels.view_as(places).to(device)
+
 
 class GroupStage(PartStage):
     """What training on freshly drawn groups of k has in common.
@@ -66,17 +72,11 @@ class GroupStage(PartStage):
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return every member's logits (B, k, classes) as if it alone were missing."""
 
-    def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
-        images, labels = taught.source.batch(taught.rows[places.flatten()])
-        x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
-        return x, taught.logits[places].to(self.device), labels.view_as(places).to(self.device)
-
     def batch_loss(self, index: int) -> Tensor:
         count = len(self.train.rows)
         size = min(self.part.batch_size, count // self.k)
         places = torch.randperm(count, generator=self.generator)[: size * self.k]
-        return self.loss(*self.groups(self.train, places.view(size, self.k)))
+        return self.loss(*self.train.groups(places.view(size, self.k), self.device))
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
@@ -86,7 +86,7 @@ class GroupStage(PartStage):
         correct = 0
         batches = zip(drawn.members.split(per_batch), drawn.counted.split(per_batch), strict=True)
         for members, counted in batches:
-            images, logits, labels = self.groups(self.validation, members)
+            images, logits, labels = self.validation.groups(members, self.device)
             with torch.no_grad():
                 hits = self.decoded(images, logits).argmax(2) == labels
             correct += int((hits.cpu() & counted).sum())
