@@ -138,8 +138,9 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
 ) -> None:
     folder, grid = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
-    assert len(before) == 2 * 6
+    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper and four that answer for
+    # a group: last and best
+    assert len(before) == 2 * 10
     counts = run(grid, folder, data_dir)
     assert counts == {"trials": TRIALS, "kept": TRIALS, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
