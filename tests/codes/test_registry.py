@@ -140,7 +140,7 @@ class Nameless:
         ("small-backup@much", "small-backup@much: 'much' is no cost"),
         ("collage@0", "collage: a cost lies between 0 and 100, got 0"),
         ("collage@nan", "collage: a cost lies between 0 and 100, got nan"),
-        ("nercc@1.4", "nercc costs what it costs"),
+        ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no class Missing"),
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
         ("{}:Taken", "this package has a method 'none': choose another name"),

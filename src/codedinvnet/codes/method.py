@@ -236,7 +236,7 @@ class Method(ABC):
             UserError: if its cost cannot be chosen, or not be that.
         """
         if self.cost is None:
-            raise UserError(f"{self.name} costs what it costs")
+            raise UserError(f"{self.name} has no cost that can be chosen")
         if cost == self.cost:
             return self
         if not 0 < cost <= MOST_COST:
