@@ -74,6 +74,12 @@ def add_commands(commands: Commands) -> None:
     add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
     add("--tls-key", type=Path, help="its key, PEM, without a password")
     add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
+        "the rest (none)",
+    )
     add_config(sub)
 
 

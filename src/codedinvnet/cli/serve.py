@@ -133,6 +133,12 @@ def add_commands(commands: Commands) -> None:
         help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
+        "the rest (none)",
+    )
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
     add_config(sub)
