@@ -1,7 +1,6 @@
 """The front end: joins the rules, a worker pool and the decoder.
 
-Queries come in, each ends in one answer or one error. Nothing here decides anything: `Scheduler`
-does.
+Queries come in, each ends in one answer or one error. What is done about them `Scheduler` decides.
 """
 
 from __future__ import annotations
@@ -397,7 +396,8 @@ class FrontEnd:
         kind = "parity" if task.number >= self.scheduler.code.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
-            result = self.outputs.sound(task, await self.pool.call(worker, task))
+            call = self.waiting.traced(self.pool.call(worker, task), worker, task, members, kind)
+            result = self.outputs.sound(task, await call)
         except WorkerDied as error:
             if self._is_at(worker, task):
                 self._worker_died(worker, str(error))

@@ -68,6 +68,7 @@ class ServeOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
+    traces: str | None = None
     faults: Path | None = None
     demo: bool = False
     weights: str | None = None

@@ -26,6 +26,7 @@ from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
 from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.traced import TracedRequests, traced
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
@@ -43,6 +44,7 @@ from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
+from codedinvnet.serving.tracing import exporting
 from codedinvnet.serving.workers.computing import freeze_loaded
 from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
@@ -190,6 +192,7 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonLines())
     # uvicorn's warnings are of what clients send, a line for each request.
     levels = {logger.name: logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
+    levels["opentelemetry"] = logging.ERROR
     for name, level in levels.items():
         chosen = logging.getLogger(name)
         chosen.handlers = [handler]
@@ -267,6 +270,20 @@ async def listening(
 
 
 @asynccontextmanager
+async def tracing_of(front: FrontEnd, app: Starlette, collector: str | None) -> AsyncIterator[None]:
+    """Send a service's traces to a collector while the body runs, if there is one.
+
+    Raises:
+        UserError: see `exporting`.
+    """
+    async with exporting(collector) as tracing:
+        if tracing is not None:
+            front.waiting.tracing = tracing
+            app.add_middleware(TracedRequests, tracing=tracing)
+        yield
+
+
+@asynccontextmanager
 async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     """Serve while the body runs, then drain and stop; yields the address and the service.
 
@@ -282,6 +299,7 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     app = build_app(service, shown, starts=False)
     address = (options.host, options.port)
     async with (
+        tracing_of(service.front, app, options.traces),
         listening(app, *address, options.deadline_ms, service.front) as url,
         grpc_listening(options, service, shown),
     ):
@@ -301,7 +319,7 @@ async def grpc_listening(
     from codedinvnet.serving.service_grpc import ServiceBackend
 
     face = GrpcFace(
-        ServiceBackend(service, shown.max_batch),
+        traced(ServiceBackend(service, shown.max_batch), service.front.waiting.tracing),
         BodyMemory(shown.body_memory, service.front.refuse),
         token=shown.token,
         max_message=shown.max_body,
