@@ -38,6 +38,7 @@ from codedinvnet.serving.options import (
     is_open,
     policy_of,
     read_token,
+    told_apart,
 )
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
@@ -62,6 +63,7 @@ def make_service(options: ServeOptions) -> Service:
     Raises:
         UserError: if the options do not fit the model or each other.
     """
+    options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
     systematic = scheme is None or is_systematic(scheme.rules)
@@ -119,7 +121,7 @@ def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance
         UserError: if a limit on disagreement is asked for that could not be kept.
     """
     scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
-    coded = POLICIES[policy_of(options)].coded
+    coded = POLICIES[policy_of(options)].takes_code
     if not coded or scheme is None or calibration is None:
         return None
     if calibration.curve(scheme.name, options.k) is None:
@@ -288,6 +290,7 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     Raises:
         UserError: if the options cannot work.
     """
+    options = told_apart(options)
     check(options)
     read_token(options.token_file)  # or it is refused now
     service = make_service(options)
