@@ -20,7 +20,6 @@ from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.coded import CodedModel, ModelSettings, empty_latent
 from codedinvnet.nn.head import DoubtingHead, RecoveryHead
 from codedinvnet.training.parities import ParitiesStage
-from codedinvnet.training.parity import Taught
 
 K = 4
 METHOD = find_method("coded-invnet-r2")
@@ -121,12 +120,9 @@ def test_training_lowers_the_loss_and_leaves_f_and_g_alone(given: Given) -> None
     part = METHOD.untrained(given, {})
     images = sample_images("mnist")
     rows = torch.arange(200)
-    with torch.no_grad():
-        logits = given.coded.classify(given.coded.embed(images.batch(rows)[0]))
-    taught = Taught(images, rows, logits)
     settings = PartSettings(epochs=2, steps_per_epoch=10, batch_size=10, learning_rate=5e-4)
     made = METHOD._model(given, part)  # type: ignore[attr-defined]
-    stage = ParitiesStage(part, made, taught, taught, K, 2, settings)
+    stage = ParitiesStage(part, made, images, rows, rows, K, 2, settings)
     error = stage.validate()[1]["validation_error"]
     for epoch in range(2):
         stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))

@@ -155,9 +155,9 @@ class TwoParities(CodedInvNet):
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
         from codedinvnet.training.parities import ParitiesStage
 
-        return ParitiesStage(
-            part, self._model(given, part), *lessons.taught(), given.k, self.r, lessons.settings
-        )
+        rows = (lessons.train_rows, lessons.validation_rows)
+        model, settings = self._model(given, part), lessons.settings
+        return ParitiesStage(part, model, lessons.train, *rows, given.k, self.r, settings)
 
     def build(self, given: Given, evidence: Any = "both") -> Scheme:
         self.check(given.k, given.shape, given.bundle)

@@ -8,6 +8,8 @@ decoded z = z + D e, with D of the coefficients alone (`codes/coefficients.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.coefficients import coefficients, evened, harmonics, rotations, solving
 from codedinvnet.config import PartSettings
+from codedinvnet.data import ImageSource
 from codedinvnet.models.coded import CodedModel, empty_latent
-from codedinvnet.training.parity import Taught
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.recovered import BATCH, embed_all
 
@@ -31,14 +33,53 @@ ALL_MISSING_SHARE = 0.6
 """Share of the groups in which as many members are missing as there are parities."""
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Images with what f and g make of them, computed once.
+
+    Attributes:
+        model: f and g.
+        source: the images.
+        rows: of the source, (N,).
+        device: what to compute on.
+    """
+
+    model: CodedModel
+    source: ImageSource
+    rows: Tensor
+    device: torch.device
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """The latents of all images, (N, *latent_shape)."""
+        parts = self.rows.split(10 * BATCH)
+        return torch.cat(
+            [embed_all(self.model, self.source.batch(rows)[0].to(self.device)) for rows in parts]
+        )
+
+    @cached_property
+    @torch.no_grad()
+    def chances(self) -> Tensor:
+        """The probabilities of all direct answers, (N, classes)."""
+        parts = self.latents.split(10 * BATCH)
+        return torch.cat([self.model.classify(latents).softmax(1) for latents in parts])
+
+    def images(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (G, m, C, H, W) and labels (G, m)."""
+        images, labels = self.source.batch(self.rows[places.flatten()])
+        images = images.to(self.device).unflatten(0, tuple(places.shape))
+        return self.model.prepare(images), labels.view_as(places).to(self.device)
+
+
 class ParitiesStage(PartStage):
     """Train E and g' so that any r missing members are decoded.
 
     Args:
         module: E and g'.
         model: f, g and the module.
-        train: the training images.
-        validation: the validation images.
+        source: the images.
+        train_rows: those to train on.
+        validation_rows: those to validate on.
         k: the most members.
         r: parities.
         part: how to train.
@@ -51,26 +92,17 @@ class ParitiesStage(PartStage):
         self,
         module: nn.Module,
         model: CodedModel,
-        train: Taught,
-        validation: Taught,
+        source: ImageSource,
+        train_rows: Tensor,
+        validation_rows: Tensor,
         k: int,
         r: int,
         part: PartSettings,
     ) -> None:
         super().__init__(module, part)
         self.model, self.k, self.r = model, k, r
-        self.train, self.validation = train, validation
-        self.latents: dict[int, Tensor] = {}
-
-    def latents_of(self, taught: Taught) -> Tensor:
-        """Return f of all images, (N, *latent_shape), computed once."""
-        if id(taught) not in self.latents:
-            parts = [
-                embed_all(self.model, taught.source.batch(rows)[0].to(self.device))
-                for rows in taught.rows.split(10 * BATCH)
-            ]
-            self.latents[id(taught)] = torch.cat(parts)
-        return self.latents[id(taught)]
+        self.train = Embedded(model, source, train_rows, self.device)
+        self.validation = Embedded(model, source, validation_rows, self.device)
 
     def batch_loss(self, index: int) -> Tensor:
         draw = np.random.default_rng(int(torch.randint(2**62, (), generator=self.generator)))
@@ -101,10 +133,11 @@ class ParitiesStage(PartStage):
             weights: (G, r, m), of the parities.
             spread: (G, m, r), how the parities' errors reach each member.
         """
-        images, logits, labels = self.train.groups(places, self.device)
-        decoded, side, errors, growth = self.passed(self.train, images, places, weights, spread)
+        x, labels = self.train.images(places)
+        z = self.train.latents[places.to(self.device)]
+        decoded, side, errors, growth = self.passed(x, z, weights, spread)
         classes = labels.flatten()
-        soft = logits.softmax(2).flatten(0, 1)
+        soft = self.train.chances[places.to(self.device)].flatten(0, 1)
 
         def told(answers: Tensor) -> Tensor:
             return (F.cross_entropy(answers, classes) + F.cross_entropy(answers, soft)) / 2
@@ -117,17 +150,17 @@ class ParitiesStage(PartStage):
         return loss + ALONE_WEIGHT * alone + LATENT_WEIGHT * scaled.square().mean()
 
     def passed(
-        self,
-        taught: Taught,
-        images: Tensor,
-        places: Tensor,
-        weights: np.ndarray,
-        spread: np.ndarray,
+        self, x: Tensor, z: Tensor, weights: np.ndarray, spread: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return decoded latents and side features (G·m, ...), errors (G, r, ...), and growth."""
-        x = self.model.prepare(images)
+        """Return decoded latents and side features (G·m, ...), errors (G, r, ...), and growth.
+
+        Args:
+            x: prepared images, (G, m, C, H, W).
+            z: their latents, (G, m, *latent_shape).
+            weights: see `loss_of`.
+            spread: likewise.
+        """
         rows = x.new_tensor(weights)
-        z = self.latents_of(taught)[places.to(self.device)]
         encodings = [self.model.encoder.encode(x, rows[:, j]) for j in range(self.r)]
         parities = self.model.network(torch.cat([e.parity for e in encodings]))
         parity = torch.stack(parities.chunk(self.r), 1)
@@ -140,8 +173,8 @@ class ParitiesStage(PartStage):
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy with r neighbours missing, in a fixed grouping."""
-        taught, k = self.validation, self.k
-        order = torch.randperm(len(taught.rows), generator=torch.Generator().manual_seed(k))
+        known, k = self.validation, self.k
+        order = torch.randperm(len(known.rows), generator=torch.Generator().manual_seed(k))
         places = order[: len(order) // k * k].view(-1, k)
         weights = coefficients(k, self.r)
         spread = np.zeros((k, self.r))
@@ -150,11 +183,11 @@ class ParitiesStage(PartStage):
             spread[missing] = solving(weights, list(range(self.r)), missing)
         hits, guessed, error = 0, 0, 0.0
         for some in places.split(BATCH // k):
-            images, _, labels = taught.groups(some, self.device)
-            many = (len(some), 1, 1)
+            x, labels = known.images(some)
+            z, many = known.latents[some.to(self.device)], (len(some), 1, 1)
             with torch.no_grad():
                 decoded, side, errors, growth = self.passed(
-                    taught, images, some, np.tile(weights, many), np.tile(spread, many)
+                    x, z, np.tile(weights, many), np.tile(spread, many)
                 )
                 answers = self.model.recover(decoded, side, growth)
                 guesses = self.model.recover_from_side(side)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -14,6 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -60,7 +62,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
+    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -115,7 +117,11 @@ class Model:
     """
 
     def __init__(
-        self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
+        self,
+        policy: str = "coded",
+        workers: int = 4,
+        code: ErasureCode | AnswersAll | None = None,
+        **rules: Any,
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
@@ -292,7 +298,9 @@ class Model:
         return sorted(
             attempt
             for attempt in self.at
-            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
+            if self.sent[attempt].size == 1
+            and self.sent[attempt].members == (query,)
+            and self.sent[attempt].task < max(self.code.k, 1)
         )
 
     def parities(self) -> list[int]:
@@ -326,7 +334,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if action.size == 1 and self.ended.get(needing[0], action) is None:
+        if attempt.query is not None and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -426,6 +434,10 @@ class Model:
         assert set(action.outputs) == set(self.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
+
+    def _decided(self, action: Decided) -> None:
+        assert self.rules.policy.adapts
+        assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -1336,7 +1338,7 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
 
 # Every order of everything
 
-SETUPS: list[tuple[str, int, ErasureCode | None]] = [
+SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
     ("replicate", 2, None),
@@ -1359,6 +1361,11 @@ SETUPS: list[tuple[str, int, ErasureCode | None]] = [
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
+    ("auto", 3, None),
+    ("auto", 4, ErasureCode(3)),
+    ("auto", 6, ErasureCode(3, 2)),
+    ("auto", 4, AnswersAll(3)),
+    ("auto", 3, AnswersAll(2)),
 ]
 
 EVENTS = st.tuples(
@@ -1418,7 +1425,7 @@ def happen(model: Model, event: str, n: int) -> None:
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
-    setup: tuple[str, int, ErasureCode | None],
+    setup: tuple[str, int, ErasureCode | AnswersAll | None],
     timed: bool,
     round_robin: bool,
     slots: int,
@@ -1439,6 +1446,7 @@ def test_every_query_ends_once_whatever_happens(
     )
     if timed:
         know_times(model, slow)
-    for event, n in events:
-        happen(model, event, n)
-    model.drain()
+    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+        for event, n in events:
+            happen(model, event, n)
+        model.drain()
