@@ -29,8 +29,8 @@ GROUP = "codedinvnet.methods"
 OWN: tuple[type[Method], ...] = (
     CodedInvNet,
     SmallBackup,
-    TwoParities,
     BackupAndCode,
+    TwoParities,
     Collage,
     Superposition,
     ApproxIFER,
