@@ -37,8 +37,8 @@ class Gateway:
     """A gateway in a thread of this process."""
 
     def __init__(self, *upstreams: str, **options: Any) -> None:
-        settings = {"port": 0, "grpc_port": 0, **options}
-        self.options = GatewayOptions(MODEL, upstream=upstreams, **settings)
+        settings = {"name": MODEL, "port": 0, "grpc_port": 0, **options}
+        self.options = GatewayOptions(upstream=upstreams, **settings)
         self._started, self._loop = threading.Event(), asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run)
