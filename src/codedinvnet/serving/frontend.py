@@ -19,6 +19,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.alarm import Alarm
 from codedinvnet.serving.answers import (
     Answered,
+    BadRequest,
     DeadlinePassed,
     Draining,
     Overloaded,
@@ -29,6 +30,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.decoding import DecodingQueue, Found, Job
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.policies import objections
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -45,7 +47,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
@@ -100,7 +102,10 @@ class FrontEnd:
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
         code = None if scheme is None else scheme.rules
-        self.metrics.expect(rules.workers, 1 if code is None else code.k)
+        self._k = 1 if code is None else code.k
+        """From this number on tasks are parities."""
+        self.metrics.expect(rules.workers, self._k)
+        self.metrics.policy_is(rules.policy.name)
         self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
@@ -198,6 +203,32 @@ class FrontEnd:
             await asyncio.sleep(LAG_PERIOD)
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
             self._do(())  # sets a timer that could not be set before
+
+    # Policy
+
+    def policies(self) -> dict[str, Any]:
+        """Return the policy, those that may take its place, and why others may not."""
+        found = objections(self.outputs.scheme, self.rules.workers)
+        return {
+            "policy": self.scheduler.policy.name,
+            "offered": [name for name, why in found.items() if not why],
+            "refused": {name: why for name, why in found.items() if why},
+        }
+
+    def change_policy(self, name: str) -> None:
+        """Go on by another policy; see `Scheduler.change_policy`.
+
+        Raises:
+            BadRequest: if there is no such policy, or the service cannot go by it.
+        """
+        if name not in POLICIES:
+            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
+        if why := objections(self.outputs.scheme, self.rules.workers)[name]:
+            raise BadRequest(f"policy: {why}")
+        before = self.scheduler.policy.name
+        self._do(self.scheduler.change_policy(time.monotonic(), POLICIES[name]))
+        self.metrics.policy_is(name)
+        log_event("policy changed", policy=name, before=before)
 
     # Queries
 
@@ -386,12 +417,12 @@ class FrontEnd:
             origin, waiting.origin = waiting.origin, None
         task = Task(action.attempt, action.task, inputs, origin)
         self.workers[action.worker].tasks += 1
-        if action.task == self.scheduler.code.k:
+        if action.task == self._k:
             self.metrics.groups.labels(str(action.size)).inc()
         self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
     async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
-        kind = "parity" if task.number >= self.scheduler.code.k else "data"
+        kind = "parity" if task.number >= self._k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
             call = self.waiting.traced(self.pool.call(worker, task), worker, task, members, kind)

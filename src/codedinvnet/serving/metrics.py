@@ -172,6 +172,12 @@ class Metrics:
             ["worker"],
             registry=registry,
         )
+        self.policy = Gauge(
+            "codedinvnet_policy",
+            "1 of the policy that the service goes by, 0 of those that it went by before.",
+            ["policy"],
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "codedinvnet_event_loop_lag_seconds",
             "How late the event loop wakes up.",
@@ -210,6 +216,13 @@ class Metrics:
             self.wrong_workers.labels(str(worker))
         for members in range(1, size + 1):
             self.groups.labels(str(members))
+
+    def policy_is(self, name: str) -> None:
+        """Take down the policy."""
+        for samples in self.policy.collect():
+            for sample in samples.samples:
+                self.policy.labels(sample.labels["policy"]).set(0)
+        self.policy.labels(name).set(1)
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -26,8 +27,8 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import yields
 from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.sending import Sending
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.sending import Sending, code_for
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
@@ -134,7 +135,7 @@ class Scheduler(Sending):
         """The logits that a `Decode` asked for are here."""
         found = self.queries.get(query)
         if found is not None and found.state is State.DECODING:
-            if confident or found.last or not self.rules.policy.hedged:
+            if confident or found.last or not self.policy.hedged:
                 self._accept_decoded(found)
                 if found.group.identity in self.groups:
                     self._settle(now, found.group)  # after a guess, others may have lost a hope
@@ -158,7 +159,7 @@ class Scheduler(Sending):
                 self._settle(now, found.group)
             elif not found.attempts:
                 self._send_data(now, found, first=True)
-            elif self.rules.policy.hedged and len(found.attempts) < 2:
+            elif self.policy.hedged and len(found.attempts) < 2:
                 self._copy(now, found)
         return self._flush(now)
 
@@ -169,6 +170,29 @@ class Scheduler(Sending):
                 self._cancel(query)
         actions, self._actions = self._actions, []
         return actions
+
+    def change_policy(self, now: float, policy: Policy) -> list[Action]:
+        """Go on by another policy; no query is lost.
+
+        New queries meet the new policy. The open group is coded as if its time had come, and groups
+        end by the code that they began with. Copies and guesses of late queries are the new
+        policy's for all, whatever they began with.
+
+        Raises:
+            ValueError: if the policy does not go with the code or the workers; nothing is changed.
+        """
+        code = code_for(policy, self.rules.workers, self.offered)
+        if is_systematic(code) != self.systematic:
+            raise ValueError(
+                f"the code has no direct answers: it goes with {self.policy.name} only"
+            )
+        if self.open_group is not None:
+            self._group_timeout(now, self.open_group.identity)
+        self.policy, self.code = policy, code
+        for attempt in self.attempts.values():
+            if attempt.query is not None and attempt.started is not None:
+                self._watch(attempt.started, attempt)
+        return self._flush(now)
 
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
@@ -243,17 +267,17 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            for copy in range(self.rules.policy.copies):
+            for copy in range(self.policy.copies):
                 self._send_data(now, query, extra=copy > 0)
-        if self.rules.policy.guessing and self.latencies.quantiles:
+        if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or task >= self.code.k:
+            if not self.systematic or task >= group.code.k:
                 self._dispatch(now, group, task, extra=self.systematic)
-        if self.code.k == 1:
+        if group.code.k == 1:
             return
         self._settle(now, group)
 
@@ -402,7 +426,7 @@ class Scheduler(Sending):
             query.attempts.pop(identity, None)
             if attempt.started is not None:
                 self.pace.answered(attempt.worker, now - attempt.started)
-            if self.rules.policy.guessing:
+            if self.policy.guessing:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
                 self._actions.append(Forget((identity,)))
@@ -463,19 +487,3 @@ class Scheduler(Sending):
         self._actions.append(Replace(index, reason))
         for attempt in self.binding.lose(index):
             self._lose(now, attempt, reason)
-
-    def _is_dead(self, kind: str, identity: int) -> bool:
-        """Tell whether a timer has nothing to do, whatever happens until it is due."""
-        if kind == "group":
-            group = self.groups.get(identity)
-            return group is None or not group.is_open
-        if kind == "hang":
-            attempt = self.attempts.get(identity)
-            return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind == "late":
-            return identity not in self.attempts
-        if kind == "retry":
-            return identity not in self.pace.slow
-        if kind == "recheck":
-            return False
-        return identity not in self.queries
