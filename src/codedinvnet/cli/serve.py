@@ -67,8 +67,9 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--policy",
-        help="uncoded, replicate, hedge, coded, coded+hedge or coded+guess (coded; hedge for a "
-        "model of your own without a method)",
+        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, a method, "
+        "METHOD+hedge, or auto, which decides by what it measures (coded; hedge for a model of "
+        "your own without a method)",
     )
     add("--routing", help="least-loaded or round-robin (least-loaded)")
     add("--pool", help="local processes, ray, or FILE.py:CLASS (local)")

@@ -19,7 +19,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.alarm import Alarm
 from codedinvnet.serving.answers import (
     Answered,
-    BadRequest,
     DeadlinePassed,
     Draining,
     Overloaded,
@@ -30,7 +29,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.decoding import DecodingQueue, Found, Job
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.policies import objections
+from codedinvnet.serving.policies import Choices
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -38,6 +37,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -47,7 +47,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
-from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
@@ -99,11 +99,11 @@ class FrontEnd:
     ) -> None:
         self.served, self.pool, self.rules = served, pool, rules
         self.outputs, self._computer = Outputs(served, scheme), computer
+        self.choices = Choices(scheme, rules.workers)
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
         code = None if scheme is None else scheme.rules
-        self._k = 1 if code is None else code.k
-        """From this number on tasks are parities."""
+        self._k = 1 if code is None else code.k  # from this number on tasks are parities
         self.metrics.expect(rules.workers, self._k)
         self.metrics.policy_is(rules.policy.name)
         self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
@@ -124,8 +124,6 @@ class FrontEnd:
         """Attempt -> what its worker sent."""
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._hedges = 0
-        """The number of hedges that the metrics have."""
         self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
 
     # Life
@@ -204,31 +202,12 @@ class FrontEnd:
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
             self._do(())  # sets a timer that could not be set before
 
-    # Policy
-
-    def policies(self) -> dict[str, Any]:
-        """Return the policy, those that may take its place, and why others may not."""
-        found = objections(self.outputs.scheme, self.rules.workers)
-        return {
-            "policy": self.scheduler.policy.name,
-            "offered": [name for name, why in found.items() if not why],
-            "refused": {name: why for name, why in found.items() if why},
-        }
-
-    def change_policy(self, name: str) -> None:
-        """Go on by another policy; see `Scheduler.change_policy`.
-
-        Raises:
-            BadRequest: if there is no such policy, or the service cannot go by it.
-        """
-        if name not in POLICIES:
-            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
-        if why := objections(self.outputs.scheme, self.rules.workers)[name]:
-            raise BadRequest(f"policy: {why}")
-        before = self.scheduler.policy.name
-        self._do(self.scheduler.change_policy(time.monotonic(), POLICIES[name]))
-        self.metrics.policy_is(name)
-        log_event("policy changed", policy=name, before=before)
+    def change_policy(self, policy: Policy) -> None:
+        """Go on by another policy of `choices`; see `Scheduler.change_policy`."""
+        before = self.scheduler.chosen.name
+        self._do(self.scheduler.change_policy(time.monotonic(), policy))
+        self.metrics.policy_is(policy.name)
+        log_event("policy changed", policy=policy.name, before=before)
 
     # Queries
 
@@ -305,7 +284,7 @@ class FrontEnd:
                 origin = Origin(self._requests, position, len(queries))
                 futures.append(loop.create_future())
                 self.waiting[number] = Waiting(now, origin, futures[-1], request=name, limit=limit)
-                self._show(number, inputs)
+                self.groups.show(self.scheduler.queries.get(number), inputs)
         except BaseException:  # the rules have them already
             self._do(actions)
             self._cancel(numbers)
@@ -318,12 +297,6 @@ class FrontEnd:
         """End those of a batch that are unanswered, and have nothing more done for them."""
         self.waiting.cancel(queries)
         self._do(self.scheduler.cancel(queries))
-
-    def _show(self, number: int, inputs: Mapping[str, np.ndarray]) -> None:
-        """Note the query in the group that the page shows."""
-        query = self.scheduler.queries.get(number)
-        if query is not None and self.scheduler.code.k > 1:
-            self.groups.show(query.group.identity, number, inputs)
 
     # Actions
 
@@ -375,6 +348,8 @@ class FrontEnd:
         elif isinstance(action, Complete):
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Decided):
+            log_event("policy", **action.decision.told)
         elif isinstance(action, Forget):
             for attempt in action.attempts:
                 self._outputs.pop(attempt, None)
@@ -386,7 +361,7 @@ class FrontEnd:
         now = time.monotonic()
         actions: list[Action] = []
         if isinstance(action, Send):
-            if action.size == 1:
+            if action.size == 1 and action.task < self._k:
                 self.waiting.fail(action.members[0], reason)
                 actions += self.scheduler.cancel(action.members)
             actions += self.scheduler.failed(now, action.attempt, reason)
@@ -518,14 +493,7 @@ class FrontEnd:
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))
 
-    # Views
-
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""
-        metrics, hedges = self.metrics, self.scheduler.hedges
-        metrics.queue_depth.set(self.scheduler.waiting)
-        metrics.pending.set(len(self.waiting))
-        metrics.hedges.inc(hedges - self._hedges)
-        self._hedges = hedges
-        metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
+        self.metrics.read_off(self.scheduler, len(self.waiting))
         self.supervisor.update_gauges()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -18,6 +19,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
+from codedinvnet.serving.rules.scheduler import Scheduler
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
@@ -193,6 +196,7 @@ class Metrics:
         self._checks: deque[bool] = deque(maxlen=500)
         self._residuals: dict[tuple[int, str], float] = {}
         ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
+        self._hedges = 0
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
@@ -268,6 +272,14 @@ class Metrics:
         """Return answers per second in the last whole seconds."""
         now = int(time.monotonic())
         return sum(self._answered.get(now - i, 0) for i in range(1, WINDOW + 1)) / WINDOW
+
+    def read_off(self, scheduler: Scheduler, pending: int) -> None:
+        """Set what is read off: of the rules, and how many queries are unanswered."""
+        self.queue_depth.set(scheduler.waiting)
+        self.pending.set(pending)
+        self.hedges.inc(scheduler.hedges - self._hedges)
+        self._hedges = scheduler.hedges
+        self.asyncio_tasks.set(len(asyncio.all_tasks()))
 
     def render(self) -> bytes:
         """Return the Prometheus text."""

@@ -38,6 +38,7 @@ from codedinvnet.serving.options import (
     hang_timeout,
     is_open,
     policy_of,
+    told_apart,
 )
 from codedinvnet.serving.policies import objection
 from codedinvnet.serving.reliance import Reliance
@@ -63,6 +64,7 @@ def make_service(options: ServeOptions) -> Service:
     Raises:
         UserError: if the options do not fit the model or each other.
     """
+    options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
     if why := objection(policy, scheme):
@@ -279,6 +281,7 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     Raises:
         UserError: if the options cannot work.
     """
+    options = told_apart(options)
     check(options)
     read_token(options.token_file)  # or it is refused now
     service = make_service(options)

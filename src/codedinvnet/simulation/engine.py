@@ -105,7 +105,7 @@ class Simulation:
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
-        sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()
+        sizes = range(1, scenario.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
@@ -239,7 +239,8 @@ class Simulation:
         if spec.encoded:
             computing += next(self._encode) * action.size
         self._computing += computing
-        query = action.members[0] if action.size == 1 else None
+        is_data = action.size == 1 and action.task < self.scheduler.code.k
+        query = action.members[0] if is_data else None
         fate = self._fates.of(worker, query, self.env.now)
         self._began[worker][action.attempt] = self.env.now
         life = self._lives[worker]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -14,6 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -60,7 +62,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
+    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -115,7 +117,11 @@ class Model:
     """
 
     def __init__(
-        self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
+        self,
+        policy: str = "coded",
+        workers: int = 4,
+        code: ErasureCode | AnswersAll | None = None,
+        **rules: Any,
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
@@ -129,6 +135,8 @@ class Model:
         """Attempts that the rules gave up; they may answer yet."""
         self.down: set[int] = set()
         self.sent: dict[int, Send] = {}
+        self.query_of: dict[int, int | None] = {}
+        """Attempt -> the query whose data task it is."""
         self.group_of: dict[int, CodingGroup] = {}
         self.groups: dict[int, CodingGroup] = {}
         self.outputs: set[int] = set()
@@ -226,14 +234,14 @@ class Model:
 
     def change(self, policy: str) -> bool:
         """Change the policy; return whether the rules do."""
-        before = self.scheduler.policy, self.scheduler.code, self.scheduler.open_group
+        before = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
         try:
             actions = self.scheduler.change_policy(self.now, POLICIES[policy])
         except ValueError:
-            now = self.scheduler.policy, self.scheduler.code, self.scheduler.open_group
+            now = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
             assert now == before, "it was refused, and changed"
             return False
-        assert self.scheduler.policy.name == policy
+        assert self.scheduler.chosen.name == policy
         assert self.scheduler.open_group is None, "nobody would join it"
         self.do(actions)
         return True
@@ -305,15 +313,12 @@ class Model:
 
     def data(self, query: int) -> list[int]:
         """Return the attempts of a query's data task that workers are at, oldest first."""
-        return sorted(
-            attempt
-            for attempt in self.at
-            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
-        )
+        return sorted(attempt for attempt in self.at if self.query_of[attempt] == query)
 
     def parities(self) -> list[int]:
         """Return the attempts of parity tasks that workers are at, oldest first."""
-        return sorted(a for a in self.at if self.sent[a].task >= self.group_of[a].code.k)
+        others = [attempt for attempt in self.at if self.query_of[attempt] is None]
+        return sorted(a for a in others if self.sent[a].task >= self.group_of[a].code.k)
 
     def worker(self, attempt: int) -> int:
         return self.sent[attempt].worker
@@ -341,7 +346,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if action.size == 1 and self.ended.get(needing[0], action) is None:
+        if attempt.query is not None and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -359,6 +364,7 @@ class Model:
             assert not self.systematic or action.task >= code.k
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
+        self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
 
@@ -443,6 +449,10 @@ class Model:
         assert set(action.outputs) == set(group.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
+
+    def _decided(self, action: Decided) -> None:
+        assert self.scheduler.chosen.adapts
+        assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries

@@ -26,7 +26,7 @@ def policy_routes(front: FrontEnd, *, guarded: bool) -> list[Route]:
     """
 
     async def show(_: Request) -> Response:
-        return JSONResponse(front.policies())
+        return JSONResponse(front.choices.told(front.scheduler.chosen))
 
     async def change(request: Request) -> Response:
         if not guarded:
@@ -48,7 +48,7 @@ def policy_routes(front: FrontEnd, *, guarded: bool) -> list[Route]:
         name = asked.get("policy") if isinstance(asked, dict) else None
         if not isinstance(name, str):
             raise BadRequest('the body must be an object, {"policy": NAME}')
-        front.change_policy(name)
-        return JSONResponse(front.policies())
+        front.change_policy(front.choices.named(name))
+        return JSONResponse(front.choices.told(front.scheduler.chosen))
 
     return [Route("/policy", show), Route("/policy", change, methods=["POST"])]

@@ -19,6 +19,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -83,7 +84,8 @@ class Scheduler(Sending):
         if len(self.queries) + count > self.rules.max_pending:
             return None
         numbers: list[int] = []
-        k = self.code.k
+        self._look(now, count)
+        k = self.code.k if self.policy.coded else 1
         for start in range(0, count, k):
             size = min(k, count - start)
             group = self._new_group() if size == k else None
@@ -174,21 +176,18 @@ class Scheduler(Sending):
     def change_policy(self, now: float, policy: Policy) -> list[Action]:
         """Go on by another policy; no query is lost.
 
-        New queries meet the new policy. The open group is coded as if its time had come, and groups
-        end by the code that they began with. Copies and guesses of late queries are the new
-        policy's for all, whatever they began with.
+        The open group is coded as if its time had come, and groups end by the code that they began
+        with. Copies of late queries are the new policy's for all.
 
         Raises:
             ValueError: if the policy does not go with the code or the workers; nothing is changed.
         """
         code = code_for(policy, self.rules.workers, self.offered)
         if is_systematic(code) != self.systematic:
-            raise ValueError(
-                f"the code has no direct answers: it goes with {self.policy.name} only"
-            )
+            raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         if self.open_group is not None:
             self._group_timeout(now, self.open_group.identity)
-        self.policy, self.code = policy, code
+        self._go_by(policy, code)
         for attempt in self.attempts.values():
             if attempt.query is not None and attempt.started is not None:
                 self._watch(attempt.started, attempt)
@@ -248,6 +247,19 @@ class Scheduler(Sending):
 
     # Queries and groups
 
+    def _look(self, now: float, count: int) -> None:
+        """Let `auto` take a request in, and decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        if auto is None:
+            return
+        busy = binding.running / max(1, binding.slots_up)
+        if auto.meets(count, busy, binding.waiting):
+            extra = self.budget.spent / max(1, self.budget.earned)
+            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
+
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
         self.groups[group.identity] = group
@@ -275,7 +287,7 @@ class Scheduler(Sending):
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or task >= group.code.k:
+            if not self.systematic or (task >= group.code.k and self.policy.coded):
                 self._dispatch(now, group, task, extra=self.systematic)
         if group.code.k == 1:
             return
@@ -295,7 +307,7 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1:
+        if len(late) > 1 or (late and not self.policy.coded):
             self._seal(now, group)
             return
         group.uncode()
@@ -434,7 +446,7 @@ class Scheduler(Sending):
         first = group.arrived(attempt.number, identity)
         if first:
             self.computed_by[identity] = attempt.worker
-            if group.is_complete and group.size > 1:
+            if group.is_complete and group.code.r:
                 workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
                 self._actions.append(
                     Complete(group.identity, group.size, dict(group.outputs), workers)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
 from codedinvnet.serving.rules.actions import Action, Forget, Send
+from codedinvnet.serving.rules.auto import Auto, Decision
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import Budget, wants_copy
@@ -32,7 +33,7 @@ def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRul
     """
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
-    code: CodeRules = offered if policy.coded and offered is not None else Uncoded()
+    code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
     needed = max(policy.copies, len(code.tasks(code.k)))
     if workers < needed:
         raise ValueError(
@@ -50,8 +51,11 @@ class Sending:
         code: the coding method; unused by policies without one.
 
     Attributes:
-        policy: of now; `Scheduler.change_policy` takes another.
+        chosen: the policy that was asked for; `Scheduler.change_policy` takes another.
+        policy: what is done about late answers now: that of `auto` changes by itself.
         code: the rules by which new groups are made.
+        auto: what decides; None of other policies than `auto`.
+        decision: what `auto` decided last; None before, and of other policies.
 
     Raises:
         ValueError: if there is no code, or too few workers for it.
@@ -60,8 +64,8 @@ class Sending:
     timers: Timers
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        self.rules, self.policy, self.offered = rules, rules.policy, code
-        self.code = code_for(rules.policy, rules.workers, code)
+        self.rules, self.offered = rules, code
+        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code))
         self.systematic = is_systematic(self.code)
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
@@ -75,6 +79,12 @@ class Sending:
         """Tasks given to workers in all: the work that was done."""
         self._identity = 0
         self._actions: list[Action] = []
+
+    def _go_by(self, policy: Policy, code: CodeRules) -> None:
+        self.chosen, self.code = policy, code
+        self.auto = Auto(None if isinstance(code, Uncoded) else code) if policy.adapts else None
+        self.policy = policy if self.auto is None else self.auto.policy
+        self.decision: Decision | None = None
 
     # Views
 
@@ -182,9 +192,23 @@ class Sending:
         attempt = self.attempts.get(identity)
         if attempt is None or attempt.query is None or not self.policy.hedged:
             return
+        if self.policy.rescued and self._rescue(now, attempt):
+            self._watch(now, attempt)
+            return
         attempt.late = True
         if wants_copy(attempt.query) and not self._copy(now, attempt.query):
             self._watch(now, attempt)
+
+    def _rescue(self, now: float, attempt: Attempt) -> bool:
+        """Send a late query's group the extra task of its code, once; return whether it was."""
+        query, group = attempt.query, attempt.group
+        k = group.code.k
+        if query is None or query.state is not State.WAITING or not query.accept_decoded:
+            return False
+        if group.is_open or not group.code.r or k in group.live or k in group.outputs:
+            return False
+        self._dispatch(now, group, k, first=True)
+        return True
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""
