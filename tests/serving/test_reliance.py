@@ -15,7 +15,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import WEIGHTS, load_bundle
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.decoding import Check, Facts, Found
@@ -47,7 +47,7 @@ def images() -> np.ndarray:
 
 def reliance(limit: float | None = 0.01, **options: Any) -> Reliance:
     bundle = load_bundle("mnist")
-    calibration = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    calibration = load_calibration(bundle.folder, bundle.digest())
     made = Reliance(calibration, "coded-invnet", K, WORKERS, limit, **options)
     made.begin(Metrics(), lambda worker, reason: None)
     return made
