@@ -421,6 +421,7 @@ class TestRefused:
                 "--method: parm is not that of --policy small-backup+hedge",
             ),
             (["mnist", "--routing", "magic"], "--routing: 'magic'"),
+            (["mnist", "--extra", "-1"], "--extra"),
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--deadline-ms", "0"], "--deadline-ms"),
             (["mnist", "--deadline-ms", "nan"], "--deadline-ms"),

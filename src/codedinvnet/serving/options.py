@@ -42,6 +42,8 @@ class ServeOptions:
     policy: str | None = None
     """A policy, or one with a method as `served_as` takes it; None: `policy_of`."""
     routing: str = "least-loaded"
+    extra: float | None = None
+    """None: what suits the policy."""
     pool: str = "local"
     ray_address: str | None = None
     device: str = "cpu"
@@ -121,6 +123,8 @@ def check(options: ServeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if options.extra is not None and not 0 <= options.extra < math.inf:
+        raise UserError(f"--extra: must be at least 0, got {options.extra}")
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "

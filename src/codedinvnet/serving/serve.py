@@ -91,6 +91,7 @@ def make_service(options: ServeOptions) -> Service:
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
         hedge_share=1 / options.k,
+        extra=options.extra,
         max_pending=most,
         routing=options.routing,
     )

@@ -25,7 +25,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import BUCKET
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
-from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.rules.settings import AUTO_EXTRA, POLICIES, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, State
 
 LONG = 1e6
@@ -151,6 +151,9 @@ class Model:
         """None: it was cancelled."""
         self.spared: set[int] = set()
         """Attempts that there were when their query was cancelled."""
+        self.extra_work = 0.0
+        """What was paid for tasks that workers were given."""
+        self.bounded = self.rules.extra is not None or self.rules.policy.adapts
         self._new: list[Action] = []
 
     # Events
@@ -349,6 +352,12 @@ class Model:
             assert action.size == attempt.group.size
             assert action.task in self.code.tasks(action.size)
             assert not self.systematic or action.task >= self.code.k
+        self.extra_work += attempt.paid
+        if self.bounded and attempt.query is None and self.systematic:
+            assert attempt.paid > 0, "nobody pays for it"
+        elif self.bounded and attempt.query is not None:
+            asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
+            assert not asked_twice or attempt.paid == 1
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.group_of[action.attempt] = attempt.group
@@ -464,7 +473,10 @@ class Model:
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
         assert 0 <= scheduler.budget.tokens <= BUCKET
-        assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
+        share = self.rules.hedge_share
+        if self.bounded:
+            share = AUTO_EXTRA if self.rules.extra is None else self.rules.extra
+        assert self.extra_work <= share * len(self.asked) + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]
