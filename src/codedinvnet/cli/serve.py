@@ -68,8 +68,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--policy",
         help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, a method, "
-        "METHOD+hedge, or auto, which decides by what it measures (coded; hedge for a model of "
-        "your own without a method)",
+        "METHOD+hedge, or auto, which decides by what it measures (auto; coded with a --method)",
     )
     add(
         "--extra",

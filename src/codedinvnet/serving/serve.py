@@ -41,7 +41,7 @@ from codedinvnet.serving.options import (
     told_apart,
 )
 from codedinvnet.serving.reliance import Reliance
-from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.tracing import exporting
@@ -67,6 +67,8 @@ def make_service(options: ServeOptions) -> Service:
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
     systematic = scheme is None or is_systematic(scheme.rules)
+    if options.policy is None and not systematic:
+        policy = CODED  # of a protection, which says itself what its method is
     if scheme is not None and not systematic and policy.name != "coded":
         raise UserError(
             f"--policy: {scheme.name} has no direct answers, so that it goes with the policy coded "
