@@ -203,8 +203,17 @@ def as_text(value: bytes | str) -> str:
 def test_every_query_is_answered_while_workers_fail(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray
 ) -> None:
-    options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT)
-    options += ("--routing", "round-robin")
+    options = (
+        "--k",
+        "4",
+        "--workers",
+        "6",
+        "--policy",
+        "coded",
+        *PATIENT,
+        "--routing",
+        "round-robin",
+    )
     times = ("--group-timeout-ms", "150", "--hang-timeout-ms", "1500")
     faults = write_faults(tmp_path, slow(200, worker=1))
 

@@ -25,7 +25,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import BUCKET
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
-from codedinvnet.serving.rules.settings import AUTO_EXTRA, POLICIES, Rules
+from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, State
 
 LONG = 1e6
@@ -126,7 +126,6 @@ class Model:
         rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
-        self.code = self.scheduler.code
         self.now = 0.0
         self.at: dict[int, int] = {}
         """Attempt -> the worker that is at it, oldest first."""
@@ -136,6 +135,8 @@ class Model:
         """Attempts that the rules gave up; they may answer yet."""
         self.down: set[int] = set()
         self.sent: dict[int, Send] = {}
+        self.query_of: dict[int, int | None] = {}
+        """Attempt -> the query whose data task it is."""
         self.group_of: dict[int, CodingGroup] = {}
         self.groups: dict[int, CodingGroup] = {}
         self.outputs: set[int] = set()
@@ -145,6 +146,8 @@ class Model:
         self.asked: dict[int, bool] = {}
         """Query -> whether a decoded answer will do."""
         self.deadlines: dict[int, float] = {}
+        self.guessing: set[int] = set()
+        """Queries that came under a policy that guesses late ones."""
         self.decoding: list[int] = []
         self.decoded_ones: set[int] = set()
         self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
@@ -153,7 +156,9 @@ class Model:
         """Attempts that there were when their query was cancelled."""
         self.extra_work = 0.0
         """What was paid for tasks that workers were given."""
-        self.bounded = self.rules.extra is not None or self.rules.policy.adapts
+        self.earned = 0.0
+        """What queries added to the budget."""
+        self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self._new: list[Action] = []
 
     # Events
@@ -172,6 +177,9 @@ class Model:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
+        extra = self.rules.extra_of(self.scheduler.chosen)
+        self.earned += count * (self.rules.hedge_share if extra is None else extra)
+        self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
 
@@ -219,7 +227,7 @@ class Model:
         self.decoded_ones.add(query)
         ended = query in self.ended
         self.do(self.scheduler.decoded(self.now, query, sure))
-        if sure or not self.rules.policy.hedged:
+        if sure or not self.scheduler.policy.hedged:
             assert ended or isinstance(self.ended[query], AnswerDecoded)
 
     def cancel(self, *queries: int) -> None:
@@ -230,6 +238,21 @@ class Model:
         actions = self.scheduler.cancel(queries)
         assert {type(action) for action in actions} <= {Forget}
         self.do(actions)
+
+    def change(self, policy: str) -> bool:
+        """Change the policy; return whether the rules do."""
+        before = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+        try:
+            actions = self.scheduler.change_policy(self.now, POLICIES[policy])
+        except ValueError:
+            now = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+            assert now == before, "it was refused, and changed"
+            return False
+        assert self.scheduler.chosen.name == policy
+        self.bounded = False  # tasks may have been sent before
+        assert self.scheduler.open_group is None, "nobody would join it"
+        self.do(actions)
+        return True
 
     def wait(self, seconds: float) -> None:
         """Let time pass; every timer fires when it is due."""
@@ -298,18 +321,12 @@ class Model:
 
     def data(self, query: int) -> list[int]:
         """Return the attempts of a query's data task that workers are at, oldest first."""
-        return sorted(
-            attempt
-            for attempt in self.at
-            if self.sent[attempt].size == 1
-            and self.sent[attempt].members == (query,)
-            and self.sent[attempt].task < max(self.code.k, 1)
-        )
+        return sorted(attempt for attempt in self.at if self.query_of[attempt] == query)
 
     def parities(self) -> list[int]:
         """Return the attempts of parity tasks that workers are at, oldest first."""
-        k = self.code.k
-        return sorted(attempt for attempt in self.at if self.sent[attempt].task >= k)
+        others = [attempt for attempt in self.at if self.query_of[attempt] is None]
+        return sorted(a for a in others if self.sent[a].task >= self.group_of[a].code.k)
 
     def worker(self, attempt: int) -> int:
         return self.sent[attempt].worker
@@ -350,8 +367,9 @@ class Model:
         else:
             assert action.members == tuple(attempt.group.members)
             assert action.size == attempt.group.size
-            assert action.task in self.code.tasks(action.size)
-            assert not self.systematic or action.task >= self.code.k
+            code = attempt.group.code
+            assert action.task in code.tasks(action.size)
+            assert not self.systematic or action.task >= code.k
         self.extra_work += attempt.paid
         if self.bounded and attempt.query is None and self.systematic:
             assert attempt.paid > 0, "nobody pays for it"
@@ -360,14 +378,15 @@ class Model:
             assert not asked_twice or attempt.paid == 1
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
+        self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
 
     def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
         """Check that outputs are at hand and are what they are said to be."""
         assert size == group.size
-        fixed = self.code.fixed_size
-        assert size == (self.code.k if fixed else len(group.members))
+        fixed = group.code.fixed_size
+        assert size == (group.code.k if fixed else len(group.members))
         for task, attempt in outputs.items():
             if attempt == FILLER:
                 assert self.systematic
@@ -393,17 +412,18 @@ class Model:
     def _decode(self, action: Decode) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        found = self.code.recoverable(frozenset(action.outputs), action.size)
+        code = group.code
+        found = code.recoverable(frozenset(action.outputs), action.size)
         assert action.wanted
         for query, member in action.wanted.items():
             self._unanswered(query)
             assert self.asked[query], "it does not take decoded answers"
             if member not in found:
-                assert self.code.guesses
-                assert max(action.outputs) >= self.code.k, "nothing to guess from"
+                assert code.guesses
+                assert max(action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
-                late = known is not None and known.late and self.rules.policy.guessing
+                late = known is not None and known.late and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
                 assert late or lost or self.now >= self.deadlines[query], "a better one may come"
             assert group.members[member] == query
@@ -425,7 +445,7 @@ class Model:
         else:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
-        if self.code.guesses and self.asked[action.query] and action.query not in self.decoding:
+        if self.asked[action.query] and action.query not in self.decoding:
             for group in self.groups.values():
                 assert action.query not in group.members or not group.guessable(), "no guess at it"
         self.ended[action.query] = action
@@ -440,12 +460,12 @@ class Model:
     def _complete(self, action: Complete) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        assert set(action.outputs) == set(self.code.tasks(action.size))
+        assert set(action.outputs) == set(group.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
 
     def _decided(self, action: Decided) -> None:
-        assert self.rules.policy.adapts
+        assert self.scheduler.chosen.adapts
         assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:
@@ -473,10 +493,7 @@ class Model:
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
         assert 0 <= scheduler.budget.tokens <= BUCKET
-        share = self.rules.hedge_share
-        if self.bounded:
-            share = AUTO_EXTRA if self.rules.extra is None else self.rules.extra
-        assert self.extra_work <= share * len(self.asked) + 1e-6, "more than the budget"
+        assert self.extra_work <= self.earned + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]

@@ -34,17 +34,15 @@ WORTH, MOST = 80.0, 4.0
 class Budget:
     """What extra work may cost, in service times of the served model.
 
-    Args:
-        share: for each query.
-
     Attributes:
+        share: for each query.
         tokens: what may be spent now.
         spent: what was spent in all.
         queries: those that came.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self) -> None:
+        self.share = 0.0
         self.tokens = 0.0
         self.spent = 0.0
         self.queries = 0

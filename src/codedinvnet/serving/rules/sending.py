@@ -9,15 +9,38 @@ from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
-from codedinvnet.serving.rules.actions import Action, Forget, Send
+from codedinvnet.serving.rules.actions import Action, Decided, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import RESERVE, Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
-from codedinvnet.serving.rules.settings import AUTO_EXTRA, Rules
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
+
+
+def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRules:
+    """Return the rules by which a policy makes groups.
+
+    Args:
+        policy: that is wanted.
+        workers: how many there are.
+        offered: the rules of the code that the workers know; None if they know none.
+
+    Raises:
+        ValueError: if the policy does not go with the code, or there are too few workers.
+    """
+    if policy.coded and offered is None:
+        raise ValueError(f"policy {policy.name} needs a code")
+    code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
+    needed = max(policy.copies, len(code.tasks(code.k)))
+    if workers < needed:
+        raise ValueError(
+            f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
+            "the tasks of a group go to distinct workers"
+        )
+    return code
 
 
 class Sending:
@@ -27,6 +50,13 @@ class Sending:
         rules: see `Rules`.
         code: the coding method; unused by policies without one.
 
+    Attributes:
+        chosen: the policy that was asked for; `Scheduler.change_policy` takes another.
+        policy: what is done about late answers now: that of `auto` changes by itself.
+        code: the rules by which new groups are made.
+        auto: what decides; None of other policies than `auto`.
+        decision: what `auto` decided last; None before, and of other policies.
+
     Raises:
         ValueError: if there is no code, or too few workers for it.
     """
@@ -34,30 +64,12 @@ class Sending:
     timers: Timers
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        self.rules = rules
-        if rules.policy.coded and code is None:
-            raise ValueError(f"policy {rules.policy.name} needs a code")
-        if not rules.policy.takes_code:
-            code = None
-        self.code: CodeRules = Uncoded() if code is None else code
-        self.auto = Auto(code) if rules.policy.adapts else None
-        self.policy = rules.policy if self.auto is None else self.auto.policy
-        """What is done about late answers now."""
-        self.decision: Decision | None = None
-        """What `auto` decided last; None before, and of other policies."""
+        self.rules, self.offered = rules, code
+        self.budget = Budget()
+        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code))
         self.systematic = is_systematic(self.code)
-        needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
-        if rules.workers < needed:
-            raise ValueError(
-                f"{rules.workers} are too few: policy {rules.policy.name} with k = {self.code.k} "
-                f"needs {needed}, since the tasks of a group go to distinct workers"
-            )
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
-        extra = AUTO_EXTRA if rules.extra is None and rules.policy.adapts else rules.extra
-        self.budget = Budget(rules.hedge_share if extra is None else extra)
-        self._bounded = extra is not None
-        """Whether extra tasks are paid for, too."""
         self.hedges = 0
         """How many copies were sent of late queries."""
         self.queries: dict[int, Query] = {}
@@ -69,6 +81,16 @@ class Sending:
         """Tasks given to workers in all: the work that was done."""
         self._identity = 0
         self._actions: list[Action] = []
+
+    def _go_by(self, policy: Policy, code: CodeRules) -> None:
+        self.chosen, self.code = policy, code
+        self.auto = Auto(None if isinstance(code, Uncoded) else code) if policy.adapts else None
+        self.policy = policy if self.auto is None else self.auto.policy
+        self.decision: Decision | None = None
+        extra = self.rules.extra_of(policy)
+        self.budget.share = self.rules.hedge_share if extra is None else extra
+        self._bounded = extra is not None
+        """Whether extra tasks are paid for, as copies are."""
 
     # Views
 
@@ -101,6 +123,19 @@ class Sending:
         return next((attempt.started for attempt in running.values()), None)
 
     # On the way
+
+    def _look(self, now: float, count: int) -> None:
+        """Let `auto` take a request in, and decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        if auto is None:
+            return
+        busy = binding.running / max(1, binding.slots_up)
+        if auto.meets(count, busy, binding.waiting):
+            extra = self.budget.spent / max(1, self.budget.queries)
+            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
 
     def _next(self) -> int:
         self._identity += 1
@@ -193,17 +228,16 @@ class Sending:
 
     # Copies
 
-    def _watch(self, now: float, attempt: Attempt) -> None:
-        """Look at a data task again when it is late."""
-        if self.policy.hedged:
-            late = self.pace.late(attempt.kind, attempt.worker)
-            if late is not None:
-                self.timers.set(now + late, "late", attempt.identity)
+    def _watch(self, since: float, attempt: Attempt) -> None:
+        """Look at a data task again when it is late, counted from when it began or was seen."""
+        late = self.pace.late(attempt.kind, attempt.worker)
+        if self.policy.hedged and late is not None:
+            self.timers.set(since + late, "late", attempt.identity)
 
     def _late(self, now: float, identity: int) -> None:
         """An attempt has run for longer than its kind normally does."""
         attempt = self.attempts.get(identity)
-        if attempt is None or attempt.query is None:
+        if attempt is None or attempt.query is None or not self.policy.hedged:
             return
         if self.policy.rescued and self._rescue(now, attempt):
             self._watch(now, attempt)
@@ -215,10 +249,10 @@ class Sending:
     def _rescue(self, now: float, attempt: Attempt) -> bool:
         """Send a late query's group the extra task of its code, once; return whether it was."""
         query, group = attempt.query, attempt.group
-        k = self.code.k
+        k = group.code.k
         if query is None or query.state is not State.WAITING or not query.accept_decoded:
             return False
-        if group.is_open or k in group.live or k in group.outputs:
+        if group.is_open or not group.code.r or k in group.live or k in group.outputs:
             return False
         return self._send_extra(now, group, k, first=True, urgent=True)
 
@@ -263,3 +297,21 @@ class Sending:
             self.computed_by.pop(attempt, None)
         if used or queries:
             self._actions.append(Forget(used, tuple(queries)))
+
+    # Timers
+
+    def _is_dead(self, kind: str, identity: int) -> bool:
+        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        if kind == "group":
+            group = self.groups.get(identity)
+            return group is None or not group.is_open
+        if kind == "hang":
+            attempt = self.attempts.get(identity)
+            return attempt is None or not self.is_at(attempt.worker, identity)
+        if kind == "late":
+            return identity not in self.attempts
+        if kind == "retry":
+            return identity not in self.pace.slow
+        if kind == "recheck":
+            return False
+        return identity not in self.queries

@@ -114,3 +114,7 @@ class Rules:
     max_losses: int = 5
     routing: str = "least-loaded"
     slots: int = 1
+
+    def extra_of(self, policy: Policy) -> float | None:
+        """Return the extra work per query of a policy, at most; None if copies alone are bound."""
+        return AUTO_EXTRA if self.extra is None and policy.adapts else self.extra
