@@ -11,7 +11,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
-from codedinvnet.trust.bound import Curve
+from codedinvnet.trust.bound import Coverage, Curve
 
 FILE = "calibration.json"
 """The file beside a bundle's weights, or in a protection."""
@@ -49,6 +49,16 @@ class Calibration:
         sizes = [kind.k for kind in self.curves if (kind.method, kind.answer) == (method, answer)]
         k = min((k for k in sizes if k >= size), default=None)
         return None if k is None else self.curves[Kind(method, k, answer)]
+
+    def coverage(
+        self, method: str, size: int, limit: float, answer: str = DECODED
+    ) -> Coverage | None:
+        """Return what a limit lets through of a method's answers; None if nothing is known of it.
+
+        It is what plans, simulations and policies ask before they count on approximate answers.
+        """
+        curve = self.curve(method, size, answer)
+        return None if curve is None else curve.coverage(limit)
 
     def save(self, path: Path) -> None:
         """Write the file."""
