@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from codedinvnet.errors import UserError
+from codedinvnet.progress import Progress
 from codedinvnet.rows import Row, append_row, measured_row
 
 
@@ -52,8 +51,11 @@ def run(jobs: Iterable[Job], out: Path, what: str) -> dict[str, int]:
     todo = list(jobs)
     counts = {"done": 0, "failed": 0}
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+    words = f"{what}, {len(todo)}"
     whole = sum(job.weight for job in todo)
-    with tqdm(total=whole, desc=f"{what}, {len(todo)}", bar_format=form, dynamic_ncols=True) as bar:
+    with Progress(
+        total=whole, desc=f"{what}, {len(todo)}", bar_format=form, dynamic_ncols=True
+    ) as bar:
         for job in todo:
             bar.set_postfix_str(job.name, refresh=True)
             row = measured_row(job.header, job.measure)

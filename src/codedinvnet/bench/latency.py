@@ -59,9 +59,9 @@ from codedinvnet.models.bundle import (
 from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, Histogram, percentile, quantiles, rounded
 from codedinvnet.rows import Row, key_of, newest, read_rows
+from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES
-from codedinvnet.simulation.served import served_as
 from codedinvnet.stages import images_of
 
 SAMPLED = ("service", "encode", "trip")

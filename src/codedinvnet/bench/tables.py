@@ -23,8 +23,8 @@ from codedinvnet.data.names import KNOWN
 from codedinvnet.files import write_atomically, write_text
 from codedinvnet.quantiles import Histogram, around, half_width, rank_of
 from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows, unpack_counts
+from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.figures import QUANTILES, SAME
-from codedinvnet.simulation.served import SERVED
 
 BEYOND = 10
 """Methods are compared by the farthest percentile that so many requests of each lie beyond."""

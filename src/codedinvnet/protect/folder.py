@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from codedinvnet.checkpoint import load_checkpoint, load_modules, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import BackupCode
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll
+from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
@@ -27,16 +26,6 @@ DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
 SMALL, OWN = "small-backup", "own-backup"
-
-
-@dataclass(frozen=True)
-class PerMember:
-    """The work of a task that costs so much for each member."""
-
-    work: float
-
-    def __call__(self, size: int) -> float:
-        return self.work * size
 
 
 class Answering(nn.Module):
@@ -172,5 +161,5 @@ def load_protection(
         assert other.signature.scores is not None
         module, given = ScoresOf(other), other.signature.scores.kind
     models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
-    rules = AnswersAll(k, BACKUP, cost=PerMember(work))
+    rules = AnswersAll(k, BACKUP, cost=Costs(member=work))
     return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)

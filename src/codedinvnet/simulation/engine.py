@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import simpy
-from tqdm import tqdm
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task
 from codedinvnet.errors import UserError
+from codedinvnet.progress import Progress
 from codedinvnet.serving.rules.actions import (
     Action,
     Answer,
@@ -105,7 +105,7 @@ class Simulation:
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
-        sizes = range(2, scenario.k + 1) if scenario.coding.coded else ()
+        sizes = range(1, scenario.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
@@ -151,7 +151,7 @@ class Simulation:
 
     def run(self, progress: bool = False) -> Records:
         """Simulate until every request has come to its end; return what became of them."""
-        self._bar = tqdm(
+        self._bar = Progress(
             total=self.requests,
             desc=f"{self.scenario.name}, {self.scenario.policy}",
             unit="request",
@@ -239,7 +239,8 @@ class Simulation:
         if spec.encoded:
             computing += next(self._encode) * action.size
         self._computing += computing
-        query = action.members[0] if action.size == 1 else None
+        is_data = action.size == 1 and action.task < self.scheduler.code.k
+        query = action.members[0] if is_data else None
         fate = self._fates.of(worker, query, self.env.now)
         self._began[worker][action.attempt] = self.env.now
         life = self._lives[worker]

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import current_accuracy, read_rows
+from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
@@ -36,7 +37,6 @@ from codedinvnet.simulation.scenario import (
     load_scenario,
     parse_scenario,
 )
-from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import frame_of, lines_of, parse_sweep, run_sweep, winners
 
@@ -257,7 +257,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     if not wanted:
         raise UserError("; ".join(why))
     began = time.process_time()
-    with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
+    with Progress(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
 
         def step(words: str) -> None:
             bar.total = max(bar.total, bar.n + 1)

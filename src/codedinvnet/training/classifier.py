@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import prepare
+from codedinvnet.progress import Progress
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
@@ -40,13 +40,25 @@ def all_logits(
     """
     device = first_tensor(classifier).device
     parts = []
-    bar = tqdm(
+    bar = Progress(
         rows.split(EVALUATION_BATCH), desc=description, unit="batch", leave=False, file=sys.stderr
     )
     for part in bar:
         logits: Tensor = classifier(source.batch(part)[0].to(device))
         parts.append(logits.float().cpu())
     return torch.cat(parts)
+
+
+def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return the loss of logits (N, classes) that follow a teacher's beside the labels.
+
+    Args:
+        loss: their cross-entropy against the labels.
+        logits: of the network that is trained.
+        teacher: those of the served classifier.
+    """
+    soft = F.cross_entropy(logits, teacher.softmax(1))
+    return DISTILLED_SHARE * soft + (1 - DISTILLED_SHARE) * loss
 
 
 class ClassifierStage(PartStage):
@@ -100,9 +112,7 @@ class ClassifierStage(PartStage):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
-            soft = self.teacher[chosen].to(self.device).softmax(1)
-            distilled = F.cross_entropy(logits, soft)
-            loss = DISTILLED_SHARE * distilled + (1 - DISTILLED_SHARE) * loss
+            loss = distilled(loss, logits, self.teacher[chosen].to(self.device))
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -14,6 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -60,7 +62,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | None = None) -> None:
+    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -115,12 +117,15 @@ class Model:
     """
 
     def __init__(
-        self, policy: str = "coded", workers: int = 4, code: ErasureCode | None = None, **rules: Any
+        self,
+        policy: str = "coded",
+        workers: int = 4,
+        code: ErasureCode | AnswersAll | None = None,
+        **rules: Any,
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
-        self.code = self.scheduler.code
         self.now = 0.0
         self.at: dict[int, int] = {}
         """Attempt -> the worker that is at it, oldest first."""
@@ -130,6 +135,8 @@ class Model:
         """Attempts that the rules gave up; they may answer yet."""
         self.down: set[int] = set()
         self.sent: dict[int, Send] = {}
+        self.query_of: dict[int, int | None] = {}
+        """Attempt -> the query whose data task it is."""
         self.group_of: dict[int, CodingGroup] = {}
         self.groups: dict[int, CodingGroup] = {}
         self.outputs: set[int] = set()
@@ -139,6 +146,8 @@ class Model:
         self.asked: dict[int, bool] = {}
         """Query -> whether a decoded answer will do."""
         self.deadlines: dict[int, float] = {}
+        self.guessing: set[int] = set()
+        """Queries that came under a policy that guesses late ones."""
         self.decoding: list[int] = []
         self.decoded_ones: set[int] = set()
         self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
@@ -163,6 +172,7 @@ class Model:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
+        self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
 
@@ -210,7 +220,7 @@ class Model:
         self.decoded_ones.add(query)
         ended = query in self.ended
         self.do(self.scheduler.decoded(self.now, query, sure))
-        if sure or not self.rules.policy.hedged:
+        if sure or not self.scheduler.policy.hedged:
             assert ended or isinstance(self.ended[query], AnswerDecoded)
 
     def cancel(self, *queries: int) -> None:
@@ -221,6 +231,20 @@ class Model:
         actions = self.scheduler.cancel(queries)
         assert {type(action) for action in actions} <= {Forget}
         self.do(actions)
+
+    def change(self, policy: str) -> bool:
+        """Change the policy; return whether the rules do."""
+        before = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+        try:
+            actions = self.scheduler.change_policy(self.now, POLICIES[policy])
+        except ValueError:
+            now = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+            assert now == before, "it was refused, and changed"
+            return False
+        assert self.scheduler.chosen.name == policy
+        assert self.scheduler.open_group is None, "nobody would join it"
+        self.do(actions)
+        return True
 
     def wait(self, seconds: float) -> None:
         """Let time pass; every timer fires when it is due."""
@@ -289,16 +313,12 @@ class Model:
 
     def data(self, query: int) -> list[int]:
         """Return the attempts of a query's data task that workers are at, oldest first."""
-        return sorted(
-            attempt
-            for attempt in self.at
-            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
-        )
+        return sorted(attempt for attempt in self.at if self.query_of[attempt] == query)
 
     def parities(self) -> list[int]:
         """Return the attempts of parity tasks that workers are at, oldest first."""
-        k = self.code.k
-        return sorted(attempt for attempt in self.at if self.sent[attempt].task >= k)
+        others = [attempt for attempt in self.at if self.query_of[attempt] is None]
+        return sorted(a for a in others if self.sent[a].task >= self.group_of[a].code.k)
 
     def worker(self, attempt: int) -> int:
         return self.sent[attempt].worker
@@ -326,7 +346,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if action.size == 1 and self.ended.get(needing[0], action) is None:
+        if attempt.query is not None and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -339,18 +359,20 @@ class Model:
         else:
             assert action.members == tuple(attempt.group.members)
             assert action.size == attempt.group.size
-            assert action.task in self.code.tasks(action.size)
-            assert not self.systematic or action.task >= self.code.k
+            code = attempt.group.code
+            assert action.task in code.tasks(action.size)
+            assert not self.systematic or action.task >= code.k
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
+        self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
 
     def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
         """Check that outputs are at hand and are what they are said to be."""
         assert size == group.size
-        fixed = self.code.fixed_size
-        assert size == (self.code.k if fixed else len(group.members))
+        fixed = group.code.fixed_size
+        assert size == (group.code.k if fixed else len(group.members))
         for task, attempt in outputs.items():
             if attempt == FILLER:
                 assert self.systematic
@@ -376,17 +398,18 @@ class Model:
     def _decode(self, action: Decode) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        found = self.code.recoverable(frozenset(action.outputs), action.size)
+        code = group.code
+        found = code.recoverable(frozenset(action.outputs), action.size)
         assert action.wanted
         for query, member in action.wanted.items():
             self._unanswered(query)
             assert self.asked[query], "it does not take decoded answers"
             if member not in found:
-                assert self.code.guesses
-                assert max(action.outputs) >= self.code.k, "nothing to guess from"
+                assert code.guesses
+                assert max(action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
-                late = known is not None and known.late and self.rules.policy.guessing
+                late = known is not None and known.late and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
                 assert late or lost or self.now >= self.deadlines[query], "a better one may come"
             assert group.members[member] == query
@@ -408,7 +431,7 @@ class Model:
         else:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
-        if self.code.guesses and self.asked[action.query] and action.query not in self.decoding:
+        if self.asked[action.query] and action.query not in self.decoding:
             for group in self.groups.values():
                 assert action.query not in group.members or not group.guessable(), "no guess at it"
         self.ended[action.query] = action
@@ -423,9 +446,13 @@ class Model:
     def _complete(self, action: Complete) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        assert set(action.outputs) == set(self.code.tasks(action.size))
+        assert set(action.outputs) == set(group.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
+
+    def _decided(self, action: Decided) -> None:
+        assert self.scheduler.chosen.adapts
+        assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -1334,9 +1336,72 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
     model.drain()
 
 
+# Another policy
+
+
+def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:
+    model = coded(3)
+    lost, other = model.submit(2)
+    model.change("hedge")
+    assert model.scheduler.code.k == 1
+    (parity_task,) = model.parities()
+    model.kill(model.worker(*model.data(lost)))
+    model.result(*model.data(other), parity_task)
+    model.decoded(lost)
+    assert isinstance(model.ended[lost], AnswerDecoded)
+    (single,) = model.submit()
+    assert [send.size for send in only(model.new(), Send)][-1] == 1
+    model.result(*model.data(single))
+    model.drain()
+
+
+def test_what_is_late_already_is_copied_under_a_policy_with_copies() -> None:
+    model = Model("uncoded", workers=3, hedge_share=1.0)
+    know_times(model)
+    (query,) = model.submit()
+    model.wait(0.1)
+    assert len(model.data(query)) == 1
+    model.change("hedge")
+    model.wait(0.0)
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+def test_nothing_is_copied_under_a_policy_without_copies() -> None:
+    model = Model("hedge", workers=3, hedge_share=1.0)
+    know_times(model)
+    (query,) = model.submit()
+    model.change("uncoded")
+    model.wait(0.1)
+    assert len(model.data(query)) == 1
+    model.change("hedge")
+    model.wait(0.0)
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+@pytest.mark.parametrize(
+    ("policy", "workers", "code", "wanted"),
+    [
+        ("hedge", 4, None, "coded"),
+        ("uncoded", 1, None, "replicate"),
+        ("uncoded", 3, ErasureCode(3), "coded"),
+        ("coded", 4, ErasureCode(2, 2, systematic=False), "uncoded"),
+    ],
+)
+def test_a_policy_that_cannot_be_changes_nothing(
+    policy: str, workers: int, code: ErasureCode | None, wanted: str
+) -> None:
+    model = Model(policy, workers, code)
+    model.submit()
+    assert not model.change(wanted)
+    assert model.scheduler.chosen.name == policy
+    model.drain()
+
+
 # Every order of everything
 
-SETUPS: list[tuple[str, int, ErasureCode | None]] = [
+SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
     ("replicate", 2, None),
@@ -1359,6 +1424,13 @@ SETUPS: list[tuple[str, int, ErasureCode | None]] = [
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
+    ("uncoded", 4, ErasureCode(3)),
+    ("hedge", 5, ErasureCode(4, guesses=True)),
+    ("auto", 3, None),
+    ("auto", 4, ErasureCode(3)),
+    ("auto", 6, ErasureCode(3, 2)),
+    ("auto", 4, AnswersAll(3)),
+    ("auto", 3, AnswersAll(2)),
 ]
 
 EVENTS = st.tuples(
@@ -1366,7 +1438,7 @@ EVENTS = st.tuples(
         ["submit"] * 3
         + ["result"] * 5
         + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
-        + ["cancel"]
+        + ["cancel", "change"]
     ),
     st.integers(0, 11),
 )
@@ -1394,6 +1466,8 @@ def happen(model: Model, event: str, n: int) -> None:
     elif event == "cancel":  # one, or a few at once, of which some may be over
         queries = list(model.asked)[-(n + 1) :]
         model.cancel(*queries[: 1 + n % 3])
+    elif event == "change":
+        model.change(list(POLICIES)[n % len(POLICIES)])
     elif event == "wait":
         model.wait(WAITS[n])
     elif event == "oversleep":
@@ -1418,7 +1492,7 @@ def happen(model: Model, event: str, n: int) -> None:
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
-    setup: tuple[str, int, ErasureCode | None],
+    setup: tuple[str, int, ErasureCode | AnswersAll | None],
     timed: bool,
     round_robin: bool,
     slots: int,
@@ -1439,6 +1513,7 @@ def test_every_query_ends_once_whatever_happens(
     )
     if timed:
         know_times(model, slow)
-    for event, n in events:
-        happen(model, event, n)
-    model.drain()
+    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+        for event, n in events:
+            happen(model, event, n)
+        model.drain()

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -26,8 +28,8 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import yields
 from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.sending import Sending
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.sending import Sending, code_for
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
@@ -82,7 +84,8 @@ class Scheduler(Sending):
         if len(self.queries) + count > self.rules.max_pending:
             return None
         numbers: list[int] = []
-        k = self.code.k
+        self._look(now, count)
+        k = self.code.k if self.policy.coded else 1
         for start in range(0, count, k):
             size = min(k, count - start)
             group = self._new_group() if size == k else None
@@ -134,7 +137,7 @@ class Scheduler(Sending):
         """The logits that a `Decode` asked for are here."""
         found = self.queries.get(query)
         if found is not None and found.state is State.DECODING:
-            if confident or found.last or not self.rules.policy.hedged:
+            if confident or found.last or not self.policy.hedged:
                 self._accept_decoded(found)
                 if found.group.identity in self.groups:
                     self._settle(now, found.group)  # after a guess, others may have lost a hope
@@ -158,7 +161,7 @@ class Scheduler(Sending):
                 self._settle(now, found.group)
             elif not found.attempts:
                 self._send_data(now, found, first=True)
-            elif self.rules.policy.hedged and len(found.attempts) < 2:
+            elif self.policy.hedged and len(found.attempts) < 2:
                 self._copy(now, found)
         return self._flush(now)
 
@@ -169,6 +172,26 @@ class Scheduler(Sending):
                 self._cancel(query)
         actions, self._actions = self._actions, []
         return actions
+
+    def change_policy(self, now: float, policy: Policy) -> list[Action]:
+        """Go on by another policy; no query is lost.
+
+        The open group is coded as if its time had come, and groups end by the code that they began
+        with. Copies of late queries are the new policy's for all.
+
+        Raises:
+            ValueError: if the policy does not go with the code or the workers; nothing is changed.
+        """
+        code = code_for(policy, self.rules.workers, self.offered)
+        if is_systematic(code) != self.systematic:
+            raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
+        if self.open_group is not None:
+            self._group_timeout(now, self.open_group.identity)
+        self._go_by(policy, code)
+        for attempt in self.attempts.values():
+            if attempt.query is not None and attempt.started is not None:
+                self._watch(attempt.started, attempt)
+        return self._flush(now)
 
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
@@ -224,6 +247,19 @@ class Scheduler(Sending):
 
     # Queries and groups
 
+    def _look(self, now: float, count: int) -> None:
+        """Let `auto` take a request in, and decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        if auto is None:
+            return
+        busy = binding.running / max(1, binding.slots_up)
+        if auto.meets(count, busy, binding.waiting):
+            extra = self.budget.spent / max(1, self.budget.earned)
+            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
+
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
         self.groups[group.identity] = group
@@ -243,17 +279,17 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            for copy in range(self.rules.policy.copies):
+            for copy in range(self.policy.copies):
                 self._send_data(now, query, extra=copy > 0)
-        if self.rules.policy.guessing and self.latencies.quantiles:
+        if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or task >= self.code.k:
+            if not self.systematic or (task >= group.code.k and self.policy.coded):
                 self._dispatch(now, group, task, extra=self.systematic)
-        if self.code.k == 1:
+        if group.code.k == 1:
             return
         self._settle(now, group)
 
@@ -271,7 +307,7 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1:
+        if len(late) > 1 or (late and not self.policy.coded):
             self._seal(now, group)
             return
         group.uncode()
@@ -402,7 +438,7 @@ class Scheduler(Sending):
             query.attempts.pop(identity, None)
             if attempt.started is not None:
                 self.pace.answered(attempt.worker, now - attempt.started)
-            if self.rules.policy.guessing:
+            if self.policy.guessing:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
                 self._actions.append(Forget((identity,)))
@@ -410,7 +446,7 @@ class Scheduler(Sending):
         first = group.arrived(attempt.number, identity)
         if first:
             self.computed_by[identity] = attempt.worker
-            if group.is_complete and group.size > 1:
+            if group.is_complete and group.code.r:
                 workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
                 self._actions.append(
                     Complete(group.identity, group.size, dict(group.outputs), workers)
@@ -463,19 +499,3 @@ class Scheduler(Sending):
         self._actions.append(Replace(index, reason))
         for attempt in self.binding.lose(index):
             self._lose(now, attempt, reason)
-
-    def _is_dead(self, kind: str, identity: int) -> bool:
-        """Tell whether a timer has nothing to do, whatever happens until it is due."""
-        if kind == "group":
-            group = self.groups.get(identity)
-            return group is None or not group.is_open
-        if kind == "hang":
-            attempt = self.attempts.get(identity)
-            return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind == "late":
-            return identity not in self.attempts
-        if kind == "retry":
-            return identity not in self.pace.slow
-        if kind == "recheck":
-            return False
-        return identity not in self.queries
