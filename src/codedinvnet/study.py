@@ -51,7 +51,6 @@ def run(jobs: Iterable[Job], out: Path, what: str) -> dict[str, int]:
     todo = list(jobs)
     counts = {"done": 0, "failed": 0}
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
-    words = f"{what}, {len(todo)}"
     whole = sum(job.weight for job in todo)
     with Progress(
         total=whole, desc=f"{what}, {len(todo)}", bar_format=form, dynamic_ncols=True
