@@ -496,7 +496,7 @@ def section(name: str, folder: Path = RESULTS) -> str:
     return render(path).strip()
 
 
-MARKED = re.compile(r"(<!-- figures:(.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- figures:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(text: str, table: Callable[[str], str] = section) -> str:

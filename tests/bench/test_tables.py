@@ -23,8 +23,8 @@ def line(frame: pd.DataFrame, **place: Any) -> Any:
 
 
 def cells(table: str) -> list[dict[str, str]]:
-    head, _, *body = (text.strip("|\n ").split(" | ") for text in table.splitlines())
-    return [dict(zip(head, [*one, ""], strict=False)) for one in body]
+    head, _, *body = (text[2:-2].split(" | ") for text in table.splitlines())
+    return [dict(zip(head, one, strict=True)) for one in body]
 
 
 ACCURACY = [

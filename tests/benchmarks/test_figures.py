@@ -21,8 +21,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def rows_of(table: str) -> list[dict[str, str]]:
-    head, _, *body = (line.strip("|\n ").split(" | ") for line in table.splitlines())
-    return [dict(zip(head, [*one, ""], strict=False)) for one in body]
+    head, _, *body = (line[2:-2].split(" | ") for line in table.splitlines())
+    return [dict(zip(head, one, strict=True)) for one in body]
 
 
 def test_the_pages_are_of_the_rows_beside_them() -> None:

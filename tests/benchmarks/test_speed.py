@@ -161,7 +161,7 @@ def test_published_network_takes_its_norms_in_float32(
 
 def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
     bench = speed.SpeedBench(load_bundle("mnist"), sample_images("mnist"), TINY)
-    x = bench.images(64)
+    x = bench.images(16)
 
     def error(network: IResNet, x: Tensor, tolerance: float) -> float:
         with torch.inference_mode():

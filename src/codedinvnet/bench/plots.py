@@ -35,6 +35,8 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
     The dashed line is the accuracy of direct answers. Bounds and variants are left out.
     """
     one = best_bases(frame[(frame["missing"] == 1) & (frame["corrupt"] == 0)])
+    if one.empty:
+        return None
     shown = [
         method is None or (method.in_brief and not method.is_bound)
         for method in map(known_method, one["method"])

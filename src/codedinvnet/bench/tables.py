@@ -53,6 +53,8 @@ def markdown(frame: DataFrame, formats: Mapping[str, str] = {}) -> str:
         return "" if pd.isna(value) else one_line(format(value, form))
 
     columns = [str(column) for column in frame.columns]
+    if not columns:
+        return ""
     cells = [
         [shown(value, formats.get(name, "")) for name, value in zip(columns, row, strict=True)]
         for row in frame.itertuples(index=False)
