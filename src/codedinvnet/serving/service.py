@@ -16,6 +16,9 @@ from codedinvnet.serving.served import OUTCOME, Served
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
+AGREEMENT = "agreement_probability"
+"""The parameter of an answer by which it tells the lowest probability, over the request's
+approximate answers, that one agrees with the served model; direct answers have none."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ class Service:
         """
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        told, asked, reliance = {}, request.max_disagreement, self.front.reliance
+        told: dict[str, Any] = {}
+        asked, reliance = request.max_disagreement, self.front.reliance
         if asked is not None:
             if reliance is None or reliance.limit is None:
                 raise BadRequest(
@@ -146,6 +150,9 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        agreements = [one.agreement for one in answers if one.agreement is not None]
+        if agreements:
+            told[AGREEMENT] = min(agreements)
         return replace(self._joined(request, answers), parameters=told)
 
     def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:
