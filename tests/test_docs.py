@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "read"]
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"]
     built = subprocess.run(
-        [*command, "-b", "html", ROOT / "docs", tmp_path / "site"],
+        [*command, "-d", str(tmp_path / "read"), str(ROOT / "docs"), str(tmp_path / "site")],
         capture_output=True,
         text=True,
         timeout=300,
