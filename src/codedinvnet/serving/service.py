@@ -98,10 +98,11 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        tells: whether answers tell their outcome among their parameters as well.
     """
 
-    def __init__(self, front: FrontEnd, served: Served) -> None:
-        self.front, self.served = front, served
+    def __init__(self, front: FrontEnd, served: Served, *, tells: bool = False) -> None:
+        self.front, self.served, self.tells = front, served, tells
         self.outcome = outcome_name(served.signature)
 
     async def answer(
@@ -150,6 +151,8 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        if self.tells:
+            told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
         agreements = [one.agreement for one in answers if one.agreement is not None]
         if agreements:
             told[AGREEMENT] = min(agreements)
