@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars mnist --data-dir data --json
+  python -m benchmarks protected lite0 --source imagenette --out runs/lite0
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -64,7 +65,35 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
+    _add_protected(benches)
     return parser
+
+
+def _add_protected(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "protected",
+        _protected,
+        "protect a model as users have it, and write the row into docs/results/protect",
+        "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
+    )
+    sub.add_argument("row", help="resnet, resnet-k4, resnet-code, lite0, lite2 or magika")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this machine's)",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder for model and protection")
+    sub.add_argument("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
+
+
+def _protected(arguments: argparse.Namespace) -> None:
+    from benchmarks import protected
+
+    if arguments.row not in protected.RECIPES:
+        raise UserError(f"{arguments.row!r} is not one of {', '.join(protected.RECIPES)}")
+    row = protected.run(arguments.row, arguments.out, arguments.source, arguments.minutes)
+    print(row)
 
 
 def _add_liars(benches: Commands) -> None:

@@ -58,7 +58,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--methods",
         default="small-backup,approxifer,nercc",
-        help="what is trained and measured (small-backup,approxifer,nercc)",
+        help="what is trained and measured; there is also code (small-backup,approxifer,nercc)",
     )
     add("--threads", type=int, default=1, help="to compute with (1)")
     add("--seed", type=seed, default=0, help="of the split and the training (0)")
@@ -80,7 +80,8 @@ def _protect(arguments: argparse.Namespace) -> None:
     from codedinvnet.models import ModelSource
     from codedinvnet.protect.images import Preprocessing
     from codedinvnet.protect.measure import table
-    from codedinvnet.protect.run import ProtectOptions, protect
+    from codedinvnet.protect.run import protect
+    from codedinvnet.protect.setting import ProtectOptions
 
     if arguments.threads < 1:
         raise UserError(f"--threads: must be at least 1, got {arguments.threads}")

@@ -19,6 +19,7 @@ from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import UNTRAINED, build
+from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
 
@@ -26,7 +27,11 @@ FORMAT = 1
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
-SMALL, OWN = "small-backup", "own-backup"
+SMALL, OWN, EQUAL, CODE = "small-backup", "own-backup", "equal-backup", "code"
+PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
+"""The files of what was trained."""
+EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
+"""Rows of the code around the frozen model, by what their answers rest on."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,30 @@ class Answering(nn.Module):
         return scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(1e-7).log()
 
 
-def save_student(path: Path, student: Student) -> None:
-    """Write a small backup, with what it is made of."""
-    save_checkpoint(path, module_tensors({"part": student}), {"shape": student.shape.as_json()})
+def save_part(path: Path, part: nn.Module) -> None:
+    """Write a small backup or a code, with what it is made of."""
+    assert isinstance(part, (Student, FrozenCoder))
+    told: dict[str, Any] = {"shape": part.shape.as_json()}
+    if isinstance(part, FrozenCoder):
+        told["scores"] = part.scores
+    save_checkpoint(path, module_tensors({"part": part}), told)
 
 
-def load_student(path: Path) -> Student:
-    """Read what `save_student` wrote.
+def load_part(path: Path) -> Student | FrozenCoder:
+    """Read what `save_part` wrote.
 
     Raises:
         UserError: if the file is damaged, or another's.
     """
     tensors, header = load_checkpoint(path)
     try:
-        student = shape_of(header["shape"]).build()
+        shape = shape_of(header["shape"])
+        scores = header.get("scores")
+        part = shape.build() if scores is None else FrozenCoder(shape, scores)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no small backup") from error
-    load_modules({"part": student}, tensors, path)
-    return student.eval()
+        raise UserError(f"{path} is no part of a protection") from error
+    load_modules({"part": part}, tensors, path)
+    return part.eval()
 
 
 def save_calibration(path: Path, candidates: Sequence[Candidate]) -> None:
@@ -155,22 +166,29 @@ def load_protection(
     rows = {row["method"]: row for row in found["table"]}
     if name not in rows:
         raise UserError(f"{folder} has no method {name!r}, but {', '.join(rows)}")
-    work, k = float(rows[name]["work"]), int(rows[name]["k"])
-    if k < 2:
+    row = rows[name]
+    work, k, backups = float(row["work"]), int(row["k"]), int(row.get("backup_workers", 1))
+    if work >= 1:
         raise UserError(
             f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
             "itself does better (policy hedge)"
         )
+    shape = model.signature.inputs[0].shape
+    models: dict[str, nn.Module] = {SERVED: ScoresOf(model)}
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
         return build(name, model, k, None if smoothing is None else tuple(smoothing))
-    if name == SMALL:
-        backup, given = load_student(folder / WEIGHTS), "logits"
-        module: nn.Module = backup
-    else:
+    if name in EVIDENCE:
+        coder = load_part(folder / PARTS[CODE])
+        assert isinstance(coder, FrozenCoder)
+        return Scheme(name, FrozenCode(coder, k, EVIDENCE[name]), models, shape)
+    if name == OWN:
         other = ModelSource(**found["own_backup"]).open()
         assert other.signature.scores is not None
-        module, given = ScoresOf(other), other.signature.scores.kind
-    models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
-    rules = AnswersAll(k, BACKUP, cost=PerMember(work))
-    return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)
+        module: nn.Module = ScoresOf(other)
+        given = other.signature.scores.kind
+    else:
+        module, given = load_part(folder / PARTS[name]), "logits"
+    models[BACKUP] = Answering(module, given, scores.kind)
+    rules = AnswersAll(k, BACKUP, cost=PerMember(work), r=backups)
+    return Scheme(name, BackupCode(rules), models, shape)

@@ -239,7 +239,7 @@ class Simulation:
         if spec.encoded:
             computing += next(self._encode) * action.size
         self._computing += computing
-        query = action.members[0] if action.size == 1 else None
+        query = None if action.group_size else action.members[0]
         fate = self._fates.of(worker, query, self.env.now)
         self._began[worker][action.attempt] = self.env.now
         life = self._lives[worker]

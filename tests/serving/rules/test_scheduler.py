@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -1336,7 +1338,7 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
 
 # Every order of everything
 
-SETUPS: list[tuple[str, int, ErasureCode | None]] = [
+SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
     ("replicate", 2, None),
@@ -1359,6 +1361,8 @@ SETUPS: list[tuple[str, int, ErasureCode | None]] = [
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
+    ("coded", 6, AnswersAll(4, r=2)),
+    ("coded+hedge", 7, AnswersAll(4, r=3)),
 ]
 
 EVENTS = st.tuples(
@@ -1418,7 +1422,7 @@ def happen(model: Model, event: str, n: int) -> None:
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
-    setup: tuple[str, int, ErasureCode | None],
+    setup: tuple[str, int, CodeRules | None],
     timed: bool,
     round_robin: bool,
     slots: int,
