@@ -30,11 +30,11 @@ from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json
 from codedinvnet.rows import Row, agreeing, current_accuracy, current_latency, read_rows
+from codedinvnet.serving.policies import in_order
 from codedinvnet.simulation import measured, sweep
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.scenario import Scenario
-from codedinvnet.simulation.served import in_order
 
 HEADLINE_K = 10
 """The hard case: an overhead of a tenth."""

@@ -47,11 +47,12 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
     {"methods": ["parm-concat"]},
     {"methods": ["parm-learned"], "k": [2]},
+    {"methods": ["collage", "superposition", "backup-and-code", "collage@1.4"]},
     {"methods": ["coded-invnet-paper", "average-image", "approxifer-closed", "nercc-closed"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
     {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
-TRIALS = 22
+TRIALS = 26
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
@@ -99,7 +100,7 @@ def finished(
 
 def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Path]) -> None:
     rows = read_rows(finished[0] / "rows.jsonl")
-    assert {row["method"] for row in rows} == set(METHODS)
+    assert {row["method"] for row in rows} == {*METHODS, "collage@1.4"}
     assert len({row["key"] for row in rows}) == len(rows) == TRIALS
     guessed = {(r["method"], r["missing"]) for r in rows if r["settings"].get("guesses")}
     assert guessed == {("coded-invnet", 2)}
@@ -137,8 +138,9 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
 ) -> None:
     folder, grid = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper: last and best
-    assert len(before) == 2 * 6
+    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper and four that answer for
+    # a group: last and best
+    assert len(before) == 2 * 10
     counts = run(grid, folder, data_dir)
     assert counts == {"trials": TRIALS, "kept": TRIALS, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]

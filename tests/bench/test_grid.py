@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
-from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_info
 
@@ -42,11 +42,24 @@ def test_the_grid_of_ones_own_in_the_docs_is_one(tmp_path: Path) -> None:
     ]
 
 
-def test_the_grid_that_ships_has_every_method_on_both_bases() -> None:
-    grid = load_grid(ROOT / "configs" / "bench" / "accuracy.json")
+GRIDS = ROOT / "configs" / "bench"
+
+
+def test_the_grids_that_ship_have_every_method_and_train_alike() -> None:
+    one, other = (load_grid(GRIDS / f"{name}.json") for name in ("accuracy", "equal-cost"))
+    both = {t.method for grid in (one, other) for t in trials(grid)}
+    assert {find_method(name.partition("@")[0]).name for name in both} == set(METHODS)
+    assert set(one.datasets) == set(other.datasets)
+    for name, data in one.datasets.items():
+        assert data.backup == other.datasets[name].backup
+    for trial in trials(other):
+        check_possible(trial, bundle_info(trial.bundle), 10_000)
+
+
+def test_the_grid_that_ships_has_its_methods_on_both_bases() -> None:
+    grid = load_grid(GRIDS / "accuracy.json")
     found = list(trials(grid))
     assert set(grid.datasets) == {"mnist", "fashion", "cifar10"}
-    assert {t.method for t in found} == set(METHODS)
     for method in ("parm", "approxifer", "nercc"):
         for dataset in grid.datasets:
             cells = {(t.base, t.k) for t in found if (t.method, t.dataset) == (method, dataset)}
@@ -108,7 +121,7 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
     ("block", "told"),
     [
         ({"methods": ["pram"]}, r"blocks\.0\.methods: unknown 'pram': did you mean 'parm'"),
-        ({"methods": ["zzz"]}, "unknown 'zzz': known: coded-invnet, small-backup, approxifer"),
+        ({"methods": ["zzz"]}, "unknown 'zzz': known: coded-invnet, small-backup, backup"),
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
         (

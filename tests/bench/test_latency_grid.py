@@ -14,7 +14,7 @@ from codedinvnet.bench.latency_grid import (
     quick_grid,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.served import SERVED
+from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_only(tmp_path: Path) -> None:
     for word, told in (
         ("coded", "'coded' is not KEY=VALUE with KEY of method, batch"),
         ("policy=coded", "is not KEY=VALUE"),
-        ("method=codde", "has no method=codde; its values: coded, coded.guess, coded.hedge"),
+        ("method=codde", "has no method=codde; its values: auto, coded, coded.guess, coded.hedge"),
         ("batch=ten", "has no batch=ten; its values: 1, 10"),
         ("load=0.9", "has no load=0.9"),
     ):

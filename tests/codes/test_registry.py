@@ -46,6 +46,13 @@ def test_every_method_is_found_by_its_name() -> None:
         assert (method.name, method.file) == (name, "")
 
 
+def test_a_method_at_another_cost_is_one_object_whatever_it_is_called() -> None:
+    found = find_method("collage@1.40")
+    assert found is find_method("collage@1.4") is find_method(found.name)
+    assert found.rules(K).tasks(K)[K].cost == 1.4
+    assert find_method("collage@1") is find_method("collage")
+
+
 @pytest.mark.parametrize("size", [2, 3, K])
 def test_the_example_solves_for_any_two_of_a_linear_model(size: int) -> None:
     method = made(type(find_method(MINE)), Linear(), K)
@@ -130,6 +137,10 @@ class Nameless:
     [
         ("parm-magic", "'parm-magic' is not one of coded-invnet, small-backup.*FILE.py:CLASS"),
         ("nowhere.py:Mine", "there is no file nowhere.py with a method Mine"),
+        ("small-backup@much", "small-backup@much: 'much' is no cost"),
+        ("collage@0", "collage: a cost lies between 0 and 100, got 0"),
+        ("collage@nan", "collage: a cost lies between 0 and 100, got nan"),
+        ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no class Missing"),
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
         ("{}:Taken", "this package has a method 'none': choose another name"),

@@ -415,7 +415,11 @@ class TestRefused:
             (["mnist", "--workers", "0"], "--workers"),
             (["mnist", "--method", "magic"], "--method: 'magic'"),
             (["mnist", "--policy", "magic"], "--policy: 'magic'"),
-            (["mnist", "--policy", "small-backup"], "(it is a --method: --method small-backup)"),
+            (["mnist", "--policy", "none+hedge"], "--policy: 'none+hedge'"),
+            (
+                ["mnist", "--policy", "small-backup+hedge", "--method", "parm"],
+                "--method: parm is not that of --policy small-backup+hedge",
+            ),
             (["mnist", "--routing", "magic"], "--routing: 'magic'"),
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--deadline-ms", "0"], "--deadline-ms"),

@@ -18,7 +18,7 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import Tolerance, given_by
-from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -104,6 +104,18 @@ def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int |
     possible = [hung] if hung is not None else [None, *range(K + 1)]
     distances = [np.abs(offline(method, images, lost) - given).max() for lost in possible]
     assert min(distances) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["small-backup@2", "collage", "superposition", "backup-and-code"])
+def test_a_hung_workers_query_is_answered_by_the_trained_part(mnist: Bundle, name: str) -> None:
+    method, given = find_method(name), given_by(mnist, K)
+    torch.manual_seed(0)
+    part = method.untrained(given, method.made_with(given, None)).eval()
+    scheme = method.build(replace(given, part=part))
+    images = sample_images("mnist").images[:K].numpy()
+    found = asyncio.run(served(scheme, images, 1))
+    assert found[1].outcome == "decoded"
+    np.testing.assert_allclose(probabilities(found[1]), offline(scheme, images, 1)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["approxifer", "nercc"])

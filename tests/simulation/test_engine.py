@@ -345,7 +345,8 @@ def test_every_query_ends_once(policy: str, batch: int) -> None:
     assert np.isinf(found.latency[found.missing > 0]).all()
     assert (found.latency[found.missing == 0] > 0).all()
     assert (found.decoded + found.missing <= batch).all()
-    assert POLICIES[policy].coded == bool(found.decoded.any())
+    if policy != "auto":  # which decides whether there is a code
+        assert POLICIES[policy].coded == bool(found.decoded.any())
     assert POLICIES[policy].hedged == (found.hedges > 0)
 
 

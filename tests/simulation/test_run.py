@@ -15,9 +15,9 @@ import torch
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.rows import append_row
+from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.served import SERVED
 from tests.bench.canned import row
 from tests.conftest import Command
 

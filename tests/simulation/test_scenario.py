@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.mosaic import mosaic_rules
-from codedinvnet.codes.rules import AnswersAll, AnyOf, Parities
+from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info, load_bundle
@@ -329,7 +329,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_code_is_the_methods_and_the_bundles() -> None:
     given = scenario(policy="coded", k=4, workers=6)
     assert given.code == Parities(4)
-    assert given.updated(method="small-backup").code == AnswersAll(4)
+    assert given.updated(method="small-backup").code == AnswersAll(4, cost=Costs(member=0.25))
     assert given.updated(method="nercc", r=2).code == AnyOf(4, 6, 4)
     mosaic = given.updated(bundle="cifar10")
     assert mosaic.code == mosaic_rules(4)

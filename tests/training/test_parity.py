@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from codedinvnet.codes.method import Lessons, given_by
 from codedinvnet.codes.parm import (
     ConvEncoder,
     LearnedParM,
@@ -16,6 +17,7 @@ from codedinvnet.codes.parm import (
     ParM,
     SumCode,
 )
+from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
@@ -24,7 +26,7 @@ from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import train_stage, warmup_cosine
-from codedinvnet.training.parity import LearnedCodeStage, ParityStage, Taught
+from codedinvnet.training.parity import LearnedCodeStage, MembersStage, ParityStage, Taught
 from codedinvnet.training.part import WARMUP
 from tests.codes.linear import made, outputs_of
 
@@ -212,3 +214,54 @@ def test_a_bundles_network_may_become_a_parity_model() -> None:
     gradients = [p.grad is not None for p in model.parameters()]
     assert all(gradients)
     assert not any(p.requires_grad for p in bundle.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4), ("superposition@0.3", 2)])
+def test_a_network_learns_to_answer_for_a_group(name: str, k: int) -> None:
+    part, stage = members_stage(name, k)
+    first, _ = stage.validate()
+    run_steps(part, stage, 60)
+    recovered, scalars = stage.validate()
+    assert recovered == scalars["validation_recovered"] > max(0.3, first)
+
+
+def test_a_head_learns_from_a_backup_beside_a_latent_that_stays() -> None:
+    model = load_bundle("mnist").model
+    before = copy.deepcopy(model.state_dict())
+    part, stage = members_stage("backup-and-code", 10)
+    weights = copy.deepcopy(part.state_dict())
+    first, _ = stage.validate()
+    run_steps(part, stage, 30)
+    recovered, _ = stage.validate()
+    assert recovered > first + 0.05
+    torch.testing.assert_close(load_bundle("mnist").model.state_dict(), before, rtol=0, atol=0)
+    moved = {key for key, value in part.state_dict().items() if not value.equal(weights[key])}
+    assert {key.partition(".")[0] for key in moved} == {"encoder", "head"}
+
+
+def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:
+    """Return a method's part around the bundle `mnist`, and its training on 600 images."""
+    bundle, method = load_bundle("mnist"), find_method(name)
+    given, images = given_by(bundle, k), sample_images("mnist")
+    torch.manual_seed(0)
+    part = method.untrained(given, method.made_with(given, None)).eval()
+    logits = {
+        split: all_logits(given.classifier, images, rows, description="logits")
+        for split, rows in zip(("train", "validation"), ROWS, strict=True)
+    }
+    lessons = Lessons(
+        PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2),
+        *(0, images, *ROWS, logits.__getitem__),
+        *(bundle.info.provenance.settings, torch.device("cpu")),
+    )
+    stage = method.stage(part, given, lessons)
+    assert isinstance(stage, MembersStage)
+    return part, stage
+
+
+def run_steps(part: nn.Module, stage: MembersStage, steps: int) -> None:
+    part.train()
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    for index in range(steps):
+        stage.step(0, index)
+    part.eval()

@@ -61,9 +61,9 @@ from codedinvnet.models.bundle import (
 from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
 from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
+from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES, percentile_of
-from codedinvnet.simulation.served import served_as
 from codedinvnet.stages import images_of
 
 SAMPLED = ("service", "encode", "trip")

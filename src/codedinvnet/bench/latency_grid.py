@@ -16,10 +16,10 @@ from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.quantiles import rank_of
+from codedinvnet.serving.policies import SERVED, Served, served_as
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.workers.faults import Fault, check_workers
 from codedinvnet.simulation.scenario import Straggler
-from codedinvnet.simulation.served import SERVED, Served, served_as
 from codedinvnet.simulation.stragglers import stragglers
 
 QUICK_QUERIES = 3000

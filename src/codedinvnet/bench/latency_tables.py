@@ -15,6 +15,7 @@ from codedinvnet.bench.tables import as_csv, markdown, one_line, percent
 from codedinvnet.files import write_atomically
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.rows import Row, current_latency, latency_place, read_rows
+from codedinvnet.serving.policies import in_order
 from codedinvnet.simulation.figures import (
     QUANTILES,
     SAME,
@@ -26,7 +27,6 @@ from codedinvnet.simulation.figures import (
     latency_of,
     percentile_of_runs,
 )
-from codedinvnet.simulation.served import in_order
 
 TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
 TAILS = ("p99", "p995", "p999")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command
+from codedinvnet.cli.options import add_config, settings_of
 
 
 def add_commands(commands: Commands) -> None:
@@ -19,32 +20,30 @@ def add_commands(commands: Commands) -> None:
         "codedinvnet gateway resnet --upstream http://a:8000 --upstream grpc://b:8001 --port 9000 "
         "--grpc-port 9001",
     )
-    sub.add_argument("name", help="the model that all upstreams have")
+    sub.add_argument("name", nargs="?", help="the model that all upstreams have")
     add = sub.add_argument
     add(
         "--upstream",
         action="append",
-        default=[],
         metavar="URL",
         help="a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; each "
         "address of a name, resolved again and again: dns+http://NAME:PORT, dns+grpc://... May be "
         "repeated",
     )
     add("--upstreams-file", type=Path, help="others, one a line; looked at while it runs (none)")
-    add("--slots", type=int, default=4, help="requests that an upstream is at, at most (4)")
-    add("--policy", default="hedge", help="uncoded, replicate or hedge (hedge)")
-    add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--slots", type=int, help="requests that an upstream is at, at most (4)")
+    add("--policy", help="uncoded, replicate or hedge (hedge)")
+    add("--routing", help="least-loaded or round-robin (least-loaded)")
+    add("--host", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, help="port; 0: a free one (8000)")
     add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
     add(
         "--allowed-host",
         action="append",
-        default=[],
         help="another name that clients may call the gateway by (Host header); *: any. May be "
         "repeated",
     )
-    add("--deadline-ms", type=float, default=5000, help="until a request fails (5000)")
+    add("--deadline-ms", type=float, help="until a request fails (5000)")
     add(
         "--hang-timeout-ms",
         type=float,
@@ -59,7 +58,6 @@ def add_commands(commands: Commands) -> None:
     add(
         "--down-timeout-ms",
         type=float,
-        default=30_000,
         help="without any upstream until /v2/health/live fails (30000)",
     )
     add(
@@ -70,20 +68,23 @@ def add_commands(commands: Commands) -> None:
     add(
         "--max-body-memory",
         type=float,
-        default=512,
         help="MiB of all requests that are here, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
     add("--tls-key", type=Path, help="its key, PEM, without a password")
     add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
+        "the rest (none)",
+    )
+    add_config(sub)
 
 
 def _gateway(arguments: argparse.Namespace) -> None:
     from codedinvnet.serving.gateway.options import GatewayOptions
     from codedinvnet.serving.gateway.run import run_gateway
 
-    options = {key: value for key, value in vars(arguments).items() if key != "run"}
-    for name in ("upstream", "allowed_host"):
-        options[name] = tuple(options[name])
-    run_gateway(GatewayOptions(**options))
+    run_gateway(settings_of(arguments, GatewayOptions))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command, add_model_options
+from codedinvnet.cli.options import add_config, settings_of
 
 
 def add_commands(commands: Commands) -> None:
@@ -19,6 +20,7 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument(
         "source",
+        nargs="?",
         help="name of a shipped bundle, a bundle's folder, FILE.onnx, FILE.pt2, or "
         "package.module:function, which makes a torch.nn.Module",
     )
@@ -28,7 +30,6 @@ def add_commands(commands: Commands) -> None:
     add(
         "--k",
         type=int,
-        default=10,
         help="queries in a group, 2 to 10 of shipped bundles (10)",
     )
     add(
@@ -39,7 +40,6 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--method",
-        default=argparse.SUPPRESS,
         help="what makes up for missing answers: a method of docs/benchmarks.md, or one of your "
         "own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
     )
@@ -58,45 +58,42 @@ def add_commands(commands: Commands) -> None:
     add(
         "--stragglers",
         type=int,
-        default=1,
         help="outputs of a group that may be missing, of methods for any number (1)",
     )
     add(
         "--errors",
         type=int,
-        default=1,
         help="outputs of a group that may be wrong, of methods that find them (1)",
     )
     add(
         "--policy",
-        help="uncoded, replicate, hedge, coded, coded+hedge or coded+guess (coded; hedge for a "
-        "model of your own without a method)",
+        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, a method, "
+        "METHOD+hedge, or auto, which decides by what it measures (coded; hedge for a model of "
+        "your own without a method)",
     )
-    add("--routing", default="least-loaded", help="least-loaded or round-robin (least-loaded)")
-    add("--pool", default="local", help="local processes, ray, or FILE.py:CLASS (local)")
+    add("--routing", help="least-loaded or round-robin (least-loaded)")
+    add("--pool", help="local processes, ray, or FILE.py:CLASS (local)")
     add("--ray-address", help="a running Ray cluster; without it, one is started here")
-    add("--device", default="cpu", help="of the workers: cpu, cuda, cuda:1 (cpu)")
-    add("--threads-per-worker", type=int, default=1, help="threads of a worker (1)")
+    add("--device", help="of the workers: cpu, cuda, cuda:1 (cpu)")
+    add("--threads-per-worker", type=int, help="threads of a worker (1)")
     add(
         "--engine",
         help="what computes the networks: pytorch, or onnxruntime, the faster one on processors, "
         "whose first start takes some seconds longer (pytorch; onnxruntime for FILE.onnx)",
     )
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, default=8000, help="port; 0: a free one (8000)")
+    add("--host", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, help="port; 0: a free one (8000)")
     add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
     add(
         "--allowed-host",
         action="append",
-        default=[],
         help="another name that clients may call the service by (Host header), beside --host and "
         "this machine's own; *: any. May be repeated",
     )
-    add("--deadline-ms", type=float, default=5000, help="until a query is guessed, or fails (5000)")
+    add("--deadline-ms", type=float, help="until a query is guessed, or fails (5000)")
     add(
         "--group-timeout-ms",
         type=float,
-        default=20,
         help="until a group is coded that is not full (20)",
     )
     add(
@@ -107,13 +104,11 @@ def add_commands(commands: Commands) -> None:
     add(
         "--down-timeout-ms",
         type=float,
-        default=30_000,
         help="without any worker until /v2/health/live fails (30000)",
     )
     add(
         "--min-confidence",
         type=float,
-        default=0.0,
         help="coded+hedge: check decoded answers below it by a copy (0)",
     )
     add(
@@ -124,7 +119,6 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--on-corruption",
-        default="report",
         help="replace or report a worker that answers wrongly (report)",
     )
     add(
@@ -133,23 +127,26 @@ def add_commands(commands: Commands) -> None:
         help="unanswered queries before 503, even if they could be answered in time (200 a worker, "
         "at least 2000)",
     )
-    add("--max-batch", type=int, default=256, help="queries of one request (256)")
+    add("--max-batch", type=int, help="queries of one request (256)")
     add(
         "--max-body-memory",
         type=float,
-        default=512,
         help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
+        "the rest (none)",
+    )
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
+    add_config(sub)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
     from codedinvnet.serving.options import ServeOptions
     from codedinvnet.serving.serve import serve
 
-    options = {key: value for key, value in vars(arguments).items() if key != "run"}
-    for name in ("inputs", "allowed_host"):
-        options[name] = tuple(options[name])
-    serve(ServeOptions(**options))
+    serve(settings_of(arguments, ServeOptions))

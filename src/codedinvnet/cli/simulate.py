@@ -29,8 +29,8 @@ def _add_simulate(commands: Commands) -> None:
     add = sub.add_argument
     add(
         "--policy",
-        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, or coded by a method: "
-        "its name, or FILE.py:CLASS (the scenario's)",
+        help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, coded by a method: its "
+        "name, or FILE.py:CLASS, METHOD+hedge, auto, or auto+METHOD (the scenario's)",
     )
     add("--workers", type=int, help="how many (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")

@@ -1,4 +1,4 @@
-"""The small backup: a plain classifier of 1/k the cost that answers for everybody."""
+"""The backup: a plain classifier that answers for everybody, for each at 1/k of what is allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import BACKUP, AnswersAll, Rules
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, Rules
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork
@@ -34,9 +34,16 @@ def backup_network(model: CodedModel, width: int) -> ResNet:
     )
 
 
-def backup_width(model: CodedModel, k: int) -> int:
-    """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x))."""
-    return width_within(lambda width: backup_network(model, width), model, served_macs(model) // k)
+def backup_width(model: CodedModel, k: int, cost: float = 1.0) -> int:
+    """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x)).
+
+    Args:
+        model: of a bundle.
+        k: members of a group.
+        cost: what all k of them may cost, in g(f(x)).
+    """
+    budget = int(cost * served_macs(model)) // k
+    return width_within(lambda width: backup_network(model, width), model, budget)
 
 
 class BackupCode(ScoresCode):
@@ -53,18 +60,20 @@ class SmallBackup(Method):
     """The cheap rival of a code: no code, but a small classifier on the extra worker.
 
     It was distilled from the served one (Hinton et al., 2015, section 2) and costs about 1/k of it
-    for each query, so that the extra worker does as much as the others.
+    for each query, so that the extra worker does as much as the others. `small-backup@1.4` may cost
+    as much as f and E of a code do together.
     """
 
     name = "small-backup"
     part = "backup"
     compared = True
+    cost = 1.0
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return AnswersAll(k, BACKUP)
+        return AnswersAll(k, BACKUP, cost=Costs(member=self.cost / k))
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
-        return {"width": backup_width(given.coded, given.k)}
+        return {"width": backup_width(given.coded, given.k, self.cost)}
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         model = given.coded

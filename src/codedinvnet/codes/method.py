@@ -14,13 +14,14 @@ from codedinvnet.codes.base import Code, Scheme, blamed, check_k
 from codedinvnet.codes.rules import SERVED, Rules
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import classifier_of
 
 if TYPE_CHECKING:  # a server does without what trains
     from codedinvnet.training.loop import Stage
-    from codedinvnet.training.parity import Taught
+    from codedinvnet.training.parity import Answers, Taught
 
 
 class Tolerance(NamedTuple):
@@ -33,6 +34,8 @@ class Tolerance(NamedTuple):
 
 
 ONE = Tolerance()
+MOST_COST = 100
+"""The most that an extra worker may spend on a group, in queries of the served model."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,42 @@ class Lessons:
             Taught(self.train, self.validation_rows, self.logits("validation")),
         )
 
+    def members_stage(
+        self, module: nn.Module, answers: Answers, k: int, known: nn.Module | None = None
+    ) -> Stage:
+        """Return the training of what answers for all members at once, as `classifier_stage`'s.
+
+        A step sees as many images as a classifier's.
+
+        Args:
+            module: what is trained.
+            answers: see `MembersStage`.
+            k: members of a group.
+            known: maps images to what `answers` is told of them.
+        """
+        from codedinvnet.training.classifier import all_logits
+        from codedinvnet.training.parity import MembersStage
+
+        options, taught = self.served.training, self.taught()
+        if known is not None:
+            told = "what is known of the images"
+            taught = tuple(  # type: ignore[assignment]
+                one._replace(known=all_logits(known, one.source, one.rows, description=told))
+                for one in taught
+            )
+        part = self.settings
+        part = part.model_copy(update={"batch_size": max(2, part.batch_size // k)})
+        return MembersStage(
+            module,
+            answers,
+            *taught,
+            k,
+            part,
+            flip=options.flip,
+            shift=options.shift,
+            precision=options.precision,
+        )
+
     def classifier_stage(self, module: nn.Module, teacher: Tensor | None = None) -> Stage:
         """Return the training of a classifier, its images and precision as the bundle's were."""
         from codedinvnet.training.classifier import ClassifierStage
@@ -151,6 +190,9 @@ class Method(ABC):
     """Whether it is no rival of a code: what nothing, twice the work, or a perfect one gives."""
     compared: ClassVar[bool] = False
     """Whether latency grids, sweeps and plans compare it with the policies if nobody says."""
+    cost: ClassVar[float | None] = None
+    """What the extra worker may spend on a full group, in queries of the served model, where it can
+    be chosen (`at`); it is what the method spends if nobody says."""
     file: str = ""
     """The file of a user's own method."""
     digest: str = ""
@@ -186,6 +228,22 @@ class Method(ABC):
             UserError: one line.
         """
         check_k(k)
+
+    def at(self, cost: float) -> Method:
+        """Return the same method for another cost, which its name states.
+
+        Raises:
+            UserError: if its cost cannot be chosen, or not be that.
+        """
+        if self.cost is None:
+            raise UserError(f"{self.name} has no cost that can be chosen")
+        if cost == self.cost:
+            return self
+        if not 0 < cost <= MOST_COST:
+            raise UserError(f"{self.name}: a cost lies between 0 and {MOST_COST}, got {cost:g}")
+        kind, name = type(self), f"{self.name}@{cost:g}"
+        found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
+        return found
 
     # A method with a trained part has some of these.
 

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 from codedinvnet.codes.mean import Evidence, LatentCode
-from codedinvnet.codes.rules import SERVED, AnswersAll
+from codedinvnet.codes.rules import SERVED, AnswersAll, Costs
 from codedinvnet.models.coded import CodedModel
 
 
-def whole(size: int) -> float:
-    """Return the model's work on a mosaic, which is one image whatever it holds."""
-    return 1.0
-
-
 def mosaic_rules(k: int) -> AnswersAll:
-    """Return the rules of a mosaic: its one parity answers for any number of members."""
-    return AnswersAll(k, SERVED, encoded=True, cost=whole)
+    """Return the rules of a mosaic: its one parity, one image, answers for any members."""
+    return AnswersAll(k, SERVED, encoded=True, cost=Costs(group=1.0))
 
 
 class MosaicCode(LatentCode):

@@ -11,12 +11,15 @@ from pathlib import Path
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import blamed
 from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
+from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
+from codedinvnet.codes.joined import BackupAndCode
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
 from codedinvnet.codes.plain import Plain, Replication
+from codedinvnet.codes.superposition import Superposition
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 
@@ -25,6 +28,9 @@ GROUP = "codedinvnet.methods"
 OWN: tuple[type[Method], ...] = (
     CodedInvNet,
     SmallBackup,
+    BackupAndCode,
+    Collage,
+    Superposition,
     ApproxIFER,
     ClosedApproxIFER,
     NeRCC,
@@ -39,7 +45,7 @@ OWN: tuple[type[Method], ...] = (
     Replication,
     Oracle,
 )
-"""This package's, in the order of tables: ours, its rival, other codes, other encoders, bounds."""
+"""This package's, in the order of tables: ours, its rivals, other codes, other encoders, bounds."""
 METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
 """The same by name."""
 OURS = CodedInvNet.name
@@ -51,12 +57,17 @@ _found: dict[str, Method] = {}
 def find_method(text: str) -> Method:
     """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
 
+    `NAME@COST` is one of ours at another cost (`Method.at`).
+
     Raises:
         UserError: one line, if there is none.
     """
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
         return found
+    stem, at, cost = text.partition("@")
+    if at and stem in METHODS:
+        return _at(METHODS[stem], cost)
     path, colon, name = text.rpartition(":")
     if colon and path.endswith(".py"):
         return _keep(text, _in_file(Path(path), name))
@@ -84,6 +95,15 @@ def _keep(text: str, method: Method) -> Method:
         raise UserError(f"{text}: this package has a method {method.name!r}: choose another name")
     _found[text] = _found[method.name] = method
     return method
+
+
+def _at(method: Method, text: str) -> Method:
+    try:
+        cost = float(text)
+    except ValueError as error:
+        raise UserError(f"{method.name}@{text}: {text!r} is no cost") from error
+    found = method.at(cost)
+    return found if found is method else _found.setdefault(found.name, found)
 
 
 def _in_file(path: Path, name: str) -> Method:

@@ -66,6 +66,20 @@ class Rules(Protocol):
         """Return the members of a group of `size` that the outputs of these tasks determine."""
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What an extra task costs, in services of one query by the served model."""
+
+    group: float = 0.0
+    """The part that does not depend on the group's size."""
+    member: float = 0.0
+    """The part that each member adds."""
+
+    def __call__(self, size: int) -> float:
+        """Return the cost of a group of that size."""
+        return self.group + self.member * size
+
+
 def is_systematic(rules: Rules) -> bool:
     """Tell whether data tasks need their own member alone, so that they can leave at once."""
     tasks = rules.tasks(rules.k)

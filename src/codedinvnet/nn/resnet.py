@@ -68,13 +68,18 @@ class ResNet(nn.Module):
                 stages.append(BasicBlock(before, after, stride))
                 before = after
         self.stages = nn.Sequential(*stages)
-        self.classify = nn.Linear(before, classes)
+        self.features = before
+        self.classify: nn.Module = nn.Linear(before, classes)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to the last stage's maps."""
+        h = space_to_depth(x, self.squeeze) if self.squeeze > 1 else x
+        found: Tensor = self.stages(F.relu(self.norm(self.stem(h))))
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, classes)."""
-        h = space_to_depth(x, self.squeeze) if self.squeeze > 1 else x
-        h = self.stages(F.relu(self.norm(self.stem(h))))
-        logits: Tensor = self.classify(h.mean(dim=(2, 3)))
+        logits: Tensor = self.classify(self.maps(x).mean(dim=(2, 3)))
         return logits
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from codedinvnet.checkpoint import load_checkpoint, load_modules, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import BackupCode
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll
+from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
@@ -32,16 +31,6 @@ PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetens
 """The files of what was trained."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
 """Rows of the code around the frozen model, by what their answers rest on."""
-
-
-@dataclass(frozen=True)
-class PerMember:
-    """The work of a task that costs so much for each member."""
-
-    work: float
-
-    def __call__(self, size: int) -> float:
-        return self.work * size
 
 
 class Answering(nn.Module):
@@ -190,5 +179,5 @@ def load_protection(
     else:
         module, given = load_part(folder / PARTS[name]), "logits"
     models[BACKUP] = Answering(module, given, scores.kind)
-    rules = AnswersAll(k, BACKUP, cost=PerMember(work), r=backups)
+    rules = AnswersAll(k, BACKUP, cost=Costs(member=work), r=backups)
     return Scheme(name, BackupCode(rules), models, shape)

@@ -1,7 +1,6 @@
 """The front end: joins the rules, a worker pool and the decoder.
 
-Queries come in, each ends in one answer or one error. Nothing here decides anything: `Scheduler`
-does.
+Queries come in, each ends in one answer or one error. What is done about them `Scheduler` decides.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -120,9 +120,8 @@ class FrontEnd:
         """Attempt -> what its worker sent."""
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._hedges = 0
-        """The number of hedges that the metrics have."""
-        self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
+        self._requests = self._hedges = 0  # of hedges those that the metrics have
+        self._failed_tasks, self._failed_calls = Quiet(), Quiet()
 
     # Life
 
@@ -345,6 +344,8 @@ class FrontEnd:
         elif isinstance(action, Complete):
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Decided):
+            log_event("policy", **action.decision.told)
         elif isinstance(action, Forget):
             for attempt in action.attempts:
                 self._outputs.pop(attempt, None)
@@ -395,7 +396,8 @@ class FrontEnd:
         kind = "parity" if task.number >= self.scheduler.code.k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
-            result = self.outputs.sound(task, await self.pool.call(worker, task))
+            call = self.waiting.traced(self.pool.call(worker, task), worker, task, members, kind)
+            result = self.outputs.sound(task, await call)
         except WorkerDied as error:
             if self._is_at(worker, task):
                 self._worker_died(worker, str(error))
@@ -486,8 +488,6 @@ class FrontEnd:
             self.waiting.fail(query, f"decoding failed: {reason}")
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))
-
-    # Views
 
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""

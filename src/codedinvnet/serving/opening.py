@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.method import Tolerance
-from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
@@ -69,7 +70,7 @@ def open_served(options: ServeOptions) -> Opened:
 
 def _open_bundle(options: ServeOptions) -> Opened:
     tolerance = Tolerance(options.stragglers, options.errors)
-    name = options.method or OURS
+    name = method_of(options)
     bundle = load_bundle(options.source)
     scheme = scheme_for(bundle, options.k, name, options.part, tolerance)
     part = options.part
@@ -98,12 +99,22 @@ def _open_bundle(options: ServeOptions) -> Opened:
     return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks), calibration)
 
 
+def method_of(options: ServeOptions) -> str:
+    """Return the method of a bundle; `auto` takes the small backup that lies beside it."""
+    if options.method is not None:
+        return options.method
+    small = METHODS[SmallBackup.name]
+    free = options.part is None and POLICIES[policy_of(options)].adapts
+    beside = free and part_beside(bundle_folder(options.source), small, options.k) is not None
+    return small.name if beside else OURS
+
+
 def _open_model(options: ServeOptions) -> Opened:
     model = model_source(options).open()
     signature = model.signature
     name = options.name or called(options.source)
     protected = options.protection is not None
-    if not POLICIES[policy_of(options)].coded or not (protected or options.method):
+    if not POLICIES[policy_of(options)].takes_code or not (protected or options.method):
         processors = (os.cpu_count() or 1) // options.threads_per_worker
         return Opened(
             OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)

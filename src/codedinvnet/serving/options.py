@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_ins
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
@@ -39,7 +40,7 @@ class ServeOptions:
     stragglers: int = 1
     errors: int = 1
     policy: str | None = None
-    """None: what suits the model (`policy_of`)."""
+    """A policy, or one with a method as `served_as` takes it; None: `policy_of`."""
     routing: str = "least-loaded"
     pool: str = "local"
     ray_address: str | None = None
@@ -67,6 +68,7 @@ class ServeOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
+    traces: str | None = None
     faults: Path | None = None
     demo: bool = False
     weights: str | None = None
@@ -78,24 +80,40 @@ class ServeOptions:
     """The folder of `codedinvnet protect`; `method` then is one of its table."""
 
 
+def told_apart(options: ServeOptions) -> ServeOptions:
+    """Return options whose policy names no method: `small-backup+hedge` is one of each.
+
+    Raises:
+        UserError: if there is no such policy, or another method is asked for.
+    """
+    if options.policy is None or options.policy in POLICIES:
+        return options
+    try:
+        served = served_as(options.policy)
+    except UserError as error:
+        raise UserError(f"--policy: {error}") from error
+    if options.method not in (None, served.method):
+        raise UserError(f"--method: {options.method} is not that of --policy {options.policy}")
+    return replace(options, policy=served.policy, method=served.method)
+
+
 def check(options: ServeOptions) -> None:
     """Refuse what cannot work, before anything is loaded.
 
     Raises:
         UserError: naming the option.
     """
+    options = told_apart(options)
     own = model_source(options).kind != "bundle"
     method = _method(options)
     choices = (
-        ("--policy", options.policy, POLICIES),
         ("--routing", options.routing, ROUTINGS),
         ("--engine", options.engine, ENGINES),
         ("--on-corruption", options.on_corruption, ("replace", "report")),
     )
     for flag, value, known in choices:
         if value is not None and value not in known:
-            hint = f" (it is a --method: --method {value})" if value in METHODS else ""
-            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}{hint}")
+            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
     if ":" not in options.pool and options.pool not in ("local", "ray"):
         raise UserError(f"--pool: {options.pool!r} is not local, ray or FILE.py:CLASS")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
@@ -134,9 +152,9 @@ def check(options: ServeOptions) -> None:
     if options.ray_address is not None and options.pool != "ray":
         raise UserError("--ray-address: goes with --pool ray")
     policy = POLICIES[options.policy or policy_of(options)]
-    if options.min_confidence > 0 and not (policy.hedged and policy.coded):
+    if options.min_confidence > 0 and not (policy.hedged and policy.takes_code):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
-    if limit is not None and (own or not policy.coded):
+    if limit is not None and (own or not policy.takes_code):
         raise UserError("--max-disagreement: goes with a calibrated bundle and a coded policy")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
@@ -167,12 +185,13 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         return
     if options.part is not None:
         raise UserError("--part: is for a bundle, not for a model of your own")
-    coded = POLICIES[policy_of(options)].coded
+    policy = POLICIES[policy_of(options)]
+    coded = policy.takes_code
     if options.protection is not None:
         if not coded:
             raise UserError(f"--protection: goes with a coded policy, not {options.policy}")
         return
-    if coded and method is None:
+    if policy.coded and method is None:
         raise UserError(
             f"--policy: {options.policy} needs a --method, such as approxifer, which needs no "
             "training, or a --protection"

@@ -26,6 +26,7 @@ from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
 from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.traced import TracedRequests, traced
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import JsonLines, log_event, logger
@@ -37,11 +38,13 @@ from codedinvnet.serving.options import (
     is_open,
     policy_of,
     read_token,
+    told_apart,
 )
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
+from codedinvnet.serving.tracing import exporting
 from codedinvnet.serving.workers.computing import freeze_loaded
 from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
@@ -60,6 +63,7 @@ def make_service(options: ServeOptions) -> Service:
     Raises:
         UserError: if the options do not fit the model or each other.
     """
+    options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
     systematic = scheme is None or is_systematic(scheme.rules)
@@ -117,7 +121,7 @@ def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance
         UserError: if a limit on disagreement is asked for that could not be kept.
     """
     scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
-    coded = POLICIES[policy_of(options)].coded
+    coded = POLICIES[policy_of(options)].takes_code
     if not coded or scheme is None or calibration is None:
         return None
     if calibration.curve(scheme.name, options.k) is None:
@@ -188,6 +192,7 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonLines())
     # uvicorn's warnings are of what clients send, a line for each request.
     levels = {logger.name: logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
+    levels["opentelemetry"] = logging.ERROR
     for name, level in levels.items():
         chosen = logging.getLogger(name)
         chosen.handlers = [handler]
@@ -265,12 +270,27 @@ async def listening(
 
 
 @asynccontextmanager
+async def tracing_of(front: FrontEnd, app: Starlette, collector: str | None) -> AsyncIterator[None]:
+    """Send a service's traces to a collector while the body runs, if there is one.
+
+    Raises:
+        UserError: see `exporting`.
+    """
+    async with exporting(collector) as tracing:
+        if tracing is not None:
+            front.waiting.tracing = tracing
+            app.add_middleware(TracedRequests, tracing=tracing)
+        yield
+
+
+@asynccontextmanager
 async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     """Serve while the body runs, then drain and stop; yields the address and the service.
 
     Raises:
         UserError: if the options cannot work.
     """
+    options = told_apart(options)
     check(options)
     read_token(options.token_file)  # or it is refused now
     service = make_service(options)
@@ -279,6 +299,7 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     app = build_app(service, shown, starts=False)
     address = (options.host, options.port)
     async with (
+        tracing_of(service.front, app, options.traces),
         listening(app, *address, options.deadline_ms, service.front) as url,
         grpc_listening(options, service, shown),
     ):
@@ -298,7 +319,7 @@ async def grpc_listening(
     from codedinvnet.serving.service_grpc import ServiceBackend
 
     face = GrpcFace(
-        ServiceBackend(service, shown.max_batch),
+        traced(ServiceBackend(service, shown.max_batch), service.front.waiting.tracing),
         BodyMemory(shown.body_memory, service.front.refuse),
         token=shown.token,
         max_message=shown.max_body,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from codedinvnet.serving.decoding import Found
 from codedinvnet.serving.metrics import Metrics, Quiet
 from codedinvnet.serving.rules.actions import DEADLINE
 from codedinvnet.serving.rules.admission import Admission
+from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request
 from codedinvnet.serving.views import GroupViews
-from codedinvnet.serving.workers.pool import Origin
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.pool import Origin, Task
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Waiting:
     """What its client calls the request, for the log."""
     limit: float | None = None
     """The limit on disagreement that the request asks for."""
+    trace: RequestSpan | None = field(default_factory=current_request)
+    """The span of its request, if that is traced."""
 
 
 class WaitingQueries(dict[int, Waiting]):
@@ -51,7 +55,24 @@ class WaitingQueries(dict[int, Waiting]):
     def __init__(self, metrics: Metrics, groups: GroupViews, admission: Admission) -> None:
         super().__init__()
         self.metrics, self.groups, self.admission = metrics, groups, admission
+        self.tracing: Tracing | None = None
+        """Traces every task that is for them."""
         self._failed = Quiet()
+
+    def traced(
+        self,
+        call: Awaitable[Result],
+        worker: int,
+        task: Task,
+        queries: tuple[int, ...],
+        kind: str,
+    ) -> Awaitable[Result]:
+        """Return a call of a worker, which is traced if its queries are."""
+        if self.tracing is None:
+            return call
+        waiting = (self.get(query) for query in queries)
+        requests = [None if found is None else found.trace for found in waiting]
+        return self.tracing.attempt(call, kind, worker, task.number, queries, requests)
 
     def made_ready(self, queries: Iterable[int], outcome: str) -> None:
         """Take down that all is here that their answers are made of."""
@@ -71,7 +92,7 @@ class WaitingQueries(dict[int, Waiting]):
         del self[query]
         self.admission.note(now, len(self), 1)
         self.metrics.answered(waiting.outcome, seconds)
-        self.groups.note(query, waiting.outcome)
+        self._note(query, waiting, waiting.outcome)
 
     def fail(self, query: int, reason: str) -> None:
         """End a query with an error."""
@@ -82,7 +103,7 @@ class WaitingQueries(dict[int, Waiting]):
         waiting.future.set_exception(kind(reason))
         del self[query]
         self.metrics.queries.labels("deadline" if late else "failed").inc()
-        self.groups.note(query, "failed")
+        self._note(query, waiting, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
         self._failed.log("query failed", logging.WARNING, query=query, reason=reason, **told)
 
@@ -94,7 +115,13 @@ class WaitingQueries(dict[int, Waiting]):
             if not waiting.future.done():
                 waiting.future.set_exception(QueryFailed("cancelled"))
             self.metrics.queries.labels("cancelled").inc()
-            self.groups.note(query, "cancelled")
+            self._note(query, waiting, "cancelled")
+
+    def _note(self, query: int, waiting: Waiting, outcome: str) -> None:
+        """Show how a query ended, on the page and in its request's trace."""
+        self.groups.note(query, outcome)
+        if waiting.trace is not None:
+            waiting.trace.outcomes[outcome] += 1
 
     def _unanswered(self, query: int) -> Waiting | None:
         """Return a query that is about to end; None if nobody waits for it.

@@ -15,10 +15,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_picture
-from codedinvnet.simulation.served import SERVED, in_order
+from codedinvnet.serving.policies import SERVED, in_order
 from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
 
-PALETTE = ("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73", "#cc79a7", "#56b4e9")
+PALETTE = (
+    "#777777",
+    "#0072b2",
+    "#e69f00",
+    "#cc3311",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#999933",
+    "#000000",
+)
 """Told apart by colour-blind readers, too (after Okabe and Ito), in the order of SERVED."""
 OTHER = "#332288"
 

@@ -11,10 +11,10 @@ from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
+from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, no_interval, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
-from codedinvnet.simulation.served import SERVED, served_as
 
 MOST = 16
 """Times the workers that the search begins with: no more are tried."""

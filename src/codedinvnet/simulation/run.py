@@ -21,6 +21,7 @@ from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import current_accuracy, read_rows
+from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
@@ -36,7 +37,6 @@ from codedinvnet.simulation.scenario import (
     load_scenario,
     parse_scenario,
 )
-from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import helps_up_to, parse_sweep, run_sweep, winners
 

@@ -248,13 +248,13 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Scenario:
-        coded = POLICIES[self.policy].coded
+        coded = POLICIES[self.policy].takes_code
         if coded and self.k < 2:
             raise ValueError(f"policy {self.policy} needs k of at least 2")
         code = find_method(self.method).rules(self.k, self.tolerance) if coded else None
         if self.method != OURS and code is None:
             raise ValueError(f"{self.method} goes with the policies that have a code")
-        if code is not None and not find_method(self.method).chooses and code.r != self.r:
+        if code is not None and not find_method(self.method).chooses and code.r not in (0, self.r):
             raise ValueError(f"{self.method} has r = {code.r}")
         if code is not None and self.policy != "coded" and not is_systematic(code):
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
@@ -326,7 +326,7 @@ class Scenario(Section):
     @property
     def code(self) -> CodeRules | None:
         """The rules of the code, as the service has them; None for a policy without one."""
-        if not self.coding.coded:
+        if not self.coding.takes_code:
             return None
         bundle = None if self.bundle is None else bundle_info(self.bundle)
         code = find_method(self.method).rules(self.k, self.tolerance, bundle)
@@ -358,7 +358,7 @@ class Scenario(Section):
         Raises:
             UserError: if it is not.
         """
-        if self.coding.coded:
+        if self.coding.takes_code:
             self.recovered(accuracy, self.k)
 
     @property

@@ -18,10 +18,10 @@ from codedinvnet import rows as results
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
+from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, as_now, can_guess, check_code
-from codedinvnet.simulation.served import SERVED, served_as
 from codedinvnet.simulation.stragglers import stragglers
 
 BASELINE = "uncoded"

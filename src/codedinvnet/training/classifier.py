@@ -49,6 +49,18 @@ def all_logits(
     return torch.cat(parts)
 
 
+def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return the loss of logits (N, classes) that follow a teacher's beside the labels.
+
+    Args:
+        loss: their cross-entropy against the labels.
+        logits: of the network that is trained.
+        teacher: those of the served classifier.
+    """
+    soft = F.cross_entropy(logits, teacher.softmax(1))
+    return DISTILLED_SHARE * soft + (1 - DISTILLED_SHARE) * loss
+
+
 class ClassifierStage(PartStage):
     """Train a classifier on labels, and on a teacher's logits if there are any.
 
@@ -100,9 +112,7 @@ class ClassifierStage(PartStage):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
-            soft = self.teacher[chosen].to(self.device).softmax(1)
-            distilled = F.cross_entropy(logits, soft)
-            loss = DISTILLED_SHARE * distilled + (1 - DISTILLED_SHARE) * loss
+            loss = distilled(loss, logits, self.teacher[chosen].to(self.device))
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:

@@ -1,14 +1,15 @@
-"""ParM's trained parts: a parity model by distillation, and a learned encoder and decoder.
+"""What is trained on groups: ParM's parts, and networks that answer for all members at once.
 
-Kosaian et al., SOSP 2019, section 3.3; IEEE JSAIT 2020, section III. Groups are drawn anew in every
-step, and the classifier's logits of all images are computed once.
+ParM's are a parity model by distillation, and a learned encoder and decoder: Kosaian et al., SOSP
+2019, section 3.3; IEEE JSAIT 2020, section III. Groups are drawn anew in every step, and the
+classifier's logits of all images are computed once.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,15 @@ from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
+from codedinvnet.training.classifier import distilled
+from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
+from codedinvnet.training.precision import autocast
 
 BATCH = 250
+Answers: TypeAlias = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""Maps views of groups' images (B, k, C, H, W), the images themselves, and what is known of each
+(B, k, n) to one or more answers for all members, logits (B, k, classes)."""
 
 
 class Taught(NamedTuple):
@@ -31,6 +38,8 @@ class Taught(NamedTuple):
     """Rows of the source, (N,)."""
     logits: Tensor
     """(N, classes), on the CPU."""
+    known: Tensor | None = None
+    """What else is known of each image, (N, n), on the CPU."""
 
 
 class GroupStage(PartStage):
@@ -172,3 +181,62 @@ class LearnedCodeStage(GroupStage):
             kept[i] = 0
             answers.append(self.coder["decoder"](outputs * kept)[:, i])
         return torch.stack(answers, dim=1)
+
+
+class MembersStage(GroupStage):
+    """Train what answers for every member of a group at once, on labels and on the served logits.
+
+    The loss is that of a distilled classifier (`ClassifierStage`), over all members and answers.
+
+    Args:
+        module: what is trained, in place.
+        answers: the first of its answers is the one that is served.
+        train: the training images.
+        validation: the validation images.
+        k: members of a group.
+        part: how to train.
+        flip: whether half of the views are mirrored.
+        shift: by how many pixels views are shifted at most.
+        precision: of its passes while it trains, "float32" or "bfloat16".
+    """
+
+    name = "all members"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        answers: Answers,
+        train: Taught,
+        validation: Taught,
+        k: int,
+        part: PartSettings,
+        *,
+        flip: bool,
+        shift: int,
+        precision: str,
+    ) -> None:
+        super().__init__(module, train, validation, k, part)
+        self.answers, self.flip, self.shift, self.precision = answers, flip, shift, precision
+        self.classes = train.logits.shape[1]
+
+    def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `GroupStage.groups`, with what is known of the images behind their logits."""
+        images, logits, labels = super().groups(taught, places)
+        if taught.known is not None:
+            logits = torch.cat([logits, taught.known[places].to(self.device)], dim=2)
+        return images, logits, labels
+
+    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        teacher, known = logits[..., : self.classes], logits[..., self.classes :]
+        views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
+        with autocast(self.precision, self.device):
+            found = self.answers(views.view_as(images), images, known)
+        losses = []
+        for answer in found:
+            own = answer.float().flatten(0, 1)
+            loss = F.cross_entropy(own, labels.flatten())
+            losses.append(distilled(loss, own, teacher.flatten(0, 1)))
+        return torch.stack(losses).sum()
+
+    def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
+        return self.answers(images, images, logits[..., self.classes :])[0]

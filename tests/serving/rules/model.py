@@ -15,6 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -293,7 +294,9 @@ class Model:
         return sorted(
             attempt
             for attempt in self.at
-            if self.sent[attempt].size == 1 and self.sent[attempt].members == (query,)
+            if self.sent[attempt].size == 1
+            and self.sent[attempt].members == (query,)
+            and self.sent[attempt].task < max(self.code.k, 1)
         )
 
     def parities(self) -> list[int]:
@@ -429,6 +432,10 @@ class Model:
         assert set(action.outputs) == set(self.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
+
+    def _decided(self, action: Decided) -> None:
+        assert self.rules.policy.adapts
+        assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries

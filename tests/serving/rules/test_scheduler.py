@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -1363,6 +1364,11 @@ SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("coded+guess", 4, ErasureCode(3)),
     ("coded", 6, AnswersAll(4, r=2)),
     ("coded+hedge", 7, AnswersAll(4, r=3)),
+    ("auto", 3, None),
+    ("auto", 4, ErasureCode(3)),
+    ("auto", 6, ErasureCode(3, 2)),
+    ("auto", 4, AnswersAll(3)),
+    ("auto", 3, AnswersAll(2)),
 ]
 
 EVENTS = st.tuples(
@@ -1443,6 +1449,7 @@ def test_every_query_ends_once_whatever_happens(
     )
     if timed:
         know_times(model, slow)
-    for event, n in events:
-        happen(model, event, n)
-    model.drain()
+    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+        for event, n in events:
+            happen(model, event, n)
+        model.drain()

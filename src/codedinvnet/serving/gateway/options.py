@@ -41,6 +41,7 @@ class GatewayOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     upstream_ca: Path | None = None
+    traces: str | None = None
 
 
 def check(options: GatewayOptions) -> None:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
 from codedinvnet.serving.gateway.upstreams import Nobody, NotProtocol, Unreachable, Upstream
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, log_event
+from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 
@@ -237,7 +238,8 @@ class UpstreamPool:
         began = time.monotonic()
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         left = max(call.deadline - began, 0.001) if self.cancels else LONGEST
-        work = asyncio.ensure_future(place.upstream.infer(call, left))
+        asked = replace(call, headers=outgoing(call.headers, place.upstream.url))
+        work = asyncio.ensure_future(place.upstream.infer(asked, left))
         fate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._calls[worker].add(fate)
         if self.cancels and place.upstream.stops:
@@ -277,6 +279,7 @@ class UpstreamPool:
 
     def _count(self, place: Place, result: str) -> None:
         self.metrics.calls.labels(place.upstream.url, result).inc()
+        note(result)
 
     def _over(self, place: Place, began: float, result: str) -> Result:
         """Return a result that nobody waits for."""

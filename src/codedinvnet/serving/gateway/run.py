@@ -15,6 +15,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.faces.tls import read_certificate
+from codedinvnet.serving.faces.traced import traced
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.discovery import Discovery, follow
 from codedinvnet.serving.gateway.http_face import build_gateway_app
@@ -25,7 +26,7 @@ from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.metrics import Metrics, log_event
 from codedinvnet.serving.options import read_token
 from codedinvnet.serving.rules.settings import POLICIES, Rules, hang_limit, pending_limit
-from codedinvnet.serving.serve import listening, log_to_stderr, until_told
+from codedinvnet.serving.serve import listening, log_to_stderr, tracing_of, until_told
 
 MIB = 2**20
 PLACES = 32
@@ -101,6 +102,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     )
     deadline = options.deadline_ms
     async with (
+        tracing_of(relay.front, app, options.traces),
         listening(app, options.host, options.port, deadline, relay.front, certificate) as address,
         AsyncExitStack() as stack,
     ):
@@ -109,7 +111,9 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
             from codedinvnet.serving.faces.grpc import GrpcFace
             from codedinvnet.serving.gateway.grpc_backend import RelayBackend
 
-            face = GrpcFace(RelayBackend(relay), memory, token=token)
+            face = GrpcFace(
+                traced(RelayBackend(relay), relay.front.waiting.tracing), memory, token=token
+            )
             grace = options.deadline_ms / 1000
             port = await stack.enter_async_context(
                 face.listening(options.host, options.grpc_port, grace, certificate)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from codedinvnet.serving.rules.auto import Decision
+
 
 class Send(NamedTuple):
     """Give a worker a task; it has nothing else to do."""
@@ -77,7 +79,15 @@ class Forget(NamedTuple):
     queries: tuple[int, ...] = ()
 
 
-Action: TypeAlias = Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget
+class Decided(NamedTuple):
+    """Tell others what is done about late answers from now on; there is nothing to carry out."""
+
+    decision: Decision
+
+
+Action: TypeAlias = (
+    Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget | Decided
+)
 
 DEADLINE = "deadline"
 """Reason of `Fail`: the query's time was over."""

@@ -52,6 +52,7 @@ class Binding:
         workers: all of them.
         waiting: how many tasks no worker is at.
         needed: how many of them are not extra.
+        running: how many tasks workers are at.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
     """
@@ -62,6 +63,7 @@ class Binding:
         self.up = set(range(count))
         self.waiting = 0
         self.needed = 0
+        self.running = 0
         self.recheck: float | None = None
         self._slots = rules.slots
         self._pace = pace
@@ -114,6 +116,7 @@ class Binding:
             return None
         self.waiting -= 1
         self.needed -= not attempt.extra
+        self.running += 1
         attempt.started = now
         self.workers[attempt.worker].running[attempt.identity] = attempt
         self.reorder(attempt.worker)
@@ -126,6 +129,7 @@ class Binding:
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
             return False
+        self.running -= 1
         attempt.group.left(attempt.worker)
         self.reorder(attempt.worker)
         if worker.line:
@@ -138,6 +142,7 @@ class Binding:
         self.up.discard(index)
         self._pace.renew(index)
         lost, worker.running = list(worker.running.values()), {}
+        self.running -= len(lost)
         self.reorder(index)
         for attempt in lost:
             attempt.group.left(index)

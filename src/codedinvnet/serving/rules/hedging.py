@@ -33,15 +33,18 @@ class Budget:
     Attributes:
         tokens: copies that may be sent now.
         spent: copies that were sent.
+        earned: queries that came.
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.tokens = 0.0
         self.spent = 0
+        self.earned = 0
 
     def earn(self) -> None:
         """A query has come."""
+        self.earned += 1
         self.tokens = min(BUCKET, self.tokens + self.share)
 
     def pay(self) -> bool:

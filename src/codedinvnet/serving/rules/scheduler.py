@@ -18,6 +18,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -82,7 +83,8 @@ class Scheduler(Sending):
         if len(self.queries) + count > self.rules.max_pending:
             return None
         numbers: list[int] = []
-        k = self.code.k
+        self._look(now, count)
+        k = self.code.k if self.policy.coded else 1
         for start in range(0, count, k):
             size = min(k, count - start)
             group = self._new_group() if size == k else None
@@ -134,7 +136,7 @@ class Scheduler(Sending):
         """The logits that a `Decode` asked for are here."""
         found = self.queries.get(query)
         if found is not None and found.state is State.DECODING:
-            if confident or found.last or not self.rules.policy.hedged:
+            if confident or found.last or not self.policy.hedged:
                 self._accept_decoded(found)
                 if found.group.identity in self.groups:
                     self._settle(now, found.group)  # after a guess, others may have lost a hope
@@ -158,7 +160,7 @@ class Scheduler(Sending):
                 self._settle(now, found.group)
             elif not found.attempts:
                 self._send_data(now, found, first=True)
-            elif self.rules.policy.hedged and len(found.attempts) < 2:
+            elif self.policy.hedged and len(found.attempts) < 2:
                 self._copy(now, found)
         return self._flush(now)
 
@@ -224,6 +226,19 @@ class Scheduler(Sending):
 
     # Queries and groups
 
+    def _look(self, now: float, count: int) -> None:
+        """Let `auto` take a request in, and decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        if auto is None:
+            return
+        busy = binding.running / max(1, binding.slots_up)
+        if auto.meets(count, busy, binding.waiting):
+            extra = self.budget.spent / max(1, self.budget.earned)
+            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
+
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
         self.groups[group.identity] = group
@@ -243,15 +258,15 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            for copy in range(self.rules.policy.copies):
+            for copy in range(self.policy.copies):
                 self._send_data(now, query, extra=copy > 0)
-        if self.rules.policy.guessing and self.latencies.quantiles:
+        if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or task >= self.code.k:
+            if not self.systematic or (task >= self.code.k and self.policy.coded):
                 self._dispatch(now, group, task, extra=self.systematic)
         if self.code.k == 1:
             return
@@ -271,7 +286,7 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1:
+        if len(late) > 1 or (late and not self.policy.coded):
             self._seal(now, group)
             return
         group.uncode()
@@ -405,7 +420,7 @@ class Scheduler(Sending):
             query.attempts.pop(identity, None)
             if attempt.started is not None:
                 self.pace.answered(attempt.worker, now - attempt.started)
-            if self.rules.policy.guessing:
+            if self.policy.guessing:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
                 self._actions.append(Forget((identity,)))
@@ -413,7 +428,7 @@ class Scheduler(Sending):
         first = group.arrived(attempt.number, identity)
         if first:
             self.computed_by[identity] = attempt.worker
-            if group.is_complete and group.size > 1:
+            if group.is_complete and group.code.r:
                 workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
                 self._actions.append(
                     Complete(group.identity, group.size, dict(group.outputs), workers)

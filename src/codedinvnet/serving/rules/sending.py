@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
 from codedinvnet.serving.rules.actions import Action, Forget, Send
+from codedinvnet.serving.rules.auto import Auto, Decision
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import Budget, wants_copy
@@ -36,7 +37,14 @@ class Sending:
         self.rules = rules
         if rules.policy.coded and code is None:
             raise ValueError(f"policy {rules.policy.name} needs a code")
-        self.code: CodeRules = code if rules.policy.coded and code is not None else Uncoded()
+        if not rules.policy.takes_code:
+            code = None
+        self.code: CodeRules = Uncoded() if code is None else code
+        self.auto = Auto(code) if rules.policy.adapts else None
+        self.policy = rules.policy if self.auto is None else self.auto.policy
+        """What is done about late answers now."""
+        self.decision: Decision | None = None
+        """What `auto` decided last; None before, and of other policies."""
         self.systematic = is_systematic(self.code)
         needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
         if rules.workers < needed:
@@ -164,7 +172,7 @@ class Sending:
 
     def _watch(self, now: float, attempt: Attempt) -> None:
         """Look at a data task again when it is late."""
-        if self.rules.policy.hedged:
+        if self.policy.hedged:
             late = self.pace.late(attempt.kind, attempt.worker)
             if late is not None:
                 self.timers.set(now + late, "late", attempt.identity)
@@ -174,9 +182,23 @@ class Sending:
         attempt = self.attempts.get(identity)
         if attempt is None or attempt.query is None:
             return
+        if self.policy.rescued and self._rescue(now, attempt):
+            self._watch(now, attempt)
+            return
         attempt.late = True
         if wants_copy(attempt.query) and not self._copy(now, attempt.query):
             self._watch(now, attempt)
+
+    def _rescue(self, now: float, attempt: Attempt) -> bool:
+        """Send a late query's group the extra task of its code, once; return whether it was."""
+        query, group = attempt.query, attempt.group
+        k = self.code.k
+        if query is None or query.state is not State.WAITING or not query.accept_decoded:
+            return False
+        if group.is_open or k in group.live or k in group.outputs:
+            return False
+        self._dispatch(now, group, k, first=True)
+        return True
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Policy:
-    """How missing answers are made up for.
+    """How missing answers are made up for. `a | b` does both.
 
     Attributes:
         name: on the command line.
-        coded: by a code.
+        coded: by a code, whose extra tasks are sent with every group.
         copies: by so many copies at once.
         hedged: by a copy of late ones.
         guessing: late ones are guessed as soon as a parity is here, by a code that can.
+        rescued: late ones get an extra task of a code each, which is sent when they are late.
+        adapts: by what is measured while it runs, with or without a code (`auto`).
     """
 
     name: str
@@ -22,19 +24,45 @@ class Policy:
     copies: int = 1
     hedged: bool = False
     guessing: bool = False
+    rescued: bool = False
+    adapts: bool = False
+
+    def __or__(self, other: Policy) -> Policy:
+        return Policy(
+            f"{self.name}+{other.name}",
+            self.coded or other.coded,
+            max(self.copies, other.copies),
+            self.hedged or other.hedged,
+            self.guessing or other.guessing,
+            self.rescued or other.rescued,
+            self.adapts or other.adapts,
+        )
+
+    @property
+    def takes_code(self) -> bool:
+        """Whether a code is of any use to it."""
+        return self.coded or self.adapts
 
 
+UNCODED = Policy("uncoded")
+CODED = Policy("coded", coded=True)
+HEDGE = Policy("hedge", hedged=True)
+GUESS = Policy("guess", guessing=True)
+RESCUE = Policy("rescue", rescued=True)
+AUTO = Policy("auto", hedged=True, adapts=True)
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy("uncoded"),
+        UNCODED,
         Policy("replicate", copies=2),
-        Policy("hedge", hedged=True),
-        Policy("coded", coded=True),
-        Policy("coded+hedge", coded=True, hedged=True),
-        Policy("coded+guess", coded=True, guessing=True),
+        HEDGE,
+        CODED,
+        CODED | HEDGE,
+        CODED | GUESS,
+        AUTO,
     )
 }
+"""What a service is started with, by name."""
 
 ROUTINGS = ("least-loaded", "round-robin")
 LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6

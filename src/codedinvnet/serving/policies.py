@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.rules.settings import POLICIES, Policy
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, Policy
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class Served:
         """What a scenario says of it."""
         method, said = find_method(self.method), {"policy": self.policy, "method": self.method}
         own_r = self.by_name and not method.chooses
-        return {**said, "r": method.rules(2).r} if own_r else dict(said)
+        return {**said, "r": method.rules(2).r or 1} if own_r else dict(said)
 
 
+WITH_HEDGE, AUTO_WITH = "+hedge", "auto+"
+"""End and beginning of names: a method that is hedged as well, and `auto` with a method at hand."""
+COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 SERVED: Mapping[str, Served] = {
-    **{policy: Served(policy) for policy in POLICIES},
-    **{name: Served("coded", name) for name, method in METHODS.items() if method.compared},
+    **{policy: Served(policy) for policy in POLICIES if policy != AUTO.name},
+    **{name: Served(CODED.name, name) for name in COMPARED},
+    **{name + WITH_HEDGE: Served((CODED | HEDGE).name, name) for name in COMPARED},
+    AUTO.name: Served(AUTO.name, SmallBackup.name),
 }
 """What is compared if nobody says, on equally many workers: without a code one more plain one."""
 
@@ -53,20 +59,25 @@ SERVED: Mapping[str, Served] = {
 def served_as(name: str) -> Served:
     """Return how a policy, or a method as `find_method` takes it, is served.
 
+    `METHOD+hedge` is hedged as well, and `auto+METHOD` has that method at hand (`none`: nothing).
+
     Raises:
         UserError: if there is neither.
     """
     if name in SERVED:
         return SERVED[name]
+    if name.startswith(AUTO_WITH):
+        return Served(AUTO.name, find_method(name.removeprefix(AUTO_WITH)).name)
+    text = name.removesuffix(WITH_HEDGE)
     try:
-        method = find_method(name)
+        method = find_method(text)
     except UserError as error:
         if ":" in name:
             raise
         raise UserError(f"{name!r} is not one of {', '.join(SERVED)}, nor a method") from error
     if method.is_policy or method.name == OURS:
         raise UserError(f"{name!r} is not one of {', '.join(SERVED)}")
-    return Served("coded", name)
+    return Served(CODED.name if text == name else (CODED | HEDGE).name, text)
 
 
 def in_order(labels: Iterable[str]) -> list[str]:

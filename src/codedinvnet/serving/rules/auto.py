@@ -1,0 +1,136 @@
+"""What `auto` does about late answers, by what it measures.
+
+1. It has what the model has: a code whose extra task is cheap (a small backup), another code, or
+   none.
+2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a tenth of a
+   service time. If that is late as well, a copy is sent.
+3. With another code it hedges; and it codes every group while stragglers cost more than CODES (the
+   excess of `pace`), and no longer once they cost less than half of that.
+4. Without a code it hedges.
+5. It looks again after every LOOK queries. What it decides is a `Decision`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE, Policy
+
+LOOK = 50
+"""Queries between two looks."""
+MEMORY, GROUPS = 500, 50
+"""Queries that the load is an average of, and groups that the fill is."""
+CHEAP = 0.5
+"""An extra task is cheap if it costs less for one query, in service times."""
+CODES = 0.02
+"""Stragglers must cost so much, in normal times a task, for groups to be coded."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was measured. Each is of the last queries.
+
+    Attributes:
+        normal: the seconds that a data task normally runs.
+        excess: what stragglers cost, in normal times a task.
+        load: the share of the workers' slots that queries find busy.
+        waiting: how many tasks they find waiting.
+        fill: how full groups were when they were coded; 0 before the first.
+        extra: extra work for each query, in service times.
+    """
+
+    normal: float
+    excess: float
+    load: float
+    waiting: float
+    fill: float
+    extra: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done about late answers from now on.
+
+    Attributes:
+        at: when it was decided.
+        policy: what is done.
+        reason: why, in a few words.
+        seen: what was measured then.
+    """
+
+    at: float
+    policy: Policy
+    reason: str
+    seen: Seen
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a log, a metric or a page tells of it; times are in seconds."""
+        numbers = {name: round(value, 4) for name, value in asdict(self.seen).items()}
+        return {"does": self.policy.name, "why": self.reason, **numbers}
+
+
+class Auto:
+    """Decides what is done.
+
+    Args:
+        code: the rules of the code at hand; None without one.
+
+    Attributes:
+        policy: what is done now.
+    """
+
+    def __init__(self, code: CodeRules | None) -> None:
+        self._has_code = code is not None and code.r > 0
+        self._rescues = code is not None and rescues(code)
+        self.policy = RESCUE | HEDGE if self._rescues else HEDGE
+        self._load = self._waiting = self._fill = 0.0
+        self._since = 0
+
+    def meets(self, queries: int, busy: float, waiting: int) -> bool:
+        """Take in what a request finds; return whether it is time to look again.
+
+        Args:
+            queries: of the request.
+            busy: the share of the workers' slots that is busy.
+            waiting: how many tasks wait.
+        """
+        weight = min(1.0, queries / MEMORY)
+        self._load += (busy - self._load) * weight
+        self._waiting += (waiting - self._waiting) * weight
+        self._since += queries
+        if self._since < LOOK:
+            return False
+        self._since = 0
+        return True
+
+    def sealed(self, fill: float) -> None:
+        """Take in how full a group was when it was coded."""
+        self._fill += (fill - self._fill) * (1.0 / GROUPS if self._fill else 1.0)
+
+    def seen(self, normal: float, excess: float, extra: float) -> Seen:
+        """Return what was measured."""
+        return Seen(normal, excess, self._load, self._waiting, self._fill, extra)
+
+    def decide(self, now: float, seen: Seen) -> Decision:
+        """Return what is to be done."""
+        if self._rescues:
+            policy, reason = RESCUE | HEDGE, "late answers are made up by the small backup"
+        elif not self._has_code:
+            policy, reason = HEDGE, "there is no code"
+        elif seen.excess > (CODES / 2 if self.policy.coded else CODES):
+            policy, reason = CODED | HEDGE, "stragglers cost much"
+        else:
+            policy, reason = HEDGE, "stragglers cost little"
+        self.policy = policy
+        return Decision(now, policy, reason, seen)
+
+
+def rescues(code: CodeRules) -> bool:
+    """Tell whether a code has a cheap extra task for a single query."""
+    if code.fixed_size or code.r < 1:
+        return False
+    task = code.tasks(1)[code.k]
+    return task.cost < CHEAP and not task.encoded

@@ -1,0 +1,215 @@
+"""OpenTelemetry traces: a span for each request, and below it one for each attempt.
+
+A query remembers the request that it came with (`current_request`), and the front end hands each
+call of a worker to `Tracing.attempt`, if there is one. OpenTelemetry is imported only then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
+
+from codedinvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import Span
+
+    from codedinvnet.serving.workers.computing import Result
+
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+PATH = "/v1/traces"
+"""Where a collector takes traces (OTLP over HTTP)."""
+NAME = "codedinvnet"
+"""The service's name in traces, unless the environment has another."""
+OUTCOME, RESULT = "codedinvnet.outcome", "codedinvnet.result"
+WORKER, UPSTREAM = "codedinvnet.worker", "codedinvnet.upstream"
+
+
+@dataclass
+class RequestSpan:
+    """A request that is traced.
+
+    Attributes:
+        span: its own.
+        context: what spans below it begin from.
+        attempts: (task, queries) -> the spans of every time that it was sent.
+        outcomes: how its queries ended.
+    """
+
+    span: Span
+    context: Context
+    attempts: dict[tuple[int, tuple[int, ...]], list[Span]] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def failed(self, reason: str) -> None:
+        """Say that the service is at fault."""
+        from opentelemetry.trace import StatusCode
+
+        self.span.set_status(StatusCode.ERROR, reason)
+
+
+_request: ContextVar[RequestSpan | None] = ContextVar("request", default=None)
+_attempt: ContextVar[tuple[Span, Context] | None] = ContextVar("attempt", default=None)
+
+
+def current_request() -> RequestSpan | None:
+    """Return the request that is being answered, if it is traced."""
+    return _request.get()
+
+
+def note(result: str) -> None:
+    """Say how the attempt of now has ended, if it is traced."""
+    found = _attempt.get()
+    if found is not None:
+        found[0].set_attribute(RESULT, result)
+
+
+def outgoing(headers: Headers, upstream: str) -> Headers:
+    """Return what an attempt sends to an upstream: the client's headers, and the attempt's own."""
+    found = _attempt.get()
+    if found is None:
+        return headers
+    from opentelemetry import propagate
+
+    span, context = found
+    span.set_attribute(UPSTREAM, upstream)
+    own: dict[str, str] = {}
+    propagate.inject(own, context)
+    replaced = propagate.get_global_textmap().fields
+    return (*(header for header in headers if header[0] not in replaced), *own.items())
+
+
+class Tracing:
+    """Makes the spans of a service.
+
+    Args:
+        provider: where they go.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self.tracer = provider.get_tracer(NAME)
+
+    @contextmanager
+    def request(
+        self, name: str, headers: Iterable[tuple[str, str]], attributes: Mapping[str, str]
+    ) -> Iterator[RequestSpan]:
+        """Trace a request while the body runs, as part of its client's trace if there is one."""
+        from opentelemetry import propagate
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        theirs = propagate.extract(dict(headers))
+        span = self.tracer.start_span(name, theirs, SpanKind.SERVER, attributes)
+        found = RequestSpan(span, set_span_in_context(span, theirs))
+        token = _request.set(found)
+        try:
+            yield found
+        finally:
+            _request.reset(token)
+            for outcome, count in found.outcomes.items():
+                span.set_attribute(f"{OUTCOME}.{outcome}", count)
+            if len(found.outcomes) == 1:
+                span.set_attribute(OUTCOME, next(iter(found.outcomes)))
+            span.end()
+
+    async def attempt(
+        self,
+        call: Awaitable[Result],
+        kind: str,
+        worker: int,
+        task: int,
+        queries: tuple[int, ...],
+        requests: Sequence[RequestSpan | None],
+    ) -> Result:
+        """Return a worker's result; its span is below the first of the requests.
+
+        Args:
+            call: of the worker.
+            kind: `data`, a query's own task, or `parity`.
+            worker: which one.
+            task: its number in the group.
+            queries: that it is for.
+            requests: theirs; None: not traced, or over.
+        """
+        from opentelemetry.trace import Link, SpanKind, StatusCode, set_span_in_context
+
+        known = list({id(request): request for request in requests if request}.values())
+        if not known:
+            return await call
+        earlier = known[0].attempts.setdefault((task, queries), [])
+        name = "attempt" if kind == "data" else kind
+        if earlier:
+            name = "hedge" if any(span.is_recording() for span in earlier) else "retry"
+        linked = [*(request.span for request in known[1:]), *earlier]
+        span = self.tracer.start_span(
+            name,
+            known[0].context,
+            SpanKind.CLIENT,
+            {WORKER: worker, "codedinvnet.queries": len(queries), RESULT: "ok"},
+            [Link(other.get_span_context()) for other in linked],
+        )
+        earlier.append(span)
+        token = _attempt.set((span, set_span_in_context(span, known[0].context)))
+        try:
+            return await call
+        except BaseException as error:  # the pool's, and its being stopped
+            span.set_attribute(RESULT, "failed")
+            span.set_status(StatusCode.ERROR, str(error) or type(error).__name__)
+            raise
+        finally:
+            _attempt.reset(token)
+            span.end()
+
+
+@asynccontextmanager
+async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
+    """Yield what traces a service while the body runs; None if nobody wants to know.
+
+    Args:
+        collector: the URL of a collector, which takes OTLP over HTTP.
+
+    Raises:
+        UserError: if the URL is none, or OpenTelemetry is not installed.
+    """
+    if collector is None:
+        yield None
+        return
+    parts = urlsplit(collector)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--traces: {collector!r} is not http://HOST:4318, a collector's address")
+    try:
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        exporter = exporter_to(collector)
+    except ImportError as error:
+        told = f"--traces: needs OpenTelemetry: pip install 'codedinvnet[otel]' ({error})"
+        raise UserError(told) from error
+    resource = Resource.create()  # of the environment
+    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    ):
+        resource = resource.merge(Resource({SERVICE_NAME: NAME}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    try:
+        yield Tracing(provider)
+    finally:
+        await asyncio.to_thread(provider.shutdown)
+
+
+def exporter_to(collector: str) -> SpanExporter:
+    """Return what sends spans to a collector; the environment has what else there is to say."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(endpoint=collector.rstrip("/").removesuffix(PATH) + PATH)

@@ -1,0 +1,121 @@
+"""Methods whose extra worker runs one network on a whole group: Collage and superposition."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from codedinvnet.codes.collage import Collage, CollageNetwork, collage_grid
+from codedinvnet.codes.equal_cost import count_macs, served_macs
+from codedinvnet.codes.grouped import GroupMethod, GroupNetwork
+from codedinvnet.codes.method import Given, given_by
+from codedinvnet.codes.registry import find_method
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.codes.superposition import SuperposedNetwork, Superposition
+from codedinvnet.models.bundle import load_bundle
+from tests.codes.linear import CLASSES, SHAPE, Linear, images, made, outputs_of, without
+
+K = 4
+KINDS = (Collage, Superposition)
+
+
+def network(kind: type[GroupMethod], k: int = K, shape: tuple[int, ...] = SHAPE) -> GroupNetwork:
+    torch.manual_seed(0)
+    found = kind().network(Given(k, Linear(), shape, CLASSES), width=4)
+    return found.eval().double()
+
+
+@pytest.mark.parametrize("size", range(1, K + 1))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_erasure_pattern_is_answered_by_the_network(
+    kind: type[GroupMethod], size: int
+) -> None:
+    served, part = Linear(), network(kind)
+    scheme = made(kind, served, K, part=part)
+    assert (scheme.rules.r, scheme.rules.fixed_size, is_systematic(scheme.rules)) == (
+        1,
+        False,
+        True,
+    )
+    group = images(size)
+    outputs = outputs_of(scheme, group)
+    tasks = list(outputs)
+    with torch.no_grad():
+        made_up = part(group)
+    for lost in chain.from_iterable(combinations(tasks, n) for n in range(len(tasks) + 1)):
+        rest = without(outputs, *lost)
+        answers = scheme.decode(rest, size)
+        own = {i for i in range(size) if i not in lost}
+        expected = own if K in lost else set(range(size))
+        assert set(answers) == expected == scheme.rules.recoverable(frozenset(rest), size)
+        for member in expected:
+            with torch.no_grad():
+                right = served(group[:, member]) if member in own else made_up[:, member]
+            torch.testing.assert_close(answers[member], right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_of_a_small_group_take_turns_in_the_places(kind: type[GroupMethod]) -> None:
+    part, group = network(kind), images(3)
+    with torch.no_grad():
+        torch.testing.assert_close(part(group), part(group[:, [0, 1, 2, 0]])[:, :3])
+
+
+def test_a_cell_is_read_for_the_member_that_it_shows() -> None:
+    """Another image in one place changes the answers there more than elsewhere."""
+    part, group = network(Collage, 9, (1, 28, 28)), torch.rand(8, 9, 1, 28, 28).double()
+    other = group.clone()
+    other[:, 4] = 1 - other[:, 4]
+    with torch.no_grad():
+        moved = (part(other) - part(group)).abs().mean(dim=(0, 2))
+    assert int(moved.argmax()) == 4
+
+
+@pytest.mark.parametrize(("k", "grid"), [(2, (1, 2)), (4, (2, 2)), (9, (3, 3)), (10, (3, 4))])
+def test_a_collage_holds_every_member_in_its_cell(k: int, grid: tuple[int, int]) -> None:
+    part = CollageNetwork(k, (1, 28, 28), 10, width=2)
+    assert collage_grid(k) == part.grid == grid
+    shades = torch.arange(1.0, k + 1) / k
+    picture = part.collage(shades.view(1, k, 1, 1, 1).expand(1, k, 1, 28, 28))
+    rows, columns = grid
+    height, width = part.cell
+    assert picture.shape == (1, 1, rows * height, columns * width)
+    cells = picture.view(rows, height, columns, width).transpose(1, 2).flatten(0, 1)
+    expected = torch.cat([shades, torch.zeros(rows * columns - k)])
+    torch.testing.assert_close(cells, expected[:, None, None].expand_as(cells))
+
+
+@pytest.mark.parametrize("name", ["collage", "superposition", "collage@1.4", "superposition@1.4"])
+def test_a_network_is_as_wide_as_its_cost_allows(name: str) -> None:
+    method, given = find_method(name), given_by(load_bundle("mnist"), K)
+    assert isinstance(method, GroupMethod)
+    width = method.made_with(given, None)["width"]
+
+    def spent(width: int) -> int:
+        part = method.untrained(given, {"width": width}).eval()
+        return count_macs(lambda: part(torch.zeros(1, K, *given.shape)))
+
+    cost = 1.4 if name.endswith("1.4") else 1.0
+    assert spent(width) <= cost * served_macs(given.coded) < spent(width + 1)
+    assert [method.rules(K).tasks(size)[K].cost for size in (1, K)] == [cost, cost]
+
+
+def test_a_superposition_tells_its_members_apart_by_their_keys() -> None:
+    part, group = network(Superposition), images(K)
+    assert isinstance(part, SuperposedNetwork)
+
+    def answers(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = part(x)
+        return found
+
+    before = answers(group)
+    swapped = group[:, [1, 0, 2, 3]]
+    assert not torch.allclose(answers(swapped), before)
+    with torch.no_grad():
+        for key in (part.bind, part.unbind):
+            key[[0, 1]] = key[[1, 0]]
+    torch.testing.assert_close(answers(swapped), before[:, [1, 0, 2, 3]])

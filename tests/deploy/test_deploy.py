@@ -1,0 +1,285 @@
+"""What operators are given: manifests, the image and the dashboard, against the package itself."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kubernetes_validate
+import numpy as np
+import promql_parser
+import pytest
+import tritonclient.http.aio as triton
+import yaml
+from dockerfile_parse import DockerfileParser
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.processes import free_port
+from codedinvnet.cli.command_line import build_parser
+from codedinvnet.cli.options import settings_of
+from codedinvnet.serving.gateway.options import GatewayOptions, check
+from codedinvnet.serving.gateway.run import running as gateway_running
+from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.serve import DRAIN_TIMEOUT
+from codedinvnet.serving.serve import running as serve_running
+from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.test_gateway import ask
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PROJECT = (ROOT / "pyproject.toml").read_text()
+NEWEST = kubernetes_validate.latest_version()
+MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+
+
+def found(kind: str, name: str) -> Any:
+    (manifest,) = (m for m in MANIFESTS if (m["kind"], m["metadata"]["name"]) == (kind, name))
+    return manifest
+
+
+POD = found("Deployment", "resnet-gateway")["spec"]["template"]
+CONTAINER = POD["spec"]["containers"][0]
+PORTS = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> GatewayOptions:
+    """Return the gateway's settings, as its container would read them."""
+    (volume,) = (v for v in POD["spec"]["volumes"] if "configMap" in v)
+    (mount,) = (m for m in CONTAINER["volumeMounts"] if m["name"] == volume["name"])
+    data = found("ConfigMap", volume["configMap"]["name"])["data"]
+    arguments = build_parser().parse_args(CONTAINER["args"])
+    assert str(arguments.config.parent) == mount["mountPath"]
+    path = tmp_path / arguments.config.name
+    path.write_text(data[path.name])
+    words = [str(path) if word == str(arguments.config) else word for word in CONTAINER["args"]]
+    return settings_of(build_parser().parse_args(words), GatewayOptions)
+
+
+@pytest.mark.parametrize(
+    "manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+)
+def test_kubernetes_takes_each_manifest(manifest: Any) -> None:
+    kubernetes_validate.validate(manifest, NEWEST, strict=True)
+
+
+def test_the_gateways_settings_are_those_of_its_manifest(config: GatewayOptions) -> None:
+    options = config
+    check(options)
+    assert {"http": options.port, "grpc": options.grpc_port} == PORTS
+    assert options.host == "0.0.0.0"
+    (upstream,) = options.upstream
+    match = re.fullmatch(r"dns\+http://([\w-]+):(\d+)", upstream)
+    assert match is not None
+    headless = found("Service", match[1])["spec"]
+    assert headless["clusterIP"] == "None"
+    assert [port["port"] for port in headless["ports"]] == [int(match[2])]
+
+
+def test_services_and_budgets_find_the_gateway() -> None:
+    labels = POD["metadata"]["labels"]
+    assert found("Deployment", "resnet-gateway")["spec"]["selector"]["matchLabels"] == labels
+    assert (
+        found("PodDisruptionBudget", "resnet-gateway")["spec"]["selector"]["matchLabels"] == labels
+    )
+    service = found("Service", "resnet")["spec"]
+    assert service["selector"] == labels
+    assert {p["port"]: PORTS[p["targetPort"]] for p in service["ports"]} == {8000: 8000, 8001: 8001}
+    annotations = POD["metadata"]["annotations"]
+    assert int(annotations["prometheus.io/port"]) == PORTS["http"]
+
+
+def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
+    probes = {
+        name: CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")
+    }
+    assert all(PORTS[probe["port"]] == 8000 for probe in probes.values())
+    metrics = POD["metadata"]["annotations"]["prometheus.io/path"]
+
+    async def status(address: str, path: str, **headers: str) -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(address + path, headers=headers) as reply,
+        ):
+            return reply.status
+
+    async def checked() -> None:
+        fake = Fake()
+        await fake.start()
+        fake.metadata = {**fake.metadata, "name": "resnet"}
+        options = dataclasses.replace(config, upstream=(fake.url,), port=0, grpc_port=0, name="m")
+        async with gateway_running(options) as (address, _, _):
+            address = address.replace("0.0.0.0", "127.0.0.1")
+            for probe in probes.values():
+                assert await status(address, probe["path"]) == 200
+            assert await status(address, metrics) == 200
+            for name in options.allowed_host:
+                assert await status(address, "/v2", Host=f"{name}:8000") == 200
+            assert await status(address, "/v2", Host="elsewhere:8000") == 421
+            await fake.stop()
+            await ask(address)  # which nobody answers
+            assert await status(address, probes["readiness"]["path"]) == 503
+            assert await status(address, probes["liveness"]["path"]) == 200
+
+    asyncio.run(checked())
+
+
+def test_a_pod_may_drain_before_it_is_killed(config: GatewayOptions) -> None:
+    command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "sleep"
+    most = int(command[1]) + config.deadline_ms / 1000 + DRAIN_TIMEOUT
+    assert POD["spec"]["terminationGracePeriodSeconds"] > most
+
+
+RAY = yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())["spec"]
+
+
+def test_rays_pods_are_pods() -> None:
+    cluster = RAY["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        meta = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
+        kubernetes_validate.validate({**meta, **group["template"]}, NEWEST, strict=True)
+    head = groups[0]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports["serve"] == yaml.safe_load(RAY["serveConfigV2"])["http_options"]["port"]
+
+
+def test_ray_serve_takes_the_application() -> None:
+    pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+    from ray import serve
+    from ray.serve.schema import ServeDeploySchema
+
+    found = ServeDeploySchema(**yaml.safe_load(RAY["serveConfigV2"]))
+    (application,) = found.applications
+    module, _, name = application.import_path.partition(":")
+    build = getattr(__import__(module, fromlist=[name]), name)
+    assert isinstance(build(application.args), serve.Application)
+
+
+DOCKER = DockerfileParser(str(DEPLOY / "Dockerfile"))
+LINES: list[tuple[str, str]] = [(line["instruction"], line["value"]) for line in DOCKER.structure]
+
+
+def last(instruction: str) -> str:
+    return [value for name, value in LINES if name == instruction][-1]
+
+
+def test_the_image_is_small_and_not_roots() -> None:
+    bases = [value.split()[0] for name, value in LINES if name == "FROM"]
+    assert set(bases) == {"python:3.12-slim", "run"}
+    assert "/cpu" in next(v for n, v in LINES if n == "ARG" and v.startswith("TORCH_INDEX"))
+    assert last("USER").split(":")[0] == str(POD["spec"]["securityContext"]["runAsUser"])
+
+
+def test_what_the_image_is_made_of_is_there() -> None:
+    let_in = {
+        line.removeprefix("!")
+        for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for value in (value for name, value in LINES if name == "COPY"):
+        *sources, _ = value.split()
+        if not sources[0].startswith("--from"):
+            assert all((ROOT / source).exists() for source in sources)
+            assert let_in.issuperset(sources)
+    extras = re.findall(r"^(\w+) = \[", PROJECT.split("[project.optional-dependencies]")[1], re.M)
+    default = next(v for n, v in LINES if n == "ARG" and v.startswith("EXTRAS="))
+    asked = re.findall(r"EXTRAS=([\w,]+)", default + (DEPLOY / "kuberay.yaml").read_text())
+    assert len(asked) == 2
+    for names in asked:
+        assert set(names.split(",")) <= set(extras)
+    (program,) = json.loads(last("ENTRYPOINT"))
+    assert f"\n{program} = " in PROJECT.split("[project.scripts]")[1]
+
+
+def test_commands_in_the_comments_are_ours() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    found = re.findall(r"docker run .*? codedinvnet (.+)", text)
+    assert found
+    for command in found:
+        check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))
+
+
+def test_the_images_health_check() -> None:
+    command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
+    assert command[0] == "python"
+
+    async def code(port: str) -> int | None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command[1:],
+            env={**os.environ, "PORT": port},
+            stderr=subprocess.DEVNULL,
+        )
+        return await process.wait()
+
+    async def checked() -> None:
+        async with gateway(Fake()) as (address, _, _):
+            assert await code(address.rpartition(":")[2]) == 0
+        assert await code(str(free_port())) != 0
+
+    asyncio.run(checked())
+
+
+async def _metrics(address: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{address}/metrics") as reply:
+        return await reply.text()
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, dict[str, set[str]]]:
+    """The samples' names of a running gateway and of a running service -> labels -> values."""
+
+    async def texts() -> list[str]:
+        async with gateway(Fake()) as (url, _, _):
+            await ask(url)
+            one = await _metrics(url)
+        options = ServeOptions("mnist", k=2, port=0, deadline_ms=30_000)
+        async with serve_running(options) as (url, _):
+            tensor = triton.InferInput("images", [2, 1, 28, 28], "UINT8")
+            tensor.set_data_from_numpy(np.zeros((2, 1, 28, 28), np.uint8))
+            async with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+                await client.infer("mnist", [tensor])
+            return [one, await _metrics(url)]
+
+    names: dict[str, dict[str, set[str]]] = {}
+    for text in asyncio.run(texts()):
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = names.setdefault(sample.name, {"instance": set(), "job": set()})
+                for label, value in sample.labels.items():
+                    labels.setdefault(label, set()).add(value)
+    return names
+
+
+def test_the_dashboard_names_only_what_there_is(metrics: dict[str, dict[str, set[str]]]) -> None:
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    asked = set()
+    for target in (target for panel in panels for target in panel["targets"]):
+        query = target["expr"].replace("$__rate_interval", "5m")
+        promql_parser.parse(query)
+        names = re.findall(r"(?:codedinvnet|process)_\w+", query)
+        asked.update(names)
+        assert names
+        known: dict[str, set[str]] = {}
+        for name in names:
+            assert name in metrics, query
+            known |= metrics[name]
+        grouped = ", ".join(re.findall(r"by \(([^)]*)\)", query))
+        shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
+        assert {*filter(None, grouped.split(", ")), *shown} <= set(known), query
+        for label, values in re.findall(r'(\w+)=~?"([^"]*)"', query):
+            assert set(values.split("|")) <= known[label], query
+    assert {"codedinvnet_upstream_up", "codedinvnet_upstream_calls_total"} <= asked

@@ -1,0 +1,139 @@
+"""What `auto` does, with what it has at hand."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+
+from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
+from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Send
+from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen
+from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE
+from tests.serving.rules.model import ErasureCode, Model, only
+from tests.serving.rules.test_scheduler import know_times
+
+LATE = 0.02
+"""Later than tasks of 10 to 15 ms normally are."""
+
+
+def seen(excess: float) -> Seen:
+    return Seen(normal=0.015, excess=excess, load=0.5, waiting=1.0, fill=1.0, extra=0.05)
+
+
+def test_without_a_code_it_hedges() -> None:
+    for code in (None, Uncoded(4)):
+        auto = Auto(code)
+        assert auto.policy == HEDGE
+        assert auto.decide(0.0, seen(5.0)).policy == HEDGE
+
+
+def test_with_a_small_backup_it_rescues() -> None:
+    auto = Auto(AnswersAll(10))
+    assert auto.policy == RESCUE | HEDGE
+    assert auto.decide(0.0, seen(0.0)).policy == RESCUE | HEDGE
+
+
+@pytest.mark.parametrize("code", [Parities(10), AnswersAll(2, cost=lambda size: 1.0)])
+def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) -> None:
+    auto = Auto(code)
+    assert auto.policy == HEDGE
+    wanted = [
+        (0.9 * CODES, HEDGE),
+        (1.1 * CODES, CODED | HEDGE),
+        (0.6 * CODES, CODED | HEDGE),
+        (0.4 * CODES, HEDGE),
+        (0.9 * CODES, HEDGE),
+    ]
+    for excess, policy in wanted:
+        decision = auto.decide(1.0, seen(excess))
+        assert decision.policy == policy
+        assert decision.seen.excess == excess
+
+
+def rescuing(workers: int = 4) -> Model:
+    model = Model("auto", workers, AnswersAll(3), hedge_share=1.0)
+    know_times(model)
+    return model
+
+
+def test_a_late_query_is_rescued_and_then_copied() -> None:
+    model = rescuing()
+    (query,) = model.submit()
+    own = model.new()
+    assert [send.task for send in only(own, Send)] == [0]
+    model.wait(LATE)
+    (send,) = only(model.new(), Send)
+    assert (send.task, send.members, send.size) == (3, (query,), 1)
+    model.wait(LATE)
+    (send,) = only(model.new(), Send)
+    assert (send.task, send.members) == (0, (query,))
+    model.drain()
+
+
+def test_a_rescued_query_is_answered_by_what_is_here_first() -> None:
+    model = rescuing()
+    first, second = model.submit(2)
+    model.wait(LATE)
+    backups = model.parities()
+    assert len(backups) == 2
+    model.new()
+    model.result(backups[0])
+    (decode,) = only(model.new(), Decode)
+    (rescued,) = decode.wanted
+    model.decoded(rescued)
+    assert isinstance(model.ended[rescued], AnswerDecoded)
+    other = second if rescued == first else first
+    model.result(*model.data(other))
+    assert not isinstance(model.ended[other], AnswerDecoded)
+    model.drain()
+
+
+def test_who_wants_direct_answers_gets_a_copy_in_place_of_a_rescue() -> None:
+    model = rescuing()
+    (query,) = model.submit(accept=False)
+    model.new()
+    model.wait(LATE)
+    (send,) = only(model.new(), Send)
+    assert (send.task, send.members) == (0, (query,))
+    model.drain()
+
+
+def test_nobody_is_rescued_who_is_in_time() -> None:
+    model = rescuing()
+    for _ in range(20):
+        model.submit()
+        model.wait(0.012)
+        model.result(*list(model.at))
+    assert model.scheduler.sent == 20
+    model.drain()
+
+
+def test_it_begins_to_code_when_stragglers_come() -> None:
+    model = Model("auto", 5, ErasureCode(3), max_pending=1000)
+    know_times(model)
+    assert model.scheduler.decision is None
+    model.scheduler.pace.excess = 0.0
+    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+        model.submit(3)
+        assert len(model.at) == 3
+        model.result(*list(model.at))
+        (decided,) = only(model.new(), Decided)
+        assert decided.decision.policy == HEDGE
+        for worker in range(5):
+            for _ in range(30):
+                model.scheduler.pace.answered(worker, 0.5)
+        model.submit(3)
+        (decided,) = only(model.new(), Decided)
+        assert model.scheduler.decision == decided.decision
+        assert decided.decision.policy == CODED | HEDGE
+        assert decided.decision.seen.excess > CODES
+        assert len(model.at) == 4  # with a parity
+        model.drain()
+
+
+def test_it_looks_again_after_so_many_queries() -> None:
+    auto = Auto(None)
+    assert not auto.meets(LOOK - 1, 0.5, 0)
+    assert auto.meets(1, 0.5, 0)
+    assert not auto.meets(1, 0.5, 0)
