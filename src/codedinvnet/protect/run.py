@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from codedinvnet.codes.base import check_k
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_folder, read_json, write_json
+from codedinvnet.files import check_folder, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.protect import codes, costs, measure
 from codedinvnet.protect.candidates import Measured
+from codedinvnet.protect.capture import fetch
 from codedinvnet.protect.folder import (
     CALIBRATION,
     CODE,
@@ -30,7 +32,7 @@ from codedinvnet.protect.folder import (
 )
 from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
-from codedinvnet.protect.inputs import read_inputs, split
+from codedinvnet.protect.inputs import Inputs, captured, read_inputs, split
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
@@ -162,7 +164,7 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
 
 def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     """Read the inputs, and ask the model for its scores of them."""
-    inputs = read_inputs(options.inputs, model.signature, options.how, options.labels)
+    inputs = _inputs(options, model)
     count = len(inputs)
     inputs = inputs.distinct()
     if len(inputs) < count:
@@ -182,6 +184,19 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
     return Setting(model, inputs, rows, scores, macs, asked)
+
+
+def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
+    if options.capture is None:
+        assert options.inputs is not None
+        return read_inputs(options.inputs, model.signature, options.how, options.labels)
+    arrays = fetch(options.capture, options.token)
+    found = captured(arrays, model.signature, options.capture)
+    if options.keep is not None:
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        write_atomically(options.keep, content.getvalue())
+    return found
 
 
 def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ProtectOptions:
 
     Attributes:
         source: the served model.
-        inputs: see `read_inputs`.
+        inputs: see `read_inputs`; None: they are those of `capture`.
         out: the folder of the protection.
         k: queries in a group.
         minutes: for asking the model and training.
@@ -34,10 +34,13 @@ class ProtectOptions:
         shift: pixels by which images may be shifted in training.
         backup: the user's own smaller model; None: there is none.
         methods: that are measured.
+        capture: the address of a service whose last inputs are taken.
+        token: of that service.
+        keep: where those inputs are written, an `.npz`; None: they are in memory alone.
     """
 
     source: ModelSource
-    inputs: Path
+    inputs: Path | None
     out: Path
     k: int = 10
     minutes: float = 30.0
@@ -48,6 +51,9 @@ class ProtectOptions:
     shift: int | None = None
     backup: str | None = None
     methods: tuple[str, ...] = (SMALL, *codes.UNTRAINED)
+    capture: str | None = None
+    token: str = ""
+    keep: Path | None = None
 
 
 @dataclass(frozen=True)

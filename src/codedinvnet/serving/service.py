@@ -11,6 +11,7 @@ import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
 
@@ -95,10 +96,11 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        capture: keeps inputs; None: they are forgotten.
     """
 
-    def __init__(self, front: FrontEnd, served: Served) -> None:
-        self.front, self.served = front, served
+    def __init__(self, front: FrontEnd, served: Served, capture: Capture | None = None) -> None:
+        self.front, self.served, self.capture = front, served, capture
         self.outcome = outcome_name(served.signature)
 
     async def answer(
@@ -146,6 +148,8 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        if self.capture is not None:
+            self.capture.keep(request.inputs)
         return replace(self._joined(request, answers), parameters=told)
 
     def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:
