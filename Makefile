@@ -14,7 +14,7 @@ BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly triton format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly triton mlserver format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-pixels bench-seeds bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ nightly: .venv/.installed  ## what takes longer than `make test`: a service is h
 
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
+
+mlserver: .venv/.installed  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
+	PYTHON=$(BIN)/python tools/get_mlserver.sh
 
 format: .venv/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix

@@ -13,9 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
 from codedinvnet import UserError
+from codedinvnet.asking import read_token
 from codedinvnet.config import meant
 from codedinvnet.serving.faces.http import build_app
-from codedinvnet.serving.options import ServeOptions, check, read_token
+from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import app_options, log_to_stderr, make_service
 from codedinvnet.serving.workers.computing import freeze_loaded
 

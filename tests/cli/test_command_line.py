@@ -58,7 +58,17 @@ def test_every_command_is_there(call: Command) -> None:
         "calibrate",
         "trust",
     ]
-    expected += ["serve", "gateway", "protect", "bench", "simulate", "plan", "fit", "reproduce"]
+    expected += [
+        "serve",
+        "gateway",
+        "policy",
+        "protect",
+        "bench",
+        "simulate",
+        "plan",
+        "fit",
+        "reproduce",
+    ]
     assert list(commands()) == expected
     outcome = call("--help")
     assert outcome.code == 0

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +26,8 @@ import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.gateway import running as command
-from benchmarks.triton import MODEL, Triton, is_installed
+from benchmarks.processes import free_port
+from benchmarks.triton import MODEL, RESNET, RESNET_CONFIG, Triton, is_installed
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.run import running
@@ -37,8 +45,8 @@ class Gateway:
     """A gateway in a thread of this process."""
 
     def __init__(self, *upstreams: str, **options: Any) -> None:
-        settings = {"port": 0, "grpc_port": 0, **options}
-        self.options = GatewayOptions(MODEL, upstream=upstreams, **settings)
+        settings = {"name": MODEL, "port": 0, "grpc_port": 0, **options}
+        self.options = GatewayOptions(upstream=upstreams, **settings)
         self._started, self._loop = threading.Event(), asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run)
@@ -249,23 +257,76 @@ def test_faults_lose_nothing(tritons: list[Triton], policy: str) -> None:
         load(gateway)
 
 
-def test_a_strangers_path(tritons: list[Triton]) -> None:
-    """As docs/gateway.md has it: one command, and an upstream that is killed."""
-    http, grpc = f"http://127.0.0.1:{tritons[0].http}", f"grpc://127.0.0.1:{tritons[1].grpc}"
-    with (
-        command(http, grpc) as gateway,
-        triton_http.InferenceServerClient(gateway.http) as client,
-        triton_grpc.InferenceServerClient(gateway.grpc) as other,
-    ):
+DOC = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
 
-        def ask() -> None:
-            for asked, module in ((client, triton_http), (other, triton_grpc)):
-                found = asked.infer(MODEL, tensors(module)).as_numpy("y")
-                np.testing.assert_array_equal(found, X * np.float32(3) + np.float32(1))
 
+def printed(language: str, word: str) -> str:
+    """Return the first block of the gateway's page in a language that has a word."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+    found: str = next(block for block in blocks if word in block)
+    return found
+
+
+def calls(url: str, http: str) -> float:
+    """Return how many calls of an upstream were answered, as the gateway's metrics have it."""
+    line = f'codedinvnet_upstream_calls_total{{result="ok",upstream="{url}"}} '
+    with urllib.request.urlopen(f"http://{http}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    return float(text.split(line)[1].split()[0])
+
+
+@pytest.mark.parametrize("by", ["options", "file"])
+def test_a_strangers_path(by: str, tmp_path: Path) -> None:
+    """As docs/gateway.md prints it, with other addresses: two commands, and a kill nobody sees."""
+    there = [Triton(tmp_path / name, "resnet", RESNET_CONFIG, RESNET) for name in "ab"]
+    urls = f"http://127.0.0.1:{there[0].http}", f"grpc://127.0.0.1:{there[1].grpc}"
+    http, grpc = free_port(), free_port()
+    moved = {"http://a:8000": urls[0], "grpc://b:8001": urls[1], "9000": http, "9001": grpc}
+
+    def here(text: str) -> str:
+        return re.sub("|".join(moved), lambda found: str(moved[found[0]]), text)
+
+    if by == "options":
+        command = shlex.split(here(printed("bash", "pip install").splitlines()[1]))
+    else:
+        (tmp_path / "gateway.json").write_text(here(printed("json", '"resnet"')))
+        command = shlex.split(printed("bash", "--config"))
+    assert command[:2] == ["codedinvnet", "gateway"]
+    client = compile(here(printed("python", "triton")), "gateway.md", "exec")
+
+    def ask() -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            exec(client, {})
+        assert shown.getvalue() == f"{np.ones((1, 10), np.float32)}\n"
+        x = np.zeros((1, 3, 32, 32), np.float32)
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc}") as other:
+            tensor = triton_grpc.InferInput("input", list(x.shape), "FP32")
+            tensor.set_data_from_numpy(x)
+            found = other.infer("resnet", [tensor]).as_numpy("output")
+            np.testing.assert_array_equal(found, np.ones((1, 10), np.float32))
+
+    with contextlib.ExitStack() as stack:
+        for triton in there:
+            stack.callback(triton.kill)
+            triton.start()
+        words = [sys.executable, "-m", "codedinvnet", *command[1:]]
+        process = stack.enter_context(
+            subprocess.Popen(
+                words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        )
+        stack.callback(process.terminate)
+        assert process.stdout is not None
+        assert f":{http}" in process.stdout.readline()
         ask()
-        tritons[1].kill()
+        there[1].kill()
         for _ in range(20):
             ask()
-        tritons[1].start()
-        ask()
+        there[1].start()
+        before = calls(urls[1], f"127.0.0.1:{http}")
+
+        def is_back() -> bool:
+            ask()
+            return calls(urls[1], f"127.0.0.1:{http}") > before
+
+        assert wait_until(is_back, 30)

@@ -11,10 +11,11 @@ import pytest
 import uvloop
 from starlette.applications import Starlette
 
+from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.options import ServeOptions, check, hang_timeout, read_token
+from codedinvnet.serving.options import ServeOptions, check, hang_timeout
 from codedinvnet.serving.serve import (
     _serve,
     app_options,

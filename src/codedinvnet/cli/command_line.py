@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from codedinvnet.cli import bench, bundles, gateway, protect, serve, simulate, training, trust
+from codedinvnet.cli import (
+    bench,
+    bundles,
+    gateway,
+    protect,
+    running,
+    serve,
+    simulate,
+    training,
+    trust,
+)
 from codedinvnet.cli.common import guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
@@ -58,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     trust.add_commands(commands)
     serve.add_commands(commands)
     gateway.add_commands(commands)
+    running.add_commands(commands)
     protect.add_commands(commands)
     bench.add_commands(commands)
     simulate.add_commands(commands)

@@ -83,12 +83,12 @@ def _positive(text: str) -> float:
 
 
 def _protect(arguments: argparse.Namespace) -> None:
+    from codedinvnet.asking import read_token
     from codedinvnet.models import ModelSource
     from codedinvnet.protect.images import Preprocessing
     from codedinvnet.protect.measure import table
     from codedinvnet.protect.run import protect
     from codedinvnet.protect.setting import ProtectOptions
-    from codedinvnet.serving.options import read_token
 
     if arguments.threads < 1:
         raise UserError(f"--threads: must be at least 1, got {arguments.threads}")

@@ -29,6 +29,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.decoding import DecodingQueue, Found, Job
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
 from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.policies import Choices
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -46,7 +47,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
@@ -98,10 +99,13 @@ class FrontEnd:
     ) -> None:
         self.served, self.pool, self.rules = served, pool, rules
         self.outputs, self._computer = Outputs(served, scheme), computer
+        self.choices = Choices(scheme, rules.workers)
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
         code = None if scheme is None else scheme.rules
-        self.metrics.expect(rules.workers, 1 if code is None else code.k)
+        self._k = 1 if code is None else code.k  # from this number on tasks are parities
+        self.metrics.expect(rules.workers, self._k)
+        self.metrics.policy_is(rules.policy.name)
         self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
@@ -120,8 +124,7 @@ class FrontEnd:
         """Attempt -> what its worker sent."""
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests = self._hedges = 0  # of hedges those that the metrics have
-        self._failed_tasks, self._failed_calls = Quiet(), Quiet()
+        self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
 
     # Life
 
@@ -199,6 +202,13 @@ class FrontEnd:
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
             self._do(())  # sets a timer that could not be set before
 
+    def change_policy(self, policy: Policy) -> None:
+        """Go on by another policy of `choices`; see `Scheduler.change_policy`."""
+        before = self.scheduler.chosen.name
+        self._do(self.scheduler.change_policy(time.monotonic(), policy))
+        self.metrics.policy_is(policy.name)
+        log_event("policy changed", policy=policy.name, before=before)
+
     # Queries
 
     def check_room(self, queries: int, seconds: float | None = None) -> None:
@@ -274,7 +284,7 @@ class FrontEnd:
                 origin = Origin(self._requests, position, len(queries))
                 futures.append(loop.create_future())
                 self.waiting[number] = Waiting(now, origin, futures[-1], request=name, limit=limit)
-                self._show(number, inputs)
+                self.groups.show(self.scheduler.queries.get(number), inputs)
         except BaseException:  # the rules have them already
             self._do(actions)
             self._cancel(numbers)
@@ -287,12 +297,6 @@ class FrontEnd:
         """End those of a batch that are unanswered, and have nothing more done for them."""
         self.waiting.cancel(queries)
         self._do(self.scheduler.cancel(queries))
-
-    def _show(self, number: int, inputs: Mapping[str, np.ndarray]) -> None:
-        """Note the query in the group that the page shows."""
-        query = self.scheduler.queries.get(number)
-        if query is not None and self.scheduler.code.k > 1:
-            self.groups.show(query.group.identity, number, inputs)
 
     # Actions
 
@@ -388,12 +392,12 @@ class FrontEnd:
             origin, waiting.origin = waiting.origin, None
         task = Task(action.attempt, action.task, inputs, origin)
         self.workers[action.worker].tasks += 1
-        if action.task == self.scheduler.code.k:
+        if action.task == self._k:
             self.metrics.groups.labels(str(action.group_size)).inc()
         self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
     async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
-        kind = "parity" if task.number >= self.scheduler.code.k else "data"
+        kind = "parity" if task.number >= self._k else "data"
         self.metrics.tasks.labels(kind).inc()
         try:
             call = self.waiting.traced(self.pool.call(worker, task), worker, task, members, kind)
@@ -491,10 +495,5 @@ class FrontEnd:
 
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""
-        metrics, hedges = self.metrics, self.scheduler.hedges
-        metrics.queue_depth.set(self.scheduler.waiting)
-        metrics.pending.set(len(self.waiting))
-        metrics.hedges.inc(hedges - self._hedges)
-        self._hedges = hedges
-        metrics.asyncio_tasks.set(len(asyncio.all_tasks()))
+        self.metrics.read_off(self.scheduler, len(self.waiting))
         self.supervisor.update_gauges()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -18,6 +19,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
+from codedinvnet.serving.rules.scheduler import Scheduler
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
@@ -172,6 +175,12 @@ class Metrics:
             ["worker"],
             registry=registry,
         )
+        self.policy = Gauge(
+            "codedinvnet_policy",
+            "1 of the policy that the service goes by, 0 of those that it went by before.",
+            ["policy"],
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "codedinvnet_event_loop_lag_seconds",
             "How late the event loop wakes up.",
@@ -187,6 +196,7 @@ class Metrics:
         self._checks: deque[bool] = deque(maxlen=500)
         self._residuals: dict[tuple[int, str], float] = {}
         ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
+        self._hedges = 0
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
@@ -210,6 +220,13 @@ class Metrics:
             self.wrong_workers.labels(str(worker))
         for members in range(1, size + 1):
             self.groups.labels(str(members))
+
+    def policy_is(self, name: str) -> None:
+        """Take down the policy."""
+        for samples in self.policy.collect():
+            for sample in samples.samples:
+                self.policy.labels(sample.labels["policy"]).set(0)
+        self.policy.labels(name).set(1)
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""
@@ -255,6 +272,14 @@ class Metrics:
         """Return answers per second in the last whole seconds."""
         now = int(time.monotonic())
         return sum(self._answered.get(now - i, 0) for i in range(1, WINDOW + 1)) / WINDOW
+
+    def read_off(self, scheduler: Scheduler, pending: int) -> None:
+        """Set what is read off: of the rules, and how many queries are unanswered."""
+        self.queue_depth.set(scheduler.waiting)
+        self.pending.set(pending)
+        self.hedges.inc(scheduler.hedges - self._hedges)
+        self._hedges = scheduler.hedges
+        self.asyncio_tasks.set(len(asyncio.all_tasks()))
 
     def render(self) -> bytes:
         """Return the Prometheus text."""

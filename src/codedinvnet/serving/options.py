@@ -268,21 +268,3 @@ def hang_timeout(options: ServeOptions) -> float:
 def is_open(options: ServeOptions) -> bool:
     """Tell whether others than this machine's reach the port, and need no token."""
     return options.token_file is None and options.host not in LOOPBACK
-
-
-def read_token(path: Path | None) -> str:
-    """Return the token in a file; "" without one.
-
-    Raises:
-        UserError: if the file cannot be read or holds none.
-    """
-    if path is None:
-        return ""
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--token-file: cannot read {path}: {reason}") from error
-    if not token or not token.isascii() or not token.isprintable():
-        raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
-    return token

@@ -1,15 +1,19 @@
-"""What is compared, simulated and on the real service: the policies, and codes by name."""
+"""The policies, and codes by name: what is compared, and what a service can go by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.registry import METHODS, OURS, find_method
-from codedinvnet.codes.rules import BACKUP
+from codedinvnet.codes.rules import BACKUP, is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, Policy
 
 
@@ -84,3 +88,72 @@ def in_order(labels: Iterable[str]) -> list[str]:
     """Return labels, each once: those of SERVED in its order, others behind."""
     known = list(SERVED)
     return sorted(set(labels), key=lambda x: (known.index(x) if x in SERVED else len(known), x))
+
+
+def objection(policy: Policy, scheme: Scheme | None) -> str:
+    """Return why a policy does not go with what the workers know; "" if it does.
+
+    Args:
+        policy: that is wanted.
+        scheme: that the workers know; None if they know none.
+    """
+    if scheme is not None and not is_systematic(scheme.rules) and policy != CODED:
+        return (
+            f"{scheme.name} has no direct answers, so that it goes with the policy coded only, "
+            f"not with {policy.name}"
+        )
+    if policy.guessing and not (scheme is not None and scheme.rules.guesses):
+        whose = "this service" if scheme is None else scheme.name
+        return (
+            f"{policy.name} needs a code that can guess, by side features; {whose} has none, or "
+            "does so under coded, too"
+        )
+    return ""
+
+
+class Choices:
+    """The policies that a running service can go by.
+
+    Args:
+        scheme: that the workers know; None if they know none.
+        workers: how many there are.
+
+    Attributes:
+        refused: policy -> why it is none of them.
+        offered: their names.
+    """
+
+    def __init__(self, scheme: Scheme | None, workers: int) -> None:
+        self.method = None if scheme is None else scheme.name
+        self.refused: dict[str, str] = {}
+        for name, policy in POLICIES.items():
+            why = objection(policy, scheme)
+            try:
+                code_for(policy, workers, None if scheme is None else scheme.rules)
+            except ValueError as error:
+                why = why or str(error)
+            if why:
+                self.refused[name] = why
+        self.offered = tuple(name for name in POLICIES if name not in self.refused)
+
+    def named(self, name: str) -> Policy:
+        """Return the policy of a name, which may be that of the method, as `small-backup+hedge`.
+
+        Raises:
+            BadRequest: if there is none, or the service cannot go by it.
+        """
+        if name not in POLICIES and self.method is not None:
+            with suppress(UserError):
+                served = served_as(name)
+                name = served.policy if served.method == self.method else name
+        if name not in POLICIES:
+            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
+        if name in self.refused:
+            raise BadRequest(f"policy: {self.refused[name]}")
+        return POLICIES[name]
+
+    def told(self, chosen: Policy) -> dict[str, Any]:
+        """Return what clients are told of them, and of the one that was chosen."""
+        offered, refused = list(self.offered), self.refused
+        own = {"policy": chosen.name, "method": self.method}
+        return {**own, "offered": offered, "refused": refused}

@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
+from codedinvnet.asking import read_token
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
@@ -38,9 +39,9 @@ from codedinvnet.serving.options import (
     hang_timeout,
     is_open,
     policy_of,
-    read_token,
     told_apart,
 )
+from codedinvnet.serving.policies import objection
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
@@ -67,18 +68,8 @@ def make_service(options: ServeOptions) -> Service:
     options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
-    systematic = scheme is None or is_systematic(scheme.rules)
-    if scheme is not None and not systematic and policy.name != "coded":
-        raise UserError(
-            f"--policy: {scheme.name} has no direct answers, so that it goes with the policy coded "
-            f"only, not with {policy.name}"
-        )
-    if policy.guessing and not (scheme is not None and scheme.rules.guesses):
-        whose = "it" if scheme is None else f"{scheme.name} of {options.source}"
-        raise UserError(
-            f"--policy: {policy.name} needs a code that can guess, by side features; "
-            f"{whose} has none, or does so under coded, too"
-        )
+    if why := objection(policy, scheme):
+        raise UserError(f"--policy: {why}")
     workers = options.workers or opened.workers
     most = options.max_pending or pending_limit(workers)
     if options.max_batch > most:
@@ -96,7 +87,7 @@ def make_service(options: ServeOptions) -> Service:
         routing=options.routing,
     )
     pool = make_pool(options, opened.spec)
-    if isinstance(pool, FaultyPool) and scheme is not None and not systematic:
+    if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
         check_per_request(pool.faults, scheme.name)
     try:
         front = FrontEnd(
@@ -124,8 +115,7 @@ def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance
         UserError: if a limit on disagreement is asked for that could not be kept.
     """
     scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
-    coded = POLICIES[policy_of(options)].takes_code
-    if not coded or scheme is None or calibration is None:
+    if scheme is None or calibration is None:
         return None
     if calibration.curve(scheme.name, options.k) is None:
         if limit is not None:
@@ -164,6 +154,7 @@ def app_options(options: ServeOptions, served: Served) -> AppOptions:
         token=read_token(options.token_file),
         demo=requests,
         hosts=(options.host, *options.allowed_host),
+        guarded=not is_open(options),
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from codedinvnet.serving.rules.tasks import Query
+
 SHOWN_GROUPS = 6
 """Groups that the page shows."""
 
@@ -32,13 +34,16 @@ class GroupViews:
     def __iter__(self) -> Iterator[GroupView]:
         return iter(self._views)
 
-    def show(self, group: int, query: int, inputs: Mapping[str, np.ndarray]) -> None:
-        """Add a query to its group."""
+    def show(self, query: Query | None, inputs: Mapping[str, np.ndarray]) -> None:
+        """Add a query to its group, if it is there and of a code."""
+        if query is None or query.group.code.k == 1:
+            return
+        group = query.group.identity
         view = next((view for view in self._views if view.identity == group), None)
         if view is None:
             view = GroupView(group)
             self._views.append(view)
-        view.members[query] = inputs
+        view.members[query.identity] = inputs
 
     def note(self, query: int, outcome: str) -> None:
         """Take down how a query ended."""

@@ -104,6 +104,7 @@ async def serving(
     hosts: tuple[str, ...] = (),
     pool_class: type[BundlePool] = BundlePool,
     wait: bool = True,
+    guarded: bool = True,
 ) -> AsyncIterator[Service]:
     method = scheme_for(bundle, K)
     pool = pool_class(method)
@@ -115,7 +116,7 @@ async def serving(
         deadline=deadline,
     )
     requests = None if demo is None else demo_requests(front.served, demo)
-    made = AppOptions(32, max_body, body_memory, token, requests, hosts)
+    made = AppOptions(32, max_body, body_memory, token, requests, hosts, guarded)
     app = build_app(Answering(front, front.served), made)
     started = asyncio.create_task(front.start())
     if wait:

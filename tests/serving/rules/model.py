@@ -122,7 +122,6 @@ class Model:
         rules = {"hang_timeout": 3.0, **rules}
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
-        self.code = self.scheduler.code
         self.now = 0.0
         self.at: dict[int, int] = {}
         """Attempt -> the worker that is at it, oldest first."""
@@ -132,6 +131,8 @@ class Model:
         """Attempts that the rules gave up; they may answer yet."""
         self.down: set[int] = set()
         self.sent: dict[int, Send] = {}
+        self.query_of: dict[int, int | None] = {}
+        """Attempt -> the query whose data task it is."""
         self.group_of: dict[int, CodingGroup] = {}
         self.groups: dict[int, CodingGroup] = {}
         self.outputs: set[int] = set()
@@ -141,6 +142,8 @@ class Model:
         self.asked: dict[int, bool] = {}
         """Query -> whether a decoded answer will do."""
         self.deadlines: dict[int, float] = {}
+        self.guessing: set[int] = set()
+        """Queries that came under a policy that guesses late ones."""
         self.decoding: list[int] = []
         self.decoded_ones: set[int] = set()
         self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
@@ -165,6 +168,7 @@ class Model:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
+        self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
 
@@ -212,7 +216,7 @@ class Model:
         self.decoded_ones.add(query)
         ended = query in self.ended
         self.do(self.scheduler.decoded(self.now, query, sure))
-        if sure or not self.rules.policy.hedged:
+        if sure or not self.scheduler.policy.hedged:
             assert ended or isinstance(self.ended[query], AnswerDecoded)
 
     def cancel(self, *queries: int) -> None:
@@ -223,6 +227,20 @@ class Model:
         actions = self.scheduler.cancel(queries)
         assert {type(action) for action in actions} <= {Forget}
         self.do(actions)
+
+    def change(self, policy: str) -> bool:
+        """Change the policy; return whether the rules do."""
+        before = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+        try:
+            actions = self.scheduler.change_policy(self.now, POLICIES[policy])
+        except ValueError:
+            now = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+            assert now == before, "it was refused, and changed"
+            return False
+        assert self.scheduler.chosen.name == policy
+        assert self.scheduler.open_group is None, "nobody would join it"
+        self.do(actions)
+        return True
 
     def wait(self, seconds: float) -> None:
         """Let time pass; every timer fires when it is due."""
@@ -291,18 +309,12 @@ class Model:
 
     def data(self, query: int) -> list[int]:
         """Return the attempts of a query's data task that workers are at, oldest first."""
-        return sorted(
-            attempt
-            for attempt in self.at
-            if self.sent[attempt].size == 1
-            and self.sent[attempt].members == (query,)
-            and self.sent[attempt].task < max(self.code.k, 1)
-        )
+        return sorted(attempt for attempt in self.at if self.query_of[attempt] == query)
 
     def parities(self) -> list[int]:
         """Return the attempts of parity tasks that workers are at, oldest first."""
-        k = self.code.k
-        return sorted(attempt for attempt in self.at if self.sent[attempt].task >= k)
+        others = [attempt for attempt in self.at if self.query_of[attempt] is None]
+        return sorted(a for a in others if self.sent[a].task >= self.group_of[a].code.k)
 
     def worker(self, attempt: int) -> int:
         return self.sent[attempt].worker
@@ -342,21 +354,22 @@ class Model:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
         else:
             group = attempt.group
-            needed = self.code.tasks(group.size)[action.task].members
+            needed = group.code.tasks(group.size)[action.task].members
             there = [group.members[i] for i in needed if i < len(group.members)]
             assert action.members == tuple(there)
             assert (action.size, action.group_size) == (len(needed), group.size)
-            assert not self.systematic or action.task >= self.code.k
+            assert not self.systematic or action.task >= group.code.k
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
+        self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
 
     def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
         """Check that outputs are at hand and are what they are said to be."""
         assert size == group.size
-        fixed = self.code.fixed_size
-        assert size == (self.code.k if fixed else len(group.members))
+        fixed = group.code.fixed_size
+        assert size == (group.code.k if fixed else len(group.members))
         for task, attempt in outputs.items():
             if attempt == FILLER:
                 assert self.systematic
@@ -382,17 +395,18 @@ class Model:
     def _decode(self, action: Decode) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        found = self.code.recoverable(frozenset(action.outputs), action.size)
+        code = group.code
+        found = code.recoverable(frozenset(action.outputs), action.size)
         assert action.wanted
         for query, member in action.wanted.items():
             self._unanswered(query)
             assert self.asked[query], "it does not take decoded answers"
             if member not in found:
-                assert self.code.guesses
-                assert max(action.outputs) >= self.code.k, "nothing to guess from"
+                assert code.guesses
+                assert max(action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
-                late = known is not None and known.late and self.rules.policy.guessing
+                late = known is not None and known.late and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
                 assert late or lost or self.now >= self.deadlines[query], "a better one may come"
             assert group.members[member] == query
@@ -414,7 +428,7 @@ class Model:
         else:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
-        if self.code.guesses and self.asked[action.query] and action.query not in self.decoding:
+        if self.asked[action.query] and action.query not in self.decoding:
             for group in self.groups.values():
                 assert action.query not in group.members or not group.guessable(), "no guess at it"
         self.ended[action.query] = action
@@ -429,12 +443,12 @@ class Model:
     def _complete(self, action: Complete) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        assert set(action.outputs) == set(self.code.tasks(action.size))
+        assert set(action.outputs) == set(group.code.tasks(action.size))
         computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
         assert action.workers == computed
 
     def _decided(self, action: Decided) -> None:
-        assert self.rules.policy.adapts
+        assert self.scheduler.chosen.adapts
         assert action.decision.policy == self.scheduler.policy
 
     def _forget(self, action: Forget) -> None:

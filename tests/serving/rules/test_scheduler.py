@@ -1337,6 +1337,69 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
     model.drain()
 
 
+# Another policy
+
+
+def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:
+    model = coded(3)
+    lost, other = model.submit(2)
+    model.change("hedge")
+    assert model.scheduler.code.k == 1
+    (parity_task,) = model.parities()
+    model.kill(model.worker(*model.data(lost)))
+    model.result(*model.data(other), parity_task)
+    model.decoded(lost)
+    assert isinstance(model.ended[lost], AnswerDecoded)
+    (single,) = model.submit()
+    assert [send.size for send in only(model.new(), Send)][-1] == 1
+    model.result(*model.data(single))
+    model.drain()
+
+
+def test_what_is_late_already_is_copied_under_a_policy_with_copies() -> None:
+    model = Model("uncoded", workers=3, hedge_share=1.0)
+    know_times(model)
+    (query,) = model.submit()
+    model.wait(0.1)
+    assert len(model.data(query)) == 1
+    model.change("hedge")
+    model.wait(0.0)
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+def test_nothing_is_copied_under_a_policy_without_copies() -> None:
+    model = Model("hedge", workers=3, hedge_share=1.0)
+    know_times(model)
+    (query,) = model.submit()
+    model.change("uncoded")
+    model.wait(0.1)
+    assert len(model.data(query)) == 1
+    model.change("hedge")
+    model.wait(0.0)
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+@pytest.mark.parametrize(
+    ("policy", "workers", "code", "wanted"),
+    [
+        ("hedge", 4, None, "coded"),
+        ("uncoded", 1, None, "replicate"),
+        ("uncoded", 3, ErasureCode(3), "coded"),
+        ("coded", 4, ErasureCode(2, 2, systematic=False), "uncoded"),
+    ],
+)
+def test_a_policy_that_cannot_be_changes_nothing(
+    policy: str, workers: int, code: ErasureCode | None, wanted: str
+) -> None:
+    model = Model(policy, workers, code)
+    model.submit()
+    assert not model.change(wanted)
+    assert model.scheduler.chosen.name == policy
+    model.drain()
+
+
 # Every order of everything
 
 SETUPS: list[tuple[str, int, CodeRules | None]] = [
@@ -1364,6 +1427,8 @@ SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("coded+guess", 4, ErasureCode(3)),
     ("coded", 6, AnswersAll(4, r=2)),
     ("coded+hedge", 7, AnswersAll(4, r=3)),
+    ("uncoded", 4, ErasureCode(3)),
+    ("hedge", 5, ErasureCode(4, guesses=True)),
     ("auto", 3, None),
     ("auto", 4, ErasureCode(3)),
     ("auto", 6, ErasureCode(3, 2)),
@@ -1376,7 +1441,7 @@ EVENTS = st.tuples(
         ["submit"] * 3
         + ["result"] * 5
         + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
-        + ["cancel"]
+        + ["cancel", "change"]
     ),
     st.integers(0, 11),
 )
@@ -1404,6 +1469,8 @@ def happen(model: Model, event: str, n: int) -> None:
     elif event == "cancel":  # one, or a few at once, of which some may be over
         queries = list(model.asked)[-(n + 1) :]
         model.cancel(*queries[: 1 + n % 3])
+    elif event == "change":
+        model.change(list(POLICIES)[n % len(POLICIES)])
     elif event == "wait":
         model.wait(WAITS[n])
     elif event == "oversleep":

@@ -34,6 +34,7 @@ from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
 from codedinvnet.serving.capture import as_npz
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
+from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import (
     HEADER_LENGTH,
     VERSION,
@@ -75,6 +76,7 @@ class AppOptions:
         demo: requests that the page may send (see `demo_requests`); None: no buttons.
         hosts: names and addresses that clients may call the service, beside this machine's own for
             itself; "*": any.
+        guarded: see `policy_routes`.
     """
 
     max_batch: int
@@ -83,6 +85,7 @@ class AppOptions:
     token: str = ""
     demo: Sequence[Mapping[str, Any]] | None = None
     hosts: tuple[str, ...] = ()
+    guarded: bool = False
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -311,6 +314,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         Route("/", index),
         Route("/page/state", state),
     ]
+    routes += policy_routes(front, guarded=options.guarded)
     if options.demo is not None:
         routes += demo_routes(front, options.demo)
     middleware = [

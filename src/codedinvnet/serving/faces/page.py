@@ -41,7 +41,7 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
         "model": served.name,
         "classes": served.classes,
         "image_shape": served.image_shape,
-        "policy": front.rules.policy.name,
+        "policy": scheduler.chosen.name,
         "k": scheduler.code.k,
         "demo": demo,
         "throughput": round(front.metrics.throughput(), 1),

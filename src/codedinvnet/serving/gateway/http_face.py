@@ -19,6 +19,7 @@ from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
 from codedinvnet.serving.faces.http import problems
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
+from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import server_metadata
 from codedinvnet.serving.gateway.calls import Reply, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
@@ -27,7 +28,12 @@ from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
 
 
 def build_gateway_app(
-    relay: Relay, memory: BodyMemory, *, token: str = "", hosts: tuple[str, ...] = ()
+    relay: Relay,
+    memory: BodyMemory,
+    *,
+    token: str = "",
+    hosts: tuple[str, ...] = (),
+    guarded: bool = False,
 ) -> Starlette:
     """Return the application; it stops the relay's front end in the end.
 
@@ -36,6 +42,7 @@ def build_gateway_app(
         memory: bounds the bytes of all bodies that are here.
         token: see `AppOptions`.
         hosts: likewise.
+        guarded: see `policy_routes`.
     """
     front, pool = relay.front, relay.pool
 
@@ -119,6 +126,7 @@ def build_gateway_app(
         Route("/v2/health/ready", ready),
         Route("/v2", server),
         Route("/metrics", metrics),
+        *policy_routes(front, guarded=guarded),
     ]
     middleware = [
         Middleware(RequestCount, counter=front.metrics.requests),

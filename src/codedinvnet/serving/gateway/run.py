@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvloop
 
+from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.middleware import LOOPBACK
@@ -24,7 +25,6 @@ from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.options import read_token
 from codedinvnet.serving.rules.settings import POLICIES, Rules, hang_limit, pending_limit
 from codedinvnet.serving.serve import listening, log_to_stderr, tracing_of, until_told
 
@@ -99,6 +99,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
         memory,
         token=token,
         hosts=(options.host, *options.allowed_host),
+        guarded=bool(token) or options.host in LOOPBACK,
     )
     deadline = options.deadline_ms
     async with (

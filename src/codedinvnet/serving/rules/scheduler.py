@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -27,8 +28,8 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import yields
 from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.sending import Sending
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.sending import Sending, code_for
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
@@ -172,6 +173,26 @@ class Scheduler(Sending):
         actions, self._actions = self._actions, []
         return actions
 
+    def change_policy(self, now: float, policy: Policy) -> list[Action]:
+        """Go on by another policy; no query is lost.
+
+        The open group is coded as if its time had come, and groups end by the code that they began
+        with. Copies of late queries are the new policy's for all.
+
+        Raises:
+            ValueError: if the policy does not go with the code or the workers; nothing is changed.
+        """
+        code = code_for(policy, self.rules.workers, self.offered)
+        if is_systematic(code) != self.systematic:
+            raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
+        if self.open_group is not None:
+            self._group_timeout(now, self.open_group.identity)
+        self._go_by(policy, code)
+        for attempt in self.attempts.values():
+            if attempt.query is not None and attempt.started is not None:
+                self._watch(attempt.started, attempt)
+        return self._flush(now)
+
     def next_timer(self) -> float | None:
         """Return when `on_timer` wants to be called next."""
         return self.timers.next()
@@ -266,9 +287,9 @@ class Scheduler(Sending):
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or (task >= self.code.k and self.policy.coded):
+            if not self.systematic or (task >= group.code.k and self.policy.coded):
                 self._dispatch(now, group, task, extra=self.systematic)
-        if self.code.k == 1:
+        if group.code.k == 1:
             return
         self._settle(now, group)
 
@@ -481,19 +502,3 @@ class Scheduler(Sending):
         self._actions.append(Replace(index, reason))
         for attempt in self.binding.lose(index):
             self._lose(now, attempt, reason)
-
-    def _is_dead(self, kind: str, identity: int) -> bool:
-        """Tell whether a timer has nothing to do, whatever happens until it is due."""
-        if kind == "group":
-            group = self.groups.get(identity)
-            return group is None or not group.is_open
-        if kind == "hang":
-            attempt = self.attempts.get(identity)
-            return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind == "late":
-            return identity not in self.attempts
-        if kind == "retry":
-            return identity not in self.pace.slow
-        if kind == "recheck":
-            return False
-        return identity not in self.queries

@@ -15,9 +15,32 @@ from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
-from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
+
+
+def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRules:
+    """Return the rules by which a policy makes groups.
+
+    Args:
+        policy: that is wanted.
+        workers: how many there are.
+        offered: the rules of the code that the workers know; None if they know none.
+
+    Raises:
+        ValueError: if the policy does not go with the code, or there are too few workers.
+    """
+    if policy.coded and offered is None:
+        raise ValueError(f"policy {policy.name} needs a code")
+    code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
+    needed = max(policy.copies, len(code.tasks(code.k)))
+    if workers < needed:
+        raise ValueError(
+            f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
+            "the tasks of a group go to distinct workers"
+        )
+    return code
 
 
 class Sending:
@@ -27,6 +50,13 @@ class Sending:
         rules: see `Rules`.
         code: the coding method; unused by policies without one.
 
+    Attributes:
+        chosen: the policy that was asked for; `Scheduler.change_policy` takes another.
+        policy: what is done about late answers now: that of `auto` changes by itself.
+        code: the rules by which new groups are made.
+        auto: what decides; None of other policies than `auto`.
+        decision: what `auto` decided last; None before, and of other policies.
+
     Raises:
         ValueError: if there is no code, or too few workers for it.
     """
@@ -34,24 +64,9 @@ class Sending:
     timers: Timers
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        self.rules = rules
-        if rules.policy.coded and code is None:
-            raise ValueError(f"policy {rules.policy.name} needs a code")
-        if not rules.policy.takes_code:
-            code = None
-        self.code: CodeRules = Uncoded() if code is None else code
-        self.auto = Auto(code) if rules.policy.adapts else None
-        self.policy = rules.policy if self.auto is None else self.auto.policy
-        """What is done about late answers now."""
-        self.decision: Decision | None = None
-        """What `auto` decided last; None before, and of other policies."""
+        self.rules, self.offered = rules, code
+        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code))
         self.systematic = is_systematic(self.code)
-        needed = max(rules.policy.copies, len(self.code.tasks(self.code.k)))
-        if rules.workers < needed:
-            raise ValueError(
-                f"{rules.workers} are too few: policy {rules.policy.name} with k = {self.code.k} "
-                f"needs {needed}, since the tasks of a group go to distinct workers"
-            )
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
         self.budget = Budget(rules.hedge_share)
@@ -64,6 +79,12 @@ class Sending:
         """Tasks given to workers in all: the work that was done."""
         self._identity = 0
         self._actions: list[Action] = []
+
+    def _go_by(self, policy: Policy, code: CodeRules) -> None:
+        self.chosen, self.code = policy, code
+        self.auto = Auto(None if isinstance(code, Uncoded) else code) if policy.adapts else None
+        self.policy = policy if self.auto is None else self.auto.policy
+        self.decision: Decision | None = None
 
     # Views
 
@@ -170,17 +191,16 @@ class Sending:
 
     # Copies
 
-    def _watch(self, now: float, attempt: Attempt) -> None:
-        """Look at a data task again when it is late."""
-        if self.policy.hedged:
-            late = self.pace.late(attempt.kind, attempt.worker)
-            if late is not None:
-                self.timers.set(now + late, "late", attempt.identity)
+    def _watch(self, since: float, attempt: Attempt) -> None:
+        """Look at a data task again when it is late, counted from when it began or was seen."""
+        late = self.pace.late(attempt.kind, attempt.worker)
+        if self.policy.hedged and late is not None:
+            self.timers.set(since + late, "late", attempt.identity)
 
     def _late(self, now: float, identity: int) -> None:
         """An attempt has run for longer than its kind normally does."""
         attempt = self.attempts.get(identity)
-        if attempt is None or attempt.query is None:
+        if attempt is None or attempt.query is None or not self.policy.hedged:
             return
         if self.policy.rescued and self._rescue(now, attempt):
             self._watch(now, attempt)
@@ -192,10 +212,10 @@ class Sending:
     def _rescue(self, now: float, attempt: Attempt) -> bool:
         """Send a late query's group the extra task of its code, once; return whether it was."""
         query, group = attempt.query, attempt.group
-        k = self.code.k
+        k = group.code.k
         if query is None or query.state is not State.WAITING or not query.accept_decoded:
             return False
-        if group.is_open or k in group.live or k in group.outputs:
+        if group.is_open or not group.code.r or k in group.live or k in group.outputs:
             return False
         self._dispatch(now, group, k, first=True)
         return True
@@ -239,3 +259,21 @@ class Sending:
             self.computed_by.pop(attempt, None)
         if used or queries:
             self._actions.append(Forget(used, tuple(queries)))
+
+    # Timers
+
+    def _is_dead(self, kind: str, identity: int) -> bool:
+        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        if kind == "group":
+            group = self.groups.get(identity)
+            return group is None or not group.is_open
+        if kind == "hang":
+            attempt = self.attempts.get(identity)
+            return attempt is None or not self.is_at(attempt.worker, identity)
+        if kind == "late":
+            return identity not in self.attempts
+        if kind == "retry":
+            return identity not in self.pace.slow
+        if kind == "recheck":
+            return False
+        return identity not in self.queries

@@ -1,0 +1,43 @@
+"""The command on a running service: `policy`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codedinvnet.cli.common import Commands, add_command
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command."""
+    sub = add_command(
+        commands,
+        "policy",
+        _policy,
+        "show the policy of a running service or gateway, or change it without losing a query",
+        "codedinvnet policy http://127.0.0.1:8000 hedge",
+    )
+    _add_service(sub)
+    sub.add_argument("policy", nargs="?", help="the policy to go on by (none: show what there is)")
+
+
+def _add_service(sub: argparse.ArgumentParser) -> None:
+    """Add what a command that asks a running service takes."""
+    sub.add_argument("url", help="address of the service, such as http://127.0.0.1:8000")
+    sub.add_argument("--token-file", type=Path, help="the file with the service's token (none)")
+
+
+def _policy(arguments: argparse.Namespace) -> None:
+    from codedinvnet.asking import ask, read_token
+
+    token = read_token(arguments.token_file)
+    before = ask(arguments.url, "/policy", token)
+    if arguments.policy is None:
+        print(f"policy {before['policy']}")
+        for name in before["offered"]:
+            print(f"  {name}")
+        for name, why in before["refused"].items():
+            print(f"  not {name}: {why}")
+        return
+    found = ask(arguments.url, "/policy", token, {"policy": arguments.policy})
+    print(f"policy {found['policy']}, before {before['policy']}")

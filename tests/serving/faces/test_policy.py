@@ -1,0 +1,121 @@
+"""Another policy for a running service: over HTTP, before workers and before upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from codedinvnet.data import sample_images
+from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.serving.gateway.relay import Relay
+from tests.serving.faces.test_http import TOKEN, Service, error, using
+from tests.serving.gateway.fakes import Fake, gateway
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Bundle:
+    return load_bundle("mnist")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return sample_images("mnist").images[:16].numpy()
+
+
+async def change(service: Service, policy: Any, **headers: str) -> Any:
+    return await service.client.post("/policy", json={"policy": policy}, headers=headers)
+
+
+def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> None:
+    """The first two are of an open group, one of them on a worker that hangs."""
+
+    async def body(service: Service) -> None:
+        shown = (await service.client.get("/policy")).json()
+        assert shown["policy"] == "coded"
+        assert set(shown["offered"]) >= {"uncoded", "replicate", "hedge", "coded", "coded+hedge"}
+        service.pool.hang(0)
+        waiting = asyncio.create_task(service.infer(images[:2]))
+        while len(service.pool.calls) < 2:
+            await asyncio.sleep(0.005)
+        reply = await change(service, "uncoded")
+        assert (reply.status_code, reply.json()["policy"]) == (200, "uncoded")
+        outputs = {o["name"]: o["data"] for o in (await waiting).json()["outputs"]}
+        assert sorted(outputs["outcome"]) == ["decoded", "direct"]
+        later = await service.infer(images[2:4])
+        assert later.json()["outputs"][-1]["data"] == ["direct", "direct"]
+        assert (await service.client.get("/page/state")).json()["policy"] == "uncoded"
+        metrics = (await service.client.get("/metrics")).text
+        assert 'codedinvnet_policy{policy="uncoded"} 1.0' in metrics
+        assert 'codedinvnet_policy{policy="coded"} 0.0' in metrics
+        assert 'codedinvnet_tasks_total{task="parity"} 1.0' in metrics
+        assert 'codedinvnet_tasks_total{task="data"} 4.0' in metrics
+
+    using(mnist, body)
+
+
+def test_what_is_refused(mnist: Bundle) -> None:
+    async def body(service: Service) -> None:
+        client = service.client
+        assert "'quick'" in error(await change(service, "quick"), 400)
+        for wrong in (7, None, ["hedge"]):
+            error(await change(service, wrong), 400)
+        kind = {"Content-Type": "application/json"}
+        error(await client.post("/policy", content=b"{", headers=kind), 400)
+        error(await client.post("/policy", content=b"[]", headers=kind), 400)
+        error(await client.post("/policy", content=b" " * 5000, headers=kind), 413)
+        text = {"Content-Type": "text/plain"}  # as a form of another site's page sends it
+        error(await client.post("/policy", content=b'{"policy": "hedge"}', headers=text), 415)
+        assert (await client.get("/policy")).json()["policy"] == "coded"
+
+    using(mnist, body)
+
+
+def test_it_needs_the_token(mnist: Bundle) -> None:
+    async def body(service: Service) -> None:
+        error(await service.client.get("/policy"), 401)
+        error(await change(service, "hedge"), 401)
+        told = await change(service, "hedge", Authorization=f"Bearer {TOKEN}")
+        assert told.json()["policy"] == "hedge"
+
+    using(mnist, body, token=TOKEN)
+
+
+def test_it_cannot_be_changed_by_whoever_reaches_the_port(mnist: Bundle) -> None:
+    async def body(service: Service) -> None:
+        assert "--token-file" in error(await change(service, "hedge"), 403)
+        assert (await service.client.get("/policy")).json()["policy"] == "coded"
+
+    using(mnist, body, guarded=False)
+
+
+def test_a_gateway_has_the_policies_without_a_code() -> None:
+    async def run() -> None:
+        async with (
+            gateway(Fake(), Fake()) as (address, relay, _),
+            aiohttp.ClientSession() as session,
+        ):
+            async with session.get(f"{address}/policy") as reply:
+                shown = await reply.json()
+            assert shown["policy"] == "hedge"
+            assert {"uncoded", "replicate", "hedge"} <= set(shown["offered"])
+            assert "coded" in shown["refused"]
+            for policy, status in (("replicate", 200), ("coded", 400)):
+                async with session.post(f"{address}/policy", json={"policy": policy}) as reply:
+                    assert reply.status == status
+            assert sent_by(relay) == 0
+            infer = f"{address}/v2/models/m/infer"
+            async with session.post(infer, data=b'{"inputs": []}') as reply:
+                assert reply.status == 200
+            assert sent_by(relay) == 2
+
+    asyncio.run(run())
+
+
+def sent_by(relay: Relay) -> int:
+    return relay.front.scheduler.sent
