@@ -17,6 +17,9 @@ from codedinvnet.serving.served import OUTCOME, Served
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
+AGREEMENT = "agreement_probability"
+"""The parameter of an answer by which it tells the lowest probability, over the request's
+approximate answers, that one agrees with the served model; direct answers have none."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class Service:
         """
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        told, asked, reliance = {}, request.max_disagreement, self.front.reliance
+        told: dict[str, Any] = {}
+        asked, reliance = request.max_disagreement, self.front.reliance
         if asked is not None:
             if reliance is None or reliance.limit is None:
                 raise BadRequest(
@@ -150,6 +154,9 @@ class Service:
             raise failure(found)
         if self.capture is not None:
             self.capture.keep(request.inputs)
+        agreements = [one.agreement for one in answers if one.agreement is not None]
+        if agreements:
+            told[AGREEMENT] = min(agreements)
         return replace(self._joined(request, answers), parameters=told)
 
     def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:

@@ -430,8 +430,8 @@ def render_response(
     reply: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
     if request.identity is not None:
         reply["id"] = request.identity
-    if request.parameters:
-        reply["parameters"] = {**request.parameters, **response.parameters}
+    if parameters := {**request.parameters, **response.parameters}:
+        reply["parameters"] = parameters
     head = pydantic_core.to_json({**reply, "outputs": outputs})
     return b"".join([head, *blobs]), len(head) if blobs else None
 

@@ -35,6 +35,11 @@ class NotProtocol(Exception):
 class Upstream(Protocol):
     """A server that answers calls."""
 
+    headers: Headers
+    """Sent with all that is asked."""
+    tries: int
+    """How often a request is written to a kept connection that turns out to be closed."""
+
     @property
     def url(self) -> str:
         """Its address, as the user gave it."""
@@ -73,6 +78,8 @@ class Nobody:
     """Stands where an upstream may come later."""
 
     url, stops = "", False
+    headers: Headers = ()
+    tries = 1
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         raise Unreachable("no upstream is there")
@@ -151,6 +158,8 @@ class HttpUpstream:
     """
 
     stops = False
+    headers: Headers = ()
+    tries = 2
 
     def __init__(self, url: str, base: str, roots: bytes | None = None) -> None:
         self.url, self.base, self.roots = url, base, roots
@@ -184,14 +193,14 @@ class HttpUpstream:
             Unreachable: if there is none in so many seconds.
         """
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_TIMEOUT))
-        for attempt in range(2):
+        for attempt in range(self.tries):
             data = io.BytesIO(body) if body is not None and len(body) > LARGE else body
             try:
                 async with self.session.request(
                     method,
                     self.base + path,
                     data=data,
-                    headers=[(name, as_text(value)) for name, value in headers],
+                    headers=[(n, as_text(value)) for n, value in (*self.headers, *headers)],
                     timeout=timeout,
                     allow_redirects=False,
                 ) as answer:
@@ -204,7 +213,7 @@ class HttpUpstream:
                 raise Unreachable(f"no answer within {seconds:.3g} s") from None
             except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
                 # A kept connection may have been closed as the request was written to it.
-                if attempt:
+                if attempt + 1 == self.tries:
                     raise Unreachable(described(error)) from error
             except (aiohttp.ClientError, OSError) as error:
                 raise Unreachable(described(error)) from error
