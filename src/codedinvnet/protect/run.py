@@ -27,6 +27,7 @@ from codedinvnet.protect.folder import (
     EQUAL,
     PICTURE,
     SMALL,
+    fingerprint,
     save_calibration,
     write_description,
 )
@@ -105,6 +106,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
             "scores": model.signature.scores.output,
             "kind": setting.kind,
             "macs": setting.macs,
+            **fingerprint(model),
         },
         "k": options.k,
         "recommended": advice.method,

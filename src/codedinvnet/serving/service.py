@@ -99,11 +99,19 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        tells: whether answers tell their outcome among their parameters as well.
         capture: keeps inputs; None: they are forgotten.
     """
 
-    def __init__(self, front: FrontEnd, served: Served, capture: Capture | None = None) -> None:
-        self.front, self.served, self.capture = front, served, capture
+    def __init__(
+        self,
+        front: FrontEnd,
+        served: Served,
+        *,
+        tells: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
+        self.front, self.served, self.tells, self.capture = front, served, tells, capture
         self.outcome = outcome_name(served.signature)
 
     async def answer(
@@ -154,6 +162,8 @@ class Service:
             raise failure(found)
         if self.capture is not None:
             self.capture.keep(request.inputs)
+        if self.tells:
+            told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
         agreements = [one.agreement for one in answers if one.agreement is not None]
         if agreements:
             told[AGREEMENT] = min(agreements)

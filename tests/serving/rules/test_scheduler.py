@@ -1422,6 +1422,9 @@ SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("coded", 4, ErasureCode(3, guesses=True)),
     ("coded", 5, ErasureCode(4, fixed_size=True, guesses=True)),
     ("coded+hedge", 5, ErasureCode(4, guesses=True)),
+    ("coded", 3, ErasureCode(3, backup=True)),
+    ("coded+hedge", 4, ErasureCode(2, backup=True)),
+    ("auto", 3, ErasureCode(2, backup=True)),
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
@@ -1492,7 +1495,6 @@ def happen(model: Model, event: str, n: int) -> None:
     slots=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
     max_losses=st.sampled_from([1, 3, 5]),
-    extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
@@ -1502,7 +1504,6 @@ def test_every_query_ends_once_whatever_happens(
     slots: int,
     slow: float,
     max_losses: int,
-    extra: float | None,
     events: list[tuple[str, int]],
 ) -> None:
     policy, workers, code = setup
@@ -1514,7 +1515,6 @@ def test_every_query_ends_once_whatever_happens(
         max_losses=max_losses,
         max_pending=20,
         hedge_share=0.8,
-        extra=extra,
         slots=slots,
     )
     if timed:
