@@ -14,7 +14,7 @@ BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly triton mlserver format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly docs triton mlserver format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-pixels bench-seeds bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 
 nightly: .venv/.installed  ## what takes longer than `make test`: a service is harmed and overloaded from outside
 	$(BIN)/python -m benchmarks outside
+
+docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
@@ -159,7 +162,7 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
-	rm -rf build dist src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with
