@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks protected lite0 --source imagenette --out runs/lite0
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -61,7 +62,103 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
+    _add_protected(benches)
+    _add_recommended(benches)
+    _add_straggling(benches)
     return parser
+
+
+def _add_recommended(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "recommended",
+        _recommended,
+        "protect ten models, and measure what is recommended on other inputs",
+        "python -m benchmarks recommended --data-dir data",
+    )
+    sub.add_argument("--data-dir", type=Path, default=Path("data"), help="of image sets (data)")
+    sub.add_argument("--minutes", type=float, default=0.8, help="for each protection (0.8)")
+    sub.add_argument("--work", type=Path, default=Path("runs/recommended"), help="for what is made")
+    out = Path("docs/results/protect/recommended.json")
+    sub.add_argument("--out", type=Path, default=out, help=f"the rows ({out})")
+
+
+def _recommended(arguments: argparse.Namespace) -> None:
+    from benchmarks import recommended
+
+    rows = recommended.run(
+        arguments.data_dir, arguments.work, arguments.out, minutes=arguments.minutes
+    )
+    print(recommended.table(rows))
+
+
+def _add_straggling(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "straggling",
+        _straggling,
+        "serve a protected model under straggler models, and compare it with hedging",
+        "python -m benchmarks straggling runs/resnet/resnet-protection runs/resnet/resnet.onnx "
+        "--inputs runs/resnet/images.npy --scale 1",
+    )
+    add = sub.add_argument
+    add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
+    add("model", type=Path, help="of which it is the protection")
+    add("--inputs", type=Path, required=True, help="as `codedinvnet protect` takes them")
+    add("--scale", type=float, help="factor of pixels 0..255, as for `protect`")
+    add("--mean", type=float, nargs="+", default=(), help="subtracted then")
+    add("--std", type=float, nargs="+", default=(), help="divides then")
+    add("--workers", type=int, default=11, help="worker processes (11)")
+    add("--load", type=float, default=0.4, help="share of their time for direct answers (0.4)")
+    add("--batch", type=int, default=1, help="queries of a request (1)")
+    add("--requests", type=int, default=10_000, help="of a run (10000)")
+    add("--stragglers", nargs="+", default=["pareto", "held", "slower"], help="straggler models")
+    add("--seed", type=seed, default=0, help="of arrivals and inputs (0)")
+    add("--out", type=Path, required=True, help="the rows, JSON; finished runs in it are kept")
+    add("--log", type=Path, default=Path("runs/straggling.log"), help="of the servers")
+
+
+def _straggling(arguments: argparse.Namespace) -> None:
+    from benchmarks import straggling
+    from codedinvnet.protect.images import Preprocessing
+
+    how = Preprocessing(scale=arguments.scale, mean=tuple(arguments.mean), std=tuple(arguments.std))
+    names = ("workers", "load", "batch", "requests", "stragglers", "seed", "out", "log")
+    rows = straggling.run(
+        arguments.protection,
+        arguments.model,
+        arguments.inputs,
+        how=how,
+        **{name: getattr(arguments, name) for name in names},
+    )
+    print(straggling.table(rows))
+
+
+def _add_protected(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "protected",
+        _protected,
+        "protect a model as users have it, and write the row into docs/results/protect",
+        "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
+    )
+    sub.add_argument("row", help="resnet, resnet-k4, resnet-code, lite0, lite2 or magika")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this machine's)",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder for model and protection")
+    sub.add_argument("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
+
+
+def _protected(arguments: argparse.Namespace) -> None:
+    from benchmarks import protected
+
+    if arguments.row not in protected.RECIPES:
+        raise UserError(f"{arguments.row!r} is not one of {', '.join(protected.RECIPES)}")
+    row = protected.run(arguments.row, arguments.out, arguments.source, arguments.minutes)
+    print(row)
 
 
 def _add_liars(benches: Commands) -> None:
