@@ -23,6 +23,7 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
@@ -42,7 +43,7 @@ from codedinvnet.serving.options import (
 )
 from codedinvnet.serving.policies import objection
 from codedinvnet.serving.reliance import Reliance
-from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.tracing import exporting
@@ -67,8 +68,6 @@ def make_service(options: ServeOptions) -> Service:
     options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
-    if options.policy is None and scheme is not None and not is_systematic(scheme.rules):
-        policy = CODED  # of a protection, which says itself what its method is
     if why := objection(policy, scheme):
         raise UserError(f"--policy: {why}")
     workers = options.workers or opened.workers
@@ -84,7 +83,6 @@ def make_service(options: ServeOptions) -> Service:
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
         hedge_share=1 / options.k,
-        extra=options.extra,
         max_pending=most,
         routing=options.routing,
     )
@@ -105,7 +103,9 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    return Service(front, opened.served)
+    count = options.capture
+    capture = None if count is None else Capture(opened.served.signature, count)
+    return Service(front, opened.served, capture=capture)
 
 
 def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:
@@ -140,22 +140,27 @@ def app_options(options: ServeOptions, served: Served) -> AppOptions:
         if isinstance(served, Classifier) and served.dataset in SAMPLES:
             images = sample_images(served.dataset).batch(torch.arange(DEMO_IMAGES))[0].numpy()
         requests = demo_requests(served, images)
-    query = sum(
-        math.prod(spec.shape) * max(VALUE_LENGTH, DATATYPES[spec.datatype].itemsize)
-        if spec.datatype != "BYTES"
-        else math.prod(spec.shape) * TEXT_LENGTH
-        for spec in served.signature.inputs
-    )
     memory = int(options.max_body_memory * 2**20)
     return AppOptions(
         max_batch=options.max_batch,
-        max_body=min(max(options.max_batch * query, json_bytes(served)) + LARGE_BODY, memory),
+        max_body=body_limit(served, options.max_batch, memory),
         body_memory=memory,
         token=read_token(options.token_file),
         demo=requests,
         hosts=(options.host, *options.allowed_host),
         guarded=not is_open(options),
     )
+
+
+def body_limit(served: Served, max_batch: int, memory: int) -> int:
+    """Return how many bytes a request may have that has so many queries at most."""
+    query = sum(
+        math.prod(spec.shape) * max(VALUE_LENGTH, DATATYPES[spec.datatype].itemsize)
+        if spec.datatype != "BYTES"
+        else math.prod(spec.shape) * TEXT_LENGTH
+        for spec in served.signature.inputs
+    )
+    return min(max(max_batch * query, json_bytes(served)) + LARGE_BODY, memory)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
+    Decided,
     Decode,
     Fail,
     Forget,
@@ -58,7 +59,7 @@ class Scheduler(Sending):
         super().__init__(rules, code)
         self.timers = Timers(self._is_dead)
         self.latencies = Recent(GUESS_QUANTILE)
-        self.open_group: CodingGroup | None = None
+        self.open_group = None
         self._recheck: float | None = None
         """When tasks that a slow worker passed by are to be looked at again."""
 
@@ -181,7 +182,7 @@ class Scheduler(Sending):
         Raises:
             ValueError: if the policy does not go with the code or the workers; nothing is changed.
         """
-        code = code_for(policy, self.rules.workers, self.offered)
+        code = code_for(policy, self.rules.workers, self.offered, self.rules.backups)
         if is_systematic(code) != self.systematic:
             raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         if self.open_group is not None:
@@ -206,8 +207,8 @@ class Scheduler(Sending):
                 attempt = self.attempts.get(identity)
                 if attempt is not None and self.is_at(attempt.worker, identity):
                     self._lose_worker(now, attempt.worker, "hung")
-            elif kind == "late":
-                self._late(now, identity)
+            elif kind in ("late", "waits"):
+                self._late(now, identity, runs=kind == "late")
             elif kind == "retry":
                 if self.pace.retry(now, identity):
                     self.binding.reorder(identity)
@@ -230,7 +231,8 @@ class Scheduler(Sending):
         binding = self.binding
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
-                if attempt.extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                extra = attempt.extra and not binding.is_apart(attempt)
+                if extra and yields(binding.needed, binding.slots_up, self.pace.excess):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
@@ -245,6 +247,19 @@ class Scheduler(Sending):
         return actions
 
     # Queries and groups
+
+    def _look(self, now: float, count: int) -> None:
+        """Let `auto` take a request in, and decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        if auto is None:
+            return
+        busy = binding.running / max(1, binding.slots_up)
+        if auto.meets(count, busy, binding.waiting):
+            extra = self.budget.spent / max(1, self.budget.earned)
+            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
 
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
@@ -265,19 +280,16 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            self._send_data(now, query)
-            for _ in range(1, self.policy.copies):
-                self._send_extra(now, group, query.member, query)
+            for copy in range(self.policy.copies):
+                self._send_data(now, query, extra=copy > 0)
         if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic:
-                self._dispatch(now, group, task)
-            elif task >= group.code.k and self.policy.coded:
-                self._send_extra(now, group, task)
+            if not self.systematic or (task >= group.code.k and self._backs_all):
+                self._dispatch(now, group, task, extra=self.systematic)
         if group.code.k == 1:
             return
         self._settle(now, group)
@@ -296,12 +308,12 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1 or (late and not self.policy.coded):
+        if len(late) > 1 or (late and (self.rules.backups or not self.policy.coded)):
             self._seal(now, group)
             return
         group.uncode()
         for query in late:  # a group of one is plainly copied
-            self._send_extra(now, group, query.member, query)
+            self._send_data(now, query, extra=True)
         self._close_if_over(group)
 
     def _settle(self, now: float, group: CodingGroup) -> None:
@@ -385,6 +397,9 @@ class Scheduler(Sending):
         group = query.group
         if not any(member in self.queries for member in group.members):
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
+            extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
+            self._drop_queued(extra)
         self._drop_queued(query.attempts)
         self._close_if_over(group)
 
@@ -403,21 +418,6 @@ class Scheduler(Sending):
         self._finish(query)
         if unsent and group.is_open:
             self._leave(query)
-
-    def _leave(self, query: Query) -> None:
-        """Take a query that no worker was given out of its open group."""
-        group = query.group
-        group.leave(query.identity)
-        self._actions.append(Forget((), (query.identity,)))
-        if not group.members:
-            del self.groups[group.identity]
-            self.open_group = None
-            return
-        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
-        members = [self.queries[m] for m in group.members if m in self.queries]
-        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
-        for member in members:
-            member.member = group.members.index(member.identity)
 
     # Outputs and losses
 
@@ -455,6 +455,8 @@ class Scheduler(Sending):
         group.lost(attempt.number, attempt.identity)
         if query is not None:
             query.attempts.pop(attempt.identity, None)
+            if self.policy.rescued:
+                self._rescue(now, attempt)
             self._blame(query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
@@ -463,7 +465,7 @@ class Scheduler(Sending):
                     self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
-            self._send_extra(now, group, attempt.task, first=True, urgent=not attempt.extra)
+            self._dispatch(now, group, attempt.task, first=True, extra=attempt.extra)
         self._settle(now, group)
         if query is not None and query.state is State.WAITING and not query.attempts:
             self.timers.set(now + PATIENCE, "resend", query.identity)

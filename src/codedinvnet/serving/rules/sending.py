@@ -9,24 +9,27 @@ from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
-from codedinvnet.serving.rules.actions import Action, Decided, Forget, Send
+from codedinvnet.serving.rules.actions import Action, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import RESERVE, Budget, wants_copy
+from codedinvnet.serving.rules.hedging import Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
-from codedinvnet.serving.rules.tasks import Attempt, Query, State
+from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
 
-def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRules:
+def code_for(
+    policy: Policy, workers: int, offered: CodeRules | None, backups: int = 0
+) -> CodeRules:
     """Return the rules by which a policy makes groups.
 
     Args:
         policy: that is wanted.
         workers: how many there are.
         offered: the rules of the code that the workers know; None if they know none.
+        backups: see `Rules`.
 
     Raises:
         ValueError: if the policy does not go with the code, or there are too few workers.
@@ -34,7 +37,7 @@ def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRul
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
     code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
-    needed = max(policy.copies, len(code.tasks(code.k)))
+    needed = max(policy.copies, 1 if backups else len(code.tasks(code.k))) + backups
     if workers < needed:
         raise ValueError(
             f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
@@ -62,16 +65,15 @@ class Sending:
     """
 
     timers: Timers
+    open_group: CodingGroup | None
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         self.rules, self.offered = rules, code
-        self.budget = Budget()
-        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code))
+        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
         self.systematic = is_systematic(self.code)
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
-        self.hedges = 0
-        """How many copies were sent of late queries."""
+        self.budget = Budget(rules.hedge_share)
         self.queries: dict[int, Query] = {}
         self.attempts: dict[int, Attempt] = {}
         self.groups: dict[int, CodingGroup] = {}
@@ -87,10 +89,6 @@ class Sending:
         self.auto = Auto(None if isinstance(code, Uncoded) else code) if policy.adapts else None
         self.policy = policy if self.auto is None else self.auto.policy
         self.decision: Decision | None = None
-        extra = self.rules.extra_of(policy)
-        self.budget.share = self.rules.hedge_share if extra is None else extra
-        self._bounded = extra is not None
-        """Whether extra tasks are paid for, as copies are."""
 
     # Views
 
@@ -103,6 +101,11 @@ class Sending:
     def workers_up(self) -> int:
         """How many workers are up."""
         return len(self.binding.up)
+
+    @property
+    def hedges(self) -> int:
+        """How many copies were sent of late queries."""
+        return self.budget.spent
 
     def is_up(self, worker: int) -> bool:
         """Tell whether a worker is up."""
@@ -124,19 +127,6 @@ class Sending:
 
     # On the way
 
-    def _look(self, now: float, count: int) -> None:
-        """Let `auto` take a request in, and decide anew if it is time."""
-        auto, binding = self.auto, self.binding
-        if auto is None:
-            return
-        busy = binding.running / max(1, binding.slots_up)
-        if auto.meets(count, busy, binding.waiting):
-            extra = self.budget.spent / max(1, self.budget.queries)
-            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
-            if self.decision is None or decision.policy != self.policy:
-                self.policy, self.decision = decision.policy, decision
-                self._actions.append(Decided(decision))
-
     def _next(self) -> int:
         self._identity += 1
         return self._identity
@@ -144,7 +134,9 @@ class Sending:
     def _needed(self, attempt: Attempt) -> bool:
         if attempt.query is not None and not attempt.shared:
             return attempt.query.state is not State.DONE
-        return any(member in self.queries for member in attempt.group.members)
+        group = attempt.group
+        needing = group.needs(attempt.number) if attempt.query is None else group.members
+        return any(member in self.queries for member in needing)
 
     def _dispatch(
         self,
@@ -155,53 +147,24 @@ class Sending:
         *,
         first: bool = False,
         extra: bool = False,
-        paid: float = 0.0,
     ) -> None:
         """Let a task wait for a worker."""
-        attempt = Attempt(self._next(), group, query, task, now, first, extra, paid=paid)
+        attempt = Attempt(self._next(), group, query, task, now, first, extra)
         self.attempts[attempt.identity] = attempt
         if query is not None:
             query.attempts[attempt.identity] = attempt
         group.sent(attempt.number, attempt.identity)
         self.binding.add(attempt)
+        if self.rules.backups and self.policy.rescued and query is not None:
+            late = self.pace.late(attempt.kind, NOBODY)
+            if late is not None:
+                self.timers.set(now + late, "waits", attempt.identity)
 
     def _send_data(
-        self, now: float, query: Query, *, first: bool = False, paid: float = 0.0
+        self, now: float, query: Query, *, first: bool = False, extra: bool = False
     ) -> None:
         if self.systematic:
-            self._dispatch(now, query.group, query.member, query, first=first, paid=paid)
-
-    def _send_extra(
-        self,
-        now: float,
-        group: CodingGroup,
-        task: int,
-        query: Query | None = None,
-        *,
-        first: bool = False,
-        urgent: bool = False,
-    ) -> bool:
-        """Send a task that others may answer for if the budget allows; return whether it does.
-
-        Args:
-            now: the time.
-            group: that it is of.
-            task: its number.
-            query: that is sent twice; None: the task is the code's.
-            first: see `Attempt`.
-            urgent: somebody is late, so that it leaves no reserve and does not yield.
-        """
-        work = 0.0
-        if self._bounded:
-            work = 1.0 if query is not None else self._cost(group, task)
-            if not self.budget.pay(work, 0.0 if urgent else RESERVE):
-                return False
-        self._dispatch(now, group, task, query, first=first, extra=not urgent, paid=work)
-        return True
-
-    def _cost(self, group: CodingGroup, task: int) -> float:
-        """Return what an extra task of a code costs, in service times."""
-        return self.pace.cost(group.size) or group.code.tasks(group.size)[task].cost
+            self._dispatch(now, query.group, query.member, query, first=first, extra=extra)
 
     def _begin(self, now: float, attempt: Attempt) -> None:
         """A worker begins a task."""
@@ -209,11 +172,19 @@ class Sending:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
-            members, size = tuple(group.members), group.size
+            size = len(group.code.tasks(group.size)[attempt.number].members)
+            send = Send(
+                attempt.worker,
+                identity,
+                attempt.number,
+                group.needs(attempt.number),
+                size,
+                group.size,
+            )
         else:
-            members, size = (query.identity,), 1
+            send = Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
             self._watch(now, attempt)
-        self._actions.append(Send(attempt.worker, identity, attempt.number, members, size))
+        self._actions.append(send)
 
     def _release(self, now: float, attempt: Attempt) -> None:
         """A worker has done a task's work."""
@@ -234,13 +205,22 @@ class Sending:
         if self.policy.hedged and late is not None:
             self.timers.set(since + late, "late", attempt.identity)
 
-    def _late(self, now: float, identity: int) -> None:
-        """An attempt has run for longer than its kind normally does."""
+    @property
+    def _backs_all(self) -> bool:
+        """Whether groups get their extra tasks at once: none but a backup's worker may be up."""
+        alone = self.rules.backups > 0 and not self.binding.slots_up
+        return self.policy.coded or (self.policy.rescued and alone)
+
+    def _late(self, now: float, identity: int, runs: bool = True) -> None:
+        """An attempt has run, or only waited, for longer than its kind normally runs."""
         attempt = self.attempts.get(identity)
         if attempt is None or attempt.query is None or not self.policy.hedged:
             return
         if self.policy.rescued and self._rescue(now, attempt):
-            self._watch(now, attempt)
+            if runs:
+                self._watch(now, attempt)
+            return
+        if not runs:
             return
         attempt.late = True
         if wants_copy(attempt.query) and not self._copy(now, attempt.query):
@@ -254,15 +234,15 @@ class Sending:
             return False
         if group.is_open or not group.code.r or k in group.live or k in group.outputs:
             return False
-        return self._send_extra(now, group, k, first=True, urgent=True)
+        self._dispatch(now, group, k, first=True)
+        return True
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""
-        if not self.systematic or not self.budget.pay(1.0):
+        if not self.systematic or not self.budget.pay():
             return False
         query.copies += 1
-        self.hedges += 1
-        self._send_data(now, query, first=True, paid=1.0)
+        self._send_data(now, query, first=True)
         return True
 
     # Not needed any more
@@ -270,7 +250,6 @@ class Sending:
     def _drop(self, attempt: Attempt) -> None:
         """Forget a task that nobody was given."""
         del self.attempts[attempt.identity]
-        self.budget.refund(attempt.paid)
         if attempt.query is not None:
             attempt.query.attempts.pop(attempt.identity, None)
         attempt.group.lost(attempt.number, attempt.identity)
@@ -283,6 +262,21 @@ class Sending:
                 continue
             self.binding.remove(attempt)
             self._drop(attempt)
+
+    def _leave(self, query: Query) -> None:
+        """Take a query that no worker was given out of its open group."""
+        group = query.group
+        group.leave(query.identity)
+        self._actions.append(Forget((), (query.identity,)))
+        if not group.members:
+            del self.groups[group.identity]
+            self.open_group = None
+            return
+        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
+        members = [self.queries[m] for m in group.members if m in self.queries]
+        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
+        for member in members:
+            member.member = group.members.index(member.identity)
 
     def _close_if_over(self, group: CodingGroup) -> None:
         over = group.is_idle and not any(member in self.queries for member in group.members)
@@ -308,7 +302,7 @@ class Sending:
         if kind == "hang":
             attempt = self.attempts.get(identity)
             return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind == "late":
+        if kind in ("late", "waits"):
             return identity not in self.attempts
         if kind == "retry":
             return identity not in self.pace.slow
