@@ -23,6 +23,7 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
@@ -105,7 +106,9 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    return Service(front, opened.served)
+    count = options.capture
+    capture = None if count is None else Capture(opened.served.signature, count)
+    return Service(front, opened.served, capture=capture)
 
 
 def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:

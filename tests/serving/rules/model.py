@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from codedinvnet.codes.rules import BACKUP, AnswersAll
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -66,7 +67,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -130,11 +131,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        policy: str = "coded",
-        workers: int = 4,
-        code: ErasureCode | AnswersAll | None = None,
-        **rules: Any,
+        self, policy: str = "coded", workers: int = 4, code: CodeRules | None = None, **rules: Any
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
         if isinstance(code, ErasureCode) and code.backup:
@@ -369,7 +366,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if attempt.query is not None and self.ended.get(needing[0], action) is None:
+        if not action.group_size and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -380,11 +377,12 @@ class Model:
         if attempt.query is not None:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
         else:
-            assert action.members == tuple(attempt.group.members)
-            assert action.size == attempt.group.size
-            code = attempt.group.code
-            assert action.task in code.tasks(action.size)
-            assert not self.systematic or action.task >= code.k
+            group = attempt.group
+            needed = group.code.tasks(group.size)[action.task].members
+            there = [group.members[i] for i in needed if i < len(group.members)]
+            assert action.members == tuple(there)
+            assert (action.size, action.group_size) == (len(needed), group.size)
+            assert not self.systematic or action.task >= group.code.k
         self.extra_work += attempt.paid
         if self.bounded and attempt.query is None and self.systematic:
             paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
@@ -415,7 +413,7 @@ class Model:
             if self.systematic and task < size:
                 assert sent.members == (group.members[task],)
             else:
-                assert (sent.task, sent.members) == (task, tuple(group.members))
+                assert (sent.task, sent.members) == (task, group.needs(task))
 
     def _answer(self, action: Answer) -> None:
         self._unanswered(action.query)

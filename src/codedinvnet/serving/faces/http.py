@@ -31,6 +31,7 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
+from codedinvnet.serving.capture import as_npz
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
@@ -278,6 +279,15 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
 
         return Response(await asyncio.to_thread(written), media_type="application/json")
 
+    async def captured(_: Request) -> Response:
+        if service.capture is None:
+            raise HTTPException(404, "this service keeps no inputs: serve it with --capture")
+        queries = service.capture.queries()
+        async with large:
+            content = await asyncio.to_thread(as_npz, queries)
+        kind = "application/octet-stream"
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-store"})
+
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
@@ -301,6 +311,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         Route("/v2", server),
         Route("/metrics", metrics),
         Route("/times", times),
+        Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
     ]

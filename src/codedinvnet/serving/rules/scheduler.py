@@ -386,6 +386,9 @@ class Scheduler(Sending):
         group = query.group
         if not any(member in self.queries for member in group.members):
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
+            extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
+            self._drop_queued(extra)
         self._drop_queued(query.attempts)
         self._close_if_over(group)
 

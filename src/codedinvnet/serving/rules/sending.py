@@ -148,7 +148,9 @@ class Sending:
     def _needed(self, attempt: Attempt) -> bool:
         if attempt.query is not None and not attempt.shared:
             return attempt.query.state is not State.DONE
-        return any(member in self.queries for member in attempt.group.members)
+        group = attempt.group
+        needing = group.needs(attempt.number) if attempt.query is None else group.members
+        return any(member in self.queries for member in needing)
 
     def _dispatch(
         self,
@@ -217,11 +219,19 @@ class Sending:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
-            members, size = tuple(group.members), group.size
+            size = len(group.code.tasks(group.size)[attempt.number].members)
+            send = Send(
+                attempt.worker,
+                identity,
+                attempt.number,
+                group.needs(attempt.number),
+                size,
+                group.size,
+            )
         else:
-            members, size = (query.identity,), 1
+            send = Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
             self._watch(now, attempt)
-        self._actions.append(Send(attempt.worker, identity, attempt.number, members, size))
+        self._actions.append(send)
 
     def _release(self, now: float, attempt: Attempt) -> None:
         """A worker has done a task's work."""
