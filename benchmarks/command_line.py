@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks drift --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and

@@ -25,7 +25,7 @@ from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
-from codedinvnet.serving.service import Request, Service, output_specs
+from codedinvnet.serving.service import Request, Response, Service, output_specs
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
@@ -87,6 +87,19 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert relied.metrics.releasing._value.get() == 1
 
 
+def test_guesses_that_disagree_tell_of_drift() -> None:
+    relied = reliance(0.01)
+    check_ = Check(K, {}, {}, 0)
+    for _ in range(10):
+        relied.compared(check_, Facts((1.0, True), tuple((i, 0.9, i > 1) for i in range(K))))
+    assert relied.watch is not None
+    assert relied.watch.drifting
+    assert relied.metrics.drifting._value.get() == 1
+    relied.compared(check_, Facts((1.0, False)))
+    relied.compared(check_, Facts((1.0, False)))
+    assert relied.releasing is False
+
+
 def test_without_a_limit_everything_is_released_with_its_probability() -> None:
     relied, sure, unsure = reliance(None), waiting(DECODED), waiting(GUESSED)
     assert relied.releases(Found({}, 0.1), K, unsure)
@@ -146,7 +159,7 @@ def test_what_is_not_released_waits_for_the_direct_answer(
 def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
     scheme: Scheme, images: np.ndarray
 ) -> None:
-    async def run() -> tuple[dict[str, Any], dict[str, Any]]:
+    async def run() -> tuple[Response, dict[str, Any]]:
         pool = BundlePool(scheme)
         front = await begun(scheme, reliance(None), pool)
         try:
@@ -159,13 +172,14 @@ def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
             pool.hang(0)
             answer = await service.answer(request)
             body, _ = render_response(request, answer, served)
-            return dict(whole.parameters), json.loads(body)["parameters"]
+            return whole, json.loads(body)["parameters"]
         finally:
             pool.kill(0)
             await front.stop()
 
     whole, coded = asyncio.run(run())
-    assert whole == {}
+    approximate = set(whole.outputs["outcome"].tolist()) != {b"direct"}  # on a busy machine
+    assert ("agreement_probability" in whole.parameters) == approximate
     assert coded["own"] == 1
     assert 0.5 < coded["agreement_probability"] < 1
 

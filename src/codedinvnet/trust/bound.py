@@ -118,6 +118,11 @@ class Curve:
         last = first + int(failed[0]) - 1 if failed.size else len(kept) - 1
         return float(self.thresholds[last]) if last >= first else math.inf
 
+    @property
+    def disagreement(self) -> float:
+        """The share of all answers of the calibration that disagreed."""
+        return float(self.disagreed[-1] / self.released[-1])
+
     def coverage(self, limit: float) -> Coverage:
         """Return what a limit lets through of answers like those of the calibration."""
         threshold = self.threshold(limit)
