@@ -148,6 +148,10 @@ bench-map:
 	$(BIN)/codedinvnet simulate configs/bench/simulate-map.json \
 	  --out docs/results/map.jsonl --picture docs/results/map.png
 
+bench-auto:
+	for name in auto off-map; do $(BIN)/codedinvnet simulate configs/bench/simulate-$$name.json \
+	  --out docs/results/$$name.jsonl || exit 1; done
+
 bench-validation:
 	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json \
 	  --measured docs/results/latency.jsonl --out docs/results/validation.json

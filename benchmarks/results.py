@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks import ablation, speed
+from benchmarks.choosing import choosing_section
 from codedinvnet.bench import latency_tables, tables
 from codedinvnet.bench.gaps import ABSENT, gaps
 from codedinvnet.bench.grid import Base, load_grid
@@ -52,6 +53,8 @@ COMMANDS = {
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
     "map.jsonl": "codedinvnet simulate configs/bench/simulate-map.json",
+    "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
+    "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.json": "python -m benchmarks inverse mnist",
@@ -99,6 +102,8 @@ def page(
         "Latency": ("latency.jsonl", partial(latency_section, grid=latency_grid)),
         "Does the simulator agree with it?": ("validation.json", validation_section),
         "Where each policy wins": ("map.jsonl", map_section),
+        "How well auto chooses": ("auto.jsonl", choosing_section),
+        "How well auto chooses off the map": ("off-map.jsonl", choosing_section),
         "What each part of the design is worth": ("ablation.jsonl", ablation_section),
         "Speed of the invertible network": ("speed.json", speed_section),
     }

@@ -20,7 +20,7 @@ from tests.bench.canned import latency_row, row
 
 FILES = (
     *("accuracy.jsonl", "latency.jsonl", "validation.json"),
-    *("map.jsonl", "ablation.jsonl", "speed.json"),
+    *("map.jsonl", "auto.jsonl", "off-map.jsonl", "ablation.jsonl", "speed.json"),
 )
 BATCH, LOAD, MODEL = HEADLINE_LATENCY[0]
 OTHER_BATCH = HEADLINE_LATENCY[1][0]
@@ -127,7 +127,8 @@ def folder(tmp_path: Path) -> Path:
         sweep_row(0.5, "uncoded", 100.0, 1.0),
         sweep_row(0.5, "coded", 99.0, 1.1),
     ]
-    write(tmp_path / "map.jsonl", sweeps)
+    for name in ("map", "auto", "off-map"):
+        write(tmp_path / f"{name}.jsonl", sweeps)
     write(tmp_path / "ablation.jsonl", [ablation_row("all", 0.95), ablation_row("no g'", 0.91)])
     (tmp_path / "speed.json").write_text(json.dumps(SPEED))
     return tmp_path

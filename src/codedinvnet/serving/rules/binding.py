@@ -28,6 +28,9 @@ from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt
 
+MEMORY = 500
+"""Queries that the load is an average of."""
+
 
 @dataclass(slots=True)
 class Worker:
@@ -53,6 +56,7 @@ class Binding:
         waiting: how many tasks no worker is at.
         needed: how many of them are not extra.
         running: how many tasks workers are at.
+        load: the share of the slots that queries found busy, of about MEMORY of them.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
     """
@@ -64,6 +68,7 @@ class Binding:
         self.waiting = 0
         self.needed = 0
         self.running = 0
+        self.load = 0.0
         self.recheck: float | None = None
         self._slots = rules.slots
         self._pace = pace
@@ -82,6 +87,11 @@ class Binding:
     def slots_up(self) -> int:
         """How many slots the workers that are up have in all."""
         return self._slots * len(self.up)
+
+    def meets(self, queries: int) -> None:
+        """Take in what a request of so many queries finds."""
+        busy = self.running / max(1, self.slots_up)
+        self.load += (busy - self.load) * min(1.0, queries / MEMORY)
 
     def add(self, attempt: Attempt) -> None:
         """Let a task wait for a worker."""

@@ -230,7 +230,9 @@ class Scheduler(Sending):
         binding = self.binding
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
-                if attempt.extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                if attempt.extra and yields(
+                    binding.needed, binding.slots_up, self.pace.excess, binding.load
+                ):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
@@ -280,6 +282,8 @@ class Scheduler(Sending):
                 self._send_extra(now, group, task)
         if group.code.k == 1:
             return
+        if self.auto is not None and self.policy.coded:
+            self.auto.sealed(group.size / group.code.k)
         self._settle(now, group)
 
     def _group_timeout(self, now: float, identity: int) -> None:
