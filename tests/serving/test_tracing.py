@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -219,10 +219,10 @@ def test_a_real_collector_and_one_that_is_not_there() -> None:
         async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
             await ask(address)
         await runner.cleanup()
-        began = time.monotonic()
         async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
             assert (await ask(address)).status == 200
-        assert time.monotonic() - began < 15
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
 
     asyncio.run(check())
     (resource,) = got[0].resource_spans
@@ -251,16 +251,10 @@ def run_nothing(url: str) -> None:
     asyncio.run(check())
 
 
-def test_without_traces_nothing_of_opentelemetry_is_imported(tmp_path: Path) -> None:
+def test_without_traces_nothing_of_opentelemetry_is_imported() -> None:
     code = (
-        "import sys, codedinvnet.serving.gateway.run, codedinvnet.serving.serve\n"
+        "import sys, codedinvnet.serving.faces.traced, codedinvnet.serving.tracing\n"
         "print(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
-
-    async def check() -> str:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
-        )
-        return (await process.communicate())[0].decode()
-
-    assert asyncio.run(check()).strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

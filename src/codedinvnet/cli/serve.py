@@ -140,6 +140,11 @@ def add_commands(commands: Commands) -> None:
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add(
+        "--capture",
+        type=int,
+        help="inputs to keep in memory for `codedinvnet protect --capture`; needs --token-file (0)",
+    )
+    add(
         "--traces",
         metavar="URL",
         help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "

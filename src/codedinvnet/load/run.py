@@ -24,8 +24,8 @@ from codedinvnet.load.requests import Arrays, from_file, generated, signature_of
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
+from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call
-from codedinvnet.serving.gateway.outcome import OUTCOME_HEADER
 from codedinvnet.serving.gateway.upstreams import (
     NotProtocol,
     Unreachable,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +17,11 @@ from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.scores import ScoresOf
+from codedinvnet.models.base import Model, Signature
+from codedinvnet.models.probe import probe_inputs
+from codedinvnet.models.scores import ScoresOf, scores_tensor
 from codedinvnet.protect.codes import UNTRAINED, build
+from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
 
@@ -25,7 +29,13 @@ FORMAT = 1
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
-SMALL, OWN = "small-backup", "own-backup"
+SMALL, OWN, EQUAL, CODE = "small-backup", "own-backup", "equal-backup", "code"
+PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
+"""The files of what was trained."""
+EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
+"""Rows of the code around the frozen model, by what their answers rest on."""
+CLOSE = 1e-2
+"""Share of the largest score by which another machine's answers may differ."""
 
 
 class Answering(nn.Module):
@@ -49,24 +59,30 @@ class Answering(nn.Module):
         return scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(1e-7).log()
 
 
-def save_student(path: Path, student: Student) -> None:
-    """Write a small backup, with what it is made of."""
-    save_checkpoint(path, module_tensors({"part": student}), {"shape": student.shape.as_json()})
+def save_part(path: Path, part: nn.Module) -> None:
+    """Write a small backup or a code, with what it is made of."""
+    assert isinstance(part, (Student, FrozenCoder))
+    told: dict[str, Any] = {"shape": part.shape.as_json()}
+    if isinstance(part, FrozenCoder):
+        told["scores"] = part.scores
+    save_checkpoint(path, module_tensors({"part": part}), told)
 
 
-def load_student(path: Path) -> Student:
-    """Read what `save_student` wrote.
+def load_part(path: Path) -> Student | FrozenCoder:
+    """Read what `save_part` wrote.
 
     Raises:
         UserError: if the file is damaged, or another's.
     """
     tensors, header = load_checkpoint(path)
     try:
-        student = shape_of(header["shape"]).build()
+        shape = shape_of(header["shape"])
+        scores = header.get("scores")
+        part = shape.build() if scores is None else FrozenCoder(shape, scores)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no small backup") from error
-    load_modules({"part": student}, tensors, path)
-    return student.eval()
+        raise UserError(f"{path} is no part of a protection") from error
+    load_modules({"part": part}, tensors, path)
+    return part.eval()
 
 
 def save_calibration(path: Path, candidates: Sequence[Candidate]) -> None:
@@ -110,6 +126,19 @@ def description_digest(folder: Path) -> str:
     return file_digest(folder / DESCRIPTION)
 
 
+def checked_description(folder: Path, digest: str) -> dict[str, Any]:
+    """Return what a protection is, if it is the one that the front end has ("": any).
+
+    Raises:
+        UserError: if it is not.
+    """
+    if digest and digest != description_digest(folder):
+        raise UserError(
+            f"{folder} is another protection than the front end has: restart the service"
+        )
+    return read_description(folder)
+
+
 def load_protection(
     folder: Path, model: OpenModel, method: str | None = None, digest: str = ""
 ) -> Scheme:
@@ -124,11 +153,7 @@ def load_protection(
     Raises:
         UserError: if the protection is another model's, is damaged, or recommends nothing.
     """
-    found = read_description(folder)
-    if digest and digest != description_digest(folder):
-        raise UserError(
-            f"{folder} is another protection than the front end has: restart the service"
-        )
+    found = checked_description(folder, digest)
     own = found["model"]
     if own["digest"] != model.source.digest:
         raise UserError(
@@ -138,28 +163,121 @@ def load_protection(
     scores = model.signature.scores
     if scores is None or scores.output != own["scores"]:
         raise UserError(f"{folder} protects the scores {own['scores']!r}: --scores {own['scores']}")
+    return scheme_of(folder, found, model, method)
+
+
+class Row(NamedTuple):
+    """A method of a protection's table, as it is served."""
+
+    name: str
+    work: float
+    """For a query, in services of the model."""
+    k: int
+    backups: int
+    """Extra tasks of a group."""
+
+
+def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> Row:
+    """Return a method of a protection's table.
+
+    Raises:
+        UserError: if there is no such method, or it costs too much to serve with.
+    """
     name = method or found["recommended"]
     if name is None:
         raise UserError(f"{folder} recommends no method: {found['reason']}")
     rows = {row["method"]: row for row in found["table"]}
     if name not in rows:
         raise UserError(f"{folder} has no method {name!r}, but {', '.join(rows)}")
-    work, k = float(rows[name]["work"]), int(rows[name]["k"])
-    if k < 2:
+    row = rows[name]
+    work, k, backups = float(row["work"]), int(row["k"]), int(row.get("backup_workers", 1))
+    if work >= 1:
         raise UserError(
             f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
             "itself does better (policy hedge)"
         )
+    return Row(name, work, k, backups)
+
+
+def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str | None) -> Scheme:
+    """Return the scheme that a protection of a model makes.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        model: the served model.
+        method: one of the protection's; None or "": the recommended one.
+
+    Raises:
+        UserError: see `row_of`.
+    """
+    name, work, k, backups = row_of(folder, found, method)
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
         return build(name, model, k, None if smoothing is None else tuple(smoothing))
-    if name == SMALL:
-        backup, given = load_student(folder / WEIGHTS), "logits"
-        module: nn.Module = backup
-    else:
-        other = ModelSource(**found["own_backup"]).open()
-        assert other.signature.scores is not None
-        module, given = ScoresOf(other), other.signature.scores.kind
-    models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
-    rules = AnswersAll(k, BACKUP, cost=Costs(member=work))
-    return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)
+    shape = model.signature.inputs[0].shape
+    if name in EVIDENCE:
+        coder = load_part(folder / PARTS[CODE])
+        assert isinstance(coder, FrozenCoder)
+        return Scheme(name, FrozenCode(coder, k, EVIDENCE[name]), {SERVED: ScoresOf(model)}, shape)
+    assert model.signature.scores is not None
+    backup = open_backup(folder, found, name, model.signature.scores.kind)
+    models = {SERVED: ScoresOf(model), BACKUP: backup}
+    rules = AnswersAll(k, BACKUP, cost=Costs(member=work), r=backups)
+    return Scheme(name, BackupCode(rules), models, shape)
+
+
+def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) -> Answering:
+    """Return a protection's small backup, or the user's own smaller model.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        name: SMALL, EQUAL or OWN.
+        kind: what its scores are to be, "logits" or "probabilities".
+    """
+    if name != OWN:
+        return Answering(load_part(folder / PARTS[name]), "logits", kind)
+    other = ModelSource(**found["own_backup"]).open()
+    assert other.signature.scores is not None
+    return Answering(ScoresOf(other), other.signature.scores.kind, kind)
+
+
+def fingerprint(model: Model) -> dict[str, Any]:
+    """Return what tells a model from others where its files are not: tensors, and some scores."""
+    signature = model.signature
+    scores = model.run(probe_inputs(signature.inputs))[scores_tensor(signature).name]
+    return {"tensors": tensors_of(signature), "probe": scores.astype(np.float64).tolist()}
+
+
+def tensors_of(signature: Signature) -> list[Any]:
+    """Return a model's inputs, and the output with its scores, as JSON has them."""
+    specs = (*signature.inputs, scores_tensor(signature))
+    return [[spec.name, spec.datatype, list(spec.shape)] for spec in specs]
+
+
+def check_fingerprint(folder: Path, found: Mapping[str, Any], model: Model, where: str) -> None:
+    """Refuse a protection whose model has other tensors or other scores.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        model: the served model.
+        where: what is served, for messages.
+
+    Raises:
+        UserError: saying what differs.
+    """
+    own = found["model"]
+    if "probe" not in own:
+        raise UserError(f"{folder} is of an older release, and names its model's files alone")
+    seen = fingerprint(model)
+    if seen["tensors"] != own["tensors"]:
+        both = f"{own['tensors']}, and {where} has {seen['tensors']}"
+        raise UserError(f"{folder} protects {own['source']} with the tensors {both}")
+    mine, theirs = np.array(own["probe"]), np.array(seen["probe"])
+    if not np.allclose(mine, theirs, rtol=0, atol=CLOSE * float(np.abs(mine).max())):
+        raise UserError(
+            f"{folder} protects {own['source']}, and {where} is another model: its scores of the "
+            "same inputs differ"
+        )

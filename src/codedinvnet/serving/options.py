@@ -77,6 +77,8 @@ class ServeOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
+    capture: int | None = None
+    """Inputs that are kept in memory for `codedinvnet protect`; None: none."""
     traces: str | None = None
     faults: Path | None = None
     demo: bool = False
@@ -114,6 +116,8 @@ def check(options: ServeOptions) -> None:
     """
     options = told_apart(options)
     own = model_source(options).kind != "bundle"
+    if model_source(options).kind == "upstream":
+        raise UserError(f"{options.source} is served already: codedinvnet gateway stands before it")
     method = _method(options)
     choices = (
         ("--routing", options.routing, ROUTINGS),
@@ -136,6 +140,12 @@ def check(options: ServeOptions) -> None:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
             f"{options.group_timeout_ms:g}: a group that does not fill would be coded too late"
+        )
+    if options.capture is not None and options.capture < 1:
+        raise UserError(f"--capture: must be at least 1, got {options.capture}")
+    if options.capture is not None and options.token_file is None:
+        raise UserError(
+            "--capture: needs --token-file, since whoever has the token gets clients' inputs"
         )
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")

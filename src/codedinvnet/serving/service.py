@@ -11,6 +11,7 @@ import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
 
@@ -98,10 +99,19 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        tells: whether answers tell their outcome among their parameters as well.
+        capture: keeps inputs; None: they are forgotten.
     """
 
-    def __init__(self, front: FrontEnd, served: Served) -> None:
-        self.front, self.served = front, served
+    def __init__(
+        self,
+        front: FrontEnd,
+        served: Served,
+        *,
+        tells: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
+        self.front, self.served, self.tells, self.capture = front, served, tells, capture
         self.outcome = outcome_name(served.signature)
 
     async def answer(
@@ -150,6 +160,10 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        if self.capture is not None:
+            self.capture.keep(request.inputs)
+        if self.tells:
+            told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
         agreements = [one.agreement for one in answers if one.agreement is not None]
         if agreements:
             told[AGREEMENT] = min(agreements)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -36,25 +37,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ErasureCode:
-    """Any `size` outputs determine a group; systematic: a data task determines its own member."""
+    """Any `size` outputs determine a group; systematic: a data task determines its own member.
+
+    With a backup its extra task determines everybody, and is for one worker that does nothing else.
+    """
 
     k: int
     r: int = 1
     fixed_size: bool = False
     systematic: bool = True
     guesses: bool = False
+    backup: bool = False
 
     def tasks(self, size: int) -> Mapping[int, CodeTask]:
         assert 1 <= size <= self.k
         assert size == self.k or not self.fixed_size
         everyone = tuple(range(size))
-        joint = CodeTask(everyone, encoded=True)
+        joint = CodeTask(everyone, BACKUP, 0.1) if self.backup else CodeTask(everyone, encoded=True)
         data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
         return {**data, **{self.k + j: joint for j in range(self.r)}}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         assert available <= set(self.tasks(size))
-        if len(available) >= size:
+        if len(available) >= size or (self.backup and self.k in available):
             return frozenset(range(size))
         return frozenset(t for t in available if t < size and self.systematic)
 
@@ -62,7 +67,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -86,7 +91,10 @@ class Watched(Scheduler):
     def may_take(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
         workers = self.binding.workers
-        up = self.binding.up
+        apart = self.binding.is_apart(attempt)
+        if apart or worker in self.backups:
+            return apart and worker in self.backups
+        up = self.binding.up - self.backups
         busy = {
             i
             for i, found in enumerate(workers)
@@ -98,12 +106,18 @@ class Watched(Scheduler):
         sound = up - held - self.failed_on.get(attempt.group.identity, set())
         return worker in (sound - busy or sound or up)
 
+    @property
+    def backups(self) -> set[int]:
+        """The workers for a backup's tasks."""
+        return set(range(self.rules.workers - self.rules.backups, self.rules.workers))
+
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
         slowness = self.pace.slowness(worker)
-        fast = self.rules.slots * len(self.binding.up - self.pace.slow)
+        fast = self.rules.slots * len(self.binding.up - self.pace.slow - self.backups)
+        free = (other for other in self.attempts.values() if other.worker == NOBODY)
         waiting = sorted(
-            (other for other in self.attempts.values() if other.worker == NOBODY),
+            (other for other in free if not self.binding.is_apart(other)),
             key=lambda other: (not other.first, other.identity),
         )
         near = waiting.index(attempt) < (slowness - 1) * fast
@@ -117,13 +131,11 @@ class Model:
     """
 
     def __init__(
-        self,
-        policy: str = "coded",
-        workers: int = 4,
-        code: ErasureCode | AnswersAll | None = None,
-        **rules: Any,
+        self, policy: str = "coded", workers: int = 4, code: CodeRules | None = None, **rules: Any
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
+        if isinstance(code, ErasureCode) and code.backup:
+            rules["backups"] = 1
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
         self.now = 0.0
@@ -354,7 +366,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if attempt.query is not None and self.ended.get(needing[0], action) is None:
+        if not action.group_size and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -365,13 +377,14 @@ class Model:
         if attempt.query is not None:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
         else:
-            assert action.members == tuple(attempt.group.members)
-            assert action.size == attempt.group.size
-            code = attempt.group.code
-            assert action.task in code.tasks(action.size)
-            assert not self.systematic or action.task >= code.k
+            group = attempt.group
+            needed = group.code.tasks(group.size)[action.task].members
+            there = [group.members[i] for i in needed if i < len(group.members)]
+            assert action.members == tuple(there)
+            assert (action.size, action.group_size) == (len(needed), group.size)
+            assert not self.systematic or action.task >= group.code.k
         self.extra_work += attempt.paid
-        if self.bounded and attempt.query is None and self.systematic:
+        if attempt.query is None and self.bounded and self.systematic and not self.rules.backups:
             assert attempt.paid > 0, "nobody pays for it"
         elif self.bounded and attempt.query is not None:
             asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
@@ -399,7 +412,7 @@ class Model:
             if self.systematic and task < size:
                 assert sent.members == (group.members[task],)
             else:
-                assert (sent.task, sent.members) == (task, tuple(group.members))
+                assert (sent.task, sent.members) == (task, group.needs(task))
 
     def _answer(self, action: Answer) -> None:
         self._unanswered(action.query)
@@ -521,12 +534,16 @@ class Model:
         """No worker is idle while a task waits that it may take, unless it is too slow for it."""
         scheduler = self.scheduler
         for index, worker in enumerate(scheduler.binding.workers):
-            if index in self.down or len(worker.running) >= self.rules.slots:
+            backup = index in scheduler.backups
+            slots = self.rules.backup_slots if backup else self.rules.slots
+            if index in self.down or len(worker.running) >= slots:
                 continue
             assert not worker.line, "idle, yet tasks of its own wait"
             for attempt in waiting:
-                if self.rules.routing == "round-robin":
-                    assert attempt.worker != NOBODY, "a worker is up"
+                if scheduler.binding.is_apart(attempt):
+                    assert not backup, "idle, yet a task for it waits"
+                elif self.rules.routing == "round-robin":
+                    assert backup or attempt.worker != NOBODY, "a worker is up"
                 elif scheduler.may_take(index, attempt):
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()

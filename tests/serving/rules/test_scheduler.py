@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -1401,7 +1402,7 @@ def test_a_policy_that_cannot_be_changes_nothing(
 
 # Every order of everything
 
-SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
+SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
     ("replicate", 2, None),
@@ -1421,9 +1422,14 @@ SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
     ("coded", 4, ErasureCode(3, guesses=True)),
     ("coded", 5, ErasureCode(4, fixed_size=True, guesses=True)),
     ("coded+hedge", 5, ErasureCode(4, guesses=True)),
+    ("coded", 3, ErasureCode(3, backup=True)),
+    ("coded+hedge", 4, ErasureCode(2, backup=True)),
+    ("auto", 3, ErasureCode(2, backup=True)),
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
+    ("coded", 6, AnswersAll(4, r=2)),
+    ("coded+hedge", 7, AnswersAll(4, r=3)),
     ("uncoded", 4, ErasureCode(3)),
     ("hedge", 5, ErasureCode(4, guesses=True)),
     ("auto", 3, None),
@@ -1493,7 +1499,7 @@ def happen(model: Model, event: str, n: int) -> None:
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
-    setup: tuple[str, int, ErasureCode | AnswersAll | None],
+    setup: tuple[str, int, CodeRules | None],
     timed: bool,
     round_robin: bool,
     slots: int,

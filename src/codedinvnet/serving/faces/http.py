@@ -31,11 +31,13 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
+from codedinvnet.serving.capture import as_npz
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import (
     HEADER_LENGTH,
+    OUTCOME_HEADER,
     VERSION,
     TooLarge,
     decompress,
@@ -46,7 +48,7 @@ from codedinvnet.serving.faces.v2 import (
     server_metadata,
 )
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.served import Served
+from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
@@ -277,6 +279,15 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
 
         return Response(await asyncio.to_thread(written), media_type="application/json")
 
+    async def captured(_: Request) -> Response:
+        if service.capture is None:
+            raise HTTPException(404, "this service keeps no inputs: serve it with --capture")
+        queries = service.capture.queries()
+        async with large:
+            content = await asyncio.to_thread(as_npz, queries)
+        kind = "application/octet-stream"
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-store"})
+
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
@@ -300,6 +311,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         Route("/v2", server),
         Route("/metrics", metrics),
         Route("/times", times),
+        Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
     ]
@@ -332,6 +344,8 @@ def written(parsed: Asked, answer: Answer, served: Served, packs: bool) -> Respo
         if packs:
             data = gzip.compress(data, 1)
             extra["Content-Encoding"] = "gzip"
+    if OUTCOME in answer.parameters:
+        extra[OUTCOME_HEADER] = answer.parameters[OUTCOME]
     work = 1000 * answer.work_seconds
     extra["Server-Timing"] = f"work;dur={work:.3f}"  # as the W3C's header, in ms
     return Response(data, media_type=kind, headers=extra)

@@ -24,6 +24,8 @@ from codedinvnet.serving.tensors import BadTensor, from_bytes, from_json, to_byt
 
 VERSION = "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+OUTCOME_HEADER = "codedinvnet-outcome"
+"""Says how an answer came about, where the face tells it beside the answer."""
 MICROSECONDS = 1e-6
 LONGEST_SHOWN = 100
 """Characters of a client's value in a message."""

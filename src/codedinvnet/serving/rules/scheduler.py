@@ -58,7 +58,7 @@ class Scheduler(Sending):
         super().__init__(rules, code)
         self.timers = Timers(self._is_dead)
         self.latencies = Recent(GUESS_QUANTILE)
-        self.open_group: CodingGroup | None = None
+        self.open_group = None
         self._recheck: float | None = None
         """When tasks that a slow worker passed by are to be looked at again."""
 
@@ -181,7 +181,7 @@ class Scheduler(Sending):
         Raises:
             ValueError: if the policy does not go with the code or the workers; nothing is changed.
         """
-        code = code_for(policy, self.rules.workers, self.offered)
+        code = code_for(policy, self.rules.workers, self.offered, self.rules.backups)
         if is_systematic(code) != self.systematic:
             raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         if self.open_group is not None:
@@ -206,8 +206,8 @@ class Scheduler(Sending):
                 attempt = self.attempts.get(identity)
                 if attempt is not None and self.is_at(attempt.worker, identity):
                     self._lose_worker(now, attempt.worker, "hung")
-            elif kind == "late":
-                self._late(now, identity)
+            elif kind in ("late", "waits"):
+                self._late(now, identity, runs=kind == "late")
             elif kind == "retry":
                 if self.pace.retry(now, identity):
                     self.binding.reorder(identity)
@@ -230,7 +230,8 @@ class Scheduler(Sending):
         binding = self.binding
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
-                if attempt.extra and yields(
+                extra = attempt.extra and not binding.is_apart(attempt)
+                if extra and yields(
                     binding.needed, binding.slots_up, self.pace.excess, binding.load
                 ):
                     binding.release(attempt)
@@ -278,7 +279,7 @@ class Scheduler(Sending):
         for task in group.seal():
             if not self.systematic:
                 self._dispatch(now, group, task)
-            elif task >= group.code.k and self.policy.coded:
+            elif task >= group.code.k and self._backs_all:
                 self._send_extra(now, group, task)
         if group.code.k == 1:
             return
@@ -300,7 +301,7 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1 or (late and not self.policy.coded):
+        if len(late) > 1 or (late and (self.rules.backups or not self.policy.coded)):
             self._seal(now, group)
             return
         group.uncode()
@@ -389,6 +390,9 @@ class Scheduler(Sending):
         group = query.group
         if not any(member in self.queries for member in group.members):
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
+            extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
+            self._drop_queued(extra)
         self._drop_queued(query.attempts)
         self._close_if_over(group)
 
@@ -407,21 +411,6 @@ class Scheduler(Sending):
         self._finish(query)
         if unsent and group.is_open:
             self._leave(query)
-
-    def _leave(self, query: Query) -> None:
-        """Take a query that no worker was given out of its open group."""
-        group = query.group
-        group.leave(query.identity)
-        self._actions.append(Forget((), (query.identity,)))
-        if not group.members:
-            del self.groups[group.identity]
-            self.open_group = None
-            return
-        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
-        members = [self.queries[m] for m in group.members if m in self.queries]
-        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
-        for member in members:
-            member.member = group.members.index(member.identity)
 
     # Outputs and losses
 
@@ -459,6 +448,8 @@ class Scheduler(Sending):
         group.lost(attempt.number, attempt.identity)
         if query is not None:
             query.attempts.pop(attempt.identity, None)
+            if self.policy.rescued:
+                self._rescue(now, attempt)
             self._blame(query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
