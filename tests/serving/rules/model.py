@@ -384,8 +384,9 @@ class Model:
             assert (action.size, action.group_size) == (len(needed), group.size)
             assert not self.systematic or action.task >= group.code.k
         self.extra_work += attempt.paid
-        if attempt.query is None and self.bounded and self.systematic and not self.rules.backups:
-            assert attempt.paid > 0, "nobody pays for it"
+        if self.bounded and attempt.query is None and self.systematic:
+            paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
+            assert paid, "nobody pays for it"
         elif self.bounded and attempt.query is not None:
             asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
             assert not asked_twice or attempt.paid == 1

@@ -16,6 +16,7 @@
 5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
    after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
 6. Without `Rules.extra` a fixed policy pays for copies alone, from `hedge_share` a query.
+   Nobody pays for tasks of a backup's own workers: they take nothing from the others.
 """
 
 from __future__ import annotations

@@ -198,11 +198,9 @@ class Sending:
             query: that is sent twice; None: the task is the code's.
             first: see `Attempt`.
             urgent: somebody is late, so that it leaves no reserve and does not yield.
-
-        What workers of their own compute costs the budget nothing.
         """
         work = 0.0
-        if self._bounded and not (query is None and self.rules.backups):
+        if self._bounded and (query is not None or not self.rules.backups):
             work = 1.0 if query is not None else self._cost(group, task)
             if not self.budget.pay(work, 0.0 if urgent else RESERVE):
                 return False
