@@ -12,13 +12,11 @@ from codedinvnet.cli.common import (
     add_command,
     guarded,
     print_report,
-    refuse_failures,
     seed,
 )
 from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
-  python -m benchmarks serve mnist --quick --json
   python -m benchmarks outside --quick
   python -m benchmarks gateway --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
@@ -59,7 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_serve(benches)
     _add_outside(benches)
     _add_gateway(benches)
     _add_ablation(benches)
@@ -205,49 +202,6 @@ def _liars(arguments: argparse.Namespace) -> None:
         print()
 
 
-def _add_serve(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "serve",
-        _serve,
-        "measure failures, latency and memory of the service, on real processes",
-        "python -m benchmarks serve mnist --quick --json",
-    )
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument(
-        "--part",
-        action="append",
-        default=[],
-        help="only this part: pool, overhead, chaos, light, stragglers, variants or soak; "
-        "repeatable (all)",
-    )
-    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
-    sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
-    log = Path("bench-serve.log")
-    sub.add_argument("--log", type=Path, default=log, help=f"servers' log ({log})")
-    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    from benchmarks import serve
-
-    unknown = set(arguments.part) - set(serve.PARTS)
-    if unknown:
-        raise UserError(f"--part: {', '.join(sorted(unknown))} not one of {', '.join(serve.PARTS)}")
-    report = serve.run(
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=arguments.data_dir,
-        seed=arguments.seed,
-        log=arguments.log,
-        parts=arguments.part,
-        out=arguments.out,
-    )
-    print_report(report, as_json=arguments.json)
-
-
 def _add_outside(benches: Commands) -> None:
     sub = add_command(
         benches,
@@ -319,11 +273,12 @@ def _add_ablation(benches: Commands) -> None:
 
 def _ablation(arguments: argparse.Namespace) -> None:
     from benchmarks import ablation
+    from codedinvnet import study
     from codedinvnet.stages import choose_device
 
     name = "ablation-quick" if arguments.quick else "ablation"
     out = arguments.out or Path("runs") / f"{name}.jsonl"
-    results = ablation.run(
+    rows = ablation.run(
         arguments.grid,
         out,
         save_dir=arguments.save_dir or Path("runs") / name,
@@ -332,8 +287,8 @@ def _ablation(arguments: argparse.Namespace) -> None:
         test=not arguments.no_test,
         quick=arguments.quick,
     )
-    print(ablation.table(results))
-    refuse_failures(sum("error" in row for row in results), "of the trials", out)
+    print(ablation.table(rows, ablation.load_grid(arguments.grid)))
+    study.refuse_failures(sum(row["error"] is not None for row in rows), "of the trials", out)
 
 
 def _add_speed(benches: Commands) -> None:
@@ -342,13 +297,13 @@ def _add_speed(benches: Commands) -> None:
             benches, part, _speed, summary, f"python -m benchmarks {part} mnist --json"
         )
         sub.set_defaults(part=part)
-        sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
+        sub.add_argument("bundle", nargs="*", default=["mnist"], help="what to measure (mnist)")
         sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
         if part != "engine":
             help_ = "take its test images, not the shipped ones"
             sub.add_argument("--data-dir", type=Path, help=help_)
         sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-        sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+        sub.add_argument("--out", type=Path, help="append the rows to this file (JSONL)")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -356,12 +311,16 @@ def _speed(arguments: argparse.Namespace) -> None:
     from benchmarks import speed
     from codedinvnet.stages import choose_device
 
-    report = speed.run(
-        arguments.part,
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=getattr(arguments, "data_dir", None),
-        device=choose_device(arguments.device),
-        out=arguments.out,
-    )
-    print(json.dumps(report) if arguments.json else speed.table(report))
+    rows = [
+        row
+        for name in arguments.bundle
+        for row in speed.run(
+            arguments.part,
+            name,
+            quick=arguments.quick,
+            data_dir=getattr(arguments, "data_dir", None),
+            device=choose_device(arguments.device),
+            out=arguments.out,
+        )
+    ]
+    print(json.dumps(rows) if arguments.json else speed.table(rows))
