@@ -37,8 +37,8 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-nightly: .venv/.installed  ## what takes longer than `make test`: a service is harmed and overloaded from outside
-	$(BIN)/python -m benchmarks outside
+nightly: .venv/.installed-dev  ## what takes longer than `make test`: a service is harmed and overloaded from outside
+	$(BIN)/pytest tests/nightly -s
 
 docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
