@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy latency inverse embed train engine ablation map policies validation
+BENCHMARKS := accuracy equal-cost latency inverse embed train engine ablation map policies validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -37,8 +37,10 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-nightly: .venv/.installed-dev  ## what takes longer than `make test`: a service is harmed and overloaded from outside
+# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`.
+nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, and every benchmark in short
 	$(BIN)/pytest tests/nightly -s
+	@$(MAKE) --no-print-directory bench-quick
 
 docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
@@ -77,6 +79,7 @@ quick-%: TO := results/quick
 quick-%: QUICK := --quick
 quick-%: SAVE := --save-dir runs/quick
 RUN_accuracy = codedinvnet bench accuracy configs/bench/accuracy.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
+RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
 RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
 RUN_inverse = python -m benchmarks inverse mnist $(QUICK) --out $(TO)/speed.jsonl

@@ -25,7 +25,7 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
-from benchmarks import ablation, speed
+from benchmarks import ablation, equal_cost, speed
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
@@ -459,6 +459,8 @@ FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
     "costs": costs,
     "rivals": rivals,
     "paper": paper,
+    "equal-cost": equal_cost.table,
+    "equal-margins": equal_cost.margins,
 }
 FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),

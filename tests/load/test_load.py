@@ -15,6 +15,7 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
 from codedinvnet.load.run import measure, merged, percentiles
 from codedinvnet.rows import read_rows
@@ -250,3 +251,17 @@ def test_a_server_that_answers_nothing_but_errors() -> None:
     with pytest.raises(UserError, match="no model 'm'"):
         load(fake)
     check(LoadOptions("http://a/v2/models/m"))
+
+
+def test_what_a_call_raises_is_raised_when_all_are_over() -> None:
+    over = []
+
+    async def call(number: int, _: float) -> None:
+        await asyncio.sleep(0.01 * number)
+        if number == 1:
+            raise ValueError("of the second")
+        over.append(number)
+
+    with pytest.raises(ValueError, match="of the second"):
+        asyncio.run(open_loop(call, [0.0] * 5, "some"))
+    assert sorted(over) == [0, 2, 3, 4]

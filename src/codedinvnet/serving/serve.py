@@ -43,7 +43,7 @@ from codedinvnet.serving.options import (
 )
 from codedinvnet.serving.policies import objection
 from codedinvnet.serving.reliance import Reliance
-from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.tracing import exporting
@@ -68,6 +68,8 @@ def make_service(options: ServeOptions) -> Service:
     options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
+    if options.policy is None and scheme is not None and not is_systematic(scheme.rules):
+        policy = CODED  # of a protection, which says itself what its method is
     if why := objection(policy, scheme):
         raise UserError(f"--policy: {why}")
     workers = options.workers or opened.workers
@@ -83,6 +85,7 @@ def make_service(options: ServeOptions) -> Service:
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
         hedge_share=1 / options.k,
+        extra=options.extra,
         max_pending=most,
         routing=options.routing,
     )

@@ -190,6 +190,8 @@ class Scenario(Section):
     r: Positive = 1
     """How many missing answers of a group it makes up for, where that can be chosen."""
     routing: str = "least-loaded"
+    extra: Annotated[float, Field(ge=0)] | None = None
+    """Extra work per query, at most, as `serve --extra`; None: what suits the policy."""
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
     hang_timeout_ms: Annotated[float, Field(gt=0)] | None = None
@@ -293,6 +295,7 @@ class Scenario(Section):
             group_timeout=self.group_timeout_ms / 1000,
             hang_timeout=self.hang_ms / 1000,
             hedge_share=1 / self.k,
+            extra=self.extra,
             max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
         )

@@ -166,6 +166,11 @@ class Model:
         """None: it was cancelled."""
         self.spared: set[int] = set()
         """Attempts that there were when their query was cancelled."""
+        self.extra_work = 0.0
+        """What was paid for tasks that workers were given."""
+        self.earned = 0.0
+        """What queries added to the budget."""
+        self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self._new: list[Action] = []
 
     # Events
@@ -184,6 +189,8 @@ class Model:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
+        extra = self.rules.extra_of(self.scheduler.chosen)
+        self.earned += count * (self.rules.hedge_share if extra is None else extra)
         self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
@@ -254,6 +261,7 @@ class Model:
             assert now == before, "it was refused, and changed"
             return False
         assert self.scheduler.chosen.name == policy
+        self.bounded = False  # tasks may have been sent before
         assert self.scheduler.open_group is None, "nobody would join it"
         self.do(actions)
         return True
@@ -375,6 +383,13 @@ class Model:
             assert action.members == tuple(there)
             assert (action.size, action.group_size) == (len(needed), group.size)
             assert not self.systematic or action.task >= group.code.k
+        self.extra_work += attempt.paid
+        if self.bounded and attempt.query is None and self.systematic:
+            paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
+            assert paid, "nobody pays for it"
+        elif self.bounded and attempt.query is not None:
+            asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
+            assert not asked_twice or attempt.paid == 1
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
@@ -492,7 +507,7 @@ class Model:
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
         assert 0 <= scheduler.budget.tokens <= BUCKET
-        assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
+        assert self.extra_work <= self.earned + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]

@@ -52,7 +52,7 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
 
 
 def rescuing(workers: int = 4) -> Model:
-    model = Model("auto", workers, AnswersAll(3), hedge_share=1.0)
+    model = Model("auto", workers, AnswersAll(3), extra=2.0)
     know_times(model)
     return model
 
@@ -110,7 +110,7 @@ def test_nobody_is_rescued_who_is_in_time() -> None:
 
 
 def test_it_begins_to_code_when_stragglers_come() -> None:
-    model = Model("auto", 5, ErasureCode(3), max_pending=1000)
+    model = Model("auto", 5, ErasureCode(3), max_pending=1000, extra=1.0)
     know_times(model)
     assert model.scheduler.decision is None
     model.scheduler.pace.excess = 0.0
@@ -137,3 +137,43 @@ def test_it_looks_again_after_so_many_queries() -> None:
     assert not auto.meets(LOOK - 1, 0.5, 0)
     assert auto.meets(1, 0.5, 0)
     assert not auto.meets(1, 0.5, 0)
+
+
+def test_one_budget_binds_copies_and_parities() -> None:
+    model = Model("coded+hedge", 40, ErasureCode(2), extra=0.5, max_pending=1000)
+    know_times(model)
+    for _ in range(4):
+        model.submit(2)
+    assert len(model.parities()) == 3  # one leaves no reserve
+    model.wait(LATE)
+    copies = [s for s in only(model.new(), Send) if s.task < 2][8:]
+    assert len(copies) == 1
+    assert model.scheduler.budget.spent == 4
+    model.submit(2)
+    assert len(model.parities()) == 3
+    model.drain()
+
+
+def test_an_extra_task_costs_what_it_takes() -> None:
+    model = Model("coded", 40, AnswersAll(2), extra=1.0, max_pending=1000)
+    know_times(model)
+    model.submit(2)
+    assert model.scheduler.budget.spent == 1.0  # as the code says
+    for worker in range(20):
+        model.scheduler.pace.took(0.0, worker, 2, 0.0075)
+    model.submit(2)
+    assert model.scheduler.budget.spent == 1.5
+    model.drain()
+
+
+def test_what_no_worker_was_given_is_paid_back() -> None:
+    model = Model("replicate", 2, extra=2.0)
+    (query,) = model.submit()
+    first, second = model.data(query)
+    model.submit()  # waits behind both
+    assert model.scheduler.budget.spent == 2.0
+    model.result(first)
+    model.result(second)
+    model.result(*list(model.at)[:1])
+    model.drain()
+    assert model.scheduler.budget.spent == model.scheduler.sent - 2

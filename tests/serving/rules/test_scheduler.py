@@ -1495,6 +1495,7 @@ def happen(model: Model, event: str, n: int) -> None:
     slots=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
     max_losses=st.sampled_from([1, 3, 5]),
+    extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
@@ -1504,6 +1505,7 @@ def test_every_query_ends_once_whatever_happens(
     slots: int,
     slow: float,
     max_losses: int,
+    extra: float | None,
     events: list[tuple[str, int]],
 ) -> None:
     policy, workers, code = setup
@@ -1515,6 +1517,7 @@ def test_every_query_ends_once_whatever_happens(
         max_losses=max_losses,
         max_pending=20,
         hedge_share=0.8,
+        extra=extra,
         slots=slots,
     )
     if timed:

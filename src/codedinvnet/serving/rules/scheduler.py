@@ -19,7 +19,6 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
-    Decided,
     Decode,
     Fail,
     Forget,
@@ -248,19 +247,6 @@ class Scheduler(Sending):
 
     # Queries and groups
 
-    def _look(self, now: float, count: int) -> None:
-        """Let `auto` take a request in, and decide anew if it is time."""
-        auto, binding = self.auto, self.binding
-        if auto is None:
-            return
-        busy = binding.running / max(1, binding.slots_up)
-        if auto.meets(count, busy, binding.waiting):
-            extra = self.budget.spent / max(1, self.budget.earned)
-            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
-            if self.decision is None or decision.policy != self.policy:
-                self.policy, self.decision = decision.policy, decision
-                self._actions.append(Decided(decision))
-
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
         self.groups[group.identity] = group
@@ -280,16 +266,19 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            for copy in range(self.policy.copies):
-                self._send_data(now, query, extra=copy > 0)
+            self._send_data(now, query)
+            for _ in range(1, self.policy.copies):
+                self._send_extra(now, group, query.member, query)
         if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or (task >= group.code.k and self._backs_all):
-                self._dispatch(now, group, task, extra=self.systematic)
+            if not self.systematic:
+                self._dispatch(now, group, task)
+            elif task >= group.code.k and self._backs_all:
+                self._send_extra(now, group, task)
         if group.code.k == 1:
             return
         self._settle(now, group)
@@ -313,7 +302,7 @@ class Scheduler(Sending):
             return
         group.uncode()
         for query in late:  # a group of one is plainly copied
-            self._send_data(now, query, extra=True)
+            self._send_extra(now, group, query.member, query)
         self._close_if_over(group)
 
     def _settle(self, now: float, group: CodingGroup) -> None:
@@ -465,7 +454,7 @@ class Scheduler(Sending):
                     self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
-            self._dispatch(now, group, attempt.task, first=True, extra=attempt.extra)
+            self._send_extra(now, group, attempt.task, first=True, urgent=not attempt.extra)
         self._settle(now, group)
         if query is not None and query.state is State.WAITING and not query.attempts:
             self.timers.set(now + PATIENCE, "resend", query.identity)
