@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
+  python -m benchmarks recommended --data-dir data
+  python -m benchmarks straggling model-protection model.onnx --inputs x.npy --out rows.jsonl
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -96,8 +98,7 @@ def _add_straggling(benches: Commands) -> None:
         "straggling",
         _straggling,
         "serve a protected model under straggler models, and compare it with hedging",
-        "python -m benchmarks straggling runs/resnet/resnet-protection runs/resnet/resnet.onnx "
-        "--inputs runs/resnet/images.npy --scale 1",
+        "python -m benchmarks straggling model-protection model.onnx --inputs x.npy --out rows.jsonl",
     )
     add = sub.add_argument
     add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
