@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python -m benchmarks liars --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
   python -m benchmarks recommended --data-dir data
-  python -m benchmarks straggling model-protection model.onnx --inputs x.npy --out rows.jsonl
+  python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -98,7 +98,7 @@ def _add_straggling(benches: Commands) -> None:
         "straggling",
         _straggling,
         "serve a protected model under straggler models, and compare it with hedging",
-        "python -m benchmarks straggling model-protection model.onnx --inputs x.npy --out rows.jsonl",
+        "python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl",
     )
     add = sub.add_argument
     add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
