@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks drift --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
   python -m benchmarks recommended --data-dir data
   python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl
