@@ -119,12 +119,15 @@ class Choices:
         workers: how many there are.
 
     Attributes:
+        method: the name of the code; None without one.
+        size: of a full group.
         refused: policy -> why it is none of them.
         offered: their names.
     """
 
     def __init__(self, scheme: Scheme | None, workers: int) -> None:
         self.method = None if scheme is None else scheme.name
+        self.size = 1 if scheme is None else scheme.rules.k
         self.refused: dict[str, str] = {}
         for name, policy in POLICIES.items():
             why = objection(policy, scheme)

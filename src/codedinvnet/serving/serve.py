@@ -102,7 +102,7 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    return Service(front, opened.served)
+    return Service(front, opened.served, opened.known)
 
 
 def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:

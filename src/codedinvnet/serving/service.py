@@ -13,6 +13,7 @@ from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
+from codedinvnet.serving.traffic import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
@@ -95,10 +96,11 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        known: what is known of it before anything is measured.
     """
 
-    def __init__(self, front: FrontEnd, served: Served) -> None:
-        self.front, self.served = front, served
+    def __init__(self, front: FrontEnd, served: Served, known: Known | None = None) -> None:
+        self.front, self.served, self.known = front, served, known or Known()
         self.outcome = outcome_name(served.signature)
 
     async def answer(

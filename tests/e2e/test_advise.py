@@ -1,0 +1,97 @@
+"""Advice for a real service, and the switch that it names: `advise` and `policy` as users run them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from codedinvnet.bench.load import connect, open_loop
+from codedinvnet.data import sample_images
+from tests.processes import served
+
+RATE, REQUESTS = 25.0, 300
+FAULTS = {
+    "faults": [
+        {"kind": "slow", "delay": {"ms": 10}},
+        {"kind": "slow", "worker": 0, "delay": {"ms": 150}},
+    ]
+}
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "codedinvnet", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+
+
+def load(address: str) -> int:
+    """Send requests; return how many were answered."""
+    images = sample_images("mnist").images.numpy()
+
+    async def run() -> int:
+        async with connect(address, "mnist", images) as client:
+            replies = await open_loop(
+                lambda i, due: client.infer(str(i), [i % len(images)], due),
+                rate=RATE,
+                count=REQUESTS,
+                seed=1,
+                label="load",
+            )
+        return sum(reply.ok for reply in replies)
+
+    return asyncio.run(run())
+
+
+def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path) -> None:
+    faults = tmp_path / "faults.json"
+    faults.write_text(json.dumps(FAULTS))
+    options = ("--policy", "uncoded", "--k", "4", "--workers", "5", "--faults", str(faults))
+    with served("mnist", *options, log=tmp_path / "log") as process:
+        address = process.address
+        few = command("advise", address)
+        assert (few.returncode, few.stdout) == (2, "")
+        assert "requests are too few" in few.stderr
+        assert "Traceback" not in few.stderr
+        assert load(address) == REQUESTS
+
+        found = command("advise", address, "--queries", "2000", "--json")
+        assert found.returncode == 0, found.stderr
+        report = json.loads(found.stdout)
+        rows = {row["policy"]: row for row in report["simulated"]}
+        assert {"uncoded", "hedge", "coded", "coded+hedge"} <= set(rows)
+        assert report["measured"]["requests"] == REQUESTS
+        assert report["stragglers"] != []
+        assert report["right_by"] == "labels"
+        assert rows["uncoded"]["right"] > 0.98
+        assert rows["uncoded"]["work"] < rows["coded"]["work"]
+
+        told = command("advise", address, "--queries", "2000")
+        assert "measured now" in told.stdout
+        switched = command("policy", address, "coded+hedge")
+        assert switched.stdout == "policy coded+hedge, before uncoded\n"
+        assert load(address) == REQUESTS
+        assert "* coded+hedge" in command("policy", address).stdout
+        assert "'quick'" in command("policy", address, "quick").stderr
+
+
+def test_who_cannot_advise(tmp_path: Path) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        port = other.server_address[1]
+        strange = command("advise", f"http://127.0.0.1:{port}")
+        other.shutdown()
+    nobody = command("advise", f"http://127.0.0.1:{port}")
+    wrong = command("advise", "127.0.0.1:8000")
+    for found, words in (
+        (strange, "not a service of codedinvnet"),
+        (nobody, "no service answers"),
+        (wrong, "http://"),
+    ):
+        assert (found.returncode, found.stdout) == (2, "")
+        (line,) = found.stderr.splitlines()
+        assert words in line
