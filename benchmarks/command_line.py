@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python -m benchmarks embed mnist --json
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
-  python -m benchmarks liars mnist --data-dir data --json
+  python -m benchmarks liars --data-dir data --json
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -73,9 +73,11 @@ def _add_liars(benches: Commands) -> None:
         "liars",
         _liars,
         "count the answers after which a worker that answers wrongly is named",
-        "python -m benchmarks liars mnist --data-dir data --json",
+        "python -m benchmarks liars --data-dir data --json",
     )
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle with guesses (mnist)")
+    bundles = ["mnist", "fashion"]
+    help_ = "bundles with guesses (mnist fashion)"
+    sub.add_argument("bundles", nargs="*", default=bundles, metavar="bundle", help=help_)
     sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
     sub.add_argument("--runs", type=int, default=20, help="runs of each fault (20)")
     sub.add_argument("--clean", type=int, default=1_000_000, help="sound answers (1000000)")
@@ -89,7 +91,7 @@ def _liars(arguments: argparse.Namespace) -> None:
     if min(arguments.runs, arguments.clean) < 1:
         raise UserError("--runs and --clean: must be at least 1")
     report = liars.run(
-        arguments.bundle,
+        arguments.bundles,
         arguments.data_dir,
         runs=arguments.runs,
         clean=arguments.clean,

@@ -8,7 +8,7 @@ the served model, so that the extra task's answers stay.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,6 @@ from codedinvnet.trust.liars import Liars, Member
 
 K = 10
 WORKERS = (11, 12)
-RUNS = 20
-CLEAN = 1_000_000
-"""Answers of sound workers, over which false alarms are counted."""
 CHANGED = 0.1
 """The share of labels that the noise changes, and that a flipped bit changes at least."""
 GLANCE = 20
@@ -230,31 +227,42 @@ def false_alarms(at: Setting, workers: int, seed: int, clean: int) -> tuple[int,
 
 
 def run(
-    name: str, data_dir: Path | None, *, runs: int = RUNS, clean: int = CLEAN, seed: int = 0
+    bundles: Sequence[str], data_dir: Path | None, *, runs: int, clean: int, seed: int
 ) -> dict[str, Any]:
-    """Return a row for each number of workers and each fault."""
+    """Return a row for each bundle, number of workers and fault."""
     torch.set_num_threads(1)
-    at = setting(load_bundle(name), data_dir, seed)
-    rows = []
+    rows = [
+        row
+        for name in bundles
+        for row in _rows(name, setting(load_bundle(name), data_dir, seed), runs, clean, seed)
+    ]
+    return {
+        "command": "python -m benchmarks liars --data-dir data --json",
+        "rows": rows,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+    }
+
+
+def _rows(name: str, at: Setting, runs: int, clean: int, seed: int) -> Iterator[dict[str, Any]]:
     for workers in WORKERS:
         alarms, cost = false_alarms(at, workers, seed, clean)
-        common = {"bundle": name, "workers": workers, "k": K, "runs": runs}
         for fault in FAULTS:
             found = [until_named(at, workers, fault, seed + i) for i in range(runs)]
             right = sorted(answers for answers, off in found if off == 0)
-            rows.append(
-                {
-                    **common,
-                    "fault": fault,
-                    "named": len(right),
-                    "another_named": sum(off not in (0, None) for _, off in found),
-                    "answers_median": right[len(right) // 2] if right else None,
-                    "answers_most": right[-1] if right else None,
-                    "named_within_500": sum(answers <= 500 for answers in right),
-                    "named_within_1000": sum(answers <= 1000 for answers in right),
-                    "false_alarms": alarms,
-                    "clean_answers": clean,
-                    "microseconds_per_query": round(cost, 1),
-                }
-            )
-    return {"rows": rows, "commit": describe_commit(), "machine": describe_machine()}
+            yield {
+                "bundle": name,
+                "workers": workers,
+                "k": K,
+                "runs": runs,
+                "fault": fault,
+                "named": len(right),
+                "another_named": sum(off not in (0, None) for _, off in found),
+                "answers_median": right[len(right) // 2] if right else None,
+                "answers_most": right[-1] if right else None,
+                "named_within_500": sum(answers <= 500 for answers in right),
+                "named_within_1000": sum(answers <= 1000 for answers in right),
+                "false_alarms": alarms,
+                "clean_answers": clean,
+                "microseconds_per_query": round(cost, 1),
+            }

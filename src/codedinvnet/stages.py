@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.codes.invnet import CodedInvNet
@@ -52,6 +51,7 @@ from codedinvnet.models.bundle import (
 from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.check import (
     check_head,
@@ -273,7 +273,7 @@ def _set_bundle_aside(folder: Path) -> None:
     if folder.is_dir():
         kept = free_backup_name(folder)
         folder.rename(kept)
-        tqdm.write(f"{folder}: trained anew; the old bundle is in {kept}", file=sys.stderr)
+        Progress.write(f"{folder}: trained anew; the old bundle is in {kept}", file=sys.stderr)
 
 
 def _phases(

@@ -113,6 +113,7 @@ def test_a_superposition_tells_its_members_apart_by_their_keys() -> None:
         return found
 
     before = answers(group)
+    assert not torch.allclose(before[:, 0], before[:, 1])
     swapped = group[:, [1, 0, 2, 3]]
     assert not torch.allclose(answers(swapped), before)
     with torch.no_grad():

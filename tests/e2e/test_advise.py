@@ -1,4 +1,4 @@
-"""Advice for a real service, and the switch that it names: `advise` and `policy` as users run them."""
+"""Advice for a real service, and the switch that it names, as users run them."""
 
 from __future__ import annotations
 

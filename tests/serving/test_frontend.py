@@ -99,7 +99,7 @@ async def running(
 
 
 def queue(front: FrontEnd) -> decoding.DecodingQueue:
-    assert front.decoding is not None
+    assert isinstance(front.decoding, decoding.DecodingQueue)
     return front.decoding
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from typing import Any
 from unittest.mock import Mock
@@ -18,11 +19,13 @@ from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.decoding import Check, Facts, Found
+from codedinvnet.serving.faces.v2 import render_response
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.service import Request, Service, output_specs
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
@@ -84,9 +87,20 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert relied.metrics.releasing._value.get() == 1
 
 
-def test_without_a_limit_everything_is_released() -> None:
-    assert reliance(None).releases(Found({}, 0.0), K, waiting(GUESSED))
+def test_without_a_limit_everything_is_released_with_its_probability() -> None:
+    relied, sure, unsure = reliance(None), waiting(DECODED), waiting(GUESSED)
+    assert relied.releases(Found({}, 0.1), K, unsure)
+    assert relied.releases(Found({}, 1.0), K, sure)
+    assert unsure.agreement is not None
+    assert sure.agreement is not None
+    assert 0 < unsure.agreement < sure.agreement < 1
     assert reliance(None).releasing is None
+
+
+def test_a_direct_answer_that_came_meanwhile_is_not_rated() -> None:
+    direct = waiting("direct")
+    assert reliance(0.01).releases(Found({}, 0.1), K, direct)
+    assert direct.agreement is None
 
 
 async def begun(scheme: Scheme, relied: Reliance, pool: BundlePool, **rules: Any) -> BundleFront:
@@ -117,12 +131,43 @@ def test_what_is_not_released_waits_for_the_direct_answer(
             found = await asked
             outcomes = [a.outcome for a in found if isinstance(a, Answered)]
             assert outcomes.count("decoded") == releases
+            for one in found:
+                assert isinstance(one, Answered)
+                assert (one.agreement is None) == (one.outcome == "direct")
+                assert one.agreement is None or 0.5 < one.agreement < 1
             assert len(outcomes) == K
         finally:
             pool.kill(0)
             await front.stop()
 
     asyncio.run(run())
+
+
+def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
+    scheme: Scheme, images: np.ndarray
+) -> None:
+    async def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        pool = BundlePool(scheme)
+        front = await begun(scheme, reliance(None), pool)
+        try:
+            served = front.served
+            service = Service(front, served)
+            wanted = tuple((spec.name, False) for spec in output_specs(served.signature))
+            name = served.signature.inputs[0].name
+            request = Request({name: images[:K]}, parameters={"own": 1}, outputs=wanted)
+            whole = await service.answer(request)
+            pool.hang(0)
+            answer = await service.answer(request)
+            body, _ = render_response(request, answer, served)
+            return dict(whole.parameters), json.loads(body)["parameters"]
+        finally:
+            pool.kill(0)
+            await front.stop()
+
+    whole, coded = asyncio.run(run())
+    assert whole == {}
+    assert coded["own"] == 1
+    assert 0.5 < coded["agreement_probability"] < 1
 
 
 def test_what_is_not_released_fails_at_the_deadline(scheme: Scheme, images: np.ndarray) -> None:

@@ -123,8 +123,19 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
         *("--max-disagreement", "0.9", "--json"),
     )
     assert trusted.code == 0, trusted.err
-    (row,) = json.loads(trusted.out)["rows"]
+    report = json.loads(trusted.out)
+    (row,) = report["rows"]
     assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
+    told = {row["answer"]: row for row in report["reliability"]}
+    assert set(told) == {DECODED, GUESSED}
+    for row in told.values():
+        assert sum(count for *_, count in row["steps"]) == row["answers"]
+        means = np.array([[step, share, count] for step, share, count in row["steps"]])
+        assert np.average(means[:, 0], weights=means[:, 2]) == pytest.approx(
+            row["mean_probability"], abs=1e-3
+        )
+        error = np.average(np.abs(means[:, 0] - means[:, 1]), weights=means[:, 2])
+        assert error == pytest.approx(row["calibration_error"], abs=1e-3)
 
 
 @pytest.mark.parametrize("limit", ["0", "1", "-0.1", "nan", "x"])

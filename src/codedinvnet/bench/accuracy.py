@@ -75,6 +75,7 @@ def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
                 "classifier": shorter(settings.classifier),
                 "backup": shorter(settings.backup),
                 "parity": shorter(settings.parity),
+                "parities": settings.parities and shorter(settings.parities),
                 "paper": settings.paper and fewer(settings.paper),
             }
         )

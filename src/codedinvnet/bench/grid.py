@@ -45,6 +45,8 @@ class DataSetSettings(Section):
     backup: PartSettings
     parity: PartSettings
     """Parity models and learned codes."""
+    parities: PartSettings | None = None
+    """E and g' for two parities."""
     paper: PixelFusionSettings | None = None
     """The paper's encoder; for every k of the grid alike, whatever `members` says."""
 

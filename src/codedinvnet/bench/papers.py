@@ -35,7 +35,7 @@ _WEAKER_BASE = (
 _PARM = (
     "Base model and training are others: ParM's own settings say 500 epochs, up to k = 4, ours has "
     "4,000 steps of 64 groups, without augmentation, which the base models have; whether a longer "
-    "training would close the gap was not tried (docs/decisions.md)."
+    "training would close the gap was not tried (docs/decisions/31-rivals.md)."
 )
 PUBLISHED = (
     Published("approxifer", "mnist", 10, 99.0, 87.2, _BARS),

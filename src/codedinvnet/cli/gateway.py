@@ -32,7 +32,45 @@ def add_commands(commands: Commands) -> None:
     )
     add("--upstreams-file", type=Path, help="others, one a line; looked at while it runs (none)")
     add("--slots", type=int, help="requests that an upstream is at, at most (4)")
-    add("--policy", help="uncoded, replicate or hedge (hedge)")
+    add(
+        "--policy",
+        help="uncoded, replicate or hedge; with a backup auto, small-backup or small-backup+hedge; "
+        "with a code coded, coded+hedge or auto (hedge; auto with a backup; coded with a code)",
+    )
+    add(
+        "--protection",
+        type=Path,
+        help="folder that `codedinvnet protect` wrote for the upstreams' model; its small backup "
+        "runs here (none)",
+    )
+    add(
+        "--backup-upstream",
+        metavar="URL",
+        help="a smaller model on a server of its own, http://HOST:PORT/v2/models/NAME, or grpc:// "
+        "likewise (none)",
+    )
+    add("--backup-workers", type=int, help="processes for the protection's small backup (1)")
+    add(
+        "--method",
+        help="a method of the protection's table (the recommended one); or a code that needs no "
+        "training, such as approxifer or FILE.py:CLASS (none)",
+    )
+    add(
+        "--k", type=int, help="queries in a group (10; of a code one less than there are upstreams)"
+    )
+    add("--group-timeout-ms", type=float, help="until a group is coded that is not full (20)")
+    add(
+        "--scores",
+        metavar="NAME[:probabilities]",
+        help="the output with the class scores, where it cannot be found",
+    )
+    add(
+        "--input",
+        action="append",
+        dest="inputs",
+        metavar="NAME:DATATYPE:SHAPE",
+        help="an input whose shape the upstreams leave open, as x:FP32:3x32x32. May be repeated",
+    )
     add("--routing", help="least-loaded or round-robin (least-loaded)")
     add("--host", help="address to listen on (127.0.0.1)")
     add("--port", type=int, help="port; 0: a free one (8000)")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from codedinvnet.cli.common import seed
 from codedinvnet.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
@@ -18,6 +19,7 @@ Settings = TypeVar("Settings")
 KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
     int: ("a whole number", (int,)),
     float: ("a number", (int, float)),
+    seed: ("a whole number", (int,)),
     Path: ("a path, as text", (str,)),
     None: ("text", (str,)),
 }
@@ -119,6 +121,6 @@ def _value(where: str, value: Any, action: argparse.Action) -> Any:
     parse: Any = action.type or str
     try:
         converted = [parse(one) for one in values]
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{where}: {error}") from error
     return converted if several else converted[0]

@@ -80,7 +80,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _trust(arguments: argparse.Namespace) -> None:
-    from codedinvnet.evaluation.trust import trust_rows
+    from codedinvnet.evaluation.trust import reliability_rows, trust_rows
     from codedinvnet.models.bundle import load_bundle
     from codedinvnet.provenance import describe_commit, describe_machine
     from codedinvnet.stages import choose_device, evaluation_images
@@ -102,10 +102,12 @@ def _trust(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         splits=arguments.splits,
     )
+    reliability = reliability_rows(bundle, test, k=arguments.k, seed=arguments.seed)
     if arguments.json:
-        report = {"rows": rows, "commit": describe_commit(), "machine": describe_machine()}
-        print_report(report, as_json=True)
+        report = {"rows": rows, "reliability": reliability}
+        told = {"commit": describe_commit(), "machine": describe_machine()}
+        print_report({**report, **told}, as_json=True)
         return
-    for row in rows:
+    for row in [*rows, *reliability]:
         print_report(row, as_json=False)
         print()

@@ -192,16 +192,23 @@ class Scheme:
         """
         queries = queries.to(self.device)
         spec = self.rules.tasks(self.rules.k)[task]
-        with self._blamed():
-            if not spec.encoded:
+        if not spec.encoded:
+            with self._blamed():
                 values: Tensor = self.models[spec.model](queries.flatten(0, 1))
-                return Computed(values.reshape(len(queries), -1), 0.0)
-            began = time.perf_counter()
-            encoded = self.code.encode(task, queries)
-            seconds = time.perf_counter() - began
+            return Computed(values.reshape(len(queries), -1), 0.0)
+        began = time.perf_counter()
+        encoded = self.encode(task, queries)
+        seconds = time.perf_counter() - began
+        with self._blamed():
             values = self.models[spec.model](encoded.query).flatten(1)
         side = encoded.side
         return Computed(values if side is None else torch.cat([values, side], dim=1), seconds)
+
+    @torch.inference_mode()
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        """Return `Code.encode`."""
+        with self._blamed():
+            return self.code.encode(task, queries)
 
     @torch.inference_mode()
     def direct(self, output: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ def mosaic_rules(k: int) -> AnswersAll:
 
 
 class MosaicCode(LatentCode):
-    """One parity per group, of which each member's cell is read (docs/decisions.md).
+    """One parity per group, of which each member's cell is read (docs/decisions/25-mosaic.md).
 
     There is no sum to subtract the others from, so that the parity alone answers for everybody.
     """

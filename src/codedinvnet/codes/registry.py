@@ -20,6 +20,7 @@ from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
+from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 
@@ -29,6 +30,7 @@ OWN: tuple[type[Method], ...] = (
     CodedInvNet,
     SmallBackup,
     BackupAndCode,
+    TwoParities,
     Collage,
     Superposition,
     ApproxIFER,

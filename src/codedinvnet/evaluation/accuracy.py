@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import CodedInvNet
@@ -18,6 +17,7 @@ from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 
 BATCH = 250
@@ -102,7 +102,7 @@ def evaluate(
     batches = sum(-(-len(g.members) // per_batch) for g in drawn)
     with (
         whole_float32(),
-        tqdm(
+        Progress(
             total=-(-count // BATCH) + batches,
             desc=f"evaluate k={k}",
             unit="batch",
@@ -156,7 +156,7 @@ def _decoded_predictions(
     groups: Groups,
     k: int,
     shuffle_parity: bool,
-    bar: tqdm[None],
+    bar: Progress,
 ) -> Tensor:
     """Return the decoded class of every member when it alone is erased, (G, k)."""
     tasks = scheme.rules.tasks(k)

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
@@ -16,6 +15,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 
 INVERSION_BATCH = 250
@@ -62,7 +62,7 @@ def inversion_report(
     iterations: list[int] = []
     began = time.monotonic()
     rows = torch.arange(count)
-    with tqdm(total=count, desc="invert", unit="image", dynamic_ncols=True) as bar:
+    with Progress(total=count, desc="invert", unit="image", dynamic_ncols=True) as bar:
         for part in rows.split(INVERSION_BATCH):
             images, _ = source.batch(part)
             x = model.prepare(images.to(device))

@@ -97,6 +97,50 @@ def trust_rows(
     return rows
 
 
+def reliability_rows(
+    bundle: Bundle, test: ImageSource, *, k: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Compare the stored probabilities of agreement with how often answers to test images agree.
+
+    The calibration error is the mean of |probability − agreement| over the answers, where those of
+    one probability count together. The Brier score of a constant is that of the mean agreement.
+
+    Raises:
+        UserError: if the bundle has no calibration.
+    """
+    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    rows = []
+    for method, _, scheme in schemes(bundle, (k,)):
+        for answer, (confidences, agrees) in compare(scheme, test, k=k, seed=seed).kinds().items():
+            curve = stored.curve(method, k, answer)
+            if curve is None:
+                continue
+            told, agreed = curve.probability(confidences).ravel(), agrees.ravel()
+            steps, places, counts = np.unique(told, return_inverse=True, return_counts=True)
+            seen = np.bincount(places, agreed) / counts
+            rows.append(
+                {
+                    "bundle": bundle.info.name,
+                    "method": method,
+                    "k": k,
+                    "answer": answer,
+                    "answers": told.size,
+                    "agreement": round(float(agreed.mean()), 5),
+                    "mean_probability": round(float(told.mean()), 5),
+                    "calibration_error": round(
+                        float((np.abs(steps - seen) * counts).sum() / told.size), 5
+                    ),
+                    "brier": round(float(np.square(told - agreed).mean()), 5),
+                    "brier_of_a_constant": round(float(agreed.mean() * (1 - agreed.mean())), 5),
+                    "steps": [
+                        [round(float(step), 4), round(float(share), 4), int(count)]
+                        for step, share, count in zip(steps, seen, counts, strict=True)
+                    ],
+                }
+            )
+    return rows
+
+
 def _splits(
     confidences: np.ndarray, agrees: np.ndarray, limit: float, seed: int, splits: int
 ) -> Iterator[tuple[bool, float, float, float]]:

@@ -27,7 +27,7 @@ from codedinvnet.nn.fusion import (
     UNetFusion,
     uniform_weights,
 )
-from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
+from codedinvnet.nn.head import Growth, Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 
@@ -88,6 +88,16 @@ def decode_missing(parity: Tensor, others: Tensor) -> Tensor:
         (B, ...); exact if z_p is the mean of all m latents.
     """
     return (others.shape[1] + 1) * parity - others.sum(dim=1)
+
+
+@torch.no_grad()
+def empty_latent(model: CodedModel) -> Tensor:
+    """Return f of the black image, *latent_shape.
+
+    In a mixture of images whose weights do not sum to 1, the black image has what is left.
+    """
+    latent: Tensor = model.network(first_tensor(model).new_zeros(1, *model.input_shape))
+    return latent[0]
 
 
 def build_network(
@@ -259,13 +269,13 @@ class CodedModel(nn.Module):
         """Return the parity images (B, C, H', W') of groups (B, m, C, H, W), padded, in 0..1."""
         return self.fuse(images).parity
 
-    def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
+    def recover(self, latents: Tensor, side: Tensor, members: Growth) -> Tensor:
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
 
         Args:
             latents: (B, *latent_shape); unused if the encoder keeps the members apart.
             side: (B, n), the missing members' vectors of `Parity.side`.
-            members: m, the size of the groups.
+            members: m, the size of the groups, or by what else the parities' errors have grown.
 
         Returns:
             (B, classes).
@@ -280,7 +290,7 @@ class CodedModel(nn.Module):
         logits: Tensor = head(latents, side, direct, members)
         return logits
 
-    def recover_from_latent(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
+    def recover_from_latent(self, latents: Tensor, side: Tensor, members: Growth) -> Tensor:
         """Map decoded latents, or what was read from z_p, to logits without E's side features."""
         head = self.recovery_head
         if isinstance(head, MosaicHead):

@@ -15,7 +15,7 @@ from codedinvnet.models.base import Signature
 from codedinvnet.models.probe import Compute, Opened, find_scores, in_turn, probe
 from codedinvnet.models.specs import parse_input
 
-Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory"]
+Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory", "upstream"]
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
@@ -26,7 +26,8 @@ class ModelSource:
 
     Attributes:
         source: a bundle's name or folder, FILE.onnx, FILE.pt2, or `package.module:function`, or
-            `path/file.py:function`, which makes a `torch.nn.Module`.
+            `path/file.py:function`, which makes a `torch.nn.Module`; or the URL of a model that a
+            server has, `http://HOST:PORT/v2/models/NAME`.
         weights: the safetensors file of a factory's module.
         scores: which output holds the class scores, `NAME[:probabilities|:logits]`; None: found.
         engine: what computes the model, one of `codedinvnet.models.runtime.ENGINES`; None: ONNX
@@ -56,6 +57,8 @@ class ModelSource:
         Raises:
             UserError: if it is nothing that can be opened.
         """
+        if self.source.startswith(("http://", "https://")):
+            return "upstream"
         path = Path(self.source)
         suffix = path.suffix.lower()
         if suffix == ".onnx":
@@ -80,7 +83,7 @@ class ModelSource:
         raise UserError(
             f"no model {self.source!r}: neither a folder with {DESCRIPTION} nor a shipped bundle "
             f"({', '.join(shipped_bundles()) or 'none ship'}), nor FILE.onnx, FILE.pt2 or "
-            "package.module:function"
+            "package.module:function, nor http://HOST:PORT/v2/models/NAME"
         )
 
     def open(self) -> OpenModel:
@@ -93,7 +96,8 @@ class ModelSource:
         """
         from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH
 
-        engine = self.engine or (ONNX_RUNTIME if self.kind == "onnx" else PYTORCH)
+        usual = {"onnx": ONNX_RUNTIME, "upstream": "upstream"}.get(self.kind, PYTORCH)
+        engine = self.engine or usual
         opened = _open(self, engine)
         if self.digest and opened.digest != self.digest:
             raise UserError(
@@ -169,7 +173,13 @@ def open_model(
 
 def _open(source: ModelSource, engine: str) -> Opened:
     """Open what a source names, by the module for its kind."""
-    kind = source.kind
+    kind, told = source.kind, [parse_input(text) for text in source.inputs]
+    if kind == "upstream":
+        from codedinvnet.models.upstream import open_upstream_model
+
+        if source.weights is not None:
+            raise UserError(f"--weights: {source.source} has its own")
+        return open_upstream_model(source.source, told)
 
     # Imported here: a front end that only names its workers' model needs no PyTorch for that.
     import torch
@@ -188,7 +198,6 @@ def _open(source: ModelSource, engine: str) -> Opened:
         raise UserError("--input: a bundle tells its inputs")
     runtime.check_engine(engine, source.device)
     runtime.check_installed(engine)
-    told = [parse_input(text) for text in source.inputs]
     for path in (Path(source.weights or "."), Path(source.source if kind != "factory" else ".")):
         if kind != "bundle" and not path.exists():
             raise UserError(f"there is no file {path}")

@@ -194,7 +194,7 @@ class MosaicFusion(_SharedStages):
     all brought to the cell's size, with weights of their own for each of the four grids. f, which
     is made of convolutions, then works on all cells at once, and `MosaicHead` reads member i's cell
     of the latent. There is no sum to subtract the others from, so no error is amplified by the
-    group's size, and one parity makes up for any number of members (docs/decisions.md).
+    group's size, and one parity makes up for any number of members (docs/decisions/25-mosaic.md).
 
     A fresh one draws thumbnails. Weights other than 1/m scale the cells.
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +13,8 @@ from torch import Tensor, nn
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.layers import ActNorm
 
+Growth: TypeAlias = "float | Tensor"
+"""By what the errors of parities have grown in decoded latents: one factor, or (B,)."""
 LARGEST_FLAT = 16384
 """Latents with more elements (224-pixel images) are averaged over the image before a linear layer,
 which would otherwise outgrow the network."""
@@ -30,7 +36,8 @@ class Head(nn.Module):
     """g: normalise, ELU, and a linear layer over the whole latent, or two with `hidden`.
 
     i-ResNet's classifier averages over the image before its linear layer (`pooled`); with branches
-    that contract, that leaves the network far too little room in few epochs (docs/decisions.md).
+    that contract, that leaves the network far too little room in few epochs
+    (docs/decisions/02-head-sees-whole-latent.md).
 
     Args:
         latent_shape: (C, H, W) of the latent.
@@ -109,14 +116,14 @@ class RecoveryHead(nn.Module):
         self.classify = nn.Linear(hidden + side_features, classes)
         self.trust = nn.Parameter(torch.tensor([0.0, 1.0]))
 
-    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: int) -> Tensor:
+    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: Growth) -> Tensor:
         """Classify decoded latents.
 
         Args:
             z: decoded latents, (B, C, H, W).
             side: the missing members' side features, (B, side).
             direct: the logits that g gives the decoded latents, (B, classes).
-            members: m, the size of their groups.
+            members: m, the size of their groups, by which the parity's error has grown.
 
         Returns:
             Logits (B, classes).
@@ -126,7 +133,7 @@ class RecoveryHead(nn.Module):
         own = self._classified(flat, side)
         return own + (self.trust[0] + self.trust[1] / members) * direct
 
-    def from_latent(self, z: Tensor, direct: Tensor, members: int) -> Tensor:
+    def from_latent(self, z: Tensor, direct: Tensor, members: Growth) -> Tensor:
         """Classify decoded latents (B, C, H, W) without side features."""
         logits: Tensor = self(z, z.new_zeros(z.shape[0], self.side_features), direct, members)
         return logits
@@ -140,6 +147,35 @@ class RecoveryHead(nn.Module):
         h = F.gelu(self.hidden_norm(self.expand(torch.cat([features, side], dim=1))))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
         return logits
+
+
+class DoubtingHead(RecoveryHead):
+    """g' for latents whose errors have grown by different factors.
+
+    The normalised latent and the logits of g count 1 / (1 + (growth / `bearable`)²), which for a
+    signal and an error of that ratio is the best linear estimate.
+
+    Args:
+        like: the recovery head whose shapes, or weights, it begins with.
+    """
+
+    BEARABLE = 30.0
+
+    def __init__(self, like: RecoveryHead) -> None:
+        nn.Module.__init__(self)
+        for name, module in like.named_children():
+            self.add_module(name, copy.deepcopy(module))
+        self.side_features, self.pooled = like.side_features, like.pooled
+        self.trust = nn.Parameter(like.trust.detach().clone())
+        self.bearable = nn.Parameter(torch.tensor(math.log(self.BEARABLE)))
+
+    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: Growth) -> Tensor:
+        growth = torch.as_tensor(members, dtype=z.dtype, device=z.device).reshape(-1, 1)
+        counts = 1 / (1 + (growth / self.bearable.exp()) ** 2)
+        features = self.norm(z)
+        flat = F.elu(features).mean(dim=(2, 3)) if self.pooled else features.flatten(1)
+        own = self._classified(counts * flat, side)
+        return own + counts * (self.trust[0] + self.trust[1] / growth) * direct
 
 
 class MosaicHead(nn.Module):

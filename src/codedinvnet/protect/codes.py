@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given
@@ -15,6 +13,7 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import Model, Signature
 from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
+from codedinvnet.progress import Progress
 from codedinvnet.protect.inputs import Inputs
 
 UNTRAINED = ("approxifer", "nercc")
@@ -85,7 +84,7 @@ def decoded(
     tasks = sorted(scheme.rules.tasks(k))
     lost = generator.choice(tasks, len(rows))
     found = []
-    bar = tqdm(total=len(rows), desc=scheme.name, unit="group", leave=False, file=sys.stderr)
+    bar = Progress(total=len(rows), desc=scheme.name, unit="group", leave=False)
     for begin in range(0, len(rows), GROUPS):
         part = rows[begin : begin + GROUPS]
         (batch,) = inputs.batch(part.ravel()).values()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,9 @@ from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.scores import ScoresOf
+from codedinvnet.models.base import Model, Signature
+from codedinvnet.models.probe import probe_inputs
+from codedinvnet.models.scores import ScoresOf, scores_tensor
 from codedinvnet.protect.codes import UNTRAINED, build
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
@@ -26,6 +29,8 @@ DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
 SMALL, OWN = "small-backup", "own-backup"
+CLOSE = 1e-2
+"""Share of the largest score by which another machine's answers may differ."""
 
 
 class Answering(nn.Module):
@@ -110,6 +115,19 @@ def description_digest(folder: Path) -> str:
     return file_digest(folder / DESCRIPTION)
 
 
+def checked_description(folder: Path, digest: str) -> dict[str, Any]:
+    """Return what a protection is, if it is the one that the front end has ("": any).
+
+    Raises:
+        UserError: if it is not.
+    """
+    if digest and digest != description_digest(folder):
+        raise UserError(
+            f"{folder} is another protection than the front end has: restart the service"
+        )
+    return read_description(folder)
+
+
 def load_protection(
     folder: Path, model: OpenModel, method: str | None = None, digest: str = ""
 ) -> Scheme:
@@ -124,11 +142,7 @@ def load_protection(
     Raises:
         UserError: if the protection is another model's, is damaged, or recommends nothing.
     """
-    found = read_description(folder)
-    if digest and digest != description_digest(folder):
-        raise UserError(
-            f"{folder} is another protection than the front end has: restart the service"
-        )
+    found = checked_description(folder, digest)
     own = found["model"]
     if own["digest"] != model.source.digest:
         raise UserError(
@@ -138,6 +152,15 @@ def load_protection(
     scores = model.signature.scores
     if scores is None or scores.output != own["scores"]:
         raise UserError(f"{folder} protects the scores {own['scores']!r}: --scores {own['scores']}")
+    return scheme_of(folder, found, model, method)
+
+
+def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> tuple[str, float, int]:
+    """Return a method of a protection's table: its name, its work for a query, and its k.
+
+    Raises:
+        UserError: if there is no such method, or it costs too much to serve with.
+    """
     name = method or found["recommended"]
     if name is None:
         raise UserError(f"{folder} recommends no method: {found['reason']}")
@@ -150,16 +173,83 @@ def load_protection(
             f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
             "itself does better (policy hedge)"
         )
+    return name, work, k
+
+
+def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str | None) -> Scheme:
+    """Return the scheme that a protection of a model makes.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        model: the served model.
+        method: one of the protection's; None or "": the recommended one.
+
+    Raises:
+        UserError: see `row_of`.
+    """
+    name, work, k = row_of(folder, found, method)
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
         return build(name, model, k, None if smoothing is None else tuple(smoothing))
-    if name == SMALL:
-        backup, given = load_student(folder / WEIGHTS), "logits"
-        module: nn.Module = backup
-    else:
-        other = ModelSource(**found["own_backup"]).open()
-        assert other.signature.scores is not None
-        module, given = ScoresOf(other), other.signature.scores.kind
-    models = {SERVED: ScoresOf(model), BACKUP: Answering(module, given, scores.kind)}
+    assert model.signature.scores is not None
+    backup = open_backup(folder, found, name, model.signature.scores.kind)
+    models = {SERVED: ScoresOf(model), BACKUP: backup}
     rules = AnswersAll(k, BACKUP, cost=Costs(member=work))
     return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)
+
+
+def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) -> Answering:
+    """Return a protection's small backup, or the user's own smaller model.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        name: SMALL or OWN.
+        kind: what its scores are to be, "logits" or "probabilities".
+    """
+    if name == SMALL:
+        return Answering(load_student(folder / WEIGHTS), "logits", kind)
+    other = ModelSource(**found["own_backup"]).open()
+    assert other.signature.scores is not None
+    return Answering(ScoresOf(other), other.signature.scores.kind, kind)
+
+
+def fingerprint(model: Model) -> dict[str, Any]:
+    """Return what tells a model from others where its files are not: tensors, and some scores."""
+    signature = model.signature
+    scores = model.run(probe_inputs(signature.inputs))[scores_tensor(signature).name]
+    return {"tensors": tensors_of(signature), "probe": scores.astype(np.float64).tolist()}
+
+
+def tensors_of(signature: Signature) -> list[Any]:
+    """Return a model's inputs, and the output with its scores, as JSON has them."""
+    specs = (*signature.inputs, scores_tensor(signature))
+    return [[spec.name, spec.datatype, list(spec.shape)] for spec in specs]
+
+
+def check_fingerprint(folder: Path, found: Mapping[str, Any], model: Model, where: str) -> None:
+    """Refuse a protection whose model has other tensors or other scores.
+
+    Args:
+        folder: of the protection.
+        found: its description.
+        model: the served model.
+        where: what is served, for messages.
+
+    Raises:
+        UserError: saying what differs.
+    """
+    own = found["model"]
+    if "probe" not in own:
+        raise UserError(f"{folder} is of an older release, and names its model's files alone")
+    seen = fingerprint(model)
+    if seen["tensors"] != own["tensors"]:
+        both = f"{own['tensors']}, and {where} has {seen['tensors']}"
+        raise UserError(f"{folder} protects {own['source']} with the tensors {both}")
+    mine, theirs = np.array(own["probe"]), np.array(seen["probe"])
+    if not np.allclose(mine, theirs, rtol=0, atol=CLOSE * float(np.abs(mine).max())):
+        raise UserError(
+            f"{folder} protects {own['source']}, and {where} is another model: its scores of the "
+            "same inputs differ"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import parse_json
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.progress import Progress
 from codedinvnet.protect.images import Finish, Preprocessing, is_image, layout, read_folder
 
 LABELS = "labels"
@@ -135,7 +134,7 @@ def read_inputs(
         (spec,) = specs.values()
 
         def progress(paths: Sequence[Path]) -> Any:
-            return tqdm(paths, desc="images", unit="image", leave=False, file=sys.stderr)
+            return Progress(paths, desc="images", unit="image", leave=False)
 
         arrays = {spec.name: read_folder(path, spec, how, progress)}
         if not how.function:

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_atomically
 from codedinvnet.models.base import Model
+from codedinvnet.progress import Progress
 from codedinvnet.protect.inputs import Inputs
 
 BATCH = 32
@@ -82,7 +82,9 @@ def teacher_scores(
     """
     parts = []
     name = "scores" if mirrored is None else "mirrored"
-    with tqdm(total=len(inputs), desc=f"the model: {name}", unit="input", file=sys.stderr) as bar:
+    with Progress(
+        total=len(inputs), desc=f"the model: {name}", unit="input", file=sys.stderr
+    ) as bar:
         for begin in range(0, len(inputs), SHARD):
             rows = np.arange(begin, min(begin + SHARD, len(inputs)))
             path = folder / f"{name}-{begin:08}.npy"

@@ -11,14 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.rules import Rules
 from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.served import Served
 
 CHECKED_SHARE = 0.5
@@ -69,6 +72,55 @@ class Facts(NamedTuple):
 Compared: TypeAlias = "Callable[[Check, Facts], None]"
 Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
 """Called with a job, and what was found for each of its queries, or why nothing was."""
+
+
+class Decoding(Protocol):
+    """What makes answers of workers' outputs."""
+
+    def add(self, job: Job) -> None:
+        """Take a job, which `run` computes."""
+
+    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
+        """Take a complete group, on which approximate answers may be checked.
+
+        Args:
+            size: its members.
+            outputs: task -> output.
+            workers: task -> the worker that computed it.
+        """
+
+    def run(self) -> None:
+        """Compute what waits, unless that is under way."""
+
+    def stop(self) -> None:
+        """Let go of what it holds."""
+
+
+class Answerer(Protocol):
+    """What answers for members of a group without a scheme."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, as a method is."""
+
+    @property
+    def rules(self) -> Rules:
+        """The tasks, and whom their outputs answer for."""
+
+    @property
+    def reads(self) -> type[Outputs]:
+        """What knows the tasks' outputs."""
+
+    def queue(
+        self,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        finished: Finished,
+        failed: Callable[[Exception], None],
+        seed: int = 0,
+        compared: Compared | None = None,
+    ) -> Decoding:
+        """Return what makes its answers; the arguments are those of `DecodingQueue`."""
 
 
 class DecodingQueue:
@@ -172,6 +224,20 @@ class DecodingQueue:
                 self.metrics.residual_seen(worker, role, residual)
         if self.compared is not None:
             self.compared(check, facts)
+
+
+def answering(
+    scheme: Scheme | Answerer | None, served: Served
+) -> tuple[Outputs, Callable[..., Decoding] | None]:
+    """Return what knows workers' outputs, and makes what answers from them; None if nothing does.
+
+    It is made of the arguments of `Answerer.queue`.
+    """
+    if scheme is None:
+        return Outputs(served), None
+    if isinstance(scheme, Scheme):
+        return Outputs(served, scheme), partial(DecodingQueue, scheme, served)
+    return scheme.reads(served), scheme.queue
 
 
 def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:

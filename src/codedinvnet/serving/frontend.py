@@ -26,9 +26,8 @@ from codedinvnet.serving.answers import (
     Starting,
     described,
 )
-from codedinvnet.serving.decoding import DecodingQueue, Found, Job
+from codedinvnet.serving.decoding import Answerer, DecodingQueue, Found, Job, answering
 from codedinvnet.serving.metrics import Metrics, Quiet, log_event
-from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.policies import Choices
 from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
@@ -69,7 +68,8 @@ class FrontEnd:
         served: the model, as clients see it.
         pool: not yet started.
         rules: see `Rules`.
-        scheme: for heads and decoding, as workers load it; None: workers' outputs are the answers.
+        scheme: for heads and decoding, as workers load it; or what else answers for others; None:
+            workers' outputs are the answers.
         computer: what workers compute with; None without a scheme.
         deadline: seconds until a query is guessed or fails, unless its request says less.
         min_confidence: decoded answers below it are checked by a copy, if the policy has copies.
@@ -87,7 +87,7 @@ class FrontEnd:
         served: Served,
         pool: WorkerPool,
         rules: Rules,
-        scheme: Scheme | None = None,
+        scheme: Scheme | Answerer | None = None,
         computer: Computer | None = None,
         *,
         deadline: float = 2.0,
@@ -98,8 +98,9 @@ class FrontEnd:
         reliance: Reliance | None = None,
     ) -> None:
         self.served, self.pool, self.rules = served, pool, rules
-        self.outputs, self._computer = Outputs(served, scheme), computer
-        self.choices = Choices(scheme, rules.workers)
+        self.outputs, queue = answering(scheme, served)
+        self._computer = computer
+        self.choices = Choices(scheme, rules.workers, rules.backups)
         self.deadline, self.min_confidence = deadline, min_confidence
         self.metrics = metrics or Metrics()
         code = None if scheme is None else scheme.rules
@@ -110,11 +111,9 @@ class FrontEnd:
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
         self.groups, self.reliance = GroupViews(), reliance
-        self.decoding: DecodingQueue | None = None
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
-        if scheme is not None:
-            calls = (self._spawn, self._computed, self._log_error, seed)
-            self.decoding = DecodingQueue(scheme, served, self.metrics, *calls, told)
+        calls = (self._spawn, self._computed, self._log_error, seed)
+        self.decoding = None if queue is None else queue(self.metrics, *calls, told)
         self.started = self.draining = self.announced = self.stopped = False
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
@@ -139,7 +138,7 @@ class FrontEnd:
             return
         self.pool.on_death = self._worker_died
         began = time.monotonic()
-        if self.decoding is not None and self._computer is not None:
+        if self._computer is not None and isinstance(self.decoding, DecodingQueue):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.decoding.thread, self.outputs.learn, self._computer)
             self._computer = None  # which may hold a model

@@ -105,6 +105,8 @@ def check(options: ServeOptions) -> None:
     """
     options = told_apart(options)
     own = model_source(options).kind != "bundle"
+    if model_source(options).kind == "upstream":
+        raise UserError(f"{options.source} is served already: codedinvnet gateway stands before it")
     method = _method(options)
     choices = (
         ("--routing", options.routing, ROUTINGS),

@@ -13,6 +13,7 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import BACKUP, is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.decoding import Answerer
 from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, Policy
 
@@ -90,7 +91,7 @@ def in_order(labels: Iterable[str]) -> list[str]:
     return sorted(set(labels), key=lambda x: (known.index(x) if x in SERVED else len(known), x))
 
 
-def objection(policy: Policy, scheme: Scheme | None) -> str:
+def objection(policy: Policy, scheme: Scheme | Answerer | None) -> str:
     """Return why a policy does not go with what the workers know; "" if it does.
 
     Args:
@@ -117,6 +118,7 @@ class Choices:
     Args:
         scheme: that the workers know; None if they know none.
         workers: how many there are.
+        backups: see `Rules`.
 
     Attributes:
         method: the name of the code; None without one.
@@ -125,14 +127,14 @@ class Choices:
         offered: their names.
     """
 
-    def __init__(self, scheme: Scheme | None, workers: int) -> None:
+    def __init__(self, scheme: Scheme | Answerer | None, workers: int, backups: int = 0) -> None:
         self.method = None if scheme is None else scheme.name
         self.size = 1 if scheme is None else scheme.rules.k
         self.refused: dict[str, str] = {}
         for name, policy in POLICIES.items():
             why = objection(policy, scheme)
             try:
-                code_for(policy, workers, None if scheme is None else scheme.rules)
+                code_for(policy, workers, None if scheme is None else scheme.rules, backups)
             except ValueError as error:
                 why = why or str(error)
             if why:

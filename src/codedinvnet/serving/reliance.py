@@ -96,19 +96,35 @@ class Reliance:
         return None if self.watch is None else self.watch.releasing
 
     def releases(self, found: Found, size: int, waiting: Waiting | None) -> bool:
-        """Tell whether an approximate answer is released now.
+        """Tell whether an approximate answer is released; note how likely it is to agree.
 
         Args:
             found: the answer.
             size: of its group.
             waiting: the query; None if nobody waits for it any more.
         """
-        if self.watch is None or waiting is None:
+        if waiting is None or waiting.outcome not in (DECODED, GUESSED):
+            return True  # a direct answer may have come meanwhile
+        waiting.agreement = self.agreement(found, size, waiting.outcome)
+        if self.watch is None:
             return True
         threshold = self.thresholds[self.kept(waiting.limit), size, waiting.outcome]
         released = self.watch.releasing and found.confidence >= threshold
         self.metrics.withheld.inc(not released)
         return released
+
+    def agreement(self, found: Found, size: int, outcome: str) -> float | None:
+        """Return the calibrated probability that an approximate answer agrees; None without one.
+
+        Args:
+            found: the answer.
+            size: of its group.
+            outcome: decoded or guessed.
+        """
+        curve = self.curves[size, outcome]
+        if curve is None:
+            return None
+        return float(curve.probability(np.array([found.confidence]))[0])
 
     def compared(self, check: Check, facts: Facts) -> None:
         """Take what a complete group says."""

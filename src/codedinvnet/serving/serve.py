@@ -137,22 +137,27 @@ def app_options(options: ServeOptions, served: Served) -> AppOptions:
         if isinstance(served, Classifier) and served.dataset in SAMPLES:
             images = sample_images(served.dataset).batch(torch.arange(DEMO_IMAGES))[0].numpy()
         requests = demo_requests(served, images)
-    query = sum(
-        math.prod(spec.shape) * max(VALUE_LENGTH, DATATYPES[spec.datatype].itemsize)
-        if spec.datatype != "BYTES"
-        else math.prod(spec.shape) * TEXT_LENGTH
-        for spec in served.signature.inputs
-    )
     memory = int(options.max_body_memory * 2**20)
     return AppOptions(
         max_batch=options.max_batch,
-        max_body=min(max(options.max_batch * query, json_bytes(served)) + LARGE_BODY, memory),
+        max_body=body_limit(served, options.max_batch, memory),
         body_memory=memory,
         token=read_token(options.token_file),
         demo=requests,
         hosts=(options.host, *options.allowed_host),
         guarded=not is_open(options),
     )
+
+
+def body_limit(served: Served, max_batch: int, memory: int) -> int:
+    """Return how many bytes a request may have that has so many queries at most."""
+    query = sum(
+        math.prod(spec.shape) * max(VALUE_LENGTH, DATATYPES[spec.datatype].itemsize)
+        if spec.datatype != "BYTES"
+        else math.prod(spec.shape) * TEXT_LENGTH
+        for spec in served.signature.inputs
+    )
+    return min(max(max_batch * query, json_bytes(served)) + LARGE_BODY, memory)
 
 
 def bind(host: str, port: int) -> socket.socket:

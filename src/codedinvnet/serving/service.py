@@ -17,6 +17,9 @@ from codedinvnet.serving.traffic import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
+AGREEMENT = "agreement_probability"
+"""The parameter of an answer by which it tells the lowest probability, over the request's
+approximate answers, that one agrees with the served model; direct answers have none."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,19 @@ class Service:
         front: answers queries.
         served: the model, as clients see it.
         known: what is known of it before anything is measured.
+        tells: whether answers tell their outcome among their parameters as well.
     """
 
-    def __init__(self, front: FrontEnd, served: Served, known: Known | None = None) -> None:
-        self.front, self.served, self.known = front, served, known or Known()
+    def __init__(
+        self,
+        front: FrontEnd,
+        served: Served,
+        known: Known | None = None,
+        *,
+        tells: bool = False,
+    ) -> None:
+        self.front, self.served, self.tells = front, served, tells
+        self.known = known or Known()
         self.outcome = outcome_name(served.signature)
 
     async def answer(
@@ -126,7 +138,8 @@ class Service:
         """
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        told, asked, reliance = {}, request.max_disagreement, self.front.reliance
+        told: dict[str, Any] = {}
+        asked, reliance = request.max_disagreement, self.front.reliance
         if asked is not None:
             if reliance is None or reliance.limit is None:
                 raise BadRequest(
@@ -148,6 +161,11 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        if self.tells:
+            told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
+        agreements = [one.agreement for one in answers if one.agreement is not None]
+        if agreements:
+            told[AGREEMENT] = min(agreements)
         return replace(self._joined(request, answers), parameters=told)
 
     def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:

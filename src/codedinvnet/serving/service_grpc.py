@@ -10,8 +10,15 @@ from typing import Any
 from codedinvnet.serving.faces.grpc import Headers, Refused
 from codedinvnet.serving.faces.grpc_stubs import grpc
 from codedinvnet.serving.faces.http import LARGE_BODY
-from codedinvnet.serving.faces.v2 import VERSION, model_metadata, parse_request, render_response
+from codedinvnet.serving.faces.v2 import (
+    OUTCOME_HEADER,
+    VERSION,
+    model_metadata,
+    parse_request,
+    render_response,
+)
 from codedinvnet.serving.faces.v2_grpc import request_to_http, response_from_http
+from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.service import Request, Service
 
 
@@ -66,4 +73,6 @@ class ServiceBackend:
             request = request.within(seconds)
         answer = await self.service.answer(request, began=began)
         data, head = render_response(request, answer, served)
-        return response_from_http(data, None if head is None else str(head)), ()
+        outcome = answer.parameters.get(OUTCOME)
+        trailers: Headers = () if outcome is None else ((OUTCOME_HEADER, outcome),)
+        return response_from_http(data, None if head is None else str(head)), trailers

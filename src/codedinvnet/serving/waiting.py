@@ -31,6 +31,8 @@ class Waiting:
     future: asyncio.Future[Answered]
     decoded: Found | None = None
     """The approximate answer, once there is one."""
+    agreement: float | None = None
+    """The calibrated probability that it agrees; None without a calibration."""
     ready: float = 0.0
     """When all that its answer is made of was here."""
     outcome: str = ""
@@ -88,7 +90,8 @@ class WaitingQueries(dict[int, Waiting]):
         now = time.monotonic()
         seconds = now - waiting.began
         work = waiting.ready - waiting.began
-        waiting.future.set_result(Answered(outputs, waiting.outcome, seconds, work))
+        agreement = None if waiting.outcome == "direct" else waiting.agreement
+        waiting.future.set_result(Answered(outputs, waiting.outcome, seconds, work, agreement))
         del self[query]
         self.admission.note(now, len(self), 1)
         self.metrics.answered(waiting.outcome, seconds)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import simpy
-from tqdm import tqdm
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task
 from codedinvnet.errors import UserError
+from codedinvnet.progress import Progress
 from codedinvnet.serving.rules.actions import (
     Action,
     Answer,
@@ -153,7 +153,7 @@ class Simulation:
 
     def run(self, progress: bool = False) -> Records:
         """Simulate until every request has come to its end; return what became of them."""
-        self._bar = tqdm(
+        self._bar = Progress(
             total=self.requests,
             desc=f"{self.scenario.name}, {self.scenario.policy}",
             unit="request",

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.policies import SERVED, served_as
@@ -287,7 +287,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     if not wanted:
         raise UserError("; ".join(why))
     began = time.process_time()
-    with tqdm(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
+    with Progress(total=plan.runs_expected(len(wanted)), desc="plan", dynamic_ncols=True) as bar:
 
         def step(words: str) -> None:
             bar.total = max(bar.total, bar.n + 1)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator
-from tqdm import tqdm
 
 from codedinvnet import rows as results
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
+from codedinvnet.progress import Progress
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
@@ -139,7 +139,7 @@ def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[di
         done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
     check_writable(out)
     rows = []
-    with tqdm(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
+    with Progress(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
         for cell, scenario in bar:
             dumped = scenario.model_dump(mode="json", exclude_defaults=True)
             key = json.dumps([cell._asdict(), dumped], sort_keys=True)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import prepare
+from codedinvnet.progress import Progress
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
@@ -40,7 +40,7 @@ def all_logits(
     """
     device = first_tensor(classifier).device
     parts = []
-    bar = tqdm(
+    bar = Progress(
         rows.split(EVALUATION_BATCH), desc=description, unit="batch", leave=False, file=sys.stderr
     )
     for part in bar:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import PixelFusionSettings, Settings
@@ -19,6 +18,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
+from codedinvnet.progress import Progress
 from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
 from codedinvnet.training.network import (
     as_trained,
@@ -99,7 +99,7 @@ def sample_fusion_data(
     per_shard = shard_batches * INVERSION_BATCH
     written: set[Path] = set()
     worst, seconds = 0.0, 0.0
-    with tqdm(total=fusion.groups, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
+    with Progress(total=fusion.groups, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
         for number, shard in enumerate(groups.split(per_shard)):
             path = folder / "data" / f"train-{number:05d}.safetensors"
             written.add(path)
@@ -129,7 +129,7 @@ def sample_fusion_data(
 
 
 def invert_means(
-    network: TransformSequence, source: ImageSource, groups: Tensor, *, padding: int, bar: tqdm[Any]
+    network: TransformSequence, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
 ) -> tuple[Tensor, float]:
     """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most.
 

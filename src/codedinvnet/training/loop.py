@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import (
     load_checkpoint,
@@ -30,6 +29,7 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import with_defaults
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
+from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -104,7 +104,7 @@ def set_aside(folder: Path) -> None:
         kept.mkdir()
         for path in found:
             path.replace(kept / path.name)
-        tqdm.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
+        Progress.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
 
 
 def train_stage(
@@ -156,7 +156,7 @@ def train_stage(
     writer = None
     if replan and start:
         epochs = replan(start, seconds)
-    bar = tqdm(
+    bar = Progress(
         total=epochs * stage.steps_per_epoch,
         initial=start * stage.steps_per_epoch,
         desc=stage.name,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import (
     load_checkpoint,
@@ -30,6 +29,7 @@ from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.nn.transform import NotConverged
+from codedinvnet.progress import Progress
 from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.loop import (
     IMAGES,
@@ -256,7 +256,7 @@ def train_network(
         constrain_exactly(stage.network)
         _, after = stage.validate()
         header = {**header, "validation": dict(after)}
-        tqdm.write(
+        Progress.write(
             f"network: constraint made exact, validation {before} -> {dict(after)}",
             file=sys.stderr,
         )

@@ -41,6 +41,12 @@ class Taught(NamedTuple):
     known: Tensor | None = None
     """What else is known of each image, (N, n), on the CPU."""
 
+    def groups(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
+        images, labels = self.source.batch(self.rows[places.flatten()])
+        x = prepare(images.to(device), 0).unflatten(0, tuple(places.shape))
+        return x, self.logits[places].to(device), labels.view_as(places).to(device)
+
 
 class GroupStage(PartStage):
     """What training on freshly drawn groups of k has in common.
@@ -76,10 +82,8 @@ class GroupStage(PartStage):
         """Return every member's logits (B, k, classes) as if it alone were missing."""
 
     def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
-        images, labels = taught.source.batch(taught.rows[places.flatten()])
-        x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
-        return x, taught.logits[places].to(self.device), labels.view_as(places).to(self.device)
+        """Return `Taught.groups` on the module's device."""
+        return taught.groups(places, self.device)
 
     def batch_loss(self, index: int) -> Tensor:
         count = len(self.train.rows)

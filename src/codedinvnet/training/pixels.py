@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import PART
 from codedinvnet.config import PixelFusionSettings, Settings
@@ -21,6 +20,7 @@ from codedinvnet.data import ImageSource, split_indices
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
+from codedinvnet.progress import Progress
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
@@ -208,6 +208,6 @@ def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> Fu
         UserError: if f cannot be inverted at a mean.
     """
     padding = model.settings.padding
-    with tqdm(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
+    with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
         targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
     return FusionData(groups, targets)

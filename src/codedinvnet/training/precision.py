@@ -6,7 +6,8 @@ import sys
 from functools import cache
 
 import torch
-from tqdm import tqdm
+
+from codedinvnet.progress import Progress
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -38,7 +39,7 @@ def computes_bfloat16(device_type: str) -> bool:
 
 @cache
 def _tell(device_type: str) -> None:
-    tqdm.write(
+    Progress.write(
         f"this {device_type} has no instructions for bfloat16: training in float32 instead",
         file=sys.stderr,
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.special import gammaln
@@ -105,8 +106,9 @@ class Curve:
         last = first + int(failed[0]) - 1 if failed.size else len(kept) - 1
         return float(self.thresholds[last]) if last >= first else math.inf
 
+    @cached_property
     def probabilities(self) -> np.ndarray:
-        """Return, (T,), the probability that an answer between two thresholds agrees.
+        """The probability, (T,), that an answer between two thresholds agrees.
 
         It is an isotonic regression of agreement on confidence, with half an answer of either kind
         added to each of its steps, so that it is never 0 or 1.
@@ -125,7 +127,7 @@ class Curve:
 
     def probability(self, confidences: np.ndarray) -> np.ndarray:
         """Return the calibrated probability that answers of these confidences agree."""
-        steps = self.probabilities()
+        steps = self.probabilities
         place = np.searchsorted(-self.thresholds, -confidences, side="left")
         return np.asarray(steps[np.minimum(place, len(steps) - 1)])
 

@@ -16,7 +16,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
+from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.serving.gateway.fakes import ANSWER, TENSORS, Fake, GrpcFake, gateway
 
 BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'
@@ -108,6 +110,37 @@ def test_over_http_all_is_passed_on_as_it_came() -> None:
         assert reply.headers["codedinvnet-outcome"] == "direct"
 
     run(check, fake)
+
+
+def test_what_nobody_asked_for_is_nobodys_answer() -> None:
+    """An upstream that answers twice: the second answer is not the next request's."""
+
+    async def check() -> None:
+        asked = 0
+
+        async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            while head := await reader.read(65536):
+                asked += 1
+                body = json.dumps({"number": asked, "asked": head.decode().split()[1]}).encode()
+                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+                writer.write(answer)
+                await asyncio.sleep(0.05)
+                writer.write(answer)
+            writer.close()
+
+        server = await asyncio.start_server(twice, "127.0.0.1", 0)
+        upstream = open_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        call = Call("m", "", "http", b"{}", (), time.monotonic() + 10)
+        for number in range(1, 4):
+            reply = await upstream.infer(call, 10)
+            assert json.loads(reply.body)["number"] == number
+            await asyncio.sleep(0.1)
+        await upstream.close()
+        server.close()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(check())
 
 
 def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:

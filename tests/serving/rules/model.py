@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import BACKUP, AnswersAll
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -36,25 +36,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ErasureCode:
-    """Any `size` outputs determine a group; systematic: a data task determines its own member."""
+    """Any `size` outputs determine a group; systematic: a data task determines its own member.
+
+    With a backup its extra task determines everybody, and is for one worker that does nothing else.
+    """
 
     k: int
     r: int = 1
     fixed_size: bool = False
     systematic: bool = True
     guesses: bool = False
+    backup: bool = False
 
     def tasks(self, size: int) -> Mapping[int, CodeTask]:
         assert 1 <= size <= self.k
         assert size == self.k or not self.fixed_size
         everyone = tuple(range(size))
-        joint = CodeTask(everyone, encoded=True)
+        joint = CodeTask(everyone, BACKUP, 0.1) if self.backup else CodeTask(everyone, encoded=True)
         data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
         return {**data, **{self.k + j: joint for j in range(self.r)}}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         assert available <= set(self.tasks(size))
-        if len(available) >= size:
+        if len(available) >= size or (self.backup and self.k in available):
             return frozenset(range(size))
         return frozenset(t for t in available if t < size and self.systematic)
 
@@ -86,7 +90,10 @@ class Watched(Scheduler):
     def may_take(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
         workers = self.binding.workers
-        up = self.binding.up
+        apart = self.binding.is_apart(attempt)
+        if apart or worker in self.backups:
+            return apart and worker in self.backups
+        up = self.binding.up - self.backups
         busy = {
             i
             for i, found in enumerate(workers)
@@ -98,12 +105,18 @@ class Watched(Scheduler):
         sound = up - held - self.failed_on.get(attempt.group.identity, set())
         return worker in (sound - busy or sound or up)
 
+    @property
+    def backups(self) -> set[int]:
+        """The workers for a backup's tasks."""
+        return set(range(self.rules.workers - self.rules.backups, self.rules.workers))
+
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
         slowness = self.pace.slowness(worker)
-        fast = self.rules.slots * len(self.binding.up - self.pace.slow)
+        fast = self.rules.slots * len(self.binding.up - self.pace.slow - self.backups)
+        free = (other for other in self.attempts.values() if other.worker == NOBODY)
         waiting = sorted(
-            (other for other in self.attempts.values() if other.worker == NOBODY),
+            (other for other in free if not self.binding.is_apart(other)),
             key=lambda other: (not other.first, other.identity),
         )
         near = waiting.index(attempt) < (slowness - 1) * fast
@@ -124,6 +137,8 @@ class Model:
         **rules: Any,
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
+        if isinstance(code, ErasureCode) and code.backup:
+            rules["backups"] = 1
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
         self.now = 0.0
@@ -507,12 +522,16 @@ class Model:
         """No worker is idle while a task waits that it may take, unless it is too slow for it."""
         scheduler = self.scheduler
         for index, worker in enumerate(scheduler.binding.workers):
-            if index in self.down or len(worker.running) >= self.rules.slots:
+            backup = index in scheduler.backups
+            slots = self.rules.backup_slots if backup else self.rules.slots
+            if index in self.down or len(worker.running) >= slots:
                 continue
             assert not worker.line, "idle, yet tasks of its own wait"
             for attempt in waiting:
-                if self.rules.routing == "round-robin":
-                    assert attempt.worker != NOBODY, "a worker is up"
+                if scheduler.binding.is_apart(attempt):
+                    assert not backup, "idle, yet a task for it waits"
+                elif self.rules.routing == "round-robin":
+                    assert backup or attempt.worker != NOBODY, "a worker is up"
                 elif scheduler.may_take(index, attempt):
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()

@@ -248,3 +248,85 @@ def test_a_query_that_hoped_for_what_yields_is_sent_again(excess: float) -> None
     assert not model.data(first)
     model.drain()
     assert set(model.ended) == set(model.asked)
+
+
+# Workers for a small backup
+
+
+def backed(**rules: object) -> Model:
+    """Return a model of two workers for data tasks, and one for the backup of groups of three."""
+    return Model("coded", 3, ErasureCode(3, backup=True), **rules)
+
+
+def test_a_backups_worker_gets_its_tasks_and_no_others_do() -> None:
+    model = backed()
+    model.submit(3)
+    sent = only(model.new(), Send)
+    assert [(send.worker, send.task) for send in sent] == [(2, 3), (0, 0), (1, 1)]
+    model.submit(3)
+    assert not only(model.new(), Send), "the third query waits for a worker, the backup for its own"
+    (backup,) = (attempt for attempt, worker in model.at.items() if worker == 2)
+    model.result(backup)
+    assert (2, 3) in [(send.worker, send.task) for send in only(model.new(), Send)]
+    model.drain()
+
+
+def test_a_data_task_that_all_its_workers_failed_waits_for_no_backup() -> None:
+    model = backed(hedge_share=1.0)
+    (query,) = model.submit(1)
+    for _ in range(2):
+        model.fail(*model.data(query))
+    assert [send.worker for send in only(model.new(), Send)] == [0, 1, 0]
+    model.drain()
+
+
+def test_one_late_query_alone_is_the_backups() -> None:
+    model = backed(group_timeout=0.02)
+    model.submit(1)
+    model.new()
+    model.wait(0.03)
+    assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(2, 3)]
+    model.drain()
+
+
+def test_a_backup_does_not_yield_to_those_who_wait_for_others() -> None:
+    model = backed()
+    model.scheduler.pace.excess = 0.0
+    model.submit(9)
+    assert [send.worker for send in only(model.new(), Send)].count(2) == 1
+    model.drain()
+
+
+def test_a_backup_asks_for_no_more_workers_than_there_are_backups() -> None:
+    assert backed().scheduler.binding.slots_up == 2
+    with pytest.raises(ValueError, match="1 are too few"):
+        Model("coded", 1, ErasureCode(3, backup=True))
+
+
+def test_auto_asks_a_backup_for_those_who_wait_for_its_others() -> None:
+    code = ErasureCode(3, backup=True)
+    model = Model("auto", 2, code, hang_timeout=100.0)
+    for _ in range(FEWEST):
+        model.scheduler.pace.took(0.0, 0, 0, NORMAL)
+    first, second = model.submit(2)
+    assert [send.members for send in only(model.new(), Send)] == [(first,)]
+    model.wait(LATE)
+    assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(1, 3)]
+    model.result(next(attempt for attempt, worker in model.at.items() if worker == 1))
+    assert [send.members for send in only(model.new(), Send)] == [(second,)]
+    model.drain()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_auto_asks_a_backup_at_once_where_nobody_else_is(known: bool) -> None:
+    model = Model("auto", 2, ErasureCode(3, backup=True), hang_timeout=100.0)
+    if known:
+        (query,) = model.submit(1)
+        model.new()
+        model.kill(0)
+    else:
+        model.kill(0)
+        (query,) = model.submit(1)
+    sent = only(model.new(), Send)
+    assert [(send.worker, send.members) for send in sent] == [(1, (query,))]
+    model.drain()

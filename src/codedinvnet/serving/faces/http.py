@@ -36,6 +36,7 @@ from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import (
     HEADER_LENGTH,
+    OUTCOME_HEADER,
     VERSION,
     TooLarge,
     decompress,
@@ -46,7 +47,7 @@ from codedinvnet.serving.faces.v2 import (
     server_metadata,
 )
 from codedinvnet.serving.metrics import log_event
-from codedinvnet.serving.served import Served
+from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
@@ -343,6 +344,8 @@ def written(parsed: Asked, answer: Answer, served: Served, packs: bool) -> Respo
         if packs:
             data = gzip.compress(data, 1)
             extra["Content-Encoding"] = "gzip"
+    if OUTCOME in answer.parameters:
+        extra[OUTCOME_HEADER] = answer.parameters[OUTCOME]
     work = 1000 * answer.work_seconds
     extra["Server-Timing"] = f"work;dur={work:.3f}"  # as the W3C's header, in ms
     return Response(data, media_type=kind, headers=extra)

@@ -24,6 +24,8 @@ from codedinvnet.serving.tensors import BadTensor, from_bytes, from_json, to_byt
 
 VERSION = "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+OUTCOME_HEADER = "codedinvnet-outcome"
+"""Says how an answer came about, where the face tells it beside the answer."""
 MICROSECONDS = 1e-6
 LONGEST_SHOWN = 100
 """Characters of a client's value in a message."""
@@ -430,8 +432,8 @@ def render_response(
     reply: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
     if request.identity is not None:
         reply["id"] = request.identity
-    if request.parameters:
-        reply["parameters"] = {**request.parameters, **response.parameters}
+    if parameters := {**request.parameters, **response.parameters}:
+        reply["parameters"] = parameters
     head = pydantic_core.to_json({**reply, "outputs": outputs})
     return b"".join([head, *blobs]), len(head) if blobs else None
 

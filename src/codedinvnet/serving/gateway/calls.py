@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from codedinvnet.serving.service import Request
+
 Transport: TypeAlias = Literal["http", "grpc"]
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -43,6 +45,7 @@ class Call:
         body: the HTTP body, or the serialized ModelInferRequest.
         headers: HTTP headers or gRPC metadata that are passed on.
         deadline: when nobody waits any longer, of the monotonic clock.
+        request: what was read of it; None if nobody has, or could.
         refusal: the last answer by which an upstream failed, if there was one.
         running: futures of the calls to upstreams that can be told to stop.
     """
@@ -53,6 +56,7 @@ class Call:
     body: bytes
     headers: Headers
     deadline: float
+    request: Request | None = None
     refusal: Reply | None = None
     running: set[asyncio.Future[str]] = field(default_factory=set)
 

@@ -32,6 +32,8 @@ class GrpcUpstream:
     """
 
     stops = True
+    headers: Headers = ()
+    tries = 1
 
     def __init__(
         self, url: str, target: str, secure: bool = False, roots: bytes | None = None
@@ -60,7 +62,7 @@ class GrpcUpstream:
         """
         ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            body = await ask(message, timeout=seconds, metadata=headers)
+            body = await ask(message, timeout=seconds, metadata=(*self.headers, *headers))
         except grpc.aio.AioRpcError as error:
             code: int = error.code().value[0]
             silent = error.code().name == "DEADLINE_EXCEEDED"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.options import check_ports
-from codedinvnet.serving.rules.settings import POLICIES, ROUTINGS
+from codedinvnet.serving.rules.settings import CODED, HEDGE, POLICIES, ROUTINGS, Policy, hang_limit
 
-OFFERED = tuple(name for name, policy in POLICIES.items() if not policy.coded)
-"""Policies that need to understand nothing of what is asked."""
+OFFERED: Mapping[str, Policy] = {
+    **{name: policy for name, policy in POLICIES.items() if not policy.guessing},
+    "small-backup": CODED,
+    "small-backup+hedge": CODED | HEDGE,
+}
+"""The policies by name. A small backup is what `coded` means where there is one."""
+MOST_K = 10
+"""Members of a group, at most, if nobody says."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,18 @@ class GatewayOptions:
     upstream: tuple[str, ...] = ()
     upstreams_file: Path | None = None
     slots: int = 4
-    policy: str = "hedge"
+    policy: str | None = None
+    """None: `auto` with a small backup, `coded` with a code, else `hedge`."""
+    protection: Path | None = None
+    """The folder of `codedinvnet protect`; `method` then is one of its table."""
+    method: str | None = None
+    backup_upstream: str | None = None
+    backup_workers: int = 1
+    k: int | None = None
+    """None: the protection's, or what suits the upstreams."""
+    group_timeout_ms: float = 20.0
+    scores: str | None = None
+    inputs: tuple[str, ...] = ()
     routing: str = "least-loaded"
     host: str = "127.0.0.1"
     port: int = 8000
@@ -43,6 +61,16 @@ class GatewayOptions:
     upstream_ca: Path | None = None
     traces: str | None = None
 
+    @property
+    def makes_up(self) -> bool:
+        """Whether there is something that answers in place of an upstream."""
+        return any((self.protection, self.method, self.backup_upstream))
+
+    @property
+    def hang_seconds(self) -> float:
+        """Seconds without an answer after which another upstream is asked."""
+        return (self.hang_timeout_ms or hang_limit(self.deadline_ms)) / 1000
+
 
 def check(options: GatewayOptions) -> None:
     """Refuse what cannot work.
@@ -52,7 +80,7 @@ def check(options: GatewayOptions) -> None:
     """
     choices = (("--policy", options.policy, OFFERED), ("--routing", options.routing, ROUTINGS))
     for flag, value, known in choices:
-        if value not in known:
+        if value is not None and value not in known:
             raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
     if not options.name:
         raise UserError("NAME: the model that the upstreams have")
@@ -61,8 +89,20 @@ def check(options: GatewayOptions) -> None:
     twice = {url for url in options.upstream if options.upstream.count(url) > 1}
     if twice:
         raise UserError(f"--upstream: {min(twice)} is there twice")
+    if options.backup_upstream is not None and (options.protection or options.method):
+        raise UserError("--backup-upstream: goes without --protection and --method")
+    if options.policy is not None:
+        policy, needed = OFFERED[options.policy], "a --protection, --backup-upstream or --method"
+        if policy.coded and not options.makes_up:
+            raise UserError(f"--policy: {options.policy} needs {needed}")
+        if options.makes_up and not policy.takes_code:
+            raise UserError(f"--policy: {options.policy} goes without {needed}")
+    if options.k is not None and (options.protection is not None or options.k < 2):
+        raise UserError("--k: must be at least 2, and goes without --protection, which has its own")
+    if options.group_timeout_ms >= options.deadline_ms:
+        raise UserError(f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}")
     numbers = ("slots", "deadline_ms", "hang_timeout_ms", "down_timeout_ms", "max_pending")
-    for name in (*numbers, "max_body_memory"):
+    for name in (*numbers, "max_body_memory", "backup_workers", "group_timeout_ms"):
         number = getattr(options, name)
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import Headers, Reply
 
-OUTCOME_HEADER = "codedinvnet-outcome"
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')
 PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*\{\s*')
 

@@ -89,7 +89,7 @@ def boxed(content: object) -> np.ndarray:
 class UpstreamMetrics:
     """What operators see of each upstream."""
 
-    def __init__(self, registry: CollectorRegistry, urls: Sequence[str]) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.calls = Counter(
             "codedinvnet_upstream_calls",
             "Calls by upstream and result: ok, error (its answer to a bad request), failed, "
@@ -110,9 +110,6 @@ class UpstreamMetrics:
             ["upstream"],
             registry=registry,
         )
-        for url in urls:
-            self.up.labels(url).set(1)
-            self.expect(url)
 
     def expect(self, url: str) -> None:
         """Create an upstream's labels."""
@@ -128,7 +125,7 @@ class UpstreamPool:
         upstreams: the servers.
         model: the name of the model that all of them have.
         hang_timeout: seconds without an answer after which another upstream is asked.
-        registry: where its metrics go.
+        metrics: where its calls are counted.
         cancels: whether upstreams over gRPC are told by when an answer is needed, and to stop when
             none is. Otherwise what nobody waits for is left to end by itself: some versions of
             Triton crash when requests are cancelled.
@@ -140,7 +137,7 @@ class UpstreamPool:
         upstreams: Sequence[Upstream],
         model: str,
         hang_timeout: float,
-        registry: CollectorRegistry,
+        metrics: UpstreamMetrics,
         *,
         cancels: bool = False,
         places: int | None = None,
@@ -149,7 +146,10 @@ class UpstreamPool:
         self.model, self.hang_timeout = model, hang_timeout
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
-        self.metrics = UpstreamMetrics(registry, [upstream.url for upstream in upstreams])
+        self.metrics = metrics
+        for upstream in upstreams:
+            metrics.up.labels(upstream.url).set(1)
+            metrics.expect(upstream.url)
         self.on_death: Death | None = None
         self.metadata: Mapping[str, Any] = {}
         """The model's, on which all upstreams agree."""

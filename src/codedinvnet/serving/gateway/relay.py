@@ -12,10 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from codedinvnet.models.base import Signature, TensorSpec
-from codedinvnet.serving.answers import DeadlinePassed, QueryFailed
+from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
+from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.gateway.backup import SCORES
 from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
+from codedinvnet.serving.gateway.understanding import Understanding
+from codedinvnet.serving.service import Service
 
 FAILED = "failed"
 """The outcome of an answer by which the last upstream failed."""
@@ -42,8 +46,8 @@ class PassThrough:
         return ""
 
     def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the one call of a task."""
-        return rows[0]
+        """Return the calls of a task."""
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
         """Nothing is decoded here."""
@@ -63,15 +67,24 @@ class Relay:
     Args:
         front: sends calls to the pool's workers.
         pool: the upstreams.
+        understanding: reads requests for a small backup; None without one.
+        service: answers in the relay's place where a code mixes queries.
     """
 
-    def __init__(self, front: FrontEnd, pool: UpstreamPool) -> None:
+    def __init__(
+        self,
+        front: FrontEnd,
+        pool: UpstreamPool,
+        understanding: Understanding | None = None,
+        service: Service | None = None,
+    ) -> None:
         self.front, self.pool = front, pool
+        self.understanding, self.service = understanding, service
 
     @property
     def is_ready(self) -> bool:
         """Whether calls are taken."""
-        return self.front.ready and any(place.up for place in self.pool.places)
+        return self.front.ready and self.front.scheduler.workers_up > 0
 
     async def answer(
         self,
@@ -103,13 +116,37 @@ class Relay:
         began = time.monotonic() if began is None else began
         limit = min(self.front.deadline, seconds or self.front.deadline)
         call = Call(self.pool.model, version, transport, body, headers, began + limit)
+        accepts = await self._read(call)
         query = {CALL: boxed(call)}
         try:
-            (found,) = await self.front.infer([query], deadline=limit, began=began, gone=gone)
+            (found,) = await self.front.infer(
+                [query], accept_decoded=accepts, deadline=limit, began=began, gone=gone
+            )
         finally:
             call.finish()
         if not isinstance(found, QueryFailed):
-            return Answer(found.outputs[REPLY][0], found.outcome)
+            if REPLY in found.outputs:
+                return Answer(found.outputs[REPLY][0], found.outcome)
+            assert self.understanding is not None
+            assert call.request is not None
+            (scores,) = found.outputs[SCORES]
+            return Answer(self.understanding.reply(call, call.request, scores), found.outcome)
         if call.refusal is None or isinstance(found, DeadlinePassed):
             raise found
         return Answer(call.refusal, FAILED)
+
+    async def _read(self, call: Call) -> bool:
+        """Read a call for the backup; return whether its answer will do.
+
+        What is not understood is for the upstreams alone to judge.
+        """
+        if self.understanding is None:
+            return True
+        try:
+            if len(call.body) < LARGE_BODY:
+                call.request = self.understanding.request(call)
+            else:
+                call.request = await asyncio.to_thread(self.understanding.request, call)
+        except BadRequest:
+            return False
+        return self.understanding.accepts(call.request)

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import uvloop
 
 from codedinvnet.asking import read_token
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.faces.traced import traced
 from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.gateway.backup import Backing, ProtectedPool
+from codedinvnet.serving.gateway.coding import CodedPool
 from codedinvnet.serving.gateway.discovery import Discovery, follow
 from codedinvnet.serving.gateway.http_face import build_gateway_app
-from codedinvnet.serving.gateway.options import GatewayOptions, check, read_roots
-from codedinvnet.serving.gateway.pool import UpstreamPool
+from codedinvnet.serving.gateway.opening import Backup, Coded, open_guard
+from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, read_roots
+from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.metrics import Metrics, log_event
-from codedinvnet.serving.rules.settings import POLICIES, Rules, hang_limit, pending_limit
-from codedinvnet.serving.serve import listening, log_to_stderr, tracing_of, until_told
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
+from codedinvnet.serving.serve import body_limit, listening, log_to_stderr, tracing_of, until_told
+from codedinvnet.serving.service import Service
 
 MIB = 2**20
 PLACES = 32
@@ -34,7 +40,11 @@ PLACES = 32
 
 
 def make_relay(
-    options: GatewayOptions, upstreams: Sequence[Upstream], places: int | None = None
+    options: GatewayOptions,
+    upstreams: Sequence[Upstream],
+    places: int | None,
+    guard: Backup | Coded | None,
+    metrics: tuple[Metrics, UpstreamMetrics],
 ) -> Relay:
     """Return the relay, not yet started.
 
@@ -42,40 +52,53 @@ def make_relay(
         options: checked.
         upstreams: those of now.
         places: see `UpstreamPool`.
+        guard: what makes up for late answers.
+        metrics: of the front end, and of upstreams.
 
     Raises:
         UserError: if the options do not fit each other.
     """
-    metrics = Metrics()
-    hang = options.hang_timeout_ms or hang_limit(options.deadline_ms)
     pool = UpstreamPool(
         upstreams,
         options.name,
-        hang / 1000,
-        metrics.registry,
+        options.hang_seconds,
+        metrics[1],
         cancels=options.cancel,
         places=places,
     )
+    usual = AUTO if isinstance(guard, Backup) else HEDGE if guard is None else CODED
+    policy = usual if options.policy is None else OFFERED[options.policy]
+    backups = guard.workers if isinstance(guard, Backup) else 0
+    workers, deadline = len(pool.places), options.deadline_ms / 1000
     rules = Rules(
-        workers=len(pool.places),
-        policy=POLICIES[options.policy],
-        hang_timeout=2 * options.deadline_ms / 1000,  # the pool finds them out, call by call
-        max_pending=options.max_pending or pending_limit(len(pool.places) * options.slots),
+        workers=workers + backups,
+        policy=policy,
+        group_timeout=options.group_timeout_ms / 1000,
+        hang_timeout=2 * deadline,  # the pool finds them out, call by call
+        max_pending=options.max_pending or pending_limit(workers * options.slots),
         routing=options.routing,
         slots=options.slots,
+        backups=backups,
+        backup_slots=guard.slots if isinstance(guard, Backup) else 1,
     )
+    down = options.down_timeout_ms / 1000
+    front = partial(FrontEnd, rules=rules, deadline=deadline, down_timeout=down, metrics=metrics[0])
+    plain = PassThrough(options.name)
     try:
-        front = FrontEnd(
-            PassThrough(options.name),
-            pool,
-            rules,
-            deadline=options.deadline_ms / 1000,
-            down_timeout=options.down_timeout_ms / 1000,
-            metrics=metrics,
-        )
+        if guard is None:
+            return Relay(front(served=plain, pool=pool), pool)
+        if isinstance(guard, Backup):
+            reads = guard.understanding
+            both = ProtectedPool(pool, guard.pool, reads.scores.shape)
+            backing = Backing(guard.rules, reads)
+            return Relay(front(served=plain, pool=both, scheme=backing), pool, reads)
+        if not is_systematic(guard.scheme.rules) and policy != CODED:
+            raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
+        coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
+        made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
+        return Relay(made, pool, service=Service(made, guard.served, tells=True))
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
-    return Relay(front, pool)
 
 
 @asynccontextmanager
@@ -88,19 +111,28 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     check(options)
     token, roots = read_token(options.token_file), read_roots(options.upstream_ca)
     certificate = read_certificate(options.tls_cert, options.tls_key)
-    open_one = functools.partial(open_upstream, roots=roots)
+    open_one = partial(open_upstream, roots=roots)
     discovery = Discovery(options.upstream, options.upstreams_file)
     upstreams = [open_one(url) for url in await discovery.urls()]
     places = max(PLACES, len(upstreams)) if discovery.changes else None
-    relay = make_relay(options, upstreams, places)
+    metrics = Metrics()
+    both = metrics, UpstreamMetrics(metrics.registry)
+    try:
+        guard = await open_guard(options, upstreams, roots, both[1])
+        relay = make_relay(options, upstreams, places, guard, both)
+    except BaseException:
+        await asyncio.gather(*(upstream.close() for upstream in upstreams))
+        raise
     memory = BodyMemory(int(options.max_body_memory * MIB), relay.front.refuse)
-    app = build_gateway_app(
-        relay,
-        memory,
-        token=token,
-        hosts=(options.host, *options.allowed_host),
-        guarded=bool(token) or options.host in LOOPBACK,
-    )
+    hosts = (options.host, *options.allowed_host)
+    guarded = bool(token) or options.host in LOOPBACK
+    if relay.service is None:
+        most = memory.most
+        app = build_gateway_app(relay, memory, token=token, hosts=hosts, guarded=guarded)
+    else:
+        most = body_limit(relay.service.served, MAX_BATCH, memory.most)
+        how = AppOptions(MAX_BATCH, most, memory.most, token, hosts=hosts, guarded=guarded)
+        app = build_app(relay.service, how, starts=False)
     deadline = options.deadline_ms
     async with (
         tracing_of(relay.front, app, options.traces),
@@ -109,12 +141,15 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     ):
         port = None
         if options.grpc_port is not None:
-            from codedinvnet.serving.faces.grpc import GrpcFace
+            from codedinvnet.serving.faces.grpc import Backend, GrpcFace
             from codedinvnet.serving.gateway.grpc_backend import RelayBackend
+            from codedinvnet.serving.service_grpc import ServiceBackend
 
-            face = GrpcFace(
-                traced(RelayBackend(relay), relay.front.waiting.tracing), memory, token=token
-            )
+            backend: Backend = RelayBackend(relay)
+            if relay.service is not None:
+                backend = ServiceBackend(relay.service, MAX_BATCH)
+            backend = traced(backend, relay.front.waiting.tracing)
+            face = GrpcFace(backend, memory, token=token, max_message=most)
             grace = options.deadline_ms / 1000
             port = await stack.enter_async_context(
                 face.listening(options.host, options.grpc_port, grace, certificate)
@@ -141,8 +176,9 @@ async def _run(options: GatewayOptions) -> None:
             about += f": {count} upstream{'' if count == 1 else 's'}"
             yield address, relay.front
 
-    def line(address: str, _: FrontEnd) -> str:
-        how = f"{options.slots} slots each, policy {options.policy}"
+    def line(address: str, front: FrontEnd) -> str:
+        policy = options.policy or front.rules.policy.name
+        how = f"{options.slots} slots each, policy {policy}"
         return f"gateway of {options.name} on {address}{about}, {how}"
 
     await until_told(serving(), line)

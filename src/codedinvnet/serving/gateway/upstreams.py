@@ -35,6 +35,11 @@ class NotProtocol(Exception):
 class Upstream(Protocol):
     """A server that answers calls."""
 
+    headers: Headers
+    """Sent with all that is asked."""
+    tries: int
+    """How often a request is written to a kept connection that turns out to be closed."""
+
     @property
     def url(self) -> str:
         """Its address, as the user gave it."""
@@ -73,6 +78,8 @@ class Nobody:
     """Stands where an upstream may come later."""
 
     url, stops = "", False
+    headers: Headers = ()
+    tries = 1
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         raise Unreachable("no upstream is there")
@@ -87,12 +94,13 @@ class Nobody:
         """There is nothing to close."""
 
 
-def open_upstream(url: str, roots: bytes | None = None) -> Upstream:
+def open_upstream(url: str, roots: bytes | None = None, flag: str = "--upstream") -> Upstream:
     """Return an upstream, not yet connected.
 
     Args:
         url: http://HOST[:PORT][/PREFIX], https://..., grpc://HOST[:PORT] or grpcs://...
         roots: certificates to trust over TLS, PEM; None: those that this machine trusts.
+        flag: which option has it, for messages.
 
     Raises:
         UserError: if the URL is none.
@@ -101,18 +109,18 @@ def open_upstream(url: str, roots: bytes | None = None) -> Upstream:
         found = urlsplit(url)
         port = found.port or SCHEMES.get(found.scheme)
     except ValueError as error:
-        raise UserError(f"--upstream: {url!r} is no URL: {error}") from error
+        raise UserError(f"{flag}: {url!r} is no URL: {error}") from error
     if port is None or not found.hostname or found.query or found.fragment:
         known = ", ".join(f"{scheme}://HOST:PORT" for scheme in SCHEMES)
-        raise UserError(f"--upstream: {url!r} is not one of {known}")
+        raise UserError(f"{flag}: {url!r} is not one of {known}")
     if found.username is not None:
-        raise UserError(f"--upstream: {found.hostname}: a URL with a password is not taken")
+        raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
     if found.scheme in ("http", "https"):
         base = f"{found.scheme}://{host}:{port}{found.path.rstrip('/')}"
         return HttpUpstream(url, base, roots)
     if found.path.strip("/"):
-        raise UserError(f"--upstream: {url!r}: a gRPC address has no path")
+        raise UserError(f"{flag}: {url!r}: a gRPC address has no path")
     from codedinvnet.serving.gateway.grpc_upstream import GrpcUpstream
 
     return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots)
@@ -141,6 +149,20 @@ def described(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+class CleanConnector(aiohttp.TCPConnector):
+    """Keeps connections, and uses none again on which something came that nobody had asked for.
+
+    The next request would take that for its answer.
+    """
+
+    async def _get(self, *args: Any) -> Any:
+        while (found := await super()._get(*args)) is not None:
+            if found.protocol is not None and not found.protocol.should_close:
+                return found
+            found.close()
+        return None
+
+
 class HttpUpstream:
     """A server that is reached over HTTP.
 
@@ -151,6 +173,8 @@ class HttpUpstream:
     """
 
     stops = False
+    headers: Headers = ()
+    tries = 2
 
     def __init__(self, url: str, base: str, roots: bytes | None = None) -> None:
         self.url, self.base, self.roots = url, base, roots
@@ -163,7 +187,7 @@ class HttpUpstream:
             trusted = None if self.roots is None else self.roots.decode()
             context = ssl.create_default_context(cadata=trusted)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=context),
+                connector=CleanConnector(limit=0, ssl=context),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -184,14 +208,14 @@ class HttpUpstream:
             Unreachable: if there is none in so many seconds.
         """
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_TIMEOUT))
-        for attempt in range(2):
+        for attempt in range(self.tries):
             data = io.BytesIO(body) if body is not None and len(body) > LARGE else body
             try:
                 async with self.session.request(
                     method,
                     self.base + path,
                     data=data,
-                    headers=[(name, as_text(value)) for name, value in headers],
+                    headers=[(n, as_text(value)) for n, value in (*self.headers, *headers)],
                     timeout=timeout,
                     allow_redirects=False,
                 ) as answer:
@@ -204,7 +228,7 @@ class HttpUpstream:
                 raise Unreachable(f"no answer within {seconds:.3g} s") from None
             except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
                 # A kept connection may have been closed as the request was written to it.
-                if attempt:
+                if attempt + 1 == self.tries:
                     raise Unreachable(described(error)) from error
             except (aiohttp.ClientError, OSError) as error:
                 raise Unreachable(described(error)) from error

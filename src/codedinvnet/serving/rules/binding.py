@@ -13,6 +13,8 @@
    waited for as long as the slow worker would lose, (s - 1) x (normal time).
 5. With the routing `round-robin` a task is bound when it comes, to the worker whose turn it is
    among those that rule 3 prefers. It waits in that worker's own line, whatever the worker is at.
+6. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
+   these workers take in the order of coming. To the other rules neither exists.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from codedinvnet.codes.rules import BACKUP
 from codedinvnet.serving.rules.order import WorkerOrder
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Rules
@@ -51,7 +54,7 @@ class Binding:
     Attributes:
         workers: all of them.
         waiting: how many tasks no worker is at.
-        needed: how many of them are not extra.
+        needed: how many of them are not extra; those of rule 6 left out.
         running: how many tasks workers are at.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
@@ -65,13 +68,19 @@ class Binding:
         self.needed = 0
         self.running = 0
         self.recheck: float | None = None
-        self._slots = rules.slots
+        self._slots, self._backup_slots = rules.slots, rules.backup_slots
+        self._mains = count - rules.backups
+        """The workers before this one are no backups."""
+        self._mains_up = set(range(self._mains))
         self._pace = pace
         self._in_turn = rules.routing == "round-robin"
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
         """The workers with a free slot; with `round-robin` all that are up."""
+        self._apart: OrderedDict[int, Attempt] = OrderedDict()
+        """The tasks of rule 6 that wait, and below the workers that have a slot for them."""
+        self._backups = WorkerOrder(count)
         self._ready: dict[int, None] = {}
         """The workers that may have a free slot and a task in their own line."""
         self._turn = 0
@@ -81,11 +90,21 @@ class Binding:
     @property
     def slots_up(self) -> int:
         """How many slots the workers that are up have in all."""
-        return self._slots * len(self.up)
+        return self._slots * len(self._mains_up)
+
+    def is_apart(self, attempt: Attempt) -> bool:
+        """Tell whether a task is of rule 6."""
+        if self._mains == len(self.workers) or attempt.query is not None:
+            return False
+        group = attempt.group
+        return group.code.tasks(group.size)[attempt.task].model == BACKUP
 
     def add(self, attempt: Attempt) -> None:
         """Let a task wait for a worker."""
         self.waiting += 1
+        if self.is_apart(attempt):
+            self._apart[attempt.identity] = attempt
+            return
         self.needed += not attempt.extra
         line = self._first if attempt.first else self._rest
         if self._in_turn and (worker := self._next_in_turn(attempt)) is not None:
@@ -98,6 +117,8 @@ class Binding:
     def remove(self, attempt: Attempt) -> None:
         """Take a task that waits out of the line."""
         self.waiting -= 1
+        if self._apart.pop(attempt.identity, None) is not None:
+            return
         self.needed -= not attempt.extra
         if attempt.worker != NOBODY:
             del self.workers[attempt.worker].line[attempt.identity]
@@ -111,11 +132,13 @@ class Binding:
         self.recheck = None
         if not self.waiting:
             return None
-        attempt = self._bound() if self._in_turn else self._choose(now)
+        attempt = self._for_backup()
         if attempt is None:
-            return None
+            attempt = self._bound() if self._in_turn else self._choose(now)
+            if attempt is None:
+                return None
+            self.needed -= not attempt.extra
         self.waiting -= 1
-        self.needed -= not attempt.extra
         self.running += 1
         attempt.started = now
         self.workers[attempt.worker].running[attempt.identity] = attempt
@@ -140,6 +163,7 @@ class Binding:
         """A worker is down: what was bound to it waits anew; return what it was at."""
         worker = self.workers[index]
         self.up.discard(index)
+        self._mains_up.discard(index)
         self._pace.renew(index)
         lost, worker.running = list(worker.running.values()), {}
         self.running -= len(lost)
@@ -154,6 +178,8 @@ class Binding:
     def restore(self, index: int) -> None:
         """A worker is up."""
         self.up.add(index)
+        if index < self._mains:
+            self._mains_up.add(index)
         self.reorder(index)
         if self._in_turn:
             for attempt in [*self._first.values(), *self._rest.values()]:
@@ -164,7 +190,10 @@ class Binding:
         """Take note that a worker's load, turn, health or pace has changed."""
         worker = self.workers[index]
         load = len(worker.running)
-        if self._in_turn:
+        if index >= self._mains:
+            free = index in self.up and load < self._backup_slots
+            self._backups.update(index, (1.0, load, worker.turn) if free else None)
+        elif self._in_turn:
             self._order.update(index, (1.0, 0, worker.turn) if index in self.up else None)
         elif index in self.up and load < self._slots:
             self._order.update(index, (self._pace.slowness(index), load, worker.turn))
@@ -176,6 +205,15 @@ class Binding:
         self.workers[worker].turn = self._turn
         attempt.worker = worker
         attempt.group.given(worker)
+
+    # Rule 6
+
+    def _for_backup(self) -> Attempt | None:
+        if not self._apart or (worker := self._backups.first()) is None:
+            return None
+        attempt = self._apart.popitem(last=False)[1]
+        self._bind(attempt, worker)
+        return attempt
 
     # Rule 5
 
@@ -201,7 +239,7 @@ class Binding:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
             slowness = self._pace.slowness(worker)
-            others = self._slots * (len(self.up) - len(self._pace.slow))
+            others = self._slots * len(self._mains_up - self._pace.slow)
             if slowness > 1.0 and others > 0:
                 wait = (slowness - 1.0) * self._pace.normal
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
@@ -246,7 +284,7 @@ class Binding:
         at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
         if worker not in at and worker not in failed and worker not in holders:
             return True
-        sound = self.up - failed - holders
+        sound = self._mains_up - failed - holders
         if sound - at.keys():
             return False
         return worker in sound or not sound

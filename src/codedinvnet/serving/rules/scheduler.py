@@ -59,7 +59,7 @@ class Scheduler(Sending):
         super().__init__(rules, code)
         self.timers = Timers(self._is_dead)
         self.latencies = Recent(GUESS_QUANTILE)
-        self.open_group: CodingGroup | None = None
+        self.open_group = None
         self._recheck: float | None = None
         """When tasks that a slow worker passed by are to be looked at again."""
 
@@ -182,7 +182,7 @@ class Scheduler(Sending):
         Raises:
             ValueError: if the policy does not go with the code or the workers; nothing is changed.
         """
-        code = code_for(policy, self.rules.workers, self.offered)
+        code = code_for(policy, self.rules.workers, self.offered, self.rules.backups)
         if is_systematic(code) != self.systematic:
             raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         if self.open_group is not None:
@@ -207,8 +207,8 @@ class Scheduler(Sending):
                 attempt = self.attempts.get(identity)
                 if attempt is not None and self.is_at(attempt.worker, identity):
                     self._lose_worker(now, attempt.worker, "hung")
-            elif kind == "late":
-                self._late(now, identity)
+            elif kind in ("late", "waits"):
+                self._late(now, identity, runs=kind == "late")
             elif kind == "retry":
                 if self.pace.retry(now, identity):
                     self.binding.reorder(identity)
@@ -231,7 +231,8 @@ class Scheduler(Sending):
         binding = self.binding
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
-                if attempt.extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                extra = attempt.extra and not binding.is_apart(attempt)
+                if extra and yields(binding.needed, binding.slots_up, self.pace.excess):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
@@ -287,7 +288,7 @@ class Scheduler(Sending):
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or (task >= group.code.k and self.policy.coded):
+            if not self.systematic or (task >= group.code.k and self._backs_all):
                 self._dispatch(now, group, task, extra=self.systematic)
         if group.code.k == 1:
             return
@@ -307,7 +308,7 @@ class Scheduler(Sending):
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1 or (late and not self.policy.coded):
+        if len(late) > 1 or (late and (self.rules.backups or not self.policy.coded)):
             self._seal(now, group)
             return
         group.uncode()
@@ -415,21 +416,6 @@ class Scheduler(Sending):
         if unsent and group.is_open:
             self._leave(query)
 
-    def _leave(self, query: Query) -> None:
-        """Take a query that no worker was given out of its open group."""
-        group = query.group
-        group.leave(query.identity)
-        self._actions.append(Forget((), (query.identity,)))
-        if not group.members:
-            del self.groups[group.identity]
-            self.open_group = None
-            return
-        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
-        members = [self.queries[m] for m in group.members if m in self.queries]
-        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
-        for member in members:
-            member.member = group.members.index(member.identity)
-
     # Outputs and losses
 
     def _result(self, now: float, attempt: Attempt) -> None:
@@ -466,6 +452,8 @@ class Scheduler(Sending):
         group.lost(attempt.number, attempt.identity)
         if query is not None:
             query.attempts.pop(attempt.identity, None)
+            if self.policy.rescued:
+                self._rescue(now, attempt)
             self._blame(query, reason)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss

@@ -16,17 +16,20 @@ from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
-from codedinvnet.serving.rules.tasks import Attempt, Query, State
+from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
 
-def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRules:
+def code_for(
+    policy: Policy, workers: int, offered: CodeRules | None, backups: int = 0
+) -> CodeRules:
     """Return the rules by which a policy makes groups.
 
     Args:
         policy: that is wanted.
         workers: how many there are.
         offered: the rules of the code that the workers know; None if they know none.
+        backups: see `Rules`.
 
     Raises:
         ValueError: if the policy does not go with the code, or there are too few workers.
@@ -34,7 +37,7 @@ def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRul
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
     code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
-    needed = max(policy.copies, len(code.tasks(code.k)))
+    needed = max(policy.copies, 1 if backups else len(code.tasks(code.k))) + backups
     if workers < needed:
         raise ValueError(
             f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
@@ -62,10 +65,11 @@ class Sending:
     """
 
     timers: Timers
+    open_group: CodingGroup | None
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         self.rules, self.offered = rules, code
-        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code))
+        self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
         self.systematic = is_systematic(self.code)
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
@@ -149,6 +153,10 @@ class Sending:
             query.attempts[attempt.identity] = attempt
         group.sent(attempt.number, attempt.identity)
         self.binding.add(attempt)
+        if self.rules.backups and self.policy.rescued and query is not None:
+            late = self.pace.late(attempt.kind, NOBODY)
+            if late is not None:
+                self.timers.set(now + late, "waits", attempt.identity)
 
     def _send_data(
         self, now: float, query: Query, *, first: bool = False, extra: bool = False
@@ -187,13 +195,22 @@ class Sending:
         if self.policy.hedged and late is not None:
             self.timers.set(since + late, "late", attempt.identity)
 
-    def _late(self, now: float, identity: int) -> None:
-        """An attempt has run for longer than its kind normally does."""
+    @property
+    def _backs_all(self) -> bool:
+        """Whether groups get their extra tasks at once: none but a backup's worker may be up."""
+        alone = self.rules.backups > 0 and not self.binding.slots_up
+        return self.policy.coded or (self.policy.rescued and alone)
+
+    def _late(self, now: float, identity: int, runs: bool = True) -> None:
+        """An attempt has run, or only waited, for longer than its kind normally runs."""
         attempt = self.attempts.get(identity)
         if attempt is None or attempt.query is None or not self.policy.hedged:
             return
         if self.policy.rescued and self._rescue(now, attempt):
-            self._watch(now, attempt)
+            if runs:
+                self._watch(now, attempt)
+            return
+        if not runs:
             return
         attempt.late = True
         if wants_copy(attempt.query) and not self._copy(now, attempt.query):
@@ -236,6 +253,21 @@ class Sending:
             self.binding.remove(attempt)
             self._drop(attempt)
 
+    def _leave(self, query: Query) -> None:
+        """Take a query that no worker was given out of its open group."""
+        group = query.group
+        group.leave(query.identity)
+        self._actions.append(Forget((), (query.identity,)))
+        if not group.members:
+            del self.groups[group.identity]
+            self.open_group = None
+            return
+        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
+        members = [self.queries[m] for m in group.members if m in self.queries]
+        members += [a.query for a in live if a.query is not None]  # answered ones' copies, too
+        for member in members:
+            member.member = group.members.index(member.identity)
+
     def _close_if_over(self, group: CodingGroup) -> None:
         over = group.is_idle and not any(member in self.queries for member in group.members)
         if not over or group.identity not in self.groups or (group.is_open and not group.is_full):
@@ -260,7 +292,7 @@ class Sending:
         if kind == "hang":
             attempt = self.attempts.get(identity)
             return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind == "late":
+        if kind in ("late", "waits"):
             return identity not in self.attempts
         if kind == "retry":
             return identity not in self.pace.slow

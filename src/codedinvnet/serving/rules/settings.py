@@ -97,6 +97,9 @@ class Rules:
         max_losses: a query whose attempts were lost so often is given up.
         routing: `least-loaded`, ties in turn, or `round-robin`: see `binding`.
         slots: how many tasks a worker may be at.
+        backups: the last so many workers compute a small backup's tasks, and nothing else, and the
+            others no such task; 0: every worker computes every task.
+        backup_slots: how many tasks one of these may be at.
     """
 
     workers: int
@@ -108,3 +111,5 @@ class Rules:
     max_losses: int = 5
     routing: str = "least-loaded"
     slots: int = 1
+    backups: int = 0
+    backup_slots: int = 1

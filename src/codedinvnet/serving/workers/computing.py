@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -20,7 +21,7 @@ from codedinvnet.codes.rules import SERVED
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.base import Model
+from codedinvnet.models.base import DATATYPES, Model, TensorSpec
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
@@ -105,16 +106,45 @@ class ModelComputer:
         task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
         if task.model == SERVED and not task.encoded:
             return self.model.run(inputs), 0.0
-        floats = {
-            name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
-            for name, array in inputs.items()
-        }
+        floats = floated(inputs)
         if len(inputs) == 1:
             return self.coding.compute(number, floats)
-        tensors = [torch.from_numpy(floats[spec.name]) for spec in self.model.signature.inputs]
-        with torch.inference_mode():
-            output = self.scheme.models[task.model](*tensors)
-        return {OUTPUT: output.float().numpy().reshape(1, -1)}, 0.0
+        output = run_module(self.scheme.models[task.model], floats, self.model.signature.inputs)
+        return {OUTPUT: output.reshape(1, -1)}, 0.0
+
+
+class BackupComputer:
+    """Computes the scores of a small backup alone.
+
+    Args:
+        backup: maps queries to scores (B, classes).
+        inputs: in the order in which it takes them.
+    """
+
+    def __init__(self, backup: nn.Module, inputs: Sequence[TensorSpec]) -> None:
+        self.backup, self.inputs = backup, inputs
+
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        return {OUTPUT: run_module(self.backup, floated(inputs), self.inputs)}, 0.0
+
+
+def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return inputs as backups take them: all floats as float32."""
+    return {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
+        for name, array in inputs.items()
+    }
+
+
+def run_module(
+    module: nn.Module, inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]
+) -> np.ndarray:
+    """Return what a module makes of a batch of inputs, as float32."""
+    with torch.inference_mode():
+        output: Tensor = module(*(torch.from_numpy(inputs[spec.name]) for spec in specs))
+    return output.float().numpy()
 
 
 def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme:
@@ -263,7 +293,46 @@ class ModelSpec:
         return True
 
 
-WorkerSpec: TypeAlias = BundleSpec | ModelSpec
+@dataclass(frozen=True)
+class BackupSpec:
+    """The small backup of a protection, without the model that it stands in for.
+
+    Attributes:
+        protection: its folder.
+        method: one of its backups.
+        kind: what the scores are to be, "logits" or "probabilities".
+        inputs: the model's, in their order.
+        protection_digest: that of its description which the front end has.
+        threads: that a worker computes with.
+    """
+
+    protection: Path
+    method: str
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    protection_digest: str
+    threads: int = 1
+    engine = PYTORCH
+    device = "cpu"
+
+    def load(self) -> Computer:
+        """See `BundleSpec.load`."""
+        from codedinvnet.protect.folder import checked_description, open_backup
+
+        torch.set_num_threads(self.threads)
+        found = checked_description(self.protection, self.protection_digest)
+        backup = open_backup(self.protection, found, self.method, self.kind)
+        computer = BackupComputer(backup.eval(), self.inputs)
+        zeros = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.inputs}
+        computer.compute(0, zeros)
+        return computer
+
+    def is_prepared(self) -> bool:
+        """Return True: nothing is exported."""
+        return True
+
+
+WorkerSpec: TypeAlias = BundleSpec | ModelSpec | BackupSpec
 """What every worker loads; plain values, for another process."""
 
 

@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 
 from codedinvnet.serving.workers.computing import (
+    BackupSpec,
     BundleSpec,
     Computer,
     ModelSpec,
@@ -25,7 +26,7 @@ from codedinvnet.serving.workers.computing import (
     freeze_loaded,
 )
 
-SPECS: tuple[type, ...] = (BundleSpec, ModelSpec)
+SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
 """What a fork server can load; workers load any other kind themselves."""
 VARIABLE = "CODEDINVNET_PRELOAD"
 

@@ -1,0 +1,155 @@
+"""The settings of a load, checked before anything is sent; when its requests are due."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import numpy as np
+
+from codedinvnet.arrivals import poisson_gaps
+from codedinvnet.errors import UserError
+
+POISSON, CONSTANT = "poisson", "constant"
+MODELS = "/v2/models/"
+RATE = 10.0
+"""Requests a second, if nobody says."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the command line may say."""
+
+    url: str
+    """A server, or its model: http://HOST:PORT/v2/models/NAME."""
+    model: str | None = None
+    model_version: str = ""
+    rate: float | None = None
+    """Requests a second; None: the log's, or 10."""
+    duration: float = 30.0
+    """Seconds."""
+    arrivals: str = POISSON
+    """`poisson`, `constant`, or a file with a time a line."""
+    batch: int = 1
+    inputs: Path | None = None
+    shapes: tuple[str, ...] = ()
+    """NAME:DATATYPE:SHAPE of inputs that the metadata leave open."""
+    header: tuple[str, ...] = ()
+    """NAME: VALUE, sent with every request."""
+    timeout: float = 60.0
+    max_open: int = 10_000
+    seed: int = 0
+    out: Path | None = None
+    json: bool = False
+
+
+def check(options: LoadOptions) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in ("rate", "duration", "batch", "timeout", "max_open"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    headers(options)
+
+
+def server_and_model(options: LoadOptions) -> tuple[str, str]:
+    """Return the server's address and the model's name.
+
+    Raises:
+        UserError: if nobody says the name, or both do and differ.
+    """
+    parts = urlsplit(options.url)
+    base, found, name = parts.path.partition(MODELS)
+    told = unquote(name.strip("/")) if found else ""
+    if "/" in told:
+        raise UserError(f"URL: {options.url!r}: say a version by --model-version")
+    model = options.model or told
+    if not model:
+        raise UserError(f"URL: which model? {options.url.rstrip('/')}{MODELS}NAME, or --model NAME")
+    if told and model != told:
+        raise UserError(f"--model: {model!r} is not the {told!r} of the URL")
+    return urlunsplit((*parts[:2], base, *parts[3:])), model
+
+
+def headers(options: LoadOptions) -> tuple[tuple[str, str], ...]:
+    """Return the headers that are sent with every request.
+
+    Raises:
+        UserError: if one is none.
+    """
+    pairs = []
+    for text in options.header:
+        name, colon, value = text.partition(":")
+        if not colon or not name.strip() or not text.isascii() or not text.isprintable():
+            raise UserError(f"--header: {name!r} is not NAME: VALUE")
+        pairs.append((name.strip().lower(), value.strip()))
+    return tuple(pairs)
+
+
+def gaps_of(options: LoadOptions) -> list[float]:
+    """Return the seconds before each request.
+
+    Raises:
+        UserError: if they are in a file that cannot be read.
+    """
+    if options.arrivals in (POISSON, CONSTANT):
+        rate = options.rate or RATE
+        count = math.ceil(rate * options.duration)
+        if options.arrivals == CONSTANT:
+            return [1 / rate] * count
+        # So many that they last for longer, all but certainly.
+        gaps = np.array(poisson_gaps(rate, count + math.ceil(6 * math.sqrt(count)), options.seed))
+    else:
+        times = np.sort(read_times(Path(options.arrivals)))
+        gaps = np.diff(times, prepend=times[0])
+        if options.rate is not None and times[-1] > times[0]:
+            gaps *= (len(times) - 1) / (times[-1] - times[0]) / options.rate
+    within = np.cumsum(gaps) <= options.duration
+    if not within.any():
+        raise UserError("--duration: no request is due in it")
+    return [float(gap) for gap in gaps[within]]
+
+
+def read_times(path: Path) -> Sequence[float]:
+    """Return the times in a log: in seconds, or by date (ISO 8601); first on their line.
+
+    Raises:
+        UserError: naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--arrivals: cannot read {path}: {reason}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if words:
+            try:
+                found.append(_time(words[0]))
+            except ValueError as error:
+                if number == 1:  # a table's head
+                    continue
+                told = f"--arrivals: {path}, line {number}: {words[0]!r} is no time"
+                raise UserError(told) from error
+    if not found:
+        raise UserError(f"--arrivals: {path} has no time")
+    return found
+
+
+def _time(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = datetime.datetime.fromisoformat(word.replace("Z", "+00:00")).timestamp()
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return value

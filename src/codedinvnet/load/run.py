@@ -1,0 +1,289 @@
+"""Sends requests when they are due, whether or not others were answered, and tells how it went.
+
+Latency counts from when a request was due: a server that stands still makes those that wait late,
+too. It is kept in a histogram (HdrHistogram, three digits), which is in the row and may be added to
+those of other runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+from codedinvnet.errors import UserError
+from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
+from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
+from codedinvnet.progress import Progress
+from codedinvnet.provenance import describe_machine
+from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
+from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
+from codedinvnet.serving.gateway.calls import OK, Call
+from codedinvnet.serving.gateway.upstreams import (
+    NotProtocol,
+    Unreachable,
+    Upstream,
+    open_upstream,
+)
+
+START_TIMEOUT = 10.0
+"""Seconds for what is asked before the load."""
+FIRST = 10
+"""Requests that are sent one after another before the load, and do not count."""
+AHEAD = 0.05
+"""Seconds until the first request is due."""
+LONGEST = 3_600_000_000
+"""Microseconds; longer latencies count as this."""
+DIGITS = 3
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+LATE_MS = 5.0
+"""A client that sends later than this cannot keep up."""
+
+
+def histogram() -> Any:
+    """Return an empty histogram of microseconds."""
+    return HdrHistogram(1, LONGEST, DIGITS)
+
+
+def merged(rows: Iterable[dict[str, Any]]) -> Any:
+    """Return the histogram of all latencies of several rows."""
+    whole = histogram()
+    for row in rows:
+        whole.decode_and_add(row["histogram"].encode())
+    return whole
+
+
+def percentiles(found: Any) -> dict[str, float]:
+    """Return percentiles of a histogram, and its mean and maximum, in ms."""
+    values = {name: found.get_value_at_percentile(share) for name, share in PERCENTILES.items()}
+    values |= {"mean": found.get_mean_value(), "max": found.get_max_value()}
+    return {f"{name}_ms": round(value / 1000, 3) for name, value in values.items()}
+
+
+@dataclass
+class Ends:
+    """How the requests of a load ended."""
+
+    latency: Any = field(default_factory=histogram)
+    """Of answers, from when they were due."""
+    late: Any = field(default_factory=histogram)
+    """How late requests were sent."""
+    errors: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """How answers came about, where the server says so in a header."""
+    example: str = ""
+    """What the first error said."""
+
+    def failed(self, kind: str, said: str) -> None:
+        """Take an error."""
+        self.errors[kind] += 1
+        self.example = self.example or said
+
+
+async def open_loop(
+    call: Callable[[int, float], Awaitable[None]], gaps: Sequence[float], label: str, most: int
+) -> int:
+    """Send each request when it is due; return how many were not, as too many were open.
+
+    Args:
+        call: sends request number i, due at a `time.perf_counter` time.
+        gaps: seconds before each request.
+        label: of the progress bar.
+        most: requests that may be unanswered at once.
+    """
+    pending: set[asyncio.Task[None]] = set()
+    unsent = 0
+    with Progress(total=len(gaps), desc=label, unit="request", dynamic_ncols=True) as bar:
+
+        def ended(task: asyncio.Task[None]) -> None:
+            pending.discard(task)
+            bar.update()
+
+        due = time.perf_counter() + AHEAD
+        for number, gap in enumerate(gaps):
+            due += gap
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            if len(pending) >= most:
+                unsent += 1
+                bar.update()
+                continue
+            task = asyncio.ensure_future(call(number, due))
+            pending.add(task)
+            task.add_done_callback(ended)
+        if pending:
+            await asyncio.wait(pending)
+    return unsent
+
+
+class Sender:
+    """Sends a load's requests to a server, and takes down how they end.
+
+    Args:
+        upstream: the server.
+        calls: sent in turn.
+        timeout: seconds for an answer.
+    """
+
+    def __init__(self, upstream: Upstream, calls: Sequence[Call], timeout: float) -> None:
+        self.upstream, self.calls, self.timeout = upstream, calls, timeout
+        self.ends = Ends()
+
+    async def send(self, number: int, due: float) -> None:
+        """Send a request and wait for its answer."""
+        ends = self.ends
+        ends.late.record_value(micro(time.perf_counter() - due))
+        try:
+            reply = await self.upstream.infer(self.calls[number % len(self.calls)], self.timeout)
+        except Unreachable as error:
+            ends.failed("no answer", str(error))
+            return
+        if reply.status != OK[reply.transport]:
+            ends.failed(f"{reply.transport} {reply.status}", str(reply))
+            return
+        ends.latency.record_value(micro(time.perf_counter() - due))
+        ends.outcomes.update(value for name, value in reply.headers if name == OUTCOME_HEADER)
+
+
+def micro(seconds: float) -> int:
+    """Return seconds as a histogram takes them."""
+    return min(LONGEST, max(1, round(1e6 * seconds)))
+
+
+def calls_of(
+    options: LoadOptions, requests: Sequence[Arrays], batched: bool, *, binary: bool
+) -> list[Call]:
+    """Return requests as they are sent."""
+    url, model = server_and_model(options)
+    found = []
+    for arrays in requests:
+        body, kind = written(arrays, batched, binary)
+        call = Call(model, options.model_version, "http", body, kind, 0.0)
+        if url.startswith("grpc"):
+            from codedinvnet.serving.faces.v2_grpc import request_from_http
+
+            length = next(value for name, value in kind if name != "content-type")
+            message, _ = request_from_http(body, length, model, options.model_version)
+            call = replace(call, transport="grpc", body=message, headers=())
+        found.append(call)
+    return found
+
+
+async def first_calls(
+    upstream: Upstream, options: LoadOptions, requests: Sequence[Arrays], batched: bool
+) -> tuple[list[Call], str]:
+    """Send some requests that do not count; return all, and how their tensors are written.
+
+    A server over HTTP that does not take binary tensors gets JSON.
+
+    Raises:
+        UserError: if they are not answered.
+    """
+    told = ""
+    over_http = not options.url.startswith("grpc")
+    for binary in (True, False) if over_http else (True,):
+        calls = calls_of(options, requests, batched, binary=binary)
+        sender = Sender(upstream, calls, options.timeout)
+        for number in range(FIRST):
+            await sender.send(number, time.perf_counter())
+            if sender.ends.errors:
+                break
+        else:
+            return calls, "binary" if binary else "JSON"
+        told = told or sender.ends.example
+    raise UserError(f"{options.url}: the first request failed: {told}")
+
+
+async def measure(options: LoadOptions) -> dict[str, Any]:
+    """Send a load, and return its row.
+
+    Raises:
+        UserError: if the options, or the server, cannot work, or nothing was answered.
+    """
+    check(options)
+    url, model = server_and_model(options)
+    gaps = gaps_of(options)
+    upstream = open_upstream(url)
+    upstream.headers, upstream.tries = headers(options), 1
+    try:
+        metadata = await upstream.metadata(model, options.model_version, START_TIMEOUT)
+        signature, batched = signature_of(metadata, options.shapes)
+        if not batched and options.batch > 1:
+            raise UserError(f"--batch: {model} takes one query at a time")
+        if options.inputs is None:
+            requests = generated(signature, options.batch, options.seed)
+        else:
+            requests = from_file(options.inputs, signature, options.batch, options.seed)
+        calls, written_as = await first_calls(upstream, options, requests, batched)
+        sender, began = Sender(upstream, calls, options.timeout), time.perf_counter()
+        label = f"{len(gaps) / max(sum(gaps), 1e-9):.4g} requests/s"
+        unsent = await open_loop(sender.send, gaps, label, options.max_open)
+        seconds = time.perf_counter() - began
+    except (Unreachable, NotProtocol) as error:
+        raise UserError(f"{options.url}: {error}") from error
+    finally:
+        await upstream.close()
+    ends = sender.ends
+    answered = ends.latency.get_total_count()
+    if not answered:
+        raise UserError(f"{options.url}: no request was answered: {ends.example or 'none sent'}")
+    settings = {
+        "url": url,
+        "model": model,
+        "tensors": written_as,
+        "arrivals": options.arrivals,
+        "offered_per_s": round(len(gaps) / max(sum(gaps), 1e-9), 3),
+        "batch": options.batch,
+        "inputs": None if options.inputs is None else str(options.inputs),
+        "seed": options.seed,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bench": "load",
+        "key": key_of("load", settings),
+        "settings": settings,
+        "client": describe_machine(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "requests": len(gaps),
+        "seconds": round(seconds, 3),
+        "answered": answered,
+        "answered_per_s": round(answered / seconds, 3),
+        "unsent": unsent,
+        "errors": dict(ends.errors),
+        "outcomes": dict(ends.outcomes),
+        **percentiles(ends.latency),
+        "sent_late_p99_ms": percentiles(ends.late)["p99_ms"],
+        "first_error": ends.example or None,
+        "error": None,
+        "histogram": ends.latency.encode().decode(),
+    }
+
+
+def run_load(options: LoadOptions) -> None:
+    """Send a load and print what came of it; add its row to a file, if there is one.
+
+    Raises:
+        UserError: see `measure`.
+    """
+    row = asyncio.run(measure(options))
+    if options.out is not None:
+        append_row(options.out, row)
+    if row["sent_late_p99_ms"] > LATE_MS:
+        told = f"warning: this client is too slow: 1 % were sent {row['sent_late_p99_ms']} ms late"
+        print(told, file=sys.stderr)
+    if options.json:
+        print(json.dumps(row))
+        return
+    shown = {**row["settings"], **row}
+    for name in ("schema_version", "key", "settings", "bench", "histogram"):
+        del shown[name]
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        if value not in (None, {}, ""):
+            print(f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")

@@ -1,0 +1,190 @@
+"""A model that a server elsewhere runs, asked over HTTP in the Open Inference Protocol V2."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import math
+import ssl
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from codedinvnet.errors import UserError, one_line
+from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.probe import Opened
+from codedinvnet.models.specs import Declared, input_specs
+
+PATH = "/v2/models/"
+"""What a model's URL has behind the server's address."""
+TIMEOUT = 60.0
+"""Seconds for one answer."""
+JSON_LENGTH = "Inference-Header-Content-Length"
+
+
+def declared_inputs(
+    metadata: Mapping[str, Any], told: Sequence[TensorSpec], where: str
+) -> tuple[tuple[TensorSpec, ...], int | None]:
+    """Return the inputs of one query that a model's metadata declare, and its largest batch.
+
+    Args:
+        metadata: of the protocol.
+        told: see `input_specs`.
+        where: the model, for messages.
+
+    Raises:
+        UserError: see `input_specs`.
+    """
+    inputs = [
+        Declared(
+            str(tensor["name"]),
+            str(tensor["datatype"]),
+            tuple("?" if int(size) < 0 else int(size) for size in tensor["shape"]),
+        )
+        for tensor in metadata["inputs"]
+    ]
+    return input_specs(inputs, told, where)
+
+
+class Connection:
+    """One kept connection to a model.
+
+    Args:
+        url: the model's, with PATH in it.
+
+    Raises:
+        UserError: if that is no URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        try:
+            host, port = parts.hostname, parts.port or (443 if secure else 80)
+        except ValueError as error:
+            raise UserError(f"{url!r} is no URL: {error}") from error
+        if not host or not parts.path.rpartition(PATH)[2] or parts.query:
+            raise UserError(f"{url!r} is not http://HOST:PORT{PATH}NAME")
+        self.url, self.path = url, parts.path.rstrip("/")
+        self._connection = (
+            http.client.HTTPSConnection(
+                host, port, timeout=TIMEOUT, context=ssl.create_default_context()
+            )
+            if secure
+            else http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        )
+        weakref.finalize(self, self._connection.close)
+
+    def ask(
+        self, method: str, path: str = "", body: bytes | None = None, headers: Any = None
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers, in lower case, and the body of an answer.
+
+        A kept connection may have been closed meanwhile: the question is asked twice then.
+
+        Raises:
+            UserError: if there is none, or it is an error.
+        """
+        for attempt in range(2):
+            try:
+                self._connection.request(method, self.path + path, body, headers or {})
+                answer = self._connection.getresponse()
+                data = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                if attempt or isinstance(error, ConnectionRefusedError | TimeoutError):
+                    raise UserError(f"{self.url} does not answer: {one_line(error)}") from error
+        if answer.status != 200:
+            said = data[:200].decode(errors="replace").strip()
+            raise UserError(f"{self.url} answers with HTTP status {answer.status}: {said}")
+        return {name.lower(): value for name, value in answer.getheaders()}, data
+
+
+def open_upstream_model(url: str, told: Sequence[TensorSpec]) -> Opened:
+    """Open the model that a server has, http://HOST:PORT/v2/models/NAME.
+
+    Its digest is that of its metadata: nobody tells the weights of a server elsewhere.
+
+    Args:
+        url: the model's.
+        told: its inputs whose shapes the server leaves open.
+
+    Raises:
+        UserError: if it does not answer, or what it says is not the protocol.
+    """
+    connection = Connection(url)
+    _, body = connection.ask("GET")
+    try:
+        metadata = json.loads(body)
+        tensors = [
+            [(t["name"], t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]]
+            for key in ("inputs", "outputs")
+        ]
+        name = str(metadata["name"])
+        platform = str(metadata.get("platform") or "")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{url} does not speak the Open Inference Protocol V2") from error
+    inputs, most = declared_inputs(metadata, told, url)
+    if any(spec.datatype == "BYTES" for spec in inputs):
+        raise UserError(f"{url} takes texts, which are not asked for")
+    digest = hashlib.sha256(json.dumps([name, *tensors]).encode()).hexdigest()[:16]
+
+    def compute(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        head, blobs = described({spec.name: arrays[spec.name] for spec in inputs}, inputs)
+        headers, data = connection.ask(
+            "POST", "/infer", b"".join([head, *blobs]), {JSON_LENGTH: str(len(head))}
+        )
+        try:
+            return outputs_of(data, headers.get(JSON_LENGTH.lower()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{url} answers what is not the protocol: {error}") from error
+
+    return Opened(inputs, most, platform, digest, compute)
+
+
+def described(
+    arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]
+) -> tuple[bytes, list[bytes]]:
+    """Return the JSON part of a request for binary answers, and its tensors."""
+    blobs = [
+        np.ascontiguousarray(arrays[s.name], DATATYPES[s.datatype].newbyteorder("<")).tobytes()
+        for s in specs
+    ]
+    inputs = [
+        {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": list(arrays[spec.name].shape),
+            "parameters": {"binary_data_size": len(blob)},
+        }
+        for spec, blob in zip(specs, blobs, strict=True)
+    ]
+    asked = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    return json.dumps(asked).encode(), blobs
+
+
+def outputs_of(data: bytes, length: str | None) -> dict[str, np.ndarray]:
+    """Return an answer's outputs of numbers; texts are left out."""
+    place = len(data) if length is None else int(length)
+    found = {}
+    for tensor in json.loads(data[:place])["outputs"]:
+        shape, datatype = tuple(map(int, tensor["shape"])), str(tensor["datatype"])
+        size = (tensor.get("parameters") or {}).get("binary_data_size")
+        begin = place
+        place += size or 0
+        if datatype == "BYTES":
+            continue
+        dtype = DATATYPES[datatype]
+        if size is None:
+            found[tensor["name"]] = np.array(tensor["data"], dtype).reshape(shape)
+            continue
+        if size != math.prod(shape) * dtype.itemsize or place > len(data):
+            raise ValueError(f"output {tensor['name']!r} has {size} bytes")
+        array = np.frombuffer(data, dtype.newbyteorder("<"), math.prod(shape), begin)
+        found[tensor["name"]] = array.astype(dtype).reshape(shape)
+    return found

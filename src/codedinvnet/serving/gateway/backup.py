@@ -1,0 +1,272 @@
+"""A small backup beside the upstreams: who computes it, and the answers that it gives.
+
+A group is of whole requests, each with any number of queries. The backup takes all their queries as
+one batch. It has workers of its own: local processes, or one upstream that has another model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.rules import Rules
+from codedinvnet.models.base import TensorSpec
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.decoding import CHECKED_SHARE, Check, Compared, Facts, Finished, Found, Job
+from codedinvnet.serving.gateway.calls import Reply
+from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
+from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.workers.computing import OUTPUT, Result
+from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
+
+SCORES = "scores"
+"""The name of the one output of an approximate answer."""
+LONGEST = 60.0
+"""Seconds for an upstream that is the backup."""
+
+
+class UpstreamBackup:
+    """An upstream with another model, as a worker.
+
+    Args:
+        upstream: a pool of it alone.
+        inputs: the model's.
+        scores: its output that has them.
+        convert: makes them scores of the served model's kind.
+        most: queries that it takes at once.
+    """
+
+    def __init__(
+        self,
+        upstream: UpstreamPool,
+        inputs: Sequence[TensorSpec],
+        scores: str,
+        convert: Callable[[np.ndarray], np.ndarray],
+        most: int,
+    ) -> None:
+        self.upstream, self.inputs, self.scores = upstream, inputs, scores
+        self.convert, self.most = convert, most
+
+    @property
+    def on_death(self) -> Death | None:
+        """See `WorkerPool`."""
+        return self.upstream.on_death
+
+    @on_death.setter
+    def on_death(self, told: Death | None) -> None:
+        self.upstream.on_death = told
+
+    async def start(self, size: int) -> None:
+        await self.upstream.start(size)
+
+    async def call(self, worker: int, task: Task) -> Result:
+        begins = range(0, task.members, self.most)
+        found = await asyncio.gather(*(self._part(worker, task, begin) for begin in begins))
+        seconds = max(result.seconds for result, _ in found)
+        return Result({OUTPUT: np.concatenate([scores for _, scores in found])}, seconds)
+
+    async def _part(self, worker: int, task: Task, begin: int) -> tuple[Result, np.ndarray]:
+        """Ask for so many queries' scores as the model takes at once."""
+        arrays = {n: array[begin : begin + self.most] for n, array in task.inputs.items()}
+        call = call_of(self.upstream.model, arrays, self.inputs, LONGEST)
+        result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
+        try:
+            return result, self.convert(arrays_of(result.outputs[REPLY][0])[self.scores])
+        except (BadRequest, LookupError, AttributeError) as error:
+            raise WorkerFailed(f"the backup's answer: {error}") from error
+
+    async def replace(self, worker: int) -> None:
+        await self.upstream.replace(worker)
+
+    async def stop(self) -> None:
+        await self.upstream.stop()
+
+    def pid(self, worker: int) -> int | None:
+        return None
+
+
+class ProtectedPool:
+    """Upstreams, and behind them the workers of a small backup.
+
+    Args:
+        upstreams: the first workers.
+        backup: the others.
+        scores: the shape of one query's scores.
+    """
+
+    def __init__(
+        self, upstreams: UpstreamPool, backup: WorkerPool, scores: tuple[int, ...]
+    ) -> None:
+        self.upstreams, self.backup, self.scores = upstreams, backup, scores
+        self.mains = len(upstreams.places)
+        self.on_death: Death | None = None
+
+    async def start(self, size: int) -> None:
+        self.upstreams.on_death = self.on_death
+        self.backup.on_death = self._backup_died
+        await self.upstreams.start(self.mains)
+        await self.backup.start(size - self.mains)
+
+    def _backup_died(self, worker: int, reason: str) -> None:
+        if self.on_death is not None:
+            self.on_death(self.mains + worker, reason)
+
+    async def call(self, worker: int, task: Task) -> Result:
+        if worker < self.mains:
+            return await self.upstreams.call(worker, task)
+        requests = [call.request for call in task.inputs[CALL]]
+        read = [request.inputs for request in requests if request is not None]
+        answers = np.empty(len(requests), object)
+        if not read:
+            return Result({OUTPUT: answers}, 0.0)
+        inputs = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
+        result = await self.backup.call(worker - self.mains, task._replace(inputs=inputs))
+        scores = result.outputs[OUTPUT]
+        rows = len(next(iter(inputs.values())))
+        if scores.shape != (rows, *self.scores) or not np.isfinite(scores).all():
+            raise WorkerFailed(f"the backup's scores have shape {scores.shape}, or are not finite")
+        place = 0
+        for member, request in enumerate(requests):
+            if request is not None:
+                size = len(next(iter(request.inputs.values())))
+                answers[member] = scores[place : place + size]
+                place += size
+        return result._replace(outputs={OUTPUT: answers})
+
+    async def replace(self, worker: int) -> None:
+        if worker < self.mains:
+            await self.upstreams.replace(worker)
+        else:
+            await self.backup.replace(worker - self.mains)
+
+    async def stop(self) -> None:
+        await asyncio.gather(self.upstreams.stop(), self.backup.stop())
+
+    def pid(self, worker: int) -> int | None:
+        return None if worker < self.mains else self.backup.pid(worker - self.mains)
+
+
+class RelayOutputs(Outputs):
+    """What upstreams and backups send: replies, and the scores of each member of a group."""
+
+    def mixed(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return outputs[OUTPUT] if OUTPUT in outputs else outputs[REPLY]
+
+    def sound(self, task: Task, result: Result) -> Result:
+        return result
+
+
+class Backing(NamedTuple):
+    """What stands for a scheme where a small backup answers for whole requests."""
+
+    rules: Rules
+    understanding: Understanding
+    name: str = SmallBackup.name
+    reads: type[Outputs] = RelayOutputs
+
+    def queue(
+        self,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        finished: Finished,
+        failed: Callable[[Exception], None],
+        seed: int = 0,
+        compared: Compared | None = None,
+    ) -> BackupAnswers:
+        """Return what answers in place of a `DecodingQueue`."""
+        return BackupAnswers(self, metrics, spawn, finished, failed, seed, compared)
+
+
+class BackupAnswers:
+    """Gives the backup's answers; compares some of them with upstreams' own.
+
+    Args:
+        backing: says how answers are read.
+        metrics: where to count.
+        spawn: see `DecodingQueue`.
+        finished: likewise.
+        failed: likewise.
+        seed: likewise.
+        compared: likewise.
+    """
+
+    def __init__(
+        self,
+        backing: Backing,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        finished: Finished,
+        failed: Callable[[Exception], None],
+        seed: int = 0,
+        compared: Compared | None = None,
+    ) -> None:
+        self.backing, self.metrics, self.spawn = backing, metrics, spawn
+        self.finished, self.failed, self.compared = finished, failed, compared
+        self._jobs: list[Job] = []
+        self._random = random.Random(seed)
+        self._running = False
+
+    def add(self, job: Job) -> None:
+        """Take a job, which `run` answers."""
+        self._jobs.append(job)
+
+    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
+        """Compare the backup's answer for one member of some groups with the upstream's."""
+        if self._random.random() >= CHECKED_SHARE:
+            return
+        member = self._random.randrange(size)
+        reply: Reply = outputs[member][0]
+        scores = outputs[self.backing.rules.k][member]
+        if scores is None or reply.fails:
+            return
+        try:
+            own = self.backing.understanding.scores_of(reply)
+        except BadRequest:  # an error of the model's own
+            return
+        agrees = bool(np.array_equal(own.argmax(1), scores.argmax(1)))
+        self.metrics.checked(agrees)
+        if self.compared is not None:
+            check = Check(size, outputs, dict(workers), member)
+            self.compared(check, Facts((self._confidence(scores), agrees)))
+
+    def run(self) -> None:
+        """Answer what waits."""
+        if self._jobs and not self._running:
+            self._running = True
+            self.spawn(self._work())
+
+    def stop(self) -> None:
+        """There is nothing to let go of."""
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                jobs, self._jobs = self._jobs, []
+                for job in jobs:
+                    self.finished(job, self._answered(job))
+        finally:
+            self._running = False
+
+    def _answered(self, job: Job) -> dict[int, Found] | Exception:
+        answers = job.outputs[self.backing.rules.k]
+        found = {}
+        for query, member in job.wanted.items():
+            scores = answers[member]
+            if scores is None:
+                return ValueError(f"member {member} was not understood")
+            found[query] = Found({SCORES: boxed(scores)}, self._confidence(scores))
+        return found
+
+    def _confidence(self, scores: np.ndarray) -> float:
+        """Return the least confidence of a request's queries."""
+        if self.backing.understanding.served.kind == "logits":
+            shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores = shifted / shifted.sum(axis=1, keepdims=True)
+        return float(scores.max(axis=1).min())

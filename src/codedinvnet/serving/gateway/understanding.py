@@ -1,0 +1,212 @@
+"""What the gateway understands of a model where it must: requests, answers, and its own answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.models.probe import find_scores, in_turn, probe
+from codedinvnet.models.scores import scores_tensor
+from codedinvnet.models.upstream import JSON_LENGTH, declared_inputs, described, outputs_of
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, decompress, parse_request, render_response
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply
+from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable, Upstream
+from codedinvnet.serving.rules.settings import MAX_BATCH
+from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.service import Request, Response, outcome_name
+
+LENGTH = HEADER_LENGTH.lower()
+MOST = 1 << 30
+"""Bytes of a decompressed body."""
+TIMEOUT = 20.0
+"""Seconds for an answer while the gateway starts."""
+
+
+def call_of(
+    model: str, arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], seconds: float
+) -> Call:
+    """Return a request of the gateway's own: for binary answers, over whatever transport."""
+    head, blobs = described(arrays, specs)
+    headers: Headers = (
+        ("content-type", "application/octet-stream"),
+        (JSON_LENGTH.lower(), str(len(head))),
+    )
+    body = b"".join([head, *blobs])
+    return Call(model, "", "http", body, headers, time.monotonic() + seconds)
+
+
+def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
+    """Return the outputs of an answer.
+
+    Raises:
+        BadRequest: if it is an error, or not the protocol's.
+    """
+    if reply.status != OK[reply.transport]:
+        raise BadRequest(str(reply))
+    body, length = reply.body, dict(reply.headers).get(LENGTH)
+    if reply.transport == "grpc":
+        from codedinvnet.serving.faces.v2_grpc import Wanted, response_to_http
+
+        translated = response_to_http(body, Wanted({}, True))
+        body, length = translated.data, str(translated.header_length)
+    else:
+        body = decompress(body, dict(reply.headers).get("content-encoding"), MOST)
+    try:
+        return outputs_of(body, length)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise BadRequest(f"it is not the protocol's: {error}") from error
+
+
+class AskedModel:
+    """A model that upstreams have, for threads beside the event loop.
+
+    Args:
+        upstreams: which are asked in turn until one answers.
+        name: the model's.
+        signature: its own.
+        flag: which option has the upstreams, for messages.
+    """
+
+    def __init__(
+        self, upstreams: Sequence[Upstream], name: str, signature: Signature, flag: str
+    ) -> None:
+        self.upstreams, self.name, self.signature = upstreams, name, signature
+        self.flag = flag
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs of a batch.
+
+        Raises:
+            UserError: if no upstream answers, or with an error.
+        """
+        return in_turn(self.compute, inputs, self.signature.max_batch)
+
+    def compute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs of a batch that the model takes at once."""
+        return asyncio.run_coroutine_threadsafe(self._asked(inputs), self._loop).result()
+
+    async def _asked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        told = []
+        for upstream in self.upstreams:
+            call = call_of(self.name, inputs, self.signature.inputs, TIMEOUT)
+            try:
+                return arrays_of(await upstream.infer(call, TIMEOUT))
+            except Unreachable as error:
+                told.append(f"{upstream.url}: {error}")
+            except BadRequest as error:
+                raise UserError(f"{self.flag}: {upstream.url}: {error}") from error
+        raise UserError(f"{self.flag}: none answers: {'; '.join(told)}")
+
+
+async def understand(
+    upstreams: Sequence[Upstream],
+    name: str,
+    scores: str | None,
+    told: Sequence[TensorSpec],
+    flag: str = "--upstream",
+) -> AskedModel:
+    """Ask upstreams for a model's metadata, and for answers to a few queries.
+
+    Args:
+        upstreams: which have it.
+        name: the model's.
+        scores: see `find_scores`.
+        told: see `input_specs`.
+        flag: see `AskedModel`.
+
+    Raises:
+        UserError: if none answers, or the model is none that queries can be made for.
+    """
+    silent = []
+    for upstream in upstreams:
+        try:
+            metadata = await upstream.metadata(name, "", TIMEOUT)
+            break
+        except Unreachable as error:
+            silent.append(f"{upstream.url}: {error}")
+        except NotProtocol as error:
+            raise UserError(f"{flag}: {upstream.url}: {error}") from error
+    else:
+        raise UserError(f"{flag}: none answers: {'; '.join(silent)}")
+    where = f"{name} of {upstream.url}"
+    inputs, most = declared_inputs(metadata, told, where)
+    if any(spec.datatype == "BYTES" for spec in inputs):
+        raise UserError(f"{where} takes texts: nothing but a copy makes up for its late answers")
+    bare = AskedModel(upstreams, name, Signature(inputs, (), most), flag)
+
+    probed = await asyncio.to_thread(probe, bare.compute, inputs, most, where)
+    found = find_scores(scores, probed, where)
+    platform = str(metadata.get("platform") or "")
+    signature = Signature(inputs, probed.outputs, probed.max_batch, found, platform)
+    scores_tensor(signature)
+    return AskedModel(upstreams, name, signature, flag)
+
+
+class Understanding:
+    """Reads requests and answers of one model, and writes answers of the gateway's own.
+
+    Args:
+        served: the upstreams' model, whose scores are known.
+    """
+
+    def __init__(self, served: OwnModel) -> None:
+        self.served = served
+        self.outcome = outcome_name(served.signature)
+        self.scores = scores_tensor(served.signature)
+
+    def request(self, call: Call) -> Request:
+        """Read a request.
+
+        Raises:
+            BadRequest: if the model has no such tensors, or it is not the protocol's.
+        """
+        if call.transport == "grpc":
+            from codedinvnet.serving.faces.v2_grpc import request_to_http
+
+            found, _, _ = request_to_http(call.body)
+            length = None if found.header_length is None else str(found.header_length)
+            return parse_request(found.data, length, self.served, MAX_BATCH)
+        headers = dict(call.headers)
+        body = decompress(call.body, headers.get("content-encoding"), MOST)
+        return parse_request(body, headers.get(LENGTH), self.served, MAX_BATCH)
+
+    def accepts(self, request: Request) -> bool:
+        """Tell whether an approximate answer will do: it has nothing but scores."""
+        known = (*self.served.decoded, self.outcome)
+        return request.accept_decoded and all(name in known for name, _ in request.outputs)
+
+    def scores_of(self, reply: Reply) -> np.ndarray:
+        """Return the scores (B, classes) in an answer.
+
+        Raises:
+            BadRequest: if there are none.
+        """
+        found = arrays_of(reply).get(self.scores.name)
+        if found is None or found.shape[1:] != self.scores.shape:
+            raise BadRequest(f"it has no output {self.scores.name!r} of scores")
+        return found
+
+    def reply(self, call: Call, request: Request, scores: np.ndarray) -> Reply:
+        """Write an approximate answer as an upstream would write its own."""
+        outputs = {self.scores.name: scores.astype(DATATYPES[self.scores.datatype])}
+        wanted = tuple(pair for pair in request.outputs if pair[0] != self.outcome)
+        told = replace(request, outputs=wanted, parameters={})
+        data, length = render_response(told, Response(outputs, 0.0), self.served)
+        if call.transport == "grpc":
+            from codedinvnet.serving.faces.v2_grpc import response_from_http
+
+            message = response_from_http(data, None if length is None else str(length))
+            return Reply("grpc", OK["grpc"], message)
+        kind = "application/json" if length is None else "application/octet-stream"
+        headers: Headers = (("content-type", kind),)
+        if length is not None:
+            headers = (*headers, (LENGTH, str(length)))
+        return Reply("http", OK["http"], data, headers)

@@ -1,0 +1,251 @@
+"""The load generator before servers of this process: what it sends, and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.errors import UserError
+from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
+from codedinvnet.load.run import measure, merged, percentiles
+from codedinvnet.rows import read_rows
+from tests.conftest import Command
+from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+
+FAST: dict[str, Any] = {"rate": 200.0, "duration": 0.5, "arrivals": "constant"}
+
+
+def load(fake: Fake | GrpcFake, **options: Any) -> dict[str, Any]:
+    async def run() -> dict[str, Any]:
+        await fake.start()
+        try:
+            return await measure(LoadOptions(fake.url, model="m", **{**FAST, **options}))
+        finally:
+            await fake.stop()
+
+    return asyncio.run(run())
+
+
+def sent(body: bytes, headers: dict[str, str]) -> tuple[dict[str, Any], bytes]:
+    length = int(headers["inference-header-content-length"])
+    return json.loads(body[:length]), body[length:]
+
+
+def test_a_load_over_http() -> None:
+    fake = Fake()
+    fake.delay = 0.03
+    row = load(fake, batch=2, header=("Authorization: Bearer x",))
+    assert (row["requests"], row["answered"], row["unsent"], row["errors"]) == (100, 100, 0, {})
+    assert row["settings"]["offered_per_s"] == pytest.approx(200)
+    assert 30 <= row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+    assert len(fake.seen) == 110  # some come first, and do not count
+    bodies = set()
+    for _, headers, body in fake.seen:
+        head, tail = sent(body, headers)
+        (tensor,) = head["inputs"]
+        assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("x", "FP32", [2, 3])
+        values = np.frombuffer(tail, np.float32)
+        assert len(values) == 6
+        assert ((values >= 0) & (values < 1)).all()
+        assert headers["authorization"] == "Bearer x"
+        bodies.add(body)
+    assert len(bodies) == 64
+
+
+def test_a_load_over_grpc() -> None:
+    fake = GrpcFake()
+    row = load(fake)
+    assert (row["answered"], row["settings"]["tensors"]) == (100, "binary")
+    message = pb.ModelInferRequest.FromString(fake.seen[-1][0])
+    assert (message.model_name, message.inputs[0].name) == ("m", "x")
+    assert len(message.raw_input_contents[0]) == 12
+
+
+def test_a_server_that_takes_json_alone_gets_it() -> None:
+    class Plain(Fake):
+        async def _infer(self, request: web.Request) -> web.Response:
+            if "Inference-Header-Content-Length" in request.headers:
+                return web.Response(status=422, text="not JSON")
+            return await super()._infer(request)
+
+    fake = Plain()
+    assert load(fake)["settings"]["tensors"] == "JSON"
+    tensor = json.loads(fake.seen[-1][2])["inputs"][0]
+    assert (tensor["shape"], len(tensor["data"])) == ([1, 3], 3)
+
+
+def test_who_stands_still_makes_those_late_that_wait() -> None:
+    """A client that waited for answers would have sent one request into the pause."""
+
+    class Still(Fake):
+        until = 0.0
+
+        async def _infer(self, request: web.Request) -> web.Response:
+            if len(self.seen) == 20 and not self.until:
+                self.until = time.monotonic() + 0.5
+            await asyncio.sleep(max(0.0, self.until - time.monotonic()))
+            return await super()._infer(request)
+
+    row = load(Still(), duration=1.0)
+    found = merged([row])
+    counts = sum(
+        item.count_added_in_this_iter_step
+        for item in found.get_recorded_iterator()
+        if item.value_iterated_to > 250_000
+    )
+    assert 30 <= counts <= 100  # of 100 requests that were due in the half second
+    assert 400 <= row["max_ms"] <= 2000
+
+
+def test_errors_do_not_count_as_answers() -> None:
+    class Sometimes(Fake):
+        async def _infer(self, request: web.Request) -> web.Response:
+            self.status = 503 if len(self.seen) >= 10 and len(self.seen) % 2 else 200
+            self.hangs_up = len(self.seen) == 30
+            return await super()._infer(request)
+
+    row = load(Sometimes())
+    assert row["answered"] + sum(row["errors"].values()) == 100
+    assert row["errors"]["http 503"] >= 45
+    assert row["errors"]["no answer"] == 1
+    assert row["first_error"]
+
+
+def test_what_is_due_while_too_many_are_open_is_not_sent() -> None:
+    fake = Fake()
+    fake.delay = 0.1
+    row = load(fake, max_open=2)
+    assert row["unsent"] + row["answered"] == 100
+    assert row["unsent"] > 50
+
+
+def test_the_outcomes_of_a_gateway() -> None:
+    async def run() -> dict[str, Any]:
+        async with gateway(Fake()) as (address, _, _):
+            return await measure(LoadOptions(f"{address}/v2/models/m", **FAST))
+
+    assert asyncio.run(run())["outcomes"] == {"direct": 100}
+
+
+def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Command) -> None:
+    out = tmp_path / "rows.jsonl"
+
+    async def run() -> None:
+        for delay in (0.0, 0.05):
+            fake = Fake()
+            fake.delay = delay
+            await fake.start()
+            words = ["load", f"{fake.url}/v2/models/m", "--rate", "100", "--duration", "0.5"]
+            words += ["--arrivals", "constant", "--out", str(out), "--json"]
+            outcome = await asyncio.to_thread(call, *words)
+            assert outcome.code == 0, outcome.err
+            assert json.loads(outcome.out)["answered"] == 50
+            await fake.stop()
+
+    asyncio.run(run())
+    rows = read_rows(out)
+    whole = percentiles(merged(rows))
+    assert rows[0]["p99_ms"] < 50 < rows[1]["p50_ms"]
+    assert whole["max_ms"] == pytest.approx(rows[1]["max_ms"], rel=0.01)
+    assert merged(rows).get_total_count() == 100
+
+
+def test_inputs_from_a_file(tmp_path: Path) -> None:
+    queries = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "x.npz", x=queries)
+    fake = Fake()
+    load(fake, inputs=tmp_path / "x.npz", batch=5)
+    found = [np.frombuffer(sent(body, headers)[1], np.float32) for _, headers, body in fake.seen]
+    assert {tuple(values) for values in np.concatenate(found).reshape(-1, 3)} == {
+        tuple(query) for query in queries
+    }
+    with pytest.raises(UserError, match="--batch 20"):
+        load(Fake(), inputs=tmp_path / "x.npz", batch=20)
+
+
+def test_inputs_of_every_kind() -> None:
+    fake = Fake()
+    inputs = [
+        {"name": "tokens", "datatype": "INT32", "shape": [-1, -1]},
+        {"name": "word", "datatype": "BYTES", "shape": [-1, 1]},
+        {"name": "mask", "datatype": "BOOL", "shape": ["-1", "4"]},
+    ]
+    fake.metadata = {**fake.metadata, "inputs": inputs}
+    with pytest.raises(UserError, match="--input tokens:INT32:N"):
+        load(fake)
+    load(fake, shapes=("tokens:INT32:7",))
+    head, tail = sent(fake.seen[-1][2], fake.seen[-1][1])
+    assert [tensor["shape"] for tensor in head["inputs"]] == [[1, 7], [1, 1], [1, 4]]
+    assert (np.frombuffer(tail[:28], np.int32) < 10).all()
+    assert struct.unpack("<I", tail[28:32]) == (8,)
+    assert set(tail[40:]) <= {0, 1}
+    for told in ("tokens:INT64:7", "tokens:INT32:7x7", "other:INT32:7"):
+        with pytest.raises(UserError, match="--input"):
+            load(fake, shapes=(told,))
+
+
+def test_arrivals(tmp_path: Path) -> None:
+    gaps = gaps_of(LoadOptions("", rate=100, duration=100, seed=1))
+    assert len(gaps) == pytest.approx(10_000, rel=0.05)
+    assert 99 < sum(gaps) <= 100
+    assert gaps == gaps_of(LoadOptions("", rate=100, duration=100, seed=1))
+    log = tmp_path / "log"
+    log.write_text("time,status\n12.5,200\n10.0,200  # the first\n\n11,500\n99,200\n")
+    options = LoadOptions("", arrivals=str(log))
+    assert gaps_of(options) == pytest.approx([0, 1, 1.5])
+    faster = LoadOptions("", arrivals=str(log), rate=3 / 8.9)
+    assert gaps_of(faster) == pytest.approx([0, 0.1, 0.15, 8.65])
+    log.write_text("2026-01-31T12:00:00Z GET\n2026-01-31T12:00:02.5Z GET\n")
+    assert gaps_of(options) == pytest.approx([0, 2.5])
+    log.write_text("1\ntwo\n")
+    with pytest.raises(UserError, match="line 2: 'two'"):
+        gaps_of(options)
+
+
+def test_which_server_and_which_model() -> None:
+    assert server_and_model(LoadOptions("http://a:1/p/v2/models/a%20b")) == ("http://a:1/p", "a b")
+    assert server_and_model(LoadOptions("grpc://a:1", model="m")) == ("grpc://a:1", "m")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["http://127.0.0.1:1"],
+        ["http://127.0.0.1:1/v2/models/m/versions/2"],
+        ["http://127.0.0.1:1/v2/models/m", "--model", "n"],
+        ["http://127.0.0.1:1/v2/models/m"],
+        ["ftp://127.0.0.1:1/v2/models/m"],
+        ["http://127.0.0.1:1/v2/models/m", "--rate", "0"],
+        ["http://127.0.0.1:1/v2/models/m", "--rate", "nan"],
+        ["http://127.0.0.1:1/v2/models/m", "--duration", "-1"],
+        ["http://127.0.0.1:1/v2/models/m", "--header", "none"],
+        ["http://127.0.0.1:1/v2/models/m", "--arrivals", "nowhere"],
+        [],
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], call: Command) -> None:
+    outcome = call("load", *words)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_server_that_answers_nothing_but_errors() -> None:
+    fake = Fake()
+    fake.status, fake.body = 400, b'{"error": "no such input"}'
+    with pytest.raises(UserError, match="no such input"):
+        load(fake)
+    fake = Fake()
+    fake.metadata = None
+    with pytest.raises(UserError, match="no model 'm'"):
+        load(fake)
+    check(LoadOptions("http://a/v2/models/m"))

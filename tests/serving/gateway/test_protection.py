@@ -1,0 +1,355 @@
+"""A gateway that answers in place of late upstreams: by a small backup, or by a code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aiohttp import web
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.codes.base import Encoded
+from codedinvnet.errors import UserError
+from codedinvnet.files import read_json, write_json
+from codedinvnet.models import open_model
+from codedinvnet.models.upstream import described, outputs_of
+from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_student
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.gateway.relay import Relay
+from tests.protect.conftest import PLACE, finished  # noqa: F401
+from tests.protect.factories import FEATURES
+from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.test_gateway import Got, ask, ask_grpc, until
+
+SMALL = {"method": "small-backup", "policy": "small-backup"}
+MODEL = open_model(f"{PLACE}:vectors")
+LENGTH = HEADER_LENGTH.lower().replace("-", "_")
+FLAWED = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}'
+
+
+class Server(Fake):
+    """A server over HTTP that has a model, and holds its answers while it is told to."""
+
+    def __init__(self, source: str = f"{PLACE}:vectors") -> None:
+        super().__init__()
+        self.model = open_model(source)
+        signature = self.model.signature
+        tensors = {"inputs": signature.inputs, "outputs": signature.outputs}
+        self.metadata = {
+            "name": "m",
+            **{
+                key: [
+                    {"name": t.name, "datatype": t.datatype, "shape": [-1, *t.shape]} for t in specs
+                ]
+                for key, specs in tensors.items()
+            },
+        }
+        self.held = asyncio.Event()
+        self.go()
+
+    def hold(self) -> None:
+        self.held.clear()
+
+    def go(self) -> None:
+        self.held.set()
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        self.seen.append((request.path, {}, body))
+        await self.held.wait()
+        if self.status != 200:
+            return web.json_response({"error": "broken"}, status=self.status)
+        length = int(request.headers.get(HEADER_LENGTH, len(body)))
+        (tensor,) = json.loads(body[:length])["inputs"]
+        rows = np.array(tensor["data"], np.float32) if length == len(body) else body[length:]
+        x = np.frombuffer(rows, np.float32).reshape(tensor["shape"])
+        if x.shape[1:] != self.model.signature.inputs[0].shape:
+            return web.json_response({"error": "a wrong shape"}, status=400)
+        (y,) = self.model.run({"x": x}).values()
+        head = {"name": "output", "datatype": "FP32", "shape": list(y.shape)}
+        told = {**head, "parameters": {"binary_data_size": y.nbytes}}
+        text = json.dumps({"model_name": "m", "outputs": [told]}).encode()
+        headers = {HEADER_LENGTH: str(len(text))}
+        return web.Response(body=text + y.tobytes(), headers=headers)
+
+
+def queries(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((rows, FEATURES), np.float32)
+
+
+async def asked(address: str, x: np.ndarray, **parameters: Any) -> Got:
+    head, blobs = described({"x": x}, MODEL.signature.inputs)
+    told = {**json.loads(head), "id": "mine"}
+    told["parameters"].update(parameters)
+    text = json.dumps(told).encode()
+    return await ask(address, b"".join([text, *blobs]), **{LENGTH: str(len(text))})
+
+
+def scores(got: Got) -> tuple[np.ndarray, str]:
+    """Return the scores of an answer and its outcome, which it tells twice."""
+    assert got.status == 200, got.body
+    length = got.headers[HEADER_LENGTH]
+    told = json.loads(got.body[: int(length)])
+    assert told["parameters"]["outcome"] == got.headers["codedinvnet-outcome"]
+    return outputs_of(got.body, length)["output"], told["parameters"]["outcome"]
+
+
+def student(folder: Path, x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        found: np.ndarray = load_student(folder / WEIGHTS)(torch.from_numpy(x)).numpy()
+    return found
+
+
+def run(check: Callable[..., Awaitable[None]], *servers: Fake, **options: Any) -> None:
+    async def all_of_it() -> None:
+        async with gateway(*servers, **options) as (address, relay, port):
+            await check(address, relay, port)
+
+    asyncio.run(all_of_it())
+
+
+def test_late_requests_are_answered_by_the_protections_backup(finished: Path) -> None:  # noqa: F811
+    """Each with its own number of queries, and in the form that its client wants."""
+    server = Server()
+
+    async def check(address: str, relay: Relay, port: int) -> None:
+        plain = await asked(address, queries(2))
+        direct, outcome = scores(plain)
+        assert outcome == "direct"
+        assert direct.tobytes() == MODEL.run({"x": queries(2)})["output"].tobytes()
+        server.hold()
+        many = [queries(size, size) for size in (1, 3, 2)]
+        found = await asyncio.gather(*(asked(address, x) for x in many))
+        for x, got in zip(many, found, strict=True):
+            answer, outcome = scores(got)
+            assert outcome == "decoded"
+            assert answer == pytest.approx(student(finished, x), abs=1e-4)
+            assert json.loads(got.body[: int(got.headers[HEADER_LENGTH])])["id"] == "mine"
+        text = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, FEATURES]}]}
+        text["inputs"][0]["data"] = queries(1).ravel().tolist()
+        got = await ask(address, json.dumps(text).encode())
+        told = json.loads(got.body)
+        assert told["outputs"][0]["data"] == pytest.approx(student(finished, queries(1))[0])
+        message = pb.ModelInferRequest(
+            model_name="m", id="9", raw_input_contents=[queries(1).tobytes()]
+        )
+        message.inputs.add(name="x", datatype="FP32", shape=[1, FEATURES])
+        body, trailers = await ask_grpc(port, message.SerializeToString())
+        reply = pb.ModelInferResponse.FromString(body)
+        assert (reply.id, trailers["codedinvnet-outcome"]) == ("9", "decoded")
+        assert reply.parameters["outcome"].string_param == "decoded"
+        assert reply.raw_output_contents[0] == pytest.approx(
+            student(finished, queries(1)).tobytes()
+        ) or np.frombuffer(reply.raw_output_contents[0], np.float32) == pytest.approx(
+            student(finished, queries(1))[0], abs=1e-4
+        )
+        server.go()
+
+    run(
+        check,
+        server,
+        protection=finished,
+        method="small-backup",
+        policy="small-backup",
+        grpc_port=0,
+    )
+
+
+def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # noqa: F811
+    server = Server()
+
+    async def check(address: str, *_: object) -> None:
+        server.hold()
+        exact = asyncio.create_task(asked(address, queries(1), accept_decoded=False))
+        strange = asyncio.create_task(ask(address, FLAWED))
+        answer, outcome = scores(await asked(address, queries(2)))
+        assert (len(answer), outcome) == (2, "decoded")
+        assert not exact.done()
+        assert not strange.done()
+        server.go()
+        assert scores(await exact)[1] == "direct"
+        assert (await strange).status == 400
+
+    run(check, server, protection=finished, **SMALL)
+
+
+def test_the_backup_answers_while_no_upstream_does(finished: Path) -> None:  # noqa: F811
+    server = Server()
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        await server.stop()
+        found = await asyncio.gather(*(asked(address, queries(1, i)) for i in range(20)))
+        assert {scores(got)[1] for got in found} == {"decoded"}
+        await until(lambda: not relay.pool.places[0].up)
+        assert relay.is_ready
+
+    run(
+        check,
+        server,
+        protection=finished,
+        method="small-backup",
+        policy="small-backup",
+        deadline_ms=20_000,
+    )
+
+
+def test_auto_asks_the_backup_for_what_is_late_or_lost(finished: Path) -> None:  # noqa: F811
+    server = Server()
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        for i in range(40):  # what is normal is known then
+            assert scores(await asked(address, queries(1, i)))[1] == "direct"
+        server.hold()
+        assert scores(await asked(address, queries(2)))[1] == "decoded"
+        server.go()
+        await server.stop()
+        found = await asyncio.gather(*(asked(address, queries(1, i)) for i in range(9)))
+        assert {scores(got)[1] for got in found} == {"decoded"}
+
+    run(check, server, protection=finished, method="small-backup", deadline_ms=20_000)
+
+
+def test_a_backup_may_be_an_upstream() -> None:
+    server, small = Server(), Server(f"{PLACE}:smaller")
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        assert not small.seen or all(len(body) for _, _, body in small.seen)
+        before = len(small.seen)
+        server.hold()
+        x = queries(7)
+        answer, outcome = scores(await asked(address, x))
+        assert outcome == "decoded"
+        assert answer == pytest.approx(small.model.run({"x": x})["output"], abs=1e-5)
+        assert len(small.seen) - before == 2  # it is asked for k at a time
+        assert small.seen[-1][0] == "/v2/models/m/infer"
+        server.go()
+        small.status = 500  # nobody is lost with it
+        assert scores(await asked(address, queries(1)))[1] == "direct"
+
+    async def all_of_it() -> None:
+        await small.start()
+        try:
+            url = f"{small.url}/v2/models/m"
+            async with gateway(server, backup_upstream=url, k=4, policy="small-backup+hedge") as (
+                address,
+                relay,
+                port,
+            ):
+                await check(address, relay, port)
+        finally:
+            await small.stop()
+
+    asyncio.run(all_of_it())
+
+
+@pytest.mark.parametrize("method", ["approxifer", "nercc"])
+def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> None:
+    """Upstreams compute what the gateway has encoded, and one of them never answers."""
+    servers = [Server() for _ in range(4)]
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        servers[2].hold()
+        x = queries(6)
+        answer, outcome = scores(await asked(address, x))
+        assert outcome == "decoded"
+        own = MODEL.run({"x": x})["output"]
+        assert answer.shape == own.shape
+        assert np.abs(answer - own).max() < np.abs(own).max()
+        sent = [body for server in servers for _, _, body in server.seen]
+        mixed = [body for body in sent if not any(row.tobytes() in body for row in x)]
+        assert len(mixed) > len(x)
+        servers[2].go()
+
+    run(check, *servers, method=method, deadline_ms=20_000)
+
+
+def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
+    servers = [Server() for _ in range(5)]
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        assert relay.front.scheduler.code.k == 4
+        assert scores(await asked(address, queries(4)))[1] == "decoded"
+
+    run(check, *servers, protection=finished, method="nercc", deadline_ms=20_000)
+
+
+def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from codedinvnet.codes.berrut import BerrutCode
+
+    servers = [Server() for _ in range(3)]
+
+    async def check(address: str, *_: object) -> None:
+        def broken(*_: object) -> Encoded:
+            raise ArithmeticError("no such point")
+
+        monkeypatch.setattr(BerrutCode, "encode", broken)
+        got = await asked(address, queries(1))
+        assert got.status == 500
+        assert "cannot encode: ArithmeticError: no such point" in json.loads(got.body)["error"]
+        monkeypatch.undo()
+        assert (await asked(address, queries(1))).status == 200
+
+    run(check, *servers, method="approxifer")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"protection": "."}, "holds no protection"),
+        ({"method": "parm"}, "parm"),
+        ({"method": "approxifer"}, "k must be at least 2"),
+        ({"method": "approxifer", "policy": "hedge"}, "--policy: hedge goes without"),
+        ({"policy": "small-backup"}, "--policy: small-backup needs"),
+        ({"backup_upstream": "http://127.0.0.1:9"}, "--backup-upstream: 'http://127.0.0.1:9' is"),
+        ({"backup_upstream": "http://127.0.0.1:9/v2/models/m"}, "--backup-upstream: none answers"),
+        ({"method": "approxifer", "scores": "nothing"}, "has no output 'nothing'"),
+    ],
+)
+def test_what_does_not_go_with_the_upstreams_is_refused(options: dict[str, Any], told: str) -> None:
+    async def check(*_: object) -> None:
+        raise AssertionError("it started")
+
+    if "protection" in options:
+        options = {"protection": Path(options["protection"])}
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        run(check, Server(), Server(), **options)
+
+
+def test_the_protection_of_another_model_is_refused(
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async def check(*_: object) -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(UserError, match="is another model: its scores of the same inputs differ"):
+        run(check, Server(f"{PLACE}:smaller"), protection=finished)
+    with pytest.raises(UserError, match="with the tensors"):
+        run(check, Server(f"{PLACE}:other_inputs"), protection=finished)
+    old = read_json(finished / DESCRIPTION)
+    del old["model"]["probe"]
+    write_json(tmp_path / DESCRIPTION, old)
+    with pytest.raises(UserError, match="older release"):
+        run(check, Server(), protection=tmp_path)
+
+
+def test_a_backup_for_other_inputs_is_refused() -> None:
+    server, small = Server(), Server(f"{PLACE}:other_inputs")
+
+    async def all_of_it() -> None:
+        await small.start()
+        try:
+            url = f"{small.url}/v2/models/m"
+            async with gateway(server, backup_upstream=url):
+                raise AssertionError("it started")
+        finally:
+            await small.stop()
+
+    with pytest.raises(UserError, match=r"--backup-upstream: .* takes"):
+        asyncio.run(all_of_it())
