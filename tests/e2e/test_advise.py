@@ -11,11 +11,11 @@ import sys
 import threading
 from pathlib import Path
 
-from codedinvnet.bench.load import connect, open_loop
+from codedinvnet.bench.load import connect
 from codedinvnet.data import sample_images
 from tests.processes import served
 
-RATE, REQUESTS = 25.0, 300
+REQUESTS, TOGETHER = 300, 6
 FAULTS = {
     "faults": [
         {"kind": "slow", "delay": {"ms": 10}},
@@ -34,15 +34,12 @@ def load(address: str) -> int:
     images = sample_images("mnist").images.numpy()
 
     async def run() -> int:
+        answered = 0
         async with connect(address, "mnist", images) as client:
-            replies = await open_loop(
-                lambda i, due: client.infer(str(i), [i % len(images)], due),
-                rate=RATE,
-                count=REQUESTS,
-                seed=1,
-                label="load",
-            )
-        return sum(reply.ok for reply in replies)
+            for start in range(0, REQUESTS, TOGETHER):
+                calls = (client.infer(str(i), [i]) for i in range(start, start + TOGETHER))
+                answered += sum(reply.ok for reply in await asyncio.gather(*calls))
+        return answered
 
     return asyncio.run(run())
 
@@ -51,7 +48,8 @@ def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path) -> None:
     faults = tmp_path / "faults.json"
     faults.write_text(json.dumps(FAULTS))
     options = ("--policy", "uncoded", "--k", "4", "--workers", "5", "--faults", str(faults))
-    with served("mnist", *options, log=tmp_path / "log") as process:
+    times = ("--deadline-ms", "60000", "--hang-timeout-ms", "30000")
+    with served("mnist", *options, *times, log=tmp_path / "log") as process:
         address = process.address
         few = command("advise", address)
         assert (few.returncode, few.stdout) == (2, "")
