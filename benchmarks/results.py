@@ -31,7 +31,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json
 from codedinvnet.rows import Row, agreeing, current_accuracy, current_latency, read_rows
 from codedinvnet.serving.policies import in_order
-from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation import agreement, measured, sweep
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import SAME
 from codedinvnet.simulation.scenario import Scenario
@@ -342,53 +342,30 @@ def validation_section(path: Path) -> str:
         if cell["agrees"] is False
     ]
     found = measured.tally(arms)
-    titles = ", ".join(latency_tables.TITLES[name] for name in measured.COMPARED)
     images = _range(
         [sum(one["queries"] for one in run) for arm in arms for run in arm["simulated"]]
     )
-    not_judged = [
-        f"{count} are not judged ({why})."
-        for count, why in (
-            (found.too_few_requests, measured.TOO_FEW),
-            (found.not_measured, measured.NOT_MEASURED),
-        )
-        if count
-    ]
-    finite = {
-        name: [
-            cell
-            for arm in arms
-            if (cell := arm["percentiles"].get(name))
-            and cell["agrees"] is not None
-            and cell["measured_ms"] is not None
-        ]
-        for name in measured.COMPARED
-    }
-    alone = ", ".join(
-        f"{latency_tables.TITLES[name]} {sum(map(measured.is_near, own))} of {len(own)}"
-        for name, own in finite.items()
-    )
-    never = f", and {found.never} are never on both sides ({measured.NEVER})" if found.never else ""
+    times = "times from other runs" if report.get("times") == "others" else "times of these runs"
+    together = agreement.check(arms)
+    never = ""
+    if found.never:
+        never = f" {found.never} are never on both sides ({measured.NEVER}), and not among them."
     rows = sorted(path.parent.glob("latency*.jsonl"))
     of = [one.name for one in rows if file_digest(one) == report["measured_digest"]]
     named = f" of `{of[0]}`" if of else ""
     again = all(arm["same_arrivals"] for arm in arms)
     arrivals = "requests coming when they came there, " if again else ""
     text = [
-        f"Every arm{named} with finished runs was simulated with the times fitted in these runs, "
-        f"{arrivals}{images} images a run; percentiles of simulated runs are computed as those of "
-        "measured ones. Of "
-        f"{found.percentiles} percentiles ({titles} of {len(arms)} arms) {found.compared} are "
-        f"judged and {found.agree} agree: {found.agree - found.never} lie within "
-        f"{measured.TOLERANCE:.0%} of the measured one or its 95 % interval, whichever is wider "
-        f"({found.near} within {measured.TOLERANCE:.0%}, whatever the interval: {alone}){never}. "
-        + (" ".join(not_judged) or "None is left out."),
+        f"Every arm{named} with finished runs was simulated with {times}, {arrivals}{images} "
+        "images a run. "
+        + ("Nothing is to be compared." if together is None else agreement.told(together) + never)
     ]
     if rows and not of:
         text.append("The rows of the measurement have changed since.")
     if off:
         columns = ("arm", "percentile", "measured, ms", "allowed, ms", "simulated, ms")
-        text += ["Those that do not:", tables.markdown(columns, off).strip()]
+        table = tables.markdown(columns, off).strip()
+        text += ["Beyond 15 % and the measured 95 % interval lie:", table]
     return "\n\n".join(text)
 
 

@@ -6,13 +6,12 @@ import asyncio
 import http.server
 import json
 import socketserver
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 from codedinvnet.bench.load import connect
 from codedinvnet.data import sample_images
+from tests.conftest import Command
 from tests.processes import served
 
 REQUESTS, TOGETHER = 300, 6
@@ -22,11 +21,6 @@ FAULTS = {
         {"kind": "slow", "worker": 0, "delay": {"ms": 150}},
     ]
 }
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "codedinvnet", *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
 
 
 def load(address: str) -> int:
@@ -44,22 +38,22 @@ def load(address: str) -> int:
     return asyncio.run(run())
 
 
-def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path) -> None:
+def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path, call: Command) -> None:
     faults = tmp_path / "faults.json"
     faults.write_text(json.dumps(FAULTS))
     options = ("--policy", "uncoded", "--k", "4", "--workers", "5", "--faults", str(faults))
     times = ("--deadline-ms", "60000", "--hang-timeout-ms", "30000")
     with served("mnist", *options, *times, log=tmp_path / "log") as process:
         address = process.address
-        few = command("advise", address)
-        assert (few.returncode, few.stdout) == (2, "")
-        assert "requests are too few" in few.stderr
-        assert "Traceback" not in few.stderr
+        few = call("advise", address)
+        assert (few.code, few.out) == (2, "")
+        assert "requests are too few" in few.err
+        assert "Traceback" not in few.err
         assert load(address) == REQUESTS
 
-        found = command("advise", address, "--queries", "2000", "--json")
-        assert found.returncode == 0, found.stderr
-        report = json.loads(found.stdout)
+        found = call("advise", address, "--queries", "2000", "--json")
+        assert found.code == 0, found.err
+        report = json.loads(found.out)
         rows = {row["policy"]: row for row in report["simulated"]}
         assert {"uncoded", "hedge", "coded", "coded+hedge"} <= set(rows)
         assert report["measured"]["requests"] == REQUESTS
@@ -68,28 +62,28 @@ def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path) -> None:
         assert rows["uncoded"]["right"] > 0.98
         assert rows["uncoded"]["work"] < rows["coded"]["work"]
 
-        told = command("advise", address, "--queries", "2000")
-        assert "measured now" in told.stdout
-        switched = command("policy", address, "coded+hedge")
-        assert switched.stdout == "policy coded+hedge, before uncoded\n"
+        told = call("advise", address, "--queries", "2000")
+        assert "measured now" in told.out
+        switched = call("policy", address, "coded+hedge")
+        assert switched.out == "policy coded+hedge, before uncoded\n"
         assert load(address) == REQUESTS
-        assert "* coded+hedge" in command("policy", address).stdout
-        assert "'quick'" in command("policy", address, "quick").stderr
+        assert "* coded+hedge" in call("policy", address).out
+        assert "'quick'" in call("policy", address, "quick").err
 
 
-def test_who_cannot_advise(tmp_path: Path) -> None:
+def test_who_cannot_advise(call: Command) -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         port = other.server_address[1]
-        strange = command("advise", f"http://127.0.0.1:{port}")
+        strange = call("advise", f"http://127.0.0.1:{port}")
         other.shutdown()
-    nobody = command("advise", f"http://127.0.0.1:{port}")
-    wrong = command("advise", "127.0.0.1:8000")
+    nobody = call("advise", f"http://127.0.0.1:{port}")
+    wrong = call("advise", "127.0.0.1:8000")
     for found, words in (
         (strange, "not a service of codedinvnet"),
         (nobody, "no service answers"),
         (wrong, "http://"),
     ):
-        assert (found.returncode, found.stdout) == (2, "")
-        (line,) = found.stderr.splitlines()
+        assert (found.code, found.out) == (2, "")
+        (line,) = found.err.splitlines()
         assert words in line

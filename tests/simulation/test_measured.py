@@ -159,8 +159,7 @@ def test_what_came_out_of_too_few_requests_is_no_judge() -> None:
     assert "28.8 no" in lines[1]
     assert "never no" in lines[1]
     assert "300.0      never ?" in lines[1]
-    assert lines[-2].startswith("0 of 2 percentiles within 15%")
-    assert "never on both sides" not in lines[-2]
+    assert lines[-2].startswith("2 of 2 ")
     assert (
         lines[-1]
         == "1 not judged (?): no interval, and fewer than ten requests beyond the percentile"
@@ -242,8 +241,7 @@ def test_too_many_lost_requests_are_met_by_as_many_alone() -> None:
     lines = table(arms)
     assert lines[1].count("never      never ok") == 2
     assert "never       80.0 no" in lines[2]
-    assert lines[-3].startswith("5 of 7 percentiles within 15% ")
-    assert "never on both sides (2: more requests were lost" in lines[-3]
+    assert lines[-3].startswith("2 of 7 ")
     assert lines[-1] == "1 not judged (-): the rows have no such percentile"
 
 

@@ -152,7 +152,8 @@ def _validate(
     The scenario of each run is what the base and its row make of it, and is not repeated.
     """
     found = measured.read_runs(path)
-    arms = measured.arms_of(found.runs)
+    own = measured.arms_of(found.runs)
+    arms = measured.with_times_of_others(own)
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
     for scenario in (one for repeated in scenarios for own in repeated for one in own):
@@ -181,6 +182,7 @@ def _validate(
         "kind": "validation",
         "measured": str(path),
         "measured_digest": found.digest,
+        "times": "others" if len(arms) > 1 else "own",
         "base": base.model_dump(mode="json", exclude_defaults=True),
         **measured.tally(rows)._asdict(),
         "arms": rows,
