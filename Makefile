@@ -3,9 +3,8 @@ BIN := .venv/bin
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-BENCHMARKS := accuracy latency serve inverse embed train engine ablation map
-# Behind `latency`, whose rows it repeats.
-BENCHMARKS += validation
+# `validation` stands behind `latency`, whose rows it repeats.
+BENCHMARKS := accuracy equal-cost latency inverse embed train engine ablation map policies auto off-map validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -14,8 +13,8 @@ BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly triton mlserver format wheel clean bench bench-quick
-.PHONY: bench-bundles bench-pixels bench-seeds bench-page quick-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
+.PHONY: help setup demo test pytest lint nightly docs triton mlserver format wheel clean bench bench-quick
+.PHONY: bench-bundles bench-pixels bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,8 +37,13 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-nightly: .venv/.installed  ## what takes longer than `make test`: a service is harmed and overloaded from outside
+# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`.
+nightly: .venv/.installed-bench  ## what takes longer than `make test`: harm from outside, and every benchmark in short
 	$(BIN)/python -m benchmarks outside
+	@$(MAKE) --no-print-directory bench-quick
+
+docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
@@ -55,7 +59,7 @@ format: .venv/.installed-dev  ## repair the style
 # The quick version starts from nothing: rows that were kept would check nothing.
 bench-quick: .venv/.installed-bench  ## every benchmark in short and anew, into results/quick
 	rm -rf results/quick runs/quick
-	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=quick-%) quick-page
+	@$(MAKE) --no-print-directory -j1 -k $(filter-out quick-policies quick-auto quick-off-map,$(BENCHMARKS:%=quick-%))
 
 bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
@@ -69,9 +73,33 @@ bench-pixels: .venv/.installed  ## train the bundles by the paper's objective: m
 bench-seeds: .venv/.installed  ## train the bundles from another seed: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(SEED_FILES) bench-page
 
-# Each may be asked for by itself. What is there is kept, however old (|).
-$(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%): | .venv/.installed-bench
-bench-page quick-page: | .venv/.installed
+# Each may be asked for by itself, in full or in short. What is there is kept, however old (|).
+bench-%: TO := docs/results
+quick-%: TO := results/quick
+quick-%: QUICK := --quick
+quick-%: SAVE := --save-dir runs/quick
+RUN_accuracy = codedinvnet bench accuracy configs/bench/accuracy.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
+RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
+RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
+RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
+RUN_inverse = python -m benchmarks inverse mnist $(QUICK) --out $(TO)/speed.jsonl
+RUN_embed = python -m benchmarks embed mnist $(QUICK) --out $(TO)/speed.jsonl
+RUN_train = python -m benchmarks train mnist $(QUICK) --out $(TO)/speed.jsonl
+RUN_engine = python -m benchmarks engine $(if $(QUICK),mnist,$(BUNDLES)) $(QUICK) --out $(TO)/speed.jsonl
+RUN_map = codedinvnet simulate configs/bench/simulate-map$(QUICK:-%=%).json --out $(TO)/map.jsonl --picture $(TO)/map.png
+RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json --out $(TO)/policies.jsonl
+RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json --out $(TO)/auto.jsonl
+RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json --out $(TO)/off-map.jsonl
+RUN_validation = codedinvnet simulate configs/bench/simulate-measured.json $(if $(QUICK),--queries 3000) \
+  --measured $(TO)/latency.jsonl --out $(TO)/validation.json
+
+define benchmark
+bench-$(1) quick-$(1): | .venv/.installed-bench
+	$(BIN)/$$(RUN_$(1))
+endef
+$(foreach name,$(BENCHMARKS),$(eval $(call benchmark,$(name))))
+
+bench-page: | .venv/.installed
 $(BUNDLE_FILES) $(PIXEL_FILES) $(SEED_FILES): | .venv/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
@@ -90,68 +118,6 @@ $(PIXEL_FILES): docs/results/pixels-%.json:
 $(SEED_FILES): docs/results/seed-%.json:
 	$(call reproduce,configs/$*-recovery.json --seed $(SEED))
 
-quick-accuracy:
-	$(BIN)/codedinvnet bench accuracy configs/bench/accuracy.json --quick $(DATA) \
-	  --out results/quick/accuracy.jsonl --save-dir runs/quick
-
-quick-latency:
-	$(BIN)/codedinvnet bench latency configs/bench/latency.json --quick $(DATA) \
-	  --out results/quick/latency.jsonl --save-dir runs/quick
-
-quick-serve:
-	$(BIN)/python -m benchmarks serve mnist --quick --out results/quick/serve.json
-
-quick-inverse quick-embed quick-train: quick-%:
-	$(BIN)/python -m benchmarks $* mnist --quick --out results/quick/speed.json
-
-quick-engine:
-	$(BIN)/python -m benchmarks engine mnist --quick --out results/quick/engine-mnist.json
-
-quick-ablation:
-	$(BIN)/python -m benchmarks ablation configs/bench/ablation.json --quick $(DATA) \
-	  --out results/quick/ablation.jsonl --save-dir runs/quick/ablation
-
-quick-map:
-	$(BIN)/codedinvnet simulate configs/bench/simulate-map-quick.json \
-	  --out results/quick/map.jsonl --picture results/quick/map.png
-
-quick-validation:
-	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json --queries 3000 \
-	  --measured results/quick/latency.jsonl --out results/quick/validation.json
-
-quick-page:
-	$(BIN)/python -m benchmarks.figures --page results/quick
-
-bench-accuracy:
-	$(BIN)/codedinvnet bench accuracy configs/bench/accuracy.json $(DATA) \
-	  --out docs/results/accuracy.jsonl
-
-bench-latency:
-	$(BIN)/codedinvnet bench latency configs/bench/latency.json $(DATA) \
-	  --out docs/results/latency.jsonl
-
-bench-serve:
-	$(BIN)/python -m benchmarks serve mnist $(DATA) --out docs/results/serve.json
-
-bench-inverse bench-embed bench-train: bench-%:
-	$(BIN)/python -m benchmarks $* mnist --out docs/results/speed.json
-
-bench-engine:
-	for name in $(BUNDLES); do \
-	  $(BIN)/python -m benchmarks engine $$name --out docs/results/engine-$$name.json || exit 1; done
-
-bench-ablation:
-	$(BIN)/python -m benchmarks ablation configs/bench/ablation.json $(DATA) \
-	  --out docs/results/ablation.jsonl
-
-bench-map:
-	$(BIN)/codedinvnet simulate configs/bench/simulate-map.json \
-	  --out docs/results/map.jsonl --picture docs/results/map.png
-
-bench-validation:
-	$(BIN)/codedinvnet simulate configs/bench/simulate-measured.json \
-	  --measured docs/results/latency.jsonl --out docs/results/validation.json
-
 bench-page:
 	$(BIN)/python -m benchmarks.figures
 
@@ -159,7 +125,7 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
-	rm -rf build dist src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with

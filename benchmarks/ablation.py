@@ -2,30 +2,24 @@
 
 A grid file names a base of settings, image sets, seeds and rows; a row is a change to the base, and
 is compared with the row from which it differs in one thing. Networks that rows share are trained
-once. Every trial is one line of the output, written when it ends, so that an interrupted grid goes
-on where it stopped. The validation split is read as trials end, the test split once, after the
-last of them.
+once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from pydantic import Field, field_validator
-from tqdm import tqdm
 
-from codedinvnet import stages
+from codedinvnet import stages, study
+from codedinvnet.bench import tables
 from codedinvnet.bench.accuracy import few_images
-from codedinvnet.bench.tables import one_line
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -34,16 +28,15 @@ from codedinvnet.config import (
     validated,
 )
 from codedinvnet.data import Split, load_images
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
-from codedinvnet.files import check_folder, check_writable, parse_json, read_json, write_text
-from codedinvnet.models.bundle import DESCRIPTION, WEIGHTS, Bundle, load_bundle
-from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.files import check_folder, check_writable, read_json
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.quantiles import half_width
+from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings
 
-SCHEMA = 1
 QUICK_IMAGES: dict[Split, int] = {"train": 6000, "test": 1000}
 QUICK_VALIDATION = 1000
 QUICK_EPOCHS, QUICK_STEPS = 2, 10
@@ -107,51 +100,29 @@ class Trial(Section):
     sizes: tuple[int, ...]
     settings: Settings
     """Their name is not looked at."""
-    against: str
-    """The row to compare it with; its own, if it is the first."""
-    note: str
     quick: bool = False
 
     @property
     def key(self) -> str:
-        """What tells it from all others, its settings included, wherever in the grid it stands."""
-        fusion = self.settings.fusion
-        words = _words(("network", fusion.objective, fusion.encoder.kind), self.quick)
-        return _key(self.row, self.data, self.sizes, self.settings, words)
+        """What tells it from all others, wherever in the grid it stands.
 
-    @property
-    def folder(self) -> str:
-        """The name of a folder of its own: no other trial resumes its checkpoints."""
-        return f"{self.data}-{_digest(self.key)}"
+        An option counts where it differs from its default, so that new ones change no key.
+        """
+        fusion = self.settings.fusion
+        words = self._words("network", fusion.objective, fusion.encoder.kind)
+        options = self.settings.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        return key_of(self.row, self.data, list(self.sizes), options, words)
 
     @property
     def network_name(self) -> str:
         """The name of the network that it shares with all trials that train the same one."""
-        shared = [network_settings(self.settings), *_words(("network",), self.quick)]
-        return f"{self.data}-{_digest(json.dumps(shared, sort_keys=True))}"
+        shared = key_of(network_settings(self.settings), self._words("network"))
+        return f"{self.data}-{shared}"
 
-    @property
-    def members(self) -> int:
-        """The largest size."""
-        return max(self.sizes)
-
-
-def _key(
-    row: str, data: str, sizes: Sequence[int], settings: Settings, words: Sequence[Any]
-) -> str:
-    """Return a trial's key. All options are in it, or one whose default changes would not show."""
-    options = settings.model_dump(mode="json", exclude={"name"})
-    return json.dumps([row, data, sizes, options, *words])
-
-
-def _words(parts: Iterable[str], quick: bool) -> list[Any]:
-    """Return what a key says beside the settings: versions of the training other than 1; quick."""
-    versions = [[part, TRAINING[part]] for part in parts if part in TRAINING]
-    return [*versions, *(["quick"] if quick else [])]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    def _words(self, *parts: str) -> list[Any]:
+        """Return versions of the training other than 1, and whether it is quick."""
+        versions = [[part, TRAINING[part]] for part in parts if part in TRAINING]
+        return [*versions, *(["quick"] if self.quick else [])]
 
 
 def load_grid(path: Path) -> Grid:
@@ -244,70 +215,9 @@ def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
                 for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
                     found.append(
-                        Trial(
-                            row=row.name,
-                            data=data,
-                            sizes=sizes,
-                            settings=settings,
-                            against=row.against or grid.rows[0].name,
-                            note=row.note,
-                            quick=quick,
-                        )
+                        Trial(row=row.name, data=data, sizes=sizes, settings=settings, quick=quick)
                     )
     return found
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the trials of the grid that was run last; none if the file is not there.
-
-    Raises:
-        UserError: if a line is damaged, or not of this benchmark.
-    """
-    return [row for row in read_everything(path) if not row.get("set_aside")]
-
-
-def read_everything(path: Path) -> list[dict[str, Any]]:
-    """Read all trials, those of other grids, too; none if the file is not there.
-
-    Raises:
-        UserError: if a line is damaged, or not of this benchmark.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        row = parse_json(line, f"{path}, line {number}")
-        if not _is_own(row):
-            raise UserError(
-                f"{path}, line {number} is not of `benchmarks ablation`: name another file"
-            )
-        # Rows of a release that did not write its folder's name: it is that of the key it knew.
-        folder = row.get("folder", f"{row['data']}-{_digest(row['key'])}")
-        rows.append({**row, "key": _respelt(row["key"]), "folder": folder})
-    return rows
-
-
-def _is_own(row: Any) -> bool:
-    """Tell whether a line's value is a trial of this benchmark, by what its key says of it."""
-    try:
-        name, data, sizes, settings, *_ = json.loads(row["key"])
-        named = [row["schema_version"], row["row"], row["data"], row["k"], type(row["seed"])]
-        return isinstance(settings, dict) and named == [SCHEMA, name, data, sizes, int]
-    except (TypeError, KeyError, ValueError):
-        return False
-
-
-def _respelt(key: str) -> str:
-    """Return a key as this release writes it: with the options that came since, at their defaults.
-
-    A key with options that are no more stays as it is.
-    """
-    row, data, sizes, options, *words = json.loads(key)
-    try:
-        settings = parse_settings({**options, "name": "any"}, row)
-    except UserError:
-        return key
-    return _key(row, data, sizes, settings, words)
 
 
 def run(
@@ -319,200 +229,139 @@ def run(
     device: torch.device,
     test: bool = True,
     quick: bool = False,
-) -> list[dict[str, Any]]:
-    """Run what is missing of a grid, and read the test split once all trials have ended.
+) -> list[Row]:
+    """Run what is missing of a grid, and return the rows of all of it.
 
     Args:
         path: the grid file.
-        out: JSONL, one trial a line; finished trials in it are kept, those of other grids behind
-            this one's and marked (`set_aside`).
+        out: JSONL, one trial a line; finished trials in it are kept.
         save_dir: where runs and shared networks lie.
         data_dir: where the image sets lie.
         device: what to compute on.
-        test: whether to read the test split in the end.
+        test: whether to read the test split, too; without it choices can still be made.
         quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
         UserError: before any trial, if the grid is wrong, if `out` cannot be written or holds what
-            is not of this benchmark, or if images are missing.
+            are no rows, or if images are missing.
     """
     grid = load_grid(path)
     wanted = {trial.key: trial for trial in trials(grid, path, quick)}
     check_writable(out)
     check_folder(save_dir, "--save-dir")
-    done: dict[str, dict[str, Any]] = {}
-    for row in read_everything(out):
-        if "error" in done.get(row["key"], {"error": ""}):
-            done[row["key"]] = row
+    splits = ("validation", "test") if test else ("validation",)
+    done = {
+        key
+        for key, row in newest(read_rows(out)).items()
+        if study.finished(row) and row.keys() >= {*splits}
+    }
+    todo = {key: trial for key, trial in wanted.items() if key not in done}
+    sizes = {t.settings.data.name: t.settings.data.image_size for t in todo.values()}
     if quick:
         images = save_dir / "images"
-        write_few_images(_image_sets(wanted.values()), data_dir, images)
+        write_few_images(sizes, data_dir, images)
         data_dir = images
     else:
-        needed = {"validation", "test"} if test else {"validation"}
-        todo = [trial for key, trial in wanted.items() if needed - done.get(key, {}).keys()]
-        for name, size in _image_sets(todo).items():
+        for name, size in sizes.items():
             for split in QUICK_IMAGES:  # that they are there is known before any trial is begun
                 load_images(name, split, data_dir=data_dir, image_size=size)
-    if done:
-        _write(out, wanted, done)
-    places = _Places(save_dir, data_dir, device)
-    for key, trial in tqdm(wanted.items(), desc="ablation", unit="trial", dynamic_ncols=True):
-        known = done.get(key, {"error": ""})
-        if "error" in known or (test and _has_lost_bundle(trial, known, places)):
-            done[key] = _trained(trial, places)
-            _write(out, wanted, done)
-    if test:
-        for key, trial in tqdm(wanted.items(), desc="test split", unit="trial"):
-            if "error" not in done[key] and "test" not in done[key]:
-                done[key]["test"] = _scored(trial, places.run(trial, done[key]["folder"]), "test")
-                _write(out, wanted, done)
-    return [done[key] for key in wanted]
-
-
-def _image_sets(found: Iterable[Trial]) -> dict[str, int | None]:
-    """Return the image sets that trials need, each with its `image_size`."""
-    return {trial.settings.data.name: trial.settings.data.image_size for trial in found}
-
-
-def _write(out: Path, wanted: Mapping[str, Trial], done: Mapping[str, dict[str, Any]]) -> None:
-    """Write the wanted trials that are done, and behind them those of other grids, marked.
-
-    How a row is shown is as the grid has it now.
-    """
-    for key, row in done.items():
-        row.pop("set_aside", None)
-        if key in wanted:
-            row |= wanted[key].model_dump(include={"against", "note"})
-        else:
-            row["set_aside"] = True
-    keys = [*(key for key in wanted if key in done), *(key for key in done if key not in wanted)]
-    write_text(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where runs and image sets lie, and what to compute on."""
-
-    save_dir: Path
-    data_dir: Path | None
-    device: torch.device
-
-    def run(self, trial: Trial, folder: str) -> stages.Run:
-        """Return the trial's run in a folder; its network is shared by all with the same one."""
-        return stages.Run(
-            settings=trial.settings.model_copy(update={"name": folder}),
-            save_dir=self.save_dir,
-            data_dir=self.data_dir,
-            device=self.device,
+    jobs = []
+    for key, trial in todo.items():
+        run = stages.Run(
+            settings=trial.settings.model_copy(update={"name": f"{trial.data}-{key}"}),
+            save_dir=save_dir,
+            data_dir=data_dir,
+            device=device,
             resume=LATEST,
-            shared_network=self.save_dir / "networks" / trial.network_name,
+            shared_network=save_dir / "networks" / trial.network_name,
         )
+        header = {
+            "benchmark": "ablation",
+            "key": key,
+            "row": trial.row,
+            "data": trial.data,
+            "seed": trial.settings.seed,
+            "k": list(trial.sizes),
+            "quick": quick,
+            "settings": trial.settings.model_dump(mode="json", exclude_defaults=True),
+        }
+        name = f"{trial.row}, {trial.data}, seed {trial.settings.seed}"
+        jobs.append(study.Job(name, header, partial(_measured, trial, run, splits)))
+    study.run(jobs, out, "ablation")
+    rows = newest(read_rows(out))
+    return [rows[key] for key in wanted]
 
 
-def _bundle(trial: Trial, run: stages.Run) -> Path:
-    return run.fusion_folder(trial.members) / "bundle"
+def _measured(trial: Trial, run: stages.Run, splits: Iterable[str]) -> dict[str, Any]:
+    """Train a trial, and score it on the splits, by group size."""
+    largest = max(trial.sizes)
+    if not (run.network_folder / NETWORK).is_file():
+        stages.train(run)
+    if isinstance(trial.settings.fusion, PixelFusionSettings):
+        stages.sample(run, largest)
+    stages.fuse(run, largest)
+    folder = run.fusion_folder(largest)
+    bundle = load_bundle(folder / "bundle", run.device)
+    # What all stages took: f and g, though rows share them, sampling, and the fusion.
+    seconds = round(bundle.info.provenance.seconds + stages.sampling_seconds(folder), 1)
+    found: dict[str, Any] = {}
+    for split in splits:
+        source = stages.evaluation_images(bundle, split, run.data_dir)
+        found[split] = {"seconds": seconds}
+        for k in trial.sizes:
+            report = evaluation_report(bundle, source, split=split, k=k, progress=False)
+            kept = ("normal_accuracy", "recovered_accuracy")
+            found[split][str(k)] = {key: report[key] for key in kept}
+    return found
 
 
-def _has_lost_bundle(trial: Trial, row: Mapping[str, Any], places: _Places) -> bool:
-    """Tell whether a trial's test split is still to be read, and what it trained is gone."""
-    bundle = _bundle(trial, places.run(trial, row["folder"]))
-    there = all((bundle / name).is_file() for name in (DESCRIPTION, WEIGHTS))
-    return "test" not in row and not there
+def table(rows: Iterable[Row], grid: Grid) -> str:
+    """Return the rows of a grid as Markdown, of several with one place and seed the last.
 
-
-def _trained(trial: Trial, places: _Places) -> dict[str, Any]:
-    """Train a trial and score it on the validation split."""
-    row: dict[str, Any] = {
-        "schema_version": SCHEMA,
-        "key": trial.key,
-        "row": trial.row,
-        "data": trial.data,
-        "seed": trial.settings.seed,
-        "k": list(trial.sizes),
-        "quick": trial.quick,
-        "folder": trial.folder,
-        "commit": describe_commit(),
-        "machine": describe_machine(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }
-    run = places.run(trial, trial.folder)
-    try:
-        if not (run.network_folder / NETWORK).is_file():
-            stages.train(run)
-        if isinstance(trial.settings.fusion, PixelFusionSettings):
-            stages.sample(run, trial.members)
-        stages.fuse(run, trial.members)
-        row["validation"] = _scored(trial, run, "validation")
-    except (UserError, RuntimeError) as error:  # a row with its error, not a hole
-        row["error"] = f"{type(error).__name__}: {error}"
-    return row
-
-
-def _scored(trial: Trial, run: stages.Run, split: str) -> dict[str, Any]:
-    """Return what was measured, by group size."""
-    bundle = load_bundle(_bundle(trial, run), run.device)
-    source = stages.evaluation_images(bundle, split, run.data_dir)
-    kept = ("normal_accuracy", "recovered_accuracy", "recovered_accuracy_std")
-    scores: dict[str, Any] = {"seconds": _seconds(run.fusion_folder(trial.members), bundle)}
-    for k in trial.sizes:
-        report = evaluation_report(bundle, source, split=split, k=k, progress=False)
-        scores[str(k)] = {key: report[key] for key in kept}
-    return scores
-
-
-def _seconds(folder: Path, bundle: Bundle) -> float:
-    """Return what all stages took: f and g, though rows share them, sampling, and the fusion."""
-    return round(bundle.info.provenance.seconds + stages.sampling_seconds(folder), 1)
-
-
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown: mean and spread over seeds, also of the margin to another row.
-
-    If one of the two failed, there is no margin.
+    `margin` is to the row that a row is against, mean over the seeds.
     """
+    rows = list(rows)
+    whole = [row for row in rows if study.finished(row)]
+    split = "test" if all("test" in row for row in whole) else "validation"
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        for k in row["k"]:
+            found[row["data"], k, row["row"], row["seed"]] = row
+    numbers = {row.name: number for number, row in enumerate(grid.rows, start=1)}
     lines = []
-    split = "test" if all("test" in row for row in results if "error" not in row) else "validation"
-    sizes = sorted({k for row in results for k in row["k"]})
-    for data in dict.fromkeys(row["data"] for row in results):
-        for k in sizes:
-            own = [row for row in results if row["data"] == data and k in row["k"]]
-            lines += _table(own, f"{data}, {split} split, k = {k}", split, str(k))
-    return "\n".join(lines)
+    for data, k in dict.fromkeys(place[:2] for place in found):
+        recovered: dict[str, dict[int, float]] = {}
+        for change in grid.rows:
+            place = (data, k, change.name)
+            own = {at[-1]: trial for at, trial in found.items() if at[:-1] == place}
+            if not own:
+                continue
+            shown = f"{change.name} ({change.note})" if change.note else change.name
+            line = {"data": data, "k": k, "": numbers[change.name], f"row ({split} split)": shown}
+            if failed := [f["error"] for f in own.values() if not study.finished(f)]:
+                lines.append({**line, "recovered": f"failed: {failed[0]}"})
+                continue
+            scores = {seed: f[split][str(k)] for seed, f in own.items()}
+            recovered[change.name] = {s: 100 * f["recovered_accuracy"] for s, f in scores.items()}
+            against = change.against or grid.rows[0].name
+            base = recovered.get(against, {}) if against != change.name else {}
+            margins = [v - base[seed] for seed, v in recovered[change.name].items() if seed in base]
+            seconds = [f[split]["seconds"] for f in own.values()]
+            lines.append(
+                {
+                    **line,
+                    "normal": _mean([100 * f["normal_accuracy"] for f in scores.values()]),
+                    "recovered": _mean([*recovered[change.name].values()]),
+                    "margin": _mean(margins, "+") if margins else None,
+                    "to row": str(numbers[against]) if margins else None,
+                    "seconds": f"{sum(seconds) / len(seconds):.0f}",
+                }
+            )
+    return tables.markdown(DataFrame(lines))
 
 
-def _table(own: Sequence[Mapping[str, Any]], title: str, split: str, k: str) -> list[str]:
-    lines = [
-        f"| row | {title} | normal | recovered | margin | to row | seconds of all stages |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    names = list(dict.fromkeys(row["row"] for row in own))
-    numbers = {name: number for number, name in enumerate(names, start=1)}
-    found: dict[str, dict[int, float]] = {}  # recovered accuracies in %, by row and seed
-    for name, number in numbers.items():
-        these = [row for row in own if row["row"] == name]
-        note = these[0].get("note")
-        shown = f"| {number} | {name} ({note})" if note else f"| {number} | {name}"
-        failed = [row["error"] for row in these if "error" in row]
-        if failed:
-            lines.append(f"{shown} | | | failed: {one_line(failed[0])} | | |")
-            continue
-        recovered = {row["seed"]: 100 * row[split][k]["recovered_accuracy"] for row in these}
-        normal = [100 * row[split][k]["normal_accuracy"] for row in these]
-        seconds = statistics.mean(row[split]["seconds"] for row in these)
-        against = these[0].get("against", names[0])  # it is not in older rows
-        reference = found.get(against, {})
-        margins = [v - reference[seed] for seed, v in recovered.items() if seed in reference]
-        margin = f"{_spread(margins, '+')} | {numbers[against]}" if margins else " | "
-        found[name] = recovered
-        lines.append(
-            f"{shown} | {_spread(normal)} | {_spread(list(recovered.values()))} | {margin} | "
-            f"{seconds:.0f} |"
-        )
-    return [*lines, ""]
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Return mean ± standard deviation; one value alone has none."""
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    """Return mean ± half of the 95 % interval over seeds, if there is one."""
+    half = half_width(values)
+    mean = f"{sum(values) / len(values):{sign}.2f}"
+    return mean if half is None else f"{mean} ± {half:.2f}"

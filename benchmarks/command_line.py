@@ -12,13 +12,11 @@ from codedinvnet.cli.common import (
     add_command,
     guarded,
     print_report,
-    refuse_failures,
     seed,
 )
 from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
-  python -m benchmarks serve mnist --quick --json
   python -m benchmarks outside --quick
   python -m benchmarks gateway --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
@@ -27,6 +25,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks protected lite0 --source imagenette --out runs/lite0
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -58,13 +57,108 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_serve(benches)
     _add_outside(benches)
     _add_gateway(benches)
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
+    _add_protected(benches)
+    _add_recommended(benches)
+    _add_straggling(benches)
     return parser
+
+
+def _add_recommended(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "recommended",
+        _recommended,
+        "protect ten models, and measure what is recommended on other inputs",
+        "python -m benchmarks recommended --data-dir data",
+    )
+    sub.add_argument("--data-dir", type=Path, default=Path("data"), help="of image sets (data)")
+    sub.add_argument("--minutes", type=float, default=0.8, help="for each protection (0.8)")
+    sub.add_argument("--work", type=Path, default=Path("runs/recommended"), help="for what is made")
+    out = Path("docs/results/protect/recommended.json")
+    sub.add_argument("--out", type=Path, default=out, help=f"the rows ({out})")
+
+
+def _recommended(arguments: argparse.Namespace) -> None:
+    from benchmarks import recommended
+
+    rows = recommended.run(
+        arguments.data_dir, arguments.work, arguments.out, minutes=arguments.minutes
+    )
+    print(recommended.table(rows))
+
+
+def _add_straggling(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "straggling",
+        _straggling,
+        "serve a protected model under straggler models, and compare it with hedging",
+        "python -m benchmarks straggling runs/resnet/resnet-protection runs/resnet/resnet.onnx "
+        "--inputs runs/resnet/images.npy --scale 1",
+    )
+    add = sub.add_argument
+    add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
+    add("model", type=Path, help="of which it is the protection")
+    add("--inputs", type=Path, required=True, help="as `codedinvnet protect` takes them")
+    add("--scale", type=float, help="factor of pixels 0..255, as for `protect`")
+    add("--mean", type=float, nargs="+", default=(), help="subtracted then")
+    add("--std", type=float, nargs="+", default=(), help="divides then")
+    add("--workers", type=int, default=11, help="worker processes (11)")
+    add("--load", type=float, default=0.4, help="share of their time for direct answers (0.4)")
+    add("--batch", type=int, default=1, help="queries of a request (1)")
+    add("--requests", type=int, default=10_000, help="of a run (10000)")
+    add("--stragglers", nargs="+", default=["pareto", "held", "slower"], help="straggler models")
+    add("--seed", type=seed, default=0, help="of arrivals and inputs (0)")
+    add("--out", type=Path, required=True, help="the rows, JSON; finished runs in it are kept")
+    add("--log", type=Path, default=Path("runs/straggling.log"), help="of the servers")
+
+
+def _straggling(arguments: argparse.Namespace) -> None:
+    from benchmarks import straggling
+    from codedinvnet.protect.images import Preprocessing
+
+    how = Preprocessing(scale=arguments.scale, mean=tuple(arguments.mean), std=tuple(arguments.std))
+    names = ("workers", "load", "batch", "requests", "stragglers", "seed", "out", "log")
+    rows = straggling.run(
+        arguments.protection,
+        arguments.model,
+        arguments.inputs,
+        how=how,
+        **{name: getattr(arguments, name) for name in names},
+    )
+    print(straggling.table(rows))
+
+
+def _add_protected(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "protected",
+        _protected,
+        "protect a model as users have it, and write the row into docs/results/protect",
+        "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
+    )
+    sub.add_argument("row", help="resnet, resnet-k4, resnet-code, lite0, lite2 or magika")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this machine's)",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder for model and protection")
+    sub.add_argument("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
+
+
+def _protected(arguments: argparse.Namespace) -> None:
+    from benchmarks import protected
+
+    if arguments.row not in protected.RECIPES:
+        raise UserError(f"{arguments.row!r} is not one of {', '.join(protected.RECIPES)}")
+    row = protected.run(arguments.row, arguments.out, arguments.source, arguments.minutes)
+    print(row)
 
 
 def _add_liars(benches: Commands) -> None:
@@ -103,49 +197,6 @@ def _liars(arguments: argparse.Namespace) -> None:
     for row in report["rows"]:
         print_report(row, as_json=False)
         print()
-
-
-def _add_serve(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "serve",
-        _serve,
-        "measure failures, latency and memory of the service, on real processes",
-        "python -m benchmarks serve mnist --quick --json",
-    )
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument(
-        "--part",
-        action="append",
-        default=[],
-        help="only this part: pool, overhead, chaos, light, stragglers, variants or soak; "
-        "repeatable (all)",
-    )
-    sub.add_argument("--data-dir", type=Path, help="send its test images, not the shipped ones")
-    sub.add_argument("--seed", type=seed, default=0, help="of arrivals and groups (0)")
-    log = Path("bench-serve.log")
-    sub.add_argument("--log", type=Path, default=log, help=f"servers' log ({log})")
-    sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    from benchmarks import serve
-
-    unknown = set(arguments.part) - set(serve.PARTS)
-    if unknown:
-        raise UserError(f"--part: {', '.join(sorted(unknown))} not one of {', '.join(serve.PARTS)}")
-    report = serve.run(
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=arguments.data_dir,
-        seed=arguments.seed,
-        log=arguments.log,
-        parts=arguments.part,
-        out=arguments.out,
-    )
-    print_report(report, as_json=arguments.json)
 
 
 def _add_outside(benches: Commands) -> None:
@@ -219,11 +270,12 @@ def _add_ablation(benches: Commands) -> None:
 
 def _ablation(arguments: argparse.Namespace) -> None:
     from benchmarks import ablation
+    from codedinvnet import study
     from codedinvnet.stages import choose_device
 
     name = "ablation-quick" if arguments.quick else "ablation"
     out = arguments.out or Path("runs") / f"{name}.jsonl"
-    results = ablation.run(
+    rows = ablation.run(
         arguments.grid,
         out,
         save_dir=arguments.save_dir or Path("runs") / name,
@@ -232,8 +284,8 @@ def _ablation(arguments: argparse.Namespace) -> None:
         test=not arguments.no_test,
         quick=arguments.quick,
     )
-    print(ablation.table(results))
-    refuse_failures(sum("error" in row for row in results), "of the trials", out)
+    print(ablation.table(rows, ablation.load_grid(arguments.grid)))
+    study.refuse_failures(sum(row["error"] is not None for row in rows), "of the trials", out)
 
 
 def _add_speed(benches: Commands) -> None:
@@ -242,13 +294,13 @@ def _add_speed(benches: Commands) -> None:
             benches, part, _speed, summary, f"python -m benchmarks {part} mnist --json"
         )
         sub.set_defaults(part=part)
-        sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to measure (mnist)")
+        sub.add_argument("bundle", nargs="*", default=["mnist"], help="what to measure (mnist)")
         sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
         if part != "engine":
             help_ = "take its test images, not the shipped ones"
             sub.add_argument("--data-dir", type=Path, help=help_)
         sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-        sub.add_argument("--out", type=Path, help="write the JSON to this file, too")
+        sub.add_argument("--out", type=Path, help="append the rows to this file (JSONL)")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -256,12 +308,16 @@ def _speed(arguments: argparse.Namespace) -> None:
     from benchmarks import speed
     from codedinvnet.stages import choose_device
 
-    report = speed.run(
-        arguments.part,
-        arguments.bundle,
-        quick=arguments.quick,
-        data_dir=getattr(arguments, "data_dir", None),
-        device=choose_device(arguments.device),
-        out=arguments.out,
-    )
-    print(json.dumps(report) if arguments.json else speed.table(report))
+    rows = [
+        row
+        for name in arguments.bundle
+        for row in speed.run(
+            arguments.part,
+            name,
+            quick=arguments.quick,
+            data_dir=getattr(arguments, "data_dir", None),
+            device=choose_device(arguments.device),
+            out=arguments.out,
+        )
+    ]
+    print(json.dumps(rows) if arguments.json else speed.table(rows))

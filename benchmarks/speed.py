@@ -1,40 +1,43 @@
-"""`python -m benchmarks inverse|embed|train`: how fast the i-ResNet is, beside the published way.
+"""`python -m benchmarks inverse|embed|train|engine`: how fast networks are, beside other ways.
 
-Errors are measured on what the timed calls returned. `python -m benchmarks engine` is run from
-here, too.
+Errors are measured on what the timed calls return.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
-from benchmarks.engine import compare
 from benchmarks.published import PublishedIResNet, unchecked_inverse
-from benchmarks.reports import check_mergeable, part_of_report, save
-from benchmarks.timing import FULL, QUICK, Arms, Sizes, interleave, ratio, summary
+from benchmarks.timing import FULL, QUICK, Arms, Sizes, comparison, interleave
+from codedinvnet.bench import tables
 from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.models.coded import build_network
-from codedinvnet.nn.iresnet import IResNet, IResNetBlock
+from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import project
-from codedinvnet.provenance import describe_machine
+from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.rows import SCHEMA_VERSION, append_row, read_rows
+from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers.computing import OUTPUT, BundleSpec
 from codedinvnet.stages import evaluation_images
 from codedinvnet.training import precision
 from codedinvnet.training.network import NetworkStage
 
-SCHEMA = 1
 EXACT_TOLERANCE, COARSE_TOLERANCE = 1e-6, 2e-4
 """Of a block's residual: the largest error of a pixel in 0..1 is about the same."""
 
@@ -83,8 +86,15 @@ class SpeedBench:
 
     # Parts
 
+    def timed(self, arms: Arms, label: str) -> dict[str, list[float]]:
+        """Time arms in turn."""
+        sizes = self.sizes
+        return interleave(
+            arms, rounds=sizes.rounds, seconds=sizes.seconds, device=self.device, label=label
+        )
+
     @torch.inference_mode()
-    def embed(self) -> dict[str, Any]:
+    def embed(self) -> list[dict[str, Any]]:
         """Compare the served network with the published one, that one folded, and ours unfolded."""
         arms: dict[str, Callable[[Tensor], Tensor]] = {
             "published": self.published,
@@ -92,107 +102,54 @@ class SpeedBench:
             "ours, unfolded": self.unfolded,
             "ours, served": self.served,
         }
-        report: dict[str, Any] = {}
+        found = []
         for batch in self.sizes.embed_batches:
             x = self.images(batch)
             calls = {name: partial(network, x) for name, network in arms.items()}
-            times = interleave(
-                calls,
-                rounds=self.sizes.rounds,
-                seconds=self.sizes.seconds,
-                device=self.device,
-                label=f"embed {batch}",
-            )
-            expected = self.unfolded(x)
-            tag = f"batch{batch}"
-            for key, slow in {
-                "": "published",
-                "folded_": "published, folded",
-                "unfolded_": "ours, unfolded",
-            }.items():
-                report |= ratio(f"embed_ratio_{key}{tag}", times, slow, "ours, served")
-            report[f"embed_ms_{tag}"] = {name: summary(values) for name, values in times.items()}
-            report[f"embed_difference_{tag}"] = {
-                name: float((call() - expected).abs().max()) for name, call in calls.items()
-            }
-        return report
+            what = f"embed {batch}"
+            times, expected = self.timed(calls, what), self.unfolded(x)
+            errors = {name: float((call() - expected).abs().max()) for name, call in calls.items()}
+            found.append(comparison(what, times, "ours, served", errors, {"published": 1.8}))
+        return found
 
     @torch.inference_mode()
-    def inverse(self) -> dict[str, Any]:
+    def inverse(self) -> list[dict[str, Any]]:
         """Compare the checked inverse with a hundred and with ten unchecked iterations.
 
-        Every arm inverts the latents that its own network gives the same images.
+        Every arm inverts the latents that its own network gives the same images. In float32 no
+        inverse comes nearer than their own rounding, so that the smallest error is compared in
+        float64, too.
         """
-        sizes, served = self.sizes, self.served
-        x = self.images(sizes.batch)
-        latents: dict[PublishedIResNet | IResNet, Tensor] = {
-            network: network(x) for network in (self.published, self.folded, served)
+        sizes, served, x = self.sizes, self.served, self.images(self.sizes.batch)
+        wide = (copy.deepcopy(self.published).double(), copy.deepcopy(served).double())
+        pairs = {"": (self.published, served, x), ", float64": (*wide, x.double())}
+        found = []
+        for words, (published, ours, images) in pairs.items():
+            plain = partial(unchecked_inverse, published, published(images), sizes.plain_iterations)
+            exact = partial(ours.inverse, ours(images), tolerance=EXACT_TOLERANCE)
+            arms = {"plain": plain, "exact": exact}
+            found.append(self._inverted(f"inverse to 1e-6{words}", arms, x, "exact", {"plain": 4}))
+        arms = {
+            "ten": partial(unchecked_inverse, self.folded, self.folded(x), 10),
+            "ten, served": partial(unchecked_inverse, served, served(x), 10),
+            "coarse": partial(served.inverse, served(x), tolerance=COARSE_TOLERANCE),
         }
-        found: dict[str, Tensor] = {}
+        found.append(self._inverted("inverse to 2e-4", arms, x, "coarse", {"ten": 1.5}))
+        return found
 
-        def unchecked(name: str, network: PublishedIResNet | IResNet, count: int) -> Arms:
-            z = latents[network]
+    def _inverted(
+        self,
+        what: str,
+        arms: Mapping[str, Callable[[], Tensor]],
+        x: Tensor,
+        fast: str,
+        aims: Mapping[str, float],
+    ) -> dict[str, Any]:
+        times = self.timed(arms, what)
+        errors = {name: float((call() - x).abs().max()) for name, call in arms.items()}
+        return comparison(what, times, fast, errors, aims)
 
-            def call() -> None:
-                found[name] = unchecked_inverse(network, z, count)
-
-            return {name: call}
-
-        def checked(name: str, network: IResNet, tolerance: float) -> Arms:
-            def call() -> None:
-                found[name] = network.inverse(latents[network], tolerance=tolerance)
-
-            return {name: call}
-
-        # In float32 no inverse of these latents comes nearer than their own rounding, about 1.5e-6
-        # for the shipped network: the error is reached in float64, and both ratios are given.
-        published, wide = copy.deepcopy(self.published).double(), copy.deepcopy(served).double()
-        latents |= {network: network(x.double()) for network in (published, wide)}
-        plain = interleave(
-            {
-                **unchecked("plain", self.published, sizes.plain_iterations),
-                **checked("exact", served, EXACT_TOLERANCE),
-                **unchecked("plain, float64", published, sizes.plain_iterations),
-                **checked("exact, float64", wide, EXACT_TOLERANCE),
-            },
-            rounds=sizes.plain_rounds,
-            seconds=sizes.seconds,
-            device=self.device,
-            label="inverse, exact",
-        )
-        iterations = {"exact": self.iterations()}
-        ten = interleave(
-            {
-                **unchecked("ten", self.folded, 10),
-                **unchecked("ten_served", served, 10),
-                **checked("coarse", served, COARSE_TOLERANCE),
-            },
-            rounds=sizes.rounds,
-            seconds=sizes.seconds,
-            device=self.device,
-            label="inverse, coarse",
-        )
-        iterations["coarse"] = self.iterations()
-        times = {**plain, **ten}
-        return {
-            **ratio("inverse_ratio_plain", times, "plain", "exact"),
-            **ratio("inverse_ratio_plain_float64", times, "plain, float64", "exact, float64"),
-            **ratio("inverse_ratio_ten", times, "ten", "coarse"),
-            **ratio("inverse_ratio_ten_served", times, "ten_served", "coarse"),
-            "inverse_batch": sizes.batch,
-            "inverse_plain_iterations": sizes.plain_iterations,
-            "inverse_tolerance": {"exact": EXACT_TOLERANCE, "coarse": COARSE_TOLERANCE},
-            "inverse_iterations": iterations,
-            "inverse_error": {name: float((back - x).abs().max()) for name, back in found.items()},
-            "inverse_ms": {name: summary(values) for name, values in times.items()},
-        }
-
-    def iterations(self) -> float:
-        """Return the iterations of the last inverse: the slowest sample's, mean over blocks."""
-        blocks = [step for step in self.served.steps() if isinstance(step, IResNetBlock)]
-        return round(statistics.mean(block.iterations for block in blocks), 2)
-
-    def train(self) -> dict[str, Any]:
+    def train(self) -> list[dict[str, Any]]:
         """Compare a training step with one that recomputes all norms in the forward pass.
 
         All are the step of the network's training stage, for the classification alone, on batches
@@ -201,40 +158,24 @@ class SpeedBench:
         it.
         """
         names = ["plain", "ours"]
-        reduced = precision.computes_bfloat16(self.device.type)
-        if reduced:
+        if precision.computes_bfloat16(self.device.type):
             names += [f"{name}, bfloat16" for name in names]
         stages = {
             name: self.stage(published=name.startswith("plain"), reduced=name.endswith("bfloat16"))
             for name in names
         }
-        losses: dict[str, list[float]] = {name: [] for name in stages}
+        done = dict.fromkeys(stages, 0)
 
-        def arm(name: str, stage: NetworkStage) -> Callable[[], None]:
-            def call() -> None:
-                done = len(losses[name])
-                losses[name].append(stage.step(0, done % stage.steps_per_epoch)["loss"])
+        def step(name: str) -> None:
+            stage = stages[name]
+            stage.step(0, done[name] % stage.steps_per_epoch)
+            done[name] += 1
 
-            return call
-
-        times = interleave(
-            {name: arm(name, stage) for name, stage in stages.items()},
-            rounds=self.sizes.rounds,
-            seconds=self.sizes.seconds,
-            device=self.device,
-            label="train",
-        )
-        found = ratio("train_ratio", times, "plain", "ours")
-        if reduced:
-            found |= ratio("train_ratio_both_bfloat16", times, "plain, bfloat16", "ours, bfloat16")
-            found |= ratio("train_ratio_bfloat16", times, "plain", "ours, bfloat16")
-        return {
-            **found,
-            "train_batch": self.sizes.batch,
-            "train_ms": {name: summary(values) for name, values in times.items()},
-            "train_first_loss": {name: values[0] for name, values in losses.items()},
-            "train_last_loss": {name: values[-1] for name, values in losses.items()},
-        }
+        times = self.timed({name: partial(step, name) for name in stages}, "train")
+        found = [comparison("train", {n: times[n] for n in names[:2]}, "ours", {}, {"plain": 1.3})]
+        if len(names) > 2:
+            found.append(comparison("train, bfloat16", times, names[-1]))
+        return found
 
     def stage(self, *, published: bool = False, reduced: bool = False) -> NetworkStage:
         """Return the training stage of the bundle's settings on these images, initialised.
@@ -267,6 +208,40 @@ class SpeedBench:
         return stage
 
 
+def engine(name: str, bundle: Bundle, sizes: Sizes) -> list[dict[str, Any]]:
+    """Time a query's task and a full group's parity, of noise, by PyTorch and ONNX Runtime.
+
+    Raises:
+        UserError: if ONNX Runtime is not installed, or the bundle is not on a processor.
+    """
+    torch.set_num_threads(1)  # as a worker has
+    device = first_tensor(bundle.model).device
+    check_engine(ONNX_RUNTIME, str(device))
+    check_installed(ONNX_RUNTIME)
+    k = bundle.info.group_sizes[-1]
+    computers = {
+        arm: BundleSpec(name, k, threads=1, engine=kind).load()
+        for arm, kind in (("PyTorch", PYTORCH), ("ONNX Runtime", ONNX_RUNTIME))
+    }
+    generator = torch.Generator().manual_seed(0)
+    shape = (k, *bundle.info.input.shape)
+    group = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
+    found = []
+    for what, number, images in (("a query", 0, group[:1]), (f"the parity of {k}", k, group)):
+        calls = {
+            arm: partial(one.compute, number, {IMAGES: images}) for arm, one in computers.items()
+        }
+        times = interleave(
+            calls, rounds=sizes.rounds, seconds=sizes.seconds, device=device, label=what
+        )
+        outputs = {arm: call()[0][OUTPUT] for arm, call in calls.items()}
+        errors = {
+            arm: float(np.abs(output - outputs["PyTorch"]).max()) for arm, output in outputs.items()
+        }
+        found.append(comparison(what, times, "ONNX Runtime", errors))
+    return found
+
+
 ENGINE = "engine"
 PARTS = ("inverse", "embed", "train")
 
@@ -280,8 +255,8 @@ def run(
     device: torch.device | str = "cpu",
     sizes: Sizes | None = None,
     out: Path | None = None,
-) -> dict[str, Any]:
-    """Run one comparison.
+) -> list[dict[str, Any]]:
+    """Run one part, and return its comparisons as rows.
 
     Args:
         part: one of PARTS, or ENGINE.
@@ -290,100 +265,58 @@ def run(
         data_dir: where the image sets lie; None takes the images in the package. Engines need none.
         device: that the networks are on.
         sizes: how much is measured; None chooses by `quick`.
-        out: where the report is written, beside other parts that were measured likewise.
-
-    Returns:
-        One report: the figures, and what they were measured with.
+        out: where the rows are appended.
 
     Raises:
         UserError: before anything is measured, if the bundle cannot be loaded, has no i-ResNet (or,
             of engines, ONNX Runtime is not installed), or does not take the images, or if `out`
-            cannot be written or holds parts of another bundle or machine.
+            cannot be written.
     """
     bundle = load_bundle(name, device)
     sizes = sizes or (QUICK if quick else FULL)
-    images: dict[str, int] = {}
+    if out is not None:
+        check_writable(out)
+        read_rows(out)
     if part == ENGINE:
-        torch.set_num_threads(1)  # as a worker has
-        measure = partial(compare, bundle, name, sizes)
+        measure = partial(engine, name, bundle, sizes)
     else:
         source = evaluation_images(bundle, "test" if data_dir else "sample", data_dir)
         measure = getattr(SpeedBench(bundle, source, sizes), part)
-        images["images"] = len(source)
-    report: dict[str, Any] = {
-        "schema_version": SCHEMA,
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "benchmark": "speed",
+        "part": part,
         "bundle": name,
         "weights": weights_digest(name),
-        **images,
         "quick": quick,
         "device": str(torch.device(device)),
         "machine": describe_machine(),
         "cores": os.cpu_count(),
+        "commit": describe_commit(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+    rows = [{**header, **found} for found in measure()]
     if out is not None:
-        check_mergeable(report, out)
-    began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    found = measure()
-    report |= found | {"parts": {part: part_of_report(found, began)}}
-    if out is not None:
-        save(report, out)
-    return report
+        for row in rows:
+            append_row(out, row)
+    return rows
 
 
-class Aim(NamedTuple):
-    """How many times faster something should be."""
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the Markdown table of rows: a line an arm, of comparisons of one kind the last row.
 
-    ratio: str
-    """A key of a report."""
-    least: float
-    what: str
-
-
-AIMS = (
-    Aim("inverse_ratio_plain_float64", 4.0, "inverse to 1e-6 over a hundred iterations, float64"),
-    Aim("inverse_ratio_plain", 4.0, "the same in float32, to the smallest error that it allows"),
-    Aim("inverse_ratio_ten", 1.5, "inverse to 2e-4 over ten iterations of the folded network"),
-    Aim("embed_ratio_batch1", 1.8, "embedding of one image over the published network"),
-    Aim("embed_ratio_batch128", 1.8, "embedding of 128 images over the published network"),
-    Aim("train_ratio", 1.3, "training step over one with all norms in the forward pass"),
-)
-AIM_COLUMNS = ("times faster", "aim", "measured", "over the rounds")
-
-
-def aims(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the cells of what was aimed at and measured, of what the report has."""
-    return [
-        (
-            aim.what,
-            f"{aim.least:g}",
-            f"{report[aim.ratio]:.2f}",
-            " to ".join(f"{bound:.2f}" for bound in report[f"{aim.ratio}_spread"]),
-        )
-        for aim in AIMS
-        if aim.ratio in report
-    ]
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """Return a report as text: a row for each arm, then the ratios."""
+    The column "times faster" says how many times as fast the last arm of a comparison is.
+    """
+    newest = {(row["bundle"], row["what"], row["device"]): row for row in rows}
     lines = []
-    for key, arms in report.items():
-        stem, found, tag = key.partition("_ms")
-        if not found:
-            continue
-        errors = report.get(f"{stem}_error", report.get(f"{stem}_difference{tag}", {}))
-        title = " ".join([stem, *tag.split("_")]).strip()
-        lines.append(
-            f"{title:<28}{'ms':>10}{'min':>10}{'max':>10}{'largest error' if errors else '':>16}"
-        )
-        for name, times in arms.items():
-            error = f"{errors[name]:.1e}" if name in errors else ""
-            cells = "".join(f"{times[column]:>10.3f}" for column in ("median", "min", "max"))
-            lines.append(f"  {name:<26}{cells}{error:>16}".rstrip())
-        lines.append("")
-    for key, value in report.items():
-        if f"{key}_spread" in report:
-            low, high = report[f"{key}_spread"]
-            lines.append(f"{key:<28}{value:>10.2f}   ({low:.2f} to {high:.2f} over the rounds)")
-    lines += ["", f"{report['bundle']}, {report['machine']}, {report['cores']} cores"]
-    return "\n".join(lines)
+    for (bundle, what, device), row in newest.items():
+        where = bundle if device == "cpu" else f"{bundle}, {device}"
+        for arm, ms in row["ms"].items():
+            found = row["faster"].get(arm, {})
+            spread = "{:.2f} to {:.2f}".format(*found["rounds"]) if found else None
+            values = (where, what, arm, ms, row["errors"].get(arm), found.get("times"), spread)
+            lines.append((*values, found.get("aim")))
+    columns = ("bundle", "what", "arm", "ms", "largest error", "times faster", "over the rounds")
+    formats = {"ms": ".3f", "largest error": ".1e", "times faster": ".2f", "aim": "g"}
+    frame = DataFrame(lines, columns=[*columns, "aim"])
+    return tables.markdown(frame.dropna(axis="columns", how="all"), formats)

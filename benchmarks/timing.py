@@ -22,8 +22,7 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        rounds: of every comparison but that with the slow plain inverse.
-        plain_rounds: of that one.
+        rounds: of every comparison.
         seconds: that each arm runs in a round, at least.
         batch: images inverted, or trained on, at once.
         embed_batches: images embedded at once.
@@ -31,15 +30,14 @@ class Sizes:
     """
 
     rounds: int
-    plain_rounds: int
     seconds: float
     batch: int = 128
     embed_batches: tuple[int, ...] = (1, 128)
     plain_iterations: int = 100
 
 
-FULL = Sizes(rounds=15, plain_rounds=5, seconds=0.5)
-QUICK = Sizes(rounds=5, plain_rounds=1, seconds=0.1)
+FULL = Sizes(rounds=15, seconds=0.5)
+QUICK = Sizes(rounds=3, seconds=0.1)
 
 Arms = Mapping[str, Callable[[], Any]]
 Times = Mapping[str, Sequence[float]]
@@ -90,19 +88,30 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def summary(times: Sequence[float]) -> dict[str, float]:
-    """Return the median, smallest and largest of times in ms."""
-    return {
-        "median": round(statistics.median(times), 4),
-        "min": round(min(times), 4),
-        "max": round(max(times), 4),
-    }
+def comparison(
+    what: str,
+    times: Times,
+    fast: str,
+    errors: Mapping[str, float] = {},
+    aims: Mapping[str, float] = {},
+) -> dict[str, Any]:
+    """Return what a comparison came to, as a row has it.
 
-
-def ratio(name: str, times: Times, slow: str, fast: str) -> dict[str, Any]:
-    """Return how many times faster one arm is: of the medians, and the spread over rounds."""
-    rounds = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-    return {
-        name: round(statistics.median(times[slow]) / statistics.median(times[fast]), 3),
-        f"{name}_spread": [round(min(rounds), 3), round(max(rounds), 3)],
-    }
+    Args:
+        what: was computed.
+        times: of each arm, in ms.
+        fast: the arm that the others are compared with.
+        errors: of what arms computed, the largest.
+        aims: arm -> how many times as fast the fast one was meant to be.
+    """
+    faster = {}
+    for slow in (name for name in times if name != fast):
+        rounds = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+        ratio = statistics.median(times[slow]) / statistics.median(times[fast])
+        faster[slow] = {
+            "times": round(ratio, 3),
+            "rounds": [round(min(rounds), 3), round(max(rounds), 3)],
+            "aim": aims.get(slow),
+        }
+    ms = {name: round(statistics.median(values), 4) for name, values in times.items()}
+    return {"what": what, "ms": ms, "errors": dict(errors), "fast": fast, "faster": faster}

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 
 import numpy as np
 import pytest
 
-from codedinvnet.quantiles import SHARES, percentile, quantiles, rank_of, rounded
+from codedinvnet.quantiles import (
+    SHARES,
+    Histogram,
+    around,
+    half_width,
+    percentile,
+    quantiles,
+    rank_of,
+    rounded,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +65,35 @@ def test_quantiles_are_those_of_the_values() -> None:
     assert quantiles([1.23456], digits=2) == [1.23] * len(SHARES)
     with pytest.raises(ValueError, match="no values"):
         quantiles(np.zeros(0))
+
+
+def test_histograms_of_runs_add_up() -> None:
+    generator = np.random.default_rng(0)
+    runs = [generator.lognormal(3, 1, 2000) for _ in range(3)]
+    runs[1][:50] = np.inf
+    together = np.concatenate(runs)
+    whole = sum(map(Histogram.of, runs), Histogram())
+    assert (whole.total, whole.lost) == (6000, 50)
+    for share in (0.0, 0.5, 0.9, 0.99):
+        assert whole.percentile(share) == pytest.approx(percentile(together, share), rel=0.006)
+    assert whole.percentile(0.999) == math.inf
+    latency, later = whole.curve()
+    assert later[-1] == 50
+    for place in (10, 100, 300):
+        assert later[place] == (together > latency[place] * 1.005).sum()
+
+
+def test_a_histogram_is_read_as_it_was_written() -> None:
+    written = Histogram.of([0.0, 1.0, 20.0, 20.0, np.inf])
+    row = json.loads(json.dumps({"histogram": written.as_json()}))
+    assert Histogram.of_row(row) == written
+
+
+def test_intervals_are_students_over_repetitions() -> None:
+    assert half_width([1.0, 2.0]) is None
+    assert half_width([1.0, math.inf, 2.0]) is None
+    half = half_width([1.0, 2.0, 3.0])
+    assert half == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2) s / sqrt(n), s = 1
+    low, high = around([10.0, 20.0, 40.0], 20.0) or (0.0, 0.0)
+    assert low * high == pytest.approx(400)
+    assert around([0.0, 1.0, 2.0], 1.0) is None

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from benchmarks import command_line
-from benchmarks.figures import PAGE, RENDERED, RESULTS, render, results_page, sections
 from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
 
@@ -72,17 +71,6 @@ def test_there_is_something_to_run() -> None:
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
     for name in ("benchmarks.md", "serving.md", "simulation.md"):
         assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
-
-
-def test_figures_are_those_measured() -> None:
-    found = sections()
-    for name in RENDERED:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert render(text, found) == text
-
-
-def test_the_results_page_is_of_the_rows_beside_it() -> None:
-    assert results_page(RESULTS, "results") == PAGE.read_text(encoding="utf-8")
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from codedinvnet.bench.load import Reply
 from codedinvnet.rows import SCHEMA_VERSION, key_of, pack_counts
 
 GROUPS, K = 100, 10
+MACHINE = "a machine"
 
 
 def row(
@@ -28,9 +29,7 @@ def row(
     seed: int = 1,
     error: str | None = None,
     systematic: bool = True,
-    recovered_std: float = 0.003,
     answered: float = 1.0,
-    preparing_seconds: float = 0.0,
     epochs: int = 1,
     weights: str = "first",
     groupings: Sequence[float] = (),
@@ -51,36 +50,19 @@ def row(
         least, more = divmod(round(share * k * groups), groups)
         return least + (torch.randperm(groups, generator=generator) < more).long()
 
-    trial = {
-        "label": label,
-        "method": label,
-        "dataset": dataset,
-        "base": base,
-        "k": k,
-        "missing": missing,
-        "corrupt": corrupt,
-        "seed": seed,
-        "bundle": dataset,
-    }
-    settings: dict[str, Any] = {
-        "quick": False,
-        "grouping_seed": 0,
-        "patterns": 64,
-        "test_images": 1000,
-    }
-    settings |= {"train_images": 1000, "bundle": weights, "epochs": epochs, **shared}
+    trial = {"label": label, "method": label, "dataset": dataset, "base": base, "k": k}
+    trial |= {"missing": missing, "corrupt": corrupt, "seed": seed, "bundle": dataset}
+    settings: dict[str, Any] = {"quick": False, "grouping_seed": 0, "patterns": 64}
+    settings |= {"test_images": 1000, "train_images": 1000, "bundle": weights, "epochs": epochs}
+    settings |= shared
     scored = torch.full((groups,), k)
     figures: dict[str, Any] = {
         "normal": 0.95,
         "complete": 0.95 if systematic else 0.9,
         "recovered": recovered,
-        "recovered_std": recovered_std,
         "answered": answered,
-        "preparing_seconds": preparing_seconds,
         "systematic": systematic,
         "r": 1,
-        "confusion": [[8, 2], [1, 9]],
-        "classes": ["cat", "dog"],
         "groups": [
             {"correct": pack_counts(correct(share)), "scored": pack_counts(scored)}
             for share in groupings or (recovered,)
@@ -92,13 +74,10 @@ def row(
         "key": key_of(trial, settings),
         **trial,
         "settings": settings,
-        "machine": "a machine",
+        "machine": MACHINE,
         **({} if error else figures),
         "error": error,
     }
-
-
-MACHINE = "a machine"
 
 
 def replies(milliseconds: np.ndarray, lost: int = 0) -> list[Reply]:
@@ -133,16 +112,13 @@ def latency_row(
         settings["parity_wait_ms"] = [wait_ms, 1.604]
     count = len(milliseconds) + lost
     figures: dict[str, Any] = {
-        **latency_figures(replies(milliseconds, lost), quick=quick),
+        **latency_figures(replies(milliseconds, lost)),
         "queries": batch * count,
         "errors": lost,
         "missing_share": round(lost / count, 6),
         "decoded_share": decoded,
         "accuracy": accuracy,
         "work_per_query": work,
-        "mean_service_ms": 42.1,
-        "processors_busy": 0.4,
-        "processors_own": None,
     }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -154,8 +130,6 @@ def latency_row(
         "bundle": "mnist",
         "workers": 11,
         "k": 10,
-        "wait_ms": wait_ms,
-        "service_ms": 42.0,
         "requests": count,
         "seed": run,
         "commit": "0123456789abcdef",

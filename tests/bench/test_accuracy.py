@@ -111,7 +111,6 @@ def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Pa
             assert row[field] not in (None, ""), field
         assert 0 <= row["recovered"] <= 1
         assert len(row["groups"]) == 2
-        assert sum(map(sum, row["confusion"])) > 0
 
 
 def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> None:
@@ -521,24 +520,9 @@ def test_the_command_writes_rows_tables_and_figures(
     report = json.loads(outcome.out)
     assert (report["done"], report["failed"]) == (2, 0)
     names = {Path(p).name for p in report["written"]}
-    assert names == {"rows.md", "rows.csv", "rows-k.png"}  # k = 10 is not in this grid
-    assert "quick version" in (out.parent / "rows.md").read_text()
+    assert names == {"rows.md", "rows.csv", "rows-late.png"}
     assert all(row["settings"]["quick"] for row in read_rows(out))
     assert all(len(row["groups"]) == 1 for row in read_rows(out))
-
-
-def test_the_command_tells_what_of_its_grid_was_not_measured(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    raw = json.loads(grid.read_text())
-    raw["datasets"]["cifar10"] = raw["datasets"]["mnist"]
-    grid.write_text(json.dumps(raw))
-    out = tmp_path / "rows.jsonl"
-    words = ["bench", "accuracy", grid, "--out", out, "--data-dir", data_dir]
-    words += ["--save-dir", tmp_path / "runs", "--dataset", "mnist", "--device", "cpu"]
-    assert call(*words).code == 0
-    assert "\n\nNot measured: all of cifar10.\n\n" in out.with_suffix(".md").read_text()
 
 
 def test_the_quick_version_without_images_does_what_needs_no_training(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import binom
 
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
@@ -37,22 +36,10 @@ def test_equal_methods_do_not_differ() -> None:
 
 def test_p_is_uniform_when_nothing_differs() -> None:
     """Of many comparisons of equals, some 5 % lie below 0.05, not 30 %."""
-    values = [
-        paired_difference([drawn(0.9, s, 150)], [drawn(0.9, 1000 + s, 150)], samples=400).p
-        for s in range(80)
-    ]
-    assert sum(p < 0.05 for p in values) <= 10
-    assert sum(p < 0.5 for p in values) >= 20
-
-
-def test_p_is_that_of_a_deviation_in_either_direction() -> None:
-    """Of 25 groups, 17 are answered better by one method, 8 by the other: redraws are binomial."""
-    better = torch.tensor([6] * 17 + [4] * 8)
-    scored = torch.full((25,), 10)
-    a, b = [Counts(better, scored)], [Counts(10 - better, scored)]
-    exact = 2 * float(binom.cdf(12, 25, 17 / 25))
-    assert paired_difference(a, b, samples=20_000).p == pytest.approx(exact, rel=0.1)
-    assert paired_difference(b, a, samples=20_000).p == pytest.approx(exact, rel=0.1)
+    pairs = (([drawn(0.9, s, 150)], [drawn(0.9, 1000 + s, 150)]) for s in range(400))
+    values = [paired_difference(a, b).p for a, b in pairs]
+    assert 8 <= sum(p < 0.05 for p in values) <= 36
+    assert 160 <= sum(p < 0.5 for p in values) <= 240
 
 
 def test_groups_are_the_units_not_answers() -> None:

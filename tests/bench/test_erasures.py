@@ -21,7 +21,7 @@ from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.data import ImageSet, random_groups
-from codedinvnet.evaluation.accuracy import bootstrap_std, evaluate
+from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
@@ -72,8 +72,6 @@ def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
     ):
         found = scored(method, source, k)
         assert (found.complete, found.recovered, found.answered) == (1.0, 1.0, 1.0), method.name
-        assert found.std == 0.0
-        assert int(found.confusion.diagonal().sum()) == int(found.confusion.sum()) == 2 * N
         for counts in found.counts:
             assert len(counts.scored) == -(-N // k)
             assert int(counts.scored.sum()) == N
@@ -87,10 +85,6 @@ def test_a_missing_answer_counts_as_the_majority_class(source: ImageSet, k: int)
     assert found.recovered == pytest.approx(share)
     assert found.answered == 0.0
     assert found.complete == 1.0
-    assert found.confusion[:, 1].tolist() == found.confusion.sum(1).tolist()
-    assert found.confusion.sum(1).tolist() == [
-        2 * int((source.labels == c).sum()) for c in range(4)
-    ]
 
 
 def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None:
@@ -99,10 +93,6 @@ def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None
     found = scored(made(SmallBackup, Brightness(), 4, part=backup), source, 4)
     assert 0 < float(right) < 1
     assert found.recovered == pytest.approx(float(right))
-    stds = [bootstrap_std(c.correct[:, None], c.scored[:, None], 0) for c in found.counts]
-    assert stds[0] > 0
-    assert stds[1] > 0
-    assert found.std == pytest.approx(sum(stds) / 2)
 
 
 def test_a_worse_base_model_shows_in_complete(source: ImageSet) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,9 +45,17 @@ def test_images_of_another_size_are_refused(
 def test_failures_of_the_ablation_are_told_after_its_table(
     call_benchmarks: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"row": "all", "data": "mnist", "seed": 1, "k": [10], "error": "RuntimeError: no"}
+    row: dict[str, Any] = {
+        "row": "all",
+        "data": "mnist",
+        "seed": 1,
+        "k": [10],
+        "error": "RuntimeError: no",
+    }
     monkeypatch.setattr(ablation, "run", lambda *_, **__: [row])
-    outcome = call_benchmarks("ablation", "grid.json", "--out", tmp_path / "rows.jsonl")
+    grid = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
+    row["row"] = ablation.load_grid(grid).rows[0].name
+    outcome = call_benchmarks("ablation", grid, "--out", tmp_path / "rows.jsonl")
     assert outcome.code == 2
     assert "failed: RuntimeError: no" in outcome.out
     assert outcome.err.startswith("error: 1 of the trials failed; the errors are in ")

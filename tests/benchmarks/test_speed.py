@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +11,20 @@ from torch import Tensor
 
 from benchmarks import speed
 from benchmarks.published import NormalisedConv2d, PublishedIResNet, unchecked_inverse
-from benchmarks.timing import Arms, Sizes, interleave
+from benchmarks.timing import Sizes
 from codedinvnet import stages
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers, operator_norm
+from codedinvnet.rows import read_rows
 from codedinvnet.training import precision
 from tests.conftest import Command, make_run, tiny_settings
 
 EXACT, COARSE = 1e-6, 2e-4
 """The errors that the inverses are compared at (pixels in 0..1, the largest of all)."""
-TINY = Sizes(
-    rounds=2, plain_rounds=1, seconds=0.0, batch=8, embed_batches=(1, 4), plain_iterations=40
-)
+TINY = Sizes(rounds=2, seconds=0.0, batch=8, embed_batches=(1, 4), plain_iterations=40)
 
 
 def network() -> IResNet:
@@ -48,23 +44,6 @@ def noise(*shape: int) -> Tensor:
 @pytest.fixture
 def parts(bundle: Bundle, held_out: ImageSet) -> speed.SpeedBench:
     return speed.SpeedBench(bundle, held_out, TINY)
-
-
-@pytest.fixture
-def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the arms, and say that their turns took 2, 3, 4 ms and so on."""
-    numbers = itertools.count(2)
-
-    def timed(arms: Arms, *, rounds: int, **how: Any) -> dict[str, list[float]]:
-        interleave(arms, rounds=rounds, **how)
-        return {name: [float(next(numbers)) for _ in range(rounds)] for name in arms}
-
-    monkeypatch.setattr(speed, "interleave", timed)
-
-
-def check_ratio(found: dict[str, Any], name: str, times: str, slow: str, fast: str) -> None:
-    expected = found[times][slow]["median"] / found[times][fast]["median"]
-    assert found[name] == pytest.approx(expected, abs=1e-3), name
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -126,69 +105,46 @@ def test_unchecked_inverse_approaches_the_checked_one() -> None:
         assert errors[2] < 1e-5
 
 
-@pytest.mark.usefixtures("known_times")
-def test_embed(parts: speed.SpeedBench) -> None:
-    found = parts.embed()
-    for tag in ("batch1", "batch4"):
-        for kind, slow in {
-            "": "published",
-            "folded_": "published, folded",
-            "unfolded_": "ours, unfolded",
-        }.items():
-            check_ratio(found, f"embed_ratio_{kind}{tag}", f"embed_ms_{tag}", slow, "ours, served")
-        low, high = found[f"embed_ratio_{tag}_spread"]
-        assert low <= high
-        assert set(found[f"embed_ms_{tag}"]) == {
+def by_what(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for row in found:
+        assert row.keys() == {"what", "ms", "errors", "fast", "faster"}
+        assert all(ms > 0 for ms in row["ms"].values())
+        assert row["faster"].keys() == row["ms"].keys() - {row["fast"]}
+        for slow, told in row["faster"].items():
+            low, high = told["rounds"]
+            assert low <= high
+            ratio = row["ms"][slow] / row["ms"][row["fast"]]
+            assert told["times"] == pytest.approx(ratio, rel=0.05)
+    return {row["what"]: row for row in found}
+
+
+def test_the_arms_compute_the_same(parts: speed.SpeedBench) -> None:
+    embedded = by_what(parts.embed())
+    assert set(embedded) == {"embed 1", "embed 4"}
+    for row in embedded.values():
+        assert set(row["errors"]) == {
             "published",
             "published, folded",
             "ours, unfolded",
             "ours, served",
         }
-        assert max(found[f"embed_difference_{tag}"].values()) < 1e-5
+        assert max(row["errors"].values()) < 1e-5
+    inverted = by_what(parts.inverse())
+    exact, wide, coarse = (row["errors"] for row in inverted.values())
+    assert max(exact.values()) < 1e-5
+    assert max(wide.values()) <= EXACT
+    assert exact["exact"] < coarse["coarse"] <= COARSE
+    assert set(coarse) == {"ten", "ten, served", "coarse"}
 
 
-@pytest.mark.usefixtures("known_times")
-def test_inverse(parts: speed.SpeedBench) -> None:
-    found = parts.inverse()
-    error = found["inverse_error"]
-    assert max(error["plain"], error["exact"]) < 1e-5
-    assert max(error["plain, float64"], error["exact, float64"]) <= EXACT
-    assert error["exact"] < error["coarse"] <= COARSE
-    assert set(found["inverse_ms"]) == set(error)
-    assert 1 < found["inverse_iterations"]["coarse"] < found["inverse_iterations"]["exact"] < 40
-    for kind, (slow, fast) in {
-        "plain": ("plain", "exact"),
-        "plain_float64": ("plain, float64", "exact, float64"),
-        "ten": ("ten", "coarse"),
-        "ten_served": ("ten_served", "coarse"),
-    }.items():
-        check_ratio(found, f"inverse_ratio_{kind}", "inverse_ms", slow, fast)
-
-
-@pytest.mark.usefixtures("known_times", "bfloat16_instructions")
-def test_train(parts: speed.SpeedBench) -> None:
-    found = parts.train()
-    first, last = found["train_first_loss"], found["train_last_loss"]
-    assert set(first) == {"plain", "ours", "plain, bfloat16", "ours, bfloat16"}
-    assert all(loss == pytest.approx(first["ours"], rel=0.02) for loss in first.values())
-    assert first["ours, bfloat16"] != first["ours"]
-    assert all(last[name] != loss for name, loss in first.items())
-    assert found["train_batch"] == TINY.batch
-    for kind, slow, fast in (
-        ("", "plain", "ours"),
-        ("_both_bfloat16", "plain, bfloat16", "ours, bfloat16"),
-        ("_bfloat16", "plain", "ours, bfloat16"),
-    ):
-        check_ratio(found, f"train_ratio{kind}", "train_ms", slow, fast)
-
-
-def test_train_without_instructions_for_bfloat16(
-    parts: speed.SpeedBench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reduced", [True, False])
+def test_training_steps_are_compared_in_each_precision(
+    reduced: bool, parts: speed.SpeedBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: False)
-    found = parts.train()
-    assert set(found["train_ms"]) == {"plain", "ours"}
-    assert {key for key in found if "ratio" in key} == {"train_ratio", "train_ratio_spread"}
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: reduced)
+    found = by_what(parts.train())
+    assert set(found["train"]["ms"]) == {"plain", "ours"}
+    assert ("train, bfloat16" in found) == reduced
 
 
 def test_published_network_takes_its_norms_in_float32(
@@ -205,7 +161,7 @@ def test_published_network_takes_its_norms_in_float32(
 
 def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
     bench = speed.SpeedBench(load_bundle("mnist"), sample_images("mnist"), TINY)
-    x = bench.images(64)
+    x = bench.images(16)
 
     def error(network: IResNet, x: Tensor, tolerance: float) -> float:
         with torch.inference_mode():
@@ -221,92 +177,38 @@ def test_inverse_of_shipped_bundles_is_as_exact_as_promised() -> None:
     assert error(wide, x.double(), speed.EXACT_TOLERANCE) <= EXACT
 
 
-def test_commands(
-    call_benchmarks: Command,
-    bundle_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    bfloat16_instructions: None,
+def test_each_part_appends_rows_and_prints_a_table(
+    call_benchmarks: Command, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
     monkeypatch.setattr(speed, "QUICK", replace(TINY, plain_iterations=5))
-    out = tmp_path / "speed.json"
-    reports = []
-    for part in speed.PARTS:
-        outcome = call_benchmarks(part, bundle_folder, "--quick", "--json", "--out", out)
+    out = tmp_path / "speed.jsonl"
+    for part in (*speed.PARTS, speed.ENGINE):
+        outcome = call_benchmarks(part, bundle_folder, "--quick", "--out", out)
         assert outcome.code == 0, outcome.err
-        reports.append(json.loads(outcome.out))
-        assert set(reports[-1]["parts"]) == {part}
-    merged = json.loads(out.read_text())
-    assert set(merged["parts"]) == set(speed.PARTS)
-    assert {"machine", "cores", "device", "schema_version", "bundle"} <= merged.keys()
-    assert all(merged[key] == value for r in reports for key, value in r.items() if key != "parts")
-    ratios = {key for key in merged if "_ratio" in key and not key.endswith("spread")}
-    wanted = {
-        "inverse_ratio_plain",
-        "inverse_ratio_ten",
-        "embed_ratio_batch1",
-        "embed_ratio_batch4",
-        "train_ratio",
-        "train_ratio_bfloat16",
-    }
-    assert wanted <= ratios
-    assert all(f"{key}_spread" in merged for key in ratios)
+        assert outcome.out.startswith("| bundle | what | arm | ms |")
+    rows = read_rows(out)
+    assert {row["part"] for row in rows} == {*speed.PARTS, speed.ENGINE}
+    for row in rows:
+        assert {"machine", "cores", "device", "commit", "began", "weights"} <= row.keys()
+        assert row["quick"] is True
+    engines = [row for row in rows if row["part"] == speed.ENGINE]
+    assert [row["what"] for row in engines] == ["a query", "the parity of 4"]
+    assert all(row["errors"]["ONNX Runtime"] < 1e-4 for row in engines)
+    table = speed.table([*rows, *rows])  # of comparisons of one kind the last counts
+    assert table == speed.table(rows)
+    assert table.count("| ours, served |") == 2
 
 
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(_: speed.SpeedBench) -> dict[str, Any]:
-        raise AssertionError("nothing is measured")
-
-    for part in speed.PARTS:
-        monkeypatch.setattr(speed.SpeedBench, part, nothing)
-
-
-@pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [(".", "it is a folder"), ("file/speed.json", "is no folder"), ("new/speed.json", None)],
-)
-def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
-    place: str, said: str | None, bundle_folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    refused = UserError if said else AssertionError
-    with pytest.raises(refused, match=said or "nothing is measured"):
-        speed.run("embed", str(bundle_folder), sizes=TINY, out=tmp_path / place)
-
-
-@pytest.mark.usefixtures("unmeasured")
-def test_a_report_into_a_locked_folder_is_refused(
+def test_what_cannot_be_written_or_computed_is_told_before_anything_is_measured(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
-        speed.run("embed", str(bundle_folder), sizes=TINY, out=tmp_path / "new" / "speed.json")
-
-
-def test_a_report_of_other_weights_is_refused_before_anything_is_measured(
-    bundle_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    out = tmp_path / "speed.json"
-    report = speed.run("embed", str(bundle_folder), sizes=TINY, out=out)
-    assert json.loads(out.read_text()) == report
-    out.write_text(json.dumps({**report, "weights": "others"}))
-    request.getfixturevalue("unmeasured")
-    with pytest.raises(UserError, match=r"speed.json holds parts .* \(weights 'others' -> "):
-        speed.run("train", str(bundle_folder), sizes=TINY, out=out)
-
-
-def test_table_for_people(
-    call_benchmarks: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "QUICK", TINY)
-    outcome = call_benchmarks("embed", bundle_folder, "--quick")
-    assert outcome.code == 0
-    lines = outcome.out.splitlines()
-    rows = [line for line in lines if line.startswith("  ours, served")]
-    assert [len(row.removeprefix("  ours, served").split()) for row in rows] == [4, 4]
-    assert any(line.startswith("embed_ratio_batch1 ") for line in lines)
+    monkeypatch.setattr(speed.SpeedBench, "embed", None)
+    with pytest.raises(UserError, match="it is a folder"):
+        speed.run("embed", str(bundle_folder), sizes=TINY, out=tmp_path)
+    monkeypatch.setattr("codedinvnet.models.runtime.NEEDED", ("nowhere_to_be_found",))
+    with pytest.raises(UserError, match="onnxruntime needs nowhere_to_be_found"):
+        speed.run("engine", str(bundle_folder), sizes=TINY)
 
 
 def test_an_irevnet_is_refused(tmp_path: Path, data_dir: Path) -> None:

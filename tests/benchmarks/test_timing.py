@@ -48,5 +48,7 @@ def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ratio_is_that_of_the_medians() -> None:
     times = {"slow": [2.0, 4.0, 9.0], "fast": [1.0, 1.0, 3.0]}
-    assert timing.ratio("r", times, "slow", "fast") == {"r": 4.0, "r_spread": [2.0, 4.0]}
-    assert timing.summary(times["slow"]) == {"median": 4.0, "min": 2.0, "max": 9.0}
+    found = timing.comparison("it", times, "fast", {"slow": 0.1}, {"slow": 3})
+    assert found["ms"] == {"slow": 4.0, "fast": 1.0}
+    assert found["faster"] == {"slow": {"times": 4.0, "rounds": [2.0, 4.0], "aim": 3}}
+    assert (found["fast"], found["errors"]) == ("fast", {"slow": 0.1})

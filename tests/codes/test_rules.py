@@ -32,6 +32,24 @@ def test_one_task_that_answers_for_everybody_needs_nobody_else(k: int) -> None:
             code.tasks(size)
 
 
+@pytest.mark.parametrize(("k", "r"), [(4, 2), (5, 3), (3, 3)])
+def test_tasks_that_share_a_group_answer_for_their_own_members(k: int, r: int) -> None:
+    code = AnswersAll(k, cost=lambda count: 0.4 * count, r=r)
+    for size in range(1, k + 1):
+        tasks = code.tasks(size)
+        extra = {number: task for number, task in tasks.items() if number >= k}
+        assert list(extra) == list(range(k, k + min(r, size)))
+        together = sorted(member for task in extra.values() for member in task.members)
+        assert together == list(range(size))
+        for task in extra.values():
+            assert task.cost == pytest.approx(0.4 * len(task.members))
+            assert len(task.members) <= -(-size // r)
+        for available in subsets(list(tasks)):
+            theirs = {m for number in available & extra.keys() for m in extra[number].members}
+            assert code.recoverable(available, size) == theirs | (available - extra.keys())
+    assert code.r == r
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_rules_number_its_tasks_and_determine_what_is_here(name: str) -> None:
     for k in (2, 3, 5):

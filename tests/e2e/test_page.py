@@ -33,7 +33,17 @@ def browser() -> Iterator[Any]:
 def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("an open secret\n")
-    options = ("--demo", "--k", "4", "--workers", "6", "--routing", "round-robin")
+    options = (
+        "--demo",
+        "--k",
+        "4",
+        "--workers",
+        "6",
+        "--policy",
+        "coded",
+        "--routing",
+        "round-robin",
+    )
     times = ("--group-timeout-ms", "100", "--hang-timeout-ms", "1500", "--deadline-ms", "30000")
     secret = ("--token-file", str(token))
     with served("mnist", *options, *times, *secret, log=tmp_path / "log") as process:

@@ -95,7 +95,16 @@ def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()
     options = ("--k", "4", "--workers", "7", "--pool", "ray", "--ray-address", cluster.address)
-    times = ("--group-timeout-ms", "100", "--deadline-ms", "30000", "--routing", "round-robin")
+    times = (
+        "--group-timeout-ms",
+        "100",
+        "--deadline-ms",
+        "30000",
+        "--policy",
+        "coded",
+        "--routing",
+        "round-robin",
+    )
 
     async def workers(client: Client) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (await client.state())["workers"]

@@ -203,7 +203,17 @@ def as_text(value: bytes | str) -> str:
 def test_every_query_is_answered_while_workers_fail(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray
 ) -> None:
-    options = ("--k", "4", "--workers", "6", "--routing", "round-robin", *PATIENT)
+    options = (
+        "--k",
+        "4",
+        "--workers",
+        "6",
+        "--policy",
+        "coded",
+        *PATIENT,
+        "--routing",
+        "round-robin",
+    )
     times = ("--group-timeout-ms", "150", "--hang-timeout-ms", "1500")
     faults = write_faults(tmp_path, slow(200, worker=1))
 
@@ -270,7 +280,7 @@ def test_a_client_that_leaves_takes_its_queries_along(tmp_path: Path, images: np
     faults = write_faults(tmp_path, slow(500))
 
     async def run() -> None:
-        options = ("--k", "4", "--workers", "6", *PATIENT, "--faults", faults)
+        options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
         async with (
             server("mnist", *options, log=tmp_path / "log") as process,
             connect(process.address, "mnist", images) as client,
@@ -307,7 +317,7 @@ def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     faults = write_faults(tmp_path, slow(1000))
 
     async def run() -> None:
-        options = ("--k", "4", "--workers", "6", *PATIENT, "--faults", faults)
+        options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
         async with (
             server("mnist", *options, log=tmp_path / "log") as process,
             connect(process.address, "mnist", images) as client,
@@ -421,6 +431,7 @@ class TestRefused:
                 "--method: parm is not that of --policy small-backup+hedge",
             ),
             (["mnist", "--routing", "magic"], "--routing: 'magic'"),
+            (["mnist", "--extra", "-1"], "--extra"),
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--deadline-ms", "0"], "--deadline-ms"),
             (["mnist", "--deadline-ms", "nan"], "--deadline-ms"),

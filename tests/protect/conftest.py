@@ -45,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(labels, model.run({"x": np.load(inputs)})["output"].argmax(1))
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 60)
-        more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json")
+        methods = ("--methods", "small-backup,code,approxifer,nercc")
+        more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json", *methods)
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0
     return folder / "out"

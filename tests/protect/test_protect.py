@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, load_protection
-from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_student
-from codedinvnet.protect.students import Student
+from codedinvnet.protect.folder import DESCRIPTION, PARTS, WEIGHTS, load_part
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
 from tests.protect.factories import FEATURES
+
+ROWS = ("small-backup", "code", "code-scores", "code-side", "equal-backup")
+"""The rows of what is trained."""
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -32,13 +35,13 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def test_the_folder_is_whole(finished: Path) -> None:
-    names = {DESCRIPTION, WEIGHTS, "calibration.safetensors", "coverage.png"}
+    names = {DESCRIPTION, *PARTS.values(), "calibration.safetensors", "coverage.png"}
     assert {path.name for path in finished.iterdir()} == names
     found = description(finished)
     rows = {row["method"]: row for row in found["table"]}
-    assert list(rows) == ["small-backup", "own-backup", "approxifer", "nercc"]
+    assert list(rows) == [*ROWS, "own-backup", "approxifer", "nercc"]
     assert rows["own-backup"]["work"] == 0.4
-    assert rows["own-backup"]["k"] == 2
+    assert (rows["own-backup"]["k"], rows["own-backup"]["backup_workers"]) == (4, 2)
     assert "2 backup workers" in rows["own-backup"]["note"]
     assert rows["small-backup"]["work"] <= 1 / 4
     assert rows["small-backup"]["agreement"][0] > found["most_frequent"][0]
@@ -53,12 +56,12 @@ def test_the_folder_is_whole(finished: Path) -> None:
     assert float(agrees) == rows["own-backup"]["agreement"][0]
 
 
-@pytest.mark.parametrize("method", ["small-backup", "own-backup", "approxifer", "nercc", None])
+@pytest.mark.parametrize("method", [*ROWS, "own-backup", "approxifer", "nercc", None])
 def test_a_missing_answer_is_made_up_for(finished: Path, method: str | None) -> None:
     model = open_model(f"{PLACE}:vectors")
     scheme = load_protection(finished, model, method)
     k = scheme.rules.k
-    assert k == (2 if method == "own-backup" else 4)
+    assert k == 4
     x = np.random.default_rng(5).random((k, FEATURES), np.float32)
     tasks = scheme.rules.tasks(k)
     outputs = {
@@ -72,7 +75,7 @@ def test_a_missing_answer_is_made_up_for(finished: Path, method: str | None) -> 
         own = open_model(f"{PLACE}:smaller").run({"x": x})["output"]
         np.testing.assert_allclose(found[1][0], own[1], rtol=1e-5)
     if method == "small-backup":
-        student = load_student(finished / WEIGHTS)
+        student = load_part(finished / WEIGHTS)
         with torch.inference_mode():
             assert torch.allclose(found[1], student(torch.from_numpy(x))[1:2], atol=1e-5)
         work = next(r["work"] for r in description(finished)["table"] if r["method"] == method)
@@ -180,10 +183,12 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
         time.sleep(0.5)
         return validate(stage)
 
-    def hopeful(student: Student, lesson: distil.Lesson, _: float) -> PartSettings:
-        return planned(student, lesson, 1e6)
+    def hopeful(
+        make: Callable[[PartSettings], distil.BudgetStage], count: int, _: float, most: int
+    ) -> PartSettings:
+        return planned(make, count, 1e6, most)
 
-    monkeypatch.setattr("codedinvnet.protect.run.plan", hopeful)
+    monkeypatch.setattr("codedinvnet.protect.parts.plan", hopeful)
     monkeypatch.setattr(distil.DistilStage, "validate", slow)
     more = ("--methods", "small-backup", "--minutes", "0.05")
     outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))

@@ -14,7 +14,7 @@ import torch
 
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.protect.folder import WEIGHTS, load_student
+from codedinvnet.protect.folder import WEIGHTS, load_part
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
@@ -50,12 +50,22 @@ def test_a_late_answer_is_the_small_backups(finished: Path) -> None:
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     found = answers(options, {"x": x})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
-    model, student = open_model(source), load_student(finished / WEIGHTS)
+    model, student = open_model(source), load_part(finished / WEIGHTS)
     for i in (0, 2, 3):
         assert found["output"][i].tobytes() == model.run({"x": x[i : i + 1]})["output"].tobytes()
     with torch.inference_mode():
         wanted = student(torch.from_numpy(x))[1]
     assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_dear_backup_is_shared_by_workers(finished: Path) -> None:
+    source = f"{PLACE}:vectors"
+    options = ServeOptions(source, protection=finished, method="own-backup", pool=POOL, demo=True)
+    x = np.random.default_rng(3).random((4, FEATURES), np.float32)
+    found = answers(options, {"x": x})
+    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
+    own = open_model(f"{PLACE}:smaller").run({"x": x[1:2]})["output"]
+    assert found["output"][1:2] == pytest.approx(own, abs=1e-4)
 
 
 def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -> None:
@@ -75,7 +85,7 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     )
     found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
     assert found["outcome"][1] == b"decoded"
-    student = load_student(tmp_path / "out" / WEIGHTS)
+    student = load_part(tmp_path / "out" / WEIGHTS)
     with torch.inference_mode():
         wanted = student(torch.from_numpy(numbers[:4]), torch.from_numpy(flags[:4]))[1]
     assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)

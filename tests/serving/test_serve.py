@@ -111,7 +111,10 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     ("options", "told"),
     [
         (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
-        (ServeOptions("mnist", min_confidence=0.5), "--min-confidence: goes with a policy that"),
+        (
+            ServeOptions("mnist", policy="coded", min_confidence=0.5),
+            "--min-confidence: goes with a policy that",
+        ),
         (
             ServeOptions("mnist", policy="hedge", min_confidence=0.5),
             "--min-confidence: goes with a policy that",

@@ -4,21 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import (
     SECONDS_PER_MILLION,
     SECTIONS,
-    Estimate,
-    RunPercentile,
     estimate,
-    latencies_of,
-    latency_of,
     percentile_of,
-    percentile_of_runs,
-    pooled,
     sections_for,
     share_of,
     simulate,
@@ -72,35 +65,6 @@ def test_no_interval_for_a_short_run_or_an_endless_wait() -> None:
     found = estimate(endless, lambda v: percentile(v, 0.999), 10)
     assert found.value == math.inf
     assert found.interval is None
-
-
-def test_a_percentile_of_runs_is_of_all_requests_as_far_as_the_tails_reach() -> None:
-    """Else it is the geometric mean of the runs' own: the worst run counts for less."""
-    latencies = [np.arange(1.0, 1001), np.arange(1.0, 1001), 100 * np.arange(1.0, 1001)]
-
-    def runs(kept: int, share: float) -> list[RunPercentile]:
-        return [
-            RunPercentile(Estimate(percentile(own, share), None), own[1000 - kept :], 1000)
-            for own in latencies
-        ]
-
-    whole = percentile(np.concatenate(latencies), 0.99)
-    for kept in (31, 1000):
-        assert pooled(runs(kept, 0.99), 0.99) == whole
-        assert percentile_of_runs(runs(kept, 0.99), 0.99).value == whole
-    for kept in (0, 30):
-        assert pooled(runs(kept, 0.99), 0.99) is None
-        found = percentile_of_runs(runs(kept, 0.99), 0.99)
-        assert found.value == pytest.approx(990 * 100 ** (1 / 3))
-        factor = 100 ** (student.ppf(0.975, 2) / 3)  # their logarithms scatter by log(100) / 3
-        assert found.interval == pytest.approx((found.value / factor, found.value * factor))
-    assert percentile_of_runs(runs(31, 0.99)[:2], 0.99).interval is None
-    alone = RunPercentile(Estimate(7.0, (6.0, 8.0)), latencies[0], 1000)
-    assert percentile_of_runs([alone], 0.99) == alone.own
-    lost = alone._replace(own=Estimate(latency_of(None), None), tail=latencies_of([None] * 20))
-    assert pooled([alone, lost], 0.99) is None  # it holds twenty of a thousand
-    assert percentile_of_runs([alone, lost], 0.99).value == math.inf
-    assert pooled([alone, lost], 0.999) == math.inf  # twenty of two thousand are lost
 
 
 def test_figures_of_a_run() -> None:

@@ -94,31 +94,24 @@ def test_a_plan_for_more_than_can_be_tried_is_refused_at_once(call: Command) -> 
         assert "10,000 are the most tried" in outcome.err
 
 
+def measured_row(**changes: Any) -> dict[str, Any]:
+    row = {"schema_version": 1, "kind": "latency", "name": "idle", "policy": "uncoded"}
+    row |= {"workers": 11, "k": 10, "qps": 10, "requests": 400, "service": 20}
+    return {**row, "latencies_ms": [*[21] * 395, *[200] * 5], **changes}
+
+
 def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, call: Command) -> None:
-    row = {
-        "schema_version": 1,
-        "kind": "latency",
-        "name": "idle",
-        "policy": "uncoded",
-        "workers": 11,
-        "k": 10,
-        "qps": 10,
-        "requests": 400,
-        "service": 20,
-        "p50_ms": 21,
-        "p99_ms": 200,
-    }
+    row = measured_row()
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n")
     report = json.loads(call("simulate", file, "--measured", rows, "--json").out)
-    assert (report["agree"], report["compared"]) == (1, 1)
-    assert (report["percentiles"], report["too_few_requests"], report["not_measured"]) == (3, 1, 1)
+    assert set(report["percentiles"]) == {"p50"}  # of 400 requests four are beyond p99
+    assert (report["percentiles"]["p50"]["near"], report["percentiles"]["p50"]["pairs"]) == (1, 0)
     (arm,) = report["arms"]
     assert arm["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
     assert (arm["runs"], len(arm["simulated"])) == (1, 1)
     lines = call("simulate", file, "--measured", rows).out.splitlines()
-    assert lines[-3].startswith("1 of 1 percentiles within 15%")
-    assert [line[:16] for line in lines[-2:]] == ["1 not judged (?)", "1 not judged (-)"]
+    assert lines[-1].split()[:4] == ["p50", "1", "of", "1"]
     out = tmp_path / "results" / "validation.json"
     words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--out", out, "--json")
     written = json.loads(call("simulate", file, *words).out)
@@ -186,12 +179,11 @@ def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
     outcome = call("simulate", path, "--out", out, "--picture", picture)
     assert outcome.code == 0
     assert len(out.read_text().splitlines()) == 12
-    assert picture.stat().st_size > 10_000
-    assert "policy that wins at each load" in outcome.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "winner" in outcome.out
     report = json.loads(call("simulate", path, "--out", out, "--json").out)
     assert report["rows"] == 12
     assert len(report["wins"]) == 4
-    assert len(report["helps_up_to_load"]) == 4
     assert call("simulate", path).code == 2
     assert call("simulate", path, "--out", out, "--seed", "1").code == 2
 
@@ -263,8 +255,7 @@ def test_what_cannot_be_written_or_is_not_known_is_told_before_measured_runs_are
         raise AssertionError("simulated")
 
     monkeypatch.setattr(run, "simulate_requests", simulated)
-    arm = {"schema_version": 1, "kind": "latency", "policy": "uncoded", "workers": 11, "k": 10}
-    arm |= {"qps": 10, "requests": 400, "p50_ms": 21, "p99_ms": 200, "name": "first"}
+    arm = measured_row(name="first")
     rows = tmp_path / "rows.jsonl"
     coded = {**arm, "policy": "coded", "r": 2, "workers": 12, "name": "second"}
     rows.write_text(json.dumps(arm) + "\n" + json.dumps(coded) + "\n")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from codedinvnet import study
 from codedinvnet.bench.erasures import Score, score
 from codedinvnet.bench.grid import (
     AccuracyGrid,
@@ -41,15 +40,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.rows import (
-    Row,
-    append_row,
-    key_of,
-    measured_row,
-    newest,
-    pack_counts,
-    read_rows,
-)
+from codedinvnet.rows import key_of, newest, pack_counts, read_rows
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
@@ -167,24 +158,11 @@ def run(
         datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
     for trial in wanted:
         datasets[trial.dataset].check(trial)
-    counts = {"trials": len(wanted), "kept": 0, "done": 0, "failed": 0}
     bench = _Bench(grid, quick)
-    with tqdm(total=len(wanted), desc="accuracy", unit="trial", dynamic_ncols=True) as bar:
-        for trial in wanted:
-            data = datasets[trial.dataset]
-            settings = bench.settings(trial, data)
-            key = key_of(trial.as_dict(), settings)
-            bar.set_postfix_str(trial.name(), refresh=True)
-            if key in done and done[key]["error"] is None:
-                counts["kept"] += 1
-            else:
-                row = bench.row(trial, data, settings, key)
-                append_row(out, row)
-                counts["failed" if row["error"] else "done"] += 1
-                if row["error"]:
-                    bar.write(f"failed: {trial.name()}: {row['error']}", file=sys.stderr)
-            bar.update()
-    return counts
+    jobs = [bench.job(trial, datasets[trial.dataset]) for trial in wanted]
+    todo = [job for job in jobs if not study.finished(done.get(job.header["key"]))]
+    counts = study.run(todo, out, "accuracy")
+    return {"trials": len(jobs), "kept": len(jobs) - len(todo), **counts}
 
 
 def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
@@ -250,15 +228,16 @@ class _Bench:
             **data.depends(trial),
         }
 
-    def row(self, trial: Trial, data: DataSet, settings: Mapping[str, Any], key: str) -> Row:
-        """Do a trial and return its row; an error is a row, too."""
+    def job(self, trial: Trial, data: DataSet) -> study.Job:
+        """Return a trial as a row to measure."""
+        settings = self.settings(trial, data)
         header = {
             "benchmark": "accuracy",
-            "key": key,
+            "key": key_of(trial.as_dict(), settings),
             **trial.as_dict(),
-            "settings": dict(settings),
+            "settings": settings,
         }
-        return measured_row(header, lambda: self.figures(trial, data))
+        return study.Job(trial.name(), header, lambda: self.figures(trial, data))
 
     def figures(self, trial: Trial, data: DataSet) -> dict[str, Any]:
         """Make the method, train what it needs, and score it."""
@@ -296,7 +275,6 @@ class _Bench:
             "systematic": systematic,
             "r": scheme.rules.r,
             "parameters": scheme.parameters,
-            "classes": list(data.test.classes),
             **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
             "preparing_seconds": round(prepared - began, 1),
             "training_seconds": data.training_seconds(trial),
@@ -312,10 +290,8 @@ def describe_score(result: Score) -> dict[str, Any]:
     return {
         "complete": rounded(result.complete),
         "recovered": rounded(result.recovered),
-        "recovered_std": rounded(result.std),
         "answered": rounded(result.answered),
         "patterns": [[list(lost), round(a, 6)] for lost, a in result.patterns.items()],
-        "confusion": result.confusion.tolist(),
         "groups": [
             {"correct": pack_counts(c.correct), "scored": pack_counts(c.scored)}
             for c in result.counts

@@ -13,7 +13,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
-from codedinvnet.evaluation.accuracy import bootstrap_std
 from codedinvnet.evaluation.outputs import BATCH, group_outputs, task_outputs
 
 CORRUPTION = 10.0
@@ -37,20 +36,16 @@ class Score:
             direct ones; a non-systematic code decodes even these.
         recovered: accuracy of the answers that the erasures concern: of a systematic code the
             erased members', of another everybody's; everybody's, too, if workers are corrupt.
-        std: of one grouping's `recovered`, by a bootstrap over its groups.
         answered: share of these answers that there were. The others count as the majority class.
         patterns: accuracy by erasure pattern, over all groupings.
         counts: right and scored answers by group, for each grouping.
-        confusion: (classes, classes) int64, true class by answered class, of scored answers.
     """
 
     complete: float
     recovered: float | None
-    std: float | None
     answered: float | None
     patterns: dict[tuple[int, ...], float]
     counts: list[Counts]
-    confusion: Tensor
 
 
 def answers(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
@@ -107,7 +102,7 @@ def score(
         corrupt: how many of every group's other workers send noise.
         own: `task_outputs`, if they are known.
     """
-    count, classes = len(source), len(source.classes)
+    count = len(source)
     truth = torch.cat([source.batch(rows)[1] for rows in torch.arange(count).split(5000)])
     systematic = is_systematic(scheme.rules)
     if systematic and own is None:
@@ -119,7 +114,6 @@ def score(
     ]
     generator = torch.Generator().manual_seed(seed)
     counts: list[Counts] = []
-    confusion = torch.zeros(classes, classes, dtype=torch.long)
     by_pattern = {lost: [0, 0] for lost in lost_sets}
     noise = torch.Generator().manual_seed(seed)
     complete = answered = 0
@@ -148,22 +142,17 @@ def score(
             scored += concerned.sum(1)
             by_pattern[lost][0] += int(hits.sum())
             by_pattern[lost][1] += int(concerned.sum())
-            pairs = labels[concerned] * classes + found[concerned]
-            confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
             bar.update()
         counts.append(Counts(correct, scored))
     bar.close()
     total = sum(int(c.scored.sum()) for c in counts)
     right = sum(int(c.correct.sum()) for c in counts)
-    spread = [bootstrap_std(c.correct[:, None], c.scored[:, None], seed) for c in counts if total]
     return Score(
         complete=complete / (count * groupings),
         recovered=right / total if total else None,
-        std=sum(spread) / len(spread) if spread else None,
         answered=answered / total if total else None,
         patterns={lost: a / b for lost, (a, b) in by_pattern.items() if b},
         counts=counts,
-        confusion=confusion,
     )
 
 

@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from codedinvnet import study
 from codedinvnet.bench import accuracy
 from codedinvnet.bench.grid import AccuracyGrid, Trial, load_grid
 from codedinvnet.bench.latency_grid import (
@@ -33,7 +32,6 @@ from codedinvnet.bench.latency_grid import (
     chosen,
     injected,
     load_latency_grid,
-    long_enough,
     quick_grid,
 )
 from codedinvnet.bench.load import (
@@ -59,11 +57,11 @@ from codedinvnet.models.bundle import (
     weights_digest,
 )
 from codedinvnet.models.runtime import PYTORCH, check_installed
-from codedinvnet.quantiles import SHARES, percentile, quantiles, rounded
-from codedinvnet.rows import Row, append_row, key_of, measured_row, newest, read_rows
+from codedinvnet.quantiles import SHARES, Histogram, percentile, quantiles, rounded
+from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.workers.faults import Delay, Fault
-from codedinvnet.simulation.figures import QUANTILES, percentile_of
+from codedinvnet.simulation.figures import QUANTILES
 from codedinvnet.stages import images_of
 
 SAMPLED = ("service", "encode", "trip")
@@ -72,8 +70,6 @@ SETTLE = 0.5
 """Seconds after the last answer, in which tasks that nobody waits for come to their end."""
 START_SECONDS = 10
 """What starting, warming and stopping a service takes, for the time left."""
-TAIL = 100
-"""The largest latencies that a row keeps."""
 PART_SEED = 1
 
 
@@ -122,23 +118,12 @@ def run(
         raise UserError(f"--log: {log} is where the rows go: name another file")
     keys = {arm: key_of(arm.as_dict(), settings[arm]) for arm in wanted}
     todo = [arm for arm in wanted if not bench.is_done(arm, done.get(keys[arm]))]
-    counts = {"runs": len(wanted), "kept": len(wanted) - len(todo), "done": 0, "failed": 0}
     for name in {arm.served.method for arm in todo}:
         bench.train_part(find_method(name))  # before anything is measured: it takes processors
-    seconds = {arm: bench.expected_seconds(arm) for arm in todo}
-    whole = sum(seconds.values())
-    words = f"latency, {len(todo)} runs in about {math.ceil(whole / 60)} min"
-    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
-    with tqdm(total=whole, desc=words, bar_format=form, dynamic_ncols=True) as bar:
-        for arm in todo:
-            bar.set_postfix_str(arm.name(), refresh=True)
-            row = bench.row(arm, settings[arm], keys[arm])
-            append_row(out, row)
-            counts["failed" if row["error"] else "done"] += 1
-            if row["error"]:
-                bar.write(f"failed: {arm.name()}: {row['error']}", file=sys.stderr)
-            bar.update(seconds[arm])
-    return counts
+    seconds = sum(map(bench.expected_seconds, todo))
+    jobs = [bench.job(arm, settings[arm], keys[arm]) for arm in todo]
+    counts = study.run(jobs, out, f"latency, about {math.ceil(seconds / 60)} min")
+    return {"runs": len(wanted), "kept": len(wanted) - len(todo), **counts}
 
 
 class ParityWait(NamedTuple):
@@ -288,7 +273,7 @@ class LatencyBench:
 
         A model's name, or a faults file's, says the same when what it stands for has changed.
         """
-        if row is None or row["error"] is not None or row["seed"] != self.seed(arm):
+        if not study.finished(row) or row is None or row["seed"] != self.seed(arm):
             return False
         return bool(row["stragglers"] == _dumped(self.faults(arm)))
 
@@ -329,8 +314,8 @@ class LatencyBench:
         """Return about how long a run takes."""
         return round(START_SECONDS + self.grid.queries / self.rate(arm))
 
-    def row(self, arm: Arm, settings: Mapping[str, Any], key: str) -> Row:
-        """Do a run and return its row; an error is a row, too."""
+    def job(self, arm: Arm, settings: Mapping[str, Any], key: str) -> study.Job:
+        """Return a run as a row to measure."""
         grid = self.grid
         faults = self.faults(arm)
         header = {
@@ -357,7 +342,12 @@ class LatencyBench:
             "settings": dict(settings),
             "cores": os.cpu_count(),
         }
-        return measured_row(header, lambda: asyncio.run(self._measure(arm, faults, header)))
+        return study.Job(
+            arm.name(),
+            header,
+            lambda: asyncio.run(self._measure(arm, faults, header)),
+            self.expected_seconds(arm),
+        )
 
     def _options(self, arm: Arm, faults_file: Path) -> list[str]:
         """Return the command line of the service."""
@@ -415,7 +405,7 @@ class LatencyBench:
                 await asyncio.sleep(SETTLE)
                 after, times = await client.metrics(), await client.times()
         return {
-            **latency_figures(replies, quick=self.quick),
+            **latency_figures(replies),
             **answer_figures(replies, self.labels),
             **work_figures(
                 before,
@@ -452,32 +442,19 @@ def _dumped(faults: Iterable[Fault]) -> list[dict[str, Any]]:
     return [fault.model_dump(mode="json", exclude_defaults=True) for fault in faults]
 
 
-def latency_figures(replies: Sequence[Reply], *, quick: bool = False) -> dict[str, Any]:
-    """Return the percentiles of a run's requests in ms, with 95 % intervals, and its quantiles.
+def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Return the percentiles of a run's requests in ms, and their histogram.
 
-    A request that was not answered counts as infinitely late; None stands for that. The intervals
-    are by sectioning, as the simulator's; None where the run is too short for one.
+    A request that was not answered counts as infinitely late; None stands for that.
 
     Args:
-        replies: in the order of arrival.
-        quick: leave p99.9 out.
+        replies: of all requests.
     """
     latency = np.array([1000 * reply.latency if reply.ok else math.inf for reply in replies])
-    found: dict[str, Any] = {}
-    for name, share in QUANTILES.items():
-        if not long_enough(len(latency), share, quick):
-            found |= {f"{name}_ms": None, f"{name}_ms_95": None}
-            continue
-        value, interval = percentile_of(latency, share)
-        found[f"{name}_ms"] = rounded(value, 3)
-        found[f"{name}_ms_95"] = interval and [rounded(bound, 3) for bound in interval]
-    answered = latency[np.isfinite(latency)]
-    # Among all requests, so that a share of unanswered ones leaves the curve open.
-    cut = [share for share in SHARES if share * len(latency) <= len(answered)]
-    found["shares"] = cut
-    found["quantiles_ms"] = [rounded(percentile(latency, share), 3) for share in cut]
-    found["tail_ms"] = [rounded(value, 3) for value in np.sort(latency)[::-1][:TAIL]]
-    return found
+    return {
+        **{f"{name}_ms": rounded(percentile(latency, s), 3) for name, s in QUANTILES.items()},
+        "histogram": Histogram.of(latency).as_json(),
+    }
 
 
 def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:

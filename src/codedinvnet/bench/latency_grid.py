@@ -15,7 +15,6 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.policies import SERVED, Served, served_as
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.workers.faults import Fault, check_workers
@@ -23,11 +22,6 @@ from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.stragglers import stragglers
 
 QUICK_QUERIES = 3000
-
-
-def long_enough(requests: int, share: float, quick: bool) -> bool:
-    """Return whether a run has a percentile: a request beyond it; the quick version no p99.9."""
-    return not (quick and share > 0.995) and rank_of(requests, share) < requests - 1
 
 
 Milliseconds = Annotated[float, Field(gt=0)]

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
-from tqdm import tqdm
 
 from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
+from codedinvnet.load import loop
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 20.0
@@ -192,20 +191,6 @@ async def warm(client: Client, requests: Iterable[Sequence[int]], log: Path) -> 
             raise UserError(f"the service answered a first request with {reply.status}: see {log}")
 
 
-@contextmanager
-def sparing_collector() -> Iterator[None]:
-    """Keep what is loaded out of the garbage collector's rounds: 0.1 s a round, with PyTorch.
-
-    A client that pauses would count its own pauses as the service's.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 async def open_loop(
     call: Callable[[int, float], Awaitable[Reply]],
     *,
@@ -228,21 +213,13 @@ async def open_loop(
         leave: whether the progress bar stays when all is done.
     """
     gaps = poisson_gaps(rate, count, seed) if poisson else [1 / rate] * count
-    pending: list[asyncio.Task[Reply]] = []
-    bar = tqdm(
-        total=count, desc=label, unit="request", dynamic_ncols=True, mininterval=1.0, leave=leave
-    )
-    with bar, sparing_collector():
-        due = time.perf_counter() + 0.05
-        for i, gap in enumerate(gaps):
-            due += gap
-            delay = due - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            task = asyncio.ensure_future(call(i, due))
-            task.add_done_callback(lambda _: bar.update())
-            pending.append(task)
-        return list(await asyncio.gather(*pending))
+    replies: dict[int, Reply] = {}
+
+    async def send(number: int, due: float) -> None:
+        replies[number] = await call(number, due)
+
+    await loop.open_loop(send, gaps, label, leave=leave)
+    return [replies[number] for number in range(count)]
 
 
 @dataclass

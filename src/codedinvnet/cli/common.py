@@ -167,11 +167,3 @@ def print_report(report: dict[str, Any], as_json: bool) -> None:
     for key, value in report.items():
         text = json.dumps(value) if isinstance(value, (dict, list)) else value
         print(f"{key:<{width}}  {text}")
-
-
-def refuse_failures(failed: int, what: str, rows: Path) -> None:
-    """Raise UserError if trials failed, so that scripts notice."""
-    if failed:
-        raise UserError(
-            f"{failed} {what} failed; the errors are in {rows}, and the same command tries again"
-        )

@@ -68,8 +68,13 @@ def add_commands(commands: Commands) -> None:
     add(
         "--policy",
         help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, a method, "
-        "METHOD+hedge, or auto, which decides by what it measures (coded; hedge for a model of "
-        "your own without a method)",
+        "METHOD+hedge, or auto, which decides by what it measures (auto; coded with a --method)",
+    )
+    add(
+        "--extra",
+        type=float,
+        help="extra work per query, at most: copies, parities and backups, in service times, as "
+        "0.1 (0.2 of auto; of others 1/k of copies, and all that their code sends)",
     )
     add("--routing", help="least-loaded or round-robin (least-loaded)")
     add("--pool", help="local processes, ray, or FILE.py:CLASS (local)")
@@ -134,6 +139,11 @@ def add_commands(commands: Commands) -> None:
         help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
     )
     add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add(
+        "--capture",
+        type=int,
+        help="inputs to keep in memory for `codedinvnet protect --capture`; needs --token-file (0)",
+    )
     add(
         "--traces",
         metavar="URL",

@@ -47,11 +47,13 @@ def backup_width(model: CodedModel, k: int, cost: float = 1.0) -> int:
 
 
 class BackupCode(ScoresCode):
-    """Task k sends the backup's scores of all members, and makes up for any that are missing."""
+    """An extra task sends the backup's scores of its members, any of which it makes up for."""
 
     def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        scores = outputs[self.rules.k]
-        return scores.view(len(scores), size, -1)[:, member]
+        task = self.rules.k + member % self.rules.r
+        members = self.rules.tasks(size)[task].members
+        scores = outputs[task]
+        return scores.view(len(scores), len(members), -1)[:, members.index(member)]
 
 
 class SmallBackup(Method):

@@ -9,7 +9,7 @@ from torch import nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.mean import Evidence, MeanCode
-from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.method import ONE, Given, Lessons, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, Parities, Rules
 from codedinvnet.config import EncoderSettings
@@ -58,6 +58,10 @@ class PaperInvNet(Method):
     """
 
     name = "coded-invnet-paper"
+    in_brief = False
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
+    )
     of_bundle = True
     part: ClassVar[str] = "paper"
 
@@ -117,6 +121,7 @@ class AverageImage(PaperInvNet):
     """
 
     name = "average-image"
+    published = ()
     part = ""
 
     def encoder(self, given: Given) -> nn.Module:

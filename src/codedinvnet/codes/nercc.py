@@ -218,4 +218,5 @@ class ClosedNeRCC(NeRCC):
     """NeRCC with both ends of −1..1 among its β."""
 
     name = "nercc-closed"
+    in_brief = False
     closed = True

@@ -169,34 +169,38 @@ class Parities:
 
 @dataclass(frozen=True)
 class AnswersAll:
-    """One extra task, k, whose output answers for every member by itself.
+    """Extra tasks whose output answers for each of their members by itself.
 
     A small backup is one: it takes the members as they are and costs 1/k for each. A parity that
-    keeps its members apart is another.
+    keeps its members apart is another. A backup that costs more is shared by r tasks: task k + j
+    is over the members j, j + r, j + 2r and so on.
 
     Attributes:
         k: the most queries in a group.
-        model: the role that computes the extra task.
-        encoded: whether the extra task's query is encoded.
-        cost: the model's work on the extra task for a group of that size; None: size/k.
+        model: the role that computes the extra tasks.
+        encoded: whether an extra task's query is encoded.
+        cost: the model's work on an extra task over so many members; None: a k-th of each.
+        r: extra tasks of a full group; a group of fewer members has no more than those.
     """
 
     k: int
     model: str = BACKUP
     encoded: bool = False
     cost: Callable[[int], float] | None = None
-    r = 1
+    r: int = 1
     fixed_size = False
     guesses = False
 
     def tasks(self, size: int) -> Mapping[int, Task]:
-        """Return a data task for each member, and task k over all of them."""
-        cost = size / self.k if self.cost is None else self.cost(size)
-        return _tasks(self.k, 1, size, False, self.model, cost, self.encoded)
+        """Return a data task for each member, and the extra tasks over their shares."""
+        return _shares(self, size)
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return the members that answered, or all once task k is here."""
-        return _everyone(size) if self.k in available else _here(available, size)
+        """Return the members that answered, and those whose extra task did."""
+        if self.r == 1:
+            return _everyone(size) if self.k in available else _here(available, size)
+        extra = {i for i in range(size) if self.k + i % self.r in available}
+        return _here(available, size) | extra
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,18 @@ def _tasks(
     check_size(k, size, fixed)
     extra = Task(tuple(range(size)), model, cost, encoded)
     return {**{i: Task((i,)) for i in range(size)}, **{k + j: extra for j in range(r)}}
+
+
+@cache
+def _shares(rules: AnswersAll, size: int) -> Mapping[int, Task]:
+    check_size(rules.k, size, fixed=False)
+    found = {i: Task((i,)) for i in range(size)}
+    for number in range(min(rules.r, size)):
+        members = tuple(range(number, size, rules.r))
+        count = len(members)
+        cost = count / rules.k if rules.cost is None else rules.cost(count)
+        found[rules.k + number] = Task(members, rules.model, cost, rules.encoded)
+    return found
 
 
 @cache

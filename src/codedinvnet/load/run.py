@@ -12,16 +12,16 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
 from codedinvnet.errors import UserError
+from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
-from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
@@ -37,8 +37,6 @@ START_TIMEOUT = 10.0
 """Seconds for what is asked before the load."""
 FIRST = 10
 """Requests that are sent one after another before the load, and do not count."""
-AHEAD = 0.05
-"""Seconds until the first request is due."""
 LONGEST = 3_600_000_000
 """Microseconds; longer latencies count as this."""
 DIGITS = 3
@@ -85,41 +83,6 @@ class Ends:
         """Take an error."""
         self.errors[kind] += 1
         self.example = self.example or said
-
-
-async def open_loop(
-    call: Callable[[int, float], Awaitable[None]], gaps: Sequence[float], label: str, most: int
-) -> int:
-    """Send each request when it is due; return how many were not, as too many were open.
-
-    Args:
-        call: sends request number i, due at a `time.perf_counter` time.
-        gaps: seconds before each request.
-        label: of the progress bar.
-        most: requests that may be unanswered at once.
-    """
-    pending: set[asyncio.Task[None]] = set()
-    unsent = 0
-    with Progress(total=len(gaps), desc=label, unit="request", dynamic_ncols=True) as bar:
-
-        def ended(task: asyncio.Task[None]) -> None:
-            pending.discard(task)
-            bar.update()
-
-        due = time.perf_counter() + AHEAD
-        for number, gap in enumerate(gaps):
-            due += gap
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            if len(pending) >= most:
-                unsent += 1
-                bar.update()
-                continue
-            task = asyncio.ensure_future(call(number, due))
-            pending.add(task)
-            task.add_done_callback(ended)
-        if pending:
-            await asyncio.wait(pending)
-    return unsent
 
 
 class Sender:
@@ -223,7 +186,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         calls, written_as = await first_calls(upstream, options, requests, batched)
         sender, began = Sender(upstream, calls, options.timeout), time.perf_counter()
         label = f"{len(gaps) / max(sum(gaps), 1e-9):.4g} requests/s"
-        unsent = await open_loop(sender.send, gaps, label, options.max_open)
+        unsent = await open_loop(sender.send, gaps, label, most=options.max_open)
         seconds = time.perf_counter() - began
     except (Unreachable, NotProtocol) as error:
         raise UserError(f"{options.url}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Opened(NamedTuple):
     digest: str
     """Of what answers depend on: files, or weights."""
     compute: Compute
+    network: Any = None
+    """The module whose outputs have gradients; None if PyTorch does not compute the model."""
 
 
 ROWS = 4

@@ -113,7 +113,7 @@ class ModelSource:
             opened.platform,
         )
         source = replace(self, engine=engine, digest=opened.digest)
-        return OpenModel(source, signature, opened.compute)
+        return OpenModel(source, signature, opened.compute, opened.network)
 
 
 class OpenModel:
@@ -123,10 +123,14 @@ class OpenModel:
         source: what opens it again, with its digest.
         signature: its inputs and outputs.
         compute: runs a batch that is not too large for it.
+        network: the module through which gradients flow, a `codedinvnet.models.torch.Network`;
+            None if there is none.
     """
 
-    def __init__(self, source: ModelSource, signature: Signature, compute: Compute) -> None:
-        self.source = source
+    def __init__(
+        self, source: ModelSource, signature: Signature, compute: Compute, network: Any = None
+    ) -> None:
+        self.source, self.network = source, network
         self._signature, self._compute = signature, compute
 
     @property

@@ -339,7 +339,7 @@ def _opened(
                 )
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    opened = Opened(inputs, max_batch, PLATFORM, digest, compute)
+    opened = Opened(inputs, max_batch, PLATFORM, digest, compute, network)
     return _exported(network, opened, where) if engine == ONNX_RUNTIME else opened
 
 

@@ -41,7 +41,7 @@ class InvertibleTransform(nn.Module, ABC):
 
     @abstractmethod
     def log_abs_det(self, x: Tensor) -> Tensor:
-        """Return log |det J(x)| of the forward map, in nats, as (B,)."""
+        """Return the logarithm of abs(det J(x)) of the forward map, in nats, as (B,)."""
 
     @abstractmethod
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.protect.inputs import Inputs
-from codedinvnet.protect.students import Student, tensors
+from codedinvnet.protect.students import Kind, Student, tensors
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast, computes_bfloat16
@@ -53,28 +54,25 @@ class Lesson:
     shift: int = 0
 
 
-class DistilStage(PartStage):
-    """Train a student to give the teacher's probabilities.
+class BudgetStage(PartStage):
+    """Train something with the teacher's answers within a budget of seconds.
 
     Args:
-        student: trained in place.
+        module: trained in place.
         lesson: its inputs, and the teacher's answers.
         part: how to train.
         seconds: for all epochs; fewer are done if the machine is slower than was planned.
+        kind: of the inputs.
     """
 
-    name = "small backup"
     gradient_norm = 1.0
 
     def __init__(
-        self, student: Student, lesson: Lesson, part: PartSettings, seconds: float = math.inf
+        self, module: nn.Module, lesson: Lesson, part: PartSettings, seconds: float, kind: Kind
     ) -> None:
-        super().__init__(student, part)
-        self.seconds = seconds
-        self.student, self.lesson = student, lesson
-        images = student.shape.kind == "images"
-        self.last = images and student.last
-        reduced = student.shape.kind != "vectors" and computes_bfloat16("cpu")
+        super().__init__(module, part)
+        self.lesson, self.seconds = lesson, seconds
+        reduced = kind != "vectors" and computes_bfloat16("cpu")
         self.precision = "bfloat16" if reduced else "float32"
         self.order = lesson.train
 
@@ -83,26 +81,21 @@ class DistilStage(PartStage):
         super().start_epoch(epoch, generator)
         self.order = self.lesson.train[torch.randperm(len(self.order), generator=generator).numpy()]
 
-    def batch_loss(self, index: int) -> Tensor:
-        size, lesson = self.part.batch_size, self.lesson
-        rows = self.order[(index * size + np.arange(size)) % len(self.order)]
-        inputs = tensors(self.student.shape, lesson.inputs.batch(rows))
-        wanted = lesson.teacher[rows]
-        if lesson.flip or lesson.shift:
-            (images,) = inputs
-            images = images.permute(0, 3, 1, 2) if self.last else images
-            if lesson.flip:
-                turned = torch.rand(size, generator=self.generator) < 0.5
-                images = torch.where(turned[:, None, None, None], images.flip(3), images)
-                if lesson.mirrored is not None:
-                    wanted = np.where(turned.numpy()[:, None], lesson.mirrored[rows], wanted)
-            images = augment(images, False, lesson.shift, self.generator)
-            inputs = [images.permute(0, 2, 3, 1) if self.last else images]
-        with autocast(self.precision, self.device):
-            logits = self.module(*inputs).float()
-        soft = (torch.from_numpy(wanted) / TEMPERATURE).softmax(1)
-        loss = F.cross_entropy(logits / TEMPERATURE, soft)
-        return loss * TEMPERATURE**2
+    def rows(self, index: int) -> np.ndarray:
+        """Return the rows of the epoch's batch of this index."""
+        size = self.part.batch_size
+        found: np.ndarray = self.order[(index * size + np.arange(size)) % len(self.order)]
+        return found
+
+    def mirrored(
+        self, images: Tensor, wanted: np.ndarray, rows: np.ndarray
+    ) -> tuple[Tensor, np.ndarray]:
+        """Mirror half of the images (B, C, H, W), and return the teacher's answers to them."""
+        turned = torch.rand(len(images), generator=self.generator) < 0.5
+        images = torch.where(turned[:, None, None, None], images.flip(3), images)
+        if self.lesson.mirrored is not None:
+            wanted = np.where(turned.numpy()[:, None], self.lesson.mirrored[rows], wanted)
+        return images, wanted
 
     def replan(self, done: int, seconds: float) -> int:
         """Return the number of epochs that there is time for, and end the schedule with them.
@@ -117,12 +110,50 @@ class DistilStage(PartStage):
         self.total_steps = epochs * self.steps_per_epoch
         return epochs
 
+    @abstractmethod
+    def agreement(self) -> float:
+        """Return how often the answers to the validation inputs are the teacher's."""
+
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by agreement with the teacher on the validation inputs."""
+        agreement = self.agreement()
+        return agreement, {"validation_agreement": agreement}
+
+
+class DistilStage(BudgetStage):
+    """Train a student to give the teacher's probabilities."""
+
+    name = "small backup"
+
+    def __init__(
+        self, student: Student, lesson: Lesson, part: PartSettings, seconds: float = math.inf
+    ) -> None:
+        kind = student.shape.kind
+        super().__init__(student, lesson, part, seconds, kind)
+        self.student = student
+        self.last = kind == "images" and student.last
+
+    def batch_loss(self, index: int) -> Tensor:
+        lesson, rows = self.lesson, self.rows(index)
+        inputs = tensors(self.student.shape, lesson.inputs.batch(rows))
+        wanted = lesson.teacher[rows]
+        if lesson.flip or lesson.shift:
+            (images,) = inputs
+            images = images.permute(0, 3, 1, 2) if self.last else images
+            if lesson.flip:
+                images, wanted = self.mirrored(images, wanted, rows)
+            images = augment(images, False, lesson.shift, self.generator)
+            inputs = [images.permute(0, 2, 3, 1) if self.last else images]
+        with autocast(self.precision, self.device):
+            logits = self.module(*inputs).float()
+        soft = (torch.from_numpy(wanted) / TEMPERATURE).softmax(1)
+        loss = F.cross_entropy(logits / TEMPERATURE, soft)
+        return loss * TEMPERATURE**2
+
+    def agreement(self) -> float:
         rows = self.lesson.validation
         answers = student_scores(self.student, self.lesson.inputs, rows).argmax(1)
-        agreement = float((answers == self.lesson.teacher[rows].argmax(1)).mean())
-        return agreement, {"validation_agreement": agreement}
+        return float((answers == self.lesson.teacher[rows].argmax(1)).mean())
 
 
 @torch.inference_mode()
@@ -134,23 +165,25 @@ def student_scores(student: Student, inputs: Inputs, rows: np.ndarray) -> np.nda
     return np.asarray(torch.cat(found).numpy())
 
 
-def plan(student: Student, lesson: Lesson, seconds: float) -> PartSettings:
+def plan(
+    make: Callable[[PartSettings], BudgetStage], count: int, seconds: float, most: int = 128
+) -> PartSettings:
     """Return a training that takes so many seconds on this machine, by some steps of a copy.
 
     Args:
-        student: an untrained one, which is spoilt.
-        lesson: its inputs.
+        make: makes a stage, which is spoilt.
+        count: inputs to train with.
         seconds: that there are.
+        most: inputs of a batch.
 
     Raises:
         UserError: if there is no time for an epoch.
     """
-    count = len(lesson.train)
-    batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
+    batch = min(most, 128 if count >= 4000 else 64 if count >= 1000 else 32)
     steps = max(FEWEST_STEPS, count // batch)
     part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch)
-    stage = DistilStage(student, lesson, part)
-    student.train()
+    stage = make(part)
+    stage.module.train()
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     for index in range(3):
         stage.step(0, index)
@@ -164,8 +197,8 @@ def plan(student: Student, lesson: Lesson, seconds: float) -> PartSettings:
     epochs = int(SHARE * seconds / epoch)
     if epochs < 1:
         raise UserError(
-            f"--minutes: an epoch of the small backup takes about {epoch / 60:.1f} minutes, and "
-            f"{max(0.0, seconds) / 60:.1f} are left after the model was asked: give more"
+            f"--minutes: an epoch of the {stage.name} takes about {epoch / 60:.1f} minutes, and "
+            f"{max(0.0, seconds) / 60:.1f} are left: give more"
         )
-    most = max(1, min(MOST_STEPS // steps, MOST_ROUNDS * max(count, batch) // (steps * batch)))
-    return part.model_copy(update={"epochs": min(epochs, most)})
+    rounds = max(1, min(MOST_STEPS // steps, MOST_ROUNDS * max(count, batch) // (steps * batch)))
+    return part.model_copy(update={"epochs": min(epochs, rounds)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from codedinvnet.models.base import Model, Signature
 from codedinvnet.models.probe import probe_inputs
 from codedinvnet.models.scores import ScoresOf, scores_tensor
 from codedinvnet.protect.codes import UNTRAINED, build
+from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
 
@@ -28,7 +29,11 @@ FORMAT = 1
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
-SMALL, OWN = "small-backup", "own-backup"
+SMALL, OWN, EQUAL, CODE = "small-backup", "own-backup", "equal-backup", "code"
+PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
+"""The files of what was trained."""
+EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
+"""Rows of the code around the frozen model, by what their answers rest on."""
 CLOSE = 1e-2
 """Share of the largest score by which another machine's answers may differ."""
 
@@ -54,24 +59,30 @@ class Answering(nn.Module):
         return scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(1e-7).log()
 
 
-def save_student(path: Path, student: Student) -> None:
-    """Write a small backup, with what it is made of."""
-    save_checkpoint(path, module_tensors({"part": student}), {"shape": student.shape.as_json()})
+def save_part(path: Path, part: nn.Module) -> None:
+    """Write a small backup or a code, with what it is made of."""
+    assert isinstance(part, (Student, FrozenCoder))
+    told: dict[str, Any] = {"shape": part.shape.as_json()}
+    if isinstance(part, FrozenCoder):
+        told["scores"] = part.scores
+    save_checkpoint(path, module_tensors({"part": part}), told)
 
 
-def load_student(path: Path) -> Student:
-    """Read what `save_student` wrote.
+def load_part(path: Path) -> Student | FrozenCoder:
+    """Read what `save_part` wrote.
 
     Raises:
         UserError: if the file is damaged, or another's.
     """
     tensors, header = load_checkpoint(path)
     try:
-        student = shape_of(header["shape"]).build()
+        shape = shape_of(header["shape"])
+        scores = header.get("scores")
+        part = shape.build() if scores is None else FrozenCoder(shape, scores)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no small backup") from error
-    load_modules({"part": student}, tensors, path)
-    return student.eval()
+        raise UserError(f"{path} is no part of a protection") from error
+    load_modules({"part": part}, tensors, path)
+    return part.eval()
 
 
 def save_calibration(path: Path, candidates: Sequence[Candidate]) -> None:
@@ -155,8 +166,19 @@ def load_protection(
     return scheme_of(folder, found, model, method)
 
 
-def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> tuple[str, float, int]:
-    """Return a method of a protection's table: its name, its work for a query, and its k.
+class Row(NamedTuple):
+    """A method of a protection's table, as it is served."""
+
+    name: str
+    work: float
+    """For a query, in services of the model."""
+    k: int
+    backups: int
+    """Extra tasks of a group."""
+
+
+def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> Row:
+    """Return a method of a protection's table.
 
     Raises:
         UserError: if there is no such method, or it costs too much to serve with.
@@ -167,13 +189,14 @@ def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> tuple[
     rows = {row["method"]: row for row in found["table"]}
     if name not in rows:
         raise UserError(f"{folder} has no method {name!r}, but {', '.join(rows)}")
-    work, k = float(rows[name]["work"]), int(rows[name]["k"])
-    if k < 2:
+    row = rows[name]
+    work, k, backups = float(row["work"]), int(row["k"]), int(row.get("backup_workers", 1))
+    if work >= 1:
         raise UserError(
             f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
             "itself does better (policy hedge)"
         )
-    return name, work, k
+    return Row(name, work, k, backups)
 
 
 def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str | None) -> Scheme:
@@ -188,15 +211,20 @@ def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str 
     Raises:
         UserError: see `row_of`.
     """
-    name, work, k = row_of(folder, found, method)
+    name, work, k, backups = row_of(folder, found, method)
     if name in UNTRAINED:
         smoothing = found.get("smoothing", {}).get(name)
         return build(name, model, k, None if smoothing is None else tuple(smoothing))
+    shape = model.signature.inputs[0].shape
+    if name in EVIDENCE:
+        coder = load_part(folder / PARTS[CODE])
+        assert isinstance(coder, FrozenCoder)
+        return Scheme(name, FrozenCode(coder, k, EVIDENCE[name]), {SERVED: ScoresOf(model)}, shape)
     assert model.signature.scores is not None
     backup = open_backup(folder, found, name, model.signature.scores.kind)
     models = {SERVED: ScoresOf(model), BACKUP: backup}
-    rules = AnswersAll(k, BACKUP, cost=Costs(member=work))
-    return Scheme(name, BackupCode(rules), models, model.signature.inputs[0].shape)
+    rules = AnswersAll(k, BACKUP, cost=Costs(member=work), r=backups)
+    return Scheme(name, BackupCode(rules), models, shape)
 
 
 def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) -> Answering:
@@ -205,11 +233,11 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
     Args:
         folder: of the protection.
         found: its description.
-        name: SMALL or OWN.
+        name: SMALL, EQUAL or OWN.
         kind: what its scores are to be, "logits" or "probabilities".
     """
-    if name == SMALL:
-        return Answering(load_student(folder / WEIGHTS), "logits", kind)
+    if name != OWN:
+        return Answering(load_part(folder / PARTS[name]), "logits", kind)
     other = ModelSource(**found["own_backup"]).open()
     assert other.signature.scores is not None
     return Answering(ScoresOf(other), other.signature.scores.kind, kind)

@@ -109,6 +109,28 @@ def split(count: int, seed: int) -> Split:
     return Split(np.sort(train), validation, calibration, test)
 
 
+def captured(arrays: Mapping[str, np.ndarray], signature: Signature, where: str) -> Inputs:
+    """Return the inputs that a service has kept.
+
+    Args:
+        arrays: name -> (N, *shape), as they were sent.
+        signature: the model's.
+        where: the service.
+
+    Raises:
+        UserError: if they are another model's, or none.
+    """
+    kept: dict[str, np.ndarray] = {}
+    finish: dict[str, Finish] = {}
+    for spec in signature.inputs:
+        if spec.name not in arrays:
+            raise UserError(f"--capture: {where} has no input {spec.name!r}: it serves another")
+        array = arrays[spec.name]
+        kept[spec.name], done = _fitted(array, spec, Preprocessing(), where)
+        finish.update({spec.name: done} if done else {})
+    return Inputs(kept, finish)
+
+
 def read_inputs(
     path: Path, signature: Signature, how: Preprocessing, labels: Path | None = None
 ) -> Inputs:
@@ -179,7 +201,7 @@ def _arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def _fitted(
-    array: np.ndarray, spec: TensorSpec, how: Preprocessing, path: Path
+    array: np.ndarray, spec: TensorSpec, how: Preprocessing, path: Path | str
 ) -> tuple[np.ndarray, Finish | None]:
     """Return an array in the model's shape, and what is still to be done to its batches."""
     dtype = DATATYPES[spec.datatype]

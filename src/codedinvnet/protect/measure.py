@@ -66,6 +66,7 @@ class Candidate:
         calibration: its answers to the calibration inputs.
         test: likewise to the test inputs.
         k: queries in a group that it is served with.
+        backups: workers for a group's extra tasks.
         note: what a reader of the table must know.
     """
 
@@ -74,6 +75,7 @@ class Candidate:
     calibration: Answers
     test: Answers
     k: int = 10
+    backups: int = 1
     note: str = ""
 
 
@@ -146,6 +148,7 @@ def report(candidate: Candidate) -> dict[str, Any]:
         "method": candidate.name,
         "work": candidate.cost,
         "k": candidate.k,
+        "backup_workers": candidate.backups,
         "agreement": interval(test.agrees, test.groups),
         "inputs": len(test.rows),
     }

@@ -362,7 +362,7 @@ class FrontEnd:
         now = time.monotonic()
         actions: list[Action] = []
         if isinstance(action, Send):
-            if action.size == 1 and action.task < self._k:
+            if not action.group_size:
                 self.waiting.fail(action.members[0], reason)
                 actions += self.scheduler.cancel(action.members)
             actions += self.scheduler.failed(now, action.attempt, reason)
@@ -387,14 +387,14 @@ class FrontEnd:
         inputs = {
             name: self.served.joined([query[name] for query in queries]) for name in queries[0]
         }
-        waiting = self.waiting.get(action.members[0]) if action.size == 1 else None
+        waiting = self.waiting.get(action.members[0]) if not action.group_size else None
         origin = None
         if waiting is not None:  # of its first sending: a copy meets a fate of its own
             origin, waiting.origin = waiting.origin, None
         task = Task(action.attempt, action.task, inputs, origin)
         self.workers[action.worker].tasks += 1
         if action.task == self._k:
-            self.metrics.groups.labels(str(action.size)).inc()
+            self.metrics.groups.labels(str(action.group_size)).inc()
         self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
     async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:

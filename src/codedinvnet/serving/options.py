@@ -17,7 +17,14 @@ from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.metrics import log_event
 from codedinvnet.serving.policies import served_as
-from codedinvnet.serving.rules.settings import MAX_BATCH, POLICIES, ROUTINGS, hang_limit
+from codedinvnet.serving.rules.settings import (
+    AUTO,
+    CODED,
+    MAX_BATCH,
+    POLICIES,
+    ROUTINGS,
+    hang_limit,
+)
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""
@@ -40,8 +47,10 @@ class ServeOptions:
     stragglers: int = 1
     errors: int = 1
     policy: str | None = None
-    """A policy, or one with a method as `served_as` takes it; None: `policy_of`."""
+    """A policy, or one with a method as `served_as` takes it; None: see `policy_of`."""
     routing: str = "least-loaded"
+    extra: float | None = None
+    """None: what suits the policy."""
     pool: str = "local"
     ray_address: str | None = None
     device: str = "cpu"
@@ -68,6 +77,8 @@ class ServeOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
+    capture: int | None = None
+    """Inputs that are kept in memory for `codedinvnet protect`; None: none."""
     traces: str | None = None
     faults: Path | None = None
     demo: bool = False
@@ -123,10 +134,18 @@ def check(options: ServeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if options.extra is not None and not 0 <= options.extra < math.inf:
+        raise UserError(f"--extra: must be at least 0, got {options.extra}")
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
             f"{options.group_timeout_ms:g}: a group that does not fill would be coded too late"
+        )
+    if options.capture is not None and options.capture < 1:
+        raise UserError(f"--capture: must be at least 1, got {options.capture}")
+    if options.capture is not None and options.token_file is None:
+        raise UserError(
+            "--capture: needs --token-file, since whoever has the token gets clients' inputs"
         )
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
@@ -216,16 +235,10 @@ def model_source(options: ServeOptions) -> ModelSource:
 
 
 def policy_of(options: ServeOptions) -> str:
-    """Return the policy, as the command line or, if it says nothing, the model has it.
-
-    A bundle is coded, and so is a model of a user's own with a method or a protection; another is
-    hedged.
-    """
+    """Return the policy: `auto`, unless the command line says another, or names a method alone."""
     if options.policy is not None:
         return options.policy
-    own = options.method is not None or options.protection is not None
-    coded = own or model_source(options).kind == "bundle"
-    return "coded" if coded else "hedge"
+    return (AUTO if options.method is None else CODED).name
 
 
 def _method(options: ServeOptions) -> Method | None:

@@ -23,6 +23,7 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY, AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
@@ -42,7 +43,7 @@ from codedinvnet.serving.options import (
 )
 from codedinvnet.serving.policies import objection
 from codedinvnet.serving.reliance import Reliance
-from codedinvnet.serving.rules.settings import POLICIES, Rules, pending_limit
+from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.tracing import exporting
@@ -67,6 +68,8 @@ def make_service(options: ServeOptions) -> Service:
     options = told_apart(options)
     opened = open_served(options)
     scheme, policy = opened.scheme, POLICIES[policy_of(options)]
+    if options.policy is None and scheme is not None and not is_systematic(scheme.rules):
+        policy = CODED  # of a protection, which says itself what its method is
     if why := objection(policy, scheme):
         raise UserError(f"--policy: {why}")
     workers = options.workers or opened.workers
@@ -82,6 +85,7 @@ def make_service(options: ServeOptions) -> Service:
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
         hedge_share=1 / options.k,
+        extra=options.extra,
         max_pending=most,
         routing=options.routing,
     )
@@ -102,7 +106,9 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    return Service(front, opened.served, opened.known)
+    count = options.capture
+    capture = None if count is None else Capture(opened.served.signature, count)
+    return Service(front, opened.served, opened.known, capture=capture)
 
 
 def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:

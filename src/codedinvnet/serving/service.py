@@ -11,6 +11,7 @@ import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
+from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.traffic import Known
@@ -101,6 +102,7 @@ class Service:
         served: the model, as clients see it.
         known: what is known of it before anything is measured.
         tells: whether answers tell their outcome among their parameters as well.
+        capture: keeps inputs; None: they are forgotten.
     """
 
     def __init__(
@@ -110,8 +112,9 @@ class Service:
         known: Known | None = None,
         *,
         tells: bool = False,
+        capture: Capture | None = None,
     ) -> None:
-        self.front, self.served, self.tells = front, served, tells
+        self.front, self.served, self.tells, self.capture = front, served, tells, capture
         self.known = known or Known()
         self.outcome = outcome_name(served.signature)
 
@@ -161,6 +164,8 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
+        if self.capture is not None:
+            self.capture.keep(request.inputs)
         if self.tells:
             told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
         agreements = [one.agreement for one in answers if one.agreement is not None]

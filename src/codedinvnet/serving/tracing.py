@@ -31,6 +31,8 @@ PATH = "/v1/traces"
 """Where a collector takes traces (OTLP over HTTP)."""
 NAME = "codedinvnet"
 """The service's name in traces, unless the environment has another."""
+LAST_WAIT = 2.0
+"""Seconds for the last spans when the service stops, though the collector does not answer."""
 OUTCOME, RESULT = "codedinvnet.outcome", "codedinvnet.result"
 WORKER, UPSTREAM = "codedinvnet.worker", "codedinvnet.upstream"
 
@@ -205,7 +207,11 @@ async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
     try:
         yield Tracing(provider)
     finally:
-        await asyncio.to_thread(provider.shutdown)
+        stopping = asyncio.ensure_future(asyncio.to_thread(provider.shutdown))
+        await asyncio.wait({stopping}, timeout=LAST_WAIT)
+        if not stopping.done():
+            exporter.shutdown()  # ends its tries
+        await stopping
 
 
 def exporter_to(collector: str) -> SpanExporter:

@@ -241,8 +241,7 @@ class Simulation:
         if spec.encoded:
             computing += next(self._encode) * action.size
         self._computing += computing
-        is_data = action.size == 1 and action.task < self.scheduler.code.k
-        query = action.members[0] if is_data else None
+        query = None if action.group_size else action.members[0]
         fate = self._fates.of(worker, query, self.env.now)
         self._began[worker][action.attempt] = self.env.now
         life = self._lives[worker]

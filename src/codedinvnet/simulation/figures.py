@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
-from codedinvnet.quantiles import percentile, rank_of, rounded
+from codedinvnet.quantiles import percentile, rounded
 from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
@@ -23,8 +22,6 @@ SECTIONS = 30
 """Consecutive stretches of a run that intervals come from, at most."""
 FEWEST_SECTIONS = 5
 """With fewer there is no interval."""
-FEWEST_RUNS = 3
-"""With fewer there is no interval over runs."""
 TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
 SAME = 0.05
@@ -62,88 +59,9 @@ def estimate(
     return Estimate(whole, (whole - half, whole + half))
 
 
-def half_width(values: Sequence[float], centre: float) -> float | None:
-    """Return half a 95 % interval around `centre` from runs' values.
-
-    None if they are too few, or one is not finite.
-    """
-    n = len(values)
-    if n < FEWEST_RUNS or not all(map(math.isfinite, (*values, centre))):
-        return None
-    scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
-    return float(student.ppf(0.975, n - 1)) * scatter
-
-
-def over_runs(values: Sequence[float], whole: float) -> tuple[float, float] | None:
-    """Return a 95 % interval around all runs' percentile from the runs' own.
-
-    None below three, or if one is infinite. By sectioning on the logarithm, with runs as the
-    sections. Values must be above 0.
-    """
-    half = half_width([math.log(value) for value in values], math.log(whole))
-    return None if half is None else (whole * math.exp(-half), whole * math.exp(half))
-
-
 def latency_of(value: float | None) -> float:
     """Return a latency of a row, where None stands for one without end."""
     return math.inf if value is None else float(value)
-
-
-def latencies_of(values: Iterable[float | None]) -> np.ndarray:
-    """Return latencies (n,) of a row, where None stands for one without end."""
-    return np.array([latency_of(value) for value in values])
-
-
-class RunPercentile(NamedTuple):
-    """What of one run goes into a percentile of several. Latencies are in ms.
-
-    Attributes:
-        own: the run's own percentile, infinite if as many requests were lost.
-        tail: (n,) its largest latencies, of a lost request infinite; none if they are not known.
-        requests: how many it had.
-    """
-
-    own: Estimate
-    tail: np.ndarray
-    requests: int
-
-
-def pooled(runs: Sequence[RunPercentile], share: float) -> float | None:
-    """Return a percentile of all runs' requests together; None if the tails do not reach it.
-
-    It is infinite if as many requests were lost.
-
-    Args:
-        runs: with the tails.
-        share: of the requests, which do not exceed the percentile.
-    """
-    count = sum(run.requests for run in runs)
-    rank = count - 1 - rank_of(count, share)  # from the largest, which is 0
-    if any(len(run.tail) <= min(rank, run.requests - 1) for run in runs):
-        return None
-    merged = np.concatenate([run.tail for run in runs])
-    place = len(merged) - 1 - rank
-    return float(np.partition(merged, place)[place])
-
-
-def percentile_of_runs(runs: Sequence[RunPercentile], share: float) -> Estimate:
-    """Return a percentile of several runs, as every table and comparison of runs takes it.
-
-    It is that of all their requests together where the tails reach down to it; else the geometric
-    mean of the runs' own, which is infinite if one of them is. The interval is over the runs; a
-    single run has its own.
-
-    Args:
-        runs: at least one; percentiles must be above 0.
-        share: of the requests, which do not exceed the percentile.
-    """
-    if len(runs) == 1:
-        return runs[0].own
-    own = [run.own.value for run in runs]
-    whole = pooled(runs, share)
-    if whole is None:
-        whole = math.exp(statistics.fmean(map(math.log, own)))
-    return Estimate(whole, over_runs(own, whole))
 
 
 def sections_for(count: int, share: float) -> int:

@@ -6,46 +6,38 @@ machine, time) may stand beside.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import content_digest, parse_json
-from codedinvnet.quantiles import percentile, rank_of, rounded
+from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.rows import current_latency, is_latency_row, is_whole
-from codedinvnet.simulation.agreement import TOLERANCE, check, told
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.figures import (
-    QUANTILES,
-    TAIL,
-    Estimate,
-    RunPercentile,
-    latencies_of,
-    percentile_of_runs,
-    pooled,
-    sections_for,
-)
+from codedinvnet.simulation.figures import QUANTILES, TAIL
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the comparison that `simulate --measured` writes."""
 COMPARED = ("p50", "p99", "p999")
-TOO_FEW = "no interval, and fewer than ten requests beyond the percentile"
-NOT_MEASURED = "the rows have no such percentile"
-NEVER = "more requests were lost than the percentile allows"
-
-
-Percentile = Annotated[float, Field(gt=0)] | None
+NEAR = 0.15
+"""A simulated percentile is near the measured one within so much of it."""
+APART = 1.25
+"""The order of two arms is judged where one's percentile is so many times the other's."""
 
 
 class MeasuredRun(Section):
@@ -88,37 +80,26 @@ class MeasuredRun(Section):
     trip: Distribution | None = None
     front_end: Distribution | None = None
     decode: Distribution | None = None
-    p50_ms: Percentile
-    """None of a percentile: so many requests were lost, or the run was too short."""
-    p50_ms_95: tuple[float, float] | None = None
-    p99_ms: Percentile
-    p99_ms_95: tuple[float, float] | None = None
-    p999_ms: Percentile = None
-    p999_ms_95: tuple[float, float] | None = None
-    tail_ms: tuple[float | None, ...] = ()
-    """The largest latencies, from the largest, None for a request without an answer."""
-    errors: Annotated[int, Field(ge=0)] | None = None
-    """Requests without an answer; None: those of `tail_ms`."""
+    latencies: Histogram
+    """Of the requests: a row says them by its histogram, or one by one in `latencies_ms`."""
     key: str | None = None
     """Of the newest row of several with one key alone it is true that the run was measured so."""
     settings: Any = None
     """What else the run depends on; runs of one arm have the same."""
 
-    @property
-    def lost(self) -> int:
-        """Requests without an answer."""
-        return self.tail_ms.count(None) if self.errors is None else self.errors
-
-    def percentile(self, name: str) -> Estimate | None:
-        """Return a percentile (of QUANTILES) in ms; None if the row does not tell.
-
-        It is infinite if more requests were lost than may lie beyond it.
-        """
-        value: float | None = getattr(self, f"{name}_ms")
-        if value is not None:
-            return Estimate(value, getattr(self, f"{name}_ms_95"))
-        beyond = self.requests - 1 - rank_of(self.requests, QUANTILES[name])
-        return Estimate(math.inf, None) if self.lost > beyond else None
+    @model_validator(mode="before")
+    @classmethod
+    def _with_latencies(cls, row: Any) -> Any:
+        """Take the latencies from where the row has them."""
+        if not isinstance(row, dict):
+            return row
+        if (found := row.get("latencies_ms")) is not None:
+            latencies = Histogram.of([math.inf if ms is None else ms for ms in found])
+        elif row.keys() >= {"requests", "errors"} and row.keys() & {"histogram", "tail_ms"}:
+            latencies = Histogram.of_row(row)
+        else:
+            raise ValueError("missing key 'histogram' or 'latencies_ms'")
+        return {**row, "latencies": latencies}
 
 
 @dataclass(frozen=True)
@@ -139,52 +120,9 @@ class MeasuredArm:
         return all(run.seed is not None for run in self.runs)
 
     @property
-    def requests(self) -> int:
-        """Of all runs."""
-        return sum(run.requests for run in self.runs)
-
-    @property
-    def lost(self) -> int:
-        """Requests without an answer, of all runs."""
-        return sum(run.lost for run in self.runs)
-
-    def percentile(self, name: str) -> Estimate | None:
-        """Return a percentile (of QUANTILES) in ms of all runs; None if a run has none.
-
-        It is infinite if too many requests were lost.
-        """
-        runs = self._own(name)
-        return None if runs is None else percentile_of_runs(runs, QUANTILES[name])
-
-    def simulated(self, name: str, latencies: Sequence[np.ndarray]) -> float:
-        """Return the same percentile of simulations, in ms, taken in the same way.
-
-        It is that of all requests together where the measured one is, else the geometric mean of
-        the runs' own: the two differ where runs do.
-
-        Args:
-            name: of a percentile that the arm has.
-            latencies: in ms, (n,) of the requests of each run's simulation.
-        """
-        share = QUANTILES[name]
-        measured = self._own(name)
-        together = measured is not None and pooled(measured, share) is not None
-        runs = [
-            RunPercentile(
-                Estimate(percentile(own, share), None), own if together else own[:0], len(own)
-            )
-            for own in latencies
-        ]
-        return percentile_of_runs(runs, share).value
-
-    def _own(self, name: str) -> list[RunPercentile] | None:
-        """Return the runs' own percentiles; None if one has none."""
-        found = [
-            RunPercentile(own, latencies_of(run.tail_ms), run.requests)
-            for run in self.runs
-            if (own := run.percentile(name)) is not None
-        ]
-        return found if len(found) == len(self.runs) else None
+    def latencies(self) -> Histogram:
+        """Of all runs' requests."""
+        return reduce(add, (run.latencies for run in self.runs))
 
 
 SETTINGS = ("name", "policy", "workers", "k", "r", "method", "backup", "routing", "stragglers")
@@ -254,40 +192,6 @@ def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:
     return [MeasuredArm(tuple(own)) for own in found.values()]
 
 
-def with_times_of_others(arms: Sequence[MeasuredArm]) -> list[MeasuredArm]:
-    """Return arms with the times of other runs than their own, where there are any.
-
-    A simulation with a run's own times would meet it if the rules were wrong and the times made up
-    for that. The means of others' quantiles are taken: of other arms in the same setting, else of
-    all others.
-    """
-    found = []
-    for arm in arms:
-        others = [run for other in arms if other is not arm for run in other.runs]
-        setting = [run for run in others if _setting(run) == _setting(arm.runs[0])]
-        times = {}
-        for name in TIMES:
-            told = [run for run in setting if getattr(run, name) is not None] or others
-            kept = [time for run in told if (time := getattr(run, name)) is not None]
-            if kept:
-                times[name] = _mean_of(kept)
-        found.append(MeasuredArm(tuple(run.model_copy(update=times) for run in arm.runs)))
-    return found
-
-
-def _setting(run: MeasuredRun) -> tuple[Any, ...]:
-    return run.workers, run.qps, run.batch, run.stragglers
-
-
-def _mean_of(times: Sequence[Distribution]) -> Distribution:
-    """Return the mean of quantiles; the first distribution if they are of other shares."""
-    first = times[0]
-    if not first.shares or any(other.shares != first.shares for other in times):
-        return first
-    values = np.mean([np.sort(other.values_ms) for other in times], axis=0)
-    return first.model_copy(update={"values_ms": tuple(values.round(4).tolist())})
-
-
 def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[list[Scenario]]:
     """Return for each of an arm's runs the scenarios that repeat it, each with other draws.
 
@@ -326,105 +230,104 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     return base.updated(qps=run.qps, batch=run.batch, queries=queries, **changes)
 
 
-def compare(arm: MeasuredArm, latencies: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return for each percentile what was measured and simulated, and whether they agree.
+def compare(arm: MeasuredArm, simulated: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return percentiles of an arm's requests as measured and as simulated, all runs together.
 
-    They agree within 15 % of the measured value or within its 95 % interval, whichever is wider; a
-    value that is infinite (None in the result), since too many requests were lost, agrees with
-    another alone. Where there is no interval and fewer than ten requests are beyond the percentile
-    (or, if it is infinite, were lost), nothing is known of the measured value but that it came out
-    once: `agrees` is None then. A percentile that was not measured is left out.
+    None stands for one without end, since more requests were lost. Percentiles beyond which fewer
+    than ten measured requests lie are left out.
 
     Args:
         arm: what was measured.
-        latencies: in ms, (n,) of the requests of each run's simulation.
+        simulated: latencies in ms, (n,) of the requests of each run's simulation.
+    """
+    both, found = np.concatenate(simulated), {}
+    for name in COMPARED:
+        share = QUANTILES[name]
+        if (1 - share) * arm.latencies.total >= TAIL:
+            found[name] = {
+                "measured_ms": rounded(arm.latencies.percentile(share), 3),
+                "simulated_ms": rounded(percentile(both, share), 3),
+            }
+    return found
+
+
+def error_of(cell: Mapping[str, Any]) -> float | None:
+    """Return how far the simulated percentile is off, as a share of the measured one.
+
+    It is infinite if one of them is without end, and None if both are.
+    """
+    measured, simulated = cell["measured_ms"], cell["simulated_ms"]
+    if measured is None or simulated is None:
+        return None if measured is simulated else math.inf
+    return abs(float(simulated) / float(measured) - 1)
+
+
+def tally(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return for each percentile how well arms agree, each with what `compare` returned.
+
+    The figures are: how many were compared, how many of them are within NEAR, the median error, and
+    how many pairs of arms with the same load and stragglers come in the measured order, of those
+    that are APART.
     """
     found = {}
     for name in COMPARED:
-        measured = arm.percentile(name)
-        if measured is None:
+        cells = [(arm, arm["percentiles"][name]) for arm in arms if name in arm["percentiles"]]
+        errors = [error for _, cell in cells if (error := error_of(cell)) is not None]
+        if not errors:
             continue
-        value, interval = measured
-        low, high = interval or (value, value)
-        low, high = min(low, (1 - TOLERANCE) * value), max(high, (1 + TOLERANCE) * value)
-        late = arm.simulated(name, latencies)
-        few = sections_for(arm.requests, QUANTILES[name]) < 1
-        if math.isinf(value):
-            few = arm.lost < TAIL
+        pairs = [
+            (_ratio(a, b, "measured_ms"), _ratio(a, b, "simulated_ms"))
+            for (one, a), (other, b) in itertools.combinations(cells, 2)
+            if one["place"] == other["place"]
+        ]
+        judged = [(m, s) for m, s in pairs if max(m, 1 / m) >= APART]
         found[name] = {
-            "measured_ms": rounded(value, 3),
-            "simulated_ms": rounded(late, 3),
-            "allowed_ms": [rounded(low, 3), rounded(high, 3)],
-            "agrees": None if interval is None and few else low <= late <= high,
+            "compared": len(errors),
+            "near": sum(error <= NEAR for error in errors),
+            "median_error": round(statistics.median(errors), 4),
+            "pairs": len(judged),
+            "in_order": sum((m > 1) == (s > 1) for m, s in judged),
         }
     return found
 
 
-class Tally(NamedTuple):
-    """How many percentiles of all arms agree, and of those that are not judged, why.
-
-    Attributes:
-        percentiles: of all arms, COMPARED of each.
-        compared: those that are judged.
-        agree: of these.
-        near: of these, within TOLERANCE, whatever the interval.
-        never: of these, infinite on both sides.
-        too_few_requests: not judged, since the run was too short to tell.
-        not_measured: not judged, since the rows have none.
-    """
-
-    percentiles: int
-    compared: int
-    agree: int
-    near: int
-    never: int
-    too_few_requests: int
-    not_measured: int
+def _ratio(a: Mapping[str, Any], b: Mapping[str, Any], side: str) -> float:
+    """Return the ratio of two latencies; of two without end 1."""
+    one, other = (math.inf if cell[side] is None else cell[side] for cell in (a, b))
+    if one == other:
+        return 1.0
+    return 1e9 if math.isinf(one) else 1e-9 if math.isinf(other) else float(one / other)
 
 
-def is_near(cell: Mapping[str, Any]) -> bool:
-    """Tell whether a percentile is within TOLERANCE of the measured one, and both are finite."""
-    pair = cell["measured_ms"], cell["simulated_ms"]
-    return None not in pair and abs(pair[1] / pair[0] - 1) <= TOLERANCE
-
-
-def tally(arms: Sequence[Mapping[str, Any]]) -> Tally:
-    """Count how arms compare, each with the `percentiles` that `compare` returned."""
-    cells = [cell for arm in arms for cell in arm["percentiles"].values()]
-    good = [cell for cell in cells if cell["agrees"]]
-    never = sum(cell["measured_ms"] is None for cell in good)
-    near = sum(map(is_near, good))
-    few = sum(cell["agrees"] is None for cell in cells)
-    whole = len(COMPARED) * len(arms)
-    return Tally(whole, len(cells) - few, len(good), near, never, few, whole - len(cells))
+def place_of(arm: MeasuredArm) -> str:
+    """Return what arms must have in common for their order to mean something."""
+    run = arm.runs[0]
+    words = run.model_dump(mode="json", include={"workers", "stragglers", *LOAD, *RULES})
+    return json.dumps(words, sort_keys=True)
 
 
 def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a table of comparisons, and how many percentiles agree."""
+    """Return the lines of a table of comparisons, and how well percentiles agree."""
     width = max(len(row["name"]) for row in comparisons)
-    head = "  ".join(f"{name:>10} {'simulated':>10}   " for name in COMPARED)
-    lines = [f"{'arm':<{width}}  runs  {head}"]
-    marks = {True: "ok", False: "no", None: "? "}
+    lines = [
+        f"{'arm':<{width}}  runs  " + "  ".join(f"{n:>10} {'simulated':>10}" for n in COMPARED)
+    ]
     for row in comparisons:
         cells = []
         for name in COMPARED:
             cell = row["percentiles"].get(name)
-            if cell is None:
-                cells.append(f"{'-':>10} {'-':>10}   ")
-                continue
-            pair = [shown(cell[side]) for side in ("measured_ms", "simulated_ms")]
-            cells.append(f"{pair[0]:>10} {pair[1]:>10} {marks[cell['agrees']]}")
+            pair = (
+                ("-", "-")
+                if cell is None
+                else [shown(cell[side]) for side in ("measured_ms", "simulated_ms")]
+            )
+            cells.append(f"{pair[0]:>10} {pair[1]:>10}")
         lines.append(f"{row['name']:<{width}}  {row['runs']:>4}  {'  '.join(cells)}".rstrip())
-    found, together = tally(comparisons), check(comparisons)
-    lines.append("nothing to compare" if together is None else told(together))
-    lines.append(
-        f"{found.compared - found.agree} of {found.compared} beyond both {TOLERANCE:.0%} and the "
-        "measured 95 % interval (no)"
-    )
-    if found.too_few_requests:
-        lines.append(f"{found.too_few_requests} not judged (?): {TOO_FEW}")
-    if found.not_measured:
-        lines.append(f"{found.not_measured} not judged (-): {NOT_MEASURED}")
+    lines += ["", f"{'':<6}{'within 15 %':>14}{'median error':>14}{'pairs in order':>16}"]
+    for name, found in tally(comparisons).items():
+        near = f"{found['near']} of {found['compared']}"
+        order = f"{found['in_order']} of {found['pairs']}"
+        lines.append(f"{name:<6}{near:>14}{found['median_error']:>14.1%}{order:>16}")
     return lines
 
 

@@ -1,22 +1,18 @@
-"""Pictures: the map of p99.9 by load for each policy and straggler model; and a fit of times."""
+"""Pictures: a map of which policy wins where, and a fit of times."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.patches import Patch, Rectangle
+from pandas import DataFrame
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_picture
 from codedinvnet.serving.policies import SERVED, in_order
-from codedinvnet.simulation.sweep import BASELINE, NOBODY, Cell, winners
+from codedinvnet.simulation.sweep import NOBODY, winners
 
 PALETTE = (
     "#777777",
@@ -51,75 +47,44 @@ def check_format(path: Path) -> None:
         raise UserError(f"--picture: {path} does not end in one of {', '.join(FORMATS)}")
 
 
-def draw_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw one panel for each straggler model and batch size; a strip below shows the winner.
+def draw_map(frame: DataFrame, path: Path) -> None:
+    """Draw which policy wins under each kind of stragglers at each load, a panel a batch size.
+
+    Hatched are places where another policy's interval overlaps the lowest.
 
     Args:
-        rows: of a sweep.
+        frame: of a sweep.
         path: its ending is one of FORMATS.
     """
-    cells = {Cell(**row["cell"]): row for row in rows}
-    models = list(dict.fromkeys(cell.stragglers for cell in cells))
-    batches = sorted({cell.batch for cell in cells})
-    policies = in_order(cell.policy for cell in cells)
-    best = winners(rows)
-    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False}):
-        width, height = 3.4 * len(batches) + 0.6, 1.8 * len(models) + 1.0
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(len(models), len(batches), squeeze=False, sharex=True)
-        for axis, (model, batch) in zip(axes.flat, itertools.product(models, batches), strict=True):
-            own = {c: row for c, row in cells.items() if (c.stragglers, c.batch) == (model, batch)}
-            if not own:
-                axis.set_axis_off()
-                continue
-            _panel(axis, own, policies)
-            _strip(axis, {c.load: best[model, batch, c.load] for c in own})
-            images = "single images" if batch == 1 else f"requests of {batch}"
-            axis.set_title(f"{model}, {images}", fontsize=8)
-        for axis in axes[-1]:
-            axis.set_xlabel("load, share of capacity")
-        figure.supylabel("p99.9 (ms)", fontsize=8)
-        figure.suptitle("Simulated p99.9 by load; the strip shows which policy wins", fontsize=9)
-        handles = [Patch(color=colour(policy), label=policy) for policy in policies]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=2 * len(batches), frameon=False
-        )
-        write_picture(path, figure)
-
-
-def _panel(axis: Any, own: Mapping[Cell, Mapping[str, Any]], policies: Sequence[str]) -> None:
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    for policy in policies:
-        line = sorted(
-            ((c.load, row) for c, row in own.items() if c.policy == policy), key=lambda at: at[0]
-        )
-        loads = [load for load, _ in line]
-        values = [np.nan if row["p999_ms"] is None else row["p999_ms"] for _, row in line]
-        style = "--" if policy == BASELINE else "-"
-        axis.plot(loads, values, style, color=colour(policy), marker=".", markersize=4)
-        for load, row in line:
-            if row["p999_ms"] is not None and row["p999_ms_95"] is not None:
-                low, high = row["p999_ms_95"]
-                # The axis is logarithmic, and intervals of older rows reach below 0.
-                bounds = [max(low, 0.1 * row["p999_ms"]), high]
-                axis.plot([load, load], bounds, color=colour(policy), linewidth=0.8)
-    axis.grid(axis="y", linewidth=0.3, alpha=0.5)
-
-
-def _strip(axis: Any, winner: Mapping[float, str]) -> None:
-    loads = sorted(winner)
-    edges = [(a + b) / 2 for a, b in itertools.pairwise(loads)]
-    first = loads[0] - (edges[0] - loads[0] if edges else 0.05)
-    last = loads[-1] + (loads[-1] - edges[-1] if edges else 0.05)
-    bounds = [first, *edges, last]
-    for load, (left, right) in zip(loads, itertools.pairwise(bounds), strict=True):
-        if winner[load] == NOBODY:
-            continue
-        axis.axvspan(left, right, 0, 0.045, color=colour(winner[load]), linewidth=0)
-    axis.set_xlim(first, last)
+    best = winners(frame)
+    models, loads = list(best["stragglers"].unique()), sorted(best["load"].unique())
+    batches = sorted(best["batch"].unique())
+    figure = Figure(
+        figsize=(1.0 + 0.55 * len(loads) * len(batches), 1.3 + 0.36 * len(models)),
+        layout="constrained",
+    )
+    axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+    for axis, batch in zip(axes, batches, strict=True):
+        for line in best[best["batch"] == batch].itertuples():
+            axis.add_patch(
+                Rectangle(
+                    (loads.index(line.load), models.index(line.stragglers)),
+                    1,
+                    1,
+                    facecolor="white" if line.policy == NOBODY else colour(line.policy),
+                    edgecolor="white",
+                    hatch="///" if line.contested else None,
+                )
+            )
+        axis.set(xlim=(0, len(loads)), ylim=(len(models), 0), xlabel="load")
+        axis.set_xticks([i + 0.5 for i in range(len(loads))], [f"{x:.0%}" for x in loads])
+        axis.set_yticks([i + 0.5 for i in range(len(models))], models)
+        axis.tick_params(length=0, labelsize=8)
+        axis.set_title("single images" if batch == 1 else f"requests of {batch}", fontsize=9)
+    handles = [Patch(color=colour(p), label=p) for p in in_order(best["policy"]) if p != NOBODY]
+    handles.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="contested"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    write_picture(path, figure)
 
 
 def draw_fit(measured: np.ndarray, drawn: np.ndarray, path: Path) -> None:

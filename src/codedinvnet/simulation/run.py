@@ -38,7 +38,7 @@ from codedinvnet.simulation.scenario import (
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.sweep import helps_up_to, parse_sweep, run_sweep, winners
+from codedinvnet.simulation.sweep import frame_of, lines_of, parse_sweep, run_sweep, winners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,13 @@ def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
         if options.picture is not None:
             check_format(options.picture)
             check_writable(options.picture)
-        rows = run_sweep(sweep, options.out, provenance)
+        rows = run_sweep(sweep, options.out)
+        frame = frame_of(rows)
         if options.picture is not None:
-            draw_map(rows, options.picture)
-        return _sweep_report(rows)
+            draw_map(frame, options.picture)
+        wins = winners(frame).to_dict("records")
+        report = {"schema_version": 1, "kind": "map", "rows": len(rows), "wins": wins}
+        return report, lines_of(frame)
     if options.picture is not None:
         raise UserError("--picture belongs to a sweep (see configs/bench)")
     if options.out is not None and options.measured is None:
@@ -152,8 +155,7 @@ def _validate(
     The scenario of each run is what the base and its row make of it, and is not repeated.
     """
     found = measured.read_runs(path)
-    own = measured.arms_of(found.runs)
-    arms = measured.with_times_of_others(own)
+    arms = measured.arms_of(found.runs)
     scenarios = [measured.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
     for scenario in (one for repeated in scenarios for own in repeated for one in own):
@@ -171,6 +173,7 @@ def _validate(
         rows.append(
             {
                 "name": arm.name,
+                "place": measured.place_of(arm),
                 "runs": len(arm.runs),
                 "percentiles": measured.compare(arm, latencies),
                 "same_arrivals": arm.seeded,
@@ -182,47 +185,12 @@ def _validate(
         "kind": "validation",
         "measured": str(path),
         "measured_digest": found.digest,
-        "times": "others" if len(arms) > 1 else "own",
         "base": base.model_dump(mode="json", exclude_defaults=True),
-        **measured.tally(rows)._asdict(),
+        "percentiles": measured.tally(rows),
         "arms": rows,
         **provenance,
     }
     return report, measured.table(rows)
-
-
-def _sweep_report(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    best, helps = winners(rows), helps_up_to(rows)
-    report = {
-        "schema_version": 1,
-        "kind": "map",
-        "rows": len(rows),
-        "wins": [
-            {"stragglers": model, "batch": batch, "load": load, "policy": policy}
-            for (model, batch, load), policy in best.items()
-        ],
-        "helps_up_to_load": [
-            {"stragglers": model, "batch": batch, "policy": policy, "load": load}
-            for (model, batch, policy), load in helps.items()
-        ],
-    }
-    lines = [f"{'stragglers':<12} {'batch':>5}  policy that wins at each load"]
-    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in best):
-        wins = [
-            f"{load:.0%} {policy}"
-            for (m, b, load), policy in best.items()
-            if (m, b) == (model, batch)
-        ]
-        lines.append(f"{model:<12} {batch:>5}  {', '.join(wins)}")
-    lines += ["", f"{'stragglers':<12} {'batch':>5}  helps up to a load of"]
-    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in helps):
-        ends = [
-            f"{policy} {'none' if load is None else f'{load:.0%}'}"
-            for (m, b, policy), load in helps.items()
-            if (m, b) == (model, batch)
-        ]
-        lines.append(f"{model:<12} {batch:>5}  {', '.join(ends)}")
-    return report, lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,6 +147,8 @@ class Scenario(Section):
     routing: str = "least-loaded"
     slots: Positive = 1
     """How many tasks a worker is at, at most."""
+    extra: Annotated[float, Field(ge=0)] | None = None
+    """Extra work per query, at most, as `serve --extra`; None: what suits the policy."""
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
     hang_timeout_ms: Annotated[float, Field(gt=0)] | None = None
@@ -253,6 +255,7 @@ class Scenario(Section):
             group_timeout=self.group_timeout_ms / 1000,
             hang_timeout=self.hang_ms / 1000,
             hedge_share=1 / self.k,
+            extra=self.extra,
             max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
             slots=self.slots,

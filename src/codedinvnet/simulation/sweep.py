@@ -5,26 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from pandas import DataFrame, concat
 from pydantic import Field, field_validator
 
 from codedinvnet import rows as results
+from codedinvnet import study
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
-from codedinvnet.progress import Progress
-from codedinvnet.serving.policies import SERVED, served_as
+from codedinvnet.serving.policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, as_now, can_guess, check_code
 from codedinvnet.simulation.stragglers import stragglers
 
-BASELINE = "uncoded"
 NOBODY = "none"
 """Wins where one answer in a thousand never comes, whatever the policy."""
 
@@ -49,6 +49,9 @@ class Sweep(Section):
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
     batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> what of the base it changes, as {"workers": 33}; places of a variant are named after
+    it, behind their stragglers. None: the base alone."""
     requests: Positive = 1
     """The fewest of a cell: the base's queries are raised where `batch` makes fewer of them."""
 
@@ -70,19 +73,22 @@ class Sweep(Section):
         Raises:
             UserError: if one cannot be simulated.
         """
-        grid = itertools.product(self.stragglers, self.batches, self.loads, self.policies)
-        for model, batch, load, policy in grid:
-            causes = stragglers(model, self.base.service.mean_ms, batch)
-            place = json.dumps([self.base.seed, model, batch, load])
-            scenario = self.base.updated(
+        bases = {name: self.base.updated(**changes) for name, changes in self.variants.items()}
+        places = itertools.product(self.stragglers, bases or [""], self.batches, self.loads)
+        for (model, variant, batch, load), policy in itertools.product(places, self.policies):
+            base = bases.get(variant, self.base)
+            causes = stragglers(model, base.service.mean_ms, batch)
+            named = f"{model}, {variant}" if variant else model
+            place = json.dumps([base.seed, named, batch, load])
+            scenario = base.updated(
                 **served_as(policy).scenario,
                 seed=zlib.crc32(place.encode()) // 2,  # below 2³¹
                 batch=batch,
-                queries=max(self.base.queries, self.requests * batch),
-                qps=load * self.base.capacity_qps,
+                queries=max(base.queries, self.requests * batch),
+                qps=load * base.capacity_qps,
                 stragglers=[cause.model_dump() for cause in causes],
             )
-            yield Cell(model, batch, load, policy), scenario
+            yield Cell(named, batch, load, policy), scenario
 
 
 def parse_sweep(raw: Any, path: Path) -> Sweep | None:
@@ -114,44 +120,40 @@ def _without_guesses(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"policies": kept})
 
 
-def run_sweep(sweep: Sweep, out: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     """Simulate every cell whose row is not in the file yet, and return all rows of the grid.
 
     Args:
         sweep: the grid.
-        out: JSONL; each row is appended as soon as it is known. A line that an interrupted sweep
-            left unfinished is simulated again.
-        provenance: written into every row.
+        out: JSONL; each row is appended as soon as it is known.
 
     Raises:
-        UserError: if a scenario cannot be simulated, or `out` not be written; before any work.
+        UserError: if a scenario cannot be simulated, or `out` not be written, before any work; in
+            the end, if a run failed.
     """
     check_code(sweep.base)
     sweep = _without_guesses(sweep)
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
-    wanted = list(sweep.scenarios())
-    for _, scenario in wanted:
+    jobs = {}
+    for cell, scenario in sweep.scenarios():
         scenario.check_accuracy(accuracy)
-    done = {}
-    for row in read_rows(out):
-        done[json.dumps([row["cell"], row["scenario"]], sort_keys=True)] = row
+        name = f"{cell.stragglers}, {cell.policy} at {cell.load:.0%}"
+        dumped = scenario.model_dump(mode="json", exclude_defaults=True)
+        header = {"cell": cell._asdict(), "scenario": dumped}
+        job = study.Job(name, header, partial(simulate, scenario, accuracy))
+        jobs[_key(cell._asdict(), dumped)] = job
+    done = {_key(row["cell"], row["scenario"]) for row in read_rows(out) if study.finished(row)}
     check_writable(out)
-    rows = []
-    with Progress(wanted, desc="sweep", unit="run", dynamic_ncols=True) as bar:
-        for cell, scenario in bar:
-            dumped = scenario.model_dump(mode="json", exclude_defaults=True)
-            key = json.dumps([cell._asdict(), dumped], sort_keys=True)
-            if key not in done:
-                bar.set_postfix_str(f"{cell.stragglers}, {cell.policy} at {cell.load:.0%}")
-                row = simulate(scenario, accuracy)
-                stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-                row = {"cell": cell._asdict(), **row, **provenance, "time": stamp}
-                results.append_row(out, row)
-                done[key] = row
-            rows.append(done[key])
-    return rows
+    counts = study.run([job for key, job in jobs.items() if key not in done], out, "sweep")
+    study.refuse_failures(counts["failed"], "of the runs", out)
+    found = {_key(row["cell"], row["scenario"]): row for row in read_rows(out)}
+    return [found[key] for key in jobs]
+
+
+def _key(cell: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
+    return json.dumps([cell, scenario], sort_keys=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -167,79 +169,62 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [{**row, "scenario": as_now(row["scenario"])} for row in rows]
 
 
-def tails(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], dict[str, float]]:
-    """Return p99.9 in ms (inf: more than one request in a thousand is lost) by place and policy."""
-    return {
-        place: {row["cell"]["policy"]: _late(row) for row in here}
-        for place, here in _places(rows).items()
-    }
+PLACE = ["stragglers", "batch", "load"]
 
 
-def _places(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[tuple[str, int, float], list[Mapping[str, Any]]]:
-    """Return the rows of all policies by (stragglers, batch, load)."""
-    found: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cell = Cell(**row["cell"])
-        found.setdefault((cell.stragglers, cell.batch, cell.load), []).append(row)
-    return found
+def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Return the frame of a sweep: a line a cell, p99.9 in ms, infinite if more is lost.
 
-
-def winners(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, float], str]:
-    """Return for each (stragglers, batch, load) the policy that wins.
-
-    Of those whose p99.9 is the lowest, or higher by 5 % at most, it is the one with the least work;
-    NOBODY where none has a finite one.
+    Of rows of one cell the last one counts.
     """
-    found = {}
-    for place, here in _places(rows).items():
-        lowest = min(map(_late, here))
-        if not math.isfinite(lowest):
-            found[place] = NOBODY
-            continue
-        good = [row for row in here if _late(row) <= (1 + SAME) * lowest]
-        found[place] = min(good, key=lambda row: float(row["work_per_query"]))["cell"]["policy"]
-    return found
+    lines = {}
+    for row in rows:
+        low, high = row["p999_ms_95"] or (math.nan, math.nan)
+        lines[tuple(row["cell"].items())] = {
+            **row["cell"],
+            "p999": latency_of(row["p999_ms"]),
+            "low": low,
+            "high": high,
+            "work": float(row["work_per_query"]),
+        }
+    return DataFrame(list(lines.values()))
 
 
-def contested(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Return in how many places the lowest p99.9 may be another policy's, and of how many.
+def winners(frame: DataFrame) -> DataFrame:
+    """Return for each place the policy that wins: the least work of those with the lowest p99.9.
 
-    It may where their 95 % intervals overlap. Places count where the lowest is finite and has one.
+    It may be higher by 5 %. NOBODY wins where no policy has a finite one. `contested` tells whether
+    another policy's 95 % interval overlaps that of the lowest.
     """
     found = []
-    for here in _places(rows).values():
-        lowest = min(here, key=_late)
-        if lowest["p999_ms_95"] is None:
-            continue
-        highest = lowest["p999_ms_95"][1]
-        others = [row["p999_ms_95"] for row in here if row is not lowest]
-        found.append(any(other is not None and other[0] <= highest for other in others))
-    return sum(found), len(found)
+    for place, here in frame.groupby(PLACE, sort=False):
+        lowest = here.loc[here["p999"].idxmin()]
+        good = here[here["p999"] <= (1 + SAME) * lowest["p999"]]
+        best = good.loc[good["work"].idxmin()]["policy"]
+        others = here[here["policy"] != lowest["policy"]]
+        found.append(
+            {
+                **dict(zip(PLACE, place, strict=True)),
+                "policy": best if math.isfinite(lowest["p999"]) else NOBODY,
+                "contested": bool((others["low"] <= lowest["high"]).any()),
+            }
+        )
+    return DataFrame(found)
 
 
-def helps_up_to(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, str], float | None]:
-    """Return for each (stragglers, batch, policy) the highest load up to which it helps.
-
-    It helps where its p99.9 is more than 5 % below that of doing nothing, at this and every lower
-    load; None if it does not at the lowest one.
-    """
-    late = {Cell(**row["cell"]): _late(row) for row in rows}
-    found: dict[tuple[str, int, str], float | None] = {}
-    for cell in sorted(late, key=lambda cell: cell.load):
-        place = (cell.stragglers, cell.batch, cell.policy)
-        baseline = late.get(cell._replace(policy=BASELINE))
-        if cell.policy == BASELINE or baseline is None:
-            continue
-        lower = [c.load for c in late if c._replace(load=0) == cell._replace(load=0)]
-        previous = max((load for load in lower if load < cell.load), default=None)
-        if late[cell] < (1 - SAME) * baseline and found.get(place) == previous:
-            found[place] = cell.load
-        else:
-            found.setdefault(place, None)
-    return found
+def by_policy(frame: DataFrame, column: str = "p999") -> DataFrame:
+    """Return a figure by place and policy: a row a place, a column a policy."""
+    table = frame.pivot(index=PLACE, columns="policy", values=column)
+    return table.reindex(
+        index=frame[PLACE].drop_duplicates().itertuples(index=False, name=None),
+        columns=in_order(frame["policy"]),
+    )
 
 
-def _late(row: Mapping[str, Any]) -> float:
-    return latency_of(row["p999_ms"])
+def lines_of(frame: DataFrame) -> list[str]:
+    """Return the lines of a table: each place's p99.9 in ms by policy, and who wins."""
+    best = winners(frame)
+    table = by_policy(frame).reset_index(drop=True)
+    table = concat([best[PLACE], table, best["policy"].rename("winner")], axis="columns")
+    table["contested"] = best["contested"].map({True: "contested", False: ""})
+    return str(table.to_string(index=False, float_format="%.4g")).splitlines()

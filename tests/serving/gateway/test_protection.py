@@ -19,7 +19,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
 from codedinvnet.models.upstream import described, outputs_of
-from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_student
+from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.relay import Relay
 from tests.protect.conftest import PLACE, finished  # noqa: F401
@@ -102,7 +102,7 @@ def scores(got: Got) -> tuple[np.ndarray, str]:
 
 def student(folder: Path, x: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        found: np.ndarray = load_student(folder / WEIGHTS)(torch.from_numpy(x)).numpy()
+        found: np.ndarray = load_part(folder / WEIGHTS)(torch.from_numpy(x)).numpy()
     return found
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from codedinvnet.codes.rules import BACKUP, AnswersAll
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -66,7 +67,7 @@ class ErasureCode:
 class Watched(Scheduler):
     """The rules; which worker takes a task is checked."""
 
-    def __init__(self, rules: Rules, code: ErasureCode | AnswersAll | None = None) -> None:
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         super().__init__(rules, code)
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
@@ -130,11 +131,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        policy: str = "coded",
-        workers: int = 4,
-        code: ErasureCode | AnswersAll | None = None,
-        **rules: Any,
+        self, policy: str = "coded", workers: int = 4, code: CodeRules | None = None, **rules: Any
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
         if isinstance(code, ErasureCode) and code.backup:
@@ -169,6 +166,11 @@ class Model:
         """None: it was cancelled."""
         self.spared: set[int] = set()
         """Attempts that there were when their query was cancelled."""
+        self.extra_work = 0.0
+        """What was paid for tasks that workers were given."""
+        self.earned = 0.0
+        """What queries added to the budget."""
+        self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self._new: list[Action] = []
 
     # Events
@@ -187,6 +189,8 @@ class Model:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
+        extra = self.rules.extra_of(self.scheduler.chosen)
+        self.earned += count * (self.rules.hedge_share if extra is None else extra)
         self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
@@ -257,6 +261,7 @@ class Model:
             assert now == before, "it was refused, and changed"
             return False
         assert self.scheduler.chosen.name == policy
+        self.bounded = False  # tasks may have been sent before
         assert self.scheduler.open_group is None, "nobody would join it"
         self.do(actions)
         return True
@@ -361,7 +366,7 @@ class Model:
         assert set(action.members) <= self.images
         attempt = self.scheduler.attempts[action.attempt]
         needing = action.members
-        if attempt.query is not None and self.ended.get(needing[0], action) is None:
+        if not action.group_size and self.ended.get(needing[0], action) is None:
             assert not self.data(needing[0]), "it is computed already"
             assert action.attempt in self.spared, "a copy of what was cancelled"
             assert not attempt.group.is_open
@@ -372,11 +377,19 @@ class Model:
         if attempt.query is not None:
             assert (action.members, action.size) == ((attempt.query.identity,), 1)
         else:
-            assert action.members == tuple(attempt.group.members)
-            assert action.size == attempt.group.size
-            code = attempt.group.code
-            assert action.task in code.tasks(action.size)
-            assert not self.systematic or action.task >= code.k
+            group = attempt.group
+            needed = group.code.tasks(group.size)[action.task].members
+            there = [group.members[i] for i in needed if i < len(group.members)]
+            assert action.members == tuple(there)
+            assert (action.size, action.group_size) == (len(needed), group.size)
+            assert not self.systematic or action.task >= group.code.k
+        self.extra_work += attempt.paid
+        if self.bounded and attempt.query is None and self.systematic:
+            paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
+            assert paid, "nobody pays for it"
+        elif self.bounded and attempt.query is not None:
+            asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
+            assert not asked_twice or attempt.paid == 1
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
@@ -400,7 +413,7 @@ class Model:
             if self.systematic and task < size:
                 assert sent.members == (group.members[task],)
             else:
-                assert (sent.task, sent.members) == (task, tuple(group.members))
+                assert (sent.task, sent.members) == (task, group.needs(task))
 
     def _answer(self, action: Answer) -> None:
         self._unanswered(action.query)
@@ -494,7 +507,7 @@ class Model:
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
         assert 0 <= scheduler.budget.tokens <= BUCKET
-        assert scheduler.hedges <= self.rules.hedge_share * len(self.asked) + 1e-6
+        assert self.extra_work <= self.earned + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]

@@ -17,8 +17,8 @@ LATE = 0.02
 """Later than tasks of 10 to 15 ms normally are."""
 
 
-def seen(excess: float) -> Seen:
-    return Seen(normal=0.015, excess=excess, load=0.5, waiting=1.0, fill=1.0, extra=0.05)
+def seen(excess: float, load: float = 0.4) -> Seen:
+    return Seen(normal=0.015, excess=excess, load=load, fill=1.0, extra=0.05)
 
 
 def test_without_a_code_it_hedges() -> None:
@@ -51,8 +51,14 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
         assert decision.seen.excess == excess
 
 
+def test_busy_workers_are_not_given_parities() -> None:
+    auto = Auto(Parities(10))
+    for load, coded in ((0.9, False), (0.51, False), (0.49, True), (0.59, True), (0.61, False)):
+        assert auto.decide(0.0, seen(5 * CODES, load)).policy.coded == coded
+
+
 def rescuing(workers: int = 4) -> Model:
-    model = Model("auto", workers, AnswersAll(3), hedge_share=1.0)
+    model = Model("auto", workers, AnswersAll(3), extra=2.0)
     know_times(model)
     return model
 
@@ -110,7 +116,7 @@ def test_nobody_is_rescued_who_is_in_time() -> None:
 
 
 def test_it_begins_to_code_when_stragglers_come() -> None:
-    model = Model("auto", 5, ErasureCode(3), max_pending=1000)
+    model = Model("auto", 5, ErasureCode(3), max_pending=1000, extra=1.0)
     know_times(model)
     assert model.scheduler.decision is None
     model.scheduler.pace.excess = 0.0
@@ -134,6 +140,46 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
 
 def test_it_looks_again_after_so_many_queries() -> None:
     auto = Auto(None)
-    assert not auto.meets(LOOK - 1, 0.5, 0)
-    assert auto.meets(1, 0.5, 0)
-    assert not auto.meets(1, 0.5, 0)
+    assert not auto.is_due(LOOK - 1)
+    assert auto.is_due(1)
+    assert not auto.is_due(1)
+
+
+def test_one_budget_binds_copies_and_parities() -> None:
+    model = Model("coded+hedge", 40, ErasureCode(2), extra=0.5, max_pending=1000)
+    know_times(model)
+    for _ in range(4):
+        model.submit(2)
+    assert len(model.parities()) == 3  # one leaves no reserve
+    model.wait(LATE)
+    copies = [s for s in only(model.new(), Send) if s.task < 2][8:]
+    assert len(copies) == 1
+    assert model.scheduler.budget.spent == 4
+    model.submit(2)
+    assert len(model.parities()) == 3
+    model.drain()
+
+
+def test_an_extra_task_costs_what_it_takes() -> None:
+    model = Model("coded", 40, AnswersAll(2), extra=1.0, max_pending=1000)
+    know_times(model)
+    model.submit(2)
+    assert model.scheduler.budget.spent == 1.0  # as the code says
+    for worker in range(20):
+        model.scheduler.pace.took(0.0, worker, 2, 0.0075)
+    model.submit(2)
+    assert model.scheduler.budget.spent == 1.5
+    model.drain()
+
+
+def test_what_no_worker_was_given_is_paid_back() -> None:
+    model = Model("replicate", 2, extra=2.0)
+    (query,) = model.submit()
+    first, second = model.data(query)
+    model.submit()  # waits behind both
+    assert model.scheduler.budget.spent == 2.0
+    model.result(first)
+    model.result(second)
+    model.result(*list(model.at)[:1])
+    model.drain()
+    assert model.scheduler.budget.spent == model.scheduler.sent - 2

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -1401,7 +1402,7 @@ def test_a_policy_that_cannot_be_changes_nothing(
 
 # Every order of everything
 
-SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
+SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
     ("replicate", 2, None),
@@ -1427,6 +1428,8 @@ SETUPS: list[tuple[str, int, ErasureCode | AnswersAll | None]] = [
     ("coded+guess", 6, ErasureCode(4, guesses=True)),
     ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
     ("coded+guess", 4, ErasureCode(3)),
+    ("coded", 6, AnswersAll(4, r=2)),
+    ("coded+hedge", 7, AnswersAll(4, r=3)),
     ("uncoded", 4, ErasureCode(3)),
     ("hedge", 5, ErasureCode(4, guesses=True)),
     ("auto", 3, None),
@@ -1492,15 +1495,17 @@ def happen(model: Model, event: str, n: int) -> None:
     slots=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
     max_losses=st.sampled_from([1, 3, 5]),
+    extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
     events=st.lists(EVENTS, min_size=20, max_size=100),
 )
 def test_every_query_ends_once_whatever_happens(
-    setup: tuple[str, int, ErasureCode | AnswersAll | None],
+    setup: tuple[str, int, CodeRules | None],
     timed: bool,
     round_robin: bool,
     slots: int,
     slow: float,
     max_losses: int,
+    extra: float | None,
     events: list[tuple[str, int]],
 ) -> None:
     policy, workers, code = setup
@@ -1512,6 +1517,7 @@ def test_every_query_ends_once_whatever_happens(
         max_losses=max_losses,
         max_pending=20,
         hedge_share=0.8,
+        extra=extra,
         slots=slots,
     )
     if timed:

@@ -31,6 +31,7 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
+from codedinvnet.serving.capture import as_npz
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
@@ -279,6 +280,15 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
     async def traffic(_: Request) -> Response:
         return await written_in_a_thread(lambda: told(front, service.known))
 
+    async def captured(_: Request) -> Response:
+        if service.capture is None:
+            raise HTTPException(404, "this service keeps no inputs: serve it with --capture")
+        queries = service.capture.queries()
+        async with large:
+            content = await asyncio.to_thread(as_npz, queries)
+        kind = "application/octet-stream"
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-store"})
+
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
@@ -303,6 +313,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         Route("/metrics", metrics),
         Route("/times", times),
         Route("/traffic", traffic),
+        Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
     ]

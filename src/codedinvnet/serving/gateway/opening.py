@@ -17,6 +17,7 @@ from codedinvnet.models.scores import scores_tensor
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
 from codedinvnet.protect.folder import (
+    EQUAL,
     OWN,
     SMALL,
     Answering,
@@ -108,11 +109,11 @@ async def open_guard(
         return _coded(model, served, scheme)
     folder = options.protection
     await asyncio.to_thread(check_fingerprint, folder, found, model, options.name)
-    name, work, k = row_of(folder, found, options.method)
-    if name not in (SMALL, OWN):
-        return _coded(model, served, scheme_of(folder, found, model, name))
-    spec = BackupSpec(folder, name, served.kind, model.signature.inputs, digest)
-    rules = AnswersAll(k, BACKUP, cost=Costs(member=work))
+    row = row_of(folder, found, options.method)
+    if row.name not in (SMALL, EQUAL, OWN):
+        return _coded(model, served, scheme_of(folder, found, model, row.name))
+    spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
+    rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served)
     return Backup(rules, reads, ProcessPool(spec), options.backup_workers, 1)
 

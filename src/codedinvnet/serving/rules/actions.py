@@ -14,9 +14,12 @@ class Send(NamedTuple):
     attempt: int
     task: int
     members: tuple[int, ...]
-    """Queries whose images the task needs; short of the code's size, fillers follow."""
+    """Queries that the task needs; where they are fewer than `size`, fillers follow."""
     size: int
-    """Members of the group, fillers included; 1 for a data task that needs its own query alone."""
+    """How many queries the task needs, fillers included."""
+    group_size: int = 0
+    """Members of the group that an extra task is of, fillers included; 0 for a data task that needs
+    its own query alone."""
 
 
 class Answer(NamedTuple):

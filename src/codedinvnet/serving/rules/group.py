@@ -113,6 +113,11 @@ class CodingGroup:
         tasks = self.code.tasks(self.size)
         return tuple(t for t in tasks if t not in self.outputs and not self.live.get(t))
 
+    def needs(self, task: int) -> tuple[int, ...]:
+        """Return the queries that a task of a sealed group needs, fillers left out."""
+        needed = self.code.tasks(self.size)[task].members
+        return tuple(self.members[i] for i in needed if i < len(self.members))
+
     def sent(self, task: int, attempt: int) -> None:
         """Note that an attempt at a task may answer."""
         self.live.setdefault(task, set()).add(attempt)

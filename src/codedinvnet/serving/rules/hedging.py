@@ -1,15 +1,22 @@
-"""When a copy of a query is sent, what copies may cost, and when extra tasks yield.
+"""When a copy of a query is sent, what extra work may cost, and when extra tasks yield.
 
 1. A data task is late if it began longer ago than tasks of its kind normally take, though its
    answer may be on the way (`Pace.late`). If every attempt of its query is late, a copy is sent. It
    waits first in the line.
 2. A copy may be late as well: a query has COPIES of them at most.
-3. Every query adds `hedge_share` of a copy to the budget, which holds BUCKET at most; a copy takes
-   one out. A late query for which there is none is looked at again, as long after.
-4. A parity, a small backup's task, and what is sent twice from the start are *extra*: others may
+3. A parity, a small backup's task, and what is sent twice from the start are *extra*: others may
    answer in their place. An extra task whose turn has come is dropped if many needed tasks wait
-   behind it. How many depends on what stragglers cost (`Pace.excess`): WORTH times that for every
-   slot, and MOST at most. Where nobody straggles, extra tasks are computed only while none waits.
+   behind it. How many depends on what stragglers cost (`Pace.excess`), and on the share of the
+   slots that is idle (`Binding.load`): WORTH times both for every slot, and MOST at most. Where
+   nobody straggles, extra tasks are computed only while none waits.
+4. Extra work is paid from one budget, in service times of the served model. Every query adds
+   `Rules.extra` to it, and it holds BUCKET at most. A copy costs one. Another extra task costs what
+   such tasks take (`Pace.cost`), or what its code says before that is known. One that is dropped
+   before a worker has it is paid back.
+5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
+   after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
+6. Without `Rules.extra` a fixed policy pays for copies alone, from `hedge_share` a query.
+   Nobody pays for tasks of a backup's own workers: they take nothing from the others.
 """
 
 from __future__ import annotations
@@ -19,41 +26,46 @@ from codedinvnet.serving.rules.tasks import Query, State
 COPIES = 2
 """The most copies of one query."""
 BUCKET = 10.0
-"""The most copies that may be saved up."""
-WORTH, MOST = 80.0, 4.0
+"""The most extra work that may be saved up, in service times."""
+RESERVE = 1.0
+"""What extra tasks leave in the budget that nobody is late for yet."""
+WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
 
 
 class Budget:
-    """What copies may cost.
-
-    Args:
-        share: copies for each query.
+    """What extra work may cost, in service times of the served model.
 
     Attributes:
-        tokens: copies that may be sent now.
-        spent: copies that were sent.
-        earned: queries that came.
+        share: for each query.
+        tokens: what may be spent now.
+        spent: what was spent in all.
+        queries: those that came.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self) -> None:
+        self.share = 0.0
         self.tokens = 0.0
-        self.spent = 0
-        self.earned = 0
+        self.spent = 0.0
+        self.queries = 0
 
     def earn(self) -> None:
         """A query has come."""
-        self.earned += 1
+        self.queries += 1
         self.tokens = min(BUCKET, self.tokens + self.share)
 
-    def pay(self) -> bool:
-        """Take a copy out; return whether there was one."""
-        if self.tokens < 1.0:
+    def pay(self, work: float, left: float = 0.0) -> bool:
+        """Spend so much if so much is left then; return whether it was."""
+        if self.tokens < work + left:
             return False
-        self.tokens -= 1.0
-        self.spent += 1
+        self.tokens -= work
+        self.spent += work
         return True
+
+    def refund(self, work: float) -> None:
+        """Take back what was not done."""
+        self.tokens = min(BUCKET, self.tokens + work)
+        self.spent -= work
 
 
 def wants_copy(query: Query) -> bool:
@@ -62,6 +74,6 @@ def wants_copy(query: Query) -> bool:
     return waits and all(attempt.late for attempt in query.attempts.values())
 
 
-def yields(waiting: int, slots: int, excess: float) -> bool:
+def yields(waiting: int, slots: int, excess: float, load: float) -> bool:
     """Tell whether an extra task would lengthen a line of so many needed ones too much."""
-    return waiting > min(MOST, WORTH * excess) * slots
+    return waiting > min(MOST, WORTH * excess * (1.0 - load)) * slots

@@ -117,6 +117,13 @@ class Pace:
         times = self._kinds.get(0)
         return times.quantiles[0] if times is not None and times.quantiles else 0.0
 
+    def cost(self, kind: int) -> float | None:
+        """Return what a kind of task normally takes, in data tasks; None before that is known."""
+        times = self._kinds.get(kind)
+        if times is None or not times.quantiles or not self.normal:
+            return None
+        return times.quantiles[0] / self.normal
+
     def late(self, kind: int, worker: int) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known."""
         times = self._kinds.get(kind)

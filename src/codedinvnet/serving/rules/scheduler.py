@@ -19,7 +19,6 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Complete,
-    Decided,
     Decode,
     Fail,
     Forget,
@@ -232,7 +231,9 @@ class Scheduler(Sending):
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
                 extra = attempt.extra and not binding.is_apart(attempt)
-                if extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                if extra and yields(
+                    binding.needed, binding.slots_up, self.pace.excess, binding.load
+                ):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
@@ -247,19 +248,6 @@ class Scheduler(Sending):
         return actions
 
     # Queries and groups
-
-    def _look(self, now: float, count: int) -> None:
-        """Let `auto` take a request in, and decide anew if it is time."""
-        auto, binding = self.auto, self.binding
-        if auto is None:
-            return
-        busy = binding.running / max(1, binding.slots_up)
-        if auto.meets(count, busy, binding.waiting):
-            extra = self.budget.spent / max(1, self.budget.earned)
-            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
-            if self.decision is None or decision.policy != self.policy:
-                self.policy, self.decision = decision.policy, decision
-                self._actions.append(Decided(decision))
 
     def _new_group(self) -> CodingGroup:
         group = CodingGroup(self._next(), self.code)
@@ -280,18 +268,23 @@ class Scheduler(Sending):
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
         if self.systematic:
-            for copy in range(self.policy.copies):
-                self._send_data(now, query, extra=copy > 0)
+            self._send_data(now, query)
+            for _ in range(1, self.policy.copies):
+                self._send_extra(now, group, query.member, query)
         if self.policy.guessing and self.latencies.quantiles:
             self.timers.set(now + self.latencies.quantiles[0], "guess", identity)
         return identity
 
     def _seal(self, now: float, group: CodingGroup) -> None:
         for task in group.seal():
-            if not self.systematic or (task >= group.code.k and self._backs_all):
-                self._dispatch(now, group, task, extra=self.systematic)
+            if not self.systematic:
+                self._dispatch(now, group, task)
+            elif task >= group.code.k and self._backs_all:
+                self._send_extra(now, group, task)
         if group.code.k == 1:
             return
+        if self.auto is not None and self.policy.coded:
+            self.auto.sealed(group.size / group.code.k)
         self._settle(now, group)
 
     def _group_timeout(self, now: float, identity: int) -> None:
@@ -313,7 +306,7 @@ class Scheduler(Sending):
             return
         group.uncode()
         for query in late:  # a group of one is plainly copied
-            self._send_data(now, query, extra=True)
+            self._send_extra(now, group, query.member, query)
         self._close_if_over(group)
 
     def _settle(self, now: float, group: CodingGroup) -> None:
@@ -397,6 +390,9 @@ class Scheduler(Sending):
         group = query.group
         if not any(member in self.queries for member in group.members):
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
+        elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
+            extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
+            self._drop_queued(extra)
         self._drop_queued(query.attempts)
         self._close_if_over(group)
 
@@ -462,7 +458,7 @@ class Scheduler(Sending):
                     self._blame(query, reason)
         elif self._needed(attempt) and group.retries < PARITY_RETRIES:
             group.retries += 1
-            self._dispatch(now, group, attempt.task, first=True, extra=attempt.extra)
+            self._send_extra(now, group, attempt.task, first=True, urgent=not attempt.extra)
         self._settle(now, group)
         if query is not None and query.state is State.WAITING and not query.attempts:
             self.timers.set(now + PATIENCE, "resend", query.identity)

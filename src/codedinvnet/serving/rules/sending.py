@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
-from codedinvnet.serving.rules.actions import Action, Forget, Send
+from codedinvnet.serving.rules.actions import Action, Decided, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import Budget, wants_copy
+from codedinvnet.serving.rules.hedging import RESERVE, Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
@@ -69,11 +69,13 @@ class Sending:
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         self.rules, self.offered = rules, code
+        self.budget = Budget()
         self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
         self.systematic = is_systematic(self.code)
         self.pace = Pace(rules.workers)
         self.binding = Binding(rules, self.pace)
-        self.budget = Budget(rules.hedge_share)
+        self.hedges = 0
+        """How many copies were sent of late queries."""
         self.queries: dict[int, Query] = {}
         self.attempts: dict[int, Attempt] = {}
         self.groups: dict[int, CodingGroup] = {}
@@ -89,6 +91,10 @@ class Sending:
         self.auto = Auto(None if isinstance(code, Uncoded) else code) if policy.adapts else None
         self.policy = policy if self.auto is None else self.auto.policy
         self.decision: Decision | None = None
+        extra = self.rules.extra_of(policy)
+        self.budget.share = self.rules.hedge_share if extra is None else extra
+        self._bounded = extra is not None
+        """Whether extra tasks are paid for, as copies are."""
 
     # Views
 
@@ -101,11 +107,6 @@ class Sending:
     def workers_up(self) -> int:
         """How many workers are up."""
         return len(self.binding.up)
-
-    @property
-    def hedges(self) -> int:
-        """How many copies were sent of late queries."""
-        return self.budget.spent
 
     def is_up(self, worker: int) -> bool:
         """Tell whether a worker is up."""
@@ -127,6 +128,17 @@ class Sending:
 
     # On the way
 
+    def _look(self, now: float, count: int) -> None:
+        """Take in what a request finds; let `auto` decide anew if it is time."""
+        auto, binding = self.auto, self.binding
+        binding.meets(count)
+        if auto is not None and auto.is_due(count):
+            extra = self.budget.spent / max(1, self.budget.queries)
+            decision = auto.decide(now, auto.seen(self.pace, binding.load, extra))
+            if self.decision is None or decision.policy != self.policy:
+                self.policy, self.decision = decision.policy, decision
+                self._actions.append(Decided(decision))
+
     def _next(self) -> int:
         self._identity += 1
         return self._identity
@@ -134,7 +146,9 @@ class Sending:
     def _needed(self, attempt: Attempt) -> bool:
         if attempt.query is not None and not attempt.shared:
             return attempt.query.state is not State.DONE
-        return any(member in self.queries for member in attempt.group.members)
+        group = attempt.group
+        needing = group.needs(attempt.number) if attempt.query is None else group.members
+        return any(member in self.queries for member in needing)
 
     def _dispatch(
         self,
@@ -145,9 +159,10 @@ class Sending:
         *,
         first: bool = False,
         extra: bool = False,
+        paid: float = 0.0,
     ) -> None:
         """Let a task wait for a worker."""
-        attempt = Attempt(self._next(), group, query, task, now, first, extra)
+        attempt = Attempt(self._next(), group, query, task, now, first, extra, paid=paid)
         self.attempts[attempt.identity] = attempt
         if query is not None:
             query.attempts[attempt.identity] = attempt
@@ -159,10 +174,42 @@ class Sending:
                 self.timers.set(now + late, "waits", attempt.identity)
 
     def _send_data(
-        self, now: float, query: Query, *, first: bool = False, extra: bool = False
+        self, now: float, query: Query, *, first: bool = False, paid: float = 0.0
     ) -> None:
         if self.systematic:
-            self._dispatch(now, query.group, query.member, query, first=first, extra=extra)
+            self._dispatch(now, query.group, query.member, query, first=first, paid=paid)
+
+    def _send_extra(
+        self,
+        now: float,
+        group: CodingGroup,
+        task: int,
+        query: Query | None = None,
+        *,
+        first: bool = False,
+        urgent: bool = False,
+    ) -> bool:
+        """Send a task that others may answer for if the budget allows; return whether it does.
+
+        Args:
+            now: the time.
+            group: that it is of.
+            task: its number.
+            query: that is sent twice; None: the task is the code's.
+            first: see `Attempt`.
+            urgent: somebody is late, so that it leaves no reserve and does not yield.
+        """
+        work = 0.0
+        if self._bounded and (query is not None or not self.rules.backups):
+            work = 1.0 if query is not None else self._cost(group, task)
+            if not self.budget.pay(work, 0.0 if urgent else RESERVE):
+                return False
+        self._dispatch(now, group, task, query, first=first, extra=not urgent, paid=work)
+        return True
+
+    def _cost(self, group: CodingGroup, task: int) -> float:
+        """Return what an extra task of a code costs, in service times."""
+        return self.pace.cost(group.size) or group.code.tasks(group.size)[task].cost
 
     def _begin(self, now: float, attempt: Attempt) -> None:
         """A worker begins a task."""
@@ -170,11 +217,19 @@ class Sending:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
-            members, size = tuple(group.members), group.size
+            size = len(group.code.tasks(group.size)[attempt.number].members)
+            send = Send(
+                attempt.worker,
+                identity,
+                attempt.number,
+                group.needs(attempt.number),
+                size,
+                group.size,
+            )
         else:
-            members, size = (query.identity,), 1
+            send = Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
             self._watch(now, attempt)
-        self._actions.append(Send(attempt.worker, identity, attempt.number, members, size))
+        self._actions.append(send)
 
     def _release(self, now: float, attempt: Attempt) -> None:
         """A worker has done a task's work."""
@@ -224,15 +279,15 @@ class Sending:
             return False
         if group.is_open or not group.code.r or k in group.live or k in group.outputs:
             return False
-        self._dispatch(now, group, k, first=True)
-        return True
+        return self._send_extra(now, group, k, first=True, urgent=True)
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""
-        if not self.systematic or not self.budget.pay():
+        if not self.systematic or not self.budget.pay(1.0):
             return False
         query.copies += 1
-        self._send_data(now, query, first=True)
+        self.hedges += 1
+        self._send_data(now, query, first=True, paid=1.0)
         return True
 
     # Not needed any more
@@ -240,6 +295,7 @@ class Sending:
     def _drop(self, attempt: Attempt) -> None:
         """Forget a task that nobody was given."""
         del self.attempts[attempt.identity]
+        self.budget.refund(attempt.paid)
         if attempt.query is not None:
             attempt.query.attempts.pop(attempt.identity, None)
         attempt.group.lost(attempt.number, attempt.identity)

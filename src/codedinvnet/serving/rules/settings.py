@@ -64,6 +64,8 @@ POLICIES = {
 }
 """What a service is started with, by name."""
 
+AUTO_EXTRA = 0.2
+"""Extra work per query that `auto` may do, if nobody says."""
 ROUTINGS = ("least-loaded", "round-robin")
 LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
@@ -92,7 +94,10 @@ class Rules:
         policy: see POLICIES.
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
-        hedge_share: copies of late queries per query, at most.
+        hedge_share: copies of late queries per query, at most, if `extra` does not say.
+        extra: extra work per query, at most, in service times: copies, parities and backups
+            together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
+            are all sent; `auto` has AUTO_EXTRA.
         max_pending: unanswered queries, at most.
         max_losses: a query whose attempts were lost so often is given up.
         routing: `least-loaded`, ties in turn, or `round-robin`: see `binding`.
@@ -107,9 +112,14 @@ class Rules:
     group_timeout: float = 0.02
     hang_timeout: float = 3.0
     hedge_share: float = 0.1
+    extra: float | None = None
     max_pending: int = 1000
     max_losses: int = 5
     routing: str = "least-loaded"
     slots: int = 1
     backups: int = 0
     backup_slots: int = 1
+
+    def extra_of(self, policy: Policy) -> float | None:
+        """Return the extra work per query of a policy, at most; None if copies alone are bound."""
+        return AUTO_EXTRA if self.extra is None and policy.adapts else self.extra

@@ -60,6 +60,8 @@ class Attempt:
     """Somebody else may answer for it: it yields where the line is long."""
     worker: int = NOBODY
     started: float | None = None
+    paid: float = 0.0
+    """What the budget paid for it."""
     late: bool = False
     """It has taken longer than its kind normally does."""
     shared: bool = False

