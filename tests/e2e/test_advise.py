@@ -23,6 +23,13 @@ FAULTS = {
 }
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Another program's server, which logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def load(address: str) -> int:
     """Send requests; return how many were answered."""
     images = sample_images("mnist").images.numpy()
@@ -72,7 +79,7 @@ def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path, call: Comman
 
 
 def test_who_cannot_advise(call: Command) -> None:
-    with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
+    with socketserver.TCPServer(("127.0.0.1", 0), Quiet) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         port = other.server_address[1]
         strange = call("advise", f"http://127.0.0.1:{port}")
