@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.drift import DRIFTED, K, Answers, one_run
+from benchmarks.drift import DRIFTED, Answers, K, one_run
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import DECODED, GUESSED
 
