@@ -14,12 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.codes.rules import Parities, is_systematic
+from codedinvnet.codes.rules import Parities, Uncoded, is_systematic
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
+from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.serving.rules.settings import (
     MAX_BATCH,
     POLICIES,
@@ -174,6 +175,8 @@ class Scenario(Section):
     """From a worker's loss until another is in its place."""
     unsure: Share = 0.0
     """Of the decoded answers: those that coded+hedge checks by a copy."""
+    max_disagreement: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """As `serve --max-disagreement`: by the bundle's calibration, some answers are withheld."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
     """Whose code it is, and whose accuracy, unless `accuracy` says it."""
@@ -220,7 +223,7 @@ class Scenario(Section):
             raise ValueError(f"{self.method} has r = {code.r}")
         if code is not None and self.policy != "coded" and not is_systematic(code):
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
-        needed = POLICIES[self.policy].copies if code is None else len(code.tasks(self.k))
+        needed = workers_for(POLICIES[self.policy], code or Uncoded())
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
             raise ValueError(
