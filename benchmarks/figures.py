@@ -25,7 +25,8 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
-from benchmarks import ablation, speed
+from benchmarks import ablation, equal_cost, speed
+from benchmarks.choosing import choosing
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
@@ -62,6 +63,8 @@ COMMANDS = {
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
     "map.jsonl": "codedinvnet simulate configs/bench/simulate-map.json",
+    "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
+    "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.jsonl": "python -m benchmarks inverse mnist",
@@ -459,6 +462,8 @@ FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
     "costs": costs,
     "rivals": rivals,
     "paper": paper,
+    "equal-cost": equal_cost.table,
+    "equal-margins": equal_cost.margins,
 }
 FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),
@@ -474,6 +479,8 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "policies": ("policies.jsonl", policies),
     "map": ("map.jsonl", map_winners),
     "map-tails": ("map.jsonl", map_tails),
+    "auto": ("auto.jsonl", choosing),
+    "off-map": ("off-map.jsonl", choosing),
     "validation": ("validation.json", validation),
     "ablation": (
         "ablation.jsonl",

@@ -18,7 +18,7 @@ from codedinvnet.config import load_settings
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "inverse", "embed", "train", "ablation", "map"),
-    *("engine", "policies", "validation"),
+    *("engine", "policies", "validation", "equal-cost"),
 )
 
 

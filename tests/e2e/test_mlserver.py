@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 from benchmarks import triton
 from benchmarks.processes import free_port
 from tests.e2e.test_triton import Gateway
-from tests.processes import wait_until
+from tests.processes import served, wait_until
 
 INSTALLED = Path(__file__).parents[2] / ".mlserver"
 pytestmark = pytest.mark.skipif(
@@ -51,6 +51,16 @@ class Resnet(MLModel):
         y = x[:, 0, 0, :10] * np.float32(3) + np.float32(1)
         outputs = [NumpyCodec.encode_output("output", y)]
         return InferenceResponse(id=payload.id, model_name=self.name, outputs=outputs)
+"""
+OURS = """
+import torch
+
+class Resnet(torch.nn.Module):
+    def forward(self, input):
+        return input[:, 0, 0, :10] * 3 + 1
+
+def resnet():
+    return Resnet(), torch.zeros(1, 3, 32, 32)
 """
 CLIENT = """
 import asyncio, json, sys
@@ -240,6 +250,28 @@ def test_triton_and_mlserver_behind_one_gateway(
         for _ in range(5):
             found = one(triton_grpc)(mixed.grpc).as_numpy("output")
             assert found.tobytes() == Y.tobytes()
+
+
+@needs_triton
+def test_all_three_behind_one_gateway(
+    server: MLServer, other: triton.Triton, tmp_path: Path
+) -> None:
+    """Who answers with other bits than the others would be seen."""
+    (tmp_path / "resnet.py").write_text(OURS)
+    options = ("--workers", "2", "--deadline-ms", "30000")
+    with served(f"{tmp_path}/resnet.py:resnet", *options, log=tmp_path / "log") as ours:
+        urls = ours.address, f"http://127.0.0.1:{other.http}", f"grpc://127.0.0.1:{server.grpc}"
+        with Gateway(*urls, name=NAME, slots=1, routing="round-robin") as mixed:
+            for way, url in ((triton_http, mixed.http), (triton_grpc, mixed.grpc)) * 6:
+                with way.InferenceServerClient(url) as client:
+                    wanted = [way.InferRequestedOutput("output")]
+                    found = client.infer(NAME, tensors(way), outputs=wanted)
+                    assert found.as_numpy("output").tobytes() == Y.tobytes()
+            with urllib.request.urlopen(f"http://{mixed.http}/metrics") as reply:
+                text = reply.read().decode()
+    for url in urls:
+        line = f'codedinvnet_upstream_calls_total{{result="ok",upstream="{url}"}} '
+        assert float(text.split(line)[1].split()[0]) >= 2
 
 
 @pytest.mark.parametrize("over", ["http", "grpc"])

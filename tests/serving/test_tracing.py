@@ -23,8 +23,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving import tracing
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running
+from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.serving.gateway.test_gateway import ask, ask_grpc, request
+from tests.serving.gateway.test_protection import Server, asked, queries, scores
 
 COLLECTOR = "http://127.0.0.1:4318"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -198,6 +200,35 @@ def test_a_parity_is_linked_to_all_its_requests(exporter: InMemorySpanExporter) 
     assert attributes(parity, "codedinvnet.queries") == [2]
     for span in attempts:
         assert attributes(span, "codedinvnet.worker")[0] in range(3)
+
+
+def test_a_backup_that_is_an_upstream_is_part_of_the_trace(exporter: InMemorySpanExporter) -> None:
+    seen: list[str] = []
+
+    class Backup(Server):
+        async def _infer(self, request: web.Request) -> web.Response:
+            seen.append(request.headers.get("traceparent", ""))
+            return await super()._infer(request)
+
+    async def check() -> None:
+        server, small = Server(), Backup(f"{PLACE}:smaller")
+        await small.start()
+        url = f"{small.url}/v2/models/m"
+        policy = {"policy": "small-backup", "k": 2, "traces": COLLECTOR}
+        async with gateway(server, backup_upstream=url, **policy) as (address, _, _):
+            server.hold()
+            seen.clear()  # the start asks it, too
+            assert scores(await asked(address, queries(1)))[1] == "decoded"
+            server.go()
+        await small.stop()
+
+    asyncio.run(check())
+    (whole,), attempts = split(exporter)
+    assert attributes(whole, "codedinvnet.outcome") == ["decoded"]
+    (parity,) = (span for span in attempts if span.name == "parity")
+    assert above(parity) == identity(whole)[1]
+    (told,) = seen
+    assert told.split("-")[1:3] == list(identity(parity))
 
 
 def test_a_real_collector_and_one_that_is_not_there() -> None:

@@ -42,7 +42,8 @@ def test_the_shipped_files_are_valid() -> None:
             load_scenario(path)
         else:
             varied = (sweep.loads, sweep.policies, sweep.stragglers, sweep.batches)
-            assert len(list(sweep.scenarios())) == math.prod(map(len, varied))
+            places = math.prod(map(len, varied)) * max(1, len(sweep.variants))
+            assert len(list(sweep.scenarios())) == places
             assert "small-backup" in sweep.policies
 
 
@@ -93,13 +94,13 @@ def test_workers_that_the_load_and_the_stragglers_keep_busy() -> None:
 # Arrivals
 
 
-@pytest.mark.parametrize("kind", ["poisson", "uniform", "bursts"])
+@pytest.mark.parametrize("kind", ["poisson", "uniform", "bursts", "uneven"])
 def test_arrivals_have_the_rate_that_was_asked_for(kind: Any) -> None:
     arrivals = Arrivals(kind=kind, qps=400, batch=4, burst_ms=100, calm_ms=300)
     times = arrivals.times(np.random.default_rng(0), 100_000)
     assert times.shape == (100_000,)
     assert (np.diff(times) >= 0).all()
-    assert 100_000 / times[-1] == pytest.approx(100, rel=0.03)
+    assert 100_000 / times[-1] == pytest.approx(100, rel=0.05 if kind == "uneven" else 0.03)
 
 
 def test_arrivals_of_a_seed_of_their_own_are_the_same_whoever_draws() -> None:
@@ -109,6 +110,19 @@ def test_arrivals_of_a_seed_of_their_own_are_the_same_whoever_draws() -> None:
     assert times[0][-1] == pytest.approx(10, rel=0.1)
     with pytest.raises(ValueError, match="gaps_seed goes with poisson arrivals"):
         Arrivals(kind="uniform", qps=400, gaps_seed=5)
+
+
+def test_uneven_arrivals_have_the_spread_that_was_asked_for() -> None:
+    arrivals = Arrivals(kind="uneven", qps=1000, cv=5.0)
+    gaps = np.diff(arrivals.times(np.random.default_rng(0), 400_000))
+    assert gaps.std() / gaps.mean() == pytest.approx(5, rel=0.05)
+
+
+def test_arrivals_in_steps_change_their_rate_in_mid_run() -> None:
+    arrivals = Arrivals(kind="steps", qps=1000, steps=(0.5, 2.0))
+    gaps = np.diff(arrivals.times(np.random.default_rng(0), 100_000))
+    assert 1 / gaps[:49_000].mean() == pytest.approx(500, rel=0.03)
+    assert 1 / gaps[51_000:].mean() == pytest.approx(2000, rel=0.03)
 
 
 def test_bursts_are_busier_than_poisson_arrivals() -> None:
@@ -197,6 +211,13 @@ def test_models_by_name(name: str) -> None:
     assert all(isinstance(straggler, Straggler) for straggler in found)
     assert bool(found) == (name != "none")
     scenario(workers=11, stragglers=[straggler.model_dump() for straggler in found])
+
+
+def test_several_models_at_once() -> None:
+    both = stragglers("slower+pareto", 20.0, 1)
+    assert both == (*stragglers("slower", 20.0, 1), *stragglers("pareto", 20.0, 1))
+    with pytest.raises(UserError, match=r"^stragglers 'magic'"):
+        stragglers("pareto+magic", 20.0, 1)
 
 
 def test_models_are_those_of_the_page() -> None:

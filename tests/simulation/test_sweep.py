@@ -122,6 +122,22 @@ def test_every_percentile_of_the_shipped_map_has_an_interval() -> None:
         assert sections_for(counted, QUANTILES["p999"]) >= FEWEST_SECTIONS
 
 
+def test_variants_change_the_base() -> None:
+    raw = SWEEP.model_dump() | {"variants": {"12 workers": {"workers": 12}, "as it is": {}}}
+    found = dict(Sweep.model_validate(raw).scenarios())
+    assert len(found) == 2 * len(list(SWEEP.scenarios()))
+    seeds = set()
+    for cell, given in found.items():
+        model, variant = cell.stragglers.split(", ")
+        assert model in SWEEP.stragglers
+        assert given.workers == (12 if variant == "12 workers" else 6)
+        assert given.arrivals.qps == pytest.approx(cell.load * given.workers * 100)
+        seeds.add(given.seed)
+    assert len(seeds) == len({cell[:3] for cell in found})
+    with pytest.raises(UserError, match="unknown key 'wokers'"):
+        list(Sweep.model_validate(raw | {"variants": {"": {"wokers": 1}}}).scenarios())
+
+
 def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
     raw = SWEEP.model_dump() | {"policies": ["coded", "small-backup"], "loads": [0.2]}
     sweep = Sweep.model_validate(raw)

@@ -40,15 +40,19 @@ class Arrivals(Section):
     """When requests come. `qps` counts images, of which a request brings `batch`.
 
     `bursts` alternates between calm and busy times of exponential length: while it is busy the
-    rate is `burst_factor` times the calm one, and the mean over both is `qps`.
+    rate is `burst_factor` times the calm one, and the mean over both is `qps`. `uneven` has gaps of
+    the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
+    the rate in mid-run: it is `qps` times each of `steps` for as many requests.
     """
 
-    kind: Literal["poisson", "uniform", "bursts"] = "poisson"
+    kind: Literal["poisson", "uniform", "bursts", "uneven", "steps"] = "poisson"
     qps: Annotated[float, Field(gt=0)]
     batch: Positive = 1
     burst_factor: Annotated[float, Field(ge=1)] = 3.0
     burst_ms: Annotated[float, Field(gt=0)] = 1000.0
     calm_ms: Annotated[float, Field(gt=0)] = 9000.0
+    cv: Annotated[float, Field(gt=1)] = 5.0
+    steps: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.5, 1.5)
     gaps_seed: Annotated[int, Field(ge=0)] | None = None
     """Of `poisson_gaps`: the arrivals of a measured run again. None: the scenario's seed draws."""
 
@@ -65,7 +69,15 @@ class Arrivals(Section):
             return np.cumsum(poisson_gaps(rate, count, self.gaps_seed))
         if self.kind == "uniform":
             return np.arange(1, count + 1) / rate
-        units = np.cumsum(generator.standard_exponential(count))  # Poisson at rate 1
+        gaps = generator.standard_exponential(count)
+        if self.kind == "uneven":
+            more = (1 + math.sqrt((self.cv**2 - 1) / (self.cv**2 + 1))) / 2
+            often = generator.random(count) < more
+            return np.cumsum(gaps / np.where(often, 2 * more, 2 * (1 - more))) / rate
+        if self.kind == "steps":
+            factors = [self.steps[i * len(self.steps) // count] for i in range(count)]
+            return np.cumsum(gaps / factors) / rate
+        units = np.cumsum(gaps)  # Poisson at rate 1
         if self.kind == "poisson":
             return units / rate
         # The same events on a clock that runs faster while it is busy.

@@ -83,7 +83,7 @@ def stragglers(name: str, service_ms: float, batch: int) -> Model:
     """Return a straggler model by its name, or from a faults file.
 
     Args:
-        name: of STRAGGLERS, or a path.
+        name: of STRAGGLERS, or a path; of several at once joined by +.
         service_ms: the mean service time.
         batch: images of a request.
 
@@ -99,6 +99,8 @@ def stragglers(name: str, service_ms: float, batch: int) -> Model:
                 f"{batch} images"
             ) from error
     path = Path(name)
+    if "+" in name and not path.is_file():
+        return tuple(one for part in name.split("+") for one in stragglers(part, service_ms, batch))
     if not path.is_file():
         raise UserError(f"stragglers {name!r}: neither a file nor one of {', '.join(STRAGGLERS)}")
     raw: Any = read_json(path)

@@ -49,6 +49,9 @@ class Sweep(Section):
     stragglers: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or faults files."""
     batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> what of the base it changes, as {"workers": 33}; places of a variant are named after
+    it, behind their stragglers. None: the base alone."""
     requests: Positive = 1
     """The fewest of a cell: the base's queries are raised where `batch` makes fewer of them."""
 
@@ -70,19 +73,22 @@ class Sweep(Section):
         Raises:
             UserError: if one cannot be simulated.
         """
-        grid = itertools.product(self.stragglers, self.batches, self.loads, self.policies)
-        for model, batch, load, policy in grid:
-            causes = stragglers(model, self.base.service.mean_ms, batch)
-            place = json.dumps([self.base.seed, model, batch, load])
-            scenario = self.base.updated(
+        bases = {name: self.base.updated(**changes) for name, changes in self.variants.items()}
+        places = itertools.product(self.stragglers, bases or [""], self.batches, self.loads)
+        for (model, variant, batch, load), policy in itertools.product(places, self.policies):
+            base = bases.get(variant, self.base)
+            causes = stragglers(model, base.service.mean_ms, batch)
+            named = f"{model}, {variant}" if variant else model
+            place = json.dumps([base.seed, named, batch, load])
+            scenario = base.updated(
                 **served_as(policy).scenario,
                 seed=zlib.crc32(place.encode()) // 2,  # below 2³¹
                 batch=batch,
-                queries=max(self.base.queries, self.requests * batch),
-                qps=load * self.base.capacity_qps,
+                queries=max(base.queries, self.requests * batch),
+                qps=load * base.capacity_qps,
                 stragglers=[cause.model_dump() for cause in causes],
             )
-            yield Cell(model, batch, load, policy), scenario
+            yield Cell(named, batch, load, policy), scenario
 
 
 def parse_sweep(raw: Any, path: Path) -> Sweep | None:

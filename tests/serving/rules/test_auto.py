@@ -17,8 +17,8 @@ LATE = 0.02
 """Later than tasks of 10 to 15 ms normally are."""
 
 
-def seen(excess: float) -> Seen:
-    return Seen(normal=0.015, excess=excess, load=0.5, waiting=1.0, fill=1.0, extra=0.05)
+def seen(excess: float, load: float = 0.4) -> Seen:
+    return Seen(normal=0.015, excess=excess, load=load, fill=1.0, extra=0.05)
 
 
 def test_without_a_code_it_hedges() -> None:
@@ -49,6 +49,12 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
         decision = auto.decide(1.0, seen(excess))
         assert decision.policy == policy
         assert decision.seen.excess == excess
+
+
+def test_busy_workers_are_not_given_parities() -> None:
+    auto = Auto(Parities(10))
+    for load, coded in ((0.9, False), (0.51, False), (0.49, True), (0.59, True), (0.61, False)):
+        assert auto.decide(0.0, seen(5 * CODES, load)).policy.coded == coded
 
 
 def rescuing(workers: int = 4) -> Model:
@@ -134,9 +140,9 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
 
 def test_it_looks_again_after_so_many_queries() -> None:
     auto = Auto(None)
-    assert not auto.meets(LOOK - 1, 0.5, 0)
-    assert auto.meets(1, 0.5, 0)
-    assert not auto.meets(1, 0.5, 0)
+    assert not auto.is_due(LOOK - 1)
+    assert auto.is_due(1)
+    assert not auto.is_due(1)
 
 
 def test_one_budget_binds_copies_and_parities() -> None:

@@ -213,13 +213,16 @@ def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
 
 
 def test_extra_tasks_yield_by_what_stragglers_cost() -> None:
-    assert not yields(0, 10, 0.0)
-    assert yields(1, 10, 0.0)
+    assert not yields(0, 10, 0.0, 0.0)
+    assert yields(1, 10, 0.0, 0.0)
     excess = 1 / WORTH
-    assert not yields(10, 10, excess)
-    assert yields(11, 10, excess)
-    assert not yields(int(10 * MOST), 10, 100.0)
-    assert yields(int(10 * MOST) + 1, 10, 100.0)
+    assert not yields(10, 10, excess, 0.0)
+    assert yields(11, 10, excess, 0.0)
+    assert not yields(5, 10, excess, 0.5)  # the busier the workers, the sooner
+    assert yields(6, 10, excess, 0.5)
+    assert yields(1, 10, excess, 1.0)
+    assert not yields(int(10 * MOST), 10, 100.0, 0.0)
+    assert yields(int(10 * MOST) + 1, 10, 100.0, 0.0)
 
 
 @pytest.mark.parametrize(("excess", "parities"), [(0.0, 0), (1.0, 1)])

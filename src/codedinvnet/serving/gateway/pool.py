@@ -24,6 +24,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
 from codedinvnet.serving.gateway.upstreams import Nobody, NotProtocol, Unreachable, Upstream
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, log_event
+from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -31,6 +32,8 @@ from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFail
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
 """How calls end, for the metrics."""
+OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
+"""Outputs that `codedinvnet serve` adds to those of a model."""
 CALL, REPLY = "call", "reply"
 """Names of the one input and the one output of every task."""
 PROBE_PERIOD, PROBE_TIMEOUT = 1.0, 1.0
@@ -445,14 +448,18 @@ class UpstreamPool:
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return in which inputs or outputs two models' metadata differ, or ""."""
+    """Return in which inputs or outputs two models' metadata differ, or "".
+
+    The outcome that `codedinvnet serve` adds to a model's outputs is no difference.
+    """
     for key in ("inputs", "outputs"):
         mine, theirs = (
             {t["name"]: (t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]}
             for metadata in (one, other)
         )
         for name in {**theirs, **mine}:
-            if mine.get(name) != theirs.get(name):
+            added = name in OWN_OUTPUTS and None in (mine.get(name), theirs.get(name))
+            if mine.get(name) != theirs.get(name) and not added:
                 told = [
                     "nothing" if t.get(name) is None else f"{t[name][0]} {json.dumps(t[name][1])}"
                     for t in (theirs, mine)

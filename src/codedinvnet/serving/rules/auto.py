@@ -4,8 +4,9 @@
    none.
 2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a tenth of a
    service time. If that is late as well, a copy is sent.
-3. With another code it hedges; and it codes every group while stragglers cost more than CODES (the
-   excess of `pace`), and no longer once they cost less than half of that.
+3. With another code it hedges. It codes every group as well while stragglers cost more than CODES
+   (the excess of `pace`) and no more than BUSY of the slots are busy. It ceases when they cost less
+   than half of CODES, or when more than BUSY and a tenth are busy.
 4. Without a code it hedges.
 5. It looks again after every LOOK queries. What it decides is a `Decision`.
 """
@@ -16,16 +17,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE, Policy
 
 LOOK = 50
 """Queries between two looks."""
-MEMORY, GROUPS = 500, 50
-"""Queries that the load is an average of, and groups that the fill is."""
+GROUPS = 50
+"""Groups that the fill is an average of."""
 CHEAP = 0.5
 """An extra task is cheap if it costs less for one query, in service times."""
 CODES = 0.02
 """Stragglers must cost so much, in normal times a task, for groups to be coded."""
+BUSY = 0.5
+"""No more of the slots may be busy when coding begins."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,6 @@ class Seen:
         normal: the seconds that a data task normally runs.
         excess: what stragglers cost, in normal times a task.
         load: the share of the workers' slots that queries find busy.
-        waiting: how many tasks they find waiting.
         fill: how full groups were when they were coded; 0 before the first.
         extra: extra work for each query, in service times.
     """
@@ -44,7 +47,6 @@ class Seen:
     normal: float
     excess: float
     load: float
-    waiting: float
     fill: float
     extra: float
 
@@ -86,20 +88,11 @@ class Auto:
         self._has_code = code is not None and code.r > 0
         self._rescues = code is not None and rescues(code)
         self.policy = RESCUE | HEDGE if self._rescues else HEDGE
-        self._load = self._waiting = self._fill = 0.0
+        self._fill = 0.0
         self._since = 0
 
-    def meets(self, queries: int, busy: float, waiting: int) -> bool:
-        """Take in what a request finds; return whether it is time to look again.
-
-        Args:
-            queries: of the request.
-            busy: the share of the workers' slots that is busy.
-            waiting: how many tasks wait.
-        """
-        weight = min(1.0, queries / MEMORY)
-        self._load += (busy - self._load) * weight
-        self._waiting += (waiting - self._waiting) * weight
+    def is_due(self, queries: int) -> bool:
+        """Take in how many queries came; tell whether it is time to look again."""
         self._since += queries
         if self._since < LOOK:
             return False
@@ -110,9 +103,9 @@ class Auto:
         """Take in how full a group was when it was coded."""
         self._fill += (fill - self._fill) * (1.0 / GROUPS if self._fill else 1.0)
 
-    def seen(self, normal: float, excess: float, extra: float) -> Seen:
+    def seen(self, pace: Pace, load: float, extra: float) -> Seen:
         """Return what was measured."""
-        return Seen(normal, excess, self._load, self._waiting, self._fill, extra)
+        return Seen(pace.normal, pace.excess, load, self._fill, extra)
 
     def decide(self, now: float, seen: Seen) -> Decision:
         """Return what is to be done."""
@@ -120,12 +113,19 @@ class Auto:
             policy, reason = RESCUE | HEDGE, "late answers are made up by the small backup"
         elif not self._has_code:
             policy, reason = HEDGE, "there is no code"
-        elif seen.excess > (CODES / 2 if self.policy.coded else CODES):
-            policy, reason = CODED | HEDGE, "stragglers cost much"
         else:
-            policy, reason = HEDGE, "stragglers cost little"
+            policy, reason = self._with_code(seen)
         self.policy = policy
         return Decision(now, policy, reason, seen)
+
+    def _with_code(self, seen: Seen) -> tuple[Policy, str]:
+        """Return what is done with a code whose extra tasks are dear, and why."""
+        least, most = (CODES / 2, BUSY + 0.1) if self.policy.coded else (CODES, BUSY)
+        if seen.excess <= least:
+            return HEDGE, "stragglers cost little"
+        if seen.load > most:
+            return HEDGE, "stragglers cost much, and the workers are too busy for a code"
+        return CODED | HEDGE, "stragglers cost much, and workers are idle"
 
 
 def rescues(code: CodeRules) -> bool:

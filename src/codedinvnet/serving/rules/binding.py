@@ -31,6 +31,9 @@ from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt
 
+MEMORY = 500
+"""Queries that the load is an average of."""
+
 
 @dataclass(slots=True)
 class Worker:
@@ -56,6 +59,7 @@ class Binding:
         waiting: how many tasks no worker is at.
         needed: how many of them are not extra; those of rule 6 left out.
         running: how many tasks workers are at.
+        load: the share of the slots that queries found busy, of about MEMORY of them.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
     """
@@ -67,6 +71,7 @@ class Binding:
         self.waiting = 0
         self.needed = 0
         self.running = 0
+        self.load = 0.0
         self.recheck: float | None = None
         self._slots, self._backup_slots = rules.slots, rules.backup_slots
         self._mains = count - rules.backups
@@ -98,6 +103,11 @@ class Binding:
             return False
         group = attempt.group
         return group.code.tasks(group.size)[attempt.task].model == BACKUP
+
+    def meets(self, queries: int) -> None:
+        """Take in what a request of so many queries finds."""
+        busy = self.running / max(1, self.slots_up)
+        self.load += (busy - self.load) * min(1.0, queries / MEMORY)
 
     def add(self, attempt: Attempt) -> None:
         """Let a task wait for a worker."""

@@ -6,8 +6,9 @@
 2. A copy may be late as well: a query has COPIES of them at most.
 3. A parity, a small backup's task, and what is sent twice from the start are *extra*: others may
    answer in their place. An extra task whose turn has come is dropped if many needed tasks wait
-   behind it. How many depends on what stragglers cost (`Pace.excess`): WORTH times that for every
-   slot, and MOST at most. Where nobody straggles, extra tasks are computed only while none waits.
+   behind it. How many depends on what stragglers cost (`Pace.excess`), and on the share of the
+   slots that is idle (`Binding.load`): WORTH times both for every slot, and MOST at most. Where
+   nobody straggles, extra tasks are computed only while none waits.
 4. Extra work is paid from one budget, in service times of the served model. Every query adds
    `Rules.extra` to it, and it holds BUCKET at most. A copy costs one. Another extra task costs what
    such tasks take (`Pace.cost`), or what its code says before that is known. One that is dropped
@@ -28,7 +29,7 @@ BUCKET = 10.0
 """The most extra work that may be saved up, in service times."""
 RESERVE = 1.0
 """What extra tasks leave in the budget that nobody is late for yet."""
-WORTH, MOST = 80.0, 4.0
+WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
 
 
@@ -73,6 +74,6 @@ def wants_copy(query: Query) -> bool:
     return waits and all(attempt.late for attempt in query.attempts.values())
 
 
-def yields(waiting: int, slots: int, excess: float) -> bool:
+def yields(waiting: int, slots: int, excess: float, load: float) -> bool:
     """Tell whether an extra task would lengthen a line of so many needed ones too much."""
-    return waiting > min(MOST, WORTH * excess) * slots
+    return waiting > min(MOST, WORTH * excess * (1.0 - load)) * slots

@@ -231,7 +231,9 @@ class Scheduler(Sending):
         if binding.waiting:
             while (attempt := binding.take(now)) is not None:
                 extra = attempt.extra and not binding.is_apart(attempt)
-                if extra and yields(binding.needed, binding.slots_up, self.pace.excess):
+                if extra and yields(
+                    binding.needed, binding.slots_up, self.pace.excess, binding.load
+                ):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
@@ -281,6 +283,8 @@ class Scheduler(Sending):
                 self._send_extra(now, group, task)
         if group.code.k == 1:
             return
+        if self.auto is not None and self.policy.coded:
+            self.auto.sealed(group.size / group.code.k)
         self._settle(now, group)
 
     def _group_timeout(self, now: float, identity: int) -> None:

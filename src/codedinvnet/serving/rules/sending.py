@@ -129,14 +129,12 @@ class Sending:
     # On the way
 
     def _look(self, now: float, count: int) -> None:
-        """Let `auto` take a request in, and decide anew if it is time."""
+        """Take in what a request finds; let `auto` decide anew if it is time."""
         auto, binding = self.auto, self.binding
-        if auto is None:
-            return
-        busy = binding.running / max(1, binding.slots_up)
-        if auto.meets(count, busy, binding.waiting):
+        binding.meets(count)
+        if auto is not None and auto.is_due(count):
             extra = self.budget.spent / max(1, self.budget.queries)
-            decision = auto.decide(now, auto.seen(self.pace.normal, self.pace.excess, extra))
+            decision = auto.decide(now, auto.seen(self.pace, binding.load, extra))
             if self.decision is None or decision.policy != self.policy:
                 self.policy, self.decision = decision.policy, decision
                 self._actions.append(Decided(decision))

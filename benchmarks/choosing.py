@@ -1,0 +1,79 @@
+"""How well `auto` chooses: its p99.9 compared with that of the fixed policies, from a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pandas import DataFrame, Series
+
+from codedinvnet.bench import tables
+from codedinvnet.serving.rules.settings import AUTO, UNCODED
+from codedinvnet.simulation import sweep
+
+NOTHING = f"{AUTO.name}+none"
+"""`auto` with no code at hand."""
+NEAR = 1.1
+"""A p99.9 of so many times the lowest is as good."""
+QUIET = "none"
+"""The straggler model in which nobody straggles."""
+
+
+def choosing(path: Path) -> str:
+    """Return how far policies are from the lowest p99.9 of the fixed ones, over all places."""
+    frame = sweep.frame_of(sweep.read_rows(path))
+    late = sweep.by_policy(frame).astype(float)
+    fixed = [name for name in late if not str(name).startswith(AUTO.name)]
+    lowest = late[fixed].min(axis="columns")
+    works = frame.groupby("policy")["work"]
+    lines = []
+    for name in late:
+        near = _over(late[name], lowest)
+        lines.append(
+            {
+                "policy": name,
+                f"within {NEAR - 1:.0%} of the lowest": f"{(near <= NEAR).sum()} of {len(near)}",
+                "farthest": _farthest(near),
+                f"over {NEAR:g} x uncoded": int((_over(late[name], late["uncoded"]) > NEAR).sum()),
+                "work": f"{works.min()[name]:.2f} to {works.max()[name]:.2f}",
+            }
+        )
+    text = [tables.markdown(DataFrame(lines)).strip()]
+    if NOTHING in late:
+        two = _over(late[NOTHING], late[["uncoded", "hedge"]].min(axis="columns"))
+        text.append(
+            f"`{NOTHING}`, within {NEAR - 1:.0%} of the lower of `uncoded` and `hedge`: "
+            f"{(two <= NEAR).sum()} of {len(two)}; farthest: {_farthest(two)}."
+        )
+    return "\n\n".join([*text, *_quiet(path)])
+
+
+def _quiet(path: Path) -> list[str]:
+    """Return what `auto` costs where nobody straggles."""
+    rows = {}
+    for row in sweep.read_rows(path):
+        cell = sweep.Cell(**row["cell"])
+        if cell.stragglers == QUIET and cell.policy in (AUTO.name, UNCODED.name):
+            rows[cell] = Series({k: row[k] for k in ("p50_ms", "p99_ms", "work_per_query")})
+    ratios = [
+        row / rows[cell._replace(policy=UNCODED.name)]
+        for cell, row in rows.items()
+        if cell.policy == AUTO.name
+    ]
+    if not ratios:
+        return []
+    most = DataFrame(ratios).max()
+    return [
+        f"`{AUTO.name}` where nobody straggles, over `uncoded`, in {len(ratios)} places at "
+        f"most: p50 {most['p50_ms']:.3f}, p99 {most['p99_ms']:.3f}, work "
+        f"{most['work_per_query']:.3f}."
+    ]
+
+
+def _over(late: Series, to: Series) -> Series:
+    """Return a policy's p99.9 over another, by place; 1 where both are infinite."""
+    return (late / to).where(late != to, 1.0).dropna()
+
+
+def _farthest(ratios: Series) -> str:
+    model, batch, load = ratios.idxmax()
+    return f"{ratios.max():.2f} ({model}, {batch}, {load:.0%})"

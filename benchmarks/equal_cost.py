@@ -1,0 +1,198 @@
+"""The tables of equal cost: what methods recover when the extra worker may spend the same.
+
+They are made of `accuracy.jsonl` and `equal-cost.jsonl`, and of what the bundles' trainings from
+another seed reached (`seed-NAME.json`). The unit of cost is a query of the served model, in
+multiply-adds. All of it is on the bundles' own f and g, with one worker missing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pandas import DataFrame
+
+from codedinvnet.bench import tables
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.collage import Collage
+from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
+from codedinvnet.codes.joined import BackupAndCode
+from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.parm import ConcatParM, ParM
+from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.superposition import Superposition
+from codedinvnet.data.names import KNOWN
+from codedinvnet.files import read_json
+from codedinvnet.rows import Row, current_accuracy, read_rows
+
+SIZES = (2, 4, 10)
+ROWS = "equal-cost.jsonl"
+DEAR = 1.4
+"""What f and E of a code cost together for a group of ten."""
+BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
+GROUPS: Mapping[float, tuple[str, ...]] = {
+    1.0: (
+        *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name, ConcatParM.name),
+        *(AverageImage.name, ApproxIFER.name, NeRCC.name),
+    ),
+    DEAR: (
+        *(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),
+        *(BackupAndCode.name, CodedInvNet.name, PaperInvNet.name),
+    ),
+}
+"""The methods by what they may spend. A learned ParM is in neither: its encoder costs several
+queries."""
+
+
+class Results:
+    """What a folder of results says, in %.
+
+    Args:
+        folder: where the rows lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recovered: dict[tuple[str, str, int], list[float]] = {}
+        """(data set, method, k) -> the recovered accuracy of each training."""
+        self.normal: dict[tuple[str, str], float] = {}
+        """(data set, base model) -> the accuracy of direct answers."""
+        for name in ("accuracy.jsonl", ROWS):
+            for row in current_accuracy(read_rows(folder / name, "accuracy")):
+                if row["error"] is None and not row["settings"]["quick"]:
+                    self._add(row)
+        self.datasets = sorted({place[0] for place in self.recovered}, key=_order)
+        for dataset in self.datasets:
+            self._add_other_seed(dataset)
+
+    def _add(self, row: Row) -> None:
+        if row["label"] == Plain.name:
+            self.normal[row["dataset"], row["base"]] = 100 * row["normal"]
+        if (row["base"], row["missing"], row["corrupt"]) == ("invertible", 1, 0):
+            place = (row["dataset"], row["label"], row["k"])
+            self.recovered.setdefault(place, []).append(100 * row["recovered"])
+
+    def _add_other_seed(self, dataset: str) -> None:
+        path = self.folder / f"seed-{dataset}.json"
+        found = read_json(path) if path.is_file() else {}
+        for k in SIZES:
+            own = self.recovered.get((dataset, CodedInvNet.name, k))
+            if own is not None and f"test_k{k}" in found:
+                own.append(100 * found[f"test_k{k}"]["recovered_accuracy"])
+
+    def spent(self, dataset: str) -> str:
+        """Return what f and E of a bundle cost for each group size; "" if that is not known."""
+        path = self.folder / f"{dataset}.json"
+        info: dict[str, Any] = read_json(path).get("info", {}) if path.is_file() else {}
+        if any(f"encoder_macs_k{k}" not in info for k in SIZES):
+            return ""
+        query = info["embedding_macs"] + info["head_macs"]
+        rest = info["embedding_macs"] + info["reading_macs"]
+        return " / ".join(f"{(rest + info[f'encoder_macs_k{k}']) / query:.2f}" for k in SIZES)
+
+
+def _order(dataset: str) -> tuple[int, str]:
+    known = list(KNOWN)
+    return (known.index(dataset) if dataset in known else len(known), dataset)
+
+
+def half_width(*samples: Sequence[float]) -> float:
+    """Return half of the 95 % interval of a mean over trainings, or of a difference of two means.
+
+    Student's t, for a difference as Welch has it; NaN if a sample is of one training.
+    """
+    from scipy.stats import t as student
+
+    if min(map(len, samples)) < 2:
+        return math.nan
+    parts = [statistics.variance(values) / len(values) for values in samples]
+    total = sum(parts)
+    if not total:
+        return 0.0
+    shares = (part**2 / (len(values) - 1) for part, values in zip(parts, samples, strict=True))
+    return float(student.ppf(0.975, total**2 / sum(shares))) * math.sqrt(total)
+
+
+def table(folder: Path) -> str:
+    """Return what methods recover at each cost and group size, and over how many trainings.
+
+    A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
+    which nothing was measured are left out.
+    """
+    results = Results(folder)
+    lines = []
+    for dataset in results.datasets:
+        for cost, methods in GROUPS.items():
+            for method in methods:
+                own = [results.recovered.get((dataset, method, k)) for k in SIZES]
+                if not any(own):
+                    continue
+                spends = results.spent(dataset) if method == CodedInvNet.name else f"{cost:g}"
+                cells = {f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)}
+                lines.append({"data set": dataset, "spends": spends, "method": method, **cells})
+    return tables.markdown(DataFrame(lines)) if lines else ""
+
+
+def _cell(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "not measured"
+    half = half_width(values)
+    spread = "" if math.isnan(half) else f" ± {half:.2f}"
+    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def margins(folder: Path) -> str:
+    """Return how far the code is ahead of the backups, and where it pays for its f.
+
+    A plain ResNet of f's cost answers directly more often right than f and g: that is the price of
+    f. The dearest backup that was measured stands for what else could be had.
+    """
+    results = Results(folder)
+    lines = []
+    for dataset in results.datasets:
+        price = results.normal.get((dataset, "resnet"), math.nan)
+        price -= results.normal.get((dataset, "invertible"), math.nan)
+        for k in SIZES:
+            code = results.recovered.get((dataset, CodedInvNet.name, k))
+            found = {
+                f"code − {name}": (code, theirs)
+                for name in BACKUPS.values()
+                if code and (theirs := results.recovered.get((dataset, name, k)))
+            }
+            if found:
+                last = _difference(*list(found.values())[-1])
+                lines.append(
+                    {
+                        **{"data set": dataset, "k": str(k)},
+                        **{
+                            name: _margin(*found[name]) if name in found else "not measured"
+                            for name in (f"code − {backup}" for backup in BACKUPS.values())
+                        },
+                        "price of f": f"{price:.2f}",
+                        "pays from": _pays(price, last),
+                    }
+                )
+    return tables.markdown(DataFrame(lines)) if lines else ""
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.fmean(ours) - statistics.fmean(theirs)
+
+
+def _margin(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    margin, half = _difference(ours, theirs), half_width(ours, theirs)
+    if math.isnan(half):
+        return f"{margin:+.2f} (one training)"
+    verdict = "ahead" if margin > half else "behind" if margin < -half else "open"
+    return f"{margin:+.2f} ± {half:.2f} ({verdict})"
+
+
+def _pays(price: float, margin: float) -> str:
+    """Return which share of late answers makes up for the price of f."""
+    if margin <= 0 or math.isnan(price):
+        return "nowhere"
+    return f"{100 * price / (price + margin):.0f} % late answers" if price > 0 else "everywhere"
