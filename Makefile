@@ -38,8 +38,8 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/mypy
 
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`.
-nightly: .venv/.installed-bench  ## what takes longer than `make test`: harm from outside, and every benchmark in short
-	$(BIN)/python -m benchmarks outside
+nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, and every benchmark in short
+	$(BIN)/pytest tests/nightly -s
 	@$(MAKE) --no-print-directory bench-quick
 
 docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links

@@ -17,7 +17,6 @@ from codedinvnet.cli.common import (
 from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
-  python -m benchmarks outside --quick
   python -m benchmarks gateway --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
   python -m benchmarks inverse mnist --json
@@ -25,7 +24,10 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks drift --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
+  python -m benchmarks recommended --data-dir data
+  python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl
 
 run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
 `python -m benchmarks.figures` renders what was measured
@@ -57,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_outside(benches)
     _add_gateway(benches)
     _add_gateway_faults(benches)
     _add_ablation(benches)
@@ -99,13 +100,13 @@ def _add_straggling(benches: Commands) -> None:
         "straggling",
         _straggling,
         "serve a protected model under straggler models, and compare it with hedging",
-        "python -m benchmarks straggling runs/resnet/resnet-protection runs/resnet/resnet.onnx "
-        "--inputs runs/resnet/images.npy --scale 1",
+        "python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl",
     )
     add = sub.add_argument
     add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
     add("model", type=Path, help="of which it is the protection")
     add("--inputs", type=Path, required=True, help="as `codedinvnet protect` takes them")
+    add("--method", help="one of the protection's (the recommended one)")
     add("--scale", type=float, help="factor of pixels 0..255, as for `protect`")
     add("--mean", type=float, nargs="+", default=(), help="subtracted then")
     add("--std", type=float, nargs="+", default=(), help="divides then")
@@ -129,6 +130,7 @@ def _straggling(arguments: argparse.Namespace) -> None:
         arguments.protection,
         arguments.model,
         arguments.inputs,
+        method=arguments.method,
         how=how,
         **{name: getattr(arguments, name) for name in names},
     )
@@ -143,7 +145,8 @@ def _add_protected(benches: Commands) -> None:
         "protect a model as users have it, and write the row into docs/results/protect",
         "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
     )
-    sub.add_argument("row", help="resnet, resnet-k4, resnet-code, lite0, lite2 or magika")
+    rows = "digits-mlp, digits-boosted, resnet, resnet-k4, resnet-code, lite0, lite2 or magika"
+    sub.add_argument("row", help=rows)
     sub.add_argument(
         "--source",
         type=Path,
@@ -198,34 +201,6 @@ def _liars(arguments: argparse.Namespace) -> None:
     for row in report["rows"]:
         print_report(row, as_json=False)
         print()
-
-
-def _add_outside(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "outside",
-        _outside,
-        "harm a service, overload it and send it nonsense, and count what clients see",
-        "python -m benchmarks outside mnist --quick",
-    )
-    sub.add_argument("bundle", nargs="?", default="mnist", help="bundle to serve (mnist)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument("--seed", type=seed, default=0, help="of all that is drawn (0)")
-    log = Path("runs") / "outside.log"
-    sub.add_argument("--log", type=Path, default=log, help=f"the server's log ({log})")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _outside(arguments: argparse.Namespace) -> None:
-    from benchmarks import outside
-
-    counts = outside.run(
-        arguments.bundle, quick=arguments.quick, seed=arguments.seed, log=arguments.log
-    )
-    if arguments.json:
-        print_report({count.part: vars(count) for count in counts}, as_json=True)
-    else:
-        print(outside.table(counts))
 
 
 def _add_gateway(benches: Commands) -> None:

@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,27 +143,6 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
 
 
-def test_another_setting_is_another_trial(
-    finished: tuple[Path, Path], data_dir: Path, tmp_path: Path
-) -> None:
-    folder, grid = finished
-    raw = json.loads(grid.read_text())
-    raw["groupings"] = 1
-    raw["blocks"] = raw["blocks"][:1]
-    other = tmp_path / "grid.json"
-    other.write_text(json.dumps(raw))
-    rows = tmp_path / "rows.jsonl"
-    rows.write_bytes((folder / "rows.jsonl").read_bytes())
-    counts = accuracy.run(
-        other,
-        out=rows,
-        save_dir=folder / "runs",
-        data_dir=data_dir,
-        device=torch.device("cpu"),
-    )
-    assert (counts["kept"], counts["done"]) == (0, 8)
-
-
 def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,16 +161,6 @@ def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
     ]
     one, two = begun
     assert not torch.equal(one, two)
-
-
-def test_parts_that_cannot_be_kept_are_not_trained(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder)
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*runs: .* is no folder"):
-        run(grid, tmp_path, data_dir)
-    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_trial_that_raises_is_a_row_and_is_tried_again(
@@ -236,46 +200,6 @@ def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
     assert method.code.model.recovery_head is None
     mine, its = method.code.model.network.state_dict(), bundle.model.network.state_dict()
     torch.testing.assert_close(mine, its, rtol=0, atol=0)
-
-
-def test_a_killed_grid_goes_on_where_it_stopped(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, BLOCKS[:1])
-    trials = 8  # four methods on two base models
-    rows = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "codedinvnet", "bench", "accuracy", str(grid)]
-    command += ["--out", str(rows), "--save-dir", str(tmp_path / "runs")]
-    command += ["--data-dir", str(data_dir), "--device", "cpu"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while len(read_rows(rows)) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    there = read_rows(rows)
-    assert 2 <= len(there) < trials
-    with open(rows, "ab") as file:  # and the line that was being written
-        file.write(b'{"schema_version": 1, "key": "half of a')
-    counts = run(grid, tmp_path, data_dir)
-    assert counts == {
-        "trials": trials,
-        "kept": len(there),
-        "done": trials - len(there),
-        "failed": 0,
-    }
-    found = read_rows(rows)
-    assert found[: len(there)] == there
-    assert len({row["key"] for row in found}) == len(found) == trials
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.load import ProcessorTime, Reply
+from codedinvnet.bench.load import Reply
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
@@ -259,16 +259,6 @@ def test_a_run_that_was_measured_with_other_faults_is_measured_again(
     assert run(grid, tmp_path, data_dir)["kept"] == 2
 
 
-def test_a_log_that_cannot_be_written_is_told_before_any_run(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path, bundle_folder, ["uncoded"])
-    (tmp_path / "log").mkdir()
-    with pytest.raises(UserError, match=r"cannot write to .*log: it is a folder"):
-        run(grid, tmp_path, data_dir)
-    assert not (tmp_path / "rows.jsonl").exists()
-
-
 def test_every_setting_and_run_meets_arrivals_of_its_own(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,18 +408,6 @@ def test_a_query_without_an_answer_is_wrong_and_infinitely_late() -> None:
     assert times["histogram"]["lost"] == 1
     nobody = latency.answer_figures([reply(9, [0], [], status=503)], truth)
     assert (nobody["missing_share"], nobody["decoded_accuracy"]) == (1, None)
-
-
-def test_processors_are_busy_for_a_share_of_their_time() -> None:
-    before = ProcessorTime(own=1.0, first=0.5, busy=10.0, whole=100.0)
-    after = ProcessorTime(own=9.0, first=2.5, busy=22.0, whole=116.0)
-    assert latency._busy(before, after, 400) == {
-        "front_ms_per_query": 5.0,
-        "processors_busy": 0.75,
-        "processors_own": 0.5,
-    }
-    assert set(latency._busy(None, after, 400).values()) == {None}
-    assert set(latency._busy(before, None, 400).values()) == {None}
 
 
 def test_work_is_in_service_times_of_a_query() -> None:

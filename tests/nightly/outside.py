@@ -1,4 +1,4 @@
-"""`python -m benchmarks outside`: a service tried from outside, by people who mean it no good.
+"""A service tried from outside, by people who mean it no good.
 
 Workers and their fork server are killed and stopped, requests are malformed, clients are slow,
 bodies are bombs, and far more is asked than can be answered. What is counted is what clients see.
@@ -14,19 +14,17 @@ import os
 import random
 import signal
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 import torch
 
 from benchmarks.processes import descriptors, memory
@@ -68,9 +66,6 @@ class Sizes:
     slow: int = 200
     bombs: int = 6
     overload_seconds: float = 20.0
-
-
-QUICK = Sizes(queries=600, malformed=300, slow=40, overload_seconds=5.0)
 
 
 @dataclass
@@ -124,39 +119,39 @@ class Count:
             self.server_errors += 1
 
 
-def run(name: str, *, quick: bool, seed: int, log: Path) -> list[Count]:
-    """Try a service of a bundle from outside, one part after another.
+async def run(name: str, sizes: Sizes, seed: int, log: Path) -> dict[str, Count]:
+    """Try services of a bundle from outside, one part after another; return the parts' counts.
 
     Args:
         name: of a bundle of which sample images ship.
-        quick: send a sixteenth of the requests.
+        sizes: how much each part sends.
         seed: of everything that is drawn.
-        log: where the server's log goes.
+        log: where the servers' log goes.
     """
-    return asyncio.run(_run(name, QUICK if quick else Sizes(), seed, log))
-
-
-async def _run(name: str, sizes: Sizes, seed: int, log: Path) -> list[Count]:
     torch.set_num_threads(1)
+    faults = log.with_suffix(".faults.json")
+    faults.write_text(json.dumps({"faults": [SLOWED]}), encoding="utf-8")
+    counts = []
+    for options in (OPTIONS, (*OVERLOADED, "--faults", str(faults))):
+        async with serving(name, options, sizes, seed, log) as outsider:
+            parts = outsider.parts() if options is OPTIONS else (outsider.overloaded,)
+            counts += [await part() for part in parts]
+    return {count.part: count for count in counts}
+
+
+@asynccontextmanager
+async def serving(
+    name: str, options: Sequence[str], sizes: Sizes, seed: int, log: Path
+) -> AsyncIterator[Outsider]:
+    """Serve a bundle, and yield who tries it from outside."""
     bundle = load_bundle(name)
     images, _ = sample_images(name).batch(torch.arange(1000))
     async with (
-        server(name, *OPTIONS, log=log) as process,
+        server(name, *options, log=log) as process,
         connect(process.address, bundle.info.name, images.numpy()) as client,
     ):
         await warm(client, ([i] for i in range(30)), log)
-        outsider = Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
-        counts = [await part() for part in outsider.parts()]
-    with tempfile.TemporaryDirectory() as folder:
-        faults = Path(folder) / "faults.json"
-        faults.write_text(json.dumps({"faults": [SLOWED]}), encoding="utf-8")
-        async with (
-            server(name, *OVERLOADED, "--faults", str(faults), log=log) as process,
-            connect(process.address, bundle.info.name, images.numpy()) as client,
-        ):
-            await warm(client, ([i] for i in range(30)), log)
-            outsider = Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
-            return [*counts, await outsider.overloaded()]
+        yield Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
 
 
 class Outsider:
@@ -457,21 +452,3 @@ def _probe(address: str, stop: Connection) -> None:
         longest = max(longest, time.monotonic() - began)
     stop.recv()
     stop.send(longest)
-
-
-COLUMNS = (
-    *("part", "sent", "answered", "wrong", "late", "refused", "client_errors", "server_errors"),
-    *("lost", "probe_ms", "memory_mib", "descriptors"),
-)
-
-
-def table(counts: Sequence[Count]) -> str:
-    """Return the counts as a table, and below it what else each part tells."""
-    cells = [[str(asdict(count)[name]) for name in COLUMNS] for count in counts]
-    rows = [[name.replace("_", " ") for name in COLUMNS], *cells]
-    widths = np.array([[len(cell) for cell in row] for row in rows]).max(axis=0)
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    for count in counts:
-        told = ", ".join(f"{name} {value}" for name, value in count.notes.items())
-        lines.append(f"{count.part}: {told or 'nothing else'}")
-    return "\n".join(lines)
