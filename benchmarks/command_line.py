@@ -18,6 +18,7 @@ from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
   python -m benchmarks gateway --quick
+  python -m benchmarks gateway-faults --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
   python -m benchmarks inverse mnist --json
   python -m benchmarks embed mnist --json
