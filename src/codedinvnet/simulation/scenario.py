@@ -15,12 +15,13 @@ from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.codes.rules import Parities, is_systematic
+from codedinvnet.codes.rules import Parities, Uncoded, is_systematic
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
+from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.serving.rules.settings import (
     MAX_BATCH,
     POLICIES,
@@ -274,7 +275,7 @@ class Scenario(Section):
             raise ValueError(f"{self.method} has r = {code.r}")
         if code is not None and self.policy != "coded" and not is_systematic(code):
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
-        needed = POLICIES[self.policy].copies if code is None else len(code.tasks(self.k))
+        needed = workers_for(POLICIES[self.policy], code or Uncoded())
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
             raise ValueError(
