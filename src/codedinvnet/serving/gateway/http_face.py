@@ -9,15 +9,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
-from codedinvnet.serving.faces.http import protocol_app
+from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
 from codedinvnet.serving.faces.middleware import problem
 from codedinvnet.serving.gateway.calls import Reply, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
+from codedinvnet.serving.traffic import Known, told
 
 
 def build_gateway_app(
@@ -78,13 +80,16 @@ def build_gateway_app(
                 raise ClientDisconnect
         return response(with_outcome(answer.reply, answer.outcome))
 
+    async def traffic(_: Request) -> Response:
+        return await written_in_a_thread(lambda: told(front, Known()))
+
     return protocol_app(
         front,
         pool.model,
         check_model,
         infer,
         metadata,
-        (),
+        (Route("/traffic", traffic),),
         token=token,
         hosts=hosts,
         guarded=guarded,
