@@ -350,7 +350,7 @@ class FrontEnd:
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
-            log_event("policy", **action.decision.told)
+            self.metrics.decided(action.decision)
         elif isinstance(action, Forget):
             for attempt in action.attempts:
                 self._outputs.pop(attempt, None)

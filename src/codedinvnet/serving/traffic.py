@@ -9,9 +9,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from codedinvnet.codes.rules import as_json
+from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.answers import Answered, QueryFailed
 
 if TYPE_CHECKING:  # a simulation does without what computes
@@ -19,7 +20,10 @@ if TYPE_CHECKING:  # a simulation does without what computes
 
 REQUESTS, TASKS = 10_000, 20_000
 """How many are kept."""
+NEWEST = 3000
+"""Of them so many are looked at for the chart of the page."""
 SCHEMA = 1
+T = TypeVar("T")
 KIND = "traffic"
 
 
@@ -93,9 +97,34 @@ class Traffic:
             )
         return found
 
+    def lately(self, seconds: float, normal: float) -> dict[str, float] | None:
+        """Return p50 and p99 of the requests that ended in the last seconds, in ms, and the work.
+
+        Args:
+            seconds: how long ago a request may have ended.
+            normal: what a data task takes, in seconds; work is in these, for each query.
+        """
+        since = time.monotonic() - seconds
+        ended = [r for r in _newest(self.requests) if r.at + (r.seconds or seconds) >= since]
+        queries = sum(request.queries for request in ended)
+        latency = sorted(r.seconds for r in ended if r.seconds is not None)
+        if not latency or not normal:
+            return None
+        busy = sum(t.occupied for t in _newest(self.tasks) if t.at + t.occupied >= since)
+        return {
+            "p50": round(1000 * latency[rank_of(len(latency), 0.5)], 2),
+            "p99": round(1000 * latency[rank_of(len(latency), 0.99)], 2),
+            "work": round(busy / normal / queries, 3),
+        }
+
     def did(self, worker: int, members: int, occupied: float, held: float) -> None:
         """Take in a task that a worker has just done."""
         self.tasks.append(SeenTask(time.monotonic() - occupied, worker, members, occupied, held))
+
+
+def _newest(seen: deque[T]) -> list[T]:
+    """Return the newest entries, enough for a few seconds, the newest last."""
+    return list(seen)[-NEWEST:]
 
 
 def told(front: FrontEnd, known: Known) -> dict[str, Any]:
