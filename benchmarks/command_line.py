@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m benchmarks train mnist --json
   python -m benchmarks engine mnist --json
   python -m benchmarks liars --data-dir data --json
+  python -m benchmarks drift --data-dir data --json
   python -m benchmarks protected lite0 --source imagenette --out runs/lite0
   python -m benchmarks recommended --data-dir data
   python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl
@@ -104,6 +105,7 @@ def _add_straggling(benches: Commands) -> None:
     add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
     add("model", type=Path, help="of which it is the protection")
     add("--inputs", type=Path, required=True, help="as `codedinvnet protect` takes them")
+    add("--method", help="one of the protection's (the recommended one)")
     add("--scale", type=float, help="factor of pixels 0..255, as for `protect`")
     add("--mean", type=float, nargs="+", default=(), help="subtracted then")
     add("--std", type=float, nargs="+", default=(), help="divides then")
@@ -127,6 +129,7 @@ def _straggling(arguments: argparse.Namespace) -> None:
         arguments.protection,
         arguments.model,
         arguments.inputs,
+        method=arguments.method,
         how=how,
         **{name: getattr(arguments, name) for name in names},
     )
@@ -141,7 +144,8 @@ def _add_protected(benches: Commands) -> None:
         "protect a model as users have it, and write the row into docs/results/protect",
         "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
     )
-    sub.add_argument("row", help="resnet, resnet-k4, resnet-code, lite0, lite2 or magika")
+    rows = "digits-mlp, digits-boosted, resnet, resnet-k4, resnet-code, lite0, lite2 or magika"
+    sub.add_argument("row", help=rows)
     sub.add_argument(
         "--source",
         type=Path,

@@ -25,7 +25,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.outputs import task_outputs
-from codedinvnet.models.bundle import WEIGHTS, Bundle, load_bundle
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
 from codedinvnet.trust.calibration import GUESSED, load_calibration
@@ -83,7 +83,7 @@ def setting(bundle: Bundle, data_dir: Path | None, seed: int) -> Setting:
         UserError: if the bundle has no calibration, or its code has no guesses.
     """
     scheme = scheme_for(bundle, K)
-    curve = load_calibration(bundle.folder, bundle.folder / WEIGHTS).curve(OURS, K, GUESSED)
+    curve = load_calibration(bundle.folder, bundle.digest()).curve(OURS, K, GUESSED)
     source = evaluation_images(bundle, "test", data_dir)
     outputs = task_outputs(scheme, source)
     compared = compare(scheme, source, k=K, groupings=4, seed=seed, own=outputs)

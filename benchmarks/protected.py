@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.recommended import fitted_onnx, sklearn
 from codedinvnet.cli import main
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.protect.folder import DESCRIPTION
+from examples.train_resnet import ResNet
 
 RESULTS = Path("docs/results/protect")
 FILES = 6000
@@ -38,15 +40,17 @@ class Recipe:
     """How a row comes about.
 
     Attributes:
-        make: writes the model to `model.onnx` of a folder, and inputs beside it, from the user's
-            sources, and returns the inputs' path.
+        make: writes the model into a folder, and inputs beside it, from the user's sources, and
+            returns the inputs' path.
         options: of `codedinvnet protect`.
         backup: whether `make` writes a smaller model, `backup.onnx`, as well.
+        model: the model's file.
     """
 
     make: Callable[[Path, Path | None], Path]
     options: tuple[str, ...]
     backup: bool = False
+    model: str = "model.onnx"
 
 
 def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
@@ -65,7 +69,7 @@ def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     inputs = recipe.make(folder, source)
     out = folder / f"{name}-protection"
-    words = ["protect", str(folder / "model.onnx"), "--inputs", str(inputs), "--out", str(out)]
+    words = ["protect", str(folder / recipe.model), "--inputs", str(inputs), "--out", str(out)]
     words += ["--minutes", f"{minutes:g}", *recipe.options]
     if recipe.backup:
         words += ["--backup", str(folder / "backup.onnx")]
@@ -77,19 +81,51 @@ def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
     return path
 
 
+def _digits(place: str, **options: Any) -> Callable[[Path, Path | None], Path]:
+    """Return what trains scikit-learn's estimator on half of its digits."""
+
+    def make(folder: Path, source: Path | None) -> Path:
+        x, y = sklearn("sklearn.datasets").load_digits(return_X_y=True)
+        x = x.astype(np.float32)
+        rows = np.random.default_rng(0).permutation(len(x))[:900]
+        path = folder / "model.onnx"
+        if not path.is_file():
+            path.write_bytes(fitted_onnx(place, x[rows], y[rows], **options))
+        np.savez(folder / "digits.npz", X=x, labels=y)
+        return folder / "digits.npz"
+
+    return make
+
+
 def _resnet(folder: Path, source: Path | None) -> Path:
-    """Take the ONNX file of examples/train_resnet.py, and CIFAR-10's images without labels."""
+    """Take what examples/train_resnet.py has left in the folder, and CIFAR-10's images."""
     if source is None or not (source / "train.npz").is_file():
         raise UserError("--source: name the folder with CIFAR-10's train.npz")
-    if not (folder / "model.onnx").is_file():
+    if not (folder / "resnet.onnx").is_file():
         raise UserError(
-            f"{folder / 'model.onnx'} is missing: train it with examples/train_resnet.py, and copy "
-            "its resnet.onnx there"
+            f"{folder / 'resnet.onnx'} is missing: python examples/train_resnet.py --out {folder}"
         )
     inputs = folder / "images.npy"
     if not inputs.is_file():
         with np.load(source / "train.npz") as arrays:
             np.save(inputs, arrays["images"][:45_000])
+    return inputs
+
+
+def _resnet_program(folder: Path, source: Path | None) -> Path:
+    """Write the same network as a `torch.export` program, through which gradients flow."""
+    inputs = _resnet(folder, source)
+    if not (folder / "resnet.pt2").is_file():
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        width = len(state["body.0.weight"])
+        firsts = [len(v) for k, v in state.items() if k.endswith("first.weight")]
+        blocks = [firsts.count(after) for after in sorted(set(firsts))]
+        network = ResNet(width, blocks, len(state["classify.bias"]))
+        network.load_state_dict(state)
+        free = ({0: torch.export.Dim.DYNAMIC},)
+        examples = (torch.zeros(2, 3, 32, 32),)
+        program = torch.export.export(network.eval(), examples, dynamic_shapes=free)
+        torch.export.save(program, folder / "resnet.pt2")
     return inputs
 
 
@@ -220,13 +256,22 @@ def _ends(path: str) -> np.ndarray | None:
     return row
 
 
+RAW = ("--scale", "1")
 PIXELS = ("--scale", "1", "--mean", "127", "--std", "128")
 RECIPES: Mapping[str, Recipe] = {
-    "resnet": Recipe(_resnet, ("--scale", "1")),
-    "resnet-code": Recipe(_resnet, ("--scale", "1", "--methods", "small-backup,code")),
-    "resnet-k4": Recipe(_resnet, ("--scale", "1", "--k", "4")),
+    "digits-mlp": Recipe(
+        _digits("sklearn.neural_network:MLPClassifier", max_iter=500, random_state=0), ()
+    ),
+    "digits-boosted": Recipe(
+        _digits("sklearn.ensemble:GradientBoostingClassifier", random_state=0), ()
+    ),
+    "resnet": Recipe(_resnet, RAW, model="resnet.onnx"),
+    "resnet-k4": Recipe(_resnet, (*RAW, "--k", "4"), model="resnet.onnx"),
+    "resnet-code": Recipe(
+        _resnet_program, (*RAW, "--methods", "small-backup,code"), model="resnet.pt2"
+    ),
     "lite0": Recipe(_lite0, PIXELS),
-    "lite2": Recipe(_lite2, (*PIXELS, "--methods", "own-backup")),
+    "lite2": Recipe(_lite2, (*PIXELS, "--methods", "approxifer")),
     "magika": Recipe(_magika, ()),
 }
 """By the name of the row. `--source` is: the folder of CIFAR-10's arrays, a clone of Imagenette,

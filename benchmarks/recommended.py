@@ -153,16 +153,36 @@ def agreement(
 # The models
 
 
-def _sklearn(name: str) -> Any:
+def sklearn(name: str) -> Any:
+    """Import a module of scikit-learn, or of its converter to ONNX.
+
+    Raises:
+        UserError: if it is missing.
+    """
     try:
         from importlib import import_module
 
         return import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{error.name} is missing: pip install scikit-learn skl2onnx (this benchmark alone "
-            "needs them)"
+            f"{error.name} is missing: pip install scikit-learn skl2onnx (nothing else needs them)"
         ) from error
+
+
+def fitted_onnx(place: str, x: np.ndarray, y: np.ndarray, **options: Any) -> bytes:
+    """Train scikit-learn's estimator, and return it as ONNX.
+
+    Args:
+        place: `module:Class`.
+        x: inputs (N, features), called X there.
+        y: classes (N,).
+        options: of the estimator.
+    """
+    module, _, kind = place.partition(":")
+    fitted = getattr(sklearn(module), kind)(**options).fit(x, y)
+    onnx = sklearn("skl2onnx").to_onnx(fitted, x[:1], options={"zipmap": False})
+    content: bytes = onnx.SerializeToString()
+    return content
 
 
 def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path], Made]:
@@ -175,7 +195,7 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
     """
 
     def make(folder: Path, data_dir: Path) -> Made:
-        datasets = _sklearn("sklearn.datasets")
+        datasets = sklearn("sklearn.datasets")
         if source == "digits":
             x, y = datasets.load_digits(return_X_y=True)
             trained, split = 500, 900
@@ -185,11 +205,8 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
             trained, split = 2000, 5000
         order = np.random.default_rng(0).permutation(len(x))
         x, y = x[order].astype(np.float32), y[order]
-        module, _, kind = place.partition(":")
-        fitted = getattr(_sklearn(module), kind)(**options).fit(x[:trained], y[:trained])
         path = folder / "model.onnx"
-        onnx = _sklearn("skl2onnx").to_onnx(fitted, x[:1], options={"zipmap": False})
-        path.write_bytes(onnx.SerializeToString())
+        path.write_bytes(fitted_onnx(place, x[:trained], y[:trained], **options))
         return Made(path, "X", x[trained:], split)
 
     return make

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from codedinvnet.bench.latency import ParityWait, latency_figures, work_figures
 from codedinvnet.bench.latency_grid import injected
 from codedinvnet.bench.load import Client, Reply, open_loop, server, warm
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
@@ -54,6 +56,7 @@ class Place:
     Attributes:
         model: the served model.
         protection: its protection's folder.
+        scheme: of the method.
         inputs: queries, (N, *shape) by name.
         wanted: the model's own answers, (N,).
         workers: of the service.
@@ -66,6 +69,7 @@ class Place:
 
     model: OpenModel
     protection: Path
+    scheme: Scheme
     inputs: Mapping[str, np.ndarray]
     wanted: np.ndarray
     workers: int
@@ -142,6 +146,7 @@ def run(
     model: Path,
     inputs: Path,
     *,
+    method: str | None,
     how: Preprocessing,
     workers: int,
     load: float,
@@ -158,6 +163,7 @@ def run(
         protection: the folder that `codedinvnet protect` wrote.
         model: of which it is the protection.
         inputs: as `codedinvnet protect` takes them.
+        method: one of the protection's; None: the recommended one.
         how: what is done to images.
         workers: of the service.
         load: share of the workers' time that direct answers take.
@@ -172,12 +178,14 @@ def run(
         UserError: if the model or its protection cannot be served.
     """
     opened = open_model(model)
-    scheme = load_protection(protection, opened)
+    scheme = load_protection(protection, opened, method)
+    if not is_systematic(scheme.rules):
+        raise UserError(f"{scheme.name} has no direct answers to copy: name another --method")
     needed = len(scheme.rules.tasks(scheme.rules.k))
     if workers < needed:
         raise UserError(f"--workers {workers}: {scheme.name} needs {needed}")
     found = read_inputs(inputs, opened.signature, how)
-    place = _place(opened, protection, found, workers, load, batch, requests, seed, log)
+    place = _place(opened, protection, scheme, found, workers, load, batch, requests, seed, log)
     compute = read_description(protection)["parts"]["the model: a query"]["ms"][0]
     service = _service_ms(compute, workers, load)
     rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
@@ -199,6 +207,7 @@ def _service_ms(compute: float, workers: int, load: float) -> float:
 def _place(
     model: OpenModel,
     protection: Path,
+    scheme: Scheme,
     inputs: Inputs,
     workers: int,
     load: float,
@@ -211,16 +220,17 @@ def _place(
     queries = inputs.batch(np.sort(rows))
     parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(rows))]
     wanted = np.concatenate([scores_of(model, part).argmax(1) for part in parts])
-    return Place(model, protection, queries, wanted, workers, load, batch, requests, seed, log)
+    return Place(
+        model, protection, scheme, queries, wanted, workers, load, batch, requests, seed, log
+    )
 
 
 async def _measured(
     place: Place, straggler: str, arm: str, service: float, compute: float
 ) -> dict[str, Any]:
     """Return the figures of one run."""
-    scheme = load_protection(place.protection, place.model)
-    k = scheme.rules.k
-    extra = scheme.rules.tasks(k)[k]
+    k = place.scheme.rules.k
+    extra = place.scheme.rules.tasks(k)[k]
     wait = max(0.0, service - compute)
     # What the extra task waits goes by its cost, for each of its queries.
     each = wait * extra.cost / len(extra.members)
@@ -235,7 +245,7 @@ async def _measured(
     words = [place.model.source.source, "--policy", arm, "--workers", str(place.workers)]
     words += ["--faults", str(path), "--group-timeout-ms", "50", "--k", str(k)]
     if coded:
-        words += ["--protection", str(place.protection)]
+        words += ["--protection", str(place.protection), "--method", place.scheme.name]
     rate = place.load * place.workers / (service / 1000) / place.batch
     drawn = np.random.default_rng(place.seed).integers(
         len(place.wanted), size=(place.requests, place.batch)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +17,13 @@ import torch
 
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.protect.folder import WEIGHTS, load_part
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
+from codedinvnet.trust.calibration import DECODED, FILE
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments
 from tests.protect.factories import FEATURES
@@ -89,6 +94,43 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     with torch.inference_mode():
         wanted = student(torch.from_numpy(numbers[:4]), torch.from_numpy(flags[:4]))[1]
     assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
+    source, x = f"{PLACE}:vectors", np.random.default_rng(3).random((4, FEATURES), np.float32)
+    more: dict[str, Any] = {"method": "small-backup", "pool": POOL, "demo": True}
+    stored = protection_calibration(finished)
+    curve = stored.curve("small-backup", 4)
+    assert curve is not None
+    told = {}
+    for limit in (0.999, 1e-9):
+        options = ServeOptions(source, protection=finished, max_disagreement=limit, **more)
+        reliance = make_service(options).front.reliance
+        assert reliance is not None
+        assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
+        told[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
+    assert told == {0.999: 1, 1e-9: 0}
+
+
+def test_trust_checks_a_protection(finished: Path, call: Command) -> None:
+    found = call("trust", finished, "--splits", "5", "--max-disagreement", "0.9", "--json")
+    assert found.code == 0, found.err
+    report = json.loads(found.out)
+    methods = {row["method"] for row in report["rows"]}
+    assert methods == {row["method"] for row in report["reliability"]} > {"small-backup"}
+    for row in report["rows"]:
+        assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
+
+
+def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "old")
+    (folder / FILE).unlink()
+    options = ServeOptions(
+        f"{PLACE}:vectors", protection=folder, method="small-backup", pool=POOL, demo=True
+    )
+    assert make_service(options).front.reliance is None
+    with pytest.raises(UserError, match="codedinvnet protect"):
+        make_service(replace(options, max_disagreement=0.01))
 
 
 @pytest.mark.parametrize(

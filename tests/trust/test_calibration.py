@@ -14,7 +14,7 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import compare
-from codedinvnet.models.bundle import WEIGHTS, Bundle, load_bundle, shipped_bundles
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import (
     DECODED,
@@ -55,17 +55,13 @@ def test_comparisons_are_of_each_member_as_if_it_were_missing(
 
 
 def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:
-    weights = tmp_path / WEIGHTS
-    weights.write_bytes(b"weights")
     random = np.random.default_rng(0)
     curves = {
         Kind("code", k, DECODED): Curve.of(random.random((200, k)), random.random((200, k)) < 0.9)
         for k in (2, 4)
     }
-    from codedinvnet.files import content_digest
-
-    Calibration(content_digest(b"weights"), 400, curves).save(tmp_path / FILE)
-    stored = load_calibration(tmp_path, weights)
+    Calibration("weights", 400, curves).save(tmp_path / FILE)
+    stored = load_calibration(tmp_path, "weights")
     for size, k in ((1, 2), (2, 2), (3, 4), (4, 4)):
         curve = stored.curve("code", size)
         assert curve is not None
@@ -79,24 +75,22 @@ def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:
 def test_a_calibration_that_is_missing_damaged_or_of_other_weights_is_refused(
     tmp_path: Path,
 ) -> None:
-    weights = tmp_path / WEIGHTS
-    weights.write_bytes(b"weights")
     with pytest.raises(UserError, match="calibrate"):
-        load_calibration(tmp_path, weights)
+        load_calibration(tmp_path, "weights")
     path = tmp_path / FILE
     Calibration("another", 1, {}).save(path)
     with pytest.raises(UserError, match="other weights"):
-        load_calibration(tmp_path, weights)
+        load_calibration(tmp_path, "weights")
     for text in ('{"format_version": 1}', "[]", '{"format_version": 9, "curves": []}'):
         path.write_text(text)
         with pytest.raises(UserError, match="damaged"):
-            load_calibration(tmp_path, weights)
+            load_calibration(tmp_path, "weights")
 
 
 @pytest.mark.parametrize("name", sorted({"mnist", "fashion"} & set(shipped_bundles())))
 def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
     bundle = load_bundle(name)
-    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    stored = load_calibration(bundle.folder, bundle.digest())
     assert stored.images == 5000
     for method, answer in (
         ("coded-invnet", DECODED),

@@ -47,6 +47,7 @@ def _add_simulate(commands: Commands) -> None:
         "--stragglers",
         help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
     )
+    add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
     add(
         "--out",
@@ -91,6 +92,7 @@ def _add_plan(commands: Commands) -> None:
         type=float,
         help="as serve's (the scenario's, else 0.6 of the deadline, within 1000 to 3000)",
     )
+    add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add(
         "--policy",
         action="append",

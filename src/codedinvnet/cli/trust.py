@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from codedinvnet.cli.common import (
     Commands,
@@ -47,7 +48,7 @@ def add_commands(commands: Commands) -> None:
         "check over random splits that released answers keep a limit on disagreement",
         "codedinvnet trust mnist --data-dir data --max-disagreement 0.01",
     )
-    add_bundle_options(sub)
+    add_bundle_options(sub, ", or of a protection")
     add_data_options(sub)
     sub.add_argument(
         "--max-disagreement",
@@ -82,11 +83,17 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 def _trust(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.trust import reliability_rows, trust_rows
     from codedinvnet.models.bundle import load_bundle
-    from codedinvnet.provenance import describe_commit, describe_machine
+    from codedinvnet.protect.calibration import protection_rows
+    from codedinvnet.protect.folder import DESCRIPTION
     from codedinvnet.stages import choose_device, evaluation_images
 
     if arguments.splits < 1:
         raise UserError(f"--splits: must be at least 1, got {arguments.splits}")
+    limits = arguments.max_disagreement or LIMITS
+    if (Path(arguments.bundle) / DESCRIPTION).is_file():
+        how = {"seed": arguments.seed, "splits": arguments.splits}
+        _tell(*protection_rows(Path(arguments.bundle), limits, **how), as_json=arguments.json)
+        return
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     bundle.info.check_size("k", arguments.k)
     held_out, test = (
@@ -97,13 +104,19 @@ def _trust(arguments: argparse.Namespace) -> None:
         bundle,
         held_out,
         test,
-        arguments.max_disagreement or LIMITS,
+        limits,
         k=arguments.k,
         seed=arguments.seed,
         splits=arguments.splits,
     )
     reliability = reliability_rows(bundle, test, k=arguments.k, seed=arguments.seed)
-    if arguments.json:
+    _tell(rows, reliability, as_json=arguments.json)
+
+
+def _tell(rows: list[dict[str, Any]], reliability: list[dict[str, Any]], *, as_json: bool) -> None:
+    from codedinvnet.provenance import describe_commit, describe_machine
+
+    if as_json:
         report = {"rows": rows, "reliability": reliability}
         told = {"commit": describe_commit(), "machine": describe_machine()}
         print_report({**report, **told}, as_json=True)

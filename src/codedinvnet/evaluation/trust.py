@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource
 from codedinvnet.evaluation.comparisons import compare
-from codedinvnet.files import file_digest
-from codedinvnet.models.bundle import WEIGHTS, Bundle
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.trust.bound import Curve, oracle_coverage
 from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calibration
 
@@ -41,7 +40,7 @@ def calibrate(bundle: Bundle, held_out: ImageSource, seed: int = 0) -> Calibrati
         compared = compare(scheme, held_out, k=k, seed=seed)
         for answer, (confidences, agrees) in compared.kinds().items():
             curves[Kind(method, k, answer)] = Curve.of(confidences, agrees)
-    return Calibration(file_digest(bundle.folder / WEIGHTS), len(held_out), curves)
+    return Calibration(bundle.digest(), len(held_out), curves)
 
 
 def trust_rows(
@@ -63,7 +62,7 @@ def trust_rows(
     Raises:
         UserError: if the bundle has no calibration.
     """
-    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    stored = load_calibration(bundle.folder, bundle.digest())
     rows = []
     for method, _, scheme in schemes(bundle, (k,)):
         curve = stored.curve(method, k)
@@ -71,30 +70,35 @@ def trust_rows(
             continue
         sets = [compare(scheme, images, k=k, seed=seed).kinds() for images in (held_out, test)]
         parts = [kinds[DECODED] for kinds in sets]
-        confidences, agrees = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         for limit in limits:
-            tried = list(_splits(confidences, agrees, limit, seed, splits))
-            above, coverage, oracle, shares = np.array(tried).T
-            threshold = curve.threshold(limit)
-            shipped = released(*parts[1], threshold)
-            rows.append(
-                {
-                    "bundle": bundle.info.name,
-                    "weights": stored.weights,
-                    "method": method,
-                    "k": k,
-                    "limit": limit,
-                    "splits": splits,
-                    "splits_above_limit": round(float(above.mean()), 4),
-                    "disagreement": round(float(shares.mean()), 5),
-                    "coverage": round(float(coverage.mean()), 4),
-                    "oracle_coverage": round(float(oracle.mean()), 4),
-                    "stored_threshold": None if math.isinf(threshold) else threshold,
-                    "test_disagreement": round(shipped[0], 5),
-                    "test_coverage": round(shipped[1], 4),
-                }
-            )
+            own = {"bundle": bundle.info.name, "weights": stored.weights, "method": method, "k": k}
+            row = split_row(curve, parts[0], parts[1], limit, seed, splits)
+            rows.append({**own, "limit": limit, "splits": splits, **row})
     return rows
+
+
+Answers: TypeAlias = Sequence[np.ndarray]
+"""Confidences of approximate answers, and whether they agree, (groups, members) each."""
+
+
+def split_row(
+    curve: Curve, held_out: Answers, test: Answers, limit: float, seed: int, splits: int
+) -> dict[str, Any]:
+    """Return how often splits of all groups break a limit, and what a curve releases of `test`."""
+    confidences, agrees = (np.concatenate(pair) for pair in zip(held_out, test, strict=True))
+    tried = list(_splits(confidences, agrees, limit, seed, splits))
+    above, coverage, oracle, shares = np.array(tried).T
+    threshold = curve.threshold(limit)
+    shipped = released(test[0], test[1], threshold)
+    return {
+        "splits_above_limit": round(float(above.mean()), 4),
+        "disagreement": round(float(shares.mean()), 5),
+        "coverage": round(float(coverage.mean()), 4),
+        "oracle_coverage": round(float(oracle.mean()), 4),
+        "stored_threshold": None if math.isinf(threshold) else threshold,
+        "test_disagreement": round(shipped[0], 5),
+        "test_coverage": round(shipped[1], 4),
+    }
 
 
 def reliability_rows(
@@ -108,37 +112,35 @@ def reliability_rows(
     Raises:
         UserError: if the bundle has no calibration.
     """
-    stored = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+    stored = load_calibration(bundle.folder, bundle.digest())
     rows = []
     for method, _, scheme in schemes(bundle, (k,)):
-        for answer, (confidences, agrees) in compare(scheme, test, k=k, seed=seed).kinds().items():
+        for answer, answers in compare(scheme, test, k=k, seed=seed).kinds().items():
             curve = stored.curve(method, k, answer)
-            if curve is None:
-                continue
-            told, agreed = curve.probability(confidences).ravel(), agrees.ravel()
-            steps, places, counts = np.unique(told, return_inverse=True, return_counts=True)
-            seen = np.bincount(places, agreed) / counts
-            rows.append(
-                {
-                    "bundle": bundle.info.name,
-                    "method": method,
-                    "k": k,
-                    "answer": answer,
-                    "answers": told.size,
-                    "agreement": round(float(agreed.mean()), 5),
-                    "mean_probability": round(float(told.mean()), 5),
-                    "calibration_error": round(
-                        float((np.abs(steps - seen) * counts).sum() / told.size), 5
-                    ),
-                    "brier": round(float(np.square(told - agreed).mean()), 5),
-                    "brier_of_a_constant": round(float(agreed.mean() * (1 - agreed.mean())), 5),
-                    "steps": [
-                        [round(float(step), 4), round(float(share), 4), int(count)]
-                        for step, share, count in zip(steps, seen, counts, strict=True)
-                    ],
-                }
-            )
+            if curve is not None:
+                own = {"bundle": bundle.info.name, "method": method, "k": k, "answer": answer}
+                rows.append({**own, **reliability(curve, *answers)})
     return rows
+
+
+def reliability(curve: Curve, confidences: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
+    """Return how a curve's probabilities compare with what answers show."""
+    told, agreed = curve.probability(confidences).ravel(), agrees.ravel()
+    steps, places, counts = np.unique(told, return_inverse=True, return_counts=True)
+    seen = np.bincount(places, agreed) / counts
+    mean = float(agreed.mean())
+    return {
+        "answers": told.size,
+        "agreement": round(mean, 5),
+        "mean_probability": round(float(told.mean()), 5),
+        "calibration_error": round(float((np.abs(steps - seen) * counts).sum() / told.size), 5),
+        "brier": round(float(np.square(told - agreed).mean()), 5),
+        "brier_of_a_constant": round(mean * (1 - mean), 5),
+        "steps": [
+            [round(float(step), 4), round(float(share), 4), int(count)]
+            for step, share, count in zip(steps, seen, counts, strict=True)
+        ],
+    }
 
 
 def _splits(

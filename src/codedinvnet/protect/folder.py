@@ -86,7 +86,7 @@ def load_part(path: Path) -> Student | FrozenCoder:
 
 
 def save_calibration(path: Path, candidates: Sequence[Candidate]) -> None:
-    """Write every method's confidences and agreements on inputs that nothing was trained on."""
+    """Write every method's confidences and agreements, by groups, on inputs not trained on."""
     tensors = {}
     for candidate in candidates:
         for part in ("calibration", "test"):
@@ -94,6 +94,7 @@ def save_calibration(path: Path, candidates: Sequence[Candidate]) -> None:
             prefix = f"{candidate.name}.{part}"
             tensors[f"{prefix}.confidence"] = torch.from_numpy(answers.confidence)
             tensors[f"{prefix}.agrees"] = torch.from_numpy(answers.agrees)
+            tensors[f"{prefix}.groups"] = torch.from_numpy(answers.groups)
     save_checkpoint(path, tensors, {"methods": [candidate.name for candidate in candidates]})
 
 

@@ -17,7 +17,7 @@ from codedinvnet.codes.base import check_k
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.protect import codes, costs, measure
+from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
 from codedinvnet.protect.capture import fetch
 from codedinvnet.protect.folder import (
@@ -130,6 +130,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         description["own_backup"] = asdict(other.source)
     draw(options.out / PICTURE, candidates)
     save_calibration(options.out / CALIBRATION, candidates)
+    calibration.save(options.out, candidates, model.source.digest)
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description

@@ -154,6 +154,11 @@ class Metrics:
             registry=registry,
         )
         self.releasing.set(1)
+        self.drifting = Gauge(
+            "codedinvnet_drifting",
+            "Whether guesses disagree far more often than the calibration expects: inputs drift.",
+            registry=registry,
+        )
         self.withheld = Counter(
             "codedinvnet_withheld_answers",
             "Approximate answers that were not released, for their confidence or under drift.",

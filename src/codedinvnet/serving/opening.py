@@ -15,9 +15,10 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.bundle import WEIGHTS, bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
+from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.rules.settings import POLICIES
@@ -47,7 +48,7 @@ class Opened:
         scheme: see `FrontEnd`.
         computer: likewise.
         workers: how many there are if nobody says.
-        calibration: of the bundle; None if it has none.
+        calibration: of the bundle, or of the protection; None if it has none.
     """
 
     served: Served
@@ -95,7 +96,7 @@ def _open_bundle(options: ServeOptions) -> Opened:
     tasks = scheme.rules.tasks(options.k)
     calibration = None
     if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
-        calibration = load_calibration(bundle.folder, bundle.folder / WEIGHTS)
+        calibration = load_calibration(bundle.folder, bundle.digest())
     return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks), calibration)
 
 
@@ -135,7 +136,10 @@ def _open_model(options: ServeOptions) -> Opened:
         scores = [spec for spec in signature.outputs if spec.name == signature.scores.output]
         signature = replace(signature, outputs=tuple(scores))
     workers = len(scheme.rules.tasks(scheme.rules.k))
-    return Opened(OwnModel(name, signature), spec, scheme, computer, workers)
+    calibration, folder = None, options.protection
+    if folder is not None and (options.max_disagreement is not None or (folder / FILE).is_file()):
+        calibration = protection_calibration(folder)
+    return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
 
 
 def called(source: str) -> str:

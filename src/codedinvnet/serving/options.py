@@ -175,8 +175,11 @@ def check(options: ServeOptions) -> None:
     policy = POLICIES[options.policy or policy_of(options)]
     if options.min_confidence > 0 and not (policy.hedged and policy.takes_code):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
-    if limit is not None and (own or not policy.takes_code):
-        raise UserError("--max-disagreement: goes with a calibrated bundle and a coded policy")
+    calibrated = not own or options.protection is not None
+    if limit is not None and not (calibrated and policy.takes_code):
+        raise UserError(
+            "--max-disagreement: goes with a coded policy, and a calibrated bundle or a protection"
+        )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)

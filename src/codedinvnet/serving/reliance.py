@@ -128,6 +128,11 @@ class Reliance:
 
     def compared(self, check: Check, facts: Facts) -> None:
         """Take what a complete group says."""
+        curve = self.curves.get((check.size, GUESSED))
+        if self.watch is not None and curve is not None and facts.guessed:
+            wrong = sum(not agrees for _, _, agrees in facts.guessed)
+            self.watch.guessed(wrong, len(facts.guessed) * curve.disagreement)
+            self.metrics.drifting.set(bool(self.watch.drifting))
         if self.watch is not None and facts.decoded is not None:
             self._watch(self.watch, check.size, *facts.decoded)
         self._test(check, facts)

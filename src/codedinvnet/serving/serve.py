@@ -120,15 +120,15 @@ def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance
     scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
     if scheme is None or calibration is None:
         return None
-    if calibration.curve(scheme.name, options.k) is None:
+    k = scheme.rules.k
+    if calibration.curve(scheme.name, k) is None:
         if limit is not None:
             raise UserError(
-                f"--max-disagreement: {options.source} is not calibrated for {scheme.name} with "
-                f"k = {options.k}"
+                f"--max-disagreement: {options.protection or options.source} is not calibrated for "
+                f"{scheme.name} with k = {k}"
             )
         return None
-    how = (limit, options.on_corruption)
-    return Reliance(calibration, scheme.name, options.k, workers, *how)
+    return Reliance(calibration, scheme.name, k, workers, limit, options.on_corruption)
 
 
 def app_options(options: ServeOptions, served: Served) -> AppOptions:

@@ -33,6 +33,7 @@ from codedinvnet.serving.rules.actions import (
 from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.fates import Cause, Fates
+from codedinvnet.simulation.releasing import coverages
 from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy
 
 PROGRESS_STEP = 2000
@@ -108,8 +109,13 @@ class Simulation:
         sizes = range(1, scenario.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
+        self._released = coverages(scenario)
+        if scenario.max_disagreement is not None:  # what agrees is as right as direct answers
+            for m, right in self._right_decoded.items():
+                agreeing = accuracy.normal - self._released[m].disagreement
+                self._right_decoded[m] = max(right, agreeing)
 
-        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
+        seeds = np.random.SeedSequence(scenario.seed).spawn(9)
         generators = [np.random.default_rng(seed) for seed in seeds]
         self._arrivals = scenario.arrivals.times(generators[0], self.requests).tolist()
         self._service = scenario.service.stream(generators[1])
@@ -118,7 +124,7 @@ class Simulation:
         self._front_end = scenario.front_end.stream(generators[4])
         self._decode = scenario.decode.stream(generators[5])
         self._restart = scenario.restart.stream(generators[6])
-        self._unsure = uniforms(generators[7])
+        self._unsure, self._withheld = (uniforms(generator) for generator in generators[7:])
         self._fates = Fates(scenario, np.random.SeedSequence([scenario.seed, 1]))
 
         self._request_of: dict[int, int] = {}
@@ -290,6 +296,11 @@ class Simulation:
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
         for query in queries:
+            size = self._size_of.get(query)  # None if a direct answer came meanwhile
+            released = 1.0 if size is None else self._released[size].share
+            if released < 1 and next(self._withheld) >= released:
+                self._do(self.scheduler.withheld(self.env.now, query))
+                continue
             sure = not self.scenario.unsure or next(self._unsure) >= self.scenario.unsure
             self._do(self.scheduler.decoded(self.env.now, query, sure))
 

@@ -25,12 +25,21 @@ from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import content_digest, parse_json
+from codedinvnet.models.bundle import weights_digest
 from codedinvnet.quantiles import Histogram, percentile, rounded
-from codedinvnet.rows import current_latency, is_latency_row, is_whole
+from codedinvnet.rows import (
+    current_accuracy,
+    current_latency,
+    is_latency_row,
+    is_whole,
+    read_rows,
+)
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import QUANTILES, TAIL
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
+LINE = ("invertible", 1, 0)
+"""Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
 SCHEMA = 3
 """Version of the comparison that `simulate --measured` writes."""
 COMPARED = ("p50", "p99", "p999")
@@ -334,3 +343,38 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 def shown(latency: float | None) -> str:
     """Return a latency in ms as tables have it; None stands for one without end."""
     return "never" if latency is None else f"{latency:.1f}"
+
+
+def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
+    """Return method -> k -> what rows of `bench accuracy` say of the answers that it makes up.
+
+    Args:
+        rows: JSONL.
+        bundle: whose classifier the methods protect; of other weights no row counts.
+
+    Raises:
+        UserError: if there is no such file or bundle, or no row of it.
+    """
+    if not rows.is_file():
+        raise UserError(f"--accuracy-rows: there is no file {rows}")
+    weights = weights_digest(bundle)
+    own = [
+        row
+        for row in read_rows(rows, "accuracy")
+        if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
+    ]
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in current_accuracy(own):
+        told = row["error"] is None and row["recovered"] is not None
+        line = (row["base"], row["missing"], row["corrupt"])
+        if told and line == LINE and row["label"] == row["method"]:
+            found.setdefault(row["method"], {}).setdefault(row["k"], []).append(row["recovered"])
+    if not found:
+        raise UserError(
+            f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
+            "in full (not by --quick)"
+        )
+    return {
+        name: {k: statistics.fmean(seeds) for k, seeds in own.items()}
+        for name, own in found.items()
+    }

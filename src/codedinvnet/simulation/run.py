@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,10 +16,9 @@ from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.files import check_writable, read_json, write_json
-from codedinvnet.models.bundle import load_bundle, weights_digest
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
@@ -28,6 +26,7 @@ from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import figure_lines, simulate, simulate_requests
 from codedinvnet.simulation.picture import check_format, draw_map
+from codedinvnet.simulation.releasing import calibrated
 from codedinvnet.simulation.scenario import (
     Accuracy,
     Scenario,
@@ -55,12 +54,16 @@ class SimulateOptions:
     queries: int | None = None
     seed: int | None = None
     stragglers: str | None = None
+    max_disagreement: float | None = None
     measured: Path | None = None
     out: Path | None = None
     picture: Path | None = None
 
 
-CHANGES = ("policy", "workers", "k", "r", "qps", "batch", "queries", "seed", "stragglers")
+CHANGES = (
+    *("policy", "workers", "k", "r", "qps", "batch", "queries", "seed", "stragglers"),
+    "max_disagreement",
+)
 REPEATED = ("queries", "seed")
 """What may be asked for of measured runs, too."""
 
@@ -213,6 +216,7 @@ class PlanOptions:
     seed: int | None = None
     deadline_ms: float | None = None
     hang_timeout_ms: float | None = None
+    max_disagreement: float | None = None
 
 
 DEFAULT_REQUESTS = 53_000
@@ -224,8 +228,6 @@ BESIDES = {"trip": 0.3, "front_end": 1.7, "decode": 0.6}
 """Milliseconds, as in the shipped scenarios, of the service on the machine that made them."""
 BUSY = 0.7
 """Share of its time from which a front end, one process, has queues of its own."""
-LINE = ("invertible", 1, 0)
-"""Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
 
 
 def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
@@ -366,7 +368,8 @@ def _candidates(
     useless = sorted(set(options.k) - used)
     if useless and (used or of_k in left.values()):
         raise UserError(f"--k: no accuracy is known of k = {useless[0]}{up_to}")
-    return found, left
+    found, others = calibrated(base, found)
+    return found, left | others
 
 
 def _plan_base(options: PlanOptions) -> Scenario:
@@ -407,13 +410,14 @@ def _plan_base(options: PlanOptions) -> Scenario:
     if "queries" not in said:
         changes["queries"] = DEFAULT_REQUESTS * batch
     if options.accuracy_rows is not None:
-        changes["method_accuracy"] = accuracy_of_methods(options.accuracy_rows, options.bundle)
+        rows = measured.accuracy_of_methods(options.accuracy_rows, options.bundle)
+        changes["method_accuracy"] = rows
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
             changes[key] = getattr(base, key).scaled(mean).model_dump()
     changes |= {
         key: value
-        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms")
+        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms", "max_disagreement")
         if (value := getattr(options, key)) is not None
     }
     base = base.updated(**changes)
@@ -422,41 +426,6 @@ def _plan_base(options: PlanOptions) -> Scenario:
         model = stragglers(name, base.service.mean_ms, base.arrivals.batch)
         base = base.updated(stragglers=[straggler.model_dump() for straggler in model])
     return base
-
-
-def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
-    """Return method -> k -> what rows of `bench accuracy` say of the answers that it makes up.
-
-    Args:
-        rows: JSONL.
-        bundle: whose classifier the methods protect; of other weights no row counts.
-
-    Raises:
-        UserError: if there is no such file or bundle, or no row of it.
-    """
-    if not rows.is_file():
-        raise UserError(f"--accuracy-rows: there is no file {rows}")
-    weights = weights_digest(bundle)
-    own = [
-        row
-        for row in read_rows(rows, "accuracy")
-        if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
-    ]
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in current_accuracy(own):
-        told = row["error"] is None and row["recovered"] is not None
-        line = (row["base"], row["missing"], row["corrupt"])
-        if told and line == LINE and row["label"] == row["method"]:
-            found.setdefault(row["method"], {}).setdefault(row["k"], []).append(row["recovered"])
-    if not found:
-        raise UserError(
-            f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
-            "in full (not by --quick)"
-        )
-    return {
-        name: {k: statistics.fmean(seeds) for k, seeds in own.items()}
-        for name, own in found.items()
-    }
 
 
 def measured_times(name: str) -> tuple[float, float]:

@@ -226,6 +226,8 @@ class Scenario(Section):
     """From a worker's loss until another is in its place."""
     unsure: Share = 0.0
     """Of the decoded answers: those that coded+hedge checks by a copy."""
+    max_disagreement: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """As `serve --max-disagreement`: by the bundle's calibration, some answers are withheld."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
     """Whose code it is, and whose accuracy, unless `accuracy` says it."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaln
@@ -34,6 +35,17 @@ LEVELS = 200
 """Thresholds of a curve: they are that many quantiles of the confidences."""
 SPARE = 4
 """The first threshold releases so many answers that this many disagreements are borne."""
+
+
+class Coverage(NamedTuple):
+    """What a limit on disagreement lets through."""
+
+    share: float
+    """The share of the approximate answers that is released."""
+    disagreement: float
+    """The share of the released that disagreed in the calibration."""
+    threshold: float
+    """The least confidence that is released; infinity if nothing is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +117,21 @@ class Curve:
         failed = np.flatnonzero(~kept[first:])
         last = first + int(failed[0]) - 1 if failed.size else len(kept) - 1
         return float(self.thresholds[last]) if last >= first else math.inf
+
+    @property
+    def disagreement(self) -> float:
+        """The share of all answers of the calibration that disagreed."""
+        return float(self.disagreed[-1] / self.released[-1])
+
+    def coverage(self, limit: float) -> Coverage:
+        """Return what a limit lets through of answers like those of the calibration."""
+        threshold = self.threshold(limit)
+        if math.isinf(threshold):
+            return Coverage(0.0, 0.0, threshold)
+        last = int(np.flatnonzero(self.thresholds >= threshold)[-1])
+        released = int(self.released[last])
+        share = released / int(self.released[-1])
+        return Coverage(share, int(self.disagreed[last]) / released, threshold)
 
     @cached_property
     def probabilities(self) -> np.ndarray:

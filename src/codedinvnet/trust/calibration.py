@@ -1,4 +1,4 @@
-"""What is stored with a bundle: the curves of its approximate answers, by method and group size."""
+"""The curves of approximate answers that are stored with a bundle, or with a protection."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.files import content_digest, read_json, write_json
-from codedinvnet.trust.bound import Curve
+from codedinvnet.files import read_json, write_json
+from codedinvnet.trust.bound import Coverage, Curve
 
 FILE = "calibration.json"
-"""The file beside a bundle's weights."""
+"""The file beside a bundle's weights, or in a protection."""
 VERSION = 1
 DIGITS = 7
 """Significant digits of a confidence, which is a float of single precision."""
@@ -32,11 +32,11 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """The curves of a bundle.
+    """The curves of a bundle, or a protection.
 
     Attributes:
-        weights: the digest of the bundle's weights.
-        images: how many held-out images there were.
+        weights: the digest of the bundle's weights, or of the protected model.
+        images: how many held-out inputs there were.
         curves: by what they are of.
     """
 
@@ -49,6 +49,16 @@ class Calibration:
         sizes = [kind.k for kind in self.curves if (kind.method, kind.answer) == (method, answer)]
         k = min((k for k in sizes if k >= size), default=None)
         return None if k is None else self.curves[Kind(method, k, answer)]
+
+    def coverage(
+        self, method: str, size: int, limit: float, answer: str = DECODED
+    ) -> Coverage | None:
+        """Return what a limit lets through of a method's answers; None if nothing is known of it.
+
+        It is what plans, simulations and policies ask before they count on approximate answers.
+        """
+        curve = self.curve(method, size, answer)
+        return None if curve is None else curve.coverage(limit)
 
     def save(self, path: Path) -> None:
         """Write the file."""
@@ -66,14 +76,20 @@ class Calibration:
         write_json(path, {**content, "curves": curves}, indent=None)
 
 
-def load_calibration(folder: Path, weights: Path) -> Calibration:
-    """Read the calibration that lies beside a bundle's weights.
+def load_calibration(
+    folder: Path, weights: str, again: str = "`codedinvnet calibrate` makes it"
+) -> Calibration:
+    """Read the calibration in a folder.
+
+    Args:
+        folder: of a bundle, or a protection.
+        weights: the digest of the bundle's weights, or of the protected model.
+        again: what to say of how it is made.
 
     Raises:
         UserError: if there is none, it is damaged, or it is of other weights.
     """
     path = folder / FILE
-    again = "`codedinvnet calibrate` makes it"
     if not path.is_file():
         raise UserError(f"{folder} has no {FILE}: {again}")
     raw = read_json(path)
@@ -81,7 +97,7 @@ def load_calibration(folder: Path, weights: Path) -> Calibration:
         calibration = _parsed(raw)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {again} anew") from error
-    if calibration.weights != content_digest(weights.read_bytes()):
+    if calibration.weights != weights:
         raise UserError(f"{path} is of other weights: {again} anew")
     return calibration
 

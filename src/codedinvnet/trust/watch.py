@@ -4,29 +4,57 @@ A complete group tells for nothing whether an answer that would have been decode
 direct one. Of these comparisons those count whose confidence reaches the threshold: they stand for
 the answers that are released, and go on while none is released.
 
+It tells, too, how many of its members the extra tasks alone would have answered otherwise. That is
+many comparisons for one, and the answers that differ most where inputs do: they say whether the
+inputs *drift*. Then less is borne, and without drift more.
+
 The rules, with no clock and no chance in them:
 
-- While it releases, the sum is the number of disagreements above `EXCESS` times what the limit
-  allows. It is never below 0. At `STOP` nothing is released any more.
-- While it does not, the sum is the number of disagreements below `CREDIT` times what the limit
-  allows, and never below 0. At `RESUME` answers are released again.
+- Inputs drift while the extra tasks' disagreements, each of which counts for `MEMORY` of itself
+  with every further group, exceed `EXCESSIVE` times what the calibration expects by `CHANCE`
+  standard deviations.
+- While the watch releases, its sum is the number of disagreements above `excess` times what the
+  limit allows. It is never below 0. At `stop` nothing is released any more.
+- While it does not, its sum is the number of disagreements below `credit` times what the limit
+  allows, and never below 0. At `resume` answers are released again.
 
-Both are cumulative sums (Page, Biometrika 1954): disagreement that stays above `EXCESS` times the
+Both are cumulative sums (Page, Biometrika 1954): disagreement that stays above `excess` times the
 limit is met in the end, and the sooner the higher it is.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-EXCESS = 1.2
-"""Disagreement above this times the limit counts towards a stop."""
-STOP = 4.0
-"""Disagreements in excess at which nothing is released any more."""
-CREDIT = 1.5
-"""Disagreement below this times the limit counts towards releasing again."""
-RESUME = 4.0
-"""Disagreements to the credit at which answers are released again."""
+
+class Bars(NamedTuple):
+    """What the sums are compared with."""
+
+    excess: float
+    """Disagreement above this times the limit counts towards a stop."""
+    stop: float
+    """Disagreements in excess at which nothing is released any more."""
+    credit: float
+    """Disagreement below this times the limit counts towards releasing again."""
+    resume: float
+    """Disagreements to the credit at which answers are released again."""
+
+
+BARS: Mapping[bool | None, Bars] = {
+    None: Bars(1.2, 4.0, 1.5, 4.0),
+    False: Bars(1.2, 8.0, 1.5, 4.0),
+    True: Bars(1.0, 1.5, 0.5, 4.0),
+}
+"""By whether inputs drift; None: nobody knows, since extra tasks alone answer for nobody."""
+MEMORY = 0.98
+"""What a disagreement of the extra tasks weighs after one more group."""
+EXCESSIVE = 3.0
+"""The extra tasks' disagreement above this times what is expected may be drift."""
+CHANCE = 3.0
+"""Standard deviations by which it is surely above."""
 
 
 @dataclass
@@ -36,6 +64,7 @@ class Watch:
     Attributes:
         limit: the share of released answers that may disagree.
         releasing: whether traffic lets answers be released.
+        drifting: whether inputs drift; None while nothing tells.
         comparisons: how many comparisons have been seen.
         counted: those of them that reached the threshold.
         disagreed: those of these that disagreed.
@@ -44,11 +73,26 @@ class Watch:
 
     limit: float
     releasing: bool = True
+    drifting: bool | None = None
     comparisons: int = 0
     counted: int = 0
     disagreed: int = 0
     stops: int = 0
     _sum: float = 0.0
+    _wrong: float = 0.0
+    _expected: float = 0.0
+
+    def guessed(self, wrong: float, expected: float) -> None:
+        """Take what a group's extra tasks alone would have answered.
+
+        Args:
+            wrong: how many of these answers disagree.
+            expected: how many would in the mean of the calibration.
+        """
+        self._wrong = MEMORY * self._wrong + wrong
+        self._expected = MEMORY * self._expected + expected
+        chance = CHANCE * math.sqrt(self._expected + 1)
+        self.drifting = self._wrong > EXCESSIVE * self._expected + chance
 
     def compared(self, reached: bool, agrees: bool) -> bool:
         """Take a comparison; return whether releasing was stopped or taken up by it.
@@ -62,10 +106,11 @@ class Watch:
             return False
         self.counted += 1
         self.disagreed += not agrees
-        wrong = float(not agrees)
-        change = wrong - EXCESS * self.limit if self.releasing else CREDIT * self.limit - wrong
+        bars, wrong = BARS[self.drifting], float(not agrees)
+        allowed = self.limit * (bars.excess if self.releasing else bars.credit)
+        change = wrong - allowed if self.releasing else allowed - wrong
         self._sum = max(0.0, self._sum + change)
-        if self._sum < (STOP if self.releasing else RESUME):
+        if self._sum < (bars.stop if self.releasing else bars.resume):
             return False
         self.releasing = not self.releasing
         self.stops += not self.releasing

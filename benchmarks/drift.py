@@ -1,0 +1,200 @@
+"""`python -m benchmarks drift`: what a service releases while its inputs are not those calibrated.
+
+The held-out images that calibrated, the test images and what is made of them are answered once.
+Runs replay random groups of these answers: sound inputs, then a drift, then sound inputs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, rotate
+
+from codedinvnet.data import ImageSet, ImageSource
+from codedinvnet.evaluation.comparisons import Comparisons, compare
+from codedinvnet.evaluation.trust import schemes
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.stages import evaluation_images
+from codedinvnet.trust.bound import Curve
+from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
+from codedinvnet.trust.watch import Watch
+
+K = 10
+LIMITS = (0.005, 0.01, 0.02)
+IMAGES = 4000
+"""Test images that are answered, sound and drifted."""
+SOUND, DRIFTED, AFTER = 2000, 2500, 4000
+"""Comparisons of each part of a run."""
+SETTLED, BACK = 500, 2000
+"""Comparisons after which a drift's answers must keep the limit, and coverage be back."""
+NEAR = 0.05
+"""Coverage is back when it is this close to what the threshold alone would release."""
+DEGREES, NOISE = 30.0, 0.2
+TWO = (3, 5)
+"""The classes that are left of ten."""
+OTHER = {"mnist": "fashion", "fashion": "mnist"}
+
+
+def drifts(
+    bundle: str, source: ImageSource, data_dir: Path | None, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and images (N, C, H, W): sound ones first, then drifted ones."""
+    images, labels = source.batch(torch.arange(min(IMAGES, len(source))))
+    yield "none", images
+    yield "rotated by 30°", rotate(images, DEGREES, InterpolationMode.BILINEAR)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    yield "noise of 0.2", (images + 255 * NOISE * noise).round().clamp(0, 255).to(torch.uint8)
+    yield "two classes only", images[(labels == TWO[0]) | (labels == TWO[1])]
+    other = load_bundle(OTHER[bundle])
+    yield (
+        "another image set",
+        evaluation_images(other, "test", data_dir).batch(torch.arange(len(images)))[0],
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What groups of images were answered.
+
+    Attributes:
+        confidences: (G, k), of decoded answers.
+        agrees: (G, k), whether these agree.
+        wrong: (G,), answers of the extra task alone that disagree.
+    """
+
+    confidences: np.ndarray
+    agrees: np.ndarray
+    wrong: np.ndarray
+
+    @classmethod
+    def of(cls, compared: Comparisons) -> Answers:
+        """Take them from comparisons."""
+        confidences, agrees = compared.kinds()[DECODED]
+        wrong = np.zeros(len(agrees), int)
+        if compared.guessed is not None:
+            wrong = (compared.guessed.labels != compared.direct).sum(1)
+        return cls(confidences, agrees, wrong)
+
+
+def play(
+    watch: Watch,
+    at: Answers,
+    threshold: float,
+    expected: float,
+    count: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Compare one member of each of some random groups.
+
+    Args:
+        watch: that takes the comparisons.
+        at: what the groups were answered.
+        threshold: the least confidence that is released.
+        expected: a group's answers of the extra task that disagree in the calibration.
+        count: groups.
+        random: draws groups and members.
+
+    Returns:
+        (count, 3): the released answers of each group, those of them that disagree, and those that
+        the threshold alone would release.
+    """
+    groups = random.integers(len(at.wrong), size=count)
+    places = random.integers(K, size=count)
+    reached = at.confidences >= threshold
+    disagree = (reached & ~at.agrees).sum(1)
+    found = np.zeros((count, 3))
+    for number, (group, place) in enumerate(zip(groups.tolist(), places.tolist(), strict=True)):
+        released = reached[group].sum()
+        found[number] = watch.releasing * released, watch.releasing * disagree[group], released
+        watch.guessed(int(at.wrong[group]), expected)
+        watch.compared(bool(reached[group, place]), bool(at.agrees[group, place]))
+    return found
+
+
+def one_run(
+    limit: float, curves: Mapping[str, Curve], sound: Answers, drifted: Answers, seed: int
+) -> tuple[int, float, bool, float]:
+    """Return what was released in a run.
+
+    Args:
+        limit: on disagreement.
+        curves: of decoded answers, and of the extra task's own.
+        sound: answers to inputs like those of the calibration.
+        drifted: answers to others.
+        seed: of the groups.
+
+    Returns:
+        The groups of the drift until nothing was released, or all; the share of the answers
+        released after `SETTLED` of them that disagree; whether coverage was back after `BACK`
+        sound ones; and the share of what the threshold released that was released before.
+    """
+    random = np.random.default_rng(seed)
+    watch, threshold = Watch(limit), curves[DECODED].threshold(limit)
+    expected = K * curves[GUESSED].disagreement
+    before = play(watch, sound, threshold, expected, SOUND, random).sum(0)
+    during = play(watch, drifted, threshold, expected, DRIFTED, random)
+    after = play(watch, sound, threshold, expected, AFTER, random)[BACK:].sum(0)
+    stopped = np.flatnonzero((during[:, 0] == 0) & (during[:, 2] > 0))
+    released, wrong, _ = during[SETTLED:].sum(0)
+    return (
+        int(stopped[0]) if stopped.size else DRIFTED,
+        float(wrong / released) if released else 0.0,
+        bool(after[0] >= (1 - NEAR) * after[2]),
+        float(before[0] / max(before[2], 1)),
+    )
+
+
+def run(bundles: Sequence[str], data_dir: Path | None, *, runs: int, seed: int) -> dict[str, Any]:
+    """Return a row for each bundle, method, limit and drift."""
+    torch.set_num_threads(1)
+    rows = [row for name in bundles for row in _rows(name, data_dir, runs, seed)]
+    return {
+        "command": "python -m benchmarks drift --data-dir data --json",
+        "rows": rows,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+    }
+
+
+def _rows(name: str, data_dir: Path | None, runs: int, seed: int) -> Iterator[dict[str, Any]]:
+    bundle = load_bundle(name)
+    stored = load_calibration(bundle.folder, bundle.digest())
+    source = evaluation_images(bundle, "test", data_dir)
+    sets = dict(drifts(name, source, data_dir, seed))
+    for method, k, scheme in schemes(bundle, (K,)):
+        curves = {answer: stored.curve(method, k, answer) for answer in (DECODED, GUESSED)}
+        known = {answer: curve for answer, curve in curves.items() if curve is not None}
+        answers = {}
+        for drift, images in sets.items():
+            own = ImageSet(name, source.classes, images, torch.zeros(len(images)).long(), drift)
+            answers[drift] = Answers.of(compare(scheme, own, k=k, seed=seed))
+        for limit in LIMITS:
+            for drift in list(sets)[1:]:
+                told = [
+                    one_run(limit, known, answers["none"], answers[drift], seed + i)
+                    for i in range(runs)
+                ]
+                stops, shares, backs, before = zip(*told, strict=True)
+                reached = answers[drift].confidences >= known[DECODED].threshold(limit)
+                wrong = ~answers[drift].agrees[reached]
+                yield {
+                    "bundle": name,
+                    "method": method,
+                    "k": k,
+                    "limit": limit,
+                    "drift": drift,
+                    "runs": runs,
+                    "unwatched_disagreement": round(float(wrong.mean()), 5) if wrong.size else 0.0,
+                    "released_comparisons_median": int(np.median(stops)),
+                    "kept_after_500": sum(share <= limit for share in shares),
+                    "disagreement_after_500_most": round(max(shares), 5),
+                    "back_after_2000": sum(backs),
+                    "released_before": round(float(np.mean(before)), 4),
+                }

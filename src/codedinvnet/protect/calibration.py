@@ -1,0 +1,96 @@
+"""What a protection's approximate answers may be relied on, from inputs that nothing saw.
+
+Its calibration is one like a bundle's, of the *model's* digest. A backup answers for each query by
+itself, so that its answers are alike however many members are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trust import reliability, split_row
+from codedinvnet.protect.folder import CALIBRATION, read_description
+from codedinvnet.protect.measure import Candidate
+from codedinvnet.trust.bound import Curve
+from codedinvnet.trust.calibration import (
+    DECODED,
+    FILE,
+    GUESSED,
+    Calibration,
+    Kind,
+    load_calibration,
+)
+
+AGAIN = "`codedinvnet protect` makes it"
+
+
+def by_groups(groups: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+    """Return values (N,) as (groups, members); in columns of one if groups differ in size."""
+    _, counts = np.unique(groups, return_counts=True)
+    size = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 1
+    order = np.argsort(groups, kind="stable")
+    return [array[order].reshape(-1, size) for array in values]
+
+
+def save(folder: Path, candidates: Sequence[Candidate], digest: str) -> None:
+    """Write the curves of methods for a model of a digest."""
+    curves = {}
+    for candidate in candidates:
+        answers = candidate.calibration
+        confidences, agrees = by_groups(answers.groups, answers.confidence, answers.agrees)
+        curve = Curve.of(confidences, agrees)
+        curves[Kind(candidate.name, candidate.k, DECODED)] = curve
+        if agrees.shape[1] == 1:
+            curves[Kind(candidate.name, candidate.k, GUESSED)] = curve
+    images = max((len(c.calibration.agrees) for c in candidates), default=0)
+    Calibration(digest, images, curves).save(folder / FILE)
+
+
+def protection_calibration(folder: Path) -> Calibration:
+    """Read the calibration of a protection.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it is of another model.
+    """
+    return load_calibration(folder, read_description(folder)["model"]["digest"], AGAIN)
+
+
+def protection_rows(
+    folder: Path, limits: Iterable[float], *, seed: int, splits: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Check the bound for each method of a protection and limit, and its probabilities.
+
+    Its answers to the calibration and the test inputs are split as `trust_rows` splits groups.
+
+    Raises:
+        UserError: if it has no calibration, or kept no answers.
+    """
+    stored = protection_calibration(folder)
+    tensors, header = load_checkpoint(folder / CALIBRATION)
+    rows, told = [], []
+    ks = {row["method"]: int(row["k"]) for row in read_description(folder)["table"]}
+    for name in header["methods"]:
+        curve = stored.curve(name, ks[name])
+        if curve is None:
+            continue
+        parts = []
+        for part in ("calibration", "test"):
+            columns = [
+                tensors.get(f"{name}.{part}.{key}") for key in ("groups", "confidence", "agrees")
+            ]
+            if any(column is None for column in columns):
+                raise UserError(f"{folder / CALIBRATION} is of another release: {AGAIN} anew")
+            groups, *values = (column.numpy() for column in columns if column is not None)
+            parts.append(by_groups(groups, *values))
+        own = {"protection": folder.name, "method": name, "k": ks[name]}
+        for limit in limits:
+            row = split_row(curve, parts[0], parts[1], limit, seed, splits)
+            rows.append({**own, "limit": limit, "splits": splits, **row})
+        told.append({**own, "answer": DECODED, **reliability(curve, *parts[1])})
+    return rows, told

@@ -1,0 +1,63 @@
+"""Which approximate answers a simulated service releases: the calibration of its bundle says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from codedinvnet.codes.registry import find_method
+from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import bundle_folder, weights_digest
+from codedinvnet.serving.policies import served_as
+from codedinvnet.simulation.scenario import Scenario
+from codedinvnet.trust.bound import Coverage
+from codedinvnet.trust.calibration import GUESSED, load_calibration
+
+if TYPE_CHECKING:
+    from codedinvnet.simulation.plan import Candidate
+
+ALL = Coverage(1.0, 1.0, 0.0)
+"""Without a limit everything is released."""
+
+
+def coverages(scenario: Scenario) -> dict[int, Coverage]:
+    """Return what is released of answers decoded in groups of each size; 0 stands for guessed ones.
+
+    Raises:
+        UserError: if the scenario has a limit on disagreement, and its code is not calibrated.
+    """
+    sizes, limit = range(scenario.k + 1), scenario.max_disagreement
+    if limit is None or not scenario.coding.takes_code:
+        return dict.fromkeys(sizes, ALL)
+    if scenario.bundle is None:
+        raise UserError(f"{scenario.name}: max_disagreement needs a bundle that is calibrated")
+    folder = bundle_folder(scenario.bundle)
+    stored = load_calibration(folder, weights_digest(folder))
+    method = find_method(scenario.method).name
+    found = {size: stored.coverage(method, size, limit) for size in sizes if size}
+    if scenario.r > 1 or None in found.values():
+        raise UserError(
+            f"{scenario.name}: {scenario.bundle} is not calibrated for {method} with k = "
+            f"{scenario.k}, r = {scenario.r}"
+        )
+    guessed = stored.coverage(method, scenario.k, limit, GUESSED)
+    nothing = Coverage(0.0, 0.0, 1.0)
+    return {0: guessed or nothing, **{size: one or nothing for size, one in found.items()}}
+
+
+def calibrated(
+    base: Scenario, candidates: Iterable[Candidate]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the ways to serve whose code is calibrated for a scenario's limit, and why not others.
+
+    Without a limit all are.
+    """
+    found, left = [], {}
+    for candidate in candidates:
+        try:
+            sized = {"k": candidate.k, "r": candidate.r} if candidate.sized else {}
+            coverages(base.updated(**{**sized, **served_as(candidate.policy).scenario}))
+            found.append(candidate)
+        except UserError as error:
+            left[str(candidate)] = str(error)
+    return found, left

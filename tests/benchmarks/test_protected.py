@@ -1,0 +1,146 @@
+"""The benchmarks of protected models: what they read, what they count, and one run of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import protected, recommended, straggling
+from benchmarks.command_line import main
+from benchmarks.recommended import Made
+from codedinvnet.bench.load import Reply
+from codedinvnet.models import open_model
+from codedinvnet.protect import distil
+from codedinvnet.protect.folder import WEIGHTS, load_part
+from tests.protect.factories import FEATURES, vectors
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A model in a file, with inputs."""
+    folder = tmp_path_factory.mktemp("model")
+    module, example = vectors()
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(module.eval(), (example.repeat(2, 1),), dynamic_shapes=free)
+    torch.export.save(program, folder / "model.pt2")
+    x = np.random.default_rng(0).random((700, FEATURES), np.float32)
+    return Made(folder / "model.pt2", "x", x, 400)
+
+
+@pytest.fixture(scope="module")
+def row(made: Made) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(recommended, "K", 3)
+        changed.setattr(distil, "MOST_ROUNDS", 40)
+        changed.setattr(distil, "FEWEST_STEPS", 8)
+        return recommended.measured(made, made.path.parent, 5.0)
+
+
+def test_recommendations_are_measured_on_other_inputs(made: Made, row: dict[str, Any]) -> None:
+    assert set(row["agreement"]) == {"small-backup", "approxifer", "nercc"}
+    assert row["inputs"] == 300
+    fresh = made.inputs[400:]
+    student = load_part(made.path.parent / "protection" / WEIGHTS)
+    with torch.inference_mode():
+        mine = student(torch.from_numpy(fresh)).argmax(1).numpy()
+    wanted = open_model(made.path).run({"x": fresh})["output"].argmax(1)
+    assert row["agreement"]["small-backup"] == pytest.approx((mine == wanted).mean(), abs=1e-4)
+    assert row["most_frequent"] == pytest.approx(np.bincount(wanted).max() / 300, abs=1e-4)
+    best = max(row["agreement"].values())
+    assert row["right"] == (row["agreement"][row["recommended"]] >= best - 0.01)
+
+
+def test_a_worse_recommendation_is_not_right(
+    made: Made, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"small-backup": 0.8, "approxifer": 0.9, "nercc": 0.1}
+    found[row["recommended"]] -= 0.5
+    monkeypatch.setattr(recommended, "agreement", lambda *words: found[words[2]])
+    again = recommended.measured(made, made.path.parent, 5.0)
+    assert not again["right"]
+    assert "0 of 1 recommendations are right" in recommended.table([{"model": "m", **again}])
+
+
+def test_a_protected_model_is_compared_with_hedging(
+    made: Made, row: dict[str, Any], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", made.inputs[400:])
+    out = tmp_path / "rows.json"
+    words = ["straggling", str(made.path.parent / "protection"), str(made.path), "--inputs"]
+    words += [str(tmp_path / "x.npy"), "--requests", "60", "--load", "0.1", "--out", str(out)]
+    words += ["--stragglers", "held", "--log", str(tmp_path / "log")]
+    assert main([*words, "--method", "approxifer"]) == 2
+    words += ["--method", "small-backup"]
+    assert main([*words, "--workers", "3"]) == 2
+    words += ["--workers", "4"]
+    assert main(words) == 0
+    rows = json.loads(out.read_text())
+    assert [found["policy"] for found in rows] == list(straggling.ARMS)
+    for found in rows:
+        assert found["errors"] == 0
+        assert found["agreement"] > 0.9
+        assert found["p50_ms"] > 20  # the wait that stands for a machine of its own
+    before = out.read_text()
+    assert main(words) == 0  # nothing is done twice
+    assert out.read_text() == before
+
+
+def test_agreement_is_counted_of_all_and_of_approximate_answers() -> None:
+    wanted = np.array([0, 1, 2])
+    replies = [
+        Reply("a", (0, 1), 0.1, 200, labels=np.array([0, 1]), outcomes=("direct", "decoded")),
+        Reply("b", (2, 1), 0.1, 200, labels=np.array([2, 0]), outcomes=("direct", "guessed")),
+        Reply("c", (0,), 0.1, 504),
+    ]
+    assert straggling.answers(replies, wanted) == {
+        "errors": 1,
+        "agreement": 0.75,
+        "approximate_share": 0.5,
+        "approximate_agreement": 0.5,
+    }
+
+
+def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:
+    def ends(content: bytes) -> np.ndarray | None:
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        return protected._ends(str(path))
+
+    found = ends(b"  \nhello there\n\t ")
+    assert found is not None
+    assert found.shape == (2048,)
+    assert bytes(found[:14].astype(np.uint8)) == b"hello there\n\t "
+    assert (found[14:2034] == 256).all()
+    assert bytes(found[2034:].astype(np.uint8)) == b"  \nhello there"
+    long = bytes(range(1, 251)) * 40
+    found = ends(long)
+    assert found is not None
+    assert bytes(found[:1024].astype(np.uint8)) == long[:1024]
+    assert bytes(found[1024:].astype(np.uint8)) == long[-1024:]
+    assert ends(b"short") is None
+    assert ends(b" " * 100) is None
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(5):
+        (many / f"{number % 2}.txt").write_text(f"file number {number % 2}")
+    assert protected._files([many]).shape == (2, 2048)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing"], "is not one of"),
+        (["lite0"], "a clone of github.com/thunderInfy/imagenette"),
+        (["resnet"], "CIFAR-10's train.npz"),
+    ],
+)
+def test_what_a_row_lacks_is_told(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["protected", *words, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
