@@ -181,6 +181,17 @@ def difference(one: Answers, other: Answers) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def joined(one: Answers, other: Answers) -> Answers:
+    """Return the answers to other inputs behind the first ones; labels are left out."""
+    return Answers(
+        np.concatenate([one.rows, other.rows]),
+        np.concatenate([one.answers, other.answers]),
+        np.concatenate([one.confidence, other.confidence]),
+        np.concatenate([one.served, other.served]),
+        np.concatenate([one.groups, other.groups + one.groups.max(initial=-1) + 1]),
+    )
+
+
 def guesses(answers: Answers, most_frequent: int) -> Answers:
     """Return the answers of who always names the most frequent class."""
     named = np.full_like(answers.answers, most_frequent)
@@ -201,19 +212,21 @@ class Recommendation:
 
 
 def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
-    """Choose a method by the calibration inputs, and tell by the test inputs why.
+    """Choose a method by the calibration and test inputs together, and tell by the latter why.
 
-    A method whose agreement is within CLOSE of the highest is preferred if it is cheaper. One that
-    is not surely better than the most frequent class, or costs more than DEAREST, is not
-    recommended.
+    Half of few inputs would choose at random among methods that differ by some points. A method
+    whose agreement is within CLOSE of the highest is preferred if it is cheaper. One that is not
+    surely better than the most frequent class, or costs more than DEAREST, is not recommended.
 
     Args:
         candidates: all methods.
         most_frequent: the served model's most frequent answer to the training inputs.
     """
+    seen = {c.name: joined(c.calibration, c.test) for c in candidates}
     useful = []
     for candidate in candidates:
-        gain = difference(candidate.calibration, guesses(candidate.calibration, most_frequent))
+        own = seen[candidate.name]
+        gain = difference(own, guesses(own, most_frequent))
         if gain.low > 0 and candidate.cost <= DEAREST:
             useful.append(candidate)
     if not useful:
@@ -222,18 +235,22 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
             f"no method of at most {DEAREST} of the model's work is better than always answering "
             f"the most frequent class, {most_frequent}: use none (policy hedge)",
         )
-    best = max(useful, key=lambda c: float(c.calibration.agrees.mean()))
+
+    def agreement(candidate: Candidate) -> float:
+        return float(seen[candidate.name].agrees.mean())
+
+    best = max(useful, key=agreement)
 
     def is_as_good(other: Candidate) -> bool:
-        gap = difference(best.calibration, other.calibration)
+        gap = difference(seen[best.name], seen[other.name])
         return gap.value <= CLOSE
 
     chosen = min((c for c in useful if is_as_good(c)), key=lambda c: c.cost)
-    agreement = float(chosen.test.agrees.mean())
-    reasons = [f"it agrees with the model on {100 * agreement:.1f} % of the test inputs"]
+    share = float(chosen.test.agrees.mean())
+    reasons = [f"it agrees with the model on {100 * share:.1f} % of the test inputs"]
     others = [c for c in useful if c is not chosen]
     if others:
-        rival = max(others, key=lambda c: float(c.calibration.agrees.mean()))
+        rival = max(others, key=agreement)
         gap = difference(chosen.test, rival.test)
         reasons.append(
             f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) "
