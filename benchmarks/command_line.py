@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from codedinvnet.cli.common import (
     Commands,
@@ -63,10 +64,49 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
+    _add_drift(benches)
     _add_protected(benches)
     _add_recommended(benches)
     _add_straggling(benches)
     return parser
+
+
+def _add_drift(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "drift",
+        _drift,
+        "count what a service releases while its inputs are not those of its calibration",
+        "python -m benchmarks drift --data-dir data --json",
+    )
+    bundles = ["mnist", "fashion"]
+    help_ = "calibrated bundles (mnist fashion)"
+    sub.add_argument("bundles", nargs="*", default=bundles, metavar="bundle", help=help_)
+    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
+    sub.add_argument("--runs", type=int, default=20, help="runs of each drift (20)")
+    sub.add_argument("--seed", type=seed, default=0, help="of groups and noise (0)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _drift(arguments: argparse.Namespace) -> None:
+    from benchmarks import drift
+
+    if arguments.runs < 1:
+        raise UserError("--runs: must be at least 1")
+    unknown = [name for name in arguments.bundles if name not in drift.OTHER]
+    if unknown:
+        raise UserError(f"bundle: {unknown[0]!r} is not one of {', '.join(drift.OTHER)}")
+    how = {"runs": arguments.runs, "seed": arguments.seed}
+    _told(drift.run(arguments.bundles, arguments.data_dir, **how), arguments.json)
+
+
+def _told(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_report(report, as_json=True)
+        return
+    for row in report["rows"]:
+        print_report(row, as_json=False)
+        print()
 
 
 def _add_recommended(benches: Commands) -> None:
@@ -194,12 +234,7 @@ def _liars(arguments: argparse.Namespace) -> None:
         clean=arguments.clean,
         seed=arguments.seed,
     )
-    if arguments.json:
-        print_report(report, as_json=True)
-        return
-    for row in report["rows"]:
-        print_report(row, as_json=False)
-        print()
+    _told(report, arguments.json)
 
 
 def _add_gateway(benches: Commands) -> None:

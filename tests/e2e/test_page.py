@@ -88,6 +88,13 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
         page.locator("canvas.direct").first.wait_for()
         assert page.locator("#latency td.decoded").count() == 1
 
+        page.wait_for_function(
+            """() => {
+                const canvas = document.getElementById("chart");
+                const pen = canvas.getContext("2d");
+                return pen.getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean);
+            }"""
+        )
         page.get_by_label("slow worker 0").click()
         page.get_by_label("heal worker 0").click()
         page.locator("#rate").evaluate("slider => { slider.value = 0; }")

@@ -28,6 +28,7 @@ from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.opening import open_served
 from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.workers.computing import BundleSpec, Result, SchemeComputer
@@ -298,3 +299,29 @@ def test_encoding_is_told_only_where_it_is_the_parities_own(
     front = asyncio.run(run())
     assert front.times.trip.seen == K + 1
     assert ("encode" in front.times.report()) == encodes
+
+
+def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:
+    """Of ten queries one is on a worker that hangs; two workers are enough for that."""
+    method = scheme_for(load_bundle("mnist"), 10, "small-backup")
+    samples = sample_images("mnist")
+    images, labels = samples.images[:10].numpy(), samples.labels[:10].tolist()
+
+    async def run() -> tuple[list[Answered], int]:
+        rules = Rules(workers=2, policy=POLICIES["auto"], hang_timeout=60.0, extra=1.0)
+        pool = BundlePool(method)
+        front = BundleFront(method, pool, rules, deadline=60.0)
+        await front.start()
+        for _ in range(FEWEST):
+            front.scheduler.pace.took(0.0, 1, 0, 0.05)
+        pool.hang(0)
+        found = [answer for answer in await front.ask(images) if isinstance(answer, Answered)]
+        sent = front.scheduler.sent
+        pool.kill(0)
+        await front.stop()
+        return found, sent
+
+    answers, sent = asyncio.run(run())
+    assert sorted(answer.outcome for answer in answers) == ["decoded", *["direct"] * 9]
+    assert [int(probabilities(answer).argmax()) for answer in answers] == labels
+    assert sent == 11

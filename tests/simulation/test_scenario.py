@@ -18,9 +18,9 @@ from codedinvnet.serving.options import ServeOptions, hang_timeout
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.simulation import scenario as scenario_module
+from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (
-    Arrivals,
     Straggler,
     bundle_accuracy,
     load_scenario,

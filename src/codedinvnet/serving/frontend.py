@@ -206,6 +206,7 @@ class FrontEnd:
         before = self.scheduler.chosen.name
         self._do(self.scheduler.change_policy(time.monotonic(), policy))
         self.metrics.policy_is(policy.name)
+        self.times.traffic.since = time.monotonic()
         log_event("policy changed", policy=policy.name, before=before)
 
     # Queries
@@ -290,7 +291,8 @@ class FrontEnd:
             raise
         self.admission.note(now, len(self.waiting))
         self._do(actions)
-        return await ends(futures, lambda: self._cancel(numbers), gone)
+        found = await ends(futures, lambda: self._cancel(numbers), gone)
+        return self.times.traffic.ended(now, found)
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""
@@ -348,7 +350,7 @@ class FrontEnd:
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
-            log_event("policy", **action.decision.told)
+            self.metrics.decided(action.decision)
         elif isinstance(action, Forget):
             for attempt in action.attempts:
                 self._outputs.pop(attempt, None)
@@ -427,8 +429,8 @@ class FrontEnd:
             occupied = time.monotonic() - began
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
-                # Otherwise every task encodes, as `service` has it, or none does.
-                self.times.add_parity(result, occupied, task.members, self.scheduler.systematic)
+                how = (worker, task.members, self.scheduler.systematic)
+                self.times.add_parity(result, occupied, *how)
             else:
                 self.times.add_data(result, occupied, worker)
             if result.held > 0:

@@ -20,6 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from codedinvnet.serving.rules.auto import Decision
 from codedinvnet.serving.rules.scheduler import Scheduler
 
 LATENCY_BUCKETS = (
@@ -186,6 +187,12 @@ class Metrics:
             ["policy"],
             registry=registry,
         )
+        self.doing = Gauge(
+            "codedinvnet_auto",
+            "1 of what the policy auto does about late answers, 0 of what it did before.",
+            ["policy"],
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "codedinvnet_event_loop_lag_seconds",
             "How late the event loop wakes up.",
@@ -226,12 +233,21 @@ class Metrics:
         for members in range(1, size + 1):
             self.groups.labels(str(members))
 
+    def decided(self, decision: Decision) -> None:
+        """Take down what `auto` does now, and log why."""
+        self._one_of(self.doing, decision.policy.name)
+        log_event("policy", **decision.told)
+
     def policy_is(self, name: str) -> None:
         """Take down the policy."""
-        for samples in self.policy.collect():
+        self._one_of(self.policy, name)
+
+    @staticmethod
+    def _one_of(gauge: Gauge, name: str) -> None:
+        for samples in gauge.collect():
             for sample in samples.samples:
-                self.policy.labels(sample.labels["policy"]).set(0)
-        self.policy.labels(name).set(1)
+                gauge.labels(sample.labels["policy"]).set(0)
+        gauge.labels(name).set(1)
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from codedinvnet.codes.backup import SmallBackup
@@ -14,8 +14,9 @@ from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
-from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
 from codedinvnet.protect.calibration import protection_calibration
@@ -23,6 +24,7 @@ from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.traffic import Known
 from codedinvnet.serving.workers.computing import (
     BundleSpec,
     Computer,
@@ -49,6 +51,7 @@ class Opened:
         computer: likewise.
         workers: how many there are if nobody says.
         calibration: of the bundle, or of the protection; None if it has none.
+        known: of the model before anything is measured.
     """
 
     served: Served
@@ -57,6 +60,7 @@ class Opened:
     computer: Computer | None
     workers: int
     calibration: Calibration | None = None
+    known: Known = field(default_factory=Known)
 
 
 def open_served(options: ServeOptions) -> Opened:
@@ -97,7 +101,23 @@ def _open_bundle(options: ServeOptions) -> Opened:
     calibration = None
     if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
         calibration = load_calibration(bundle.folder, bundle.digest())
-    return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks), calibration)
+    computer, known = SchemeComputer(scheme), known_of(bundle, name, options.k)
+    return Opened(served, spec, scheme, computer, len(tasks), calibration, known)
+
+
+def known_of(bundle: Bundle, method: str, k: int) -> Known:
+    """Return what a bundle says of itself: of its own code alone, how often it is right."""
+    if method != OURS:
+        return Known()
+    figures = bundle.info.figures
+    told = {
+        size: found
+        for size in range(2, k + 1)
+        if isinstance(found := figures.get(f"test_k{size}"), dict)
+    }
+    normal = next((found.get("normal_accuracy") for found in told.values()), None)
+    made_up = {size: found["recovered_accuracy"] for size, found in told.items()}
+    return Known(encoder_share(bundle.model, k) / k, normal, made_up)
 
 
 def method_of(options: ServeOptions) -> str:

@@ -121,12 +121,15 @@ class Choices:
         backups: see `Rules`.
 
     Attributes:
+        method: the name of the code; None without one.
+        size: of a full group.
         refused: policy -> why it is none of them.
         offered: their names.
     """
 
     def __init__(self, scheme: Scheme | Answerer | None, workers: int, backups: int = 0) -> None:
         self.method = None if scheme is None else scheme.name
+        self.size = 1 if scheme is None else scheme.rules.k
         self.refused: dict[str, str] = {}
         for name, policy in POLICIES.items():
             why = objection(policy, scheme)

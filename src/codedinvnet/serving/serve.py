@@ -108,7 +108,7 @@ def make_service(options: ServeOptions) -> Service:
         raise UserError(f"--workers: {error}") from error
     count = options.capture
     capture = None if count is None else Capture(opened.served.signature, count)
-    return Service(front, opened.served, capture=capture)
+    return Service(front, opened.served, opened.known, capture=capture)
 
 
 def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:

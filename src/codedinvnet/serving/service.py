@@ -14,6 +14,7 @@ from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, Qu
 from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
+from codedinvnet.serving.traffic import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
@@ -99,6 +100,7 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
+        known: what is known of it before anything is measured.
         tells: whether answers tell their outcome among their parameters as well.
         capture: keeps inputs; None: they are forgotten.
     """
@@ -107,11 +109,13 @@ class Service:
         self,
         front: FrontEnd,
         served: Served,
+        known: Known | None = None,
         *,
         tells: bool = False,
         capture: Capture | None = None,
     ) -> None:
         self.front, self.served, self.tells, self.capture = front, served, tells, capture
+        self.known = known or Known()
         self.outcome = outcome_name(served.signature)
 
     async def answer(

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.metrics import Metrics, log_event
@@ -26,6 +27,8 @@ STARTING, UP, HUNG, DOWN, GIVEN_UP = STATES = ("starting", "up", "hung", "down",
 """The states of a worker: it is starting before it was up for the first time."""
 WRONG = "answers wrongly"
 """The reason why a worker is replaced whose answers do not stand up to the code's."""
+LOSSES = 500
+"""Of the last losses so many are kept."""
 FAILING = f"failed {MOST_FAILURES} tasks in a row"
 """The reason why a failing worker is replaced."""
 
@@ -43,6 +46,17 @@ class WorkerView:
     """The queries of the last tasks that it failed since it last did one."""
 
 
+class Loss(NamedTuple):
+    """A worker that was lost. Times are in seconds."""
+
+    at: float
+    worker: int
+    kind: str
+    """Why: `died`, `hung`, `failing` or `wrong`."""
+    seconds: float
+    """Until another was in its place."""
+
+
 class Supervisor:
     """Keeps a pool's workers running.
 
@@ -58,6 +72,8 @@ class Supervisor:
     ) -> None:
         self.pool, self.metrics, self.down_timeout = pool, metrics, down_timeout
         self.workers = [WorkerView() for _ in range(size)]
+        self.losses: deque[Loss] = deque(maxlen=LOSSES)
+        """The last workers that were lost, and are up again."""
         self._down_since: float | None = None
         self._start_failed = False
         """Whether a start has failed since the last worker was up."""
@@ -118,6 +134,7 @@ class Supervisor:
         view.state, view.since = UP, time.monotonic()
         view.restarts += 1
         self._down_since = None
+        self.losses.append(Loss(now, worker, kind, view.since - now))
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
         return True
 

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.serving.traffic import Traffic
 
 if TYPE_CHECKING:  # a simulation does without what computes
     from codedinvnet.serving.workers.computing import Result
@@ -64,6 +65,7 @@ class Times:
             as part of `service`.
         trip: what a worker was occupied beyond computing and injected delays: the way there and
             back, and waits for a processor.
+        traffic: the last requests and tasks.
         tasks: of each worker, from a data task's sending until its answer was here, with all that
             made it late; `codedinvnet fit` finds the stragglers in them.
     """
@@ -72,15 +74,20 @@ class Times:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
         size = max(OF_A_WORKER, min(RESERVOIR, OF_ALL_WORKERS // workers))
         self.tasks = [Reservoir(size, seed=worker) for worker in range(workers)]
+        self.traffic = Traffic()
 
     def add_data(self, result: Result, occupied: float, worker: int) -> None:
         """Take in a data task's result, and for how many seconds its worker was occupied."""
         self.trip.add(occupied - result.seconds - result.blocked)
         self.service.add(result.seconds)
         self.tasks[worker].add(occupied + result.held)
+        self.traffic.did(worker, 0, occupied, result.held)
 
-    def add_parity(self, result: Result, occupied: float, members: int, encodes: bool) -> None:
+    def add_parity(
+        self, result: Result, occupied: float, worker: int, members: int, encodes: bool
+    ) -> None:
         """Take in a parity's; `encodes` says whether no other kind of task encodes."""
+        self.traffic.did(worker, members, occupied, result.held)
         self.trip.add(occupied - result.seconds - result.blocked)
         if encodes and result.encode_seconds > 0:
             self.encode.add(result.encode_seconds / members)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Records:
         missing: (requests,) queries without an answer.
         right: (requests,) expected share of right answers; NaN if a method gave one whose
             accuracy is not known.
-        batch: images of a request.
+        sizes: (requests,) images.
         seconds: from the start to the last arrival.
         busy: seconds that workers were busy until then.
         computing: seconds of computing in all tasks, without trips and stragglers.
@@ -64,7 +64,7 @@ class Records:
     decoded: np.ndarray
     missing: np.ndarray
     right: np.ndarray
-    batch: int
+    sizes: np.ndarray
     seconds: float
     busy: float
     computing: float
@@ -83,6 +83,7 @@ class Simulation:
     Args:
         scenario: what to simulate.
         accuracy: of direct and decoded answers; by default the scenario's, or its bundle's.
+        code: the rules of the code, where the scenario's method does not tell them.
         limit: (seconds, count): stop as soon as more than `count` requests took longer, the first
             ones, which `warmup` leaves out, not counted.
 
@@ -95,12 +96,12 @@ class Simulation:
         scenario: Scenario,
         accuracy: Accuracy | None = None,
         limit: tuple[float, int] | None = None,
+        code: CodeRules | None = None,
     ) -> None:
         self.scenario = scenario
-        self.scheduler = Scheduler(scenario.rules, scenario.code)
-        self._specs = _specs(self.scheduler.code)
+        self.scheduler = Scheduler(scenario.rules, code or scenario.code)
+        self._specs = _specs(self.scheduler.code, scenario.extra_cost)
         self.env = simpy.Environment()
-        self.batch = scenario.arrivals.batch
         self.requests = scenario.requests
         self._limit, self._over = limit, 0
         self._first = self.requests - scenario.counted
@@ -117,7 +118,8 @@ class Simulation:
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(9)
         generators = [np.random.default_rng(seed) for seed in seeds]
-        self._arrivals = scenario.arrivals.times(generators[0], self.requests).tolist()
+        drawn = scenario.arrivals.draw(generators[0], self.requests)
+        self._arrivals, self._sizes = (values.tolist() for values in drawn)
         self._service = scenario.service.stream(generators[1])
         self._encode = scenario.encode.stream(generators[2])
         self._trip = scenario.trip.stream(generators[3])
@@ -131,7 +133,7 @@ class Simulation:
         """Unanswered query -> its request."""
         self._size_of: dict[int, int] = {}
         """Query that is being decoded -> the size of its group; that is guessed -> 0."""
-        self._left = [self.batch] * self.requests
+        self._left = list(self._sizes)
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
         self._missing = [0] * self.requests
@@ -174,8 +176,8 @@ class Simulation:
             latency=np.array(self._latency),
             decoded=np.array(self._decoded),
             missing=np.array(self._missing),
-            right=np.array(self._right) / self.batch,
-            batch=self.batch,
+            right=np.array(self._right) / np.array(self._sizes),
+            sizes=np.array(self._sizes),
             seconds=self._seconds or self.env.now,
             busy=self._busy,
             computing=self._computing,
@@ -188,11 +190,11 @@ class Simulation:
     # Load
 
     def _arrive(self) -> Generator[simpy.Event, Any, None]:
-        env, scheduler, batch = self.env, self.scheduler, self.batch
+        env, scheduler = self.env, self.scheduler
         patience = self.scenario.deadline_ms / 1000
         for request, at in enumerate(self._arrivals):
             yield env.timeout(max(0.0, at - env.now))
-            now = env.now
+            now, batch = env.now, self._sizes[request]
             taken = scheduler.submit(now, batch, now + patience)
             if request % PROGRESS_STEP == 0 and request:
                 self._bar.update(PROGRESS_STEP)
@@ -332,8 +334,9 @@ class Simulation:
     def _close(self, request: int) -> None:
         self._open -= 1
         if self._missing[request]:  # one error is the whole request's answer
-            self._missing[request], self._decoded[request] = self.batch, 0
-            self._right[request] = self.batch * self._right_missing
+            batch = self._sizes[request]
+            self._missing[request], self._decoded[request] = batch, 0
+            self._right[request] = batch * self._right_missing
         if self._limit is not None and request >= self._first:
             seconds, most = self._limit
             self._over += self._latency[request] > seconds
@@ -350,11 +353,19 @@ class Simulation:
             self._fates.begin(burst, self.env.now)
 
 
-def _specs(code: CodeRules) -> dict[tuple[int, int], Task]:
-    """Return a code's tasks by their numbers and how many members they need."""
+def _specs(code: CodeRules, measured: Mapping[int, float]) -> dict[tuple[int, int], Task]:
+    """Return a code's tasks by their numbers and how many members they need.
+
+    Args:
+        code: the rules.
+        measured: see `Scenario.extra_cost`.
+    """
     sizes = (code.k,) if code.fixed_size else range(1, code.k + 1)
     tasks = (numbered for size in sizes for numbered in code.tasks(size).items())
     found = {(number, len(task.members)): task for number, task in tasks}
+    for (number, size), task in found.items():
+        if number >= code.k and size in measured:
+            found[number, size] = task._replace(cost=measured[size], encoded=False)
     return {**{(i, 1): Task((i,)) for i in range(code.k)}, **found}
 
 

@@ -132,18 +132,18 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     for name, share in QUANTILES.items():
         put(f"{name}_ms", percentile_of(latency, share), 3)
     stretches = min(SECTIONS, len(latency))
-    answers = len(latency) * records.batch
+    answers = int(records.sizes[first:].sum())
     shares = {
         "accuracy": (records.right, answers),
-        "decoded_share": (records.decoded / records.batch, answers),
+        "decoded_share": (records.decoded / records.sizes, answers),
         # Lost by the request: of ten images of one no two are lost for themselves.
-        "missing_share": (records.missing / records.batch, len(latency)),
+        "missing_share": (records.missing / records.sizes, len(latency)),
     }
     if scenario.coding.coded and scenario.accuracy_is_unknown:
         del shares["accuracy"]
     for name, (values, count) in shares.items():
         put(name, share_of(values[first:], stretches, count), 6)
-    queries = len(records.latency) * records.batch
+    queries = int(records.sizes.sum())
     ideal = queries * scenario.service.mean_ms / 1000
     utilisation = records.busy / (scenario.workers * records.seconds)
     return {

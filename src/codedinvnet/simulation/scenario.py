@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.codes.rules import Parities, is_systematic
+from codedinvnet.codes.rules import Parities, Uncoded, is_systematic
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
+from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.serving.rules.settings import (
     MAX_BATCH,
     POLICIES,
@@ -31,66 +31,10 @@ from codedinvnet.serving.rules.settings import (
     pending_limit,
 )
 from codedinvnet.serving.workers.faults import FaultWindow
+from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.distributions import Distribution
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Arrivals(Section):
-    """When requests come. `qps` counts images, of which a request brings `batch`.
-
-    `bursts` alternates between calm and busy times of exponential length: while it is busy the
-    rate is `burst_factor` times the calm one, and the mean over both is `qps`. `uneven` has gaps of
-    the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
-    the rate in mid-run: it is `qps` times each of `steps` for as many requests.
-    """
-
-    kind: Literal["poisson", "uniform", "bursts", "uneven", "steps"] = "poisson"
-    qps: Annotated[float, Field(gt=0)]
-    batch: Positive = 1
-    burst_factor: Annotated[float, Field(ge=1)] = 3.0
-    burst_ms: Annotated[float, Field(gt=0)] = 1000.0
-    calm_ms: Annotated[float, Field(gt=0)] = 9000.0
-    cv: Annotated[float, Field(gt=1)] = 5.0
-    steps: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.5, 1.5)
-    gaps_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of `poisson_gaps`: the arrivals of a measured run again. None: the scenario's seed draws."""
-
-    @model_validator(mode="after")
-    def _gaps_are_poisson(self) -> Arrivals:
-        if self.gaps_seed is not None and self.kind != "poisson":
-            raise ValueError("gaps_seed goes with poisson arrivals")
-        return self
-
-    def times(self, generator: np.random.Generator, count: int) -> np.ndarray:
-        """Return the times (count,) in seconds at which requests come, ascending."""
-        rate = self.qps / self.batch
-        if self.gaps_seed is not None:
-            return np.cumsum(poisson_gaps(rate, count, self.gaps_seed))
-        if self.kind == "uniform":
-            return np.arange(1, count + 1) / rate
-        gaps = generator.standard_exponential(count)
-        if self.kind == "uneven":
-            more = (1 + math.sqrt((self.cv**2 - 1) / (self.cv**2 + 1))) / 2
-            often = generator.random(count) < more
-            return np.cumsum(gaps / np.where(often, 2 * more, 2 * (1 - more))) / rate
-        if self.kind == "steps":
-            factors = [self.steps[i * len(self.steps) // count] for i in range(count)]
-            return np.cumsum(gaps / factors) / rate
-        units = np.cumsum(gaps)  # Poisson at rate 1
-        if self.kind == "poisson":
-            return units / rate
-        # The same events on a clock that runs faster while it is busy.
-        calm, busy = self.calm_ms / 1000, self.burst_ms / 1000
-        slow = rate * (calm + busy) / (calm + self.burst_factor * busy)
-        cycles = math.ceil(units[-1] / (slow * (calm + busy))) + 1
-        times, passed = [np.zeros(1)], [np.zeros(1)]
-        while passed[-1][-1] < units[-1]:
-            lengths = generator.standard_exponential((cycles, 2)) * (calm, busy)
-            rates = np.array([slow, slow * self.burst_factor])
-            times.append(times[-1][-1] + np.cumsum(lengths))
-            passed.append(passed[-1][-1] + np.cumsum(lengths * rates))
-        return np.interp(units, np.concatenate(passed), np.concatenate(times))
 
 
 class Straggler(FaultWindow):
@@ -202,6 +146,8 @@ class Scenario(Section):
     r: Positive = 1
     """How many missing answers of a group it makes up for, where that can be chosen."""
     routing: str = "least-loaded"
+    slots: Positive = 1
+    """How many tasks a worker is at, at most."""
     extra: Annotated[float, Field(ge=0)] | None = None
     """Extra work per query, at most, as `serve --extra`; None: what suits the policy."""
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
@@ -214,6 +160,9 @@ class Scenario(Section):
     """Images of one request, at most: `serve` refuses larger ones."""
     service: Distribution
     """Computing a data task; a parity task's embedding, too."""
+    extra_cost: dict[int, Annotated[float, Field(ge=0)]] = Field({})
+    """Size of the group -> what its extra tasks take, in services, encoding and all, if that was
+    measured."""
     encode: Distribution = Distribution()
     """Encoding a parity query, for each image of its group."""
     trip: Distribution = Distribution()
@@ -274,7 +223,7 @@ class Scenario(Section):
             raise ValueError(f"{self.method} has r = {code.r}")
         if code is not None and self.policy != "coded" and not is_systematic(code):
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
-        needed = POLICIES[self.policy].copies if code is None else len(code.tasks(self.k))
+        needed = workers_for(POLICIES[self.policy], code or Uncoded())
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
             raise ValueError(
@@ -312,6 +261,7 @@ class Scenario(Section):
             extra=self.extra,
             max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
+            slots=self.slots,
         )
 
     @property
@@ -381,7 +331,8 @@ class Scenario(Section):
     @property
     def capacity_qps(self) -> float:
         """Images a second at which all workers would be busy with data tasks alone."""
-        return 1000 * self.workers / (self.service.mean_ms + self.trip.mean_ms)
+        busy_ms = self.service.mean_ms + self.trip.mean_ms
+        return 1000 * self.workers * self.slots / busy_ms
 
     @property
     def busy_workers(self) -> float:

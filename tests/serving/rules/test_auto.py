@@ -8,8 +8,9 @@ import pytest
 
 from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
 from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Send
-from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen
-from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE
+from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
+from codedinvnet.serving.rules.pace import Pace
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE
 from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.test_scheduler import know_times
 
@@ -105,6 +106,17 @@ def test_who_wants_direct_answers_gets_a_copy_in_place_of_a_rescue() -> None:
     model.drain()
 
 
+def test_the_late_alone_need_no_worker_for_each_task_of_a_group() -> None:
+    assert workers_for(AUTO, AnswersAll(10)) == 1
+    assert workers_for(AUTO, Parities(10)) == workers_for(CODED, AnswersAll(10)) == 11
+    model = Model("auto", 2, AnswersAll(10), extra=2.0)
+    know_times(model)
+    model.submit()
+    model.wait(LATE)
+    assert len(model.parities()) == 1
+    model.drain()
+
+
 def test_nobody_is_rescued_who_is_in_time() -> None:
     model = rescuing()
     for _ in range(20):
@@ -175,11 +187,20 @@ def test_an_extra_task_costs_what_it_takes() -> None:
 def test_what_no_worker_was_given_is_paid_back() -> None:
     model = Model("replicate", 2, extra=2.0)
     (query,) = model.submit()
-    first, second = model.data(query)
-    model.submit()  # waits behind both
+    first, _ = model.data(query)  # the other keeps its worker
+    (query,) = model.submit()
     assert model.scheduler.budget.spent == 2.0
     model.result(first)
-    model.result(second)
-    model.result(*list(model.at)[:1])
+    model.result(*model.data(query))
+    assert query in model.ended
+    assert model.scheduler.budget.spent == 1.0
     model.drain()
-    assert model.scheduler.budget.spent == model.scheduler.sent - 2
+
+
+@pytest.mark.parametrize(("often", "late"), [(20, 0.0105), (10, 0.03)])
+def test_a_task_is_late_where_many_straggle(often: int, late: float) -> None:
+    """One of `often` takes a second; the others 10 ms."""
+    pace = Pace(3)
+    for i in range(500):
+        pace.took(0.0, i % 3, 0, 1.0 if i % often == often - 1 else 0.01)
+    assert pace.late(0, 1) == pytest.approx(late)

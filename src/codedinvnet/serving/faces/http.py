@@ -52,6 +52,7 @@ from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
+from codedinvnet.serving.traffic import told
 
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait while the service starts or stops."""
@@ -274,10 +275,10 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def times(_: Request) -> Response:
-        def written() -> bytes:  # in a thread: ten thousands of numbers
-            return json.dumps(front.times.report()).encode()
+        return await written_in_a_thread(front.times.report)
 
-        return Response(await asyncio.to_thread(written), media_type="application/json")
+    async def traffic(_: Request) -> Response:
+        return await written_in_a_thread(lambda: told(front, service.known))
 
     async def captured(_: Request) -> Response:
         if service.capture is None:
@@ -311,6 +312,7 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         Route("/v2", server),
         Route("/metrics", metrics),
         Route("/times", times),
+        Route("/traffic", traffic),
         Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
@@ -332,6 +334,15 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
     )
     app.router.redirect_slashes = False
     return app
+
+
+async def written_in_a_thread(report: Callable[[], Mapping[str, Any]]) -> Response:
+    """Return a report of ten thousands of numbers as JSON."""
+
+    def data() -> bytes:
+        return json.dumps(report()).encode()
+
+    return Response(await asyncio.to_thread(data), media_type="application/json")
 
 
 def written(parsed: Asked, answer: Answer, served: Served, packs: bool) -> Response:

@@ -29,6 +29,8 @@ SLOW_MS = 300.0
 """How much the page's button slows a worker."""
 SILENT_AFTER = 0.3
 """Seconds on one task after which the page calls a worker silent."""
+LATELY = 5.0
+"""Seconds that a point of the page's chart is of."""
 DEMO_HEADER = "X-Codedinvnet-Demo"
 """The header of requests that hurt workers: pages of other sites cannot send it."""
 
@@ -49,6 +51,8 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
         "answers": {
             outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
         },
+        "lately": front.times.traffic.lately(LATELY, scheduler.pace.normal),
+        "decision": None if scheduler.decision is None else scheduler.decision.told,
         "agreement": front.metrics.live_agreement(),
         "releasing": None if front.reliance is None else front.reliance.releasing,
         "workers": [

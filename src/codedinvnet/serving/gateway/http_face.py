@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
-from codedinvnet.serving.faces.http import problems
+from codedinvnet.serving.faces.http import problems, written_in_a_thread
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import server_metadata
@@ -25,6 +25,7 @@ from codedinvnet.serving.gateway.calls import Reply, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
+from codedinvnet.serving.traffic import Known, told
 
 
 def build_gateway_app(
@@ -112,6 +113,9 @@ def build_gateway_app(
         front.update_gauges()
         return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
 
+    async def traffic(_: Request) -> Response:
+        return await written_in_a_thread(lambda: told(front, Known()))
+
     routes = [
         Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
         for version_part in ("", "/versions/{model_version}")
@@ -126,6 +130,7 @@ def build_gateway_app(
         Route("/v2/health/ready", ready),
         Route("/v2", server),
         Route("/metrics", metrics),
+        Route("/traffic", traffic),
         *policy_routes(front, guarded=guarded),
     ]
     middleware = [

@@ -134,3 +134,9 @@ def rescues(code: CodeRules) -> bool:
         return False
     task = code.tasks(1)[code.k]
     return task.cost < CHEAP and not task.encoded
+
+
+def workers_for(policy: Policy, code: CodeRules) -> int:
+    """Return the fewest workers: one a task of a group, unless the late alone get an extra one."""
+    alone = policy.adapts and rescues(code)
+    return 1 if alone else max(policy.copies, len(code.tasks(code.k)))

@@ -1,8 +1,9 @@
 """How long tasks normally run, and which workers are slower.
 
 1. Tasks are timed by kind: data tasks, and every other task by the size of its group.
-2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers; a
-   task that has run longer than nearly all of them is *late*.
+2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
+   task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
+   where many straggle, nearly all is too many.
 3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
    smaller of the two ratios says how slow. One late task alone shows nothing.
 4. The *excess* is what stragglers cost: how much longer than normal answers of data tasks took, in
@@ -22,6 +23,8 @@ NORMAL, LATE = 0.75, 0.95
 """The shares of tasks that do not take longer than is normal, and than is late."""
 LATE_FACTOR = 1.05
 """A task is late if it has run this many times as long as the share LATE of its kind."""
+LATEST = 3.0
+"""A task is late at the latest if it has run this many times as long as normal."""
 SLOW = 2.0
 """How many times as long as normal a slow worker takes."""
 MEMORY = 500
@@ -129,4 +132,5 @@ class Pace:
         times = self._kinds.get(kind)
         if times is None or not times.quantiles:
             return None
-        return LATE_FACTOR * times.quantiles[1] * self.slowness(worker)
+        normal, most = times.quantiles
+        return min(LATE_FACTOR * most, LATEST * normal) * self.slowness(worker)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
 from codedinvnet.serving.rules.actions import Action, Decided, Forget, Send
-from codedinvnet.serving.rules.auto import Auto, Decision
+from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import RESERVE, Budget, wants_copy
@@ -37,7 +37,7 @@ def code_for(
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
     code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
-    needed = max(policy.copies, 1 if backups else len(code.tasks(code.k))) + backups
+    needed = (policy.copies if backups else workers_for(policy, code)) + backups
     if workers < needed:
         raise ValueError(
             f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "

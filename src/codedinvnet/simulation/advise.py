@@ -1,0 +1,217 @@
+"""`codedinvnet advise`: what each policy would give, by what a running service has seen lately."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import from_json
+from codedinvnet.config import describe
+from codedinvnet.errors import UserError
+from codedinvnet.quantiles import percentile, rank_of, rounded
+from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.serving.traffic import KIND, SCHEMA
+from codedinvnet.simulation.doubts import overload
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import counted, summarise
+from codedinvnet.simulation.recorded import FEWEST_REQUESTS, Recorded, scenario_of
+from codedinvnet.simulation.scenario import Accuracy, Scenario
+
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+CLOSE = 0.05
+"""A policy whose percentile is within so much of the lowest is as good; the least work decides."""
+OFF = 0.25
+"""A simulation of the policy of now that is off by more is told to be doubtful."""
+
+
+@dataclass(frozen=True)
+class AdviseOptions:
+    """What `codedinvnet advise` was asked for; the command line explains the fields."""
+
+    url: str
+    by: str = "p99"
+    queries: int = 60_000
+    seconds: float | None = None
+    seed: int = 0
+    token_file: str = ""
+    """As it goes into the command that is printed; "": none."""
+
+
+def read_traffic(raw: Any, url: str) -> Recorded:
+    """Return what a service has seen.
+
+    Raises:
+        UserError: if it is no service of this release.
+    """
+    told = (raw.get("kind"), raw.get("schema_version")) if isinstance(raw, Mapping) else None
+    if told != (KIND, SCHEMA):
+        raise UserError(f"{url}: this is not a service of codedinvnet, or one of another release")
+    try:
+        return Recorded.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{url}: GET /traffic: {describe(error, Recorded, raw)}") from error
+
+
+def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[str, Any]:
+    """Simulate every policy that a service offers; return a report.
+
+    Args:
+        raw: the answer of `GET /traffic`.
+        options: see there.
+        progress: show a bar.
+
+    Raises:
+        UserError: if it is another program's answer, or too little was seen.
+    """
+    seen = read_traffic(raw, options.url)
+    if options.seconds is not None:
+        seen = seen.after(seen.seconds - options.seconds)
+    try:
+        code = None if seen.code is None else from_json(seen.code)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{options.url}: a code of another release: {seen.code}") from error
+    base = scenario_of(seen, options.queries, options.seed)
+    offered = {name: POLICIES[name] for name in seen.offered if name in POLICIES}
+    left = dict(seen.refused)
+    left |= dict.fromkeys(
+        (name for name in seen.offered if name not in POLICIES), "this release does not know it"
+    )
+    if code is None and seen.method is not None:
+        unknown = f"the rules of {seen.method} are the service's own"
+        left |= {name: unknown for name, policy in offered.items() if policy.takes_code}
+    wanted = [name for name in offered if name not in left]
+    rows = []
+    for name in tqdm(wanted, desc="advise", unit="policy", disable=not progress, leave=False):
+        rows.append(simulated(base.updated(policy=name), code, seen))
+    best = chosen(rows, seen.policy, options.by)
+    now = measured(seen.after(seen.since_s))
+    notes = [
+        *overload(base, drifting=False),
+        *doubts(now, next((row for row in rows if row["policy"] == seen.policy), None), options.by),
+    ]
+    return {
+        "schema_version": 1,
+        "kind": "advice",
+        "policy": seen.policy,
+        "method": seen.method,
+        "by": options.by,
+        "measured": now,
+        "simulated": rows,
+        "not_simulated": left,
+        "advice": None if best is None else best["policy"],
+        "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in base.stragglers],
+        "service_ms": round(base.service.mean_ms, 3),
+        "load": round(base.arrivals.qps / base.capacity_qps, 4),
+        "right_by": None if seen.right is None else seen.right.by,
+        "notes": notes,
+    }
+
+
+def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dict[str, Any]:
+    """Return the figures of one policy."""
+    takes = scenario.coding.takes_code
+    right = seen.right
+    known = Accuracy(
+        normal=1.0 if right is None else right.normal,
+        recovered={scenario.r: {scenario.k: 1.0} if right is None else right.made_up},
+        guessed=None,
+    )
+    records = Simulation(scenario, known, code=code if takes else None).run()
+    figures = summarise(records, scenario)
+    latency = counted(records, scenario)
+    found: dict[str, Any] = {"policy": scenario.policy}
+    for name, share in QUANTILES.items():
+        deep = rank_of(len(latency), share) < len(latency) - 1
+        found[f"{name}_ms"] = rounded(percentile(latency, share), 2) if deep else None
+    return {
+        **found,
+        "p99_ms_95": figures["p99_ms_95"],
+        "missing_share": figures["missing_share"],
+        "made_up_share": figures["decoded_share"],
+        "work": figures["work_per_query"],
+        "right": None if right is None else figures["accuracy"],
+    }
+
+
+def measured(seen: Recorded) -> dict[str, Any]:
+    """Return what a service's requests took under the policy of now."""
+    latency = np.array([math.inf if row[2] is None else row[2] for row in seen.requests])
+    found: dict[str, Any] = {"requests": len(latency)}
+    for name, share in QUANTILES.items():
+        deep = len(latency) > 0 and rank_of(len(latency), share) < len(latency) - 1
+        found[f"{name}_ms"] = rounded(percentile(latency, share), 2) if deep else None
+    return found
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], now: str, by: str) -> Mapping[str, Any] | None:
+    """Return the row of the policy to go by; None if every one loses too many requests.
+
+    Of those as good as the lowest it is that of now, or else the one with the least work.
+    """
+    key = f"{by}_ms"
+    told = [row for row in rows if row[key] is not None]
+    if not told:
+        return None
+    lowest = min(row[key] for row in told)
+    good = [row for row in told if row[key] <= (1 + CLOSE) * lowest]
+    stay = next((row for row in good if row["policy"] == now), None)
+    return stay or min(good, key=lambda row: float(row["work"]))
+
+
+def doubts(now: Mapping[str, Any], row: Mapping[str, Any] | None, by: str) -> list[str]:
+    """Return what speaks against a prediction."""
+    key = f"{by}_ms"
+    if now["requests"] < FEWEST_REQUESTS or row is None or None in (now[key], row[key]):
+        return ["Too few requests have come under the policy of now to check the simulation by."]
+    if abs(row[key] / now[key] - 1) <= OFF:
+        return []
+    return [
+        f"The policy of now is simulated with a {by} of {row[key]:.0f} ms, and {now[key]:.0f} were "
+        "measured: something is at work here that the simulation does not know."
+    ]
+
+
+def lines(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
+    """Return what people are told."""
+    width = max(13, *(len(row["policy"]) for row in report["simulated"]))
+    head = f"{'':<{width}} {'p50 ms':>9} {'p99 ms':>9} {'p99.9 ms':>9} {'work':>6}"
+    right = "" if report["right_by"] is None else f"  right, by {report['right_by']}"
+    found = [*report["notes"], *([""] if report["notes"] else []), head + right]
+
+    def cells(row: Mapping[str, Any]) -> str:
+        values = [row[f"{name}_ms"] for name in QUANTILES]
+        return " ".join(f"{'-' if value is None else f'{value:.1f}':>9}" for value in values)
+
+    now = report["measured"]
+    found.append(f"{'measured now':<{width}} {cells(now)}")
+    for row in report["simulated"]:
+        made = "" if row["right"] is None else f"  {row['right']:.4f}"
+        found.append(f"{row['policy']:<{width}} {cells(row)} {row['work']:>6.2f}{made}")
+    found += [f"not simulated: {name}, {why}" for name, why in report["not_simulated"].items()]
+    return [*found, "", *_advice(report, options)]
+
+
+def _advice(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
+    by, now, best = options.by, report["policy"], report["advice"]
+    rows = {row["policy"]: row for row in report["simulated"]}
+    if best is None:
+        return [f"No policy has a {by}: too many requests are lost, or too few were simulated."]
+    if best == now:
+        return [f"Stay with {now}: none has a {by} that is lower by more than {CLOSE:.0%}."]
+    new, old = rows[best], rows.get(now)
+    key = f"{by}_ms"
+    than = ""
+    if old is not None and old[key] is not None:
+        than = f" instead of {old[key]:.0f} ms, work {new['work']:.2f} instead of {old['work']:.2f}"
+    token = f" --token-file {options.token_file}" if options.token_file else ""
+    return [
+        f"Switch to {best}: {by} {new[key]:.0f} ms{than}:",
+        f"  codedinvnet policy {options.url} {best}{token}",
+    ]

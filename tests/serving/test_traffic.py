@@ -1,0 +1,53 @@
+"""What a service keeps of its last requests and tasks."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from codedinvnet.serving.answers import Answered, QueryFailed
+from codedinvnet.serving.traffic import REQUESTS, Traffic
+
+
+def ended(traffic: Traffic, *seconds: float, at: float | None = None) -> None:
+    began = time.monotonic() - max(seconds) if at is None else at
+    traffic.ended(began, [Answered({}, "direct", value, value / 2) for value in seconds])
+
+
+def test_a_request_takes_as_long_as_its_last_answer() -> None:
+    traffic = Traffic()
+    found: list[Answered | QueryFailed] = [
+        Answered({}, "direct", 0.2, 0.1),
+        Answered({}, "decoded", 0.5, 0.3),
+    ]
+    assert traffic.ended(7.0, found) == found
+    (request,) = traffic.requests
+    assert (request.at, request.queries, request.seconds, request.made_up) == (7.0, 2, 0.5, 1)
+    assert request.besides == pytest.approx(0.2)
+    traffic.ended(8.0, [found[0], QueryFailed("lost")])
+    assert traffic.requests[-1].seconds is None
+    traffic.ended(9.0, [QueryFailed("cancelled")])
+    assert len(traffic.requests) == 2
+
+
+def test_memory_is_bounded() -> None:
+    traffic = Traffic()
+    for _ in range(REQUESTS + 10):
+        ended(traffic, 0.1)
+    assert len(traffic.requests) == REQUESTS
+
+
+def test_what_came_lately() -> None:
+    traffic = Traffic()
+    assert traffic.lately(5.0, 0.1) is None
+    ended(traffic, 9.0, at=time.monotonic() - 60)  # long ago
+    for _ in range(99):
+        ended(traffic, 0.1, 0.2)
+    ended(traffic, 0.1, 3.0)
+    for _ in range(100):
+        traffic.did(0, 0, 0.1, 0.0)
+    traffic.did(0, 4, 0.2, 0.0)
+    found = traffic.lately(5.0, 0.1)
+    assert found == {"p50": 200.0, "p99": 200.0, "work": 0.51}
+    assert traffic.lately(5.0, 0.0) is None  # what a task takes is not known yet

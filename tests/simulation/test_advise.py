@@ -1,0 +1,187 @@
+"""Advice by what a service has seen: predictions against runs that had no part in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.rules import as_json, from_json
+from codedinvnet.errors import UserError
+from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.simulation.advise import AdviseOptions, advise, lines
+from codedinvnet.simulation.arrivals import Arrivals
+from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.recorded import Took, told_apart
+from codedinvnet.simulation.scenario import Scenario, parse_scenario
+from codedinvnet.simulation.stragglers import stragglers
+from tests.simulation.recording import traffic
+
+QUERIES, WORKERS, K, SERVICE = 6000, 11, 10, 42.0
+URL = "http://127.0.0.1:8000"
+OPTIONS = AdviseOptions(URL, queries=QUERIES)
+
+
+def served(policy: str, model: str, seed: int, batch: int = 1) -> Scenario:
+    raw = {
+        "seed": seed,
+        "queries": QUERIES,
+        "warmup": 0.0,
+        "arrivals": {"qps": 0.4 * 1000 * WORKERS / SERVICE, "batch": batch},
+        "workers": WORKERS,
+        "k": K,
+        "policy": policy,
+        "service": {"distribution": "lognormal", "ms": SERVICE, "shape": 0.1},
+        "encode": 1.0,
+        "group_timeout_ms": 50,
+        "accuracy": {"normal": 0.99, "recovered": {1: {K: 0.9}}},
+        "stragglers": [s.model_dump() for s in stragglers(model, SERVICE, batch)],
+    }
+    return parse_scenario(raw, "test")
+
+
+def row(report: dict[str, Any], policy: str) -> dict[str, Any]:
+    (found,) = (row for row in report["simulated"] if row["policy"] == policy)
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "now", "other", "queries"),
+    [
+        ("none", "uncoded", "coded", QUERIES),
+        ("slower", "hedge", "coded", QUERIES),
+        ("exponential", "coded", "hedge", 3 * QUERIES),
+    ],
+)
+def test_another_policy_is_predicted(model: str, now: str, other: str, queries: int) -> None:
+    seen = served(now, model, 5).updated(queries=queries)
+    report = advise(traffic(seen, offered=(now, other)), AdviseOptions(URL, queries=queries))
+    for policy in (now, other):
+        true = simulate(served(policy, model, 77).updated(queries=queries))
+        found = row(report, policy)
+        assert found["p99_ms"] == pytest.approx(true["p99_ms"], rel=0.15)
+        assert found["p50_ms"] == pytest.approx(true["p50_ms"], rel=0.05)
+        assert found["work"] == pytest.approx(true["work_per_query"], rel=0.02)
+
+
+def test_held_answers_are_told_from_slow_workers() -> None:
+    seen = traffic(served("coded", "held", 5, 10), offered=("uncoded", "coded"))
+    report = advise(seen, OPTIONS)
+    kinds = [straggler["kind"] for straggler in report["stragglers"]]
+    assert "hold" in kinds
+    for policy in ("uncoded", "coded"):
+        true = simulate(served(policy, "held", 77, 10))
+        assert row(report, policy)["p99_ms"] == pytest.approx(true["p99_ms"], rel=0.15)
+
+
+def test_bursts_are_told_from_single_delays() -> None:
+    found = {}
+    for model in ("bursts", "exponential"):
+        seen = traffic(served("hedge", model, 5, 10), offered=("uncoded",))
+        found[model] = [s["kind"] for s in advise(seen, OPTIONS)["stragglers"]]
+    assert "burst" in found["bursts"]
+    assert found["exponential"] == ["slow"]
+
+
+def test_an_episode_ends_where_tasks_are_as_usual_again() -> None:
+    plain = [Took(100.0 * i, 40.0) for i in range(300)]
+    slow = [Took(t.at, 200.0) if 100 <= i < 106 else t for i, t in enumerate(plain)]
+    late = [Took(t.at, 200.0) if i in (40, 200) else t for i, t in enumerate(plain)]
+    episodes, rest = told_apart({0: plain, 1: slow, 2: late})
+    assert [(e.worker, e.begin, e.end, e.factor) for e in episodes] == [(1, 10000, 10700, 5.0)]
+    assert [len(row) for row in rest.values()] == [300, 294, 300]
+
+
+def test_what_to_switch_to_and_how() -> None:
+    seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge", "coded"))
+    report = advise(seen, OPTIONS)
+    lowest = min(report["simulated"], key=lambda found: found["p99_ms"])
+    best = row(report, report["advice"])
+    assert best["p99_ms"] <= 1.05 * lowest["p99_ms"] < row(report, "uncoded")["p99_ms"]
+    told = "\n".join(lines(report, OPTIONS))
+    assert f"codedinvnet policy {URL} {report['advice']}" in told
+    assert json.loads(json.dumps(report))["measured"]["requests"] == QUERIES
+    stay = traffic(served("hedge", "none", 5), offered=("uncoded", "hedge"))
+    assert advise(stay, OPTIONS)["advice"] == "hedge"
+
+
+def test_answers_that_are_made_up_cost_accuracy() -> None:
+    report = advise(traffic(served("coded", "exponential", 5), offered=("hedge", "coded")), OPTIONS)
+    hedge, coded = row(report, "hedge"), row(report, "coded")
+    assert hedge["right"] == 0.99
+    assert 0.99 - 0.09 * coded["made_up_share"] <= coded["right"] < 0.99
+
+
+def test_a_simulation_that_does_not_fit_says_so() -> None:
+    seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
+    assert advise(seen, OPTIONS)["notes"] == []
+    slower = [(at, n, 2 * late, b, m) for at, n, late, b, m in seen["requests"]]
+    (note,) = advise({**seen, "requests": slower}, OPTIONS)["notes"]
+    assert "measured" in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"kind": "other"}, "not a service"),
+        ({"schema_version": 0}, "another release"),
+        ({"policy": 7}, "policy"),
+        ({"code": {"kind": "Magic"}}, "another release"),
+        ({"requests": []}, "0 requests are too few"),
+        ({"tasks": []}, "0 tasks are too few"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], told: str) -> None:
+    seen = traffic(served("uncoded", "none", 5))
+    with pytest.raises(UserError, match=told):
+        advise({**seen, **changes}, OPTIONS)
+    others: list[Any] = [None, [], "text", {}]
+    for wrong in others:
+        with pytest.raises(UserError, match="not a service"):
+            advise(wrong, OPTIONS)
+
+
+def test_policies_that_cannot_be_simulated_are_named() -> None:
+    seen = traffic(served("uncoded", "none", 5), code=None, offered=("uncoded", "coded", "other"))
+    report = advise(seen, OPTIONS)
+    assert [found["policy"] for found in report["simulated"]] == ["uncoded"]
+    assert set(report["not_simulated"]) == {"coded", "other"}
+
+
+def test_every_code_is_the_same_after_a_trip() -> None:
+    for method in METHODS.values():
+        rules = method.rules(4)
+        raw = as_json(rules)
+        assert raw is not None, method.name
+        found = from_json(json.loads(json.dumps(raw)))
+        sizes = (4,) if rules.fixed_size else range(1, 5)
+        for size in sizes:
+            assert found.tasks(size) == rules.tasks(size)
+        for available in ((0, 1, 2), (0, 1, 4), (4,), ()):
+            tasks = frozenset(available) & set(rules.tasks(4))
+            assert found.recoverable(tasks, 4) == rules.recoverable(tasks, 4)
+        assert found.guesses == rules.guesses
+
+
+def test_recorded_arrivals_come_in_stretches() -> None:
+    gaps, sizes = [float(i + 1) for i in range(200)], [i + 1 for i in range(200)]
+    raw = {"kind": "recorded", "qps": 1, "gaps_ms": gaps, "sizes": sizes}
+    times, images = Arrivals.model_validate(raw).draw(np.random.default_rng(0), 1000)
+    assert (np.diff(times) * 1000).round(6).tolist() == images[1:].tolist()
+    following = np.diff(images)
+    assert ((following == 1) | (following == -199)).mean() > 0.97
+    for wrong in ({"sizes": ()}, {"kind": "poisson"}):
+        with pytest.raises(ValueError, match="recorded"):
+            Arrivals.model_validate({**raw, **wrong})
+
+
+def test_policies_are_those_of_this_release() -> None:
+    offered = tuple(POLICIES)
+    seen = traffic(served("uncoded", "none", 5), offered=offered)
+    names = [
+        found["policy"] for found in advise(seen, AdviseOptions(URL, queries=2000))["simulated"]
+    ]
+    assert names == list(offered)
