@@ -27,6 +27,7 @@ from pandas import DataFrame, Series
 
 from benchmarks import ablation, equal_cost, speed
 from benchmarks.choosing import choosing
+from benchmarks.policies import draw_policies
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
@@ -532,6 +533,8 @@ def draw(folder: Path = RESULTS) -> None:
     plots.draw_latency(folder / "latency.jsonl")
     if (folder / "map.jsonl").is_file():
         draw_map(sweep.frame_of(sweep.read_rows(folder / "map.jsonl")), folder / "map.png")
+    if (folder / "policies.jsonl").is_file():
+        draw_policies(folder / "policies.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

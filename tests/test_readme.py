@@ -72,7 +72,7 @@ def test_there_is_something_to_run() -> None:
     assert PYTHON, "no ```python blocks"
     assert OWN, "no `codedinvnet …` lines in ```bash blocks"
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
-    for name in ("how-to/compare-methods.md", "reference/serving.md", "explanation/simulator.md"):
+    for name in ("how-to/compare-methods.md", "how-to/gateway.md", "explanation/simulator.md"):
         assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
 
 

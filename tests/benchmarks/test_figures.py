@@ -33,7 +33,14 @@ def test_the_pages_are_of_the_rows_beside_them() -> None:
         assert render(text) == text, path.name
         marked |= {found[2] for found in figures.MARKED.finditer(text)}
     assert marked == {*FROM_FOLDER, *FROM_FILE}
-    for picture in ("accuracy-late", "latency-tail", "latency-work", "map"):
+    for picture in (
+        "accuracy-late",
+        "latency-tail",
+        "latency-work",
+        "map",
+        "policies-tail",
+        "policies-work",
+    ):
         assert (RESULTS / f"{picture}.png").is_file()
 
 
