@@ -21,6 +21,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, PARTS, WEIGHTS, load_part
+from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
 from tests.protect.factories import FEATURES
@@ -35,7 +36,7 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def test_the_folder_is_whole(finished: Path) -> None:
-    names = {DESCRIPTION, *PARTS.values(), "calibration.safetensors", "coverage.png"}
+    names = {DESCRIPTION, *PARTS.values(), "calibration.safetensors", FILE, "coverage.png"}
     assert {path.name for path in finished.iterdir()} == names
     found = description(finished)
     rows = {row["method"]: row for row in found["table"]}
@@ -184,9 +185,9 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
         return validate(stage)
 
     def hopeful(
-        make: Callable[[PartSettings], distil.BudgetStage], count: int, _: float, most: int
+        make: Callable[[PartSettings], distil.BudgetStage], count: int, _: float
     ) -> PartSettings:
-        return planned(make, count, 1e6, most)
+        return planned(make, count, 1e6)
 
     monkeypatch.setattr("codedinvnet.protect.parts.plan", hopeful)
     monkeypatch.setattr(distil.DistilStage, "validate", slow)

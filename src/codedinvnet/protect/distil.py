@@ -165,21 +165,18 @@ def student_scores(student: Student, inputs: Inputs, rows: np.ndarray) -> np.nda
     return np.asarray(torch.cat(found).numpy())
 
 
-def plan(
-    make: Callable[[PartSettings], BudgetStage], count: int, seconds: float, most: int = 128
-) -> PartSettings:
+def plan(make: Callable[[PartSettings], BudgetStage], count: int, seconds: float) -> PartSettings:
     """Return a training that takes so many seconds on this machine, by some steps of a copy.
 
     Args:
         make: makes a stage, which is spoilt.
         count: inputs to train with.
         seconds: that there are.
-        most: inputs of a batch.
 
     Raises:
         UserError: if there is no time for an epoch.
     """
-    batch = min(most, 128 if count >= 4000 else 64 if count >= 1000 else 32)
+    batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
     steps = max(FEWEST_STEPS, count // batch)
     part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch)
     stage = make(part)

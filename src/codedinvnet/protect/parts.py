@@ -28,8 +28,6 @@ MIRRORED_SHARE = 0.25
 """Share of the minutes that asking the model for mirrored images may take."""
 SAMPLE = 1000
 """Inputs from which scales are taken."""
-GROUPED = 256
-"""Members of a code's batch at most: they make few groups."""
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -110,7 +108,7 @@ class Trainer:
         def stage(made: FrozenCoder, part: PartSettings, seconds: float) -> BudgetStage:
             return CodingStage(made, scores, self.lesson, k, part, seconds)
 
-        return self._fitted(CODE, make, stage, coder(width).shape, GROUPED)
+        return self._fitted(CODE, make, stage, coder(width).shape)
 
     def _fitted(
         self,
@@ -118,7 +116,6 @@ class Trainer:
         make: Callable[[], Part],
         stage: Callable[[Part, PartSettings, float], BudgetStage],
         shape: Shape,
-        most: int = 128,
     ) -> Part:
         """Train a part, or go on with it, or read it if it is finished."""
         options = self.options
@@ -135,7 +132,7 @@ class Trainer:
             seconds = left / (self.parts + 1)
             count = len(self.lesson.train)
             spare = make()
-            found = plan(lambda p: stage(spare, p, seconds), count, seconds, most)
+            found = plan(lambda p: stage(spare, p, seconds), count, seconds)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"seconds": seconds, "part": found.model_dump()})
         planned = read_json(path)
