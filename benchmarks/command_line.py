@@ -19,6 +19,7 @@ from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
   python -m benchmarks gateway --quick
+  python -m benchmarks gateway-faults --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
   python -m benchmarks inverse mnist --json
   python -m benchmarks embed mnist --json
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     _add_gateway(benches)
+    _add_gateway_faults(benches)
     _add_ablation(benches)
     _add_speed(benches)
     _add_liars(benches)
@@ -253,6 +255,26 @@ def _gateway(arguments: argparse.Namespace) -> None:
     from benchmarks import gateway
 
     print_report(gateway.run(quick=arguments.quick), as_json=arguments.json)
+
+
+def _add_gateway_faults(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "gateway-faults",
+        _gateway_faults,
+        "harm one upstream of a gateway after another, and count what clients see",
+        "python -m benchmarks gateway-faults --quick",
+    )
+    sub.add_argument("--policy", default="auto", help="the gateway's (auto)")
+    sub.add_argument("--quick", action="store_true", help="a minute's version")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _gateway_faults(arguments: argparse.Namespace) -> None:
+    from benchmarks import gateway_faults
+
+    report = gateway_faults.measure(quick=arguments.quick, policy=arguments.policy)
+    print_report(report, as_json=arguments.json)
 
 
 def _add_ablation(benches: Commands) -> None:

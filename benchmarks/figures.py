@@ -523,7 +523,7 @@ def render(text: str, table: Callable[[str], str] = section) -> str:
 
 def pages() -> Iterable[Path]:
     """Return the pages that may have marks."""
-    return (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    return (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def draw(folder: Path = RESULTS) -> None:

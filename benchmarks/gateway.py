@@ -1,26 +1,29 @@
 """`python -m benchmarks gateway`: what a request costs more through the gateway than without it.
 
 Triton answers a model that costs next to nothing. One connection at a time asks it, directly and
-through the gateway in turn, over HTTP and over gRPC.
+through the gateway in turn, over HTTP and over gRPC; and through nginx, which only passes on, where
+that is installed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.processes import free_port
 from benchmarks.triton import MODEL, Triton, is_installed
 from codedinvnet.bench.load import process_stat
 from codedinvnet.errors import UserError
@@ -31,6 +34,26 @@ SIZES = {"image": 3 * 32 * 32, "600 KB": 150_000}
 ROUNDS, QUICK_ROUNDS = 20, 3
 REQUESTS = 100
 """Requests of a round, each way."""
+NGINX = """
+daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ }}
+http {{
+    access_log off; client_max_body_size 0; client_body_buffer_size 2m;
+    proxy_buffers 8 256k; proxy_buffer_size 256k; grpc_buffer_size 256k;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream over_http {{ server {http}; keepalive 16; }}
+    upstream over_grpc {{ server {grpc}; keepalive 16; }}
+    server {{
+        listen 127.0.0.1:{ports[0]};
+        location / {{
+            proxy_pass http://over_http; proxy_http_version 1.1; proxy_set_header Connection "";
+        }}
+    }}
+    server {{ listen 127.0.0.1:{ports[1]} http2; location / {{ grpc_pass grpc://over_grpc; }} }}
+}}
+"""
 LINE = re.compile(r"on http://(\S+) and gRPC port (\d+)")
 
 
@@ -69,6 +92,25 @@ def running(*upstreams: str) -> Iterator[Gateway]:
 
 
 @contextmanager
+def nginx(folder: Path, http: str, grpc: str) -> Iterator[tuple[str, str] | None]:
+    """Run nginx before Triton; yields its addresses, for HTTP and gRPC, None if there is none."""
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        yield None
+        return
+    ports = (free_port(), free_port())
+    settings = folder / "nginx.conf"
+    settings.write_text(NGINX.format(folder=folder, http=http, grpc=grpc, ports=ports))
+    command = [program, "-e", str(folder / "nginx.log"), "-c", str(settings)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            time.sleep(1)
+            yield f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def asking(module: Any, url: str, values: int) -> Iterator[Callable[[], Any]]:
     """Yield a function that sends one request of so many floats."""
     tensor = module.InferInput("x", [1, values], "FP32")
@@ -88,23 +130,38 @@ def times(ask: Callable[[], Any]) -> list[float]:
 
 
 def compared(
-    module: Any, direct: str, through: str, gateway: Gateway, values: int, rounds: int
+    module: Any, ways: Mapping[str, str], gateway: Gateway, values: int, rounds: int
 ) -> dict[str, float]:
-    """Return the median of both ways, and the processor time of a request at the gateway."""
-    seconds, arms = 0.0, ([], [])  # type: tuple[float, tuple[list[float], list[float]]]
-    with asking(module, direct, values) as one, asking(module, through, values) as other:
-        if one().as_numpy("y").tobytes() != other().as_numpy("y").tobytes():
+    """Return the median of each way, and the processor time of a request at the gateway.
+
+    Args:
+        module: Triton's client.
+        ways: name -> address; "direct" is the first, "gateway" another.
+        gateway: the gateway.
+        values: floats of a request.
+        rounds: of each way.
+    """
+    seconds, arms = 0.0, {name: list[float]() for name in ways}
+    with ExitStack() as stack:
+        asks = {
+            name: stack.enter_context(asking(module, url, values)) for name, url in ways.items()
+        }
+        if len({ask().as_numpy("y").tobytes() for ask in asks.values()}) > 1:
             raise UserError("the answers differ")
         for _ in range(rounds):
-            arms[0].extend(times(one))
-            before = gateway.processor_seconds
-            arms[1].extend(times(other))
-            seconds += gateway.processor_seconds - before
-    plain, more = (statistics.median(arm) for arm in arms)
+            for name, ask in asks.items():
+                before = gateway.processor_seconds
+                arms[name].extend(times(ask))
+                if name == "gateway":
+                    seconds += gateway.processor_seconds - before
+    medians = {name: statistics.median(arm) for name, arm in arms.items()}
     return {
-        "direct_ms": round(plain, 3),
-        "gateway_ms": round(more, 3),
-        "over_ms": round(more - plain, 3),
+        **{f"{name}_ms": round(median, 3) for name, median in medians.items()},
+        **{
+            f"{name}_over_ms": round(median - medians["direct"], 3)
+            for name, median in medians.items()
+            if name != "direct"
+        },
         "processor_ms": round(1000 * seconds / (rounds * REQUESTS), 3),
     }
 
@@ -121,10 +178,12 @@ def run(*, quick: bool) -> dict[str, Any]:
     if not is_installed():
         raise UserError("the benchmark needs Triton: tools/get_triton.sh installs it")
     report: dict[str, Any] = {"machine": describe_machine(), "load": os.getloadavg()[0]}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         triton = Triton(Path(folder))
         try:
             triton.start()
+            addresses = f"127.0.0.1:{triton.http}", f"127.0.0.1:{triton.grpc}"
+            plain = stack.enter_context(nginx(Path(folder), *addresses))
             for name, module, port, scheme in (
                 ("http", tritonclient.http, triton.http, "http"),
                 ("grpc", tritonclient.grpc, triton.grpc, "grpc"),
@@ -132,11 +191,12 @@ def run(*, quick: bool) -> dict[str, Any]:
                 direct = f"127.0.0.1:{port}"
                 with running(f"{scheme}://{direct}") as gateway:
                     through = gateway.http if name == "http" else gateway.grpc
+                    ways = {"direct": direct, "gateway": through}
+                    if plain is not None:
+                        ways["nginx"] = plain[name == "grpc"]
                     for size, values in SIZES.items():
                         rounds = QUICK_ROUNDS if quick else ROUNDS
-                        report[f"{name}, {size}"] = compared(
-                            module, direct, through, gateway, values, rounds
-                        )
+                        report[f"{name}, {size}"] = compared(module, ways, gateway, values, rounds)
         finally:
             triton.kill()
     return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from pathlib import Path
 
@@ -12,19 +11,6 @@ def memory(pid: int) -> int:
     """Return a process's resident bytes (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def proportional_memory(pid: int) -> int:
-    """Return a process's own resident bytes and its share of those it has in common (Linux).
-
-    0 for a process that is gone: workers may be replaced at any time.
-    """
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
-    return 1024 * int(found.group(1)) if found else 0
 
 
 def descriptors(pid: int) -> int:

@@ -2,7 +2,7 @@
 
 Every arm gets the same arrivals on real processes, and no more extra work than one task a group.
 Workers share this machine's processors, so a wait beside the computing makes them behave as
-machines of their own (docs/benchmarks.md).
+machines of their own (docs/how-to/compare-methods.md).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
 """Options and arguments that name one."""
 README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 _FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
 
@@ -61,7 +61,10 @@ def parse(line: str) -> argparse.Namespace:
 PYTHON = blocks(TEXT, "python", "py")
 OWN = own_commands(TEXT)
 PAPER = [line for line in commands(TEXT) if re.match(r"python3? (\./)?main\.py ", line)]
-DOCUMENTED = {path.name: own_commands(path.read_text(encoding="utf-8")) for path in DOCS}
+DOCUMENTED = {
+    str(path.relative_to(ROOT / "docs")): own_commands(path.read_text(encoding="utf-8"))
+    for path in DOCS
+}
 
 
 def test_there_is_something_to_run() -> None:
@@ -69,7 +72,7 @@ def test_there_is_something_to_run() -> None:
     assert PYTHON, "no ```python blocks"
     assert OWN, "no `codedinvnet …` lines in ```bash blocks"
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
-    for name in ("benchmarks.md", "serving.md", "simulation.md"):
+    for name in ("how-to/compare-methods.md", "reference/serving.md", "explanation/simulator.md"):
         assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
 
 

@@ -30,7 +30,7 @@ def written(folder: Path, *blocks: dict[str, Any], **more: Any) -> Path:
 
 
 def test_the_grid_of_ones_own_in_the_docs_is_one(tmp_path: Path) -> None:
-    docs = ROOT / "docs" / "serving.md"
+    docs = ROOT / "docs" / "reference" / "serving.md"
     blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
     (text,) = [block for block in blocks if '"datasets"' in block]
     path = tmp_path / "mine-grid.json"

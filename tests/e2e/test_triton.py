@@ -257,7 +257,7 @@ def test_faults_lose_nothing(tritons: list[Triton], policy: str) -> None:
         load(gateway)
 
 
-DOC = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs" / "how-to" / "gateway.md").read_text()
 
 
 def printed(language: str, word: str) -> str:
@@ -277,7 +277,7 @@ def calls(url: str, http: str) -> float:
 
 @pytest.mark.parametrize("by", ["options", "file"])
 def test_a_strangers_path(by: str, tmp_path: Path) -> None:
-    """As docs/gateway.md prints it, with other addresses: two commands, and a kill nobody sees."""
+    """As the gateway's page prints it, with other addresses: two commands, a kill nobody sees."""
     there = [Triton(tmp_path / name, "resnet", RESNET_CONFIG, RESNET) for name in "ab"]
     urls = f"http://127.0.0.1:{there[0].http}", f"grpc://127.0.0.1:{there[1].grpc}"
     http, grpc = free_port(), free_port()

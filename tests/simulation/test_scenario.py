@@ -221,7 +221,7 @@ def test_several_models_at_once() -> None:
 
 
 def test_models_are_those_of_the_page() -> None:
-    """docs/simulation.md; for a service of 10 ms and requests of 5 images."""
+    """docs/explanation/simulator.md; for a service of 10 ms and requests of 5 images."""
 
     def model(name: str) -> dict[str, Any]:
         (found,) = stragglers(name, 10.0, 5)

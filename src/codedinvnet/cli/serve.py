@@ -40,8 +40,8 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--method",
-        help="what makes up for missing answers: a method of docs/benchmarks.md, or one of your "
-        "own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
+        help="what makes up for missing answers: a method of docs/how-to/compare-methods.md, or "
+        "one of your own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
     )
     add(
         "--protection",

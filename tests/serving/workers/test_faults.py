@@ -131,7 +131,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_the_example_in_the_docs_is_a_schedule(tmp_path: Path) -> None:
-    docs = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
+    docs = Path(__file__).resolve().parents[3] / "docs" / "reference" / "serving.md"
     blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
     (text,) = [block for block in blocks if '"faults"' in block]
     made = load_schedule(write(tmp_path, text))

@@ -47,6 +47,7 @@ from codedinvnet.serving.faces.v2 import (
     render_response,
     server_metadata,
 )
+from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.metrics import log_event
 from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
@@ -137,19 +138,33 @@ def problems() -> dict[Any, Handler]:
     }
 
 
-def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> Starlette:
-    """Return the application; it stops the service's front end in the end.
+def protocol_app(
+    front: FrontEnd,
+    model: str,
+    check_model: Callable[[Request], object],
+    infer: Callable[[Request], Awaitable[Response]],
+    metadata: Callable[[Request], Awaitable[Response]],
+    routes: Sequence[Route],
+    *,
+    token: str = "",
+    hosts: tuple[str, ...] = (),
+    guarded: bool = False,
+    starts: bool = False,
+) -> Starlette:
+    """Return an application that speaks the protocol; it stops the front end in the end.
 
     Args:
-        service: answers the requests.
-        options: see `AppOptions`.
-        starts: start the front end, too, before anything is answered. Otherwise the caller does,
-            and until then queries are refused.
+        front: answers queries.
+        model: its name.
+        check_model: refuses requests for other models and versions.
+        infer: answers an inference request.
+        metadata: answers the question for the model's.
+        routes: others.
+        token: see `AppOptions`.
+        hosts: likewise.
+        guarded: likewise.
+        starts: see `build_app`.
     """
-    front, served = service.front, service.served
-    # Reading and writing what is large hold the interpreter for a while, and take memory.
-    large = asyncio.Semaphore(1)
-    memory = BodyMemory(options.body_memory, front.refuse)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -164,15 +179,69 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         alive = front.supervisor.is_live
         return JSONResponse({"live": alive}, status_code=200 if alive else 503)
 
-    def is_ready() -> bool:
-        return front.ready and front.scheduler.workers_up > 0
+    def whether_ready(**more: str) -> Response:
+        up = front.ready and front.scheduler.workers_up > 0
+        return JSONResponse({**more, "ready": up}, status_code=200 if up else 503)
 
     async def ready(_: Request) -> Response:
-        up = is_ready()
-        return JSONResponse({"ready": up}, status_code=200 if up else 503)
+        return whether_ready()
+
+    async def model_ready(request: Request) -> Response:
+        check_model(request)
+        return whether_ready(name=model)
 
     async def server(_: Request) -> Response:
         return JSONResponse(server_metadata(version("codedinvnet")))
+
+    async def metrics(_: Request) -> Response:
+        front.update_gauges()
+        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    of_model = [
+        Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
+        for version_part in ("", "/versions/{model_version}")
+        for path, endpoint, verb in (
+            ("/infer", infer, "POST"),
+            ("", metadata, "GET"),
+            ("/ready", model_ready, "GET"),
+        )
+    ]
+    of_server = [
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2", server),
+        Route("/metrics", metrics),
+        *policy_routes(front, guarded=guarded),
+    ]
+    middleware = [
+        Middleware(RequestCount, counter=front.metrics.requests),
+        Middleware(HostCheck, hosts=hosts),
+    ]
+    if token:
+        middleware.append(Middleware(TokenCheck, token=token))
+    app = Starlette(
+        routes=[*of_model, *of_server, *routes],
+        middleware=middleware,
+        exception_handlers=problems(),
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> Starlette:
+    """Return the application; it stops the service's front end in the end.
+
+    Args:
+        service: answers the requests.
+        options: see `AppOptions`.
+        starts: start the front end, too, before anything is answered. Otherwise the caller does,
+            and until then queries are refused.
+    """
+    front, served = service.front, service.served
+    # Reading and writing what is large hold the interpreter for a while, and take memory.
+    large = asyncio.Semaphore(1)
+    memory = BodyMemory(options.body_memory, front.refuse)
 
     def check_model(request: Request) -> None:
         name = request.path_params["name"]
@@ -185,11 +254,6 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
     async def metadata(request: Request) -> Response:
         check_model(request)
         return JSONResponse(model_metadata(served))
-
-    async def model_ready(request: Request) -> Response:
-        check_model(request)
-        up = is_ready()
-        return JSONResponse({"name": served.name, "ready": up}, status_code=200 if up else 503)
 
     async def parse_in_turn(
         parse: Callable[[], Asked], began: float, gone: asyncio.Task[None]
@@ -270,10 +334,6 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         async with large:
             return await asyncio.to_thread(write)
 
-    async def metrics(_: Request) -> Response:
-        front.update_gauges()
-        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
-
     async def times(_: Request) -> Response:
         return await written_in_a_thread(front.times.report)
 
@@ -298,42 +358,25 @@ def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> 
         return JSONResponse(page_state(service, demo=options.demo is not None))
 
     routes = [
-        Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
-        for version_part in ("", "/versions/{model_version}")
-        for path, endpoint, verb in (
-            ("/infer", infer, "POST"),
-            ("", metadata, "GET"),
-            ("/ready", model_ready, "GET"),
-        )
-    ]
-    routes += [
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        Route("/v2", server),
-        Route("/metrics", metrics),
         Route("/times", times),
         Route("/traffic", traffic),
         Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
+        *(() if options.demo is None else demo_routes(front, options.demo)),
     ]
-    routes += policy_routes(front, guarded=options.guarded)
-    if options.demo is not None:
-        routes += demo_routes(front, options.demo)
-    middleware = [
-        Middleware(RequestCount, counter=front.metrics.requests),
-        Middleware(HostCheck, hosts=options.hosts),
-    ]
-    if options.token:
-        middleware.append(Middleware(TokenCheck, token=options.token))
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers=problems(),
-        lifespan=lifespan,
+    return protocol_app(
+        front,
+        served.name,
+        check_model,
+        infer,
+        metadata,
+        routes,
+        token=options.token,
+        hosts=options.hosts,
+        guarded=options.guarded,
+        starts=starts,
     )
-    app.router.redirect_slashes = False
-    return app
 
 
 async def written_in_a_thread(report: Callable[[], Mapping[str, Any]]) -> Response:

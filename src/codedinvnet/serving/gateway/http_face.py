@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
-from codedinvnet.serving.faces.http import problems, written_in_a_thread
-from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
-from codedinvnet.serving.faces.policy import policy_routes
-from codedinvnet.serving.faces.v2 import server_metadata
+from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
+from codedinvnet.serving.faces.middleware import problem
 from codedinvnet.serving.gateway.calls import Reply, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
@@ -47,13 +41,6 @@ def build_gateway_app(
     """
     front, pool = relay.front, relay.pool
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            await front.stop()
-
     def check_model(request: Request) -> str:
         """Return the version that is asked for."""
         name = request.path_params["name"]
@@ -61,22 +48,6 @@ def build_gateway_app(
             raise HTTPException(404, f"no model {name!r}; there is {pool.model!r}")
         found: str = request.path_params.get("model_version", "")
         return found
-
-    async def live(_: Request) -> Response:
-        alive = front.supervisor.is_live
-        return JSONResponse({"live": alive}, status_code=200 if alive else 503)
-
-    async def ready(_: Request) -> Response:
-        up = relay.is_ready
-        return JSONResponse({"ready": up}, status_code=200 if up else 503)
-
-    async def model_ready(request: Request) -> Response:
-        check_model(request)
-        up = relay.is_ready
-        return JSONResponse({"name": pool.model, "ready": up}, status_code=200 if up else 503)
-
-    async def server(_: Request) -> Response:
-        return JSONResponse(server_metadata(version("codedinvnet")))
 
     async def metadata(request: Request) -> Response:
         try:
@@ -109,41 +80,20 @@ def build_gateway_app(
                 raise ClientDisconnect
         return response(with_outcome(answer.reply, answer.outcome))
 
-    async def metrics(_: Request) -> Response:
-        front.update_gauges()
-        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
-
     async def traffic(_: Request) -> Response:
         return await written_in_a_thread(lambda: told(front, Known()))
 
-    routes = [
-        Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
-        for version_part in ("", "/versions/{model_version}")
-        for path, endpoint, verb in (
-            ("/infer", infer, "POST"),
-            ("", metadata, "GET"),
-            ("/ready", model_ready, "GET"),
-        )
-    ]
-    routes += [
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        Route("/v2", server),
-        Route("/metrics", metrics),
-        Route("/traffic", traffic),
-        *policy_routes(front, guarded=guarded),
-    ]
-    middleware = [
-        Middleware(RequestCount, counter=front.metrics.requests),
-        Middleware(HostCheck, hosts=hosts),
-    ]
-    if token:
-        middleware.append(Middleware(TokenCheck, token=token))
-    app = Starlette(
-        routes=routes, middleware=middleware, exception_handlers=problems(), lifespan=lifespan
+    return protocol_app(
+        front,
+        pool.model,
+        check_model,
+        infer,
+        metadata,
+        (Route("/traffic", traffic),),
+        token=token,
+        hosts=hosts,
+        guarded=guarded,
     )
-    app.router.redirect_slashes = False
-    return app
 
 
 def response(reply: Reply) -> Response:

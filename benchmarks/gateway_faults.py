@@ -1,0 +1,366 @@
+"""`python -m benchmarks gateway-faults`: five upstreams, one after another of which is harmed.
+
+All upstreams are addresses of one name, as in a headless service, on this machine's 127.0.0.2 to 6.
+Their model waits and then computes next to nothing, so that two cores are enough for all. The same
+requests come twice, without faults and with them. Then more comes than the upstreams can do,
+through the gateway and straight to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.processes import free_port
+from codedinvnet.arrivals import poisson_gaps
+from codedinvnet.bench.load import descendants
+from codedinvnet.errors import UserError
+from codedinvnet.load.loop import open_loop
+from codedinvnet.load.run import histogram, micro, percentiles
+from codedinvnet.models.base import TensorSpec
+from codedinvnet.provenance import describe_machine
+from codedinvnet.serving.gateway import discovery, run
+from codedinvnet.serving.gateway.options import GatewayOptions
+from codedinvnet.serving.gateway.understanding import arrays_of, call_of
+from codedinvnet.serving.gateway.upstreams import Unreachable, Upstream, open_upstream
+
+UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
+SERVICE = 0.02
+"""Seconds that the model waits for a query."""
+SLOWER = 10
+"""How many times as long a slow upstream takes."""
+FOLDER = "CODEDINVNET_FAULTS_FOLDER"
+"""The variable that names the folder in which an upstream finds what it suffers from."""
+CAPACITY = UPSTREAMS / SERVICE
+SPECS = (TensorSpec("x", "FP32", (4,)),)
+TIMEOUT = 10.0
+START_TIMEOUT = 300.0
+CALLS = re.compile(r'codedinvnet_upstream_calls_total\{.*upstream="([^"]+)".*\} (\S+)')
+
+
+class Waiting(nn.Module):
+    """Maps x to 3x + 1, and takes as long as it is told."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        folder = Path(os.environ[FOLDER])
+        if (folder / "broken").exists():
+            raise RuntimeError("out of memory")
+        time.sleep(SERVICE * (SLOWER if (folder / "slow").exists() else 1))
+        return 3 * x + 1
+
+
+def waiting() -> tuple[nn.Module, Tensor]:
+    """Return the upstreams' model."""
+    return Waiting(), torch.zeros(1, 4)
+
+
+def gateway(port: int, hosts: Path, policy: str) -> None:
+    """Run the gateway in this process; a file says which addresses the upstreams' name has."""
+
+    async def resolve(_: str, __: int) -> list[str]:
+        found: list[str] = json.loads(hosts.read_text())
+        if not found:
+            raise OSError(-2, "Name or service not known")
+        return found
+
+    class ByFile(discovery.Discovery):
+        def __init__(self, given: Sequence[str], file: Path | None = None) -> None:
+            super().__init__(given, file, resolve)
+
+    run.Discovery = ByFile  # type: ignore[assignment, attr-defined]
+    upstream = f"dns+http://{NAME}:{port}"
+    run.run_gateway(GatewayOptions(MODEL, (upstream,), slots=1, policy=policy, port=0))
+
+
+@dataclass
+class Server:
+    """One upstream.
+
+    Attributes:
+        host: its address.
+        port: that of all.
+        folder: what it suffers from.
+        process: of `codedinvnet serve`.
+    """
+
+    host: str
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start it; it is not ready at once."""
+        self.folder.mkdir(exist_ok=True)
+        options = ("--name", MODEL, "--workers", "1", "--policy", "uncoded")
+        command = [sys.executable, "-m", "codedinvnet", "serve", f"{__name__}:waiting", *options]
+        command += ["--host", self.host, "--port", str(self.port)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=self.environment, **quiet)  # type: ignore[call-overload]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its processes' variables."""
+        return {**os.environ, FOLDER: str(self.folder), "OMP_NUM_THREADS": "1"}
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        assert self.process is not None
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            os.kill(pid, number)
+
+    def kill(self) -> None:
+        """End it, as a crash does."""
+        if self.process is not None:
+            self.process.kill()  # its workers end with it
+            self.process.wait()
+
+    @contextmanager
+    def marked(self, word: str) -> Iterator[None]:
+        """Let it suffer from something while the body runs."""
+        (self.folder / word).touch()
+        try:
+            yield
+        finally:
+            (self.folder / word).unlink()
+
+
+@dataclass
+class Ends:
+    """How the requests of a load ended."""
+
+    latency: Any = field(default_factory=histogram)
+    wrong: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def answered(self) -> int:
+        """How many had a right answer."""
+        count: int = self.latency.get_total_count()
+        return count
+
+    def report(self) -> dict[str, Any]:
+        """Return counts and percentiles."""
+        told: dict[str, Any] = {
+            "answered": self.answered,
+            "wrong": self.wrong,
+            "errors": dict(self.errors),
+        }
+        told["goodput"] = round(self.answered / self.seconds, 1)
+        return {**told, **(percentiles(self.latency) if self.answered else {})}
+
+
+async def loaded(urls: Sequence[str], gaps: Sequence[float], label: str) -> Ends:
+    """Send requests to servers in turn, and check each answer."""
+    ends, upstreams = Ends(), [open_upstream(url) for url in urls]
+
+    async def send(number: int, due: float) -> None:
+        x = np.full((1, 4), number, np.float32)
+        upstream: Upstream = upstreams[number % len(upstreams)]
+        call = call_of(MODEL, {"x": x}, SPECS, TIMEOUT)
+        try:
+            reply = await upstream.infer(call, TIMEOUT)
+        except Unreachable as error:
+            ends.errors[f"no answer: {error}"] += 1
+            return
+        if reply.status != 200:
+            ends.errors[str(reply)[:100]] += 1
+            return
+        (found,) = arrays_of(reply).values()
+        if np.array_equal(found, 3 * x + 1):
+            ends.latency.record_value(micro(time.perf_counter() - due))
+        else:
+            ends.wrong += 1
+
+    began = time.perf_counter()
+    await open_loop(send, gaps, label)
+    ends.seconds = time.perf_counter() - began
+    await asyncio.gather(*(upstream.close() for upstream in upstreams))
+    return ends
+
+
+async def calls(gateway_url: str) -> dict[str, float]:
+    """Return how many calls the gateway has sent to each upstream."""
+    async with aiohttp.ClientSession() as session, session.get(f"{gateway_url}/metrics") as reply:
+        text = await reply.text()
+    found: dict[str, float] = {}
+    for url, value in CALLS.findall(text):
+        found[url] = found.get(url, 0.0) + float(value)
+    return found
+
+
+async def ready(url: str) -> None:
+    """Return when a server is.
+
+    Raises:
+        UserError: if it is not in time.
+    """
+    upstream, end = open_upstream(url), time.monotonic() + START_TIMEOUT
+    try:
+        while time.monotonic() < end:
+            try:
+                if await upstream.is_ready(MODEL, 1.0):
+                    return
+            except Unreachable:
+                await asyncio.sleep(0.2)
+    finally:
+        await upstream.close()
+    raise UserError(f"{url} does not start")
+
+
+async def harmed(servers: Sequence[Server], hosts: Path, url: str, step: float) -> dict[str, float]:
+    """Harm one upstream after another; return the calls that those got that were dead.
+
+    Args:
+        servers: the upstreams.
+        hosts: the addresses that their name has.
+        url: the gateway's.
+        step: seconds for each harm, and half as many between two.
+    """
+    everyone = [server.host for server in servers]
+    dead = {}
+
+    async def while_dead(server: Server, seconds: float) -> float:
+        await asyncio.sleep(0.4 * seconds)  # until it is found out
+        before = (await calls(url)).get(server.url, 0.0)
+        await asyncio.sleep(0.6 * seconds)
+        return (await calls(url)).get(server.url, 0.0) - before
+
+    await asyncio.sleep(step / 2)
+    servers[0].signal(signal.SIGSTOP)
+    dead["stopped"] = await while_dead(servers[0], step)
+    servers[0].signal(signal.SIGCONT)
+    await asyncio.sleep(step / 2)
+    servers[1].kill()
+    dead["killed"] = await while_dead(servers[1], step / 2)
+    servers[1].start()
+    await ready(servers[1].url)
+    await asyncio.sleep(step / 2)
+    with servers[2].marked("broken"):
+        await asyncio.sleep(step)
+    await asyncio.sleep(step / 2)
+    with servers[3].marked("slow"):
+        await asyncio.sleep(step)
+    await asyncio.sleep(step / 2)
+    hosts.write_text(json.dumps([]))  # nobody knows the name
+    await asyncio.sleep(step / 2)
+    hosts.write_text(json.dumps(everyone[:-1]))
+    await asyncio.sleep(step / 2)
+    hosts.write_text(json.dumps(everyone))
+    return dead
+
+
+@contextmanager
+def gateway_before(port: int, hosts: Path, policy: str, log: Path) -> Iterator[str]:
+    """Run a gateway; yields its address."""
+    code = f"import pathlib, {__name__} as b; b.gateway({port}, pathlib.Path({str(hosts)!r}), "
+    command = [sys.executable, "-c", f"{code}{policy!r})"]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            found = re.search(r"on (http://\S+?):? ", process.stdout.readline())
+            if found is None:
+                raise UserError(f"the gateway does not start: {log.read_text()[-500:]}")
+            yield found[1].rstrip(":")
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+async def measured(
+    servers: Sequence[Server], hosts: Path, log: Path, policy: str, requests: int, step: float
+) -> dict[str, Any]:
+    """Measure, and return the report."""
+    port, rate = servers[0].port, CAPACITY / 2
+    gaps = poisson_gaps(rate, requests, 0)
+    report: dict[str, Any] = {"policy": policy, "rate": rate, "capacity": CAPACITY}
+    with gateway_before(port, hosts, policy, log) as url:
+        clean = await loaded([url], gaps, "without faults")
+        harming = asyncio.create_task(harmed(servers, hosts, url, step))
+        before = sum((await calls(url)).values())
+        faulty = await loaded([url], gaps, "with faults")
+        report["calls while dead"] = await harming
+        sent = sum((await calls(url)).values()) - before
+    report |= {"clean": clean.report(), "faults": faulty.report()}
+    report["attempts"] = round(sent / requests, 3)
+    for server in servers:
+        await ready(server.url)
+    over = poisson_gaps(1.2 * CAPACITY, round(requests / 5), 1)
+    straight = await loaded([server.url for server in servers], over, "overload, straight")
+    with gateway_before(port, hosts, policy, log) as url:
+        before = sum((await calls(url)).values())
+        through = await loaded([url], over, "overload, through the gateway")
+        sent = sum((await calls(url)).values()) - before
+    report["overload"] = {
+        "attempts": round(sent / len(over), 3),
+        "through": {**through.report(), "goodput": round(through.answered / through.seconds, 1)},
+        "straight": {
+            **straight.report(),
+            "goodput": round(straight.answered / straight.seconds, 1),
+        },
+    }
+    return {**report, "shown": shown(report, requests)}
+
+
+def shown(report: dict[str, Any], requests: int) -> dict[str, bool]:
+    """Return what the run shows."""
+    clean, faults, over = report["clean"], report["faults"], report["overload"]
+    ratio = faults["p999_ms"] / clean["p999_ms"]
+    return {
+        "nothing is lost or wrong": faults["answered"] == clean["answered"] == requests,
+        "p99.9 with faults is at most 1.5 times that without": ratio <= 1.5,
+        "nothing is sent to the dead": not any(report["calls while dead"].values()),
+        "at most 1.1 attempts a request under overload": over["attempts"] <= 1.1,
+        "no less is done under overload than without the gateway": (
+            over["through"]["goodput"] >= 0.98 * over["straight"]["goodput"]
+        ),
+    }
+
+
+def measure(*, quick: bool, policy: str = "auto") -> dict[str, Any]:
+    """Run it all.
+
+    Raises:
+        UserError: if a server does not start.
+    """
+    requests, step = (1500, 1.5) if quick else (20_000, 20.0)
+    with tempfile.TemporaryDirectory() as text, ExitStack() as stack:
+        folder, port = Path(text), free_port()
+        servers = [Server(f"127.0.0.{i + 2}", port, folder / str(i)) for i in range(UPSTREAMS)]
+        for server in servers:
+            stack.callback(server.kill)
+            server.start()
+        hosts = folder / "hosts.json"
+        hosts.write_text(json.dumps([server.host for server in servers]))
+
+        async def all_of_it() -> dict[str, Any]:
+            await asyncio.gather(*(ready(server.url) for server in servers))
+            return await measured(servers, hosts, folder / "log", policy, requests, step)
+
+        found = asyncio.run(all_of_it())
+    return {"machine": describe_machine(), "load": os.getloadavg()[0], **found}
