@@ -19,6 +19,7 @@ from codedinvnet.errors import UserError
 
 EXAMPLES = """examples:
   python -m benchmarks gateway --quick
+  python -m benchmarks advised --quick --out advised.json
   python -m benchmarks gateway-faults --quick
   python -m benchmarks ablation configs/bench/ablation.json --data-dir data
   python -m benchmarks inverse mnist --json
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     _add_gateway(benches)
+    _add_advised(benches)
     _add_gateway_faults(benches)
     _add_ablation(benches)
     _add_speed(benches)
@@ -237,6 +239,28 @@ def _liars(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     _told(report, arguments.json)
+
+
+def _add_advised(benches: Commands) -> None:
+    sub = add_command(
+        benches,
+        "advised",
+        _advised,
+        "compare what advise predicts before switches of policy with what is measured after them",
+        "python -m benchmarks advised --quick --out advised.json",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the report (JSON)")
+    sub.add_argument("--quick", action="store_true", help="two straggler models, few requests")
+    sub.add_argument("--seed", type=seed, default=0, help="of arrivals, images and faults (0)")
+
+
+def _advised(arguments: argparse.Namespace) -> None:
+    from benchmarks.advised import lines, run
+    from codedinvnet.files import check_writable
+
+    check_writable(arguments.out)
+    report = run(arguments.out, quick=arguments.quick, seed=arguments.seed)
+    print("\n".join(lines(report)))
 
 
 def _add_gateway(benches: Commands) -> None:

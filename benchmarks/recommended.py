@@ -48,13 +48,11 @@ class Made:
 
     Attributes:
         path: of the model.
-        name: of its input.
         inputs: (N, *shape); the first ones are for `protect`.
         split: how many those are.
     """
 
     path: Path
-    name: str
     inputs: np.ndarray
     split: int
 
@@ -103,7 +101,7 @@ def measured(made: Made, folder: Path, minutes: float) -> dict[str, Any]:
     description = read_json(protection / DESCRIPTION)
     model = open_model(made.path)
     assert model.signature.scores is not None
-    other = Inputs({made.name: fresh}, {})
+    other = Inputs({model.signature.inputs[0].name: fresh}, {})
     batches = np.split(np.arange(len(fresh)), range(250, len(fresh), 250))
     scores = np.concatenate([scores_of(model, other.batch(rows)) for rows in batches])
     frequent = int(np.bincount(scores.argmax(1)).argmax())
@@ -207,7 +205,7 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
         x, y = x[order].astype(np.float32), y[order]
         path = folder / "model.onnx"
         path.write_bytes(fitted_onnx(place, x[:trained], y[:trained], **options))
-        return Made(path, "X", x[trained:], split)
+        return Made(path, x[trained:], split)
 
     return make
 
@@ -252,7 +250,7 @@ def _network(build: Callable[[], nn.Module], dataset: str, file: str) -> Callabl
         )
         x = images.float() / 255
         network = _trained(build(), x[:10_000], labels[:10_000])
-        return Made(_saved(network, x, folder / file), "x", x[10_000:].numpy(), 8000)
+        return Made(_saved(network, x, folder / file), x[10_000:].numpy(), 8000)
 
     return make
 
@@ -307,7 +305,7 @@ def _sequences(folder: Path, data_dir: Path) -> Made:
     met = (x[:, None, :-1] == first) & (x[:, None, 1:] == second)
     y = met.sum(2).argmax(1)
     network = _trained(_Reader(), x[:10_000], y[:10_000])
-    return Made(_saved(network, x, folder / "model.pt2"), "x", x[10_000:].numpy(), 8000)
+    return Made(_saved(network, x, folder / "model.pt2"), x[10_000:].numpy(), 8000)
 
 
 MODELS: Mapping[str, Callable[[Path, Path], Made]] = {

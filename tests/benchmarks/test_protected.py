@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     program = torch.export.export(module.eval(), (example.repeat(2, 1),), dynamic_shapes=free)
     torch.export.save(program, folder / "model.pt2")
     x = np.random.default_rng(0).random((700, FEATURES), np.float32)
-    return Made(folder / "model.pt2", "x", x, 400)
+    return Made(folder / "model.pt2", x, 400)
 
 
 @pytest.fixture(scope="module")
