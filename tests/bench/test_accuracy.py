@@ -44,10 +44,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["parm-learned"], "k": [2]},
     {"methods": ["collage", "superposition", "backup-and-code", "collage@1.4"]},
     {"methods": ["coded-invnet-paper", "average-image", "approxifer-closed", "nercc-closed"]},
+    {"methods": ["coded-invnet-r2"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
     {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
-TRIALS = 26
+TRIALS = 27
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
@@ -59,6 +60,7 @@ def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = N
                 "classifier": PART,
                 "backup": PART,
                 "parity": PART,
+                "parities": PART,
                 "paper": PAPER,
             }
         },
@@ -132,9 +134,9 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
 ) -> None:
     folder, grid = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper and four that answer for
-    # a group: last and best
-    assert len(before) == 2 * 10
+    # resnet, backup, parm, parm-concat, parm-learned, coded-invnet-paper, coded-invnet-r2 and four
+    # that answer for a group: last and best
+    assert len(before) == 2 * 11
     counts = run(grid, folder, data_dir)
     assert counts == {"trials": TRIALS, "kept": TRIALS, "done": 0, "failed": 0}
     bundle = json.loads(grid.read_text())["datasets"]["mnist"]["bundle"]
