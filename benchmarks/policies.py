@@ -12,6 +12,7 @@ from pandas import DataFrame
 from codedinvnet.bench.plots import STYLE, scatter
 from codedinvnet.files import write_picture
 from codedinvnet.simulation import sweep
+from codedinvnet.simulation.figures import latency_of
 from codedinvnet.simulation.picture import colour
 
 PLACE = ("pareto", 10)
@@ -24,7 +25,7 @@ def draw_policies(path: Path) -> None:
     """Draw a sweep's rows as two pictures beside them."""
     rows = list(sweep.read_rows(path))
     here = {
-        row["cell"]["policy"]: [row[name] for name in SHARES]
+        row["cell"]["policy"]: [latency_of(row[name]) for name in SHARES]
         for row in rows
         if (row["cell"]["stragglers"], row["cell"]["batch"]) == PLACE
     }
@@ -42,13 +43,8 @@ def tail(percentiles: dict[str, list[float]]) -> Figure:
         axis.plot(times, list(SHARES.values()), "o-", color=colour(policy), markersize=4)
     ends = sorted(percentiles, key=lambda policy: percentiles[policy][-1])
     for place, policy in enumerate(ends):
-        axis.annotate(
-            policy,
-            (percentiles[policy][-1], SHARES["p999_ms"]),
-            xytext=(0.55, 0.3 - 0.085 * place) if place < len(ends) - 1 else (0.86, 0.2),
-            textcoords="axes fraction",
-            color=colour(policy),
-        )
+        at = (0.55, 0.3 - 0.085 * place) if place < len(ends) - 1 else (0.86, 0.2)
+        axis.text(*at, policy, color=colour(policy), transform=axis.transAxes)
     axis.set(xscale="log", yscale="log", xlabel="latency, ms", ylabel="requests that take longer")
     return figure
 

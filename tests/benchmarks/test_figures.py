@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, policies
 from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, SIZES, pages, render, section
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from codedinvnet.errors import UserError
@@ -122,6 +122,18 @@ def test_a_short_table_has_what_failed_and_what_nobody_measured(tmp_path: Path) 
     late = {line["answer, % right"]: line["mnist"] for line in rows_of(section("late", tmp_path))}
     assert late == {"direct": "95.00", "coded-invnet": "90.00", "approxifer": "70.00"} | {
         "nercc": "50.00"
+    }
+
+
+def test_a_policy_that_loses_too_much_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (RESULTS / "policies.jsonl").read_text().splitlines()]
+    rows[0] |= {"p999_ms": None, "p999_ms_95": None}
+    path = tmp_path / "policies.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    policies.draw_policies(path)
+    assert {found.name for found in tmp_path.glob("*.png")} == {
+        "policies-tail.png",
+        "policies-work.png",
     }
 
 
