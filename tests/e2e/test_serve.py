@@ -387,11 +387,14 @@ def test_a_stop_while_it_starts(number: signal.Signals, tmp_path: Path) -> None:
             stderr=log,
             start_new_session=True,
         )
-        with process:
+        try:
             assert wait_until(lambda: len(descendants(process.pid)) >= 2, 60)
             below = descendants(process.pid)
             os.killpg(process.pid, number)
             assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
     assert survivors(below) == []
     text = (tmp_path / "log").read_text()
     assert "serving mnist" not in text  # it was not up yet

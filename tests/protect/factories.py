@@ -71,6 +71,16 @@ def images() -> tuple[nn.Module, Tensor]:
     return Applied(3 * 16 * 16, 3), torch.zeros(1, 3, 16, 16)
 
 
+def colours() -> tuple[nn.Module, Tensor]:
+    """What an image shows most of, wherever it stands."""
+
+    class Most(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    return Most(), torch.zeros(1, 3, 16, 16)
+
+
 def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
     class Words(nn.Module):
         def __init__(self) -> None:

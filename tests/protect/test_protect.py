@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import distil, load_protection
-from codedinvnet.protect.folder import DESCRIPTION, PARTS, WEIGHTS, load_part
+from codedinvnet.protect.folder import DESCRIPTION, PARTS, WEIGHTS, load_part, save_part
+from codedinvnet.protect.students import Shape
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
@@ -133,6 +135,34 @@ def test_images_and_tokens_are_protected(call: Command, tmp_path: Path) -> None:
     scheme = load_protection(tmp_path / "b", open_model(f"{PLACE}:tokens"))
     scores = scheme.compute(4, torch.zeros(1, 4, 20)).output  # as floats, which a worker makes
     assert scores.view(4, 3).sum(1) == pytest.approx(1.0)  # probabilities, as the model's own
+
+
+def test_images_are_shifted_if_the_model_does_not_mind(call: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = np.repeat(generator.integers(0, 256, (COUNT, 1, 1, 3), dtype=np.uint8), 256, 1)
+    np.save(tmp_path / "x.npy", x.reshape(COUNT, 16, 16, 3))
+    shifts = {}
+    for model, more in {"colours": (), "images": (), "told": ("--shift", "1")}.items():
+        source = "images" if more else model
+        words = arguments(source, tmp_path / "x.npy", tmp_path / model, *more)
+        outcome = call(*words, "--methods", "small-backup")
+        assert outcome.code == 0, outcome.err
+        shifts[model] = description(tmp_path / model)["settings"]["shift"]
+    assert shifts == {"colours": 2, "images": 0, "told": 1}
+
+
+def test_a_small_backup_of_before_the_parts_of_an_image_is_read(tmp_path: Path) -> None:
+    spec = TensorSpec("x", "FP32", (3, 16, 16))
+    old, new = (Shape("images", 4, 3, (spec,), quarters=n).build().eval() for n in (1, 2))
+    save_part(tmp_path / "new", new)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(load_part(tmp_path / "new")(x), new(x))
+    told = old.shape.as_json()
+    del told["quarters"]
+    save_checkpoint(tmp_path / "old", module_tensors({"part": old}), {"shape": told})
+    with torch.inference_mode():
+        assert torch.equal(load_part(tmp_path / "old")(x), old(x))
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(

@@ -180,7 +180,13 @@ def test_whose_fault_an_error_is(mine: bool, over: str, exporter: InMemorySpanEx
 def test_a_parity_is_linked_to_all_its_requests(exporter: InMemorySpanExporter) -> None:
     async def check() -> None:
         options = ServeOptions(
-            "mnist", k=2, port=0, traces=COLLECTOR, group_timeout_ms=4000, deadline_ms=30_000
+            "mnist",
+            k=2,
+            policy="coded",
+            port=0,
+            traces=COLLECTOR,
+            group_timeout_ms=4000,
+            deadline_ms=30_000,
         )
         async with (
             running(options) as (address, _),

@@ -68,12 +68,15 @@ def test_another_policy_is_predicted(model: str, now: str, other: str, queries: 
 
 
 def test_held_answers_are_told_from_slow_workers() -> None:
-    seen = traffic(served("coded", "held", 5, 10), offered=("uncoded", "coded"))
-    report = advise(seen, OPTIONS)
+    queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
+    held = served("coded", "held", 5, 10).updated(queries=queries)
+    report = advise(
+        traffic(held, offered=("uncoded", "coded")), AdviseOptions(URL, queries=queries)
+    )
     kinds = [straggler["kind"] for straggler in report["stragglers"]]
     assert "hold" in kinds
     for policy in ("uncoded", "coded"):
-        true = simulate(served(policy, "held", 77, 10))
+        true = simulate(served(policy, "held", 77, 10).updated(queries=queries))
         assert row(report, policy)["p99_ms"] == pytest.approx(true["p99_ms"], rel=0.15)
 
 

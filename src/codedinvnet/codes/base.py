@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, Rules
 from codedinvnet.errors import UserError
-from codedinvnet.models.network import ImageNetwork, Network
+from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
 
 def check_k(k: int) -> None:
@@ -232,7 +232,7 @@ class Scheme:
         """Yield the models' networks, and those that encode."""
         for model in self.models.values():
             for module in model.modules():
-                if isinstance(module, ImageNetwork):
+                if isinstance(module, (ImageNetwork, ModelOfGroups)):
                     yield module.core()
         yield from self.code.networks()
 

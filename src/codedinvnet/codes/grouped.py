@@ -16,6 +16,7 @@ from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, Costs, Rules
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
+from codedinvnet.models.network import ModelOfGroups
 from codedinvnet.nn.resnet import width_of_cost
 
 if TYPE_CHECKING:
@@ -89,4 +90,5 @@ class GroupMethod(Method):
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
         code = GroupCode(self.rules(given.k))
-        return self.scheme(code, given, **{PARITY_MODEL: given.part})
+        model = ModelOfGroups(given.part, torch.zeros(1, given.k, *given.shape))
+        return self.scheme(code, given, **{PARITY_MODEL: model})

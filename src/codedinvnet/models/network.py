@@ -56,6 +56,28 @@ class ImageNetwork(nn.Module):
         return Network(self, "network", (torch.zeros(1, *self.input_shape),))
 
 
+class ModelOfGroups(nn.Module):
+    """A network from whole groups to one tensor, as a code's parity model.
+
+    Args:
+        network: maps groups (B, m, C, H, W) of floats to one tensor (B, ...).
+        example: a full group (1, k, C, H, W).
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self.network, self.example = network, example
+
+    def forward(self, groups: Tensor) -> Tensor:
+        """Map groups (B, m, C, H, W) as the network does."""
+        found: Tensor = self.network(groups)
+        return found
+
+    def core(self) -> Network:
+        """Return the network with one full group as an example."""
+        return Network(self, "network", (self.example,))
+
+
 def classifier_of(model: CodedModel) -> ImageNetwork:
     """Return g(f(x)) of a coded model; it shares the model's weights."""
     network = nn.Sequential(model.network, model.head)

@@ -39,9 +39,17 @@ from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.students import kind_of
-from codedinvnet.protect.teacher import check_scores, check_teacher, teacher_scores
+from codedinvnet.protect.teacher import (
+    agreement_when_shifted,
+    check_scores,
+    check_teacher,
+    teacher_scores,
+)
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
+
+SHIFTED, STEADY = 256, 0.9
+"""Images are shifted in training if so many that are shifted keep so many of their answers."""
 
 
 def protect(options: ProtectOptions) -> dict[str, Any]:
@@ -214,6 +222,12 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     if shift is None:
         height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
         shift = height // 8 if height >= 16 else 0
+        if shift and {SMALL, CODE} & set(options.methods):
+            rows = setting.rows.train[:SHIFTED]
+            kept = agreement_when_shifted(
+                setting.model, setting.inputs, rows, setting.answers, shift
+            )
+            shift = shift if kept >= STEADY else 0
     settings = {
         "model": setting.model.source.digest,
         "inputs": setting.inputs.digest(),

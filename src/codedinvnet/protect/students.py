@@ -35,6 +35,8 @@ class Shape:
         classes: how many there are.
         inputs: the model's inputs, name, datatype and shape, in their order.
         words: of tokens, one more than the largest that was seen.
+        quarters: parts of an image's side whose averages are kept apart; where a thing stands
+            matters to a model that was not trained with shifted images.
     """
 
     kind: Kind
@@ -42,6 +44,7 @@ class Shape:
     classes: int
     inputs: tuple[TensorSpec, ...]
     words: int = 0
+    quarters: int = 2
 
     def build(self) -> Student:
         """Return the untrained network."""
@@ -59,7 +62,8 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
     inputs = tuple(
         TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in value["inputs"]
     )
-    return Shape(value["kind"], value["width"], value["classes"], inputs, value["words"])
+    kept = value.get("quarters", 1)  # those of before there was a choice have one
+    return Shape(value["kind"], value["width"], value["classes"], inputs, value["words"], kept)
 
 
 def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
@@ -114,6 +118,10 @@ class ImageStudent(Student):
         self.network = ResNet(
             channels, shape.classes, width=shape.width, blocks=(1, 1, 1), squeeze=squeeze
         )
+        self.quarters = shape.quarters
+        if self.quarters > 1:
+            features = self.network.features * self.quarters**2
+            self.network.classify = nn.Linear(features, shape.classes)
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -133,7 +141,8 @@ class ImageStudent(Student):
             x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         down, right = self.padding
         x = F.pad(x, (0, right, 0, down)).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(x)
+        maps = F.adaptive_avg_pool2d(self.network.maps(x), self.quarters)
+        logits: Tensor = self.network.classify(maps.flatten(1))
         return logits
 
 

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_atomically
 from codedinvnet.models.base import Model
 from codedinvnet.progress import Progress
+from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs
+from codedinvnet.training.network import augment
 
 BATCH = 32
 SHARD = 2048
@@ -110,6 +113,33 @@ def teacher_scores(
             write_atomically(path, content.getvalue())
             parts.append(scores)
     return np.concatenate(parts)
+
+
+def agreement_when_shifted(
+    model: Model, inputs: Inputs, rows: np.ndarray, answers: np.ndarray, shift: int
+) -> float:
+    """Return how often a model gives images the same answers when they are shifted.
+
+    Args:
+        model: of one image input.
+        inputs: the images.
+        rows: some of them.
+        answers: the model's to all inputs.
+        shift: pixels by which each is shifted at most, as in training.
+    """
+    (spec,) = model.signature.inputs
+    last = layout(spec)[1]
+    hits = []
+    generator = torch.Generator().manual_seed(0)
+    for part in np.split(rows, range(BATCH, len(rows), BATCH)):
+        (batch,) = inputs.batch(part).values()
+        images = torch.from_numpy(batch)
+        images = images.permute(0, 3, 1, 2) if last else images
+        images = augment(images, False, shift, generator)
+        images = images.permute(0, 2, 3, 1) if last else images
+        scores = scores_of(model, {spec.name: np.ascontiguousarray(images.numpy())})
+        hits.append(scores.argmax(1) == answers[part])
+    return float(np.concatenate(hits).mean())
 
 
 def check_scores(scores: np.ndarray) -> None:
