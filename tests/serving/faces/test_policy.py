@@ -9,9 +9,13 @@ import aiohttp
 import numpy as np
 import pytest
 
+from codedinvnet.codes.base import Scheme
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.pool import Task
+from tests.serving.bundles import BundlePool
 from tests.serving.faces.test_http import TOKEN, Service, error, using
 from tests.serving.gateway.fakes import Fake, gateway
 
@@ -32,6 +36,21 @@ async def change(service: Service, policy: Any, **headers: str) -> Any:
     return await service.client.post("/policy", json={"policy": policy}, headers=headers)
 
 
+class FirstTaskHangs(BundlePool):
+    """Whichever worker gets the first task hangs at it; the second task waits to be let go."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(scheme)
+        self.let_go = asyncio.Event()
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        if (worker, task.number) == self.calls[0]:
+            self.hang(worker)
+        elif (worker, task.number) == self.calls[1]:
+            await self.let_go.wait()
+        return await super()._work(worker, task)
+
+
 def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> None:
     """The first two are of an open group, one of them on a worker that hangs."""
 
@@ -39,12 +58,13 @@ def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> No
         shown = (await service.client.get("/policy")).json()
         assert shown["policy"] == "coded"
         assert set(shown["offered"]) >= {"uncoded", "replicate", "hedge", "coded", "coded+hedge"}
-        service.pool.hang(0)
         waiting = asyncio.create_task(service.infer(images[:2]))
         while len(service.pool.calls) < 2:
             await asyncio.sleep(0.005)
         reply = await change(service, "uncoded")
         assert (reply.status_code, reply.json()["policy"]) == (200, "uncoded")
+        assert isinstance(service.pool, FirstTaskHangs)
+        service.pool.let_go.set()
         outputs = {o["name"]: o["data"] for o in (await waiting).json()["outputs"]}
         assert sorted(outputs["outcome"]) == ["decoded", "direct"]
         later = await service.infer(images[2:4])
@@ -56,7 +76,7 @@ def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> No
         assert 'codedinvnet_tasks_total{task="parity"} 1.0' in metrics
         assert 'codedinvnet_tasks_total{task="data"} 4.0' in metrics
 
-    using(mnist, body)
+    using(mnist, body, pool_class=FirstTaskHangs)
 
 
 def test_what_is_refused(mnist: Bundle) -> None:
