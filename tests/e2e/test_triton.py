@@ -318,6 +318,8 @@ def test_a_strangers_path(by: str, tmp_path: Path) -> None:
         stack.callback(process.terminate)
         assert process.stdout is not None
         assert f":{http}" in process.stdout.readline()
+        with contextlib.suppress(InferenceServerException):
+            ask()  # a server's first answer may take longer than the deadline
         ask()
         there[1].kill()
         for _ in range(20):
