@@ -6,8 +6,14 @@ import asyncio
 import json
 import struct
 import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,12 +21,14 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
-from codedinvnet.load.loop import open_loop
+from codedinvnet.load.loop import AHEAD, open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
-from codedinvnet.load.run import measure, merged, percentiles
+from codedinvnet.load.run import FIRST, measure, merged
 from codedinvnet.rows import read_rows
+from codedinvnet.serving.gateway.calls import Headers, Reply
 from tests.conftest import Command
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.virtual import VirtualLoop
 
 FAST: dict[str, Any] = {"rate": 200.0, "duration": 0.5, "arrivals": "constant"}
 
@@ -84,27 +92,87 @@ def test_a_server_that_takes_json_alone_gets_it() -> None:
     assert (tensor["shape"], len(tensor["data"])) == ([1, 3], 3)
 
 
+@dataclass
+class Still:
+    """A server in virtual time that answers after 32 ms, and once stands still for half a second."""
+
+    number: int = -1
+    """The request of the load at which it does; below 0: it never does."""
+    with_client: bool = False
+    """Whether its client stands still as well."""
+    headers: Headers = ()
+    tries: int = 1
+    seen: int = 0
+    until: float = 0.0
+
+    async def metadata(self, *_: Any) -> Mapping[str, Any]:
+        return Fake().metadata
+
+    async def infer(self, *_: Any) -> Reply:
+        loop = asyncio.get_running_loop()
+        if self.seen == FIRST + self.number:
+            self.until = loop.time() + 0.5
+            if self.with_client:
+                assert isinstance(loop, VirtualLoop)
+                loop.leap.now = self.until
+        self.seen += 1
+        await asyncio.sleep(max(0.032, self.until - loop.time()))
+        return Reply("http", 200)
+
+    async def close(self) -> None: ...
+
+
+def exactly(server: Still, **options: Any) -> dict[str, Any]:
+    loop = VirtualLoop()
+    clock = SimpleNamespace(perf_counter=loop.time, strftime=time.strftime)
+    with (
+        patch("codedinvnet.load.loop.time", clock),
+        patch("codedinvnet.load.run.time", clock),
+        patch("codedinvnet.load.run.open_upstream", lambda *_, **__: server),
+        closing(loop),
+    ):
+        return loop.run_until_complete(
+            measure(LoadOptions("http://a/v2/models/m", **{**FAST, **options}))
+        )
+
+
+def counts_of(rows: list[dict[str, Any]]) -> Counter[int]:
+    """Return how many latencies a histogram has at each value, in microseconds."""
+    items = merged(rows).get_recorded_iterator()
+    return Counter({item.value_iterated_to: item.count_added_in_this_iter_step for item in items})
+
+
+def slower_than(ms: float, row: dict[str, Any]) -> int:
+    return sum(count for value, count in counts_of([row]).items() if value > 1000 * ms)
+
+
+def test_times_are_exact() -> None:
+    row = exactly(Still())
+    assert (row["answered"], row["unsent"], row["errors"]) == (100, 0, {})
+    assert (row["p50_ms"], row["max_ms"]) == pytest.approx((32, 32), rel=1e-3)
+    assert row["seconds"] == pytest.approx(AHEAD + 0.5 + 0.032, abs=1e-3)
+    assert row["answered_per_s"] == pytest.approx(100 / 0.582, rel=1e-3)
+    assert row["sent_late_p99_ms"] < 0.01
+
+
 def test_who_stands_still_makes_those_late_that_wait() -> None:
     """A client that waited for answers would have sent one request into the pause."""
+    row = exactly(Still(20), duration=1.0)
+    assert slower_than(252, row) == 50  # those due in its first half, one in 5 ms
+    assert row["max_ms"] == pytest.approx(500, rel=1e-3)
+    assert row["p50_ms"] == pytest.approx(32, rel=1e-3)
 
-    class Still(Fake):
-        until = 0.0
 
-        async def _infer(self, request: web.Request) -> web.Response:
-            if len(self.seen) == 20 and not self.until:
-                self.until = time.monotonic() + 0.5
-            await asyncio.sleep(max(0.0, self.until - time.monotonic()))
-            return await super()._infer(request)
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    row = exactly(Still(20, with_client=True), duration=1.0)
+    assert slower_than(250, row) == 57  # those due in 282 ms, though they were sent late
+    assert row["max_ms"] == pytest.approx(532, rel=1e-3)
+    assert row["sent_late_p99_ms"] > 480
 
-    row = load(Still(), duration=1.0)
-    found = merged([row])
-    counts = sum(
-        item.count_added_in_this_iter_step
-        for item in found.get_recorded_iterator()
-        if item.value_iterated_to > 250_000
-    )
-    assert counts >= 30  # of 100 requests that were due in the half second
-    assert row["max_ms"] >= 400
+
+def test_what_is_due_while_too_many_are_open_is_not_sent() -> None:
+    row = exactly(Still(), max_open=2)
+    assert (row["answered"], row["unsent"]) == (30, 70)
 
 
 def test_errors_do_not_count_as_answers() -> None:
@@ -121,21 +189,13 @@ def test_errors_do_not_count_as_answers() -> None:
     assert row["first_error"]
 
 
-def test_what_is_due_while_too_many_are_open_is_not_sent() -> None:
-    fake = Fake()
-    fake.delay = 0.1
-    row = load(fake, max_open=2)
-    assert row["unsent"] + row["answered"] == 100
-    assert row["unsent"] > 50
-
-
 def test_the_outcomes_of_a_gateway() -> None:
     async def run() -> dict[str, Any]:
         async with gateway(Fake()) as (address, _, _):
-            return await measure(LoadOptions(f"{address}/v2/models/m", **FAST))
+            return await measure(LoadOptions(f"{address}/v2/models/m", **{**FAST, "rate": 40.0}))
 
     row = asyncio.run(run())
-    assert row["outcomes"] == {"direct": row["answered"]}
+    assert row["outcomes"] == {"direct": 20}
 
 
 def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Command) -> None:
@@ -155,10 +215,10 @@ def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Command)
 
     asyncio.run(run())
     rows = read_rows(out)
-    both, whole = (row["max_ms"] for row in rows), percentiles(merged(rows))
-    assert rows[1]["p50_ms"] >= max(50, rows[0]["p50_ms"])
-    assert whole["max_ms"] == pytest.approx(max(both), rel=0.01)
-    assert merged(rows).get_total_count() == 100
+    assert rows[1]["p50_ms"] >= 50
+    first, second, both = (counts_of(found) for found in (rows[:1], rows[1:], rows))
+    assert first + second == both
+    assert sum(both.values()) == 100
 
 
 def test_inputs_from_a_file(tmp_path: Path) -> None:
@@ -226,6 +286,7 @@ def test_which_server_and_which_model() -> None:
         ["http://127.0.0.1:1/v2/models/m", "--model", "n"],
         ["http://127.0.0.1:1/v2/models/m"],
         ["ftp://127.0.0.1:1/v2/models/m"],
+        ["http://[::1/v2/models/m"],
         ["http://127.0.0.1:1/v2/models/m", "--rate", "0"],
         ["http://127.0.0.1:1/v2/models/m", "--rate", "nan"],
         ["http://127.0.0.1:1/v2/models/m", "--duration", "-1"],
@@ -239,6 +300,7 @@ def test_mistakes_are_one_line(words: list[str], call: Command) -> None:
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ")
+    assert "--upstream" not in line
 
 
 def test_a_server_that_answers_nothing_but_errors() -> None:

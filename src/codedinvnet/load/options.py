@@ -66,7 +66,10 @@ def server_and_model(options: LoadOptions) -> tuple[str, str]:
     Raises:
         UserError: if nobody says the name, or both do and differ.
     """
-    parts = urlsplit(options.url)
+    try:
+        parts = urlsplit(options.url)
+    except ValueError as error:
+        raise UserError(f"URL: {options.url!r} is none: {error}") from error
     base, found, name = parts.path.partition(MODELS)
     told = unquote(name.strip("/")) if found else ""
     if "/" in told:

@@ -172,7 +172,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     check(options)
     url, model = server_and_model(options)
     gaps = gaps_of(options)
-    upstream = open_upstream(url)
+    upstream = open_upstream(url, flag="URL")
     upstream.headers, upstream.tries = headers(options), 1
     try:
         metadata = await upstream.metadata(model, options.model_version, START_TIMEOUT)
