@@ -267,7 +267,7 @@ class Method(ABC):
         found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
         return found
 
-    # A method with a trained part has some of these.
+    # A method with a `part` defines `untrained` and `stage`; one that is `tuned` defines `tune`.
 
     def versions(self) -> Mapping[str, Any]:
         """Return what a row's settings state of the training's version."""
@@ -304,6 +304,14 @@ class Method(ABC):
             labels: (G, k).
         """
         raise NotImplementedError(f"{self.name} chooses nothing")
+
+    @classmethod
+    def lacking(cls) -> list[str]:
+        """Return the names that the class must still define."""
+        needed = [*(("stage", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
+        names = {name for name in needed if getattr(cls, name) is getattr(Method, name)}
+        names |= {"name"} - {*dir(cls)}
+        return sorted(names | cls.__abstractmethods__)
 
     # What subclasses and callers use.
 
