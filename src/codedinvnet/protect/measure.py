@@ -35,11 +35,11 @@ class Answers:
     """A method's answers to some inputs.
 
     Attributes:
-        rows: of the inputs, (N,).
+        rows: the rows of the inputs, (N,).
         answers: the classes, (N,).
         confidence: the highest probability, (N,).
         served: the served model's own answers, (N,).
-        groups: which answers were decoded together, (N,).
+        groups: the group of each; answers of one group were decoded together, (N,).
         labels: the right classes, (N,); None if nobody knows them.
     """
 
@@ -62,13 +62,13 @@ class Candidate:
     """A method that may be recommended.
 
     Attributes:
-        name: of the method.
+        name: the method's name.
         cost: work of its extra tasks for one query, in services of the served model.
         calibration: its answers to the calibration inputs.
-        test: likewise to the test inputs.
+        test: its answers to the test inputs.
         k: queries in a group that it is served with.
         backups: workers for a group's extra tasks.
-        note: what a reader of the table must know.
+        note: a line that a reader of the table must know; "" for none.
     """
 
     name: str
@@ -91,9 +91,9 @@ def answers_of(
 
     Args:
         log_probabilities: (N, classes).
-        rows: of the inputs, (N,).
+        rows: the rows of the inputs, (N,).
         served: the served model's answers to all inputs.
-        labels: of all inputs, or None.
+        labels: the right classes of all inputs; None if nobody knows them.
         groups: see `Answers`; None: each answer is alone.
     """
     return Answers(

@@ -31,11 +31,11 @@ class Shape:
     """What a small classifier is made of, as JSON has it.
 
     Attributes:
-        kind: of its inputs.
-        width: of its layers.
+        kind: the kind of its inputs.
+        width: the width of its layers.
         classes: how many there are.
         inputs: the model's inputs, name, datatype and shape, in their order.
-        words: of tokens, one more than the largest that was seen.
+        words: the size of the vocabulary, one more than the largest token that was seen.
         quarters: parts of an image's side whose averages are kept apart; where a thing stands
             matters to a model that was not trained with shifted images.
     """
@@ -84,7 +84,7 @@ class Student(nn.Module, ABC):
     """A small classifier of a model's inputs.
 
     Args:
-        shape: what it is made of.
+        shape: its kind, sizes and inputs.
     """
 
     def __init__(self, shape: Shape) -> None:
