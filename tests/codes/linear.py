@@ -1,16 +1,19 @@
-"""A linear classifier, with which every code is exact, and what the codes' tests share."""
+"""A linear classifier, with which every code is exact; a tiny model; what the tests share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain, combinations
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given, Method, Tolerance
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.config import EncoderSettings, NetworkSettings
+from codedinvnet.models.coded import CodedModel, ModelSettings
 from codedinvnet.models.network import classifier_of
 
 CLASSES = 3
@@ -31,6 +34,33 @@ class Linear(nn.Module):
         self.seen.append(images)
         logits: Tensor = self.factor * self.layer(images.double().flatten(1))
         return logits
+
+
+def tiny_model(
+    kind: Literal["lean", "mosaic"] = "lean", *, side_features: int = 4, head_hidden: int = 16
+) -> CodedModel:
+    """Return an untrained model of 64-bit floats, for images of one channel.
+
+    Args:
+        kind: "lean" for 8×8 pixels, and an encoder that does something; "mosaic" for 16×16.
+        side_features: see `EncoderSettings`.
+        head_hidden: see `ModelSettings`.
+    """
+    torch.manual_seed(0)
+    side = 8 if kind == "lean" else 16
+    model = CodedModel(
+        ModelSettings(
+            image_shape=(1, side, side),
+            padding=0,
+            classes=("a", "b", "c"),
+            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
+            encoder=EncoderSettings(kind=kind, width=4, side_features=side_features),
+            head_hidden=head_hidden,
+        )
+    )
+    if kind == "lean":
+        nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
+    return model.double().eval()
 
 
 def images(size: int, batch: int = 5) -> Tensor:
@@ -86,3 +116,34 @@ def assert_answers(
         for member in members:
             expected = classifier(group[:, member])
             torch.testing.assert_close(answers[member], expected, rtol=0.0, atol=1e-9)
+
+
+def assert_extra_task_answers(
+    scheme: Scheme, served: nn.Module, group: Tensor, extra: Tensor
+) -> dict[int, Tensor]:
+    """Check every erasure pattern of a code whose one extra task answers for all members.
+
+    Args:
+        scheme: the scheme.
+        served: its served model.
+        group: images (B, size, *SHAPE).
+        extra: the answers of the extra task, (B, size, CLASSES).
+
+    Returns:
+        The outputs of all tasks.
+    """
+    rules, size = scheme.rules, group.shape[1]
+    assert (rules.r, rules.fixed_size, is_systematic(rules)) == (1, False, True)
+    outputs = outputs_of(scheme, group)
+    tasks = list(outputs)
+    for lost in chain.from_iterable(combinations(tasks, n) for n in range(len(tasks) + 1)):
+        rest = without(outputs, *lost)
+        answers = scheme.decode(rest, size)
+        own = {i for i in range(size) if i not in lost}
+        expected = own if rules.k in lost else set(range(size))
+        assert set(answers) == expected == rules.recoverable(frozenset(rest), size)
+        direct = {member: answers[member] for member in own}
+        assert_answers(direct, served, group, own)
+        for member in expected - own:
+            torch.testing.assert_close(answers[member], extra[:, member])
+    return outputs

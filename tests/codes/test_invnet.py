@@ -4,16 +4,15 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet
 from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import AnswersAll, Parities
-from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
-from codedinvnet.models.coded import CodedModel, ModelSettings
-from tests.codes.linear import around, computed, members_of, outputs_of, without
+from codedinvnet.models.coded import CodedModel
+from tests.codes.linear import around, computed, members_of, outputs_of, tiny_model, without
 
 K = 4
 SIZES = range(1, K + 1)
@@ -24,19 +23,8 @@ VARIANTS = {"recovery-head": (4, 16), "side-only": (4, 0), "head-only": (0, 16),
 @pytest.fixture(params=VARIANTS.values(), ids=list(VARIANTS))
 def method(request: pytest.FixtureRequest) -> Scheme:
     side_features, head_hidden = request.param
-    torch.manual_seed(0)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=(1, 8, 8),
-            padding=0,
-            classes=("a", "b", "c"),
-            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-            encoder=EncoderSettings(kind="lean", width=4, side_features=side_features),
-            head_hidden=head_hidden,
-        )
-    )
-    nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
-    return around(CodedInvNet, model.double().eval(), K)
+    model = tiny_model(side_features=side_features, head_hidden=head_hidden)
+    return around(CodedInvNet, model, K)
 
 
 def model_of(scheme: Scheme) -> CodedModel:
@@ -281,21 +269,7 @@ def test_bytes_are_computed_like_the_floats_they_stand_for(method: Scheme) -> No
 
 @pytest.fixture(scope="module")
 def mosaic() -> CodedModel:
-    torch.manual_seed(0)
-    return (
-        CodedModel(
-            ModelSettings(
-                image_shape=(1, 16, 16),
-                padding=0,
-                classes=("a", "b", "c"),
-                network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-                encoder=EncoderSettings(kind="mosaic", width=4, side_features=4),
-                head_hidden=16,
-            )
-        )
-        .double()
-        .eval()
-    )
+    return tiny_model("mosaic")
 
 
 def large_images(size: int) -> Tensor:

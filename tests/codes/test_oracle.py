@@ -2,34 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.oracle import Oracle
-from codedinvnet.config import EncoderSettings, NetworkSettings
-from codedinvnet.models.coded import CodedModel, ModelSettings
+from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.lipschitz import constrain_exactly
-from tests.codes.linear import around, outputs_of, without
+from tests.codes.linear import around, outputs_of, tiny_model, without
 
 K = 4
 
 
 @pytest.fixture(scope="module")
 def model() -> CodedModel:
-    torch.manual_seed(0)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=(1, 8, 8),
-            padding=0,
-            classes=("a", "b", "c"),
-            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-            encoder=EncoderSettings(kind="lean", width=4, side_features=4),
-            head_hidden=16,
-        )
-    )
-    nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
+    model = tiny_model()
     constrain_exactly(model.network)
-    return model.double().eval()
+    return model
 
 
 @pytest.mark.parametrize("size", range(1, K + 1))
@@ -67,19 +54,9 @@ def test_two_missing_are_not_decoded(model: CodedModel) -> None:
 
 
 def test_its_parity_is_a_mean_even_if_the_encoder_keeps_the_members_apart() -> None:
-    torch.manual_seed(0)
-    apart = CodedModel(
-        ModelSettings(
-            image_shape=(1, 16, 16),
-            padding=0,
-            classes=("a", "b", "c"),
-            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-            encoder=EncoderSettings(kind="mosaic", width=4, side_features=4),
-            head_hidden=16,
-        )
-    )
+    apart = tiny_model("mosaic")
     constrain_exactly(apart.network)
-    method = around(Oracle, apart.double().eval(), K)
+    method = around(Oracle, apart, K)
     group = torch.rand(3, K, 1, 16, 16, dtype=torch.float64)
     outputs = outputs_of(method, group)
     assert method.rules.recoverable(frozenset({0, 1, K}), K) == {0, 1}

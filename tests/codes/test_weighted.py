@@ -13,30 +13,21 @@ from codedinvnet.codes.coefficients import coefficients, solving, worst_minor
 from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.weighted import WeightedCode
-from codedinvnet.config import EncoderSettings, NetworkSettings, PartSettings
+from codedinvnet.config import PartSettings
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.models.coded import CodedModel, ModelSettings, empty_latent
+from codedinvnet.models.coded import empty_latent
 from codedinvnet.nn.head import DoubtingHead, RecoveryHead
 from codedinvnet.training.parities import ParitiesStage
+from tests.codes.linear import tiny_model, without
 
 K = 4
 METHOD = find_method("coded-invnet-r2")
 
 
-def code(r: int, side_features: int = 4) -> WeightedCode:
-    torch.manual_seed(0)
-    model = CodedModel(
-        ModelSettings(
-            image_shape=(1, 8, 8),
-            padding=0,
-            classes=("a", "b", "c"),
-            network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-            encoder=EncoderSettings(kind="lean", width=4, side_features=side_features),
-        )
-    )
-    return WeightedCode(model.double().eval(), K, r)
+def code(r: int) -> WeightedCode:
+    return WeightedCode(tiny_model(), K, r)
 
 
 def exact(made: WeightedCode, latents: Tensor) -> dict[int, Tensor]:
@@ -72,7 +63,7 @@ def test_every_erasure_pattern_is_decoded_as_the_rules_say(r: int) -> None:
         direct = [made.direct(latents[:, i]) for i in range(size)]
         for count in range(len(outputs) + 1):
             for lost in combinations(outputs, count):
-                rest = {task: output for task, output in outputs.items() if task not in lost}
+                rest = without(outputs, *lost)
                 determined = made.rules.recoverable(frozenset(rest), size)
                 with torch.inference_mode():
                     answers = made.decode(rest, size)
@@ -92,8 +83,7 @@ def test_one_wrong_task_is_located(r: int) -> None:
         found = made.suspect(wrong, K)
         assert found is not None
         assert found.tolist() == [task] * 5
-        rest = {other: output for other, output in wrong.items() if other != task}
-        assert made.suspect(rest, K) is None
+        assert made.suspect(without(wrong, task), K) is None
     assert code(1).suspect(exact(code(1), latents), K) is None
 
 
