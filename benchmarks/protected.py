@@ -24,6 +24,7 @@ from codedinvnet.cli import main
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.provenance import without_folders
 from examples.train_resnet import ResNet
 
 RESULTS = Path("docs/results/protect")
@@ -76,6 +77,9 @@ def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
     if not (out / DESCRIPTION).is_file() and main(words):
         raise UserError(f"{name}: codedinvnet protect failed")
     row: dict[str, Any] = read_json(out / DESCRIPTION)
+    for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
+        if part in row:
+            row[part]["source"] = without_folders(row[part]["source"])
     path = RESULTS / f"{name}.json"
     write_json(path, row)
     return path

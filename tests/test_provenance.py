@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from codedinvnet import provenance
-from codedinvnet.provenance import describe_commit, describe_machine, processor_name
+from codedinvnet.provenance import (
+    describe_command,
+    describe_commit,
+    describe_machine,
+    processor_name,
+)
 
 
 def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
@@ -41,3 +47,20 @@ def test_a_machine_has_the_name_of_its_processor(
     monkeypatch.setattr(provenance, "processor_name", lambda: "Some CPU")
     assert describe_machine() == plain.replace(", ", ", Some CPU, ", 1)
     assert ", ," not in plain
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/somewhere/bin/codedinvnet", "info", "mnist"], "codedinvnet info mnist"),
+        (["/somewhere/benchmarks/__main__.py", "train"], "python -m benchmarks train"),
+        (["x", "/else/where/a.npz", "--out", "{here}/runs/a"], "x a.npz --out runs/a"),
+        (["x", "--out=/else/where/a", "--a=b/c", "../d"], "x --out=a --a=b/c ../d"),
+    ],
+)
+def test_a_command_tells_no_folder_of_the_machine(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [word.format(here=Path.cwd()) for word in words])
+    assert describe_command() == told

@@ -60,5 +60,25 @@ def describe_commit() -> str:
 
 
 def describe_command() -> str:
-    """Return the command line that runs now, without the folder of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command line that runs now, without folders of this machine."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.stem == "__main__" else program.name
+    return " ".join([name, *map(without_folders, sys.argv[1:])])
+
+
+def without_folders(word: str) -> str:
+    """Return a path as seen from the working directory, or its last part if it lies elsewhere.
+
+    Other words stay as they are.
+
+    Args:
+        word: of a command line; what follows an option's `=` is a path as well.
+    """
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    here = Path.cwd()
+    return (
+        option + equals + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+    )

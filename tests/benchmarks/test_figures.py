@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def test_the_pages_are_of_the_rows_beside_them() -> None:
         "policies-work",
     ):
         assert (RESULTS / f"{picture}.png").is_file()
+
+
+def test_no_row_names_a_folder_of_the_machine_that_made_it() -> None:
+    for path in RESULTS.rglob("*.json*"):
+        assert not re.search(r'(?:"| |=)/[a-z]\w*/', path.read_text()), path
 
 
 def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from benchmarks.recommended import Made
 from codedinvnet.bench.load import Reply
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
-from codedinvnet.protect.folder import WEIGHTS, load_part
+from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from tests.protect.factories import FEATURES, vectors
 
 
@@ -53,6 +53,20 @@ def test_recommendations_are_measured_on_other_inputs(made: Made, row: dict[str,
     assert row["most_frequent"] == pytest.approx(np.bincount(wanted).max() / 300, abs=1e-4)
     best = max(row["agreement"].values())
     assert row["right"] == (row["agreement"][row["recommended"]] >= best - 0.01)
+
+
+def test_a_row_names_no_folder_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "digits-mlp-protection"
+    made.mkdir()
+    parts = {name: {"source": f"/far/away/{name}.onnx"} for name in ("model", "own_backup")}
+    (made / DESCRIPTION).write_text(json.dumps(parts))
+    monkeypatch.setattr(protected, "RESULTS", tmp_path)
+    recipe = protected.Recipe(lambda folder, source: folder, ())
+    monkeypatch.setattr(protected, "RECIPES", {"digits-mlp": recipe})
+    row = json.loads(protected.run("digits-mlp", tmp_path, None, 1.0).read_text())
+    assert [row[name]["source"] for name in parts] == ["model.onnx", "own_backup.onnx"]
 
 
 def test_a_worse_recommendation_is_not_right(
