@@ -132,6 +132,7 @@ def _made(kind: object, whose: str) -> Method:
     if getattr(kind, "__abstractmethods__", None) or not hasattr(kind, "name"):
         lacking = sorted({*kind.__abstractmethods__} | ({"name"} - {*dir(kind)}))
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
-    method = kind()
+    with blamed(f"the method {kind.__name__}", whose):
+        method = kind()
     method.file = whose
     return method
