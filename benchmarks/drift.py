@@ -85,7 +85,7 @@ class Answers:
 
 def play(
     watch: Watch,
-    at: Answers,
+    answered: Answers,
     threshold: float,
     expected: float,
     count: int,
@@ -94,27 +94,27 @@ def play(
     """Compare one member of each of some random groups.
 
     Args:
-        watch: that takes the comparisons.
-        at: what the groups were answered.
-        threshold: the least confidence that is released.
-        expected: a group's answers of the extra task that disagree in the calibration.
-        count: groups.
-        random: draws groups and members.
+        watch: the watch that is given every comparison.
+        answered: the answers of all groups, of which some are drawn.
+        threshold: the least confidence at which the calibration lets an answer be released.
+        expected: how many of a group's guesses disagree on average in the calibration.
+        count: the number of groups that are drawn.
+        random: the generator that draws groups and members.
 
     Returns:
-        (count, 3): the released answers of each group, those of them that disagree, and those that
-        the threshold alone would release.
+        Three numbers for each group, (count, 3): how many answers were released, how many of these
+        disagree, and how many the threshold alone would release.
     """
-    groups = random.integers(len(at.wrong), size=count)
+    groups = random.integers(len(answered.wrong), size=count)
     places = random.integers(K, size=count)
-    reached = at.confidences >= threshold
-    disagree = (reached & ~at.agrees).sum(1)
+    reached = answered.confidences >= threshold
+    disagree = (reached & ~answered.agrees).sum(1)
     found = np.zeros((count, 3))
     for number, (group, place) in enumerate(zip(groups.tolist(), places.tolist(), strict=True)):
         released = reached[group].sum()
         found[number] = watch.releasing * released, watch.releasing * disagree[group], released
-        watch.guessed(int(at.wrong[group]), expected)
-        watch.compared(bool(reached[group, place]), bool(at.agrees[group, place]))
+        watch.guessed(int(answered.wrong[group]), expected)
+        watch.compared(bool(reached[group, place]), bool(answered.agrees[group, place]))
     return found
 
 
@@ -124,11 +124,11 @@ def one_run(
     """Return what was released in a run.
 
     Args:
-        limit: on disagreement.
-        curves: of decoded answers, and of the extra task's own.
+        limit: the largest share of released answers that may disagree.
+        curves: the curves of decoded answers and of guesses.
         sound: answers to inputs like those of the calibration.
-        drifted: answers to others.
-        seed: of the groups.
+        drifted: answers to inputs that have drifted.
+        seed: the seed of the random groups.
 
     Returns:
         The groups of the drift until nothing was released, or all; the share of the answers

@@ -118,6 +118,7 @@ def test_the_example_is_served() -> None:
 
 
 BROKEN = """
+from codedinvnet.codes.method import Method
 from codedinvnet.codes.plain import Plain
 class Good(Plain):
     name = "good"
@@ -129,6 +130,12 @@ class Taken(Plain):
     name = "none"
 class Nameless:
     pass
+class Bare(Method):
+    part, tuned = "backup", True
+class Half(Plain):
+    name, part = "half", "backup"
+    def stage(self, part, given, lessons):
+        raise AssertionError
 """
 
 
@@ -143,6 +150,8 @@ class Nameless:
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no class Missing"),
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
+        ("{}:Bare", "mine.py: Bare lacks build, name, rules, stage, tune, untrained"),
+        ("{}:Half", "mine.py: Half lacks untrained"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],
 )

@@ -22,7 +22,9 @@ from codedinvnet.protect.folder import WEIGHTS, load_part
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
-from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
+from codedinvnet.serving.workers.computing import Result
+from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.workers.pool import Task, WorkerPool
 from codedinvnet.trust.calibration import DECODED, FILE
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments
@@ -31,16 +33,48 @@ from tests.protect.factories import FEATURES
 POOL = "examples/my_pool.py:Pool"
 
 
-def answers(options: ServeOptions, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Return the outputs of a service whose worker 1 is late."""
+LATE = 1
+"""The late worker, and its member."""
+HELD = Fault(kind="hold", worker=LATE, delay=Delay(ms=1000))
+
+
+class ExtraLast(FaultyPool):
+    """Its extra tasks end after all data tasks but the late worker's, however slow these are.
+
+    Args:
+        pool: what computes.
+        members: how many a group has.
+    """
+
+    def __init__(self, pool: WorkerPool, members: int) -> None:
+        super().__init__(pool, Schedule())
+        self.members, self.left = members, members - 1
+        self.answered = asyncio.Event()
+
+    async def call(self, worker: int, task: Task) -> Result:
+        result = await super().call(worker, task)
+        if task.number >= self.members:
+            await self.answered.wait()
+        elif worker != LATE:
+            self.left -= 1
+            if not self.left:
+                self.answered.set()
+        return result
+
+
+def answers(
+    options: ServeOptions, inputs: Mapping[str, np.ndarray], fault: Fault = HELD
+) -> Mapping[str, np.ndarray]:
+    """Return the outputs of a service for one full group whose second member is late."""
     check(options)
 
     async def ask() -> Mapping[str, np.ndarray]:
         service = make_service(options)
+        faulty = cast(FaultyPool, service.front.pool)
+        faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
         await service.front.start()
         try:
-            hang = Fault(kind="hold", worker=1, delay=Delay(ms=1000))
-            cast(FaultyPool, service.front.pool).add(hang)
+            faulty.add(fault)
             wanted = (("output", True), ("outcome", True))
             return (await service.answer(Request(inputs, outputs=wanted))).outputs
         finally:
@@ -89,7 +123,7 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
         demo=True,
     )
     found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
-    assert found["outcome"][1] == b"decoded"
+    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
     student = load_part(tmp_path / "out" / WEIGHTS)
     with torch.inference_mode():
         wanted = student(torch.from_numpy(numbers[:4]), torch.from_numpy(flags[:4]))[1]

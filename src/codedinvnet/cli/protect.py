@@ -59,7 +59,12 @@ def add_commands(commands: Commands) -> None:
         help="package.module:function or FILE.py:function, from a Pillow image to one query (none)",
     )
     add("--no-flip", action="store_true", help="do not mirror images in training")
-    add("--shift", type=int, help="pixels by which images are shifted in training (an eighth)")
+    add(
+        "--shift",
+        type=int,
+        help="pixels by which images are shifted in training (an eighth of the height if the model "
+        "keeps its answers, else 0)",
+    )
     add("--backup", metavar="MODEL", help="a smaller model of your own, for the same inputs (none)")
     add(
         "--methods",

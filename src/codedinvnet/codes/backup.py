@@ -38,9 +38,9 @@ def backup_width(model: CodedModel, k: int, cost: float = 1.0) -> int:
     """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x)).
 
     Args:
-        model: of a bundle.
+        model: a bundle's model.
         k: members of a group.
-        cost: what all k of them may cost, in g(f(x)).
+        cost: the most that all k of them may cost, in g(f(x)).
     """
     budget = int(cost * served_macs(model)) // k
     return width_within(lambda width: backup_network(model, width), model, budget)

@@ -146,10 +146,10 @@ class Scheme:
     """A code with the models that its tasks run: what is evaluated, benchmarked and served.
 
     Attributes:
-        name: of the method on the command line.
+        name: the method's name on the command line.
         code: mixes queries and decodes outputs.
         models: role -> the model, which maps a batch of queries (B, *input) to one tensor.
-        shape: of one query.
+        shape: the shape of one query.
         chosen: what the method chose on validation images, as its result row states it.
         whose: the file of a method that is not this package's; "" of its own.
     """

@@ -56,13 +56,13 @@ def scheme_for(
     """Return a method's scheme for a bundle, with the part in a checkpoint if it needs one.
 
     Args:
-        bundle: what it is made around.
+        bundle: the bundle that it is made around.
         k: members of a group.
-        name: of the method, as `find_method` takes it.
+        name: the method's name, as `find_method` takes it.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
             beside the bundle, if there is one. Of a method that chooses on validation images its
             rows, for what it chose.
-        tolerance: of a method that can be made for any.
+        tolerance: the tolerance of a method that can be made for any.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from codedinvnet.training.loop import Stage
 
 
-class GroupNetwork(nn.Module):
+class GroupNetwork(nn.Module, ABC):
     """A network with a place for each of k members.
 
     In a smaller group the members take turns in the places that are left, so that the network sees

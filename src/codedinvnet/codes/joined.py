@@ -115,7 +115,7 @@ def answer_all(
 
     Args:
         model: f, g, the backup and the head.
-        views: of groups' images (B, k, C, H, W), for the backup.
+        views: the images of groups as the backup sees them, (B, k, C, H, W).
         images: the images, for the parity.
         latents: f of the images, flattened, (B, k, n).
     """

@@ -45,7 +45,7 @@ class Given:
     Attributes:
         k: queries in a group.
         classifier: maps queries (B, *shape) to scores (B, classes).
-        shape: of one query.
+        shape: the shape of one query.
         classes: how many there are.
         model: f, g, E and g' of the bundle; None without a bundle.
         bundle: its description; None without a bundle.
@@ -85,13 +85,13 @@ class Lessons:
 
     Attributes:
         settings: the data set's, in a grid of `bench accuracy`, under the name `Method.part`.
-        seed: of the training.
+        seed: the seed of the training.
         train: the training images.
-        train_rows: of them those to train on.
-        validation_rows: of them those to validate on.
+        train_rows: the rows of `train` to train on.
+        validation_rows: the rows of `train` to validate on.
         logits: the served classifier's, of "train" or "validation".
         served: how the bundle was trained.
-        device: what to compute on.
+        device: the device to compute on.
     """
 
     settings: Any
@@ -232,7 +232,7 @@ class Method(ABC):
         Args:
             k: the most queries in a group.
             tolerance: see `Tolerance`.
-            bundle: that it is made around, if that is known.
+            bundle: the bundle that it is made around, if that is known.
         """
 
     @abstractmethod
@@ -267,7 +267,7 @@ class Method(ABC):
         found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
         return found
 
-    # A method with a trained part has some of these.
+    # A method with a `part` defines `untrained` and `stage`; one that is `tuned` defines `tune`.
 
     def versions(self) -> Mapping[str, Any]:
         """Return what a row's settings state of the training's version."""
@@ -304,6 +304,14 @@ class Method(ABC):
             labels: (G, k).
         """
         raise NotImplementedError(f"{self.name} chooses nothing")
+
+    @classmethod
+    def lacking(cls) -> list[str]:
+        """Return the names that the class must still define."""
+        needed = [*(("stage", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
+        names = {name for name in needed if getattr(cls, name) is getattr(Method, name)}
+        names |= {"name"} - {*dir(cls)}
+        return sorted(names | cls.__abstractmethods__)
 
     # What subclasses and callers use.
 

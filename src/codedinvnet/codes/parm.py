@@ -186,7 +186,7 @@ class LearnedCode(ScoresCode):
     All workers run the same classifier, the parity worker on the encoder's image.
 
     Args:
-        rules: of one parity.
+        rules: the rules of a code of one parity.
         encoder: maps groups (B, k, C, H, W) to images.
         decoder: maps outputs (B, k + 1, classes) to logits (B, k, classes).
     """

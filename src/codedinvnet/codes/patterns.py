@@ -21,7 +21,7 @@ def erasure_patterns(
         extra: how many others it has, numbered behind them.
         missing: how many of all these are missing.
         limit: the most sets that are wanted.
-        seed: of the sample.
+        seed: the seed of the sample.
     """
     total = math.comb(data + extra, missing)
     if total <= limit:

@@ -129,8 +129,7 @@ def _in_file(path: Path, name: str) -> Method:
 def _made(kind: object, whose: str) -> Method:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
-    if getattr(kind, "__abstractmethods__", None) or not hasattr(kind, "name"):
-        lacking = sorted({*kind.__abstractmethods__} | ({"name"} - {*dir(kind)}))
+    if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()

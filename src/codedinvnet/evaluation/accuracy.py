@@ -35,7 +35,7 @@ class Evaluation:
         images: how many images; each is erased once in each grouping.
         k: data queries in a group.
         groupings: how many random groupings were averaged.
-        normal_accuracy: of g(f(x)).
+        normal_accuracy: the accuracy of g(f(x)).
         recovered_accuracy: of decoded answers against the labels, mean over erasure positions.
         recovered_accuracy_std: of one grouping's recovered accuracy, by a bootstrap over groups
             (members of a group share one parity, so they are not independent).
@@ -71,11 +71,11 @@ def evaluate(
     """Erase every member of every group in turn and decode it.
 
     Args:
-        scheme: of a systematic code that serves groups of k.
+        scheme: the scheme of a systematic code that serves groups of k.
         source: the images.
         k: the group size.
         groupings: how many random groupings.
-        seed: of the groupings.
+        seed: the seed of the random groupings.
         shuffle_parity: decode each group with the whole parity output of another, as a check
             that the parity matters.
         progress: show a progress bar.

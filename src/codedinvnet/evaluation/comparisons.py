@@ -73,11 +73,11 @@ def compare(
     Images that only fill up a last group are left out with their whole group.
 
     Args:
-        scheme: of a systematic code.
+        scheme: the scheme of a systematic code.
         source: the images.
         k: the group size.
         groupings: how many random groupings.
-        seed: of the groupings.
+        seed: the seed of the random groupings.
         own: `task_outputs`, if they are known.
 
     Raises:

@@ -32,7 +32,7 @@ def inversion_report(
     """Embed and invert every image of a source.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         source: the images.
         tolerance: of each block's residual, per element.
         max_iterations: of each block.

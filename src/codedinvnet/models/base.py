@@ -33,7 +33,7 @@ class TensorSpec:
     Attributes:
         name: the model's own name of it.
         datatype: one of DATATYPES.
-        shape: of one query, without the batch axis, which comes first.
+        shape: the shape of one query, without the batch axis, which comes first.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Signature:
     """What is read from a model.
 
     Attributes:
-        inputs: in the model's order.
-        outputs: in the model's order.
+        inputs: the inputs, in the model's order.
+        outputs: the outputs, in the model's order.
         max_batch: queries that it takes at once; None: any number.
         scores: where the class scores are; None if the model is no classifier, or nobody said.
         platform: as the protocol's metadata has it, such as "onnxruntime_onnx".

@@ -62,7 +62,7 @@ def load_program(content: bytes, where: str) -> torch.export.ExportedProgram:
     """Return the program in the content of a file.
 
     Args:
-        content: of a file that `torch.export.save` wrote.
+        content: the content of a file that `torch.export.save` wrote.
         where: the file, for messages.
 
     Raises:

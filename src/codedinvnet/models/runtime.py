@@ -59,9 +59,9 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     The export takes seconds and is kept in the cache folder, named by what it depends on.
 
     Args:
-        module: in evaluation mode.
+        module: the network, in evaluation mode.
         examples: inputs of these shapes, on the processor.
-        options: of `torch.onnx.export`.
+        options: the options of `torch.onnx.export`.
 
     Raises:
         UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.

@@ -33,8 +33,8 @@ class ModelSource:
         engine: what computes the model, one of `codedinvnet.models.runtime.ENGINES`; None: ONNX
             Runtime for ONNX files, PyTorch for the others.
         inputs: `NAME:DATATYPE:SHAPE` of the inputs that the model leaves open.
-        device: what to compute on.
-        threads: to compute with.
+        device: the device to compute on.
+        threads: how many threads to compute with.
         digest: of the files or weights that must be there ("": any will do).
     """
 

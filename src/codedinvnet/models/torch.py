@@ -134,7 +134,7 @@ def open_factory(
         weights: a safetensors file of all the module's tensors.
         told: the inputs, if the function returns no examples.
         engine: one of ENGINES.
-        device: what to compute on.
+        device: the device to compute on.
 
     Raises:
         UserError: if there is no such function, it fails, or the weights do not fit.

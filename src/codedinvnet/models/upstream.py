@@ -32,7 +32,7 @@ def declared_inputs(
     """Return the inputs of one query that a model's metadata declare, and its largest batch.
 
     Args:
-        metadata: of the protocol.
+        metadata: the protocol's model metadata.
         told: see `input_specs`.
         where: the model, for messages.
 

@@ -30,7 +30,7 @@ class Measured:
     """Measures methods on the inputs that nothing was trained on.
 
     Args:
-        options: what was asked for.
+        options: the options of the command.
         setting: the model and its inputs.
     """
 
@@ -147,11 +147,11 @@ class Measured:
         """Measure what answers for members by itself.
 
         Args:
-            name: of its row.
+            name: the name of the method's row.
             call: answers a group of k.
             macs: its multiply-adds for a query; None if they cannot be counted.
             scores: its answers.
-            kind: what they are, "logits" or "probabilities".
+            kind: the kind of its scores, "logits" or "probabilities".
         """
         setting, k = self.setting, self.options.k
         one = setting.inputs.batch(np.arange(1))

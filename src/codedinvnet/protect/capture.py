@@ -19,8 +19,8 @@ def fetch(url: str, token: str) -> dict[str, np.ndarray]:
     """Return what a service has kept, name -> (N, *shape).
 
     Args:
-        url: of the service, such as http://127.0.0.1:8000.
-        token: that it asks clients for.
+        url: the service's address, such as http://127.0.0.1:8000.
+        token: the token that the service asks clients for.
 
     Raises:
         UserError: if it cannot be reached, or refuses.

@@ -73,7 +73,7 @@ def decoded(
         scheme: a code with its models.
         inputs: all queries.
         rows: which; those that fill no group are left out.
-        seed: of the groups.
+        seed: the seed of the random groups.
 
     Returns:
         The rows (N,) that were answered, their scores (N, classes), and their groups (N,).

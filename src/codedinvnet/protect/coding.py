@@ -109,9 +109,9 @@ def decoded_logits(
         scores: the model's.
         inputs: all queries.
         rows: which, a multiple of k; each k of them are a group.
-        levels: of the model's scores of all inputs.
+        levels: the levels of the model's scores of all inputs.
         k: members of a group.
-        evidence: what answers rest on.
+        evidence: the evidence that answers rest on.
     """
     found = []
     for part in np.split(rows, range(GROUPS * k, len(rows), GROUPS * k)):

@@ -142,9 +142,9 @@ def width_by_time(
     """Return the largest of WIDTHS with which a student takes no more than so many milliseconds.
 
     Args:
-        shape: a student's, by its width.
-        batch: of the queries of one group.
-        budget: for the batch.
+        shape: returns a student's shape of a width.
+        batch: a batch of one group's queries.
+        budget: the milliseconds that the batch may take.
     """
     chosen, free = WIDTHS[0], 0.0
     for width in WIDTHS:

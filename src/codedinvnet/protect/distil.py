@@ -62,7 +62,7 @@ class BudgetStage(PartStage):
         lesson: its inputs, and the teacher's answers.
         part: how to train.
         seconds: for all epochs; fewer are done if the machine is slower than was planned.
-        kind: of the inputs.
+        kind: the kind of the inputs.
     """
 
     gradient_norm = 1.0
@@ -101,8 +101,8 @@ class BudgetStage(PartStage):
         """Return the number of epochs that there is time for, and end the schedule with them.
 
         Args:
-            done: epochs that were done, at least one.
-            seconds: that they took.
+            done: how many epochs were done, at least one.
+            seconds: how long these epochs took.
         """
         epochs = self.part.epochs
         if seconds / done * epochs > self.seconds:
@@ -171,7 +171,7 @@ def plan(make: Callable[[PartSettings], BudgetStage], count: int, seconds: float
     Args:
         make: makes a stage, which is spoilt.
         count: inputs to train with.
-        seconds: that there are.
+        seconds: how many seconds there are.
 
     Raises:
         UserError: if there is no time for an epoch.

@@ -43,8 +43,8 @@ class Answering(nn.Module):
 
     Args:
         module: maps queries to scores.
-        given: what its scores are, "logits" or "probabilities".
-        wanted: what the served model's are.
+        given: the kind of its scores, "logits" or "probabilities".
+        wanted: the kind of the served model's scores.
     """
 
     def __init__(self, module: nn.Module, given: str, wanted: str) -> None:
@@ -146,7 +146,7 @@ def load_protection(
     """Return the scheme that protects a model.
 
     Args:
-        folder: what `codedinvnet protect` wrote.
+        folder: the folder that `codedinvnet protect` wrote.
         model: the served model.
         method: one of the protection's; None or "": the recommended one.
         digest: what `description_digest` found where the service began; "": any will do.
@@ -204,7 +204,7 @@ def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str 
     """Return the scheme that a protection of a model makes.
 
     Args:
-        folder: of the protection.
+        folder: the protection's folder.
         found: its description.
         model: the served model.
         method: one of the protection's; None or "": the recommended one.
@@ -232,10 +232,10 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
     """Return a protection's small backup, or the user's own smaller model.
 
     Args:
-        folder: of the protection.
+        folder: the protection's folder.
         found: its description.
         name: SMALL, EQUAL or OWN.
-        kind: what its scores are to be, "logits" or "probabilities".
+        kind: the kind that its scores are to have, "logits" or "probabilities".
     """
     if name != OWN:
         return Answering(load_part(folder / PARTS[name]), "logits", kind)
@@ -261,10 +261,10 @@ def check_fingerprint(folder: Path, found: Mapping[str, Any], model: Model, wher
     """Refuse a protection whose model has other tensors or other scores.
 
     Args:
-        folder: of the protection.
+        folder: the protection's folder.
         found: its description.
         model: the served model.
-        where: what is served, for messages.
+        where: the name of what is served, for messages.
 
     Raises:
         UserError: saying what differs.

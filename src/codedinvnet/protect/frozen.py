@@ -62,7 +62,7 @@ class FrozenCoder(nn.Module):
 
     Args:
         shape: of inputs of the kind "images" or "vectors"; its width is E's.
-        scores: what the model's scores are, "logits" or "probabilities".
+        scores: the kind of the model's scores, "logits" or "probabilities".
     """
 
     mean: Tensor
@@ -144,7 +144,7 @@ class FrozenCode(ScoresCode):
     Args:
         coder: E and the recovery head, in evaluation mode.
         k: the most queries in a group.
-        evidence: what decoded answers rest on.
+        evidence: the evidence that decoded answers rest on.
     """
 
     def __init__(self, coder: FrozenCoder, k: int, evidence: Evidence = "both") -> None:

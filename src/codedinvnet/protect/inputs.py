@@ -139,7 +139,7 @@ def read_inputs(
     Args:
         path: a folder of images; `.npz` or `.npy`; or `.jsonl`, a V2 request a line.
         signature: the model's.
-        how: what is done to images.
+        how: how images are prepared.
         labels: `.npy` or a text file with an integer a line; an `.npz` has its own.
 
     Raises:

@@ -1,6 +1,7 @@
 """What approximate answers are worth: agreement, coverage and accuracy, with 95 % intervals.
 
-Thresholds are chosen on calibration inputs. What is reported was seen on test inputs.
+Thresholds and the recommended method are chosen on calibration inputs. What is reported was seen on
+test inputs, which had no part in any choice.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Answers:
     """A method's answers to some inputs.
 
     Attributes:
-        rows: of the inputs, (N,).
+        rows: the rows of the inputs, (N,).
         answers: the classes, (N,).
         confidence: the highest probability, (N,).
         served: the served model's own answers, (N,).
-        groups: which answers were decoded together, (N,).
+        groups: the group of each; answers of one group were decoded together, (N,).
         labels: the right classes, (N,); None if nobody knows them.
     """
 
@@ -61,13 +62,13 @@ class Candidate:
     """A method that may be recommended.
 
     Attributes:
-        name: of the method.
+        name: the method's name.
         cost: work of its extra tasks for one query, in services of the served model.
         calibration: its answers to the calibration inputs.
-        test: likewise to the test inputs.
+        test: its answers to the test inputs.
         k: queries in a group that it is served with.
         backups: workers for a group's extra tasks.
-        note: what a reader of the table must know.
+        note: a line that a reader of the table must know; "" for none.
     """
 
     name: str
@@ -90,9 +91,9 @@ def answers_of(
 
     Args:
         log_probabilities: (N, classes).
-        rows: of the inputs, (N,).
+        rows: the rows of the inputs, (N,).
         served: the served model's answers to all inputs.
-        labels: of all inputs, or None.
+        labels: the right classes of all inputs; None if nobody knows them.
         groups: see `Answers`; None: each answer is alone.
     """
     return Answers(
@@ -181,17 +182,6 @@ def difference(one: Answers, other: Answers) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def joined(one: Answers, other: Answers) -> Answers:
-    """Return the answers to other inputs behind the first ones; labels are left out."""
-    return Answers(
-        np.concatenate([one.rows, other.rows]),
-        np.concatenate([one.answers, other.answers]),
-        np.concatenate([one.confidence, other.confidence]),
-        np.concatenate([one.served, other.served]),
-        np.concatenate([one.groups, other.groups + one.groups.max(initial=-1) + 1]),
-    )
-
-
 def guesses(answers: Answers, most_frequent: int) -> Answers:
     """Return the answers of who always names the most frequent class."""
     named = np.full_like(answers.answers, most_frequent)
@@ -212,20 +202,19 @@ class Recommendation:
 
 
 def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
-    """Choose a method by the calibration and test inputs together, and tell by the latter why.
+    """Choose a method by the calibration inputs, and state what the test inputs show of it.
 
-    Half of few inputs would choose at random among methods that differ by some points. A method
-    whose agreement is within CLOSE of the highest is preferred if it is cheaper. One that is not
-    surely better than the most frequent class, or costs more than DEAREST, is not recommended.
+    A figure of the inputs that chose the method would be too high. A method whose agreement is
+    within CLOSE of the highest is preferred if it is cheaper. One that is not surely better than
+    the most frequent class, or costs more than DEAREST, is not recommended.
 
     Args:
         candidates: all methods.
         most_frequent: the served model's most frequent answer to the training inputs.
     """
-    seen = {c.name: joined(c.calibration, c.test) for c in candidates}
     useful = []
     for candidate in candidates:
-        own = seen[candidate.name]
+        own = candidate.calibration
         gain = difference(own, guesses(own, most_frequent))
         if gain.low > 0 and candidate.cost <= DEAREST:
             useful.append(candidate)
@@ -237,13 +226,12 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
         )
 
     def agreement(candidate: Candidate) -> float:
-        return float(seen[candidate.name].agrees.mean())
+        return float(candidate.calibration.agrees.mean())
 
     best = max(useful, key=agreement)
 
     def is_as_good(other: Candidate) -> bool:
-        gap = difference(seen[best.name], seen[other.name])
-        return gap.value <= CLOSE
+        return difference(best.calibration, other.calibration).value <= CLOSE
 
     chosen = min((c for c in useful if is_as_good(c)), key=lambda c: c.cost)
     share = float(chosen.test.agrees.mean())

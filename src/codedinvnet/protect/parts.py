@@ -36,7 +36,7 @@ class Trainer:
     """Trains one part after another, each in its share of the time that is left.
 
     Args:
-        options: what was asked for.
+        options: the options of the command.
         setting: the model and its inputs.
         settings: what the protection depends on.
         parts: how many parts there will be.
@@ -66,8 +66,8 @@ class Trainer:
         """Return a small backup that costs no more than so many services, trained.
 
         Args:
-            name: of its row.
-            work: for a query.
+            name: the name of the method's row.
+            work: the most that it may cost for a query, in services of the model.
         """
         shape = self._shape(name, work)
         batch = self.setting.inputs.batch(self.setting.rows.train[:SAMPLE])

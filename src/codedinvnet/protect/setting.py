@@ -26,16 +26,16 @@ class ProtectOptions:
         inputs: see `read_inputs`; None: they are those of `capture`.
         out: the folder of the protection.
         k: queries in a group.
-        minutes: for asking the model and training.
-        seed: of the split and the training.
+        minutes: the time for asking the model and training together.
+        seed: the seed of the split and the training.
         labels: see `read_inputs`.
-        how: what is done to images.
+        how: how images are prepared.
         flip: whether images may be mirrored in training.
         shift: pixels by which images may be shifted in training.
         backup: the user's own smaller model; None: there is none.
-        methods: that are measured.
+        methods: the names of the methods that are measured.
         capture: the address of a service whose last inputs are taken.
-        token: of that service.
+        token: that service's token.
         keep: where those inputs are written, an `.npz`; None: they are in memory alone.
     """
 

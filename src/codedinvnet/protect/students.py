@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
@@ -30,11 +31,11 @@ class Shape:
     """What a small classifier is made of, as JSON has it.
 
     Attributes:
-        kind: of its inputs.
-        width: of its layers.
+        kind: the kind of its inputs.
+        width: the width of its layers.
         classes: how many there are.
         inputs: the model's inputs, name, datatype and shape, in their order.
-        words: of tokens, one more than the largest that was seen.
+        words: the size of the vocabulary, one more than the largest token that was seen.
         quarters: parts of an image's side whose averages are kept apart; where a thing stands
             matters to a model that was not trained with shifted images.
     """
@@ -48,7 +49,11 @@ class Shape:
 
     def build(self) -> Student:
         """Return the untrained network."""
-        networks = {"images": ImageStudent, "vectors": VectorStudent, "tokens": TokenStudent}
+        networks: Mapping[Kind, type[Student]] = {
+            "images": ImageStudent,
+            "vectors": VectorStudent,
+            "tokens": TokenStudent,
+        }
         return networks[self.kind](self)
 
     def as_json(self) -> dict[str, Any]:
@@ -75,11 +80,11 @@ def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
     return "tokens" if integers and len(lengths) == 1 and len(inputs[0].shape) == 1 else "vectors"
 
 
-class Student(nn.Module):
+class Student(nn.Module, ABC):
     """A small classifier of a model's inputs.
 
     Args:
-        shape: what it is made of.
+        shape: its kind, sizes and inputs.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -89,9 +94,9 @@ class Student(nn.Module):
     def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
         """Take the inputs' means and deviations from some of them, name -> (N, *shape)."""
 
+    @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map the inputs (B, *shape), in the model's order, to logits (B, classes)."""
-        raise NotImplementedError
 
 
 def tensors(shape: Shape, batch: Mapping[str, np.ndarray]) -> list[Tensor]:

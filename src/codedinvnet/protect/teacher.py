@@ -77,7 +77,7 @@ def teacher_scores(
     Args:
         model: the served model.
         inputs: the queries.
-        folder: what was asked of this model with these inputs before.
+        folder: keeps this model's earlier scores of these inputs.
         mirrored: the axis of batches along which images are mirrored first; None: they are not.
 
     Raises:
@@ -121,7 +121,7 @@ def agreement_when_shifted(
     """Return how often a model gives images the same answers when they are shifted.
 
     Args:
-        model: of one image input.
+        model: a model of one image input.
         inputs: the images.
         rows: some of them.
         answers: the model's to all inputs.

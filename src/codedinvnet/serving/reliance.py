@@ -29,7 +29,7 @@ class Reliance:
     """Releases answers by a calibration, and watches both from complete groups.
 
     Args:
-        calibration: of what is served.
+        calibration: the calibration of what is served.
         method: the name of the code.
         k: the most members of a group.
         workers: how many there are.
@@ -73,7 +73,7 @@ class Reliance:
         """Return what takes comparisons.
 
         Args:
-            metrics: where to count.
+            metrics: the service's metrics.
             lost: called with a worker that is to be replaced, and the reason.
         """
         self.metrics, self.lost = metrics, lost
@@ -100,7 +100,7 @@ class Reliance:
 
         Args:
             found: the answer.
-            size: of its group.
+            size: how many members its group has.
             waiting: the query; None if nobody waits for it any more.
         """
         if waiting is None or waiting.outcome not in (DECODED, GUESSED):
@@ -118,7 +118,7 @@ class Reliance:
 
         Args:
             found: the answer.
-            size: of its group.
+            size: how many members its group has.
             outcome: decoded or guessed.
         """
         curve = self.curves[size, outcome]

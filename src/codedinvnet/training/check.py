@@ -16,7 +16,7 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
     """Refuse settings that some stage of a run could not work with.
 
     Args:
-        settings: of the run.
+        settings: the run's settings.
         source: the training images.
         members: k, in place of the settings' own.
 
@@ -46,7 +46,7 @@ def check_images(
     Args:
         source: the images.
         shape: (C, H, W) that is expected.
-        classes: that are expected, in this order, since labels are places in it.
+        classes: the expected classes, in this order, since labels are places in it.
         whose: they are.
 
     Raises:

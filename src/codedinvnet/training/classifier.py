@@ -32,8 +32,8 @@ def all_logits(
     Args:
         classifier: maps images (B, C, H, W) to logits; in evaluation mode.
         source: the images.
-        rows: which (N,).
-        description: of the bar.
+        rows: the rows of the images, (N,).
+        description: the text of the progress bar.
 
     Returns:
         Logits (N, classes) on the CPU.
@@ -54,7 +54,7 @@ def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         loss: their cross-entropy against the labels.
-        logits: of the network that is trained.
+        logits: the logits of the network that is trained.
         teacher: those of the served classifier.
     """
     soft = F.cross_entropy(logits, teacher.softmax(1))
@@ -67,12 +67,12 @@ class ClassifierStage(PartStage):
     Args:
         classifier: maps images (B, C, H, W) to logits; it is trained in place.
         source: the training images.
-        train_rows: which to train on.
-        validation_rows: which to score on.
+        train_rows: the rows to train on.
+        validation_rows: the rows to score on.
         part: how to train.
         flip: mirror half of the images.
         shift: shift images by up to so many pixels.
-        precision: of its passes while it trains, "float32" or "bfloat16".
+        precision: the precision of training passes, "float32" or "bfloat16".
         teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
     """
 

@@ -202,7 +202,7 @@ def load_fusion_data(
     """Read all shards.
 
     Args:
-        settings: of the run.
+        settings: the run's settings.
         folder: what `sample_fusion_data` was given.
         members: k.
         weights: the digest that the network's header states, if it does.

@@ -121,10 +121,10 @@ def train_stage(
     """Train a stage for `epochs` epochs and leave `last` and `best` checkpoints in `folder`.
 
     Args:
-        stage: what to train.
+        stage: the stage to train.
         folder: where checkpoints and TensorBoard files go.
         epochs: how many epochs in all.
-        seed: of everything random.
+        seed: the seed of everything random.
         settings: what the result depends on; a checkpoint with other settings is not resumed.
         resume: 0 from the start, n from the checkpoint after epoch n, LATEST from the newest.
         keep: further entries for the checkpoints' headers.

@@ -296,7 +296,7 @@ def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None
 
     Args:
         source: the training images.
-        header: of the network.
+        header: the network's header.
 
     Raises:
         UserError: if they are of another shape, of other classes, or other images.
@@ -313,9 +313,9 @@ def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> S
     section is another one.
 
     Args:
-        settings: of the run.
-        folder: where the network lies.
-        header: of the network.
+        settings: the run's settings.
+        folder: the network's folder.
+        header: the network's header.
 
     Raises:
         UserError: if the network was trained with options that this release does not have.

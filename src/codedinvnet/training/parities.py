@@ -40,8 +40,8 @@ class Embedded:
     Attributes:
         model: f and g.
         source: the images.
-        rows: of the source, (N,).
-        device: what to compute on.
+        rows: rows of the source, (N,).
+        device: the device to compute on.
     """
 
     model: CodedModel
@@ -129,7 +129,7 @@ class ParitiesStage(PartStage):
         """Return the loss of groups.
 
         Args:
-            places: of the members, (G, m).
+            places: the members' places, (G, m).
             weights: (G, r, m), of the parities.
             spread: (G, m, r), how the parities' errors reach each member.
         """

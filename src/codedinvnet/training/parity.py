@@ -52,7 +52,7 @@ class GroupStage(PartStage):
     """What training on freshly drawn groups of k has in common.
 
     Args:
-        module: what is trained, in place.
+        module: the module that is trained, in place.
         train: the training images.
         validation: the validation images.
         k: members of a group.
@@ -193,15 +193,15 @@ class MembersStage(GroupStage):
     The loss is that of a distilled classifier (`ClassifierStage`), over all members and answers.
 
     Args:
-        module: what is trained, in place.
+        module: the module that is trained, in place.
         answers: the first of its answers is the one that is served.
         train: the training images.
         validation: the validation images.
         k: members of a group.
         part: how to train.
         flip: whether half of the views are mirrored.
-        shift: by how many pixels views are shifted at most.
-        precision: of its passes while it trains, "float32" or "bfloat16".
+        shift: the most pixels by which views are shifted.
+        precision: the precision of training passes, "float32" or "bfloat16".
     """
 
     name = "all members"

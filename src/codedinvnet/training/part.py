@@ -20,7 +20,7 @@ class PartStage(ABC):
     """Train one module with AdamW, its rate up linearly and down a half cosine.
 
     Args:
-        module: what is trained, in place.
+        module: the module that is trained, in place.
         part: how to train.
     """
 

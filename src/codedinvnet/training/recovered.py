@@ -24,7 +24,7 @@ def recovered_accuracy(
     """Return the accuracy of decoded answers, each image erased once in one fixed grouping.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (N, C, H, W) uint8.
         labels: (N,).
         latents: f of the images, (N, *latent_shape).

@@ -41,7 +41,7 @@ class Passed(NamedTuple):
     Attributes:
         direct: latents (n, C, H, W) of the first n images, which are answered directly.
         decoded: every member's decoded latent, (G, m, C, H, W); empty ones from a mosaic.
-        side: what the parity worker sends of every member, (G, m, n).
+        side: every member's features that the parity worker sends, (G, m, n).
         error: m·z_p − Σ z_j, (G, C, H, W); None from a mosaic.
     """
 
@@ -188,7 +188,7 @@ class RecoveryStage:
 
         Args:
             answers: decoded logits (n, classes).
-            latents: of the first m images, (m, C, H, W).
+            latents: the latents of the first m images, (m, C, H, W).
         """
         with torch.no_grad():
             direct = self.model.classify(latents).softmax(dim=1)

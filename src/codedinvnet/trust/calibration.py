@@ -37,7 +37,7 @@ class Calibration:
     Attributes:
         weights: the digest of the bundle's weights, or of the protected model.
         images: how many held-out inputs there were.
-        curves: by what they are of.
+        curves: the curves, by method, group size and kind of answer.
     """
 
     weights: str
@@ -82,9 +82,9 @@ def load_calibration(
     """Read the calibration in a folder.
 
     Args:
-        folder: of a bundle, or a protection.
+        folder: the folder of a bundle or a protection.
         weights: the digest of the bundle's weights, or of the protected model.
-        again: what to say of how it is made.
+        again: tells a user, in an error, how a calibration is made.
 
     Raises:
         UserError: if there is none, it is damaged, or it is of other weights.

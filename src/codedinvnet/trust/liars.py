@@ -74,7 +74,7 @@ class Liars:
         The sums begin anew when one is found.
 
         Args:
-            members: of the group.
+            members: the group's members.
             extra: the worker that did the extra task.
         """
         columns = np.array(members, float)
