@@ -448,6 +448,7 @@ class TestRefused:
             (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
             (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 queries"),
             (["mnist", "--device", "abacus"], "--device: "),
+            (["mnist", "--device", "cuda:99"], "--device: this machine has no cuda:99"),
             (["mnist", "--port", "99999"], "--port"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
             (["mnist", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),

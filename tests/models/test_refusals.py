@@ -118,6 +118,7 @@ def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     file = identity_onnx(tmp_path / "b.onnx", ["batch", 3])
     refused("runs on ONNX Runtime, not on pytorch", file, engine="pytorch")
     refused("computes on processors only, not on cuda", file, device="cuda")
+    refused("computes on processors only, not on abacus", file, device="abacus")
     refused("has its own; only a factory takes others", file, weights="w")
     monkeypatch.setattr(runtime, "NEEDED", ("nowhere_to_be_found",))
     refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)

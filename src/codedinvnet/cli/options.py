@@ -83,7 +83,7 @@ def read_config(path: Path, known: Mapping[str, argparse.Action]) -> dict[str, A
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from error
-    except ValueError as error:  # of JSON and UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and UTF-8
         raise UserError(f"{where}: is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{where}: must be a JSON object of options")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, Rules
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
 
@@ -244,7 +244,8 @@ class Scheme:
 def blamed(name: str, whose: str) -> Iterator[None]:
     """Print the traceback of what a user's own code raises under a line that says whose it is.
 
-    The same error is printed once: a service meets it with every query.
+    The same error is printed once: a service meets it with every query. It is a `UserError` then,
+    with which a command ends as with any mistake of its user.
 
     Args:
         name: what it is called there, such as "the method mine".
@@ -255,8 +256,11 @@ def blamed(name: str, whose: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if not whose:
+            raise
         lines = traceback.format_exception(error)
-        if whose and lines[-2] not in _told:
+        if lines[-2] not in _told:
             _told.add(lines[-2])
             print(f"{name} of {whose} raised:\n{''.join(lines)}", file=sys.stderr)
-        raise
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{name} of {whose} raised {said}") from error

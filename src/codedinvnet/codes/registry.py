@@ -131,6 +131,7 @@ def _made(kind: object, whose: str) -> Method:
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
     if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
-    method = kind()
+    with blamed(f"the method {kind.__name__}", whose):
+        method = kind()
     method.file = whose
     return method

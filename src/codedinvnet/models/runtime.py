@@ -36,7 +36,7 @@ def check_engine(engine: str, device: str) -> None:
     Raises:
         UserError: saying so.
     """
-    if engine == ONNX_RUNTIME and torch.device(device).type != "cpu":
+    if engine == ONNX_RUNTIME and device.partition(":")[0] != "cpu":
         raise UserError(f"the engine {engine} computes on processors only, not on {device}")
 
 

@@ -149,8 +149,8 @@ class FrontEnd:
         log_event("ready", workers=self.rules.workers, seconds=round(seconds, 3))
 
     def announce_draining(self) -> None:
-        """Log, once, that the service is about to stop, and for how many queries it waits."""
-        if not self.announced:
+        """Log, once, that a started service is about to stop, and for how many queries it waits."""
+        if self.started and not self.announced:
             self.announced = True
             log_event("draining", pending=len(self.waiting))
 
@@ -179,7 +179,8 @@ class FrontEnd:
         await self.pool.stop()
         if self.decoding is not None:
             self.decoding.stop()
-        log_event("stopped")
+        if self.started:  # otherwise a line says why it did not start
+            log_event("stopped")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

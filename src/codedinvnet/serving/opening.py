@@ -198,17 +198,12 @@ def own_pool(text: str, spec: WorkerSpec) -> WorkerPool:
     place, _, name = text.rpartition(":")
     if place.endswith(".py") and not Path(place).is_file():
         raise UserError(f"--pool: there is no file {place}")
-    try:
-        with blamed(f"the pool {name}", place):
-            kind = getattr(user_module(place), name, None)
-            if kind is None:
-                raise UserError(f"--pool: {place} has no class {name}")
-            lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]
-            if lacking:
-                raise UserError(f"--pool: {name} of {place} lacks {', '.join(lacking)}")
-            pool: WorkerPool = kind(spec)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"--pool: {text} raised {type(error).__name__}: {error}") from error
+    with blamed(f"the pool {name}", place):
+        kind = getattr(user_module(place), name, None)
+        if kind is None:
+            raise UserError(f"--pool: {place} has no class {name}")
+        lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]
+        if lacking:
+            raise UserError(f"--pool: {name} of {place} lacks {', '.join(lacking)}")
+        pool: WorkerPool = kind(spec)
     return pool

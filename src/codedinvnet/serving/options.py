@@ -153,12 +153,14 @@ def check(options: ServeOptions) -> None:
     if limit is not None and not 0 < limit < 1:
         raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
     try:
-        torch.device(options.device)
+        device = torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"--device: {str(error).splitlines()[0]}") from error
     check_engine(options.engine or PYTORCH, options.device)
     if options.pool == "local":  # of Ray's nodes each tells for itself
         check_installed(options.engine or PYTORCH)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"--device: this machine has no {options.device}")
     for name in Tolerance._fields:
         value = getattr(options, name)
         if value < 1:

@@ -510,3 +510,7 @@ def test_one_that_is_away_at_the_start_comes_later() -> None:
 )
 def test_bad_options(options: dict[str, Any], flag: str) -> None:
     assert refused(**options).startswith(f"{flag}: ")
+
+
+def test_an_address_of_another_protocol_is_not_asked() -> None:
+    assert "'ftp://a:1' is not one of http://HOST:PORT" in refused(upstream=("ftp://a:1",))

@@ -71,7 +71,7 @@ class Mine:
     start = call = replace = stop = pid = print
 """
     place = written(tmp_path, text)
-    with pytest.raises(UserError, match=r"mine\.py:Mine raised OSError: my cluster is down"):
+    with pytest.raises(UserError, match=r"Mine of .*mine\.py raised OSError: my cluster is down"):
         make_service(options(place))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"the pool Mine of {place.rpartition(':')[0]} raised:"

@@ -110,7 +110,7 @@ def open_upstream(url: str, roots: bytes | None = None, flag: str = "--upstream"
         port = found.port or SCHEMES.get(found.scheme)
     except ValueError as error:
         raise UserError(f"{flag}: {url!r} is no URL: {error}") from error
-    if port is None or not found.hostname or found.query or found.fragment:
+    if found.scheme not in SCHEMES or not found.hostname or found.query or found.fragment:
         known = ", ".join(f"{scheme}://HOST:PORT" for scheme in SCHEMES)
         raise UserError(f"{flag}: {url!r} is not one of {known}")
     if found.username is not None:
