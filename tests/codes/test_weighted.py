@@ -27,7 +27,7 @@ METHOD = find_method("coded-invnet-r2")
 
 
 def code(r: int) -> WeightedCode:
-    return WeightedCode(tiny_model(), K, r)
+    return WeightedCode(tiny_model(head_hidden=0), K, r)
 
 
 def exact(made: WeightedCode, latents: Tensor) -> dict[int, Tensor]:

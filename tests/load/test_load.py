@@ -94,7 +94,7 @@ def test_a_server_that_takes_json_alone_gets_it() -> None:
 
 @dataclass
 class Still:
-    """A server in virtual time that answers after 32 ms, and once stands still for half a second."""
+    """A server in virtual time: it answers after 32 ms, and once stands still for half a second."""
 
     number: int = -1
     """The request of the load at which it does; below 0: it never does."""
@@ -106,7 +106,8 @@ class Still:
     until: float = 0.0
 
     async def metadata(self, *_: Any) -> Mapping[str, Any]:
-        return Fake().metadata
+        found: Mapping[str, Any] = Fake().metadata
+        return found
 
     async def infer(self, *_: Any) -> Reply:
         loop = asyncio.get_running_loop()
@@ -165,7 +166,7 @@ def test_who_stands_still_makes_those_late_that_wait() -> None:
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
     row = exactly(Still(20, with_client=True), duration=1.0)
-    assert slower_than(250, row) == 57  # those due in 282 ms, though they were sent late
+    assert slower_than(250, row) == 57 + 6  # those due in 282 ms, though sent late, and those under way
     assert row["max_ms"] == pytest.approx(532, rel=1e-3)
     assert row["sent_late_p99_ms"] > 480
 

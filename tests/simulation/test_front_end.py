@@ -8,7 +8,7 @@ generators in the same order, so that without faults every single latency must b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
