@@ -166,7 +166,8 @@ def test_who_stands_still_makes_those_late_that_wait() -> None:
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
     row = exactly(Still(20, with_client=True), duration=1.0)
-    assert slower_than(250, row) == 57 + 6  # those due in 282 ms, though sent late, and those under way
+    # Those due in 282 ms, though they were sent late, and those that were under way.
+    assert slower_than(250, row) == 57 + 6
     assert row["max_ms"] == pytest.approx(532, rel=1e-3)
     assert row["sent_late_p99_ms"] > 480
 
