@@ -58,6 +58,12 @@ def add_commands(commands: Commands) -> None:
     add(
         "--k", type=int, help="queries in a group (10; of a code one less than there are upstreams)"
     )
+    add(
+        "--max-disagreement",
+        type=float,
+        help="release approximate answers while at most this share of them differs from the "
+        "model's own; needs a calibrated --protection (none: all)",
+    )
     add("--group-timeout-ms", type=float, help="until a group is coded that is not full (20)")
     add(
         "--scores",

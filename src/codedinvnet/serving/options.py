@@ -150,8 +150,7 @@ def check(options: ServeOptions) -> None:
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
     limit = options.max_disagreement
-    if limit is not None and not 0 < limit < 1:
-        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
+    check_limit(limit)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
@@ -185,6 +184,16 @@ def check(options: ServeOptions) -> None:
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)
+
+
+def check_limit(limit: float | None) -> None:
+    """Refuse a limit on disagreement that is no share.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if limit is not None and not 0 < limit < 1:
+        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
 
 
 def check_ports(port: int, grpc_port: int | None) -> None:

@@ -218,23 +218,34 @@ class BackupAnswers:
         self._jobs.append(job)
 
     def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Compare the backup's answer for one member of some groups with the upstream's."""
+        """Compare the backup's answers with the upstreams' for one query of each request."""
         if self._random.random() >= CHECKED_SHARE:
             return
-        member = self._random.randrange(size)
+        checked = self._random.randrange(size)
+        members = range(size) if self.compared is not None else (checked,)
+        seen = {i: found for i in members if (found := self._compare(outputs, i)) is not None}
+        if checked in seen:
+            self.metrics.checked(seen[checked][1])
+        if self.compared is not None and seen:
+            told = tuple((member, *found) for member, found in seen.items())
+            check = Check(size, outputs, dict(workers), checked)
+            self.compared(check, Facts(seen.get(checked), told))
+
+    def _compare(self, outputs: dict[int, np.ndarray], member: int) -> tuple[float, bool] | None:
+        """Return the confidence for a request, and whether one of its answers agrees.
+
+        None if the upstream's answer has no scores, or the backup did not understand the request.
+        """
         reply: Reply = outputs[member][0]
         scores = outputs[self.backing.rules.k][member]
         if scores is None or reply.fails:
-            return
+            return None
         try:
             own = self.backing.understanding.scores_of(reply)
         except BadRequest:  # an error of the model's own
-            return
-        agrees = bool(np.array_equal(own.argmax(1), scores.argmax(1)))
-        self.metrics.checked(agrees)
-        if self.compared is not None:
-            check = Check(size, outputs, dict(workers), member)
-            self.compared(check, Facts((self._confidence(scores), agrees)))
+            return None
+        query = self._random.randrange(len(scores))
+        return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
     def run(self) -> None:
         """Answer what waits."""

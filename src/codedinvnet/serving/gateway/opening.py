@@ -16,6 +16,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.scores import scores_tensor
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
+from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import (
     EQUAL,
     OWN,
@@ -37,6 +38,7 @@ from codedinvnet.serving.workers import computing
 from codedinvnet.serving.workers.computing import BackupSpec, ModelComputer
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
+from codedinvnet.trust.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Backup:
         pool: its workers, not yet started.
         workers: how many there are.
         slots: how many tasks each of them may be at.
+        method: what the protection calls it.
+        calibration: of the protection; None if it has none.
     """
 
     rules: Rules
@@ -56,6 +60,8 @@ class Backup:
     pool: WorkerPool
     workers: int
     slots: int
+    method: str = SMALL
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class Coded:
         served: the model.
         scheme: the code.
         computer: does its tasks by asking upstreams, while the gateway starts.
+        calibration: of the protection; None if it has none.
     """
 
     served: OwnModel
     scheme: Scheme
     computer: ModelComputer
+    calibration: Calibration | None = None
 
 
 async def open_guard(
@@ -110,19 +118,23 @@ async def open_guard(
     folder = options.protection
     await asyncio.to_thread(check_fingerprint, folder, found, model, options.name)
     row = row_of(folder, found, options.method)
+    calibration = calibration_if_any(folder, options.max_disagreement is not None)
     if row.name not in (SMALL, EQUAL, OWN):
-        return _coded(model, served, scheme_of(folder, found, model, row.name))
+        return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served)
-    return Backup(rules, reads, ProcessPool(spec), options.backup_workers, 1)
+    pool = ProcessPool(spec)
+    return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
 
 
-def _coded(model: AskedModel, served: OwnModel, scheme: Scheme) -> Coded:
+def _coded(
+    model: AskedModel, served: OwnModel, scheme: Scheme, calibration: Calibration | None = None
+) -> Coded:
     if not is_systematic(scheme.rules):  # no answer has any other output
         scores = (scores_tensor(served.signature),)
         served = replace(served, signature=replace(served.signature, outputs=scores))
-    return Coded(served, scheme, ModelComputer(model, scheme))
+    return Coded(served, scheme, ModelComputer(model, scheme), calibration)
 
 
 async def _upstream_backup(

@@ -30,6 +30,7 @@ from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.serve import body_limit, listening, log_to_stderr, tracing_of, until_told
 from codedinvnet.serving.service import Service
@@ -82,7 +83,14 @@ def make_relay(
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,
     )
     down = options.down_timeout_ms / 1000
-    front = partial(FrontEnd, rules=rules, deadline=deadline, down_timeout=down, metrics=metrics[0])
+    front = partial(
+        FrontEnd,
+        rules=rules,
+        deadline=deadline,
+        down_timeout=down,
+        metrics=metrics[0],
+        reliance=_reliance(options, guard, rules.workers),
+    )
     plain = PassThrough(options.name)
     try:
         if guard is None:
@@ -99,6 +107,19 @@ def make_relay(
         return Relay(made, pool, service=Service(made, guard.served, tells=True))
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
+
+
+def _reliance(
+    options: GatewayOptions, guard: Backup | Coded | None, workers: int
+) -> Reliance | None:
+    if guard is None:
+        return None
+    if isinstance(guard, Backup):
+        method, k = guard.method, guard.rules.k
+    else:
+        method, k = guard.scheme.name, guard.scheme.rules.k
+    limit, whose = options.max_disagreement, str(options.protection)
+    return reliance_of(guard.calibration, method, k, workers, limit, whose)
 
 
 @asynccontextmanager
