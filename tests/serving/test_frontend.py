@@ -32,7 +32,7 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Action, Complete
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.settings import POLICIES, Rules

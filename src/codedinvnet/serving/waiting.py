@@ -13,7 +13,8 @@ import numpy as np
 
 from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
 from codedinvnet.serving.decoding import Found
-from codedinvnet.serving.metrics import Metrics, Quiet
+from codedinvnet.serving.logs import Quiet
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import DEADLINE
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request

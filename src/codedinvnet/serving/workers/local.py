@@ -17,7 +17,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.tensors import unpack
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import Result, WorkerSpec

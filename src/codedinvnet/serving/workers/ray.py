@@ -25,7 +25,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import PYTORCH
-from codedinvnet.serving.metrics import Quiet, log_event
+from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import Result, WorkerSpec, freeze_loaded, run_task
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 
