@@ -16,7 +16,6 @@ from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
 from codedinvnet.progress import Progress
 from codedinvnet.protect.inputs import Inputs
 
-UNTRAINED = ("approxifer", "nercc")
 MOST = 2000
 """Inputs that a code is measured on: k + 1 queries for k answers take long."""
 TUNED = 300
