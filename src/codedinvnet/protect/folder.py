@@ -18,9 +18,9 @@ from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import Model, Signature
+from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.models.scores import ScoresOf, scores_tensor
+from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate

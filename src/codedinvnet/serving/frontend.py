@@ -53,8 +53,8 @@ from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
-from codedinvnet.serving.workers.computing import OUTPUT, Computer, Result
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
 
 LAG_PERIOD = 0.5
 """Seconds between two looks at the event loop, and at the timer."""

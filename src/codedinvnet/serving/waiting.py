@@ -19,8 +19,8 @@ from codedinvnet.serving.rules.actions import DEADLINE
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request
 from codedinvnet.serving.views import GroupViews
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Origin, Task
+from codedinvnet.serving.workers.result import Result
 
 
 @dataclass

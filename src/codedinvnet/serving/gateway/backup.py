@@ -21,8 +21,8 @@ from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.workers.computing import OUTPUT, Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Result
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""

@@ -27,8 +27,8 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import LATENCY_BUCKETS
 from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.tracing import note, outgoing
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Result
 
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
