@@ -24,7 +24,7 @@ from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import alive, needs_proc, served, survivors, wait_until
 

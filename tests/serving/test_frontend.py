@@ -32,14 +32,14 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Action, Complete
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import Result, run_task
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Result, run_task
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K, WORKERS = 4, 6

@@ -1,4 +1,4 @@
-"""Heads and decoding: from workers' outputs to answers, in batches, in a thread of their own.
+"""Heads and decoding: from workers' outputs to answers, in batches.
 
 What has come in while the last batch was computed is the next batch.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from codedinvnet.codes.rules import Rules
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.served import Served
+
+T = TypeVar("T")
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on, at most."""
@@ -74,24 +77,84 @@ Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
 """Called with a job, and what was found for each of its queries, or why nothing was."""
 
 
-class Decoding(Protocol):
-    """What makes answers of workers' outputs."""
+class Wiring(NamedTuple):
+    """What a `Decoding` counts in, runs by, and tells."""
+
+    metrics: Metrics
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    """Starts a task of the event loop."""
+    finished: Finished
+    failed: Callable[[Exception], None]
+    """Called with what went wrong with a check."""
+    seed: int = 0
+    """The seed of the sample of groups that are checked."""
+    compared: Compared | None = None
+    """Called with each check, and what it says of answers; None: it is not asked for."""
+
+
+class Decoding(ABC):
+    """Makes answers of workers' outputs; checks complete groups while no answer waits.
+
+    Args:
+        wiring: see `Wiring`.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self._jobs: list[Job] = []
+        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
+        self._random = random.Random(wiring.seed)
+        self._running = False
 
     def add(self, job: Job) -> None:
         """Take a job, which `run` computes."""
+        self._jobs.append(job)
 
     def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Take a complete group, on which approximate answers may be checked.
+        """Take a complete group, a member of which may be answered as if it were missing.
 
         Args:
             size: its members.
             outputs: task -> output.
             workers: task -> the worker that computed it.
         """
+        if self._random.random() >= CHECKED_SHARE:
+            return
+        members = [task for task in workers if task < size]  # a filler proves nothing
+        if members:
+            self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
 
     def run(self) -> None:
         """Compute what waits, unless that is under way."""
+        if (self._jobs or self._checks) and not self._running:
+            self.wiring.spawn(self._work())
+            self._running = True
 
+    async def _work(self) -> None:
+        """Compute what waits, answers first, until nothing does."""
+        try:
+            while self._jobs or self._checks:
+                if self._jobs:
+                    jobs, self._jobs = self._jobs, []
+                    for job, found in zip(jobs, await self.answers(jobs), strict=True):
+                        self.wiring.finished(job, found)
+                    continue
+                try:
+                    await self.check(self._checks.popleft())
+                except Exception as error:  # answers wait behind it
+                    self.wiring.failed(error)
+        finally:
+            self._running = False
+
+    @abstractmethod
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+        """Return for each job what was found for its queries, or why nothing was."""
+
+    @abstractmethod
+    async def check(self, check: Check) -> None:
+        """Compare an approximate answer of a complete group with the direct one."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Let go of what it holds."""
 
@@ -111,128 +174,61 @@ class Answerer(Protocol):
     def reads(self) -> type[Outputs]:
         """What knows the tasks' outputs."""
 
-    def queue(
-        self,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> Decoding:
-        """Return what makes its answers; the arguments are those of `DecodingQueue`."""
+    def queue(self, wiring: Wiring) -> Decoding:
+        """Return what makes its answers."""
 
 
-class DecodingQueue:
-    """Jobs, and checks of complete groups that cost nothing but idle time.
+class DecodingQueue(Decoding):
+    """Decodes in a thread of its own.
 
     Args:
         scheme: decodes.
         served: makes answers of scores.
-        metrics: where to count.
-        spawn: starts a task of the event loop.
-        finished: see `Finished`.
-        failed: called with what went wrong with a check.
-        seed: of the sample of groups that are checked.
-        compared: called with each check, and what it says of answers; None: it is not asked for.
+        wiring: see `Wiring`.
     """
 
-    def __init__(
-        self,
-        scheme: Scheme,
-        served: Served,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> None:
-        self.scheme, self.served, self.metrics = scheme, served, metrics
-        self.spawn, self.finished, self.failed = spawn, finished, failed
-        self.compared = compared
+    def __init__(self, scheme: Scheme, served: Served, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.scheme, self.served = scheme, served
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-        self._jobs: list[Job] = []
-        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
-        self._random = random.Random(seed)
-        self._running = False
-
-    def add(self, job: Job) -> None:
-        """Take a job, which `run` computes."""
-        self._jobs.append(job)
-
-    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Have one member of some complete groups decoded as if it were missing."""
-        if self._random.random() >= CHECKED_SHARE:
-            return
-        members = [task for task in workers if task < size]  # a filler proves nothing
-        if members:
-            self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
-
-    def run(self) -> None:
-        """Compute what waits, unless that is under way."""
-        if (self._jobs or self._checks) and not self._running:
-            self.spawn(self._work())
-            self._running = True
 
     def stop(self) -> None:
-        """Let go of the thread."""
         self.thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _work(self) -> None:
-        """Compute what waits, answers first, until nothing does."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self._jobs or self._checks:
-                if not self._jobs:
-                    await self._check(self._checks.popleft())
-                    continue
-                jobs, self._jobs = self._jobs, []
-                began = time.perf_counter()
-                answers: Sequence[Mapping[int, Found] | Exception]
-                try:
-                    answers = await loop.run_in_executor(
-                        self.thread, compute_apart, self.scheme, self.served, jobs
-                    )
-                except Exception as error:
-                    answers = [error] * len(jobs)
-                self.metrics.decode_time.observe(time.perf_counter() - began)
-                for job, found in zip(jobs, answers, strict=True):
-                    self.finished(job, found)
-        finally:
-            self._running = False
+    async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Return what work in the thread returns."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
-    async def _check(self, check: Check) -> None:
-        loop = asyncio.get_running_loop()
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+        began = time.perf_counter()
         try:
-            agrees, residual = await loop.run_in_executor(
-                self.thread, check_group, self.scheme, check.outputs, check.size, check.member
-            )
-            facts = Facts()
-            if self.compared is not None:
-                facts = await loop.run_in_executor(
-                    self.thread, facts_of, self.scheme, self.served, check
-                )
-        except Exception as error:  # answers wait behind it
-            self.failed(error)
-            return
+            return await self.apart(compute_apart, self.scheme, self.served, jobs)
+        except Exception as error:
+            return [error] * len(jobs)
+        finally:
+            self.wiring.metrics.decode_time.observe(time.perf_counter() - began)
+
+    async def check(self, check: Check) -> None:
+        metrics, compared, facts = self.wiring.metrics, self.wiring.compared, Facts()
+        agrees, residual = await self.apart(
+            check_group, self.scheme, check.outputs, check.size, check.member
+        )
+        if compared is not None:
+            facts = await self.apart(facts_of, self.scheme, self.served, check)
         if agrees is not None:
-            self.metrics.checked(agrees)
+            metrics.checked(agrees)
         if residual is not None:
             for task, worker in check.workers.items():
                 role = "parity" if task >= self.scheme.rules.k else "data"
-                self.metrics.residual_seen(worker, role, residual)
-        if self.compared is not None:
-            self.compared(check, facts)
+                metrics.residual_seen(worker, role, residual)
+        if compared is not None:
+            compared(check, facts)
 
 
 def answering(
     scheme: Scheme | Answerer | None, served: Served
-) -> tuple[Outputs, Callable[..., Decoding] | None]:
-    """Return what knows workers' outputs, and makes what answers from them; None if nothing does.
-
-    It is made of the arguments of `Answerer.queue`.
-    """
+) -> tuple[Outputs, Callable[[Wiring], Decoding] | None]:
+    """Return what knows workers' outputs, and what makes answers of them, if anything does."""
     if scheme is None:
         return Outputs(served), None
     if isinstance(scheme, Scheme):

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from codedinvnet.codes.method import Method, Tolerance
-from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import (
     AUTO,
@@ -92,7 +92,7 @@ class ServeOptions:
 
 
 def told_apart(options: ServeOptions) -> ServeOptions:
-    """Return options whose policy names no method: `small-backup+hedge` is one of each.
+    """Return options whose policy names no method: `METHOD+hedge` is one of each.
 
     Raises:
         UserError: if there is no such policy, or another method is asked for.
@@ -219,8 +219,8 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         return
     if policy.coded and method is None:
         raise UserError(
-            f"--policy: {options.policy} needs a --method, such as approxifer, which needs no "
-            "training, or a --protection"
+            f"--policy: {options.policy} needs a --method, such as {UNTRAINED[0]}, which needs "
+            "no training, or a --protection"
         )
     if method is not None and not coded:
         raise UserError(f"--method: {method.name} goes with a coded policy, not {options.policy}")

@@ -10,8 +10,8 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.base import DATATYPES, Signature
 from codedinvnet.serving.served import Served
-from codedinvnet.serving.workers.computing import OUTPUT, Computer, Result
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
 
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 """Name -> shape and type, of a task's outputs."""

@@ -142,7 +142,7 @@ class Choices:
         self.offered = tuple(name for name in POLICIES if name not in self.refused)
 
     def named(self, name: str) -> Policy:
-        """Return the policy of a name, which may be that of the method, as `small-backup+hedge`.
+        """Return the policy of a name, which may be that of the method, as `METHOD+hedge`.
 
         Raises:
             BadRequest: if there is none, or the service cannot go by it.

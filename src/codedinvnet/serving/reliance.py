@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration

@@ -31,7 +31,7 @@ from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.traced import TracedRequests, traced
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import JsonLines, log_event, logger
+from codedinvnet.serving.logs import JsonLines, log_event, logger
 from codedinvnet.serving.opening import Opened, make_pool, open_served
 from codedinvnet.serving.options import (
     ServeOptions,

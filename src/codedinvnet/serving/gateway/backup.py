@@ -7,9 +7,8 @@ one batch. It has workers of its own: local processes, or one upstream that has 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,14 +16,13 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.rules import Rules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import CHECKED_SHARE, Check, Compared, Facts, Finished, Found, Job
+from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wiring
 from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
-from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.workers.computing import OUTPUT, Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Result
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
@@ -171,59 +169,32 @@ class Backing(NamedTuple):
     name: str = SmallBackup.name
     reads: type[Outputs] = RelayOutputs
 
-    def queue(
-        self,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> BackupAnswers:
+    def queue(self, wiring: Wiring) -> BackupAnswers:
         """Return what answers in place of a `DecodingQueue`."""
-        return BackupAnswers(self, metrics, spawn, finished, failed, seed, compared)
+        return BackupAnswers(self, wiring)
 
 
-class BackupAnswers:
+class BackupAnswers(Decoding):
     """Gives the backup's answers; compares some of them with upstreams' own.
 
     Args:
         backing: says how answers are read.
-        metrics: where to count.
-        spawn: see `DecodingQueue`.
-        finished: likewise.
-        failed: likewise.
-        seed: likewise.
-        compared: likewise.
+        wiring: see `Wiring`.
     """
 
-    def __init__(
-        self,
-        backing: Backing,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> None:
-        self.backing, self.metrics, self.spawn = backing, metrics, spawn
-        self.finished, self.failed, self.compared = finished, failed, compared
-        self._jobs: list[Job] = []
-        self._random = random.Random(seed)
-        self._running = False
+    def __init__(self, backing: Backing, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.backing = backing
 
-    def add(self, job: Job) -> None:
-        """Take a job, which `run` answers."""
-        self._jobs.append(job)
+    def stop(self) -> None:
+        """There is nothing to let go of."""
 
-    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Compare the backup's answer for one member of some groups with the upstream's."""
-        if self._random.random() >= CHECKED_SHARE:
-            return
-        member = self._random.randrange(size)
-        reply: Reply = outputs[member][0]
-        scores = outputs[self.backing.rules.k][member]
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+        return [self._answered(job) for job in jobs]
+
+    async def check(self, check: Check) -> None:
+        reply: Reply = check.outputs[check.member][0]
+        scores = check.outputs[self.backing.rules.k][check.member]
         if scores is None or reply.fails:
             return
         try:
@@ -231,28 +202,9 @@ class BackupAnswers:
         except BadRequest:  # an error of the model's own
             return
         agrees = bool(np.array_equal(own.argmax(1), scores.argmax(1)))
-        self.metrics.checked(agrees)
-        if self.compared is not None:
-            check = Check(size, outputs, dict(workers), member)
-            self.compared(check, Facts((self._confidence(scores), agrees)))
-
-    def run(self) -> None:
-        """Answer what waits."""
-        if self._jobs and not self._running:
-            self._running = True
-            self.spawn(self._work())
-
-    def stop(self) -> None:
-        """There is nothing to let go of."""
-
-    async def _work(self) -> None:
-        try:
-            while self._jobs:
-                jobs, self._jobs = self._jobs, []
-                for job in jobs:
-                    self.finished(job, self._answered(job))
-        finally:
-            self._running = False
+        self.wiring.metrics.checked(agrees)
+        if self.wiring.compared is not None:
+            self.wiring.compared(check, Facts((self._confidence(scores), agrees)))
 
     def _answered(self, job: Job) -> dict[int, Found] | Exception:
         answers = job.outputs[self.backing.rules.k]

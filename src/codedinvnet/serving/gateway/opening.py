@@ -13,7 +13,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import ONE
 from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, Rules, is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.models.scores import scores_tensor
+from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
 from codedinvnet.protect.folder import (

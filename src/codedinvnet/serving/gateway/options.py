@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.errors import UserError
 from codedinvnet.serving.options import check_ports
+from codedinvnet.serving.policies import WITH_HEDGE
 from codedinvnet.serving.rules.settings import CODED, HEDGE, POLICIES, ROUTINGS, Policy, hang_limit
 
 OFFERED: Mapping[str, Policy] = {
     **{name: policy for name, policy in POLICIES.items() if not policy.guessing},
-    "small-backup": CODED,
-    "small-backup+hedge": CODED | HEDGE,
+    SmallBackup.name: CODED,
+    SmallBackup.name + WITH_HEDGE: CODED | HEDGE,
 }
 """The policies by name. A small backup is what `coded` means where there is one."""
 MOST_K = 10

@@ -29,7 +29,8 @@ from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, 
 from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.serve import body_limit, listening, log_to_stderr, tracing_of, until_told
 from codedinvnet.serving.service import Service

@@ -20,11 +20,11 @@ from pydantic import TypeAdapter
 from codedinvnet.serving.workers.computing import (
     BackupSpec,
     BundleSpec,
-    Computer,
     ModelSpec,
     WorkerSpec,
     freeze_loaded,
 )
+from codedinvnet.serving.workers.result import Computer
 
 SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
 """What a fork server can load; workers load any other kind themselves."""

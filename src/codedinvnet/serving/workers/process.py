@@ -19,8 +19,9 @@ from multiprocessing.connection import Connection
 
 from codedinvnet.serving.tensors import pack, unpack
 from codedinvnet.serving.workers import preload
-from codedinvnet.serving.workers.computing import WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.workers.computing import WorkerSpec, freeze_loaded
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import run_task
 
 REQUEST = struct.Struct("<QIQ")
 """attempt, task number, bytes of the inputs' message that follows."""
