@@ -33,7 +33,8 @@ from codedinvnet.nn.lipschitz import project
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.rows import SCHEMA_VERSION, append_row, read_rows
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import OUTPUT, BundleSpec
+from codedinvnet.serving.workers.computing import BundleSpec
+from codedinvnet.serving.workers.result import OUTPUT
 from codedinvnet.stages import evaluation_images
 from codedinvnet.training import precision
 from codedinvnet.training.network import NetworkStage

@@ -28,8 +28,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
-from codedinvnet.models.base import DATATYPES
-from codedinvnet.models.scores import scores_tensor
+from codedinvnet.models.base import DATATYPES, scores_tensor
 from codedinvnet.protect.folder import load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs

@@ -24,7 +24,7 @@ from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import alive, needs_proc, served, survivors, wait_until
 
@@ -474,7 +474,7 @@ class TestRefused:
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
     def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.serving.serve import bind
+        from codedinvnet.serving.listening import bind
 
         with bind("127.0.0.1", 0) as other:  # as long as its workers load
             port = other.getsockname()[1]

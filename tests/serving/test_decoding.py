@@ -8,7 +8,8 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.serving.decoding import Job, compute, compute_apart
+from codedinvnet.serving.decoder import compute, compute_apart
+from codedinvnet.serving.decoding import Job
 from codedinvnet.serving.served import PROBABILITIES, Classifier
 
 K = 4

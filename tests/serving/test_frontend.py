@@ -22,7 +22,7 @@ from codedinvnet.codes.rules import Parities
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.serving import decoding, frontend, supervisor, views
+from codedinvnet.serving import decoder, decoding, frontend, supervisor, views
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -32,14 +32,14 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Action, Complete
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import Result, run_task
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Result, run_task
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K, WORKERS = 4, 6
@@ -98,8 +98,8 @@ async def running(
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
-def queue(front: FrontEnd) -> decoding.DecodingQueue:
-    assert isinstance(front.decoding, decoding.DecodingQueue)
+def queue(front: FrontEnd) -> decoder.Decoder:
+    assert isinstance(front.decoding, decoder.Decoder)
     return front.decoding
 
 
@@ -874,7 +874,7 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         chosen.append(arguments[-1])
         return True, None
 
-    monkeypatch.setattr(decoding, "check_group", checked)
+    monkeypatch.setattr(decoder, "check_group", checked)
     return chosen
 
 
@@ -926,7 +926,7 @@ def test_answers_do_not_wait_for_checks(
                 assert go_on.wait(30)
                 return True, None
 
-            monkeypatch.setattr(decoding, "check_group", slowly)
+            monkeypatch.setattr(decoder, "check_group", slowly)
             answered(await front.ask(images[:K]))
             await until(lambda: len(waiting) == 1)  # the decoder is at it
             batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
@@ -961,7 +961,7 @@ def test_a_check_that_fails_is_logged_and_answers_go_on(
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("of the check")
 
-    monkeypatch.setattr(decoding, "check_group", fails)
+    monkeypatch.setattr(decoder, "check_group", fails)
 
     async def run() -> None:
         async with running(method) as (front, _):
@@ -1374,7 +1374,7 @@ def test_answers_that_could_not_be_computed_together_end(
     async def run() -> None:
         async with running(method) as (front, _):
             with monkeypatch.context() as patch:
-                patch.setattr(decoding, "compute_apart", fails)
+                patch.setattr(decoder, "compute_apart", fails)
                 found = await asyncio.wait_for(front.ask(images[:K]), 10)
             reasons = {str(problem) for problem in found}
             assert reasons == {"decoding failed: MemoryError: no room"}

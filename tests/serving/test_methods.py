@@ -31,8 +31,9 @@ from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
-from codedinvnet.serving.workers.computing import BundleSpec, Result, SchemeComputer
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K = 4

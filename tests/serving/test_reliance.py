@@ -27,8 +27,8 @@ from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request, Response, Service, output_specs
 from codedinvnet.serving.waiting import Waiting
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
 from tests.serving.bundles import BundleFront, BundlePool, output, with_output
 

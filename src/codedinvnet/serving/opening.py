@@ -25,16 +25,11 @@ from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.served import Classifier, OwnModel, Served
 from codedinvnet.serving.traffic import Known
-from codedinvnet.serving.workers.computing import (
-    BundleSpec,
-    Computer,
-    ModelSpec,
-    SchemeComputer,
-    WorkerSpec,
-)
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
+from codedinvnet.serving.workers.result import Computer
 from codedinvnet.trust.calibration import FILE, Calibration, load_calibration
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")

@@ -11,7 +11,8 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration

@@ -13,8 +13,8 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundlePool
 from tests.serving.faces.test_http import TOKEN, Service, error, using
 from tests.serving.gateway.fakes import Fake, gateway

@@ -15,8 +15,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
 from codedinvnet.protect.calibration import protection_calibration
+from codedinvnet.serving import decoding
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
-from codedinvnet.serving.gateway import backup
 from codedinvnet.serving.gateway.relay import Relay
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
@@ -117,7 +117,7 @@ def test_upstreams_that_disagree_stop_the_release(
     finished: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backup, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     server = Server()
 
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,7 +152,7 @@ def test_an_upstream_that_answers_wrongly_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(backup, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     servers = [Server() for _ in range(4)]
 
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

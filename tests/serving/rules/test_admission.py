@@ -19,8 +19,8 @@ from codedinvnet.serving.answers import Answered, Overloaded
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import Result, run_task
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result, run_task
 from tests.serving.bundles import BundleFront, BundlePool
 
 

@@ -31,9 +31,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
-from codedinvnet.serving.workers.computing import BundleSpec, Computer, SchemeComputer, run_task
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Computer, run_task
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
 from tests.serving.bundles import output
 

@@ -48,7 +48,7 @@ from codedinvnet.serving.faces.v2 import (
     server_metadata,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer

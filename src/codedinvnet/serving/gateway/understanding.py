@@ -10,9 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
 from codedinvnet.models.probe import find_scores, in_turn, probe
-from codedinvnet.models.scores import scores_tensor
 from codedinvnet.models.upstream import JSON_LENGTH, declared_inputs, described, outputs_of
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH, decompress, parse_request, render_response
