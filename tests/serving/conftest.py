@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 
@@ -17,3 +19,9 @@ def mnist() -> Bundle:
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
     return sample_images("mnist").images.numpy()
+
+
+@pytest.fixture(scope="session")
+def method(mnist: Bundle) -> Scheme:
+    """The bundle's own code, four queries to a group."""
+    return scheme_for(mnist, 4)
