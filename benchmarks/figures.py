@@ -27,7 +27,7 @@ from pandas import DataFrame, Series
 
 from benchmarks import ablation, equal_cost, speed
 from benchmarks.choosing import choosing
-from benchmarks.policies import draw_policies
+from benchmarks.policies import choice, draw_policies
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.backup import backup_network, backup_width
@@ -458,6 +458,7 @@ def speeds(parts: Sequence[str], path: Path) -> str:
 
 
 FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
+    "choice": choice,
     "bundles": bundles,
     "checks": checks,
     "costs": costs,

@@ -28,8 +28,8 @@ from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import settings_of
 from codedinvnet.serving.gateway.options import GatewayOptions, check
 from codedinvnet.serving.gateway.run import running as gateway_running
+from codedinvnet.serving.listening import DRAIN_TIMEOUT
 from codedinvnet.serving.options import ServeOptions
-from codedinvnet.serving.serve import DRAIN_TIMEOUT
 from codedinvnet.serving.serve import running as serve_running
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask

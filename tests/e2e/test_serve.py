@@ -467,7 +467,7 @@ class TestRefused:
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
     def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.serving.serve import bind
+        from codedinvnet.serving.listening import bind
 
         with bind("127.0.0.1", 0) as other:  # as long as its workers load
             port = other.getsockname()[1]

@@ -16,7 +16,7 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import Parities
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import decoding
+from codedinvnet.serving import decoder
 from codedinvnet.serving.answers import (
     Answered,
     QueryFailed,
@@ -72,8 +72,8 @@ async def running(
     await until(lambda: asyncio.all_tasks() <= before)
 
 
-def queue(front: FrontEnd) -> decoding.DecodingQueue:
-    assert isinstance(front.decoding, decoding.DecodingQueue)
+def queue(front: FrontEnd) -> decoder.Decoder:
+    assert isinstance(front.decoding, decoder.Decoder)
     return front.decoding
 
 

@@ -16,12 +16,13 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import decoding
+from codedinvnet.serving import decoder, decoding
 from codedinvnet.serving.answers import (
     Answered,
     QueryFailed,
 )
-from codedinvnet.serving.decoding import Job, compute, compute_apart
+from codedinvnet.serving.decoder import compute, compute_apart
+from codedinvnet.serving.decoding import Job
 from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Complete
 from codedinvnet.serving.rules.group import FILLER
@@ -241,7 +242,7 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         chosen.append(arguments[-1])
         return True, None
 
-    monkeypatch.setattr(decoding, "check_group", checked)
+    monkeypatch.setattr(decoder, "check_group", checked)
     return chosen
 
 
@@ -286,7 +287,7 @@ async def test_answers_do_not_wait_for_checks(
             assert go_on.wait(30)
             return True, None
 
-        monkeypatch.setattr(decoding, "check_group", slowly)
+        monkeypatch.setattr(decoder, "check_group", slowly)
         answered(await front.ask(images[:K]))
         await until(lambda: len(waiting) == 1)  # the decoder is at it
         batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
@@ -317,7 +318,7 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("of the check")
 
-    monkeypatch.setattr(decoding, "check_group", fails)
+    monkeypatch.setattr(decoder, "check_group", fails)
 
     async with running(method) as (front, _):
         for _ in range(3):
@@ -392,7 +393,7 @@ async def test_answers_that_could_not_be_computed_together_end(
 
     async with running(method) as (front, _):
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, "compute_apart", fails)
+            patch.setattr(decoder, "compute_apart", fails)
             found = await asyncio.wait_for(front.ask(images[:K]), 10)
         reasons = {str(problem) for problem in found}
         assert reasons == {"decoding failed: MemoryError: no room"}

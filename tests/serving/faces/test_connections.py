@@ -15,7 +15,7 @@ import uvloop
 
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.serve import Server, bind
+from codedinvnet.serving.listening import Server, bind
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
 
