@@ -38,9 +38,10 @@ from codedinvnet.load.run import histogram, micro, percentiles
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.gateway import discovery, run
+from codedinvnet.serving.gateway.calls import Unreachable
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.upstreams import Unreachable, Upstream, open_upstream
+from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
 SERVICE = 0.02
