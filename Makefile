@@ -131,7 +131,7 @@ clean:  ## delete caches and build products; keeps .venv, data and runs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e ".[models]"
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed

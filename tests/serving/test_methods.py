@@ -41,11 +41,6 @@ SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
 WITH_PARTS = [name for name, method in METHODS.items() if method.part]
 
 
-@pytest.fixture(scope="module")
-def mnist() -> Bundle:
-    return load_bundle("mnist")
-
-
 def offline(method: Scheme, group: np.ndarray, *lost: int | None) -> np.ndarray:
     """Return the probabilities (k, classes) of a whole group when tasks are missing."""
     queries = torch.from_numpy(group)[None]

@@ -11,11 +11,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.alarm import Alarm
 from codedinvnet.serving.answers import (
     Answered,
@@ -26,11 +25,10 @@ from codedinvnet.serving.answers import (
     Starting,
     described,
 )
-from codedinvnet.serving.decoding import Answerer, DecodingQueue, Found, Job, Wiring, answering
+from codedinvnet.serving.choices import Choices
+from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring, answering
 from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.policies import Choices
-from codedinvnet.serving.reliance import Reliance
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -55,6 +53,10 @@ from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+
+if TYPE_CHECKING:  # a gateway without a code does without PyTorch
+    from codedinvnet.codes.base import Scheme
+    from codedinvnet.serving.reliance import Reliance
 
 LAG_PERIOD = 0.5
 """Seconds between two looks at the event loop, and at the timer."""
@@ -140,8 +142,8 @@ class FrontEnd:
             return
         self.pool.on_death = self._worker_died
         began = time.monotonic()
-        if self._computer is not None and isinstance(self.decoding, DecodingQueue):
-            await self.decoding.apart(self.outputs.learn, self._computer)
+        if self._computer is not None and self.decoding is not None:
+            await self.decoding.learn(self.outputs, self._computer)
             self._computer = None  # which may hold a model
         await self.supervisor.start()
         self.started = True

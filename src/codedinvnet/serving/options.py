@@ -15,6 +15,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
+from codedinvnet.serving.listening import check_ports
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import (
@@ -185,17 +186,6 @@ def check(options: ServeOptions) -> None:
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)
-
-
-def check_ports(port: int, grpc_port: int | None) -> None:
-    """Refuse ports that are none.
-
-    Raises:
-        UserError: naming the option.
-    """
-    for flag, value in (("--port", port), ("--grpc-port", grpc_port)):
-        if value is not None and not 0 <= value <= 65535:
-            raise UserError(f"{flag}: must lie in 0..65535, got {value}")
 
 
 def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:

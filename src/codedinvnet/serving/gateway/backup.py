@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.rules import Rules
+from codedinvnet.codes.rules import SMALL_BACKUP, Rules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wiring
@@ -22,12 +21,26 @@ from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Result
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
+LEAST = 1e-7
+"""The probability below which none is told from another, as a logit."""
 LONGEST = 60.0
 """Seconds for an upstream that is the backup."""
+
+
+def converted(scores: np.ndarray, given: str, wanted: str) -> np.ndarray:
+    """Return scores (B, classes) as another kind of them, "logits" or "probabilities"."""
+    if given == wanted:
+        return scores
+    if wanted == "logits":
+        logits: np.ndarray = np.log(scores.clip(min=LEAST))
+        return logits
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return found
 
 
 class UpstreamBackup:
@@ -166,7 +179,7 @@ class Backing(NamedTuple):
 
     rules: Rules
     understanding: Understanding
-    name: str = SmallBackup.name
+    name: str = SMALL_BACKUP
     reads: type[Outputs] = RelayOutputs
 
     def queue(self, wiring: Wiring) -> BackupAnswers:
@@ -188,6 +201,9 @@ class BackupAnswers(Decoding):
 
     def stop(self) -> None:
         """There is nothing to let go of."""
+
+    async def learn(self, outputs: Outputs, computer: Computer) -> None:
+        """There is nothing to learn: scores are checked where they come from."""
 
     async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
         return [self._answered(job) for job in jobs]
@@ -218,7 +234,5 @@ class BackupAnswers(Decoding):
 
     def _confidence(self, scores: np.ndarray) -> float:
         """Return the least confidence of a request's queries."""
-        if self.backing.understanding.served.kind == "logits":
-            shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-            scores = shifted / shifted.sum(axis=1, keepdims=True)
-        return float(scores.max(axis=1).min())
+        kind = self.backing.understanding.served.kind
+        return float(converted(scores, kind, "probabilities").max(axis=1).min())

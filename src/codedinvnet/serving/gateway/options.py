@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.options import check_ports
-from codedinvnet.serving.policies import WITH_HEDGE
-from codedinvnet.serving.rules.settings import CODED, HEDGE, POLICIES, ROUTINGS, Policy, hang_limit
+from codedinvnet.serving.listening import check_ports
+from codedinvnet.serving.rules.settings import (
+    CODED,
+    HEDGE,
+    POLICIES,
+    ROUTINGS,
+    WITH_HEDGE,
+    Policy,
+    hang_limit,
+)
 
 OFFERED: Mapping[str, Policy] = {
     **{name: policy for name, policy in POLICIES.items() if not policy.guessing},
-    SmallBackup.name: CODED,
-    SmallBackup.name + WITH_HEDGE: CODED | HEDGE,
+    SMALL_BACKUP: CODED,
+    SMALL_BACKUP + WITH_HEDGE: CODED | HEDGE,
 }
 """The policies by name. A small backup is what `coded` means where there is one."""
 MOST_K = 10

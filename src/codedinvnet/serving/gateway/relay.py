@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
@@ -20,6 +19,9 @@ from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.service import Service
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAILED = "failed"
 """The outcome of an answer by which the last upstream failed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,13 +294,3 @@ def check_weights(place: str | Path, found: str, wanted: str) -> None:
         raise UserError(
             f"{place} has weights {found}, the front end has {wanted}: restart the service"
         )
-
-
-def freeze_loaded() -> None:
-    """Keep what this process has loaded out of the garbage collector's rounds, for good.
-
-    Walking through PyTorch's objects takes 0.1 s, in which a front end or a worker does nothing
-    else; it was what the slowest of a thousand requests waited for.
-    """
-    gc.collect()
-    gc.freeze()
