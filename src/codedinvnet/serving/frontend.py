@@ -270,12 +270,12 @@ class FrontEnd:
             Overloaded, Draining, Starting: see `check_room`.
         """
         now = time.monotonic()
-        limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
-        self.check_room(len(queries), limit - now if limit > now else None)
-        if limit <= now:  # nothing is computed for what is answered with an error
+        until = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        self.check_room(len(queries), until - now if until > now else None)
+        if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))
             return [DeadlinePassed(DEADLINE) for _ in queries]
-        taken = self.scheduler.submit(now, len(queries), limit, accept_decoded)
+        taken = self.scheduler.submit(now, len(queries), until, accept_decoded)
         if taken is None:
             self.refuse(len(queries))
         numbers, actions = taken

@@ -59,10 +59,14 @@ class RelayBackend:
         except ValueError as error:  # of text that is no UTF-8, too
             raise BadRequest(f"ModelInferRequest: {error}") from error
         self._check(model)
-        reply, outcome = await self.relay.answer(version, "grpc", message, headers, seconds=seconds)
+        reply, outcome, told = await self.relay.answer(
+            version, "grpc", message, headers, seconds=seconds
+        )
         trailers: Headers = ((OUTCOME_HEADER, outcome),)
         if reply.status != OK["grpc"]:
             raise Refused(reply.status, reply.message, trailers)
+        if told:
+            return reply.body + outcome_field(outcome, told), trailers
         if outcome not in self._fields:
             self._fields[outcome] = outcome_field(outcome)
         return reply.body + self._fields[outcome], trailers

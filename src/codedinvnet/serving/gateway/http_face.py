@@ -78,7 +78,7 @@ def build_gateway_app(
                 gone.cancel()
             if gone.done():
                 raise ClientDisconnect
-        return response(with_outcome(answer.reply, answer.outcome))
+        return response(with_outcome(*answer))
 
     async def traffic(_: Request) -> Response:
         return await written_in_a_thread(lambda: told(front, Known()))
