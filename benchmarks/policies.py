@@ -1,16 +1,22 @@
-"""Two pictures of simulated policies: the tail of one place, and extra work against the tail."""
+"""Simulated policies: a table to choose by, and pictures of a tail and of what each costs."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from codedinvnet.bench import tables
 from codedinvnet.bench.plots import STYLE, scatter
+from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.files import write_picture
+from codedinvnet.rows import read_rows
+from codedinvnet.serving.policies import served_as
+from codedinvnet.serving.rules.settings import UNCODED
 from codedinvnet.simulation import sweep
 from codedinvnet.simulation.figures import latency_of
 from codedinvnet.simulation.picture import colour
@@ -19,6 +25,45 @@ PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
 SHARES = {"p50_ms": 0.5, "p99_ms": 0.01, "p995_ms": 0.005, "p999_ms": 0.001}
 """Percentile of a row -> the share of requests that take longer."""
+CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
+"""The policies of the table to choose by."""
+
+
+def choice(folder: Path, k: int = 10) -> str:
+    """Return what policies gain and cost: the tail, work, accuracy, and what is trained.
+
+    The tail is p99.9 over that of `uncoded`: the geometric mean of all places, and its range.
+    """
+    if not (folder / "policies.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
+        return ""
+    frame = sweep.frame_of(sweep.read_rows(folder / "policies.jsonl"))
+    accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
+    right = tables.best_bases(accuracy[(accuracy["k"] == k) & (accuracy["missing"] == 1)])
+    right = right[right["corrupt"] == 0].set_index(["method", "dataset"])
+    late = sweep.by_policy(frame)
+    ratios = late.div(late[UNCODED.name], axis="index")
+    work = 100 * (frame.groupby("policy")["work"].agg(["min", "max"]) - 1)
+    names = list(dict.fromkeys(right.index.get_level_values("dataset")))
+    lines = []
+    for policy in CHOICE:
+        served, own = served_as(policy), ratios[policy]
+        method = find_method(served.method)
+        exact = not served.by_name and not served.rules.coded
+        column, of = ("normal", OURS) if exact else ("recovered", served.method)
+        trained = "f, g and E" if method.of_bundle else "a small network"
+        mean = math.prod(own) ** (1 / len(own))
+        lines.append(
+            {
+                "policy": f"`{policy}`",
+                "p99.9, without = 1": f"{mean:.2f} ({own.min():.2f} to {own.max():.2f})",
+                "extra work, %": "{:.1f} to {:.1f}".format(*work.loc[policy]),
+                f"late answers right, %: {', '.join(names)}": ", ".join(
+                    f"{right.loc[(of, name), column]:.1f}" for name in names
+                ),
+                "to be trained": "nothing" if exact else trained,
+            }
+        )
+    return tables.markdown(DataFrame(lines))
 
 
 def draw_policies(path: Path) -> None:
@@ -41,10 +86,20 @@ def tail(percentiles: dict[str, list[float]]) -> Figure:
     figure, axis = plt.subplots(figsize=(6.0, 3.4), layout="constrained")
     for policy, times in percentiles.items():
         axis.plot(times, list(SHARES.values()), "o-", color=colour(policy), markersize=4)
-    ends = sorted(percentiles, key=lambda policy: percentiles[policy][-1])
+    ends = sorted(percentiles, key=lambda policy: -percentiles[policy][-1])
     for place, policy in enumerate(ends):
-        at = (0.55, 0.3 - 0.085 * place) if place < len(ends) - 1 else (0.86, 0.2)
-        axis.text(*at, policy, color=colour(policy), transform=axis.transAxes)
+        end = (percentiles[policy][-1], SHARES["p999_ms"])
+        line: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": colour(policy),
+            "linewidth": 0.6,
+            "relpos": (0, 0.5),
+        }
+        at = (0.62, 0.4 - 0.06 * place) if place else (0.82, 0.46)
+        style: dict[str, Any] = {"color": colour(policy), "va": "center", "fontsize": 9}
+        arrow = line if place else None
+        axis.annotate(policy, end, at, textcoords="axes fraction", arrowprops=arrow, **style)
+    axis.set_ylim(1e-4, 1)
     axis.set(xscale="log", yscale="log", xlabel="latency, ms", ylabel="requests that take longer")
     return figure
 

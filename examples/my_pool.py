@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from codedinvnet.serving.workers.computing import Computer, Result, WorkerSpec, run_task
+from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
+from codedinvnet.serving.workers.result import Computer, Result, run_task
 
 
 class Pool:

@@ -14,11 +14,12 @@ from ray import serve
 
 from codedinvnet import UserError
 from codedinvnet.asking import read_token
+from codedinvnet.collector import freeze_loaded
 from codedinvnet.config import meant
 from codedinvnet.serving.faces.http import build_app
+from codedinvnet.serving.listening import log_to_stderr
 from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.serve import app_options, log_to_stderr, make_service
-from codedinvnet.serving.workers.computing import freeze_loaded
+from codedinvnet.serving.serve import app_options, make_service
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:

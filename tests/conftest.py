@@ -106,6 +106,12 @@ def digests(*folders: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs tests that are coroutines."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> Iterator[None]:
     """Leave the thread count as the environment asks, but never above two."""

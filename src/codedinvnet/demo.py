@@ -69,7 +69,7 @@ def draw_group(bundle: Bundle, source: ImageSource, path: Path, *, k: int, seed:
         kept = torch.tensor([i for i in range(k) if i != erased])
         decoded = bundle.decode(bundle.encode(images[None]), latents[kept][None], erased)[0]
         parity = bundle.model.parity_images(images[None])[0]
-    figure = plt.figure(figsize=(11, 5.6), constrained_layout=True)
+    figure = plt.figure(figsize=(7.6, 4.6), constrained_layout=True)
     top, bottom = (figure.add_subfigure(part) for part in _rows(figure))
     columns = (k + 1) // 2
     grid = top.subplots(2, columns + 2, squeeze=False)
@@ -97,8 +97,8 @@ def draw_group(bundle: Bundle, source: ImageSource, path: Path, *, k: int, seed:
     left, right = bottom.subplots(1, 2, sharey=True)
     truth = int(labels[erased])
     for axis, probabilities, colour, title in (
-        (left, direct, DIRECT, "direct: what the lost worker would have answered"),
-        (right, decoded, DECODED, f"decoded: from the other {k - 1} and the parity"),
+        (left, direct, DIRECT, "direct: the lost worker"),
+        (right, decoded, DECODED, f"decoded: the other {k - 1} and the parity"),
     ):
         draw_probabilities(axis, probabilities, source.classes, truth, colour)
         answer = source.classes[int(probabilities.argmax())]

@@ -6,21 +6,23 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-
-import torch
+from typing import Any
 
 
 def describe_machine() -> str:
-    """Return the kind of machine in words: system, processor, threads, GPU, versions."""
-    threads = torch.get_num_threads()
-    words = (
-        f"{platform.machine()} {platform.system()}",
-        processor_name(),
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__}",
-    )
+    """Return the kind of machine in words: system, processor, threads, GPU, versions.
+
+    A program that has not loaded PyTorch has no threads of it, nor a GPU.
+    """
+    torch: Any = sys.modules.get("torch")
+    words = [f"{platform.machine()} {platform.system()}", processor_name()]
+    if torch is not None:
+        threads = torch.get_num_threads()
+        words.append(f"{threads} thread{'s' if threads > 1 else ''}")
+        words.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    words.append(f"Python {platform.python_version()}")
+    if torch is not None:
+        words.append(f"torch {torch.__version__}")
     return ", ".join(filter(None, words))
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import parse_json
@@ -54,18 +52,18 @@ PLACES: Mapping[str, tuple[str, ...]] = {
 """Which trial a row of a kind is of, and what it is compared by."""
 
 
-def pack_counts(counts: Tensor) -> str:
+def pack_counts(counts: np.ndarray) -> str:
     """Write whole numbers (n,) from 0 to 65,535 as compressed text."""
     if len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) < 2**16:
         raise ValueError(f"counts must lie in 0..65535, got {counts.min()} to {counts.max()}")
-    raw = counts.numpy().astype("<u2").tobytes()
+    raw = counts.astype("<u2").tobytes()
     return base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
-def unpack_counts(text: str) -> Tensor:
+def unpack_counts(text: str) -> np.ndarray:
     """Return what `pack_counts` wrote, (n,) int64."""
     raw = zlib.decompress(base64.b64decode(text))
-    return torch.from_numpy(np.frombuffer(raw, "<u2").astype(np.int64))
+    return np.frombuffer(raw, "<u2").astype(np.int64)
 
 
 def measured_row(header: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Row:

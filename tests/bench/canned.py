@@ -64,7 +64,7 @@ def row(
         "systematic": systematic,
         "r": 1,
         "groups": [
-            {"correct": pack_counts(correct(share)), "scored": pack_counts(scored)}
+            {"correct": pack_counts(correct(share).numpy()), "scored": pack_counts(scored.numpy())}
             for share in groupings or (recovered,)
         ],
     }

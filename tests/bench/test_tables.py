@@ -192,3 +192,19 @@ def test_a_file_of_rows_becomes_tables_and_pictures(tmp_path: Path) -> None:
     assert plots.draw_latency(nothing) == []
     assert len(tables.write_latency(nothing)) == 2
     assert tables.write_latency(tmp_path / "missing.jsonl") == []
+
+
+def test_labels_of_points_do_not_overlap() -> None:
+    near = {"small-backup": (1.25, 1.09), "small-backup+hedge": (1.2, 1.095), "far": (5.0, 1.0)}
+    near["coded+hedge"] = (1.3, 1.17)  # at the right edge
+    figure = plots.scatter(
+        {n: r for n, (r, _) in near.items()}, {n: w for n, (_, w) in near.items()}
+    )
+    (axis,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert boxes.keys() == near.keys()
+    for name, box in boxes.items():
+        assert box.count_overlaps([other for n, other in boxes.items() if n != name]) == 0
+        points = [axis.transData.transform((100 * (w - 1), r)) for r, w in near.values()]
+        assert not any(box.contains(*point) for point in points)
+        assert axis.get_window_extent().x1 >= box.x1

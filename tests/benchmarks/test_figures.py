@@ -51,7 +51,7 @@ def test_no_row_names_a_folder_of_the_machine_that_made_it() -> None:
 
 
 def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> None:
-    for name in ("accuracy", "late", "latency", "validation", "map", "ablation", "speed"):
+    for name in ("accuracy", "late", "latency", "validation", "map", "ablation", "engines"):
         told = section(name, tmp_path)
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told
@@ -129,6 +129,30 @@ def test_a_short_table_has_what_failed_and_what_nobody_measured(tmp_path: Path) 
     assert late == {"direct": "95.00", "coded-invnet": "90.00", "approxifer": "70.00"} | {
         "nercc": "50.00"
     }
+
+
+def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
+    for batch, late in ((1, 200.0), (10, 50.0)):  # of `uncoded`, twice and half the others' 100
+        for policy in ("uncoded", *policies.CHOICE):
+            cell = {"stragglers": "pareto", "batch": batch, "load": 0.4, "policy": policy}
+            work = 1.0 if policy == "uncoded" else 1.1 + batch / 100
+            figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
+            append_row(
+                tmp_path / "policies.jsonl",
+                {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
+                | figures,
+            )
+    for one in (row("coded-invnet", 0.9), row("small-backup", 0.8), row("small-backup", 0.1, k=4)):
+        append_row(tmp_path / "accuracy.jsonl", one)
+    lines = {line["policy"]: line for line in rows_of(section("choice", tmp_path))}
+    assert list(lines) == [f"`{policy}`" for policy in policies.CHOICE]
+    for line in lines.values():
+        assert line["p99.9, without = 1"] == "1.00 (0.50 to 2.00)"
+        assert line["extra work, %"] == "11.0 to 20.0"
+    right, trained = ([line[name] for line in lines.values()] for name in list(line)[3:])
+    assert right == ["80.0", "95.0", "80.0", "80.0", "90.0"]
+    assert trained[1] == "nothing"
+    assert trained[4] == "f, g and E"
 
 
 def test_a_policy_that_loses_too_much_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import codedinvnet
 from codedinvnet.bench.grid import is_foreign
 from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
@@ -38,6 +40,8 @@ from tests.conftest import Command
 ROOT = Path(__file__).resolve().parents[2]
 MINE = f"{ROOT / 'examples' / 'my_method.py'}:TwoParities"
 K = 4
+WORDS = ("none", "oracle", "replication")
+"""Names of methods that have another meaning, too."""
 
 
 def test_every_method_is_found_by_its_name() -> None:
@@ -211,3 +215,12 @@ def test_what_decoding_raises_is_told_once(
         with pytest.raises(UserError if whose else KeyError):
             scheme.decode({}, 2)
     assert capsys.readouterr().err.count("the method clumsy of mine.py raised:") == told
+
+
+def test_methods_are_named_in_their_own_files_alone() -> None:
+    package = Path(codedinvnet.__file__).parent
+    named = re.compile(rf"\b({'|'.join(name for name in METHODS if name not in WORDS)})\b")
+    others = [path for path in package.rglob("*.py") if path.parent.name != "codes"]
+    assert others
+    found = {path: set(named.findall(path.read_text(encoding="utf-8"))) for path in others}
+    assert {path: names for path, names in found.items() if names} == {}

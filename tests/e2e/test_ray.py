@@ -73,25 +73,22 @@ def test_a_dead_address_is_told_at_once() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
+async def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
     model = open_model(f"{PLACE}:words")
     tokens = {"tokens": np.random.default_rng(0).integers(0, WORDS, (1, TOKENS), np.int32)}
 
-    async def run() -> None:
-        pool = RayPool(ModelSpec(model.source), cluster.address)
-        await pool.start(1)
-        try:
-            found = (await pool.call(0, Task(1, 0, tokens))).outputs["logits"]
-        finally:
-            await pool.stop()
-        assert found.tobytes() == model.run(tokens)["logits"].tobytes()
-        assert found.flags.writeable
-
-    asyncio.run(run())
+    pool = RayPool(ModelSpec(model.source), cluster.address)
+    await pool.start(1)
+    try:
+        found = (await pool.call(0, Task(1, 0, tokens))).outputs["logits"]
+    finally:
+        await pool.stop()
+    assert found.tobytes() == model.run(tokens)["logits"].tobytes()
+    assert found.flags.writeable
 
 
 @needs_proc
-def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
+async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()
     options = ("--k", "4", "--workers", "7", "--pool", "ray", "--ray-address", cluster.address)
@@ -110,102 +107,94 @@ def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
         found: list[dict[str, Any]] = (await client.state())["workers"]
         return found
 
-    async def run() -> None:
-        async with (
-            server("mnist", *options, *times, log=tmp_path / "log") as process,
-            connect(process.address, "mnist", images) as client,
-        ):
-            pids = [worker["pid"] for worker in await workers(client)]
-            assert len(set(pids)) == 7
-            homes = {
-                node: set(descendants(raylet(node))) & set(pids) for node in cluster.worker_nodes
-            }
-            lost, here = max(homes.items(), key=lambda item: len(item[1]))
-            assert here, "no actor on a node that can be removed"
-            victim = next(pid for pid in pids if pid not in here)
-            print(f"{[len(h) for h in homes.values()]} of 7 actors are not on the first node")
+    async with (
+        server("mnist", *options, *times, log=tmp_path / "log") as process,
+        connect(process.address, "mnist", images) as client,
+    ):
+        pids = [worker["pid"] for worker in await workers(client)]
+        assert len(set(pids)) == 7
+        homes = {node: set(descendants(raylet(node))) & set(pids) for node in cluster.worker_nodes}
+        lost, here = max(homes.items(), key=lambda item: len(item[1]))
+        assert here, "no actor on a node that can be removed"
+        victim = next(pid for pid in pids if pid not in here)
+        print(f"{[len(h) for h in homes.values()]} of 7 actors are not on the first node")
 
-            async def hurt() -> None:
-                await asyncio.sleep(1)
-                os.kill(victim, signal.SIGKILL)
-                await asyncio.sleep(2)
-                await asyncio.to_thread(cluster.remove_node, lost, allow_graceful=False)
+        async def hurt() -> None:
+            await asyncio.sleep(1)
+            os.kill(victim, signal.SIGKILL)
+            await asyncio.sleep(2)
+            await asyncio.to_thread(cluster.remove_node, lost, allow_graceful=False)
 
-            async def call(i: int, due: float) -> Reply:
-                return await client.infer(f"query {i}", [i], due)
+        async def call(i: int, due: float) -> Reply:
+            return await client.infer(f"query {i}", [i], due)
 
-            hurting = asyncio.create_task(hurt())
-            replies = await open_loop(call, rate=20, count=160, seed=0, label="queries")
-            await hurting
-            assert [reply.error for reply in replies] == [""] * len(replies)
-            assert all(reply.returned == reply.identity for reply in replies)
-            right = [reply.labels[0] == labels[reply.rows[0]] for reply in replies]
-            decoded = sum(reply.outcomes[0] != "direct" for reply in replies)
-            slowest = max(reply.latency for reply in replies)
-            print(f"{sum(right)} of {len(right)} right, {decoded} decoded, {slowest:.2f} s at most")
-            assert np.mean(right) >= 0.9
-            assert decoded >= 1
+        hurting = asyncio.create_task(hurt())
+        replies = await open_loop(call, rate=20, count=160, seed=0, label="queries")
+        await hurting
+        assert [reply.error for reply in replies] == [""] * len(replies)
+        assert all(reply.returned == reply.identity for reply in replies)
+        right = [reply.labels[0] == labels[reply.rows[0]] for reply in replies]
+        decoded = sum(reply.outcomes[0] != "direct" for reply in replies)
+        slowest = max(reply.latency for reply in replies)
+        print(f"{sum(right)} of {len(right)} right, {decoded} decoded, {slowest:.2f} s at most")
+        assert np.mean(right) >= 0.9
+        assert decoded >= 1
 
-            gone = [i for i, pid in enumerate(pids) if pid == victim or pid in here]
-            for _ in range(1200):  # a new actor takes half a minute where others compute, too
-                found = await workers(client)
-                if all(found[i]["restarts"] and found[i]["state"] == "up" for i in gone):
-                    break
-                await asyncio.sleep(0.1)
-            assert [found[i]["state"] for i in gone] == ["up"] * len(gone)
-            assert {found[i]["pid"] for i in gone}.isdisjoint(pids)
-            print(f"restarts: {[worker['restarts'] for worker in found]}")
-            assert all(worker["restarts"] <= 2 for worker in found)
-            reply = await client.infer("last", range(20))
-            assert reply.ok
+        gone = [i for i, pid in enumerate(pids) if pid == victim or pid in here]
+        for _ in range(1200):  # a new actor takes half a minute where others compute, too
+            found = await workers(client)
+            if all(found[i]["restarts"] and found[i]["state"] == "up" for i in gone):
+                break
+            await asyncio.sleep(0.1)
+        assert [found[i]["state"] for i in gone] == ["up"] * len(gone)
+        assert {found[i]["pid"] for i in gone}.isdisjoint(pids)
+        print(f"restarts: {[worker['restarts'] for worker in found]}")
+        assert all(worker["restarts"] <= 2 for worker in found)
+        reply = await client.infer("last", range(20))
+        assert reply.ok
 
-            for _ in range(2):  # as timeout(1) does
-                process.process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.process.wait(), 30) == 0
-            actors = [worker["pid"] for worker in found]
-            assert await asyncio.to_thread(survivors, actors, 20) == []
-            assert "SIGTERM received" not in (tmp_path / "log").read_text()  # Ray's trace
-
-    asyncio.run(run())
+        for _ in range(2):  # as timeout(1) does
+            process.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.process.wait(), 30) == 0
+        actors = [worker["pid"] for worker in found]
+        assert await asyncio.to_thread(survivors, actors, 20) == []
+        assert "SIGTERM received" not in (tmp_path / "log").read_text()  # Ray's trace
 
 
 @needs_proc
-def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> None:
+async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> None:
     """All actors end with it; the service says so, and goes on when there is a node again."""
     images = sample_images("mnist").images.numpy()
     options = ("--k", "2", "--workers", "3", "--pool", "ray", "--ray-address", cluster.address)
     times = ("--deadline-ms", "30000", "--down-timeout-ms", "3000")
     log = tmp_path / "log"
 
-    async def run() -> None:
-        async with (
-            server("mnist", *options, *times, log=log) as process,
-            connect(process.address, "mnist", images) as client,
-            httpx.AsyncClient(base_url=process.address) as http,
-        ):
+    async with (
+        server("mnist", *options, *times, log=log) as process,
+        connect(process.address, "mnist", images) as client,
+        httpx.AsyncClient(base_url=process.address) as http,
+    ):
 
-            async def until_live(status: int, seconds: float) -> None:
-                end = time.monotonic() + seconds
-                while (await http.get("/v2/health/live")).status_code != status:
-                    assert time.monotonic() < end
-                    await asyncio.sleep(0.1)
+        async def until_live(status: int, seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while (await http.get("/v2/health/live")).status_code != status:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.1)
 
-            assert (await client.infer("before", range(4))).ok
-            for node in (cluster.head_node, *cluster.worker_nodes):
-                os.kill(raylet(node), signal.SIGKILL)
-            await until_live(503, 60)
-            began = time.monotonic()
-            reply = await client.infer("between", range(4))
-            assert reply.status == 503
-            assert time.monotonic() - began < 1
+        assert (await client.infer("before", range(4))).ok
+        for node in (cluster.head_node, *cluster.worker_nodes):
+            os.kill(raylet(node), signal.SIGKILL)
+        await until_live(503, 60)
+        began = time.monotonic()
+        reply = await client.infer("between", range(4))
+        assert reply.status == 503
+        assert time.monotonic() - began < 1
 
-            cluster.add_node(**NODE, wait=False)
-            await until_live(200, 120)
-            assert (await client.infer("after", range(4))).ok
-        assert process.process.stdout is not None
-        printed = await process.process.stdout.read()
-        assert b"aylet" not in printed
-        for line in log.read_text().splitlines():
-            assert isinstance(json.loads(line), dict), line
-
-    asyncio.run(run())
+        cluster.add_node(**NODE, wait=False)
+        await until_live(200, 120)
+        assert (await client.infer("after", range(4))).ok
+    assert process.process.stdout is not None
+    printed = await process.process.stdout.read()
+    assert b"aylet" not in printed
+    for line in log.read_text().splitlines():
+        assert isinstance(json.loads(line), dict), line

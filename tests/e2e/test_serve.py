@@ -24,7 +24,7 @@ from benchmarks.processes import free_port
 from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import alive, needs_proc, served, survivors, wait_until
 
@@ -200,7 +200,7 @@ def as_text(value: bytes | str) -> str:
 
 
 @needs_proc
-def test_every_query_is_answered_while_workers_fail(
+async def test_every_query_is_answered_while_workers_fail(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray
 ) -> None:
     options = (
@@ -217,136 +217,129 @@ def test_every_query_is_answered_while_workers_fail(
     times = ("--group-timeout-ms", "150", "--hang-timeout-ms", "1500")
     faults = write_faults(tmp_path, slow(200, worker=1))
 
-    async def run() -> None:
-        async with (
-            server("mnist", *options, *times, "--faults", faults, log=tmp_path / "log") as process,
-            connect(process.address, "mnist", images) as client,
-        ):
-            pids = await worker_pids(client)
+    async with (
+        server("mnist", *options, *times, "--faults", faults, log=tmp_path / "log") as process,
+        connect(process.address, "mnist", images) as client,
+    ):
+        pids = await worker_pids(client)
 
-            async def hurt() -> None:
-                await asyncio.sleep(1)
-                os.kill(pids[2], signal.SIGKILL)
-                await asyncio.sleep(1)
-                os.kill(pids[4], signal.SIGSTOP)
+        async def hurt() -> None:
+            await asyncio.sleep(1)
+            os.kill(pids[2], signal.SIGKILL)
+            await asyncio.sleep(1)
+            os.kill(pids[4], signal.SIGSTOP)
 
-            async def call(i: int, due: float) -> Reply:
-                return await client.infer(f"query {i}", [i], due)
+        async def call(i: int, due: float) -> Reply:
+            return await client.infer(f"query {i}", [i], due)
 
-            hurting = asyncio.create_task(hurt())
-            replies = await open_loop(call, rate=40, count=200, seed=0, label="queries")
-            await hurting
-            assert [reply.error for reply in replies] == [""] * len(replies)
-            assert all(reply.returned == reply.identity for reply in replies)
-            right: dict[str, list[bool]] = {"direct": [], "decoded": [], "guessed": []}
-            for reply in replies:
-                (row,) = reply.rows
-                right[reply.outcomes[0]].append(bool(reply.labels[0] == labels[row]))
-            print({name: f"{sum(r)} of {len(r)} right" for name, r in right.items()})
-            assert len(right["decoded"]) >= 5
-            assert np.mean(right["decoded"]) >= 0.8
-            assert np.mean(right["direct"]) >= 0.9
+        hurting = asyncio.create_task(hurt())
+        replies = await open_loop(call, rate=40, count=200, seed=0, label="queries")
+        await hurting
+        assert [reply.error for reply in replies] == [""] * len(replies)
+        assert all(reply.returned == reply.identity for reply in replies)
+        right: dict[str, list[bool]] = {"direct": [], "decoded": [], "guessed": []}
+        for reply in replies:
+            (row,) = reply.rows
+            right[reply.outcomes[0]].append(bool(reply.labels[0] == labels[row]))
+        print({name: f"{sum(r)} of {len(r)} right" for name, r in right.items()})
+        assert len(right["decoded"]) >= 5
+        assert np.mean(right["decoded"]) >= 0.8
+        assert np.mean(right["direct"]) >= 0.9
 
-            async def restarts() -> list[int]:
-                return [worker["restarts"] for worker in (await client.state())["workers"]]
+        async def restarts() -> list[int]:
+            return [worker["restarts"] for worker in (await client.state())["workers"]]
 
-            for _ in range(200):
-                counts = await restarts()
-                if counts[2] and counts[4]:
-                    break
-                await asyncio.sleep(0.1)
-            metrics = await client.metrics()
-            assert metrics['codedinvnet_worker_restarts_total{reason="died"}'] >= 1
-            assert metrics['codedinvnet_worker_restarts_total{reason="hung"}'] >= 1
-            assert metrics['codedinvnet_queries_total{outcome="decoded"}'] >= 5
-            assert metrics["codedinvnet_pending_queries"] == 0
-            assert survivors([pids[2], pids[4]]) == []
-            again = await worker_pids(client)
-            assert {again[2], again[4]}.isdisjoint(pids)
+        for _ in range(200):
+            counts = await restarts()
+            if counts[2] and counts[4]:
+                break
+            await asyncio.sleep(0.1)
+        metrics = await client.metrics()
+        assert metrics['codedinvnet_worker_restarts_total{reason="died"}'] >= 1
+        assert metrics['codedinvnet_worker_restarts_total{reason="hung"}'] >= 1
+        assert metrics['codedinvnet_queries_total{outcome="decoded"}'] >= 5
+        assert metrics["codedinvnet_pending_queries"] == 0
+        assert survivors([pids[2], pids[4]]) == []
+        again = await worker_pids(client)
+        assert {again[2], again[4]}.isdisjoint(pids)
 
-            # The front end itself is killed: nothing is left, stopped or not.
-            below = descendants(process.pid)
-            assert set(again) < set(below)
-            os.kill(again[0], signal.SIGSTOP)
-            os.kill(process.pid, signal.SIGKILL)
-            assert await process.process.wait() == -signal.SIGKILL
-            assert await asyncio.to_thread(survivors, below) == []
-
-    asyncio.run(run())
+        # The front end itself is killed: nothing is left, stopped or not.
+        below = descendants(process.pid)
+        assert set(again) < set(below)
+        os.kill(again[0], signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGKILL)
+        assert await process.process.wait() == -signal.SIGKILL
+        assert await asyncio.to_thread(survivors, below) == []
 
 
-def test_a_client_that_leaves_takes_its_queries_along(tmp_path: Path, images: np.ndarray) -> None:
+async def test_a_client_that_leaves_takes_its_queries_along(
+    tmp_path: Path, images: np.ndarray
+) -> None:
     """What no worker was given when its connection closes is not computed."""
     faults = write_faults(tmp_path, slow(500))
 
-    async def run() -> None:
-        options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
-        async with (
-            server("mnist", *options, log=tmp_path / "log") as process,
-            connect(process.address, "mnist", images) as client,
-        ):
+    options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
+    async with (
+        server("mnist", *options, log=tmp_path / "log") as process,
+        connect(process.address, "mnist", images) as client,
+    ):
 
-            async def metrics_when(pending: bool) -> dict[str, float]:
-                for _ in range(200):
-                    metrics = await client.metrics()
-                    if (metrics[PENDING] > 0) == pending:
-                        return metrics
-                    await asyncio.sleep(0.05)
-                raise AssertionError(f"{metrics[PENDING]} are pending")
+        async def metrics_when(pending: bool) -> dict[str, float]:
+            for _ in range(200):
+                metrics = await client.metrics()
+                if (metrics[PENDING] > 0) == pending:
+                    return metrics
+                await asyncio.sleep(0.05)
+            raise AssertionError(f"{metrics[PENDING]} are pending")
 
-            hasty = asyncio.create_task(client.infer("hasty", range(200)))
-            await metrics_when(pending=True)
-            hasty.cancel()
-            metrics = await metrics_when(pending=False)
-            assert metrics["codedinvnet_queue_depth"] == 0
-            assert metrics['codedinvnet_queries_total{outcome="cancelled"}'] > 100
-            outcomes = [n for name, n in metrics.items() if name.startswith(QUERIES)]
-            assert sum(outcomes) == 200
-            assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
-            reply = await client.infer("patient", range(4))
-            assert reply.error == ""
-            last = (await client.state())["groups"]
-            assert {m["outcome"] for m in last[-1]["members"]} <= {"direct", "decoded"}
-            assert {m["outcome"] for m in last[-2]["members"]} == {"cancelled"}
-
-    asyncio.run(run())
+        hasty = asyncio.create_task(client.infer("hasty", range(200)))
+        await metrics_when(pending=True)
+        hasty.cancel()
+        metrics = await metrics_when(pending=False)
+        assert metrics["codedinvnet_queue_depth"] == 0
+        assert metrics['codedinvnet_queries_total{outcome="cancelled"}'] > 100
+        outcomes = [n for name, n in metrics.items() if name.startswith(QUERIES)]
+        assert sum(outcomes) == 200
+        assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
+        reply = await client.infer("patient", range(4))
+        assert reply.error == ""
+        last = (await client.state())["groups"]
+        assert {m["outcome"] for m in last[-1]["members"]} <= {"direct", "decoded"}
+        assert {m["outcome"] for m in last[-2]["members"]} == {"cancelled"}
 
 
 @needs_proc
-def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
+async def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     faults = write_faults(tmp_path, slow(1000))
 
-    async def run() -> None:
-        options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
-        async with (
-            server("mnist", *options, log=tmp_path / "log") as process,
-            connect(process.address, "mnist", images) as client,
-        ):
-            below = descendants(process.pid)
-            assert set(await worker_pids(client)) < set(below)
-            requests = [
-                asyncio.create_task(client.infer(f"request {i}", range(4 * i, 4 * i + 4)))
-                for i in range(2)
-            ]
-            for _ in range(200):
-                if (await client.metrics())["codedinvnet_pending_queries"] == 8:
-                    break
-                await asyncio.sleep(0.05)
-            assert not any(request.done() for request in requests)
-            for _ in range(2):  # timeout(1) sends two
-                process.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.2)
-            address = urlsplit(process.address)
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection(address.hostname, address.port)
-            assert not any(request.done() for request in requests)
-            replies = await asyncio.gather(*requests)
-            assert [reply.error for reply in replies] == ["", ""]
-            assert await asyncio.wait_for(process.process.wait(), 30) == 0
-            assert await asyncio.to_thread(survivors, below) == []
-            assert not any(alive(pid) for pid in below)
-
-    asyncio.run(run())
+    options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
+    async with (
+        server("mnist", *options, log=tmp_path / "log") as process,
+        connect(process.address, "mnist", images) as client,
+    ):
+        below = descendants(process.pid)
+        assert set(await worker_pids(client)) < set(below)
+        requests = [
+            asyncio.create_task(client.infer(f"request {i}", range(4 * i, 4 * i + 4)))
+            for i in range(2)
+        ]
+        for _ in range(200):
+            if (await client.metrics())["codedinvnet_pending_queries"] == 8:
+                break
+            await asyncio.sleep(0.05)
+        assert not any(request.done() for request in requests)
+        for _ in range(2):  # timeout(1) sends two
+            process.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        address = urlsplit(process.address)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address.hostname, address.port)
+        assert not any(request.done() for request in requests)
+        replies = await asyncio.gather(*requests)
+        assert [reply.error for reply in replies] == ["", ""]
+        assert await asyncio.wait_for(process.process.wait(), 30) == 0
+        assert await asyncio.to_thread(survivors, below) == []
+        assert not any(alive(pid) for pid in below)
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [event["event"] for event in events] == ["ready", "draining", "stopped"]
     assert events[1]["pending"] > 0  # at the signal, not when all is over
@@ -474,7 +467,7 @@ class TestRefused:
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
     def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.serving.serve import bind
+        from codedinvnet.serving.listening import bind
 
         with bind("127.0.0.1", 0) as other:  # as long as its workers load
             port = other.getsockname()[1]

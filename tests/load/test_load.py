@@ -200,22 +200,19 @@ def test_the_outcomes_of_a_gateway() -> None:
     assert row["outcomes"] == {"direct": 20}
 
 
-def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Command) -> None:
+async def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Command) -> None:
     out = tmp_path / "rows.jsonl"
 
-    async def run() -> None:
-        for delay in (0.0, 0.05):
-            fake = Fake()
-            fake.delay = delay
-            await fake.start()
-            words = ["load", f"{fake.url}/v2/models/m", "--rate", "100", "--duration", "0.5"]
-            words += ["--arrivals", "constant", "--out", str(out), "--json"]
-            outcome = await asyncio.to_thread(call, *words)
-            assert outcome.code == 0, outcome.err
-            assert json.loads(outcome.out)["answered"] == 50
-            await fake.stop()
-
-    asyncio.run(run())
+    for delay in (0.0, 0.05):
+        fake = Fake()
+        fake.delay = delay
+        await fake.start()
+        words = ["load", f"{fake.url}/v2/models/m", "--rate", "100", "--duration", "0.5"]
+        words += ["--arrivals", "constant", "--out", str(out), "--json"]
+        outcome = await asyncio.to_thread(call, *words)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["answered"] == 50
+        await fake.stop()
     rows = read_rows(out)
     assert rows[1]["p50_ms"] >= 50
     first, second, both = (counts_of(found) for found in (rows[:1], rows[1:], rows))

@@ -22,9 +22,9 @@ from codedinvnet.protect.folder import WEIGHTS, load_part
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerPool
+from codedinvnet.serving.workers.result import Result
 from codedinvnet.trust.calibration import DECODED, FILE
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments

@@ -11,8 +11,9 @@ from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
-from codedinvnet.serving.workers.computing import OUTPUT, Result, SchemeComputer
+from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.pool import InProcessPool, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Result
 
 CLASSES = tuple("0123456789")
 

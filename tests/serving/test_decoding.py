@@ -1,4 +1,11 @@
+"""Decoding: jobs together, outputs that are no good, and groups that check it."""
+
 from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,18 +13,39 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.mean import MeanCode
 from codedinvnet.data import sample_images
-from codedinvnet.models.bundle import load_bundle
-from codedinvnet.serving.decoding import Job, compute, compute_apart
+from codedinvnet.models.bundle import Bundle
+from codedinvnet.serving import decoder, decoding
+from codedinvnet.serving.answers import (
+    Answered,
+    QueryFailed,
+)
+from codedinvnet.serving.decoder import compute, compute_apart
+from codedinvnet.serving.decoding import Job
+from codedinvnet.serving.logs import logger
+from codedinvnet.serving.rules.actions import Complete
+from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.served import PROBABILITIES, Classifier
+from codedinvnet.serving.workers.faults import Fault, Schedule
+from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
+from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
+from tests.serving.front import (
+    PATIENCE,
+    WORKERS,
+    K,
+    answered,
+    assert_decoded,
+    decoded,
+    direct,
+    fixed_size,
+    queue,
+    running,
+    until,
+)
 
-K = 4
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"))
-
-
-@pytest.fixture(scope="module")
-def method() -> Scheme:
-    return scheme_for(load_bundle("mnist"), K)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +93,308 @@ def test_a_job_does_not_fail_for_another(method: Scheme, outputs: dict[int, np.n
     assert isinstance(found[0], dict)
     assert found[0].keys() == {7}
     assert isinstance(found[1], Exception)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan"])
+async def test_an_output_that_cannot_be_decoded_is_lost_alone(
+    wrong: str, mnist: Bundle, method: Scheme, images: np.ndarray
+) -> None:
+    class Foreign(BundlePool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            result = await super()._work(worker, task)
+            if worker != 0:
+                return result
+            bad = output(result)[:1] if wrong == "shape" else np.full_like(output(result), np.nan)
+            return with_output(result, bad)
+
+    async with running(method, pool=Foreign(method), routing="round-robin") as (front, _):
+        for start in range(0, 24, K):
+            batch = images[start : start + K]
+            for row, answer in enumerate(answered(await front.ask(batch))):
+                assert np.isfinite(probabilities(answer)).all()
+                if answer.outcome == "direct":
+                    np.testing.assert_allclose(
+                        probabilities(answer), direct(mnist, batch)[row], atol=1e-5
+                    )
+
+
+class Absurd(BundlePool):
+    """One worker's outputs are finite, and no head can do anything with them."""
+
+    async def _work(self, worker: int, task: Task) -> Result:
+        result = await super()._work(worker, task)
+        if worker != 0:
+            return result
+        return with_output(result, np.full_like(output(result), 3e38))
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+async def test_an_answer_that_is_not_finite_is_none(
+    decoded: bool, method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger.name):
+        async with running(method, pool=Absurd(method), routing="round-robin") as (front, pool):
+            if decoded:
+                pool.hang(1)
+            found = await front.ask(images[:K], accept_decoded=decoded, name="seven")
+            bad = [f for f in found if isinstance(f, QueryFailed)]
+            assert [str(problem) for problem in bad] == [
+                "decoding failed: the result is not finite"
+            ] * (1 + decoded)
+            for answer in found[1 + decoded :]:
+                assert isinstance(answer, Answered)
+                assert np.isfinite(probabilities(answer)).all()
+    told = [vars(r)["fields"] for r in caplog.records if r.message == "query failed"]
+    assert [fields["id"] for fields in told] == ["seven"]  # the second one within a second is not
+
+
+async def test_a_parity_of_another_shape_is_lost_and_computed_again(
+    method: Scheme, images: np.ndarray
+) -> None:
+    """A worker may have another bundle in its folder."""
+    foreign: list[int] = []
+
+    class Foreign(BundlePool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            result = await super()._work(worker, task)
+            if task.number != K or foreign:
+                return result
+            foreign.append(worker)
+            return with_output(result, output(result)[:-1])
+
+    async with running(method, pool=Foreign(method), routing="round-robin") as (front, pool):
+        pool.hang(0)
+        found = answered(await front.ask(images[:K]))
+        assert [answer.outcome for answer in found] == ["decoded", *["direct"] * (K - 1)]
+        tasks = front.metrics.registry.get_sample_value
+        assert tasks("codedinvnet_tasks_total", {"task": "parity"}) == 2
+    assert foreign
+
+
+class TestConfidence:
+    """Decoded answers below `min_confidence` are checked by a copy, if the policy has copies."""
+
+    NEVER_SURE = 1.01
+
+    async def test_copy(self, mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
+        async with running(
+            method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
+        ) as (front, pool):
+            pool.hang(2)
+            answers = answered(await front.ask(images[:K]))
+            assert [answer.outcome for answer in answers] == ["direct"] * K
+            expected = direct(mnist, images[[2]])[0]
+            np.testing.assert_allclose(probabilities(answers[2]), expected, atol=1e-5)
+            assert sum(number == 2 for _, number in pool.calls) == 2
+            assert front.scheduler.hedges >= 1
+            for _ in range(2):
+                front.update_gauges()
+            count = front.metrics.registry.get_sample_value("codedinvnet_hedges_total")
+            assert count == front.scheduler.hedges
+
+    @pytest.mark.parametrize(
+        ("policy", "share", "threshold"),
+        [("coded", 1.0, NEVER_SURE), ("coded+hedge", 0.0, NEVER_SURE), ("coded+hedge", 1.0, 0.0)],
+        ids=["no copies", "no budget", "sure"],
+    )
+    async def test_no_copy(
+        self,
+        policy: str,
+        share: float,
+        threshold: float,
+        mnist: Bundle,
+        method: Scheme,
+        images: np.ndarray,
+    ) -> None:
+        async with running(method, policy=policy, min_confidence=threshold, hedge_share=share) as (
+            front,
+            pool,
+        ):
+            pool.hang(2)
+            answers = answered(await front.ask(images[:K]))
+            assert_decoded(answers[2], decoded(mnist, images[:K], 2))
+            assert sum(number == 2 for _, number in pool.calls) == 1
+
+    @pytest.mark.parametrize("end", ["deadline", "death"])
+    async def test_the_copy_is_lost_too(
+        self, end: str, mnist: Bundle, method: Scheme, images: np.ndarray
+    ) -> None:
+        async with running(
+            method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
+        ) as (front, pool):
+            pool.hang(2)
+            pool.hang(5)  # where the copy goes: no other worker is new to the group
+            deadline = 3.0 if end == "deadline" else PATIENCE
+            query = asyncio.create_task(front.ask(images[:K], deadline=deadline))
+            await until(lambda: (5, 2) in pool.calls)
+            if end == "death":
+                pool.kill(2)
+                pool.kill(5)
+            answers = answered(await query)
+            assert_decoded(answers[2], decoded(mnist, images[:K], 2))
+
+
+def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the members that are decoded for a check, as they come."""
+    chosen: list[int] = []
+
+    def checked(*arguments: Any) -> tuple[bool, None]:
+        chosen.append(arguments[-1])
+        return True, None
+
+    monkeypatch.setattr(decoder, "check_group", checked)
+    return chosen
+
+
+async def test_agreement_is_not_measured_on_fillers(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    chosen = note_checks(monkeypatch)
+
+    async with running(fixed_size(method)) as (front, _):
+        outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
+        for _ in range(40):
+            front._do([Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2})])
+            await until(lambda: not queue(front)._running)
+        assert len(chosen) == 40
+    assert set(chosen) == {0, 1}
+
+
+async def test_at_most_half_of_the_groups_are_checked(
+    method: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = note_checks(monkeypatch)
+
+    async with running(fixed_size(method)) as (front, _):
+        for _ in range(200):
+            front._do([Complete(0, K, {0: FILLER, K: FILLER}, workers={0: 3, K: 2})])
+            await until(lambda: not queue(front)._running)
+    assert 70 <= len(chosen) <= 130
+
+
+async def test_answers_do_not_wait_for_checks(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    go_on = threading.Event()
+    waiting: list[int] = []
+
+    async with running(method) as (front, _):
+
+        def slowly(*_: Any) -> tuple[bool, None]:
+            waiting.append(len(front.waiting))
+            assert go_on.wait(30)
+            return True, None
+
+        monkeypatch.setattr(decoder, "check_group", slowly)
+        answered(await front.ask(images[:K]))
+        await until(lambda: len(waiting) == 1)  # the decoder is at it
+        batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
+        await until(lambda: len({q for job in queue(front)._jobs for q in job.wanted}) == 10 * K)
+        # How many of them are complete is a matter of time: a late member is decoded.
+        batches = [batch]
+        for _ in range(100):
+            if len(queue(front)._checks) == decoding.WAITING_CHECKS:
+                break
+            batches.append(asyncio.ensure_future(front.ask(images[:K])))
+            await asyncio.sleep(0.1)
+        assert len(queue(front)._checks) == decoding.WAITING_CHECKS
+        go_on.set()
+        for each in batches:
+            answered(await each)
+        await until(lambda: len(waiting) >= 1 + decoding.WAITING_CHECKS)
+        assert waiting == [0] * len(waiting)
+
+
+async def test_a_check_that_fails_is_logged_and_answers_go_on(
+    method: Scheme,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("of the check")
+
+    monkeypatch.setattr(decoder, "check_group", fails)
+
+    async with running(method) as (front, _):
+        for _ in range(3):
+            answered(await front.ask(images[:K]))
+        await until(lambda: "internal error" in caplog.text)
+        answered(await front.ask(images[:K]))
+    assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
+
+
+def test_live_agreement_and_the_residual_of_a_corrupt_worker(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+
+    async def run(schedule: Schedule) -> BundleFront:
+        async with running(method, schedule=schedule, routing="round-robin") as (front, _):
+            for start in range(0, 240, 2 * K):
+                answered(await front.ask(images[start : start + 2 * K]))
+            checks = front.metrics.agreement_checks
+            await until(lambda: checks._value.get() >= 20)
+        return front
+
+    honest = asyncio.run(run(Schedule()))
+    agreement = honest.metrics.live_agreement()
+    assert agreement is not None
+    assert agreement >= 0.9
+    fair = honest.metrics._residuals
+    assert {worker for worker, role in fair if role == "parity"} == set(range(WORKERS))
+
+    corrupt = Fault(kind="corrupt", worker=3, scale=5.0)
+    lied = asyncio.run(run(Schedule(faults=(corrupt,)))).metrics._residuals
+    assert lied[3, "parity"] > 2 * max(fair.values())
+    assert lied[3, "parity"] > max(v for (w, r), v in lied.items() if r == "parity" and w != 3)
+
+
+class HeadFails(MeanCode):
+    """Its workers work, and its front end's share of the work does not."""
+
+    broken = False
+
+    def direct(self, output: torch.Tensor) -> torch.Tensor:
+        if self.broken:
+            raise RuntimeError("the head is broken")
+        return super().direct(output)
+
+
+@pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])
+async def test_a_front_end_that_cannot_compute_says_so(
+    hung: tuple[int, ...], mnist: Bundle, images: np.ndarray
+) -> None:
+    code = HeadFails(mnist.model, K)
+    method = replace(scheme_for(mnist, K), code=code)
+
+    async with running(method) as (front, pool):
+        code.broken = True
+        for worker in hung:
+            pool.hang(worker)
+        found = await asyncio.wait_for(front.ask(images[:K]), 30)
+        assert [type(f) for f in found] == [QueryFailed] * K
+        assert "the head is broken" in str(found[0])
+        code.broken = False
+        for worker in hung:
+            pool.kill(worker)
+        answered(await front.ask(images[:K]))
+
+
+async def test_answers_that_could_not_be_computed_together_end(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    async with running(method) as (front, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "compute_apart", fails)
+            found = await asyncio.wait_for(front.ask(images[:K]), 10)
+        reasons = {str(problem) for problem in found}
+        assert reasons == {"decoding failed: MemoryError: no room"}
+        answered(await front.ask(images[:K]))

@@ -31,18 +31,14 @@ from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
-from codedinvnet.serving.workers.computing import BundleSpec, Result, SchemeComputer
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
 WITH_PARTS = [name for name, method in METHODS.items() if method.part]
-
-
-@pytest.fixture(scope="module")
-def mnist() -> Bundle:
-    return load_bundle("mnist")
 
 
 def offline(method: Scheme, group: np.ndarray, *lost: int | None) -> np.ndarray:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.serving import logs
 from codedinvnet.serving import metrics as module
-from codedinvnet.serving.metrics import SMOOTHING, JsonLines, Metrics, log_event
+from codedinvnet.serving.logs import JsonLines, log_event
+from codedinvnet.serving.metrics import SMOOTHING, Metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -196,13 +198,13 @@ def test_a_flood_of_events_is_logged_once_a_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    quiet = module.Quiet()
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
+    quiet = logs.Quiet()
     for _ in range(500):
         quiet.log("query failed", logging.WARNING, query=1)
-    now += module.QUIET
+    now += logs.QUIET
     quiet.log("query failed", logging.WARNING, query=2)
-    now += module.QUIET
+    now += logs.QUIET
     quiet.log("query failed", logging.WARNING, query=3)
     told = [vars(record)["fields"] for record in caplog.records]
     assert [(line["query"], line.get("left_out")) for line in told] == [

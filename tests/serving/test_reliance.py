@@ -13,7 +13,6 @@ import pytest
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving import decoding
@@ -27,8 +26,8 @@ from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request, Response, Service, output_specs
 from codedinvnet.serving.waiting import Waiting
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
 from tests.serving.bundles import BundleFront, BundlePool, output, with_output
 
@@ -38,11 +37,6 @@ K, WORKERS = 4, 5
 @pytest.fixture(scope="module")
 def scheme() -> Scheme:
     return scheme_for(load_bundle("mnist"), K)
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return sample_images("mnist").images.numpy()
 
 
 def reliance(limit: float | None = 0.01, **options: Any) -> Reliance:
@@ -125,30 +119,47 @@ async def begun(scheme: Scheme, relied: Reliance, pool: BundlePool, **rules: Any
 
 
 @pytest.mark.parametrize("releases", [True, False])
-def test_what_is_not_released_waits_for_the_direct_answer(
+async def test_what_is_not_released_waits_for_the_direct_answer(
     releases: bool, scheme: Scheme, images: np.ndarray
+) -> None:
+    relied, pool = reliance(0.01), BundlePool(scheme)
+    if not releases:
+        relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
+    front = await begun(scheme, relied, pool)
+    try:
+        pool.hang(0)
+        asked = asyncio.ensure_future(front.ask(images[:K]))
+        done, _ = await asyncio.wait({asked}, timeout=2.0 if releases else 1.0)
+        assert bool(done) == releases
+        if not releases:
+            assert front.metrics.withheld._value.get() == 1
+            pool.kill(0)
+        found = await asked
+        outcomes = [a.outcome for a in found if isinstance(a, Answered)]
+        assert outcomes.count("decoded") == releases
+        for one in found:
+            assert isinstance(one, Answered)
+            assert (one.agreement is None) == (one.outcome == "direct")
+            assert one.agreement is None or 0.5 < one.agreement < 1
+        assert len(outcomes) == K
+    finally:
+        pool.kill(0)
+        await front.stop()
+
+
+@pytest.mark.parametrize(("limit", "late"), [(None, 0), (0.5, 0), (0.005, 1)])
+def test_a_requests_stricter_limit_holds_its_answers_back(
+    limit: float | None, late: int, scheme: Scheme, images: np.ndarray
 ) -> None:
     async def run() -> None:
         relied, pool = reliance(0.01), BundlePool(scheme)
-        if not releases:
-            relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
+        for kind in relied.thresholds:
+            relied.thresholds[kind] = 0.0 if kind[0] == relied.limit else math.inf
         front = await begun(scheme, relied, pool)
         try:
             pool.hang(0)
-            asked = asyncio.ensure_future(front.ask(images[:K]))
-            done, _ = await asyncio.wait({asked}, timeout=2.0 if releases else 1.0)
-            assert bool(done) == releases
-            if not releases:
-                assert front.metrics.withheld._value.get() == 1
-                pool.kill(0)
-            found = await asked
-            outcomes = [a.outcome for a in found if isinstance(a, Answered)]
-            assert outcomes.count("decoded") == releases
-            for one in found:
-                assert isinstance(one, Answered)
-                assert (one.agreement is None) == (one.outcome == "direct")
-                assert one.agreement is None or 0.5 < one.agreement < 1
-            assert len(outcomes) == K
+            found = await front.ask(images[:K], limit=limit, deadline=1.0 if late else 15.0)
+            assert [type(one) for one in found].count(DeadlinePassed) == late
         finally:
             pool.kill(0)
             await front.stop()
@@ -184,20 +195,19 @@ def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
     assert 0.5 < coded["agreement_probability"] < 1
 
 
-def test_what_is_not_released_fails_at_the_deadline(scheme: Scheme, images: np.ndarray) -> None:
-    async def run() -> None:
-        relied, pool = reliance(0.01), BundlePool(scheme)
-        relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
-        front = await begun(scheme, relied, pool)
-        try:
-            pool.hang(0)
-            found = await front.ask(images[:K], deadline=1.0)
-            assert [type(one) for one in found].count(DeadlinePassed) == 1
-        finally:
-            pool.kill(0)
-            await front.stop()
-
-    asyncio.run(run())
+async def test_what_is_not_released_fails_at_the_deadline(
+    scheme: Scheme, images: np.ndarray
+) -> None:
+    relied, pool = reliance(0.01), BundlePool(scheme)
+    relied.thresholds = dict.fromkeys(relied.thresholds, math.inf)
+    front = await begun(scheme, relied, pool)
+    try:
+        pool.hang(0)
+        found = await front.ask(images[:K], deadline=1.0)
+        assert [type(one) for one in found].count(DeadlinePassed) == 1
+    finally:
+        pool.kill(0)
+        await front.stop()
 
 
 class Lying(BundlePool):
@@ -218,7 +228,7 @@ class Lying(BundlePool):
 
 
 @pytest.mark.parametrize("action", ["replace", "report"])
-def test_a_worker_that_answers_wrongly_is_told_and_replaced(
+async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     action: str,
     scheme: Scheme,
     images: np.ndarray,
@@ -228,23 +238,20 @@ def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
 
-    async def run() -> None:
-        relied, pool = reliance(None, on_corruption=action), Lying(scheme)
-        front = await begun(scheme, relied, pool)
-        try:
-            for number in range(200):
-                start = K * number % 900
-                await front.ask(images[start : start + K], name=f"request {number}")
-                if front.metrics.wrong_workers.labels("2")._value.get():
-                    break
-            counted = [front.metrics.wrong_workers.labels(str(i))._value.get() for i in range(5)]
-            assert counted == [0, 0, 1, 0, 0]
-            await asyncio.sleep(0.2)
-            assert (pool.liar == -1) == (action == "replace")
-        finally:
-            await front.stop()
-
-    asyncio.run(run())
+    relied, pool = reliance(None, on_corruption=action), Lying(scheme)
+    front = await begun(scheme, relied, pool)
+    try:
+        for number in range(200):
+            start = K * number % 900
+            await front.ask(images[start : start + K], name=f"request {number}")
+            if front.metrics.wrong_workers.labels("2")._value.get():
+                break
+        counted = [front.metrics.wrong_workers.labels(str(i))._value.get() for i in range(5)]
+        assert counted == [0, 0, 1, 0, 0]
+        await asyncio.sleep(0.2)
+        assert (pool.liar == -1) == (action == "replace")
+    finally:
+        await front.stop()
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
     fields = record.__dict__["fields"]
     assert fields["worker"] == 2

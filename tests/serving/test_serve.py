@@ -15,15 +15,9 @@ from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.listening import bind, log_to_stderr, server_config
 from codedinvnet.serving.options import ServeOptions, check, hang_timeout
-from codedinvnet.serving.serve import (
-    _serve,
-    app_options,
-    bind,
-    log_to_stderr,
-    make_service,
-    server_config,
-)
+from codedinvnet.serving.serve import _serve, app_options, make_service
 from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
 

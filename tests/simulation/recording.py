@@ -6,7 +6,7 @@ from typing import Any
 
 from codedinvnet.codes.rules import as_json
 from codedinvnet.serving.rules.actions import Replace, Send
-from codedinvnet.serving.traffic import KIND, SCHEMA
+from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 

@@ -21,9 +21,9 @@ from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, Parities, Rules
 from codedinvnet.quantiles import percentile
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.workers.computing import OUTPUT, Result
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Death, Task, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Result
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.serving.bundles import BundleFront

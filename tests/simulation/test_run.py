@@ -11,13 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.rows import append_row
 from codedinvnet.serving.policies import SERVED
+from codedinvnet.simulation import picture as drawing
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
+from codedinvnet.simulation.sweep import frame_of, read_rows, winners
 from tests.bench.canned import row
 from tests.conftest import Command
 
@@ -172,14 +177,27 @@ def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call:
     assert report["accuracy"] == pytest.approx(normal - share * (normal - 0.5), abs=1e-3)
 
 
-def test_a_sweep_writes_rows_and_a_map(tmp_path: Path, call: Command) -> None:
+def test_a_sweep_writes_rows_and_a_map(
+    tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out, picture = (tmp_path / name for name in ("sweep.json", "rows.jsonl", "map.png"))
     sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3, 0.6], "stragglers": ["none", "hung"]}
     path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded", "hedge"]}))
+    figures: list[Figure] = []
+    monkeypatch.setattr(drawing, "write_picture", lambda _, figure: figures.append(figure))
     outcome = call("simulate", path, "--out", out, "--picture", picture)
     assert outcome.code == 0
     assert len(out.read_text().splitlines()) == 12
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    (axis,) = figures[0].axes
+    best = winners(frame_of(read_rows(out)))
+    drawn = {patch.get_xy(): patch for patch in axis.patches if isinstance(patch, Rectangle)}
+    assert len(drawn) == 4
+    for line in best.itertuples():
+        place = ([0.3, 0.6].index(line.load), ["none", "hung"].index(line.stragglers))
+        assert drawn[place].get_facecolor() == to_rgba(drawing.colour(line.policy))
+        assert (drawn[place].get_hatch() is not None) == line.contested
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "hung"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["30%", "60%"]
     assert "winner" in outcome.out
     report = json.loads(call("simulate", path, "--out", out, "--json").out)
     assert report["rows"] == 12

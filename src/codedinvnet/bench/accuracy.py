@@ -293,7 +293,7 @@ def describe_score(result: Score) -> dict[str, Any]:
         "answered": rounded(result.answered),
         "patterns": [[list(lost), round(a, 6)] for lost, a in result.patterns.items()],
         "groups": [
-            {"correct": pack_counts(c.correct), "scored": pack_counts(c.scored)}
+            {"correct": pack_counts(c.correct.numpy()), "scored": pack_counts(c.scored.numpy())}
             for c in result.counts
         ],
     }

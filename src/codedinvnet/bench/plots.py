@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from pandas import DataFrame
 
 from codedinvnet.bench.tables import (
@@ -46,7 +48,7 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
     if one.empty:
         return None
     names, methods = list(one["dataset"].unique()), list(one["method"].unique())[::-1]
-    figure, axes = _panels(1, len(names), height=1.0 + 0.34 * len(methods))
+    figure, axes = _panels(1, len(names), height=1.0 + 0.34 * len(methods), width=2.3)
     for axis, name in zip(axes, names, strict=True):
         own = one[one["dataset"] == name].set_index("method").reindex(methods)
         bars = axis.barh(
@@ -108,13 +110,49 @@ def scatter(ratios: Mapping[str, float], work: Mapping[str, float]) -> Figure:
         work: in service times a query.
     """
     figure, (axis,) = _panels(1, 1, height=3.6, width=5.0)
-    for method, ratio in ratios.items():
-        if math.isfinite(ratio):
-            axis.plot([100 * (work[method] - 1)], [ratio], "o", color=colour(method))
-            axis.annotate(f"  {method}", (100 * (work[method] - 1), ratio), fontsize=8, va="center")
+    places = {
+        m: (100 * (work[m] - 1), ratio) for m, ratio in ratios.items() if math.isfinite(ratio)
+    }
+    for method, place in places.items():
+        axis.plot(*place, "o", color=colour(method))
     axis.set(xlabel="extra work, %", ylabel="tail, over the lowest of its place")
     axis.margins(0.15)
+    label_points(figure, axis, places)
     return figure
+
+
+SIDES = (
+    ("left", "center", (7.0, 0.0)),
+    ("right", "center", (-7.0, 0.0)),
+    ("center", "bottom", (0.0, 6.0)),
+    ("center", "top", (0.0, -6.0)),
+)
+"""Where a label may stand by its point: how it is aligned, and its offset in points."""
+
+
+def label_points(figure: Figure, axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
+    """Write names beside their points, each on the first side that is free and within the axes."""
+    figure.draw_without_rendering()
+    frame = axis.get_window_extent()
+    points = [
+        Bbox.from_bounds(x - 5, y - 5, 10, 10)
+        for x, y in map(axis.transData.transform, places.values())
+    ]
+    taken: list[Bbox] = []
+    for number, (name, place) in enumerate(places.items()):
+        others = [*taken, *points[:number], *points[number + 1 :]]
+        found = []
+        for across, up, offset in SIDES:
+            style: dict[str, Any] = {"ha": across, "va": up, "fontsize": 8}
+            text = axis.annotate(name, place, offset, textcoords="offset points", **style)
+            box = text.get_window_extent()
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1)
+            found.append((box.count_overlaps(others) + outside, text, box))
+        _, best, box = min(found, key=lambda one: one[0])
+        taken.append(box)
+        for _, text, _ in found:
+            if text is not best:
+                text.remove()
 
 
 def _panels(

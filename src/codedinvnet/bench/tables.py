@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from pandas import DataFrame, Series
 
 from codedinvnet.bench.compare import paired_difference, pooled
@@ -198,7 +199,10 @@ def _counts(rows: Sequence[Row]) -> list[Counts]:
     """Return right and scored answers by group, for each grouping, summed over the seeds."""
     return pooled(
         [
-            [Counts(unpack_counts(g["correct"]), unpack_counts(g["scored"])) for g in row["groups"]]
+            [
+                Counts(*(torch.from_numpy(unpack_counts(g[of])) for of in ("correct", "scored")))
+                for g in row["groups"]
+            ]
             for row in rows
         ]
     )

@@ -25,6 +25,11 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 CLOSED = 141
 """Exit code of a command whose output nobody reads on, as of one that SIGPIPE ends."""
+OF_MODELS = (
+    *("torch", "torchvision", "pandas", "scipy", "safetensors", "PIL", "matplotlib"),
+    *("tensorboard", "simpy"),
+)
+"""What the extra `models` installs, as it is imported."""
 
 
 @contextmanager
@@ -70,6 +75,12 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
             call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OF_MODELS:
+            raise
+        told = f"this needs {error.name}: pip install 'codedinvnet[models]'"
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -167,3 +178,36 @@ def print_report(report: dict[str, Any], as_json: bool) -> None:
     for key, value in report.items():
         text = json.dumps(value) if isinstance(value, (dict, list)) else value
         print(f"{key:<{width}}  {text}")
+
+
+def add_face_options(sub: argparse.ArgumentParser) -> None:
+    """Add what `serve` and `gateway` have in common: where they listen, and whom they answer."""
+    add = sub.add_argument
+    add("--routing", help="least-loaded or round-robin (least-loaded)")
+    add("--host", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, help="port; 0: a free one (8000)")
+    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
+    add(
+        "--allowed-host",
+        action="append",
+        help="another name that clients may call the service by (Host header), beside --host and "
+        "this machine's own; *: any. May be repeated",
+    )
+    add("--group-timeout-ms", type=float, help="until a group is coded that is not full (20)")
+    add(
+        "--down-timeout-ms",
+        type=float,
+        help="without any worker until /v2/health/live fails (30000)",
+    )
+    add(
+        "--max-body-memory",
+        type=float,
+        help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
+    )
+    add("--token-file", type=Path, help="clients must send the token in this file (none)")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
+        "the rest (none)",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command
+from codedinvnet.cli.common import Commands, add_command, add_face_options
 from codedinvnet.cli.options import add_config, settings_of
 
 
@@ -34,8 +34,8 @@ def add_commands(commands: Commands) -> None:
     add("--slots", type=int, help="requests that an upstream is at, at most (4)")
     add(
         "--policy",
-        help="uncoded, replicate or hedge; with a backup auto, small-backup or small-backup+hedge; "
-        "with a code coded, coded+hedge or auto (hedge; auto with a backup; coded with a code)",
+        help="uncoded, replicate or hedge; with a backup or a code also coded, coded+hedge or auto "
+        "(hedge; auto with a backup; coded with a code)",
     )
     add(
         "--protection",
@@ -53,12 +53,11 @@ def add_commands(commands: Commands) -> None:
     add(
         "--method",
         help="a method of the protection's table (the recommended one); or a code that needs no "
-        "training, such as approxifer or FILE.py:CLASS (none)",
+        "training, by its name or as FILE.py:CLASS (none)",
     )
     add(
         "--k", type=int, help="queries in a group (10; of a code one less than there are upstreams)"
     )
-    add("--group-timeout-ms", type=float, help="until a group is coded that is not full (20)")
     add(
         "--scores",
         metavar="NAME[:probabilities]",
@@ -71,15 +70,11 @@ def add_commands(commands: Commands) -> None:
         metavar="NAME:DATATYPE:SHAPE",
         help="an input whose shape the upstreams leave open, as x:FP32:3x32x32. May be repeated",
     )
-    add("--routing", help="least-loaded or round-robin (least-loaded)")
-    add("--host", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, help="port; 0: a free one (8000)")
-    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
     add(
-        "--allowed-host",
-        action="append",
-        help="another name that clients may call the gateway by (Host header); *: any. May be "
-        "repeated",
+        "--max-disagreement",
+        type=float,
+        help="release approximate answers while at most this share of them differs from the "
+        "model's own; needs a calibrated --protection (none: all)",
     )
     add("--deadline-ms", type=float, help="until a request fails (5000)")
     add(
@@ -94,30 +89,14 @@ def add_commands(commands: Commands) -> None:
         "some versions of Triton crash of it",
     )
     add(
-        "--down-timeout-ms",
-        type=float,
-        help="without any upstream until /v2/health/live fails (30000)",
-    )
-    add(
         "--max-pending",
         type=int,
         help="unanswered requests before 503 (200 a slot, at least 2000)",
     )
-    add(
-        "--max-body-memory",
-        type=float,
-        help="MiB of all requests that are here, before 503 (512)",
-    )
-    add("--token-file", type=Path, help="clients must send the token in this file (none)")
     add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
     add("--tls-key", type=Path, help="its key, PEM, without a password")
     add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
-    add(
-        "--traces",
-        metavar="URL",
-        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
-        "the rest (none)",
-    )
+    add_face_options(sub)
     add_config(sub)
 
 

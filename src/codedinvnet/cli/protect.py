@@ -68,8 +68,8 @@ def add_commands(commands: Commands) -> None:
     add("--backup", metavar="MODEL", help="a smaller model of your own, for the same inputs (none)")
     add(
         "--methods",
-        default="small-backup,approxifer,nercc",
-        help="what is trained and measured; there is also code (small-backup,approxifer,nercc)",
+        help="what is trained and measured, names with commas; there is also code (a small backup "
+        "and the codes that need no training)",
     )
     add("--threads", type=int, default=1, help="to compute with (1)")
     add("--seed", type=seed, default=0, help="of the split and the training (0)")
@@ -128,7 +128,7 @@ def _protect(arguments: argparse.Namespace) -> None:
             not arguments.no_flip,
             arguments.shift,
             arguments.backup,
-            tuple(arguments.methods.split(",")),
+            tuple(arguments.methods.split(",")) if arguments.methods else ProtectOptions.methods,
             arguments.capture,
             read_token(arguments.token_file),
             arguments.keep_inputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codedinvnet.cli.common import Commands, add_command, add_model_options
+from codedinvnet.cli.common import Commands, add_command, add_face_options, add_model_options
 from codedinvnet.cli.options import add_config, settings_of
 
 
@@ -76,7 +76,6 @@ def add_commands(commands: Commands) -> None:
         help="extra work per query, at most: copies, parities and backups, in service times, as "
         "0.1 (0.2 of auto; of others 1/k of copies, and all that their code sends)",
     )
-    add("--routing", help="least-loaded or round-robin (least-loaded)")
     add("--pool", help="local processes, ray, or FILE.py:CLASS (local)")
     add("--ray-address", help="a running Ray cluster; without it, one is started here")
     add("--device", help="of the workers: cpu, cuda, cuda:1 (cpu)")
@@ -86,30 +85,11 @@ def add_commands(commands: Commands) -> None:
         help="what computes the networks: pytorch, or onnxruntime, the faster one on processors, "
         "whose first start takes some seconds longer (pytorch; onnxruntime for FILE.onnx)",
     )
-    add("--host", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, help="port; 0: a free one (8000)")
-    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
-    add(
-        "--allowed-host",
-        action="append",
-        help="another name that clients may call the service by (Host header), beside --host and "
-        "this machine's own; *: any. May be repeated",
-    )
     add("--deadline-ms", type=float, help="until a query is guessed, or fails (5000)")
-    add(
-        "--group-timeout-ms",
-        type=float,
-        help="until a group is coded that is not full (20)",
-    )
     add(
         "--hang-timeout-ms",
         type=float,
         help="until a silent worker goes (0.6 of the deadline, 1000 to 3000)",
-    )
-    add(
-        "--down-timeout-ms",
-        type=float,
-        help="without any worker until /v2/health/live fails (30000)",
     )
     add(
         "--min-confidence",
@@ -134,24 +114,13 @@ def add_commands(commands: Commands) -> None:
     )
     add("--max-batch", type=int, help="queries of one request (256)")
     add(
-        "--max-body-memory",
-        type=float,
-        help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
-    )
-    add("--token-file", type=Path, help="clients must send the token in this file (none)")
-    add(
         "--capture",
         type=int,
         help="inputs to keep in memory for `codedinvnet protect --capture`; needs --token-file (0)",
     )
-    add(
-        "--traces",
-        metavar="URL",
-        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
-        "the rest (none)",
-    )
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
+    add_face_options(sub)
     add_config(sub)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, Rules
+from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, Costs, Rules
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork
@@ -64,7 +64,7 @@ class SmallBackup(Method):
     as much as f and E of a code do together.
     """
 
-    name = "small-backup"
+    name = SMALL_BACKUP
     part = "backup"
     compared = True
     cost = 1.0

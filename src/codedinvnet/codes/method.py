@@ -267,7 +267,8 @@ class Method(ABC):
         found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
         return found
 
-    # A method with a `part` defines `untrained` and `stage`; one that is `tuned` defines `tune`.
+    # A method with a `part` must define `untrained` and `stage`, and one that is `tuned` `tune`;
+    # others need not. `lacking` tells which are missing, and the registry refuses such a class.
 
     def versions(self) -> Mapping[str, Any]:
         """Return what a row's settings state of the training's version."""

@@ -50,6 +50,8 @@ OWN: tuple[type[Method], ...] = (
 """This package's, in the order of tables: ours, its rivals, other codes, other encoders, bounds."""
 METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
 """The same by name."""
+UNTRAINED = (ApproxIFER.name, NeRCC.name)
+"""Those that go around any model and need no training, the cheapest to decode of each kind."""
 OURS = CodedInvNet.name
 """The method that is served if nobody says, and that others are compared with."""
 _found: dict[str, Method] = {}

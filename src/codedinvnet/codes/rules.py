@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 SERVED, BACKUP, PARITY_MODEL = "served", "backup", "parity"
 """Roles of models: the served one, a small backup, and a model that was trained for parities."""
+SMALL_BACKUP = "small-backup"
+"""The name of the method whose extra task is a small backup's; a gateway has it without a code."""
 
 
 class Task(NamedTuple):

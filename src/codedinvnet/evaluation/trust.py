@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import OURS, find_method
@@ -17,7 +18,7 @@ from codedinvnet.models.bundle import Bundle
 from codedinvnet.trust.bound import Curve, oracle_coverage
 from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calibration
 
-BACKUP = "small-backup"
+BACKUP = SmallBackup.name
 SIZES = (2, 4, 10)
 """Group sizes that are calibrated; groups of another size go by the next larger one."""
 SPLITS = 200

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
+from codedinvnet.collector import sparing_collector
 from codedinvnet.progress import Progress
 
 AHEAD = 0.05
 """Seconds until the first request is due."""
-
-
-@contextmanager
-def sparing_collector() -> Iterator[None]:
-    """Keep what is loaded out of the garbage collector's rounds: 0.1 s a round, with PyTorch.
-
-    A client that pauses would count its own pauses as the service's.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 async def open_loop(

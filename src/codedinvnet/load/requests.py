@@ -12,8 +12,6 @@ import numpy as np
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
 from codedinvnet.models.specs import parse_input
-from codedinvnet.protect.images import Preprocessing
-from codedinvnet.protect.inputs import read_inputs
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.calls import Headers
 from codedinvnet.serving.tensors import BadTensor, to_bytes, to_json
@@ -88,6 +86,9 @@ def from_file(path: Path, signature: Signature, batch: int, seed: int) -> list[A
     Raises:
         UserError: if there are fewer queries than one request has.
     """
+    from codedinvnet.protect.images import Preprocessing
+    from codedinvnet.protect.inputs import read_inputs
+
     found = read_inputs(path, signature, Preprocessing())
     if len(found) < batch:
         raise UserError(f"--inputs: {path} has {len(found)} queries, --batch {batch} needs more")

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from codedinvnet.errors import UserError
+
 DATATYPES: Mapping[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -24,6 +26,7 @@ DATATYPES: Mapping[str, np.dtype[np.generic]] = {
     "BYTES": np.dtype(object),
 }
 """Datatypes of the Open Inference Protocol V2, and numpy's; elements of BYTES are `bytes`."""
+FLOATING = ("FP16", "FP32", "FP64")
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,27 @@ class Model(Protocol):
         Returns:
             name -> (B, *shape), of every output of the signature.
         """
+
+
+def scores_tensor(signature: Signature) -> TensorSpec:
+    """Return the output that has the class scores.
+
+    Raises:
+        UserError: if nobody knows which.
+    """
+    if signature.scores is None:
+        raise UserError("a code decodes class scores: tell which output has them, --scores NAME")
+    output = signature.scores.output
+    return next(spec for spec in signature.outputs if spec.name == output)
+
+
+def mixed_tensor(signature: Signature) -> TensorSpec:
+    """Return the input that a code mixes.
+
+    Raises:
+        UserError: if there is not one floating input.
+    """
+    if len(signature.inputs) != 1 or signature.inputs[0].datatype not in FLOATING:
+        inputs = ", ".join(f"{spec.name!r} ({spec.datatype})" for spec in signature.inputs)
+        raise UserError(f"a code mixes queries of one floating input, and the model takes {inputs}")
+    return signature.inputs[0]

@@ -152,8 +152,7 @@ class Bundle:
         if self.model.encoder.keeps_apart:
             raise UserError(
                 f"bundle {self.info.name!r} has a recovery head that reads each member's own cell, "
-                "and the average image has none: `bench accuracy --method average-image` answers "
-                "with g"
+                "and the average image has none: its method in `bench accuracy` answers with g"
             )
         model = CodedModel(self.info.model)
         fold(model)

@@ -11,12 +11,11 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import Model, Signature
-from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
+from codedinvnet.models.base import Model, Signature, mixed_tensor, scores_tensor
+from codedinvnet.models.scores import ScoresOf
 from codedinvnet.progress import Progress
 from codedinvnet.protect.inputs import Inputs
 
-UNTRAINED = ("approxifer", "nercc")
 MOST = 2000
 """Inputs that a code is measured on: k + 1 queries for k answers take long."""
 TUNED = 300

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.checkpoint import load_checkpoint, load_modules, module_tensors, save_checkpoint
-from codedinvnet.codes.backup import BackupCode
+from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import Model, Signature
+from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.models.scores import ScoresOf, scores_tensor
-from codedinvnet.protect.codes import UNTRAINED, build
+from codedinvnet.models.scores import ScoresOf
+from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of
@@ -29,7 +30,7 @@ FORMAT = 1
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors", "coverage.png"
-SMALL, OWN, EQUAL, CODE = "small-backup", "own-backup", "equal-backup", "code"
+SMALL, OWN, EQUAL, CODE = SmallBackup.name, "own-backup", "equal-backup", "code"
 PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
 """The files of what was trained."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}

@@ -20,7 +20,7 @@ from codedinvnet.codes.base import Encoded, ScoresCode
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.codes.rules import Parities
 from codedinvnet.models import OpenModel
-from codedinvnet.models.scores import scores_tensor
+from codedinvnet.models.base import scores_tensor
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, LeanFusion, weighted_mean
 from codedinvnet.nn.head import RecoveryHead
 from codedinvnet.protect.images import layout

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from codedinvnet.codes.base import check_k
+from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
@@ -60,7 +61,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     """
     began, computed = time.monotonic(), time.process_time()
     check_k(options.k)
-    known = (SMALL, CODE, *codes.UNTRAINED)
+    known = (SMALL, CODE, *UNTRAINED)
     for name in options.methods:
         if name not in known:
             raise UserError(f"--methods: {name!r} is not one of {', '.join(known)}")
@@ -92,7 +93,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     if other is not None:
         candidates.append(measured.own(other))
     for name in options.methods:
-        if name in codes.UNTRAINED:
+        if name in UNTRAINED:
             why = codes.refusal(model.signature)
             if why:
                 notes.append(f"{name} is left out: {why}")

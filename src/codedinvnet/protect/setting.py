@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.protect import codes
 from codedinvnet.protect.folder import SMALL
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, Split
@@ -50,7 +50,7 @@ class ProtectOptions:
     flip: bool = True
     shift: int | None = None
     backup: str | None = None
-    methods: tuple[str, ...] = (SMALL, *codes.UNTRAINED)
+    methods: tuple[str, ...] = (SMALL, *UNTRAINED)
     capture: str | None = None
     token: str = ""
     keep: Path | None = None

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from codedinvnet.serving.faces.v2 import TooLarge
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 
 
 class TooSlow(Exception):

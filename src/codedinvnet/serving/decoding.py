@@ -1,28 +1,22 @@
-"""Heads and decoding: from workers' outputs to answers, in batches, in a thread of their own.
+"""Making answers of workers' outputs, in batches: the loop, whoever computes them.
 
 What has come in while the last batch was computed is the next batch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import Rules
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.served import Served
+from codedinvnet.serving.workers.result import Computer
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on, at most."""
@@ -74,28 +68,93 @@ Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
 """Called with a job, and what was found for each of its queries, or why nothing was."""
 
 
-class Decoding(Protocol):
-    """What makes answers of workers' outputs."""
+class Wiring(NamedTuple):
+    """What a `Decoding` counts in, runs by, and tells."""
+
+    metrics: Metrics
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    """Starts a task of the event loop."""
+    finished: Finished
+    failed: Callable[[Exception], None]
+    """Called with what went wrong with a check."""
+    seed: int = 0
+    """The seed of the sample of groups that are checked."""
+    compared: Compared | None = None
+    """Called with each check, and what it says of answers; None: it is not asked for."""
+
+
+class Decoding(ABC):
+    """Makes answers of workers' outputs; checks complete groups while no answer waits.
+
+    Args:
+        wiring: see `Wiring`.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self._jobs: list[Job] = []
+        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
+        self._random = random.Random(wiring.seed)
+        self._running = False
 
     def add(self, job: Job) -> None:
         """Take a job, which `run` computes."""
+        self._jobs.append(job)
 
     def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Take a complete group, on which approximate answers may be checked.
+        """Take a complete group, a member of which may be answered as if it were missing.
 
         Args:
             size: its members.
             outputs: task -> output.
             workers: task -> the worker that computed it.
         """
+        if self._random.random() >= CHECKED_SHARE:
+            return
+        members = [task for task in workers if task < size]  # a filler proves nothing
+        if members:
+            self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
 
     def run(self) -> None:
         """Compute what waits, unless that is under way."""
+        if (self._jobs or self._checks) and not self._running:
+            self.wiring.spawn(self._work())
+            self._running = True
 
+    async def _work(self) -> None:
+        """Compute what waits, answers first, until nothing does."""
+        try:
+            while self._jobs or self._checks:
+                if self._jobs:
+                    jobs, self._jobs = self._jobs, []
+                    for job, found in zip(jobs, await self.answers(jobs), strict=True):
+                        self.wiring.finished(job, found)
+                    continue
+                try:
+                    await self.check(self._checks.popleft())
+                except Exception as error:  # answers wait behind it
+                    self.wiring.failed(error)
+        finally:
+            self._running = False
+
+    @abstractmethod
+    async def learn(self, outputs: Outputs, computer: Computer) -> None:
+        """Let what knows the tasks' outputs see one of each kind, before the first job."""
+
+    @abstractmethod
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+        """Return for each job what was found for its queries, or why nothing was."""
+
+    @abstractmethod
+    async def check(self, check: Check) -> None:
+        """Compare an approximate answer of a complete group with the direct one."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Let go of what it holds."""
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """What answers for members of a group without a scheme."""
 
@@ -111,219 +170,5 @@ class Answerer(Protocol):
     def reads(self) -> type[Outputs]:
         """What knows the tasks' outputs."""
 
-    def queue(
-        self,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> Decoding:
-        """Return what makes its answers; the arguments are those of `DecodingQueue`."""
-
-
-class DecodingQueue:
-    """Jobs, and checks of complete groups that cost nothing but idle time.
-
-    Args:
-        scheme: decodes.
-        served: makes answers of scores.
-        metrics: where to count.
-        spawn: starts a task of the event loop.
-        finished: see `Finished`.
-        failed: called with what went wrong with a check.
-        seed: of the sample of groups that are checked.
-        compared: called with each check, and what it says of answers; None: it is not asked for.
-    """
-
-    def __init__(
-        self,
-        scheme: Scheme,
-        served: Served,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> None:
-        self.scheme, self.served, self.metrics = scheme, served, metrics
-        self.spawn, self.finished, self.failed = spawn, finished, failed
-        self.compared = compared
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-        self._jobs: list[Job] = []
-        self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
-        self._random = random.Random(seed)
-        self._running = False
-
-    def add(self, job: Job) -> None:
-        """Take a job, which `run` computes."""
-        self._jobs.append(job)
-
-    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Have one member of some complete groups decoded as if it were missing."""
-        if self._random.random() >= CHECKED_SHARE:
-            return
-        members = [task for task in workers if task < size]  # a filler proves nothing
-        if members:
-            self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
-
-    def run(self) -> None:
-        """Compute what waits, unless that is under way."""
-        if (self._jobs or self._checks) and not self._running:
-            self.spawn(self._work())
-            self._running = True
-
-    def stop(self) -> None:
-        """Let go of the thread."""
-        self.thread.shutdown(wait=False, cancel_futures=True)
-
-    async def _work(self) -> None:
-        """Compute what waits, answers first, until nothing does."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self._jobs or self._checks:
-                if not self._jobs:
-                    await self._check(self._checks.popleft())
-                    continue
-                jobs, self._jobs = self._jobs, []
-                began = time.perf_counter()
-                answers: Sequence[Mapping[int, Found] | Exception]
-                try:
-                    answers = await loop.run_in_executor(
-                        self.thread, compute_apart, self.scheme, self.served, jobs
-                    )
-                except Exception as error:
-                    answers = [error] * len(jobs)
-                self.metrics.decode_time.observe(time.perf_counter() - began)
-                for job, found in zip(jobs, answers, strict=True):
-                    self.finished(job, found)
-        finally:
-            self._running = False
-
-    async def _check(self, check: Check) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            agrees, residual = await loop.run_in_executor(
-                self.thread, check_group, self.scheme, check.outputs, check.size, check.member
-            )
-            facts = Facts()
-            if self.compared is not None:
-                facts = await loop.run_in_executor(
-                    self.thread, facts_of, self.scheme, self.served, check
-                )
-        except Exception as error:  # answers wait behind it
-            self.failed(error)
-            return
-        if agrees is not None:
-            self.metrics.checked(agrees)
-        if residual is not None:
-            for task, worker in check.workers.items():
-                role = "parity" if task >= self.scheme.rules.k else "data"
-                self.metrics.residual_seen(worker, role, residual)
-        if self.compared is not None:
-            self.compared(check, facts)
-
-
-def answering(
-    scheme: Scheme | Answerer | None, served: Served
-) -> tuple[Outputs, Callable[..., Decoding] | None]:
-    """Return what knows workers' outputs, and makes what answers from them; None if nothing does.
-
-    It is made of the arguments of `Answerer.queue`.
-    """
-    if scheme is None:
-        return Outputs(served), None
-    if isinstance(scheme, Scheme):
-        return Outputs(served, scheme), partial(DecodingQueue, scheme, served)
-    return scheme.reads(served), scheme.queue
-
-
-def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:
-    """Return for each job what was found for the queries that it wants.
-
-    Direct answers are computed together, and so are decodings of equal size and with the same
-    outputs at hand.
-    """
-    found: list[dict[int, Found]] = [{} for _ in jobs]
-    direct = [i for i, job in enumerate(jobs) if job.size == 0]
-    if direct:
-        scores = scheme.direct(torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct])))
-        assert scores is not None
-        for answer, i in zip(answers(served, scores), direct, strict=True):
-            found[i] = dict.fromkeys(jobs[i].wanted, answer)
-    alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for i, job in enumerate(jobs):
-        if job.size:
-            alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
-    for (size, tasks), rows in alike.items():
-        outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
-        decoded = scheme.decode(outputs, size)
-        for position, i in enumerate(rows):
-            for query, member in jobs[i].wanted.items():
-                (found[i][query],) = answers(served, decoded[member][position][None])
-    return found
-
-
-def compute_apart(
-    scheme: Scheme, served: Served, jobs: Sequence[Job]
-) -> list[dict[int, Found] | Exception]:
-    """Compute jobs together; if that fails, each for itself, so that none fails for another."""
-    try:
-        return list(compute(scheme, served, jobs))
-    except Exception:
-        found: list[dict[int, Found] | Exception] = []
-        for job in jobs:
-            try:
-                found += compute(scheme, served, [job])
-            except Exception as error:
-                found.append(error)
-        return found
-
-
-def answers(served: Served, scores: Tensor) -> list[Found]:
-    """Return the answers that rows of scores (B, classes) are."""
-    probabilities = scores.softmax(1) if served.kind == "logits" else scores
-    confidences = probabilities.amax(1).tolist()
-    return [Found(*row) for row in zip(served.answer(scores), confidences, strict=True)]
-
-
-def check_group(
-    scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
-) -> tuple[bool | None, float | None]:
-    """Return whether a member's decoded label is its direct one, and the group's residual."""
-    complete = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
-    residual = scheme.residual(complete, size)
-    agrees: bool | None = None
-    direct = scheme.direct(complete[member]) if member in complete else None
-    if direct is not None:
-        rest = {task: output for task, output in complete.items() if task != member}
-        decoded = scheme.decode(rest, size).get(member)
-        if decoded is not None:
-            agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
-    return agrees, None if residual is None else float(residual[0])
-
-
-def facts_of(scheme: Scheme, served: Served, check: Check) -> Facts:
-    """Compare approximate answers of a complete group with the direct ones."""
-    complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
-    labels = {}
-    for task in check.workers:
-        if task < check.size and (direct := scheme.direct(complete[task])) is not None:
-            labels[task] = int(direct.argmax(1))
-
-    def seen(scores: Tensor, member: int) -> tuple[float, bool]:
-        (found,) = answers(served, scores)
-        return found.confidence, int(scores.argmax(1)) == labels[member]
-
-    rest = {task: output for task, output in complete.items() if task != check.member}
-    decoded = scheme.decode(rest, check.size).get(check.member)
-    extra = {task: output for task, output in complete.items() if task >= scheme.rules.k}
-    guesses: Mapping[int, Tensor] = {}
-    if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
-        guesses = scheme.decode(extra, check.size)
-    return Facts(
-        None if decoded is None or check.member not in labels else seen(decoded, check.member),
-        tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
-    )
+    def queue(self, wiring: Wiring) -> Decoding:
+        """Return what makes its answers."""

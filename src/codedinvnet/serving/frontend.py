@@ -11,12 +11,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.alarm import Alarm
+from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -26,10 +26,10 @@ from codedinvnet.serving.answers import (
     Starting,
     described,
 )
-from codedinvnet.serving.decoding import Answerer, DecodingQueue, Found, Job, answering
-from codedinvnet.serving.metrics import Metrics, Quiet, log_event
-from codedinvnet.serving.policies import Choices
-from codedinvnet.serving.reliance import Reliance
+from codedinvnet.serving.choices import Choices
+from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring
+from codedinvnet.serving.logs import Quiet, log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -52,8 +52,12 @@ from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
-from codedinvnet.serving.workers.computing import OUTPUT, Computer, Result
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+
+if TYPE_CHECKING:  # a gateway without a code does without PyTorch
+    from codedinvnet.codes.base import Scheme
+    from codedinvnet.serving.reliance import Reliance
 
 LAG_PERIOD = 0.5
 """Seconds between two looks at the event loop, and at the timer."""
@@ -112,8 +116,9 @@ class FrontEnd:
         self.workers = self.supervisor.workers
         self.groups, self.reliance = GroupViews(), reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
-        calls = (self._spawn, self._computed, self._log_error, seed)
-        self.decoding = None if queue is None else queue(self.metrics, *calls, told)
+        calls = (self._spawn, self._computed, self._log_error)
+        wiring = Wiring(self.metrics, *calls, seed, told)
+        self.decoding = None if queue is None else queue(wiring)
         self.started = self.draining = self.announced = self.stopped = False
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
@@ -138,9 +143,8 @@ class FrontEnd:
             return
         self.pool.on_death = self._worker_died
         began = time.monotonic()
-        if self._computer is not None and isinstance(self.decoding, DecodingQueue):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.decoding.thread, self.outputs.learn, self._computer)
+        if self._computer is not None and self.decoding is not None:
+            await self.decoding.learn(self.outputs, self._computer)
             self._computer = None  # which may hold a model
         await self.supervisor.start()
         self.started = True
@@ -267,12 +271,12 @@ class FrontEnd:
             Overloaded, Draining, Starting: see `check_room`.
         """
         now = time.monotonic()
-        limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
-        self.check_room(len(queries), limit - now if limit > now else None)
-        if limit <= now:  # nothing is computed for what is answered with an error
+        until = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        self.check_room(len(queries), until - now if until > now else None)
+        if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))
             return [DeadlinePassed(DEADLINE) for _ in queries]
-        taken = self.scheduler.submit(now, len(queries), limit, accept_decoded)
+        taken = self.scheduler.submit(now, len(queries), until, accept_decoded)
         if taken is None:
             self.refuse(len(queries))
         numbers, actions = taken

@@ -1,14 +1,12 @@
-"""What operators see: Prometheus metrics and structured logs."""
+"""What operators see: Prometheus metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import math
 import time
 from collections import deque
-from typing import Any
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.rules.auto import Decision
 from codedinvnet.serving.rules.scheduler import Scheduler
 
@@ -42,8 +41,6 @@ CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 503, 504)
 """Status codes of inference requests."""
 REASONS = ("died", "hung", "failing", "wrong")
 """Why workers are replaced."""
-QUIET = 1.0
-"""Seconds between two lines of a kind of which there may be thousands."""
 
 
 class Metrics:
@@ -52,162 +49,117 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.queries = Counter(
-            "codedinvnet_queries",
+        space, registry = "codedinvnet", self.registry
+        counter = partial(Counter, namespace=space, registry=registry)
+        gauge = partial(Gauge, namespace=space, registry=registry)
+        histogram = partial(Histogram, namespace=space, registry=registry)
+        work = partial(histogram, buckets=WORK_BUCKETS)
+        self.queries = counter(
+            "queries",
             "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
             "request that was turned away unparsed counts as one.",
             ["outcome"],
-            registry=registry,
         )
-        self.requests = Counter(
-            "codedinvnet_requests",
+        self.requests = counter(
+            "requests",
             "Inference requests by the status code that was sent; 499: the client had left.",
             ["code"],
-            registry=registry,
         )
-        self.hedges = Counter(
-            "codedinvnet_hedges",
-            "Copies of late queries, and of decoded answers that were not sure.",
-            registry=registry,
+        self.hedges = counter(
+            "hedges", "Copies of late queries, and of decoded answers that were not sure."
         )
-        self.latency = Histogram(
-            "codedinvnet_query_latency_seconds",
+        self.latency = histogram(
+            "query_latency_seconds",
             "From a query's acceptance to its answer, by outcome.",
             ["outcome"],
             buckets=LATENCY_BUCKETS,
-            registry=registry,
         )
-        self.decode_time = Histogram(
-            "codedinvnet_decode_seconds",
-            "Heads and decoding of one batch of answers, in the front end.",
-            buckets=WORK_BUCKETS,
-            registry=registry,
+        self.decode_time = work(
+            "decode_seconds", "Heads and decoding of one batch of answers, in the front end."
         )
-        self.worker_time = Histogram(
-            "codedinvnet_worker_seconds",
+        self.worker_time = work(
+            "worker_seconds",
             "Computing time of a task on its worker; a parity task's includes encoding.",
             ["task"],
-            buckets=WORK_BUCKETS,
-            registry=registry,
         )
-        self.encode_time = Histogram(
-            "codedinvnet_encode_seconds",
-            "Encoding of one parity query, on its worker.",
-            buckets=WORK_BUCKETS,
-            registry=registry,
-        )
-        self.queue_depth = Gauge(
-            "codedinvnet_queue_depth", "Tasks that wait for a worker.", registry=registry
-        )
-        self.pending = Gauge(
-            "codedinvnet_pending_queries", "Unanswered queries.", registry=registry
-        )
-        self.workers = Gauge(
-            "codedinvnet_workers", "Workers by state.", ["state"], registry=registry
-        )
-        self.restarts = Counter(
-            "codedinvnet_worker_restarts", "Workers replaced.", ["reason"], registry=registry
-        )
-        self.groups = Counter(
-            "codedinvnet_groups",
+        self.encode_time = work("encode_seconds", "Encoding of one parity query, on its worker.")
+        self.queue_depth = gauge("queue_depth", "Tasks that wait for a worker.")
+        self.pending = gauge("pending_queries", "Unanswered queries.")
+        self.workers = gauge("workers", "Workers by state.", ["state"])
+        self.restarts = counter("worker_restarts", "Workers replaced.", ["reason"])
+        self.groups = counter(
+            "groups",
             "First parity tasks sent, by the size of their group; again for one that was lost.",
             ["size"],
-            registry=registry,
         )
-        self.tasks = Counter(
-            "codedinvnet_tasks", "Tasks given to workers, by kind.", ["task"], registry=registry
-        )
-        self.task_failures = Counter(
-            "codedinvnet_task_failures",
+        self.tasks = counter("tasks", "Tasks given to workers, by kind.", ["task"])
+        self.task_failures = counter(
+            "task_failures",
             "Tasks that raised on a worker, or whose output was no good.",
             ["worker"],
-            registry=registry,
         )
-        self.agreement_checks = Counter(
-            "codedinvnet_live_agreement_checks",
-            "Members of complete groups that were decoded as if missing.",
-            registry=registry,
+        self.agreement_checks = counter(
+            "live_agreement_checks", "Members of complete groups that were decoded as if missing."
         )
-        self.agreements = Counter(
-            "codedinvnet_live_agreements",
-            "Those of them whose decoded label was the direct one.",
-            registry=registry,
+        self.agreements = counter(
+            "live_agreements", "Those of them whose decoded label was the direct one."
         )
-        self.agreement = Gauge(
-            "codedinvnet_live_recovered_agreement",
+        self.agreement = gauge(
+            "live_recovered_agreement",
             "Share of the last checks that agreed; NaN before the first.",
-            registry=registry,
         )
         self.agreement.set(math.nan)
-        self.residual = Gauge(
-            "codedinvnet_parity_residual",
+        self.residual = gauge(
+            "parity_residual",
             "Running mean of |z_p - mean z| of the complete groups that a worker took part in, by "
             "its role; a corrupt worker is off by the most in the role of the parity. With an "
             "encoder that keeps the members apart: of the largest difference between a member's "
             "decoded and direct logits, which does not tell the roles apart.",
             ["worker", "role"],
-            registry=registry,
         )
-        self.releasing = Gauge(
-            "codedinvnet_releasing",
+        self.releasing = gauge(
+            "releasing",
             "Whether approximate answers are released: 0 while traffic breaks --max-disagreement.",
-            registry=registry,
         )
         self.releasing.set(1)
-        self.drifting = Gauge(
-            "codedinvnet_drifting",
+        self.drifting = gauge(
+            "drifting",
             "Whether guesses disagree far more often than the calibration expects: inputs drift.",
-            registry=registry,
         )
-        self.withheld = Counter(
-            "codedinvnet_withheld_answers",
+        self.withheld = counter(
+            "withheld_answers",
             "Approximate answers that were not released, for their confidence or under drift.",
-            registry=registry,
         )
-        self.released_checks = Counter(
-            "codedinvnet_release_checks",
+        self.released_checks = counter(
+            "release_checks",
             "Comparisons of decoded and direct answers whose confidence reached the threshold.",
-            registry=registry,
         )
-        self.released_disagreements = Counter(
-            "codedinvnet_release_disagreements",
-            "Those of them that disagreed.",
-            registry=registry,
+        self.released_disagreements = counter(
+            "release_disagreements", "Those of them that disagreed."
         )
-        self.wrong_workers = Counter(
-            "codedinvnet_wrong_workers",
-            "Workers that were found to answer wrongly.",
-            ["worker"],
-            registry=registry,
+        self.wrong_workers = counter(
+            "wrong_workers", "Workers that were found to answer wrongly.", ["worker"]
         )
-        self.policy = Gauge(
-            "codedinvnet_policy",
+        self.policy = gauge(
+            "policy",
             "1 of the policy that the service goes by, 0 of those that it went by before.",
             ["policy"],
-            registry=registry,
         )
-        self.doing = Gauge(
-            "codedinvnet_auto",
+        self.doing = gauge(
+            "auto",
             "1 of what the policy auto does about late answers, 0 of what it did before.",
             ["policy"],
-            registry=registry,
         )
-        self.loop_lag = Histogram(
-            "codedinvnet_event_loop_lag_seconds",
-            "How late the event loop wakes up.",
-            buckets=WORK_BUCKETS,
-            registry=registry,
-        )
+        self.loop_lag = work("event_loop_lag_seconds", "How late the event loop wakes up.")
         self.recent: dict[str, deque[float]] = {}
         self._answered: dict[int, int] = {}
         """Second -> how many queries were answered in it, of the last seconds."""
-        self.asyncio_tasks = Gauge(
-            "codedinvnet_asyncio_tasks", "Tasks of the event loop.", registry=registry
-        )
+        self.asyncio_tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
         self._checks: deque[bool] = deque(maxlen=500)
         self._residuals: dict[tuple[int, str], float] = {}
-        ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
+        ProcessCollector(
+            registry=self.registry
+        )  # of the front end: memory, processor time, open files
         self._hedges = 0
         self._begin_at_zero()
 
@@ -305,49 +257,3 @@ class Metrics:
     def render(self) -> bytes:
         """Return the Prometheus text."""
         return generate_latest(self.registry)
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, event, and the record's `fields`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **fields,
-        }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-logger = logging.getLogger("codedinvnet.serving")
-
-
-def log_event(
-    event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
-) -> None:
-    """Log one event; of an error with its traceback."""
-    logger.log(level, event, exc_info=error, extra={"fields": fields})
-
-
-class Quiet:
-    """Logs an event at most once in `QUIET` seconds, with how many were left out since the last."""
-
-    def __init__(self) -> None:
-        self._next = -math.inf
-        self._left_out = 0
-
-    def log(self, event: str, level: int, **fields: Any) -> None:
-        """Log one event, or count it."""
-        now = time.monotonic()
-        if now < self._next:
-            self._left_out += 1
-            return
-        if self._left_out:
-            fields["left_out"] = self._left_out
-        self._next, self._left_out = now + QUIET, 0
-        log_event(event, level, **fields)

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from codedinvnet.codes.method import Method, Tolerance
-from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.listening import check_limit, check_ports
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import (
     AUTO,
@@ -92,7 +93,7 @@ class ServeOptions:
 
 
 def told_apart(options: ServeOptions) -> ServeOptions:
-    """Return options whose policy names no method: `small-backup+hedge` is one of each.
+    """Return options whose policy names no method: `METHOD+hedge` is one of each.
 
     Raises:
         UserError: if there is no such policy, or another method is asked for.
@@ -150,8 +151,7 @@ def check(options: ServeOptions) -> None:
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
     limit = options.max_disagreement
-    if limit is not None and not 0 < limit < 1:
-        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
+    check_limit(limit)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
@@ -187,17 +187,6 @@ def check(options: ServeOptions) -> None:
     check_ports(options.port, options.grpc_port)
 
 
-def check_ports(port: int, grpc_port: int | None) -> None:
-    """Refuse ports that are none.
-
-    Raises:
-        UserError: naming the option.
-    """
-    for flag, value in (("--port", port), ("--grpc-port", grpc_port)):
-        if value is not None and not 0 <= value <= 65535:
-            raise UserError(f"{flag}: must lie in 0..65535, got {value}")
-
-
 def check_source(options: ServeOptions, own: bool, method: Method | None) -> None:
     """Refuse options that do not go with what is served.
 
@@ -219,8 +208,8 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         return
     if policy.coded and method is None:
         raise UserError(
-            f"--policy: {options.policy} needs a --method, such as approxifer, which needs no "
-            "training, or a --protection"
+            f"--policy: {options.policy} needs a --method, such as {UNTRAINED[0]}, which needs "
+            "no training, or a --protection"
         )
     if method is not None and not coded:
         raise UserError(f"--method: {method.name} goes with a coded policy, not {options.policy}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from codedinvnet.codes.base import Scheme
 from codedinvnet.models.base import DATATYPES, Signature
 from codedinvnet.serving.served import Served
-from codedinvnet.serving.workers.computing import OUTPUT, Computer, Result
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
 
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 """Name -> shape and type, of a task's outputs."""
@@ -42,6 +44,8 @@ class Outputs:
 
     def learn(self, computer: Computer) -> None:
         """Compute each kind of task of fillers, and their head once."""
+        import torch
+
         assert self.scheme is not None
         rules = self.scheme.rules
 

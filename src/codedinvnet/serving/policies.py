@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.registry import METHODS, OURS, find_method
-from codedinvnet.codes.rules import BACKUP, is_systematic
+from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import Answerer
-from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, Policy
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, WITH_HEDGE, Policy
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ class Served:
         return {**said, "r": method.rules(2).r or 1} if own_r else dict(said)
 
 
-WITH_HEDGE, AUTO_WITH = "+hedge", "auto+"
-"""End and beginning of names: a method that is hedged as well, and `auto` with a method at hand."""
+AUTO_WITH = "auto+"
+"""The beginning of the name of `auto` with a method at hand."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 SERVED: Mapping[str, Served] = {
     **{policy: Served(policy) for policy in POLICIES if policy != AUTO.name},
@@ -89,76 +84,3 @@ def in_order(labels: Iterable[str]) -> list[str]:
     """Return labels, each once: those of SERVED in its order, others behind."""
     known = list(SERVED)
     return sorted(set(labels), key=lambda x: (known.index(x) if x in SERVED else len(known), x))
-
-
-def objection(policy: Policy, scheme: Scheme | Answerer | None) -> str:
-    """Return why a policy does not go with what the workers know; "" if it does.
-
-    Args:
-        policy: that is wanted.
-        scheme: that the workers know; None if they know none.
-    """
-    if scheme is not None and not is_systematic(scheme.rules) and policy != CODED:
-        return (
-            f"{scheme.name} has no direct answers, so that it goes with the policy coded only, "
-            f"not with {policy.name}"
-        )
-    if policy.guessing and not (scheme is not None and scheme.rules.guesses):
-        whose = "this service" if scheme is None else scheme.name
-        return (
-            f"{policy.name} needs a code that can guess, by side features; {whose} has none, or "
-            "does so under coded, too"
-        )
-    return ""
-
-
-class Choices:
-    """The policies that a running service can go by.
-
-    Args:
-        scheme: that the workers know; None if they know none.
-        workers: how many there are.
-        backups: see `Rules`.
-
-    Attributes:
-        method: the name of the code; None without one.
-        size: of a full group.
-        refused: policy -> why it is none of them.
-        offered: their names.
-    """
-
-    def __init__(self, scheme: Scheme | Answerer | None, workers: int, backups: int = 0) -> None:
-        self.method = None if scheme is None else scheme.name
-        self.size = 1 if scheme is None else scheme.rules.k
-        self.refused: dict[str, str] = {}
-        for name, policy in POLICIES.items():
-            why = objection(policy, scheme)
-            try:
-                code_for(policy, workers, None if scheme is None else scheme.rules, backups)
-            except ValueError as error:
-                why = why or str(error)
-            if why:
-                self.refused[name] = why
-        self.offered = tuple(name for name in POLICIES if name not in self.refused)
-
-    def named(self, name: str) -> Policy:
-        """Return the policy of a name, which may be that of the method, as `small-backup+hedge`.
-
-        Raises:
-            BadRequest: if there is none, or the service cannot go by it.
-        """
-        if name not in POLICIES and self.method is not None:
-            with suppress(UserError):
-                served = served_as(name)
-                name = served.policy if served.method == self.method else name
-        if name not in POLICIES:
-            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
-        if name in self.refused:
-            raise BadRequest(f"policy: {self.refused[name]}")
-        return POLICIES[name]
-
-    def told(self, chosen: Policy) -> dict[str, Any]:
-        """Return what clients are told of them, and of the one that was chosen."""
-        offered, refused = list(self.offered), self.refused
-        own = {"policy": chosen.name, "method": self.method}
-        return {**own, "offered": offered, "refused": refused}

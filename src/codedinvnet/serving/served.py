@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OUTCOME = "outcome"
 IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.workers.pool import WorkerPool
 
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)

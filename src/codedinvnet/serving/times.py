@@ -9,7 +9,7 @@ from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.serving.traffic import Traffic
 
 if TYPE_CHECKING:  # a simulation does without what computes
-    from codedinvnet.serving.workers.computing import Result
+    from codedinvnet.serving.workers.result import Result
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-    from codedinvnet.serving.workers.computing import Result
+    from codedinvnet.serving.workers.result import Result
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 PATH = "/v1/traces"

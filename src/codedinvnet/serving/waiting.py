@@ -13,13 +13,14 @@ import numpy as np
 
 from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
 from codedinvnet.serving.decoding import Found
-from codedinvnet.serving.metrics import Metrics, Quiet
+from codedinvnet.serving.logs import Quiet
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import DEADLINE
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request
 from codedinvnet.serving.views import GroupViews
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Origin, Task
+from codedinvnet.serving.workers.result import Result
 
 
 @dataclass

@@ -60,7 +60,7 @@ def draw_map(frame: DataFrame, path: Path) -> None:
     models, loads = list(best["stragglers"].unique()), sorted(best["load"].unique())
     batches = sorted(best["batch"].unique())
     figure = Figure(
-        figsize=(1.0 + 0.55 * len(loads) * len(batches), 1.3 + 0.36 * len(models)),
+        figsize=(1.0 + 0.42 * len(loads) * len(batches), 1.3 + 0.3 * len(models)),
         layout="constrained",
     )
     axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]

@@ -15,7 +15,7 @@ import uvloop
 
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
-from codedinvnet.serving.serve import Server, bind
+from codedinvnet.serving.listening import Server, bind
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
 
@@ -105,76 +105,61 @@ async def answered(reader: asyncio.StreamReader) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", REQUEST], ids=["nothing", "half"])
-def test_headers_that_do_not_come(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_headers_that_do_not_come(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
 
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            writer.write(sent)
-            assert 0.2 < await ended(reader) < 5
-
-    asyncio.run(run())
+    async with serving() as connect:
+        reader, writer = await connect()
+        writer.write(sent)
+        assert 0.2 < await ended(reader) < 5
 
 
-def test_a_later_requests_headers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_later_requests_headers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
 
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            writer.write(REQUEST + b"\r\n")
-            await answered(reader)
-            await asyncio.sleep(0.6)  # idle connections stay
-            writer.write(REQUEST + b"\r\n")
-            await answered(reader)
-            writer.write(REQUEST)
-            assert 0.2 < await ended(reader) < 5
-
-    asyncio.run(run())
+    async with serving() as connect:
+        reader, writer = await connect()
+        writer.write(REQUEST + b"\r\n")
+        await answered(reader)
+        await asyncio.sleep(0.6)  # idle connections stay
+        writer.write(REQUEST + b"\r\n")
+        await answered(reader)
+        writer.write(REQUEST)
+        assert 0.2 < await ended(reader) < 5
 
 
-def test_an_answer_may_take_longer_than_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_may_take_longer_than_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
 
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            writer.write(REQUEST.replace(b"/ ", b"/slow ", 1) + b"\r\n" + REQUEST)
+    async with serving() as connect:
+        reader, writer = await connect()
+        writer.write(REQUEST.replace(b"/ ", b"/slow ", 1) + b"\r\n" + REQUEST)
+        await answered(reader)
+        writer.write(b"\r\n")
+        await answered(reader)
+
+
+async def test_headers_without_an_end() -> None:
+    async with serving() as connect:
+        reader, writer = await connect()
+        line = b"X-Long: " + b"x" * 1000 + b"\r\n"
+        writer.write(REQUEST + 60 * line + b"\r\n")
+        await answered(reader)
+        writer.write(REQUEST + 60 * line)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        assert not reader.at_eof()
+        writer.write(70 * line)
+        assert await ended(reader) < 5
+
+
+async def test_a_body_is_not_taken_for_headers() -> None:
+    async with serving() as connect:
+        reader, writer = await connect()
+        for _ in range(3):
+            head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100000\r\n\r\n"
+            writer.write(head + bytes(100_000))
             await answered(reader)
-            writer.write(b"\r\n")
-            await answered(reader)
-
-    asyncio.run(run())
-
-
-def test_headers_without_an_end() -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            line = b"X-Long: " + b"x" * 1000 + b"\r\n"
-            writer.write(REQUEST + 60 * line + b"\r\n")
-            await answered(reader)
-            writer.write(REQUEST + 60 * line)
-            await writer.drain()
-            await asyncio.sleep(0.1)
-            assert not reader.at_eof()
-            writer.write(70 * line)
-            assert await ended(reader) < 5
-
-    asyncio.run(run())
-
-
-def test_a_body_is_not_taken_for_headers() -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            for _ in range(3):
-                head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100000\r\n\r\n"
-                writer.write(head + bytes(100_000))
-                await answered(reader)
-
-    asyncio.run(run())
 
 
 CHUNKED = REQUEST.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -183,7 +168,7 @@ CHUNKED = REQUEST.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\
 @pytest.mark.parametrize(
     "sent", [b"0\r\n" + 20_000 * b"a:b\r\n", b"0\r\na:" + bytes(100_000), b"0;" + 100_000 * b"x"]
 )
-def test_what_follows_a_body_is_bounded_and_dropped(sent: bytes) -> None:
+async def test_what_follows_a_body_is_bounded_and_dropped(sent: bytes) -> None:
     """Trailers come after the answer, when nobody looks at the connection any more."""
     kept: list[int] = []
 
@@ -192,74 +177,62 @@ def test_what_follows_a_body_is_bounded_and_dropped(sent: bytes) -> None:
             kept.append(len(self.headers))
             super().connection_lost(exc)
 
-    async def run() -> None:
-        async with serving(Noted) as connect:
-            reader, writer = await connect()
-            writer.write(CHUNKED)
-            await answered(reader)
-            for start in range(0, len(sent), 1000):  # not all at once: that is read as one
-                writer.write(sent[start : start + 1000].replace(b"\0", b"x"))
-                await asyncio.sleep(0.001)
-            assert await ended(reader) < 5
-
-    asyncio.run(run())
+    async with serving(Noted) as connect:
+        reader, writer = await connect()
+        writer.write(CHUNKED)
+        await answered(reader)
+        for start in range(0, len(sent), 1000):  # not all at once: that is read as one
+            writer.write(sent[start : start + 1000].replace(b"\0", b"x"))
+            await asyncio.sleep(0.001)
+        assert await ended(reader) < 5
     assert kept == [2]  # Host and Transfer-Encoding
 
 
-def test_trailers_are_no_fault() -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            for _ in range(2):
-                writer.write(CHUNKED + b"3\r\nabc\r\n0\r\na: b\r\n\r\n")
-                await answered(reader)
-
-    asyncio.run(run())
-
-
-def test_a_body_that_comes_after_the_answer_does_not_keep_the_connection() -> None:
-    async def run() -> None:
-        async with serving(timeout_keep_alive=1) as connect:
-            reader, writer = await connect()
-            head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100\r\n\r\n"
-            writer.write(head)
-            await answered(reader)
-            for _ in range(3):
-                await asyncio.sleep(0.2)
-                writer.write(b"x")
-            assert await ended(reader) < 5
-            reader, writer = await connect()  # one that comes whole may be followed by another
-            writer.write(head)
-            await answered(reader)
-            writer.write(bytes(100) + REQUEST + b"\r\n")
+async def test_trailers_are_no_fault() -> None:
+    async with serving() as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(CHUNKED + b"3\r\nabc\r\n0\r\na: b\r\n\r\n")
             await answered(reader)
 
-    asyncio.run(run())
+
+async def test_a_body_that_comes_after_the_answer_does_not_keep_the_connection() -> None:
+    async with serving(timeout_keep_alive=1) as connect:
+        reader, writer = await connect()
+        head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100\r\n\r\n"
+        writer.write(head)
+        await answered(reader)
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            writer.write(b"x")
+        assert await ended(reader) < 5
+        reader, writer = await connect()  # one that comes whole may be followed by another
+        writer.write(head)
+        await answered(reader)
+        writer.write(bytes(100) + REQUEST + b"\r\n")
+        await answered(reader)
 
 
-def test_connections_have_a_limit() -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            kept = [await connect() for _ in range(Http.most)]
-            for reader, writer in kept:
-                writer.write(REQUEST + b"\r\n")
-                await answered(reader)
-            reader, _ = await connect()
-            assert await ended(reader) < 5
-            kept[0][1].close()
-            await asyncio.sleep(0.1)
-            reader, writer = await connect()
+async def test_connections_have_a_limit() -> None:
+    async with serving() as connect:
+        kept = [await connect() for _ in range(Http.most)]
+        for reader, writer in kept:
             writer.write(REQUEST + b"\r\n")
             await answered(reader)
-
-    asyncio.run(run())
+        reader, _ = await connect()
+        assert await ended(reader) < 5
+        kept[0][1].close()
+        await asyncio.sleep(0.1)
+        reader, writer = await connect()
+        writer.write(REQUEST + b"\r\n")
+        await answered(reader)
 
 
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_an_offer_of_another_protocol_is_overlooked(size: int) -> None:
+async def test_an_offer_of_another_protocol_is_overlooked(size: int) -> None:
     """Java's client and `curl --http2` send a body with it."""
     post = b"POST /body HTTP/1.1\r\nHost: test\r\n" + UPGRADE
     sent = post + b"Content-Length: 3\r\n\r\nabc"
@@ -267,37 +240,31 @@ def test_an_offer_of_another_protocol_is_overlooked(size: int) -> None:
     sent += b"GET /body HTTP/1.1\r\nHost: test\r\n" + UPGRADE + b"\r\n"
     sent += post + b"Connection: close\r\nContent-Length: 2\r\n\r\ngh"
 
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            for start in range(0, len(sent), size):
-                writer.write(sent[start : start + size])
-                await writer.drain()
-            parts = (await asyncio.wait_for(reader.read(), 30)).split(b"HTTP/1.1 200 OK\r\n")
-            assert [part.partition(b"\r\n\r\n")[2] for part in parts[1:]] == [
-                b"abc",
-                b"def",
-                b"",
-                b"gh",
-            ]
-
-    asyncio.run(run())
+    async with serving() as connect:
+        reader, writer = await connect()
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await writer.drain()
+        parts = (await asyncio.wait_for(reader.read(), 30)).split(b"HTTP/1.1 200 OK\r\n")
+        assert [part.partition(b"\r\n\r\n")[2] for part in parts[1:]] == [
+            b"abc",
+            b"def",
+            b"",
+            b"gh",
+        ]
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_a_client_that_sends_no_more_is_answered(version: bytes) -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            writer.write(REQUEST.replace(b"/ ", b"/slow ").replace(b"1.1", version) + b"\r\n")
-            writer.write_eof()
-            given = await asyncio.wait_for(reader.read(), 2)  # closed after the answer
-            heads = given.split(b"\r\n\r\n")
-            assert heads[-2].startswith(b"HTTP/1.1 204")
-            asked = heads[:-2] + heads[-1:]
-            assert set(asked) == ({b"HTTP/1.1 100 Continue", b""} if version == b"1.1" else {b""})
-
-    asyncio.run(run())
+async def test_a_client_that_sends_no_more_is_answered(version: bytes) -> None:
+    async with serving() as connect:
+        reader, writer = await connect()
+        writer.write(REQUEST.replace(b"/ ", b"/slow ").replace(b"1.1", version) + b"\r\n")
+        writer.write_eof()
+        given = await asyncio.wait_for(reader.read(), 2)  # closed after the answer
+        heads = given.split(b"\r\n\r\n")
+        assert heads[-2].startswith(b"HTTP/1.1 204")
+        asked = heads[:-2] + heads[-1:]
+        assert set(asked) == ({b"HTTP/1.1 100 Continue", b""} if version == b"1.1" else {b""})
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
@@ -318,16 +285,13 @@ def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None]) -> None:
     assert left == ["/patient"]
 
 
-def test_half_a_request_is_not_waited_for() -> None:
-    async def run() -> None:
-        async with serving() as connect:
-            for half in (REQUEST, CHUNKED.replace(b"/ ", b"/body ") + b"3\r\na"):
-                reader, writer = await connect()
-                writer.write(half)
-                writer.write_eof()
-                assert await ended(reader) < 2
-
-    asyncio.run(run())
+async def test_half_a_request_is_not_waited_for() -> None:
+    async with serving() as connect:
+        for half in (REQUEST, CHUNKED.replace(b"/ ", b"/body ") + b"3\r\na"):
+            reader, writer = await connect()
+            writer.write(half)
+            writer.write_eof()
+            assert await ended(reader) < 2
 
 
 @pytest.mark.parametrize(

@@ -7,29 +7,17 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-import pytest
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.data import sample_images
-from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundlePool
-from tests.serving.faces.test_http import TOKEN, Service, error, using
+from tests.serving.faces.service import TOKEN, Service, error, serving
 from tests.serving.gateway.fakes import Fake, gateway
 
 K = 4
-
-
-@pytest.fixture(scope="module")
-def mnist() -> Bundle:
-    return load_bundle("mnist")
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return sample_images("mnist").images[:16].numpy()
 
 
 async def change(service: Service, policy: Any, **headers: str) -> Any:
@@ -51,10 +39,10 @@ class FirstTaskHangs(BundlePool):
         return await super()._work(worker, task)
 
 
-def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> None:
+async def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> None:
     """The first two are of an open group, one of them on a worker that hangs."""
 
-    async def body(service: Service) -> None:
+    async with serving(mnist, pool_class=FirstTaskHangs) as service:
         shown = (await service.client.get("/policy")).json()
         assert shown["policy"] == "coded"
         assert set(shown["offered"]) >= {"uncoded", "replicate", "hedge", "coded", "coded+hedge"}
@@ -76,11 +64,9 @@ def test_queries_under_way_are_answered(mnist: Bundle, images: np.ndarray) -> No
         assert 'codedinvnet_tasks_total{task="parity"} 1.0' in metrics
         assert 'codedinvnet_tasks_total{task="data"} 4.0' in metrics
 
-    using(mnist, body, pool_class=FirstTaskHangs)
 
-
-def test_what_is_refused(mnist: Bundle) -> None:
-    async def body(service: Service) -> None:
+async def test_what_is_refused(mnist: Bundle) -> None:
+    async with serving(mnist) as service:
         client = service.client
         assert "'quick'" in error(await change(service, "quick"), 400)
         for wrong in (7, None, ["hedge"]):
@@ -93,48 +79,39 @@ def test_what_is_refused(mnist: Bundle) -> None:
         error(await client.post("/policy", content=b'{"policy": "hedge"}', headers=text), 415)
         assert (await client.get("/policy")).json()["policy"] == "coded"
 
-    using(mnist, body)
 
-
-def test_it_needs_the_token(mnist: Bundle) -> None:
-    async def body(service: Service) -> None:
+async def test_it_needs_the_token(mnist: Bundle) -> None:
+    async with serving(mnist, token=TOKEN) as service:
         error(await service.client.get("/policy"), 401)
         error(await change(service, "hedge"), 401)
         told = await change(service, "hedge", Authorization=f"Bearer {TOKEN}")
         assert told.json()["policy"] == "hedge"
 
-    using(mnist, body, token=TOKEN)
 
-
-def test_it_cannot_be_changed_by_whoever_reaches_the_port(mnist: Bundle) -> None:
-    async def body(service: Service) -> None:
+async def test_it_cannot_be_changed_by_whoever_reaches_the_port(mnist: Bundle) -> None:
+    async with serving(mnist, guarded=False) as service:
         assert "--token-file" in error(await change(service, "hedge"), 403)
         assert (await service.client.get("/policy")).json()["policy"] == "coded"
 
-    using(mnist, body, guarded=False)
 
-
-def test_a_gateway_has_the_policies_without_a_code() -> None:
-    async def run() -> None:
-        async with (
-            gateway(Fake(), Fake()) as (address, relay, _),
-            aiohttp.ClientSession() as session,
-        ):
-            async with session.get(f"{address}/policy") as reply:
-                shown = await reply.json()
-            assert shown["policy"] == "hedge"
-            assert {"uncoded", "replicate", "hedge"} <= set(shown["offered"])
-            assert "coded" in shown["refused"]
-            for policy, status in (("replicate", 200), ("coded", 400)):
-                async with session.post(f"{address}/policy", json={"policy": policy}) as reply:
-                    assert reply.status == status
-            assert sent_by(relay) == 0
-            infer = f"{address}/v2/models/m/infer"
-            async with session.post(infer, data=b'{"inputs": []}') as reply:
-                assert reply.status == 200
-            assert sent_by(relay) == 2
-
-    asyncio.run(run())
+async def test_a_gateway_has_the_policies_without_a_code() -> None:
+    async with (
+        gateway(Fake(), Fake()) as (address, relay, _),
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.get(f"{address}/policy") as reply:
+            shown = await reply.json()
+        assert shown["policy"] == "hedge"
+        assert {"uncoded", "replicate", "hedge"} <= set(shown["offered"])
+        assert "coded" in shown["refused"]
+        for policy, status in (("replicate", 200), ("coded", 400)):
+            async with session.post(f"{address}/policy", json={"policy": policy}) as reply:
+                assert reply.status == status
+        assert sent_by(relay) == 0
+        infer = f"{address}/v2/models/m/infer"
+        async with session.post(infer, data=b'{"inputs": []}') as reply:
+            assert reply.status == 200
+        assert sent_by(relay) == 2
 
 
 def sent_by(relay: Relay) -> int:

@@ -19,8 +19,8 @@ from codedinvnet.serving.answers import Answered, Overloaded
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import Result, run_task
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result, run_task
 from tests.serving.bundles import BundleFront, BundlePool
 
 
@@ -164,36 +164,33 @@ class Asked:
             self.late += 1
 
 
-def test_five_times_capacity() -> None:
+async def test_five_times_capacity() -> None:
     """Two services side by side, so that what else the machine does costs both the same."""
     bundle = load_bundle("mnist")
     scheme = scheme_for(bundle, 4)
 
-    async def run() -> None:
-        full, flooded = Asked(bundle, scheme), Asked(bundle, scheme)
-        await asyncio.gather(full.front.start(), flooded.front.start())
+    full, flooded = Asked(bundle, scheme), Asked(bundle, scheme)
+    await asyncio.gather(full.front.start(), flooded.front.start())
 
-        async def client() -> None:
-            while time.monotonic() < end:
-                await full.ask()
+    async def client() -> None:
+        while time.monotonic() < end:
+            await full.ask()
 
-        try:
-            began = time.monotonic()
-            end = began + 3
-            clients = [asyncio.create_task(client()) for _ in range(60)]
-            flood: list[asyncio.Task[None]] = []
-            while (now := time.monotonic()) < end:
-                due = round(5 * SLEEPERS / SLEEP * (now - began))  # whatever the last sleep took
-                flood += [asyncio.create_task(flooded.ask()) for _ in range(due - len(flood))]
-                await asyncio.sleep(0.005)
-            capacity, answered = full.answered, flooded.answered
-            await asyncio.gather(*clients, *flood)
-            print(f"{capacity} answers at capacity, {answered} at five times")
-            assert answered >= 0.95 * capacity
-            assert flooded.late == 0
-            assert flooded.refused > 2 * capacity
-            assert flooded.waits <= {1, 2}
-        finally:
-            await asyncio.gather(full.front.stop(), flooded.front.stop())
-
-    asyncio.run(run())
+    try:
+        began = time.monotonic()
+        end = began + 3
+        clients = [asyncio.create_task(client()) for _ in range(60)]
+        flood: list[asyncio.Task[None]] = []
+        while (now := time.monotonic()) < end:
+            due = round(5 * SLEEPERS / SLEEP * (now - began))  # whatever the last sleep took
+            flood += [asyncio.create_task(flooded.ask()) for _ in range(due - len(flood))]
+            await asyncio.sleep(0.005)
+        capacity, answered = full.answered, flooded.answered
+        await asyncio.gather(*clients, *flood)
+        print(f"{capacity} answers at capacity, {answered} at five times")
+        assert answered >= 0.95 * capacity
+        assert flooded.late == 0
+        assert flooded.refused > 2 * capacity
+        assert flooded.waits <= {1, 2}
+    finally:
+        await asyncio.gather(full.front.stop(), flooded.front.stop())

@@ -17,9 +17,9 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.workers import faults as module
-from codedinvnet.serving.workers.computing import OUTPUT, Result
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied
+from codedinvnet.serving.workers.result import OUTPUT, Result
 from tests.serving.bundles import output
 
 INPUTS = {"images": np.zeros((1, 1, 2, 2), np.uint8)}

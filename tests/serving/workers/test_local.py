@@ -31,9 +31,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
-from codedinvnet.serving.workers.computing import BundleSpec, Computer, SchemeComputer, run_task
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Computer, run_task
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
 from tests.serving.bundles import output
 
@@ -87,66 +88,60 @@ async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
     return str(caught.value), time.perf_counter() - began
 
 
-def test_outputs_are_those_of_the_method() -> None:
-    async def run() -> None:
-        computer = SchemeComputer(scheme_for(load_bundle("mnist"), 4))
-        async with started(2) as (pool, pids):
-            assert len(set(pids)) == 2
-            whole = images(0, 1, 2)
-            floats = (whole / 255).astype(np.float32)
-            for number, batch in ((0, whole[:1]), (4, whole), (0, floats[:1]), (4, floats)):
-                result = await pool.call(number % 2, Task(number + 1, number, {IMAGES: batch}))
-                expected = output(run_task(computer, number, {IMAGES: batch}))
-                np.testing.assert_allclose(output(result), expected, rtol=1e-5, atol=1e-5)
-                assert output(result).dtype == np.float32
-                assert output(result).flags.writeable
-                assert 0 < result.seconds < 20
-                assert result.held == 0
-                if number == 4:
-                    assert 0 < result.encode_seconds < result.seconds
-                else:
-                    assert result.encode_seconds == 0
-
-    asyncio.run(run())
+async def test_outputs_are_those_of_the_method() -> None:
+    computer = SchemeComputer(scheme_for(load_bundle("mnist"), 4))
+    async with started(2) as (pool, pids):
+        assert len(set(pids)) == 2
+        whole = images(0, 1, 2)
+        floats = (whole / 255).astype(np.float32)
+        for number, batch in ((0, whole[:1]), (4, whole), (0, floats[:1]), (4, floats)):
+            result = await pool.call(number % 2, Task(number + 1, number, {IMAGES: batch}))
+            expected = output(run_task(computer, number, {IMAGES: batch}))
+            np.testing.assert_allclose(output(result), expected, rtol=1e-5, atol=1e-5)
+            assert output(result).dtype == np.float32
+            assert output(result).flags.writeable
+            assert 0 < result.seconds < 20
+            assert result.held == 0
+            if number == 4:
+                assert 0 < result.encode_seconds < result.seconds
+            else:
+                assert result.encode_seconds == 0
 
 
-def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> None:
-        async with started(2) as (pool, pids):
-            deaths: list[tuple[int, str]] = []
-            pool.on_death = lambda worker, reason: deaths.append((worker, reason))
-            reason, elapsed = await kill_in_mid_request(pool, pids[0])
-            print(f"killed in mid-request: known after {1000 * elapsed:.1f} ms")
-            assert elapsed < NOTICED
-            assert reason == "its process ended"
-            assert deaths == [(0, reason)]
-            assert pool.pid(0) is None
-            with pytest.raises(WorkerDied):
-                await pool.call(0, data_task(2, 0))
-            await pool.call(1, data_task(3, 0))  # the others go on
+async def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with started(2) as (pool, pids):
+        deaths: list[tuple[int, str]] = []
+        pool.on_death = lambda worker, reason: deaths.append((worker, reason))
+        reason, elapsed = await kill_in_mid_request(pool, pids[0])
+        print(f"killed in mid-request: known after {1000 * elapsed:.1f} ms")
+        assert elapsed < NOTICED
+        assert reason == "its process ended"
+        assert deaths == [(0, reason)]
+        assert pool.pid(0) is None
+        with pytest.raises(WorkerDied):
+            await pool.call(0, data_task(2, 0))
+        await pool.call(1, data_task(3, 0))  # the others go on
 
-            began = time.perf_counter()
-            os.kill(pids[1], signal.SIGKILL)  # an idle one
-            await until(lambda: len(deaths) == 2)
-            elapsed = time.perf_counter() - began
-            print(f"killed while idle: known after {1000 * elapsed:.1f} ms")
-            assert elapsed < NOTICED
-            assert deaths[1][0] == 1
+        began = time.perf_counter()
+        os.kill(pids[1], signal.SIGKILL)  # an idle one
+        await until(lambda: len(deaths) == 2)
+        elapsed = time.perf_counter() - began
+        print(f"killed while idle: known after {1000 * elapsed:.1f} ms")
+        assert elapsed < NOTICED
+        assert deaths[1][0] == 1
 
-            caplog.set_level(logging.WARNING, "codedinvnet.serving")
-            for worker in range(2):  # at once, the start of one may take the other's exit code
-                await pool.replace(worker)
-            ends = [r.__dict__["fields"] for r in caplog.records if r.msg == "worker ended"]
-            assert sorted(end["worker"] for end in ends) == [0, 1]
-            assert {end["exit"] for end in ends} == {"SIGKILL"}
-            assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
-            await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
-            assert len(deaths) == 2
-
-    asyncio.run(run())
+        caplog.set_level(logging.WARNING, "codedinvnet.serving")
+        for worker in range(2):  # at once, the start of one may take the other's exit code
+            await pool.replace(worker)
+        ends = [r.__dict__["fields"] for r in caplog.records if r.msg == "worker ended"]
+        assert sorted(end["worker"] for end in ends) == [0, 1]
+        assert {end["exit"] for end in ends} == {"SIGKILL"}
+        assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
+        await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
+        assert len(deaths) == 2
 
 
-def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = ProcessPool._spawn
 
     async def spawn_and_lose(pool: ProcessPool, worker: int) -> Connection:
@@ -156,169 +151,145 @@ def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyP
             await until(lambda: connection.dead != "")
         return connection
 
-    async def run() -> None:
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        deaths: list[int] = []
+    pool = ProcessPool(BundleSpec("mnist", 4))
+    deaths: list[int] = []
 
-        def on_death(worker: int, _: str) -> None:
-            assert pool.pid(worker) is None  # it is known, so it can be replaced
-            deaths.append(worker)
+    def on_death(worker: int, _: str) -> None:
+        assert pool.pid(worker) is None  # it is known, so it can be replaced
+        deaths.append(worker)
 
-        pool.on_death = on_death
-        with monkeypatch.context() as patch:
-            patch.setattr(ProcessPool, "_spawn", spawn_and_lose)
-            await pool.start(3)
-        assert deaths == [1]
-        await pool.replace(1)
-        await pool.call(1, data_task(1, 0))
-        await pool.stop()
-
-    asyncio.run(run())
+    pool.on_death = on_death
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessPool, "_spawn", spawn_and_lose)
+        await pool.start(3)
+    assert deaths == [1]
+    await pool.replace(1)
+    await pool.call(1, data_task(1, 0))
+    await pool.stop()
 
 
 @needs_proc
-def test_a_stopped_worker_is_replaced() -> None:
-    async def run() -> None:
-        async with started(1) as (pool, pids):
-            expected = await pool.call(0, data_task(1, 5))
-            os.kill(pids[0], signal.SIGSTOP)
-            call = asyncio.create_task(pool.call(0, data_task(2, 5)))
-            await asyncio.sleep(0.2)
-            assert not call.done()
-            assert state(pids[0]) == "T"
-            await asyncio.wait_for(pool.replace(0), 20)
-            with pytest.raises(WorkerDied, match="replaced"):
-                await call
-            assert survivors(pids) == []
-            again = await pool.call(0, data_task(3, 5))
-            np.testing.assert_array_equal(output(again), output(expected))
-
-    asyncio.run(run())
+async def test_a_stopped_worker_is_replaced() -> None:
+    async with started(1) as (pool, pids):
+        expected = await pool.call(0, data_task(1, 5))
+        os.kill(pids[0], signal.SIGSTOP)
+        call = asyncio.create_task(pool.call(0, data_task(2, 5)))
+        await asyncio.sleep(0.2)
+        assert not call.done()
+        assert state(pids[0]) == "T"
+        await asyncio.wait_for(pool.replace(0), 20)
+        with pytest.raises(WorkerDied, match="replaced"):
+            await call
+        assert survivors(pids) == []
+        again = await pool.call(0, data_task(3, 5))
+        np.testing.assert_array_equal(output(again), output(expected))
 
 
-def test_a_task_that_raises_leaves_the_worker_ready() -> None:
-    async def run() -> None:
-        async with started(1) as (pool, pids):
-            deaths: list[int] = []
-            pool.on_death = lambda worker, _: deaths.append(worker)
-            wrong = Task(1, 0, {IMAGES: np.zeros((1, 3, 7, 7), np.uint8)})
-            with pytest.raises(WorkerFailed, match=r"^\w+Error: ."):
-                await pool.call(0, wrong)
-            await pool.call(0, data_task(2, 0))
-            assert pool.pid(0) == pids[0]
-            assert deaths == []
-
-    asyncio.run(run())
+async def test_a_task_that_raises_leaves_the_worker_ready() -> None:
+    async with started(1) as (pool, pids):
+        deaths: list[int] = []
+        pool.on_death = lambda worker, _: deaths.append(worker)
+        wrong = Task(1, 0, {IMAGES: np.zeros((1, 3, 7, 7), np.uint8)})
+        with pytest.raises(WorkerFailed, match=r"^\w+Error: ."):
+            await pool.call(0, wrong)
+        await pool.call(0, data_task(2, 0))
+        assert pool.pid(0) == pids[0]
+        assert deaths == []
 
 
-def test_a_reply_that_cannot_be_read(
+async def test_a_reply_that_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        async with started(1) as (pool, pids):
-            deaths: list[str] = []
-            pool.on_death = lambda _, reason: deaths.append(reason)
-            with monkeypatch.context() as patch:  # of its content: the next one may be as ever
-                patch.setattr(process_pool, "read_reply", fails)
-                with pytest.raises(MemoryError, match="no room"):
-                    await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
-            await pool.call(0, data_task(2, 0))
-            assert pool.pid(0) == pids[0]
-            assert deaths == []
-
-            with monkeypatch.context() as patch:  # of its length: nothing is known any more
-                patch.setattr(pool.connections[0].reader, "readexactly", fails)
-                calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
-                with pytest.raises(WorkerDied):
-                    await asyncio.wait_for(asyncio.gather(*calls), 20)
-            assert deaths == ["its replies cannot be read: MemoryError: no room"]
-            (told,) = [r for r in caplog.records if r.msg == "a worker's listener failed"]
-            assert told.__dict__["fields"] == {"worker": 0}
-            assert told.exc_info
-
     def fails(*_: object) -> None:
         raise MemoryError("no room")
 
-    asyncio.run(run())
+    async with started(1) as (pool, pids):
+        deaths: list[str] = []
+        pool.on_death = lambda _, reason: deaths.append(reason)
+        with monkeypatch.context() as patch:  # of its content: the next one may be as ever
+            patch.setattr(process_pool, "read_reply", fails)
+            with pytest.raises(MemoryError, match="no room"):
+                await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
+        await pool.call(0, data_task(2, 0))
+        assert pool.pid(0) == pids[0]
+        assert deaths == []
+
+        with monkeypatch.context() as patch:  # of its length: nothing is known any more
+            patch.setattr(pool.connections[0].reader, "readexactly", fails)
+            calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
+            with pytest.raises(WorkerDied):
+                await asyncio.wait_for(asyncio.gather(*calls), 20)
+        assert deaths == ["its replies cannot be read: MemoryError: no room"]
+        (told,) = [r for r in caplog.records if r.msg == "a worker's listener failed"]
+        assert told.__dict__["fields"] == {"worker": 0}
+        assert told.exc_info
 
 
-def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
+async def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
     shipped = Path(str(resources.files("codedinvnet"))) / "bundles" / "mnist"
     folder = tmp_path / "broken"
     shutil.copytree(shipped, folder)
     weights = folder / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
 
-    async def run() -> None:
-        pool = ProcessPool(BundleSpec(folder, 4))
-        with pytest.raises(UserError, match=r"worker \d cannot start: .*broken"):
-            await pool.start(2)
-        assert pool.connections == []
-
-    asyncio.run(run())
+    pool = ProcessPool(BundleSpec(folder, 4))
+    with pytest.raises(UserError, match=r"worker \d cannot start: .*broken"):
+        await pool.start(2)
+    assert pool.connections == []
 
 
 @needs_proc
-def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
+async def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     shipped = Path(str(resources.files("codedinvnet"))) / "bundles" / "mnist"
     folder = tmp_path / "moved"
     shutil.copytree(shipped, folder)
 
-    async def run() -> None:
-        # Several threads: it would be forked from what the fork server has loaded.
-        async with started(1, bundle=folder, threads=2) as (pool, pids):
-            folder.rename(tmp_path / "away")
-            with pytest.raises(UserError, match="no bundle"):
-                await pool.replace(0)
-            assert survivors(pids) == []
-            (tmp_path / "away").rename(folder)
+    # Several threads: it would be forked from what the fork server has loaded.
+    async with started(1, bundle=folder, threads=2) as (pool, pids):
+        folder.rename(tmp_path / "away")
+        with pytest.raises(UserError, match="no bundle"):
             await pool.replace(0)
-            await pool.call(0, data_task(1, 0))
-
-    asyncio.run(run())
+        assert survivors(pids) == []
+        (tmp_path / "away").rename(folder)
+        await pool.replace(0)
+        await pool.call(0, data_task(1, 0))
 
 
 @needs_proc
-def test_stop_ends_a_stopped_worker_too() -> None:
-    async def run() -> None:
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        await pool.start(3)
-        deaths: list[int] = []
-        pool.on_death = lambda worker, _: deaths.append(worker)
-        pids = [pid for i in range(3) if (pid := pool.pid(i)) is not None]
-        os.kill(pids[1], signal.SIGSTOP)
-        call = asyncio.create_task(pool.call(1, data_task(1, 0)))
-        await asyncio.sleep(0.05)
-        began = time.perf_counter()
-        await pool.stop()
-        print(f"stopped in {time.perf_counter() - began:.2f} s")
-        assert survivors(pids, 2) == []
-        with pytest.raises(WorkerDied, match="stopped"):
-            await call
-        assert deaths == []  # no one is to replace them
-
-    asyncio.run(run())
+async def test_stop_ends_a_stopped_worker_too() -> None:
+    pool = ProcessPool(BundleSpec("mnist", 4))
+    await pool.start(3)
+    deaths: list[int] = []
+    pool.on_death = lambda worker, _: deaths.append(worker)
+    pids = [pid for i in range(3) if (pid := pool.pid(i)) is not None]
+    os.kill(pids[1], signal.SIGSTOP)
+    call = asyncio.create_task(pool.call(1, data_task(1, 0)))
+    await asyncio.sleep(0.05)
+    began = time.perf_counter()
+    await pool.stop()
+    print(f"stopped in {time.perf_counter() - began:.2f} s")
+    assert survivors(pids, 2) == []
+    with pytest.raises(WorkerDied, match="stopped"):
+        await call
+    assert deaths == []  # no one is to replace them
 
 
-def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
+async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
     """A second Ctrl-C: this process's end waits for theirs."""
 
-    async def run() -> None:
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        await pool.start(2)
-        pids = [pid for i in range(2) if (pid := pool.pid(i)) is not None]
-        os.kill(pids[1], signal.SIGSTOP)
-        stopping = asyncio.create_task(pool.stop())
-        await asyncio.sleep(0.1)
-        stopping.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stopping
-        assert survivors(pids, 2) == []
-
-    asyncio.run(run())
+    pool = ProcessPool(BundleSpec("mnist", 4))
+    await pool.start(2)
+    pids = [pid for i in range(2) if (pid := pool.pid(i)) is not None]
+    os.kill(pids[1], signal.SIGSTOP)
+    stopping = asyncio.create_task(pool.stop())
+    await asyncio.sleep(0.1)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert survivors(pids, 2) == []
 
 
-def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait for the fork server, which may stand still; bodies are parsed in threads, too."""
     hold = threading.Event()
 
@@ -328,22 +299,19 @@ def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(process_pool, "launch", launch)
 
-    async def run() -> None:
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        starting = [asyncio.create_task(pool._spawn(worker)) for worker in range(40)]
-        await asyncio.sleep(0)
-        try:
-            await asyncio.wait_for(asyncio.to_thread(int), 10)
-        finally:
-            hold.set()
-        ends = await asyncio.gather(*starting, return_exceptions=True)
-        assert {type(end) for end in ends} == {EOFError}
-
-    asyncio.run(run())
+    pool = ProcessPool(BundleSpec("mnist", 4))
+    starting = [asyncio.create_task(pool._spawn(worker)) for worker in range(40)]
+    await asyncio.sleep(0)
+    try:
+        await asyncio.wait_for(asyncio.to_thread(int), 10)
+    finally:
+        hold.set()
+    ends = await asyncio.gather(*starting, return_exceptions=True)
+    assert {type(end) for end in ends} == {EOFError}
 
 
 @needs_proc
-def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = ProcessPool._spawn
 
     async def all_but_the_last(pool: ProcessPool, worker: int) -> Connection:
@@ -351,97 +319,82 @@ def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.sleep(60)
         return await spawn(pool, worker)
 
-    async def run() -> None:
-        async with started(1) as (_, pids):  # so that the fork server is there
-            server = parent(pids[0])
-            monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
-            pool = ProcessPool(BundleSpec("mnist", 4))
-            starting = asyncio.create_task(pool.start(3))
-            await until(lambda: len(descendants(server)) >= 3)
-            await asyncio.sleep(0.3)
-            starting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await starting
-            await asyncio.wait_for(pool.stop(), 20)
-            assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
-
-    asyncio.run(run())
+    async with started(1) as (_, pids):  # so that the fork server is there
+        server = parent(pids[0])
+        monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
+        pool = ProcessPool(BundleSpec("mnist", 4))
+        starting = asyncio.create_task(pool.start(3))
+        await until(lambda: len(descendants(server)) >= 3)
+        await asyncio.sleep(0.3)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await asyncio.wait_for(pool.stop(), 20)
+        assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
 
 
-def test_whatever_keeps_workers_from_starting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whatever_keeps_workers_from_starting_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def fail(*_: object) -> Connection:
         raise EOFError("the fork server ended")
 
     monkeypatch.setattr(ProcessPool, "_spawn", fail)
 
-    async def run() -> None:
-        with pytest.raises(UserError, match="cannot start: EOFError: the fork server ended"):
-            await ProcessPool(BundleSpec("mnist", 4)).start(2)
-
-    asyncio.run(run())
+    with pytest.raises(UserError, match="cannot start: EOFError: the fork server ended"):
+        await ProcessPool(BundleSpec("mnist", 4)).start(2)
 
 
-def test_a_number_that_may_be_anothers_by_now_is_not_killed(
+async def test_a_number_that_may_be_anothers_by_now_is_not_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def run() -> None:
-        async with started(1) as (pool, pids):
-            os.kill(pids[0], signal.SIGKILL)
-            await until(lambda: pool.connections[0].dead != "")
-            # Until the fork server has waited for it, the number is still its own.
-            await until(lambda: not pool.connections[0].process.is_alive())
-            killed: list[int] = []
-            with monkeypatch.context() as patch:
-                patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
-                await pool.replace(0)
-            assert killed == []
-
-    asyncio.run(run())
+    async with started(1) as (pool, pids):
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: pool.connections[0].dead != "")
+        # Until the fork server has waited for it, the number is still its own.
+        await until(lambda: not pool.connections[0].process.is_alive())
+        killed: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+            await pool.replace(0)
+        assert killed == []
 
 
 @needs_proc
-def test_stopping_while_a_worker_starts_leaves_none() -> None:
-    async def run() -> None:
-        async with started(1) as (pool, pids):
-            server = parent(pids[0])
-            for delay in (0.0, 0.01, 0.05, 0.2):
-                replacing = asyncio.create_task(pool.replace(0))
-                await asyncio.sleep(delay)
-                replacing.cancel()
-                await asyncio.gather(replacing, return_exceptions=True)
-            await pool.stop()
-            assert survivors(descendants(server)) == []
-
-    asyncio.run(run())
+async def test_stopping_while_a_worker_starts_leaves_none() -> None:
+    async with started(1) as (pool, pids):
+        server = parent(pids[0])
+        for delay in (0.0, 0.01, 0.05, 0.2):
+            replacing = asyncio.create_task(pool.replace(0))
+            await asyncio.sleep(delay)
+            replacing.cancel()
+            await asyncio.gather(replacing, return_exceptions=True)
+        await pool.stop()
+        assert survivors(descendants(server)) == []
 
 
-def test_ten_answers_of_eleven_are_enough() -> None:
-    async def run() -> None:
-        method = scheme_for(load_bundle("mnist"), 10)
-        whole = images(*range(10))
-        async with started(11, k=10) as (pool, pids):
-            os.kill(pids[3], signal.SIGSTOP)
-            calls = {
-                i: asyncio.create_task(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
-                for i in range(10)
-            }
-            calls[10] = asyncio.create_task(pool.call(10, Task(11, 10, {IMAGES: whole})))
-            others = [call for i, call in calls.items() if i != 3]
-            results = await asyncio.wait_for(asyncio.gather(*others), 30)
-            assert len(results) == 10
-            assert not calls[3].done()
-            outputs = {
-                i: torch.from_numpy(output(call.result()))[None]
-                for i, call in calls.items()
-                if i != 3
-            }
-            decoded = method.decode(outputs, 10)[3]
-            direct = method.direct(method.compute(0, torch.from_numpy(whole[[3]])[None]).output)
-            assert direct is not None
-            assert int(decoded.argmax()) == int(direct.argmax())
-            calls[3].cancel()
-
-    asyncio.run(run())
+async def test_ten_answers_of_eleven_are_enough() -> None:
+    method = scheme_for(load_bundle("mnist"), 10)
+    whole = images(*range(10))
+    async with started(11, k=10) as (pool, pids):
+        os.kill(pids[3], signal.SIGSTOP)
+        calls = {
+            i: asyncio.create_task(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
+            for i in range(10)
+        }
+        calls[10] = asyncio.create_task(pool.call(10, Task(11, 10, {IMAGES: whole})))
+        others = [call for i, call in calls.items() if i != 3]
+        results = await asyncio.wait_for(asyncio.gather(*others), 30)
+        assert len(results) == 10
+        assert not calls[3].done()
+        outputs = {
+            i: torch.from_numpy(output(call.result()))[None] for i, call in calls.items() if i != 3
+        }
+        decoded = method.decode(outputs, 10)[3]
+        direct = method.direct(method.compute(0, torch.from_numpy(whole[[3]])[None]).output)
+        assert direct is not None
+        assert int(decoded.argmax()) == int(direct.argmax())
+        calls[3].cancel()
 
 
 PARENT = """
@@ -520,69 +473,60 @@ def test_nothing_outlives_the_front_end(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_the_fork_server_is_lost() -> None:
-    async def run() -> None:
-        async with started(2) as (pool, pids):
-            deaths: list[int] = []
-            pool.on_death = lambda worker, _: deaths.append(worker)
-            server = parent(pids[0])
-            assert server in descendants(os.getpid())
-            os.kill(server, signal.SIGKILL)
-            await until(lambda: not alive(server))
-            await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+async def test_the_fork_server_is_lost() -> None:
+    async with started(2) as (pool, pids):
+        deaths: list[int] = []
+        pool.on_death = lambda worker, _: deaths.append(worker)
+        server = parent(pids[0])
+        assert server in descendants(os.getpid())
+        os.kill(server, signal.SIGKILL)
+        await until(lambda: not alive(server))
+        await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
 
-            os.kill(pids[1], signal.SIGSTOP)  # it is killed without the fork server's help
-            await pool.replace(1)
-            assert survivors(pids[1:]) == []
-            assert parent(pool.pid(1) or 0) != server
-            await asyncio.gather(*[pool.call(i, data_task(3 + i, 0)) for i in range(2)])
-            assert deaths == [1]
-            os.kill(pids[0], signal.SIGSTOP)  # nor does it outlive the pool
-
-    asyncio.run(run())
+        os.kill(pids[1], signal.SIGSTOP)  # it is killed without the fork server's help
+        await pool.replace(1)
+        assert survivors(pids[1:]) == []
+        assert parent(pool.pid(1) or 0) != server
+        await asyncio.gather(*[pool.call(i, data_task(3 + i, 0)) for i in range(2)])
+        assert deaths == [1]
+        os.kill(pids[0], signal.SIGSTOP)  # nor does it outlive the pool
 
 
 @needs_proc
-def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
 
-    async def run() -> None:
-        async with started(2) as (pool, pids):
-            os.kill(parent(pids[0]), signal.SIGSTOP)
-            with monkeypatch.context() as patch:
-                patch.setattr(process_pool, "START_TIMEOUT", 0.3)
-                with pytest.raises(WorkerDied, match="did not start in time"):
-                    await asyncio.wait_for(pool.replace(0), 20)
-            await pool.call(1, data_task(1, 0))  # it outlives the fork server
-            await pool.replace(0)
-            await pool.call(0, data_task(2, 0))
+    async with started(2) as (pool, pids):
+        os.kill(parent(pids[0]), signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(process_pool, "START_TIMEOUT", 0.3)
+            with pytest.raises(WorkerDied, match="did not start in time"):
+                await asyncio.wait_for(pool.replace(0), 20)
+        await pool.call(1, data_task(1, 0))  # it outlives the fork server
+        await pool.replace(0)
+        await pool.call(0, data_task(2, 0))
 
-            server = parent(pool.connections[0].process.pid or 0)
-            os.kill(server, signal.SIGSTOP)
-            replacing = asyncio.create_task(pool.replace(0))  # is told to stop meanwhile
-            await asyncio.sleep(0.1)
-            replacing.cancel()
-            await asyncio.wait({replacing}, timeout=20)
-            assert replacing.cancelled()
-            await until(lambda: not alive(server))
-
-    asyncio.run(run())
+        server = parent(pool.connections[0].process.pid or 0)
+        os.kill(server, signal.SIGSTOP)
+        replacing = asyncio.create_task(pool.replace(0))  # is told to stop meanwhile
+        await asyncio.sleep(0.1)
+        replacing.cancel()
+        await asyncio.wait({replacing}, timeout=20)
+        assert replacing.cancelled()
+        await until(lambda: not alive(server))
 
 
 @needs_proc
-def test_a_fork_server_that_stands_still_does_not_keep_the_pool(
+async def test_a_fork_server_that_stands_still_does_not_keep_the_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
 
-    async def run() -> None:
-        async with started(2) as (pool, pids):
-            processes = [connection.process for connection in pool.connections]
-            os.kill(parent(pids[0]), signal.SIGSTOP)
-            await asyncio.wait_for(pool.stop(), 20)
-            await until(lambda: not any(process.is_alive() for process in processes))
-
-    asyncio.run(run())
+    async with started(2) as (pool, pids):
+        processes = [connection.process for connection in pool.connections]
+        os.kill(parent(pids[0]), signal.SIGSTOP)
+        await asyncio.wait_for(pool.stop(), 20)
+        await until(lambda: not any(process.is_alive() for process in processes))
 
 
 class Telltale(torch.nn.Module):
@@ -598,15 +542,12 @@ class TelltaleSpec(BundleSpec):
 
 
 @needs_proc
-def test_workers_neither_pause_nor_interrupt() -> None:
-    async def run() -> None:
-        pool = ProcessPool(TelltaleSpec("mnist", 4))
-        await pool.start(1)
-        try:
-            frozen, policy = output(await pool.call(0, data_task(1, 0)))
-        finally:
-            await asyncio.wait_for(pool.stop(), 20)
-        assert frozen > 1000  # PyTorch's objects; the collector passes them over
-        assert policy == os.SCHED_BATCH
-
-    asyncio.run(run())
+async def test_workers_neither_pause_nor_interrupt() -> None:
+    pool = ProcessPool(TelltaleSpec("mnist", 4))
+    await pool.start(1)
+    try:
+        frozen, policy = output(await pool.call(0, data_task(1, 0)))
+    finally:
+        await asyncio.wait_for(pool.stop(), 20)
+    assert frozen > 1000  # PyTorch's objects; the collector passes them over
+    assert policy == os.SCHED_BATCH

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.metrics import logger
+from codedinvnet.serving.logs import logger
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request

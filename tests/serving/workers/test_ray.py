@@ -41,7 +41,7 @@ class Handle:
         return sign
 
 
-def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
+async def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_pool, "HEARTBEAT", 0.01)
@@ -51,12 +51,9 @@ def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
     given_up: list[tuple[int, str]] = []
     pool.on_death = lambda worker, reason: given_up.append((worker, reason))
 
-    async def run() -> None:
-        watch = asyncio.create_task(pool._watch())
-        await asyncio.sleep(0.3)  # ten heartbeats, and more
-        watch.cancel()
-
-    asyncio.run(run())
+    watch = asyncio.create_task(pool._watch())
+    await asyncio.sleep(0.3)  # ten heartbeats, and more
+    watch.cancel()
     assert given_up == [(0, "no sign of life")]
     assert [actor.dead for actor in pool.actors] == ["no sign of life", ""]
 
@@ -185,34 +182,28 @@ def lost_pool(ray: Lost) -> RayPool:
     return pool
 
 
-def test_a_lost_cluster_is_connected_to_once_when_it_is_back() -> None:
-    async def run() -> None:
-        ray = Lost()
-        pool = lost_pool(ray)
-        for _ in range(2):
-            with pytest.raises(WorkerDied, match="cannot connect to Ray at auto: no raylet here"):
-                await pool.replace(0)
-        assert all(actor.dead for actor in pool.actors)
-        ray.back = True
-        ray.connected.clear()
-        await asyncio.gather(*[pool.replace(worker) for worker in range(3)])
-        assert ray.connected == ["shutdown", "init"]
-        assert not any(actor.dead for actor in pool.actors)
-
-    asyncio.run(run())
-
-
-def test_an_actors_user_error_is_the_users() -> None:
-    async def run() -> None:
-        ray = Lost()
-        ray.alive = True
-        ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.errors.UserError: no bundle 'x'")]
-        pool = lost_pool(ray)
-        with pytest.raises(UserError, match=r"^no bundle 'x'"):
+async def test_a_lost_cluster_is_connected_to_once_when_it_is_back() -> None:
+    ray = Lost()
+    pool = lost_pool(ray)
+    for _ in range(2):
+        with pytest.raises(WorkerDied, match="cannot connect to Ray at auto: no raylet here"):
             await pool.replace(0)
-        await pool.replace(0)
+    assert all(actor.dead for actor in pool.actors)
+    ray.back = True
+    ray.connected.clear()
+    await asyncio.gather(*[pool.replace(worker) for worker in range(3)])
+    assert ray.connected == ["shutdown", "init"]
+    assert not any(actor.dead for actor in pool.actors)
 
-    asyncio.run(run())
+
+async def test_an_actors_user_error_is_the_users() -> None:
+    ray = Lost()
+    ray.alive = True
+    ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.errors.UserError: no bundle 'x'")]
+    pool = lost_pool(ray)
+    with pytest.raises(UserError, match=r"^no bundle 'x'"):
+        await pool.replace(0)
+    await pool.replace(0)
 
 
 def test_what_ray_says_is_an_event(caplog: pytest.LogCaptureFixture) -> None:

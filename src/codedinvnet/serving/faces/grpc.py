@@ -24,7 +24,7 @@ from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.v2 import server_metadata
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 
 OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """Methods that need no token."""

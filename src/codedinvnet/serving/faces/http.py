@@ -48,12 +48,12 @@ from codedinvnet.serving.faces.v2 import (
     server_metadata,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.traffic import told
+from codedinvnet.serving.traffic_report import told
 
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait while the service starts or stops."""

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.metrics import OUTCOMES, log_event
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.outputs import zeros
 from codedinvnet.serving.served import IMAGES, Served
 from codedinvnet.serving.service import Service

@@ -7,29 +7,40 @@ one batch. It has workers of its own: local processes, or one upstream that has 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.rules import Rules
+from codedinvnet.codes.rules import SMALL_BACKUP, Rules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import CHECKED_SHARE, Check, Compared, Facts, Finished, Found, Job
+from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wiring
 from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
-from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.workers.computing import OUTPUT, Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
+LEAST = 1e-7
+"""The probability below which none is told from another, as a logit."""
 LONGEST = 60.0
 """Seconds for an upstream that is the backup."""
+
+
+def converted(scores: np.ndarray, given: str, wanted: str) -> np.ndarray:
+    """Return scores (B, classes) as another kind of them, "logits" or "probabilities"."""
+    if given == wanted:
+        return scores
+    if wanted == "logits":
+        logits: np.ndarray = np.log(scores.clip(min=LEAST))
+        return logits
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return found
 
 
 class UpstreamBackup:
@@ -168,91 +179,62 @@ class Backing(NamedTuple):
 
     rules: Rules
     understanding: Understanding
-    name: str = SmallBackup.name
+    name: str = SMALL_BACKUP
     reads: type[Outputs] = RelayOutputs
 
-    def queue(
-        self,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> BackupAnswers:
+    def queue(self, wiring: Wiring) -> BackupAnswers:
         """Return what answers in place of a `DecodingQueue`."""
-        return BackupAnswers(self, metrics, spawn, finished, failed, seed, compared)
+        return BackupAnswers(self, wiring)
 
 
-class BackupAnswers:
+class BackupAnswers(Decoding):
     """Gives the backup's answers; compares some of them with upstreams' own.
 
     Args:
         backing: says how answers are read.
-        metrics: where to count.
-        spawn: see `DecodingQueue`.
-        finished: likewise.
-        failed: likewise.
-        seed: likewise.
-        compared: likewise.
+        wiring: see `Wiring`.
     """
 
-    def __init__(
-        self,
-        backing: Backing,
-        metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        finished: Finished,
-        failed: Callable[[Exception], None],
-        seed: int = 0,
-        compared: Compared | None = None,
-    ) -> None:
-        self.backing, self.metrics, self.spawn = backing, metrics, spawn
-        self.finished, self.failed, self.compared = finished, failed, compared
-        self._jobs: list[Job] = []
-        self._random = random.Random(seed)
-        self._running = False
-
-    def add(self, job: Job) -> None:
-        """Take a job, which `run` answers."""
-        self._jobs.append(job)
-
-    def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Compare the backup's answer for one member of some groups with the upstream's."""
-        if self._random.random() >= CHECKED_SHARE:
-            return
-        member = self._random.randrange(size)
-        reply: Reply = outputs[member][0]
-        scores = outputs[self.backing.rules.k][member]
-        if scores is None or reply.fails:
-            return
-        try:
-            own = self.backing.understanding.scores_of(reply)
-        except BadRequest:  # an error of the model's own
-            return
-        agrees = bool(np.array_equal(own.argmax(1), scores.argmax(1)))
-        self.metrics.checked(agrees)
-        if self.compared is not None:
-            check = Check(size, outputs, dict(workers), member)
-            self.compared(check, Facts((self._confidence(scores), agrees)))
-
-    def run(self) -> None:
-        """Answer what waits."""
-        if self._jobs and not self._running:
-            self._running = True
-            self.spawn(self._work())
+    def __init__(self, backing: Backing, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.backing = backing
 
     def stop(self) -> None:
         """There is nothing to let go of."""
 
-    async def _work(self) -> None:
+    async def learn(self, outputs: Outputs, computer: Computer) -> None:
+        """There is nothing to learn: scores are checked where they come from."""
+
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+        return [self._answered(job) for job in jobs]
+
+    async def check(self, check: Check) -> None:
+        compared, members = self.wiring.compared, [check.member]
+        if compared is not None:
+            members = [task for task in check.workers if task < check.size]
+        found = {i: self._compare(check.outputs, i) for i in members}
+        seen = {i: facts for i, facts in found.items() if facts is not None}
+        if check.member in seen:
+            self.wiring.metrics.checked(seen[check.member][1])
+        if compared is not None and seen:
+            told = tuple((i, *facts) for i, facts in seen.items())
+            compared(check, Facts(seen.get(check.member), told))
+
+    def _compare(self, outputs: Mapping[int, np.ndarray], member: int) -> tuple[float, bool] | None:
+        """Return the confidence for a request, and whether one of its answers agrees.
+
+        None if the upstream's answer has no scores, or the backup did not understand the request.
+        """
+        reply: Reply = outputs[member][0]
+        scores = outputs[self.backing.rules.k][member]
+        if scores is None or reply.fails:
+            return None
         try:
-            while self._jobs:
-                jobs, self._jobs = self._jobs, []
-                for job in jobs:
-                    self.finished(job, self._answered(job))
-        finally:
-            self._running = False
+            own = self.backing.understanding.scores_of(reply)
+        except BadRequest:  # an error of the model's own
+            return None
+        query = self._random.randrange(len(scores))
+        return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
     def _answered(self, job: Job) -> dict[int, Found] | Exception:
         answers = job.outputs[self.backing.rules.k]
@@ -266,7 +248,5 @@ class BackupAnswers:
 
     def _confidence(self, scores: np.ndarray) -> float:
         """Return the least confidence of a request's queries."""
-        if self.backing.understanding.served.kind == "logits":
-            shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-            scores = shifted / shifted.sum(axis=1, keepdims=True)
-        return float(scores.max(axis=1).min())
+        kind = self.backing.understanding.served.kind
+        return float(converted(scores, kind, "probabilities").max(axis=1).min())

@@ -17,13 +17,12 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import SERVED
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, Signature
-from codedinvnet.models.scores import mixed_tensor, scores_tensor
+from codedinvnet.models.base import DATATYPES, Signature, mixed_tensor, scores_tensor
 from codedinvnet.serving.answers import BadRequest, described
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.workers.computing import OUTPUT, Result, floated
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed
+from codedinvnet.serving.workers.result import OUTPUT, Result, floated
 
 
 class CodedPool:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
-from codedinvnet.serving.metrics import Quiet
+from codedinvnet.serving.logs import Quiet
 
 DNS = "dns+"
 """Before a URL: each address of its name is an upstream."""

@@ -4,73 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.method import ONE
-from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, Rules, is_systematic
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.models.scores import scores_tensor
+from codedinvnet.models.base import TensorSpec, scores_tensor
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
-from codedinvnet.protect.folder import (
-    EQUAL,
-    OWN,
-    SMALL,
-    Answering,
-    check_fingerprint,
-    checked_description,
-    description_digest,
-    row_of,
-    scheme_of,
-)
-from codedinvnet.serving.gateway.backup import UpstreamBackup
+from codedinvnet.serving.gateway.backup import UpstreamBackup, converted
+from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.options import MOST_K, GatewayOptions
 from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
 from codedinvnet.serving.gateway.understanding import AskedModel, Understanding, understand
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.served import OwnModel
-from codedinvnet.serving.workers import computing
-from codedinvnet.serving.workers.computing import BackupSpec, ModelComputer
-from codedinvnet.serving.workers.local import ProcessPool
-from codedinvnet.serving.workers.pool import WorkerPool
 
-
-@dataclass(frozen=True)
-class Backup:
-    """A small backup of the upstreams' model.
-
-    Attributes:
-        rules: the groups' tasks.
-        understanding: reads what it answers to.
-        pool: its workers, not yet started.
-        workers: how many there are.
-        slots: how many tasks each of them may be at.
-    """
-
-    rules: Rules
-    understanding: Understanding
-    pool: WorkerPool
-    workers: int
-    slots: int
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A code around the upstreams' model.
-
-    Attributes:
-        served: the model.
-        scheme: the code.
-        computer: does its tasks by asking upstreams, while the gateway starts.
-    """
-
-    served: OwnModel
-    scheme: Scheme
-    computer: ModelComputer
+if TYPE_CHECKING:  # a gateway without a code does without PyTorch
+    from codedinvnet.codes.base import Scheme
+    from codedinvnet.trust.calibration import Calibration
 
 
 async def open_guard(
@@ -93,36 +48,68 @@ async def open_guard(
     if not options.makes_up:
         return None
     told = [parse_input(text) for text in options.inputs]
-    digest, found, scores = "", {}, options.scores
     if options.protection is not None:
-        digest = description_digest(options.protection)
-        found = checked_description(options.protection, digest)
-        scores = f"{found['model']['scores']}:{found['model']['kind']}"
-    model = await understand(upstreams, options.name, scores, told)
+        return await _protected(options, options.protection, upstreams, told)
+    model = await understand(upstreams, options.name, options.scores, told)
     served = OwnModel(options.name, model.signature)
     if options.backup_upstream is not None:
         return await _upstream_backup(options, served, roots, metrics)
-    if options.protection is None:
-        assert options.method is not None
-        k = options.k or min(MOST_K, len(upstreams) - 1)
-        scheme = computing.scheme_of(model, options.method, k, ONE)
-        return _coded(model, served, scheme)
-    folder = options.protection
+    from codedinvnet.codes.method import ONE
+    from codedinvnet.serving.workers.computing import scheme_of
+
+    assert options.method is not None
+    k = options.k or min(MOST_K, len(upstreams) - 1)
+    return _coded(model, served, scheme_of(model, options.method, k, ONE))
+
+
+async def _protected(
+    options: GatewayOptions, folder: Path, upstreams: Sequence[Upstream], told: Sequence[TensorSpec]
+) -> Backup | Coded:
+    """Return what a protection recommends, or the method of it that is asked for.
+
+    Raises:
+        UserError: if it is of another model, or damaged.
+    """
+    from codedinvnet.protect.calibration import calibration_if_any
+    from codedinvnet.protect.folder import (
+        EQUAL,
+        OWN,
+        SMALL,
+        check_fingerprint,
+        checked_description,
+        description_digest,
+        row_of,
+        scheme_of,
+    )
+    from codedinvnet.serving.workers.computing import BackupSpec
+    from codedinvnet.serving.workers.local import ProcessPool
+
+    digest = description_digest(folder)
+    found = checked_description(folder, digest)
+    scores = f"{found['model']['scores']}:{found['model']['kind']}"
+    model = await understand(upstreams, options.name, scores, told)
+    served = OwnModel(options.name, model.signature)
     await asyncio.to_thread(check_fingerprint, folder, found, model, options.name)
     row = row_of(folder, found, options.method)
+    calibration = calibration_if_any(folder, options.max_disagreement is not None)
     if row.name not in (SMALL, EQUAL, OWN):
-        return _coded(model, served, scheme_of(folder, found, model, row.name))
+        return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served)
-    return Backup(rules, reads, ProcessPool(spec), options.backup_workers, 1)
+    pool = ProcessPool(spec)
+    return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
 
 
-def _coded(model: AskedModel, served: OwnModel, scheme: Scheme) -> Coded:
+def _coded(
+    model: AskedModel, served: OwnModel, scheme: Scheme, calibration: Calibration | None = None
+) -> Coded:
+    from codedinvnet.serving.workers.computing import ModelComputer
+
     if not is_systematic(scheme.rules):  # no answer has any other output
         scores = (scores_tensor(served.signature),)
         served = replace(served, signature=replace(served.signature, outputs=scores))
-    return Coded(served, scheme, ModelComputer(model, scheme))
+    return Coded(served, scheme, ModelComputer(model, scheme), calibration)
 
 
 async def _upstream_backup(
@@ -154,11 +141,10 @@ async def _upstream_backup(
         await upstream.close()
         raise
     assert its.scores is not None
-    change = Answering(torch.nn.Identity(), its.scores.kind, served.kind)
+    kind = its.scores.kind
 
     def convert(scores: np.ndarray) -> np.ndarray:
-        found: np.ndarray = change(torch.from_numpy(scores.astype(np.float32))).numpy()
-        return found
+        return converted(scores.astype(np.float32), kind, served.kind)
 
     pool = UpstreamPool([upstream], name, options.hang_seconds, metrics, cancels=options.cancel)
     backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, k)

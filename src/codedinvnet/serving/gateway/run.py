@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -21,18 +22,28 @@ from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.faces.traced import traced
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.backup import Backing, ProtectedPool
-from codedinvnet.serving.gateway.coding import CodedPool
 from codedinvnet.serving.gateway.discovery import Discovery, follow
+from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.http_face import build_gateway_app
-from codedinvnet.serving.gateway.opening import Backup, Coded, open_guard
+from codedinvnet.serving.gateway.opening import open_guard
 from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, read_roots
 from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
-from codedinvnet.serving.metrics import Metrics, log_event
+from codedinvnet.serving.listening import (
+    body_limit,
+    listening,
+    log_to_stderr,
+    tracing_of,
+    until_told,
+)
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
-from codedinvnet.serving.serve import body_limit, listening, log_to_stderr, tracing_of, until_told
 from codedinvnet.serving.service import Service
+
+if TYPE_CHECKING:
+    from codedinvnet.serving.reliance import Reliance
 
 MIB = 2**20
 PLACES = 32
@@ -82,7 +93,14 @@ def make_relay(
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,
     )
     down = options.down_timeout_ms / 1000
-    front = partial(FrontEnd, rules=rules, deadline=deadline, down_timeout=down, metrics=metrics[0])
+    front = partial(
+        FrontEnd,
+        rules=rules,
+        deadline=deadline,
+        down_timeout=down,
+        metrics=metrics[0],
+        reliance=_reliance(options, guard, rules.workers),
+    )
     plain = PassThrough(options.name)
     try:
         if guard is None:
@@ -94,11 +112,28 @@ def make_relay(
             return Relay(front(served=plain, pool=both, scheme=backing), pool, reads)
         if not is_systematic(guard.scheme.rules) and policy != CODED:
             raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
+        from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
+
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
         return Relay(made, pool, service=Service(made, guard.served, tells=True))
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
+
+
+def _reliance(
+    options: GatewayOptions, guard: Backup | Coded | None, workers: int
+) -> Reliance | None:
+    if guard is None:
+        return None
+    from codedinvnet.serving.reliance import reliance_of  # which needs SciPy
+
+    if isinstance(guard, Backup):
+        method, k = guard.method, guard.rules.k
+    else:
+        method, k = guard.scheme.name, guard.scheme.rules.k
+    limit, whose = options.max_disagreement, str(options.protection)
+    return reliance_of(guard.calibration, method, k, workers, limit, whose)
 
 
 @asynccontextmanager

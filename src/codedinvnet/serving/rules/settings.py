@@ -63,6 +63,8 @@ POLICIES = {
     )
 }
 """What a service is started with, by name."""
+WITH_HEDGE = "+hedge"
+"""The end of the name of a method that is hedged as well."""
 
 AUTO_EXTRA = 0.2
 """Extra work per query that `auto` may do, if nobody says."""

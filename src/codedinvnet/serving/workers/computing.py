@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,51 +19,13 @@ from codedinvnet.codes.rules import SERVED
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.base import DATATYPES, Model, TensorSpec
+from codedinvnet.models.base import DATATYPES, Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.models.scores import ScoresOf, mixed_tensor, scores_tensor
+from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.workers.engine import is_kept, run_by_onnxruntime
-
-OUTPUT = ""
-"""The name of a scheme's output among a worker's; a model's own outputs have longer ones."""
-
-
-class Result(NamedTuple):
-    """What a worker computed."""
-
-    outputs: Mapping[str, np.ndarray]
-    """Name -> (B, ...): a model's own outputs, or a scheme's under OUTPUT."""
-    seconds: float
-    """The worker's computing time."""
-    encode_seconds: float = 0.0
-    """The part of `seconds` that went into encoding; 0 for tasks that are not encoded."""
-    held: float = 0.0
-    """For how many seconds an injected fault keeps the answer back; the worker is free."""
-    blocked: float = 0.0
-    """For how many seconds injected faults kept the worker from the task."""
-
-
-class Computer(Protocol):
-    """What a worker computes tasks with."""
-
-    def compute(
-        self, number: int, inputs: Mapping[str, np.ndarray]
-    ) -> tuple[Mapping[str, np.ndarray], float]:
-        """Return a task's outputs, and the seconds that encoding took.
-
-        Args:
-            number: the task's in its group.
-            inputs: name -> (members, *shape), of the members that the task needs.
-        """
-
-
-def run_task(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
-    """Compute one task, and time it."""
-    began = time.perf_counter()
-    outputs, encoding = computer.compute(number, inputs)
-    return Result(outputs, time.perf_counter() - began, encoding)
+from codedinvnet.serving.workers.result import OUTPUT, Computer, floated
 
 
 class SchemeComputer:
@@ -128,14 +88,6 @@ class BackupComputer:
         self, number: int, inputs: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], float]:
         return {OUTPUT: run_module(self.backup, floated(inputs), self.inputs)}, 0.0
-
-
-def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return inputs as backups take them: all floats as float32."""
-    return {
-        name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
-        for name, array in inputs.items()
-    }
 
 
 def run_module(
@@ -342,13 +294,3 @@ def check_weights(place: str | Path, found: str, wanted: str) -> None:
         raise UserError(
             f"{place} has weights {found}, the front end has {wanted}: restart the service"
         )
-
-
-def freeze_loaded() -> None:
-    """Keep what this process has loaded out of the garbage collector's rounds, for good.
-
-    Walking through PyTorch's objects takes 0.1 s, in which a front end or a worker does nothing
-    else; it was what the slowest of a thousand requests waited for.
-    """
-    gc.collect()
-    gc.freeze()

@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.workers.computing import Result
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerPool
+from codedinvnet.serving.workers.result import Result
 
 
 class Delay(Section):

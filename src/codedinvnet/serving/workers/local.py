@@ -17,12 +17,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.metrics import log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.tensors import unpack
 from codedinvnet.serving.workers import preload
-from codedinvnet.serving.workers.computing import Result, WorkerSpec
+from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.process import FAILED, READY, REPLY, pack_request, worker_main
+from codedinvnet.serving.workers.result import Result
 
 START_TIMEOUT = 120.0
 """Seconds that a worker may take to load."""

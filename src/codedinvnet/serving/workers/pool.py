@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from codedinvnet.serving.workers.computing import Computer, Result, run_task
+from codedinvnet.serving.workers.result import Computer, Result, run_task
 
 
 class WorkerDied(Exception):

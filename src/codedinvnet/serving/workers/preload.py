@@ -17,14 +17,9 @@ from multiprocessing import forkserver
 import torch
 from pydantic import TypeAdapter
 
-from codedinvnet.serving.workers.computing import (
-    BackupSpec,
-    BundleSpec,
-    Computer,
-    ModelSpec,
-    WorkerSpec,
-    freeze_loaded,
-)
+from codedinvnet.collector import freeze_loaded
+from codedinvnet.serving.workers.computing import BackupSpec, BundleSpec, ModelSpec, WorkerSpec
+from codedinvnet.serving.workers.result import Computer
 
 SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
 """What a fork server can load; workers load any other kind themselves."""

@@ -17,10 +17,12 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
+from codedinvnet.collector import freeze_loaded
 from codedinvnet.serving.tensors import pack, unpack
 from codedinvnet.serving.workers import preload
-from codedinvnet.serving.workers.computing import WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import run_task
 
 REQUEST = struct.Struct("<QIQ")
 """attempt, task number, bytes of the inputs' message that follows."""

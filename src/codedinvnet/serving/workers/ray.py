@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from codedinvnet.collector import freeze_loaded
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import PYTORCH
-from codedinvnet.serving.metrics import Quiet, log_event
-from codedinvnet.serving.workers.computing import Result, WorkerSpec, freeze_loaded, run_task
+from codedinvnet.serving.logs import Quiet, log_event
+from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Result, run_task
 
 START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""

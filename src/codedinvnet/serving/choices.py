@@ -1,0 +1,91 @@
+"""The policies that a running service can go by."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.errors import UserError
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.decoding import Answerer
+from codedinvnet.serving.rules.sending import code_for
+from codedinvnet.serving.rules.settings import CODED, POLICIES, Policy
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
+
+
+def objection(policy: Policy, scheme: Scheme | Answerer | None) -> str:
+    """Return why a policy does not go with what the workers know; "" if it does.
+
+    Args:
+        policy: that is wanted.
+        scheme: that the workers know; None if they know none.
+    """
+    if scheme is not None and not is_systematic(scheme.rules) and policy != CODED:
+        return (
+            f"{scheme.name} has no direct answers, so that it goes with the policy coded only, "
+            f"not with {policy.name}"
+        )
+    if policy.guessing and not (scheme is not None and scheme.rules.guesses):
+        whose = "this service" if scheme is None else scheme.name
+        return (
+            f"{policy.name} needs a code that can guess, by side features; {whose} has none, or "
+            "does so under coded, too"
+        )
+    return ""
+
+
+class Choices:
+    """The policies that a running service can go by.
+
+    Args:
+        scheme: that the workers know; None if they know none.
+        workers: how many there are.
+        backups: see `Rules`.
+
+    Attributes:
+        method: the name of the code; None without one.
+        size: of a full group.
+        refused: policy -> why it is none of them.
+        offered: their names.
+    """
+
+    def __init__(self, scheme: Scheme | Answerer | None, workers: int, backups: int = 0) -> None:
+        self.method = None if scheme is None else scheme.name
+        self.size = 1 if scheme is None else scheme.rules.k
+        self.refused: dict[str, str] = {}
+        for name, policy in POLICIES.items():
+            why = objection(policy, scheme)
+            try:
+                code_for(policy, workers, None if scheme is None else scheme.rules, backups)
+            except ValueError as error:
+                why = why or str(error)
+            if why:
+                self.refused[name] = why
+        self.offered = tuple(name for name in POLICIES if name not in self.refused)
+
+    def named(self, name: str) -> Policy:
+        """Return the policy of a name, which may be that of the method, as `METHOD+hedge`.
+
+        Raises:
+            BadRequest: if there is none, or the service cannot go by it.
+        """
+        if name not in POLICIES and self.method is not None:
+            from codedinvnet.serving.policies import served_as  # which needs PyTorch
+
+            with suppress(UserError):
+                served = served_as(name)
+                name = served.policy if served.method == self.method else name
+        if name not in POLICIES:
+            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
+        if name in self.refused:
+            raise BadRequest(f"policy: {self.refused[name]}")
+        return POLICIES[name]
+
+    def told(self, chosen: Policy) -> dict[str, Any]:
+        """Return what clients are told of them, and of the one that was chosen."""
+        offered, refused = list(self.offered), self.refused
+        own = {"policy": chosen.name, "method": self.method}
+        return {**own, "offered": offered, "refused": refused}

@@ -1,0 +1,58 @@
+"""Structured logs: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+QUIET = 1.0
+"""Seconds between two lines of a kind of which there may be thousands."""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, event, and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+logger = logging.getLogger("codedinvnet.serving")
+
+
+def log_event(
+    event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
+) -> None:
+    """Log one event; of an error with its traceback."""
+    logger.log(level, event, exc_info=error, extra={"fields": fields})
+
+
+class Quiet:
+    """Logs an event at most once in `QUIET` seconds, with how many were left out since the last."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._left_out = 0
+
+    def log(self, event: str, level: int, **fields: Any) -> None:
+        """Log one event, or count it."""
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        if self._left_out:
+            fields["left_out"] = self._left_out
+        self._next, self._left_out = now + QUIET, 0
+        log_event(event, level, **fields)

@@ -1,0 +1,56 @@
+"""What a worker computes a task with, and what it answers: plain arrays, without PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+OUTPUT = ""
+"""The name of a scheme's output among a worker's; a model's own outputs have longer ones."""
+
+
+class Result(NamedTuple):
+    """What a worker computed."""
+
+    outputs: Mapping[str, np.ndarray]
+    """Name -> (B, ...): a model's own outputs, or a scheme's under OUTPUT."""
+    seconds: float
+    """The worker's computing time."""
+    encode_seconds: float = 0.0
+    """The part of `seconds` that went into encoding; 0 for tasks that are not encoded."""
+    held: float = 0.0
+    """For how many seconds an injected fault keeps the answer back; the worker is free."""
+    blocked: float = 0.0
+    """For how many seconds injected faults kept the worker from the task."""
+
+
+class Computer(Protocol):
+    """What a worker computes tasks with."""
+
+    def compute(
+        self, number: int, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], float]:
+        """Return a task's outputs, and the seconds that encoding took.
+
+        Args:
+            number: the task's in its group.
+            inputs: name -> (members, *shape), of the members that the task needs.
+        """
+
+
+def run_task(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
+    """Compute one task, and time it."""
+    began = time.perf_counter()
+    outputs, encoding = computer.compute(number, inputs)
+    return Result(outputs, time.perf_counter() - began, encoding)
+
+
+def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return inputs as backups take them: all floats as float32."""
+    return {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
+        for name, array in inputs.items()
+    }

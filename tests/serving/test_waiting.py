@@ -1,0 +1,306 @@
+"""Queries that end without an answer: late, too many, given up, or the service stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codedinvnet.codes.base import Scheme
+from codedinvnet.models.bundle import Bundle
+from codedinvnet.serving import frontend
+from codedinvnet.serving.answers import (
+    Answered,
+    DeadlinePassed,
+    Draining,
+    Overloaded,
+    QueryFailed,
+)
+from codedinvnet.serving.logs import logger
+from codedinvnet.serving.workers.pool import Task
+from codedinvnet.serving.workers.result import Result
+from tests.serving.bundles import BundleFront, BundlePool
+from tests.serving.front import (
+    PATIENCE,
+    WORKERS,
+    K,
+    Released,
+    answered,
+    assert_decoded,
+    decoded,
+    queue,
+    running,
+    until,
+)
+
+
+@pytest.mark.parametrize("per_request", [False, True])
+async def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -> None:
+    deadline = PATIENCE if per_request else 0.3
+    async with running(method, deadline=deadline) as (front, pool):
+        for worker in range(WORKERS):
+            pool.hang(worker)
+        began = time.monotonic()
+        found = await front.ask(images[: K + 1], deadline=0.3 if per_request else 50.0)
+        assert 0.3 <= time.monotonic() - began < 20
+        assert all(isinstance(problem, DeadlinePassed) for problem in found)
+        assert front.metrics.queries.labels("deadline")._value.get() == K + 1
+
+
+async def refused(front: BundleFront, batch: np.ndarray) -> None:
+    """Check that a batch is refused, and not taken and waited for."""
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(front.ask(batch), 5)
+
+
+async def test_overload(method: Scheme, images: np.ndarray) -> None:
+    async with running(method, max_pending=8) as (front, pool):
+        for worker in range(WORKERS):
+            pool.hang(worker)
+        accepted = [asyncio.create_task(front.ask(images[i : i + 4])) for i in (0, 4)]
+        await until(lambda: len(front.waiting) == 8)
+        for batch in (images[:1], images[:4]):
+            await refused(front, batch)
+        assert front.metrics.queries.labels("rejected")._value.get() == 5
+        assert len(front.waiting) == 8
+        for worker in range(WORKERS):
+            pool.kill(worker)
+        for task in accepted:
+            answered(await task)
+        answered(await front.ask(images[:8]))
+        await refused(front, images[:9])  # all or none
+
+
+async def test_a_decoder_that_falls_behind_is_overload(method: Scheme, images: np.ndarray) -> None:
+    async with running(method, max_pending=4) as (front, _):
+        busy = threading.Event()
+        queue(front).thread.submit(busy.wait)
+        try:
+            accepted = asyncio.create_task(front.ask(images[:4]))
+            await until(lambda: bool(front.waiting) and not front.scheduler.queries)
+            await refused(front, images[:1])
+        finally:
+            busy.set()
+        answered(await accepted)
+        answered(await front.ask(images[:4]))
+
+
+async def test_drain(method: Scheme, images: np.ndarray) -> None:
+    async with running(method) as (front, pool):
+        pool.hang(0)
+        pool.hang(1)
+        query = asyncio.create_task(front.ask(images[: K + 2]))
+        await until(lambda: len(pool.calls) >= K + 1)
+        assert front.ready
+        drained = asyncio.create_task(front.drain())
+        await asyncio.sleep(0.05)
+        assert not front.ready
+        assert not drained.done()
+        with pytest.raises(Draining):
+            await front.ask(images[:1])
+        pool.kill(0)
+        pool.kill(1)
+        await drained
+        answered(await query)
+
+
+async def test_draining_is_announced_once_and_at_the_signal(
+    method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server waits for its connections first, and only then has the front end drained."""
+
+    with caplog.at_level("INFO", logger.name):
+        async with running(method) as (front, pool):
+            pool.hang(0)
+            query = asyncio.create_task(front.ask(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            front.announce_draining()
+            assert front.ready
+            pool.kill(0)
+            answered(await query)
+            await front.drain()
+    (draining,) = [vars(r)["fields"] for r in caplog.records if r.message == "draining"]
+    assert draining == {"pending": 1}
+
+
+async def test_stopping_twice_and_with_a_query_under_way(
+    method: Scheme, images: np.ndarray
+) -> None:
+    async with running(method) as (front, _):
+        query = asyncio.create_task(front.ask(images[:6]))
+        await asyncio.sleep(0)
+        await front.stop()
+        answered(await query)
+        await front.stop()
+
+
+async def test_at_the_deadline_side_features_answer(
+    mnist: Bundle, method: Scheme, images: np.ndarray
+) -> None:
+    pool = Released(method)
+    async with running(method, pool=pool) as (front, _):
+        began = time.monotonic()
+        query = asyncio.create_task(front.ask(images[:K], deadline=0.5))
+        await until(lambda: len(pool.calls) == K + 1)
+        for number in (0, K):
+            pool.gates[number].set()
+        first, *others = answered(await query)
+        assert time.monotonic() - began >= 0.5, "better answers might have come"
+        assert first.outcome == "direct"
+        assert front.metrics.queries.labels("guessed")._value.get() == K - 1
+        side = mnist.encode(torch.from_numpy(images[None, :K])).side
+        for member, answer in enumerate(others, start=1):
+            logits = mnist.model.recover_from_side(side[:, member])
+            assert_decoded(answer, logits.softmax(1)[0].numpy(), "guessed")
+        for gate in pool.gates.values():
+            gate.set()
+
+
+async def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.ndarray) -> None:
+    async with running(method) as (front, pool):
+        began = time.monotonic() - 1
+        found = await front.ask(images[:K], deadline=0.9, began=began)
+        assert [type(one) for one in found] == [DeadlinePassed] * K
+        assert front.metrics.queries.labels("deadline")._value.get() == K
+        assert pool.calls == []
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["cancelled", "told"])
+async def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.ndarray) -> None:
+    async with running(method, max_pending=5 * K) as (front, pool):
+        for worker in range(WORKERS):
+            pool.hang(worker)
+        gone = asyncio.get_running_loop().create_future()
+        query = asyncio.create_task(front.ask(images[: 5 * K], gone=gone))
+        await until(lambda: len(pool.calls) == WORKERS)
+        with pytest.raises(Overloaded):
+            front.check_room(1)
+        if told:
+            gone.set_result(None)
+            assert [str(problem) for problem in await query] == ["cancelled"] * 5 * K
+        else:
+            query.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await query
+        front.update_gauges()
+        value = front.metrics.registry.get_sample_value
+        assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
+        assert value("codedinvnet_pending_queries") == 0
+        assert value("codedinvnet_queue_depth") == 0
+        shown = [outcome for view in front.groups for outcome in view.outcomes.values()]
+        assert shown == ["cancelled"] * 5 * K
+        front.check_room(5 * K)
+        for worker in range(WORKERS):
+            pool.kill(worker)
+        assert len(pool.calls) == WORKERS
+        answered(await front.ask(images[:K]))
+        assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
+
+
+async def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
+    mnist: Bundle, method: Scheme, images: np.ndarray
+) -> None:
+    class Held(BundlePool):
+        async def _work(self, worker: int, task: Task) -> Result:
+            if worker == 1:
+                await go_on.wait()
+            return await super()._work(worker, task)
+
+    go_on = asyncio.Event()
+    async with running(method, pool=Held(method), group_timeout=PATIENCE) as (front, pool):
+        pool.hang(0)
+        slow = asyncio.create_task(front.ask(images[:1]))
+        await until(lambda: len(pool.calls) == 1)
+        gone = asyncio.create_task(front.ask(images[1:2]))
+        await until(lambda: len(pool.calls) == 2)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        answered(await front.ask(images[2:K]))
+        assert not slow.done()
+        go_on.set()
+        (answer,) = answered(await slow)
+        assert_decoded(answer, decoded(mnist, images[:K], 0))
+
+
+async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndarray) -> None:
+    async with running(method, policy="uncoded") as (front, pool):
+        pool.hang(0)
+        gone = asyncio.get_running_loop().create_future()
+        query = asyncio.create_task(front.ask(images[:3], gone=gone))
+        await until(lambda: len(front.waiting) == 1)
+        gone.set_result(None)
+        found = await query
+        assert [type(answer) for answer in found] == [QueryFailed, Answered, Answered]
+        counts = front.metrics.queries.labels
+        assert counts("direct")._value.get() == 2
+        assert counts("cancelled")._value.get() == 1
+        pool.kill(0)
+        again = asyncio.get_running_loop().create_future()
+        answered(await front.ask(images[:3], gone=again))
+        again.set_result(None)  # long after
+        await asyncio.sleep(0)
+        assert counts("cancelled")._value.get() == 1
+
+
+@pytest.mark.parametrize("at", ["decoder", "answer"])
+async def test_one_that_goes_away_while_its_answer_is_made(
+    at: str, method: Scheme, images: np.ndarray
+) -> None:
+    async with running(method, policy="uncoded") as (front, _):
+        busy = threading.Event()
+        queue(front).thread.submit(busy.wait)
+        query = asyncio.create_task(front.ask(images[:1]))
+        await until(lambda: bool(front.waiting) and not front.scheduler.queries)
+        (number,) = front.waiting
+        query.cancel()
+        if at == "answer":  # before the call knows
+            front.waiting.answer(number, {})
+        await asyncio.gather(query, return_exceptions=True)
+        assert not front.waiting
+        busy.set()
+        await until(lambda: not queue(front)._running)
+        counts = front.metrics.queries.labels
+        assert counts("cancelled")._value.get() == 1
+        assert counts("direct")._value.get() == 0
+
+
+async def test_a_timer_that_could_not_be_set_is_set_later(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(method, policy="uncoded", deadline=0.3) as (front, pool):
+        pool.hang(0)
+        loop = asyncio.get_running_loop()
+        fails = [True]
+        call_later = loop.call_later
+
+        def call_or_fail(delay: float, call: Any, *rest: Any, **named: Any) -> Any:
+            if fails and call == front._alarm._ring:
+                fails.clear()
+                raise MemoryError
+            return call_later(delay, call, *rest, **named)
+
+        monkeypatch.setattr(loop, "call_later", call_or_fail)
+        (problem,) = await asyncio.wait_for(front.ask(images[:1]), 10)
+        assert isinstance(problem, DeadlinePassed)
+        assert not fails
+
+
+async def test_draining_ends_though_a_query_is_forgotten(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "GRACE", 0.1)
+
+    async with running(method, policy="uncoded", deadline=0.2) as (front, pool):
+        pool.hang(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(front.scheduler, "next_timer", lambda: None)
+            query = asyncio.create_task(front.ask(images[:1]))
+            await until(lambda: len(pool.calls) == 1)
+            await asyncio.wait_for(front.drain(), 10)
+        (problem,) = await query
+        assert str(problem) == "the service stops"
