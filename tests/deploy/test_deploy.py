@@ -194,8 +194,10 @@ def test_what_the_image_is_made_of_is_there() -> None:
             assert let_in.issuperset(sources)
     extras = re.findall(r"^(\w+) = \[", PROJECT.split("[project.optional-dependencies]")[1], re.M)
     default = next(v for n, v in LINES if n == "ARG" and v.startswith("EXTRAS="))
-    asked = re.findall(r"EXTRAS=([\w,]+)", default + (DEPLOY / "kuberay.yaml").read_text())
-    assert len(asked) == 2
+    commands = "".join((DEPLOY / name).read_text() for name in ("Dockerfile", "kuberay.yaml"))
+    asked = re.findall(r"EXTRAS=([\w,]+)", commands)
+    assert default.partition("=")[2] in asked
+    assert len(asked) == 3
     for names in asked:
         assert set(names.split(",")) <= set(extras)
     (program,) = json.loads(last("ENTRYPOINT"))

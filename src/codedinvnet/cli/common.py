@@ -25,6 +25,11 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 CLOSED = 141
 """Exit code of a command whose output nobody reads on, as of one that SIGPIPE ends."""
+OF_MODELS = (
+    *("torch", "torchvision", "pandas", "scipy", "safetensors", "PIL", "matplotlib"),
+    "tensorboard",
+)
+"""What the extra `models` installs, as it is imported."""
 
 
 @contextmanager
@@ -70,6 +75,12 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
             call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OF_MODELS:
+            raise
+        told = f"this needs {error.name}: pip install 'codedinvnet[models]'"
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError) and _nobody_reads():

@@ -70,6 +70,12 @@ def add_commands(commands: Commands) -> None:
         metavar="NAME:DATATYPE:SHAPE",
         help="an input whose shape the upstreams leave open, as x:FP32:3x32x32. May be repeated",
     )
+    add(
+        "--max-disagreement",
+        type=float,
+        help="release approximate answers while at most this share of them differs from the "
+        "model's own; needs a calibrated --protection (none: all)",
+    )
     add("--deadline-ms", type=float, help="until a request fails (5000)")
     add(
         "--hang-timeout-ms",

@@ -61,6 +61,15 @@ def protection_calibration(folder: Path) -> Calibration:
     return load_calibration(folder, read_description(folder)["model"]["digest"], AGAIN)
 
 
+def calibration_if_any(folder: Path, needed: bool) -> Calibration | None:
+    """Read the calibration of a protection; None if there is none and none is needed.
+
+    Raises:
+        UserError: see `protection_calibration`.
+    """
+    return protection_calibration(folder) if needed or (folder / FILE).is_file() else None
+
+
 def protection_rows(
     folder: Path, limits: Iterable[float], *, seed: int, splits: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from codedinvnet.serving.alarm import Alarm
+from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -26,7 +27,7 @@ from codedinvnet.serving.answers import (
     described,
 )
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring, answering
+from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring
 from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import (
@@ -270,12 +271,12 @@ class FrontEnd:
             Overloaded, Draining, Starting: see `check_room`.
         """
         now = time.monotonic()
-        limit = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
-        self.check_room(len(queries), limit - now if limit > now else None)
-        if limit <= now:  # nothing is computed for what is answered with an error
+        until = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        self.check_room(len(queries), until - now if until > now else None)
+        if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))
             return [DeadlinePassed(DEADLINE) for _ in queries]
-        taken = self.scheduler.submit(now, len(queries), limit, accept_decoded)
+        taken = self.scheduler.submit(now, len(queries), until, accept_decoded)
         if taken is None:
             self.refuse(len(queries))
         numbers, actions = taken

@@ -46,6 +46,16 @@ def body_limit(served: Served, max_batch: int, memory: int) -> int:
     return min(max(max_batch * query, json_bytes(served)) + LARGE_BODY, memory)
 
 
+def check_limit(limit: float | None) -> None:
+    """Refuse a limit on disagreement that is no share.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if limit is not None and not 0 < limit < 1:
+        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
+
+
 def check_ports(port: int, grpc_port: int | None) -> None:
     """Refuse ports that are none.
 

@@ -19,12 +19,12 @@ from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
-from codedinvnet.protect.calibration import protection_calibration
+from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.served import Classifier, OwnModel, Served
-from codedinvnet.serving.traffic import Known
+from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool
@@ -151,9 +151,10 @@ def _open_model(options: ServeOptions) -> Opened:
         scores = [spec for spec in signature.outputs if spec.name == signature.scores.output]
         signature = replace(signature, outputs=tuple(scores))
     workers = len(scheme.rules.tasks(scheme.rules.k))
-    calibration, folder = None, options.protection
-    if folder is not None and (options.max_disagreement is not None or (folder / FILE).is_file()):
-        calibration = protection_calibration(folder)
+    calibration = None
+    if options.protection is not None:
+        needed = options.max_disagreement is not None
+        calibration = calibration_if_any(options.protection, needed)
     return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
 
 

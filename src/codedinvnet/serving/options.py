@@ -15,7 +15,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
-from codedinvnet.serving.listening import check_ports
+from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import (
@@ -151,8 +151,7 @@ def check(options: ServeOptions) -> None:
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
     limit = options.max_disagreement
-    if limit is not None and not 0 < limit < 1:
-        raise UserError(f"--max-disagreement: must lie between 0 and 1, got {limit}")
+    check_limit(limit)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from codedinvnet.errors import UserError
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
@@ -175,3 +176,33 @@ class Reliance:
         """Note whose direct answer a query gets."""
         if worker is not None and waiting is not None and waiting.request is not None:
             self.lately[worker].append(waiting.request)
+
+
+def reliance_of(
+    calibration: Calibration | None,
+    method: str,
+    k: int,
+    workers: int,
+    limit: float | None,
+    whose: str,
+    on_corruption: str = REPORT,
+) -> Reliance | None:
+    """Return what a service relies on; None without a calibration for the method.
+
+    Args:
+        calibration: see `Reliance`; None if there is none.
+        method: likewise.
+        k: likewise.
+        workers: likewise.
+        limit: likewise.
+        whose: what should have the calibration, for messages.
+        on_corruption: see `Reliance`.
+
+    Raises:
+        UserError: if a limit on disagreement is asked for that could not be kept.
+    """
+    if calibration is not None and calibration.curve(method, k) is not None:
+        return Reliance(calibration, method, k, workers, limit, on_corruption)
+    if limit is not None:
+        raise UserError(f"--max-disagreement: {whose} is not calibrated for {method} with k = {k}")
+    return None

@@ -30,7 +30,7 @@ from codedinvnet.serving.listening import (
     until_told,
 )
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.opening import Opened, make_pool, open_served
+from codedinvnet.serving.opening import make_pool, open_served
 from codedinvnet.serving.options import (
     ServeOptions,
     check,
@@ -39,7 +39,7 @@ from codedinvnet.serving.options import (
     policy_of,
     told_apart,
 )
-from codedinvnet.serving.reliance import Reliance
+from codedinvnet.serving.reliance import reliance_of
 from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
@@ -78,6 +78,17 @@ def make_service(options: ServeOptions) -> Service:
         max_pending=most,
         routing=options.routing,
     )
+    relied = None
+    if scheme is not None:
+        relied = reliance_of(
+            opened.calibration,
+            scheme.name,
+            scheme.rules.k,
+            workers,
+            options.max_disagreement,
+            str(options.protection or options.source),
+            options.on_corruption,
+        )
     pool = make_pool(options, opened.spec)
     if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
         check_per_request(pool.faults, scheme.name)
@@ -91,33 +102,13 @@ def make_service(options: ServeOptions) -> Service:
             deadline=options.deadline_ms / 1000,
             min_confidence=options.min_confidence,
             down_timeout=options.down_timeout_ms / 1000,
-            reliance=reliance_of(options, opened, workers),
+            reliance=relied,
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
     count = options.capture
     capture = None if count is None else Capture(opened.served.signature, count)
     return Service(front, opened.served, opened.known, capture=capture)
-
-
-def reliance_of(options: ServeOptions, opened: Opened, workers: int) -> Reliance | None:
-    """Return what the service relies on; None without a calibration for the method.
-
-    Raises:
-        UserError: if a limit on disagreement is asked for that could not be kept.
-    """
-    scheme, calibration, limit = opened.scheme, opened.calibration, options.max_disagreement
-    if scheme is None or calibration is None:
-        return None
-    k = scheme.rules.k
-    if calibration.curve(scheme.name, k) is None:
-        if limit is not None:
-            raise UserError(
-                f"--max-disagreement: {options.protection or options.source} is not calibrated for "
-                f"{scheme.name} with k = {k}"
-            )
-        return None
-    return Reliance(calibration, scheme.name, k, workers, limit, options.on_corruption)
 
 
 def app_options(options: ServeOptions, served: Served) -> AppOptions:

@@ -14,13 +14,15 @@ from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, Qu
 from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
-from codedinvnet.serving.traffic import Known
+from codedinvnet.serving.traffic_report import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
 AGREEMENT = "agreement_probability"
 """The parameter of an answer by which it tells the lowest probability, over the request's
 approximate answers, that one agrees with the served model; direct answers have none."""
+LIMIT = "max_disagreement"
+"""The parameter of a request that asks for a limit, and of its answer that tells which stood."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Request:
     def within(self, seconds: float) -> Request:
         """Return the request with a timeout of at most so many seconds."""
         return replace(self, timeout=min(seconds, self.timeout or seconds))
+
+    @property
+    def name(self) -> str | None:
+        """What the log calls the request."""
+        return None if self.identity is None else self.identity[:LONGEST_NAME]
 
     @property
     def size(self) -> int:
@@ -149,7 +156,7 @@ class Service:
                     "parameters.max_disagreement: this service keeps no limit; it needs "
                     "--max-disagreement"
                 )
-            told["max_disagreement"] = reliance.kept(asked)
+            told[LIMIT] = reliance.kept(asked)
         known = (*self.served.decoded, self.outcome)
         found = await self.front.infer(
             request.queries(),
@@ -158,7 +165,7 @@ class Service:
             deadline=request.timeout,
             began=began,
             gone=gone,
-            name=None if request.identity is None else request.identity[:LONGEST_NAME],
+            name=request.name,
             limit=request.max_disagreement,
         )
         answers = [answer for answer in found if isinstance(answer, Answered)]

@@ -209,18 +209,32 @@ class BackupAnswers(Decoding):
         return [self._answered(job) for job in jobs]
 
     async def check(self, check: Check) -> None:
-        reply: Reply = check.outputs[check.member][0]
-        scores = check.outputs[self.backing.rules.k][check.member]
+        compared, members = self.wiring.compared, [check.member]
+        if compared is not None:
+            members = [task for task in check.workers if task < check.size]
+        found = {i: self._compare(check.outputs, i) for i in members}
+        seen = {i: facts for i, facts in found.items() if facts is not None}
+        if check.member in seen:
+            self.wiring.metrics.checked(seen[check.member][1])
+        if compared is not None and seen:
+            told = tuple((i, *facts) for i, facts in seen.items())
+            compared(check, Facts(seen.get(check.member), told))
+
+    def _compare(self, outputs: Mapping[int, np.ndarray], member: int) -> tuple[float, bool] | None:
+        """Return the confidence for a request, and whether one of its answers agrees.
+
+        None if the upstream's answer has no scores, or the backup did not understand the request.
+        """
+        reply: Reply = outputs[member][0]
+        scores = outputs[self.backing.rules.k][member]
         if scores is None or reply.fails:
-            return
+            return None
         try:
             own = self.backing.understanding.scores_of(reply)
         except BadRequest:  # an error of the model's own
-            return
-        agrees = bool(np.array_equal(own.argmax(1), scores.argmax(1)))
-        self.wiring.metrics.checked(agrees)
-        if self.wiring.compared is not None:
-            self.wiring.compared(check, Facts((self._confidence(scores), agrees)))
+            return None
+        query = self._random.randrange(len(scores))
+        return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
     def _answered(self, job: Job) -> dict[int, Found] | Exception:
         answers = job.outputs[self.backing.rules.k]

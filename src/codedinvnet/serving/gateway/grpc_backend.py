@@ -8,10 +8,16 @@ from typing import Any
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc import Refused
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
-from codedinvnet.serving.gateway.calls import OK, Headers, grpc_status, model_of
+from codedinvnet.serving.gateway.calls import (
+    OK,
+    Headers,
+    NotProtocol,
+    Unreachable,
+    grpc_status,
+    model_of,
+)
 from codedinvnet.serving.gateway.outcome import outcome_field
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
 
 NOT_FOUND, UNAVAILABLE = grpc_status(404), grpc_status(503)
 
@@ -59,10 +65,14 @@ class RelayBackend:
         except ValueError as error:  # of text that is no UTF-8, too
             raise BadRequest(f"ModelInferRequest: {error}") from error
         self._check(model)
-        reply, outcome = await self.relay.answer(version, "grpc", message, headers, seconds=seconds)
+        reply, outcome, told = await self.relay.answer(
+            version, "grpc", message, headers, seconds=seconds
+        )
         trailers: Headers = ((OUTCOME_HEADER, outcome),)
         if reply.status != OK["grpc"]:
             raise Refused(reply.status, reply.message, trailers)
+        if told:
+            return reply.body + outcome_field(outcome, told), trailers
         if outcome not in self._fields:
             self._fields[outcome] = outcome_field(outcome)
         return reply.body + self._fields[outcome], trailers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from codedinvnet.codes.rules import Rules
+from codedinvnet.codes.rules import SMALL_BACKUP, Rules
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.workers.pool import WorkerPool
@@ -13,6 +13,7 @@ from codedinvnet.serving.workers.pool import WorkerPool
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
     from codedinvnet.serving.workers.computing import ModelComputer
+    from codedinvnet.trust.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Backup:
         pool: its workers, not yet started.
         workers: how many there are.
         slots: how many tasks each of them may be at.
+        method: what the protection calls it.
+        calibration: of the protection; None if it has none.
     """
 
     rules: Rules
@@ -32,6 +35,8 @@ class Backup:
     pool: WorkerPool
     workers: int
     slots: int
+    method: str = SMALL_BACKUP
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,10 @@ class Coded:
         served: the model.
         scheme: the code.
         computer: does its tasks by asking upstreams, while the gateway starts.
+        calibration: of the protection; None if it has none.
     """
 
     served: OwnModel
     scheme: Scheme
     computer: ModelComputer
+    calibration: Calibration | None = None

@@ -25,6 +25,7 @@ from codedinvnet.serving.served import OwnModel
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
+    from codedinvnet.trust.calibration import Calibration
 
 
 async def open_guard(
@@ -69,6 +70,7 @@ async def _protected(
     Raises:
         UserError: if it is of another model, or damaged.
     """
+    from codedinvnet.protect.calibration import calibration_if_any
     from codedinvnet.protect.folder import (
         EQUAL,
         OWN,
@@ -89,21 +91,25 @@ async def _protected(
     served = OwnModel(options.name, model.signature)
     await asyncio.to_thread(check_fingerprint, folder, found, model, options.name)
     row = row_of(folder, found, options.method)
+    calibration = calibration_if_any(folder, options.max_disagreement is not None)
     if row.name not in (SMALL, EQUAL, OWN):
-        return _coded(model, served, scheme_of(folder, found, model, row.name))
+        return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served)
-    return Backup(rules, reads, ProcessPool(spec), options.backup_workers, 1)
+    pool = ProcessPool(spec)
+    return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
 
 
-def _coded(model: AskedModel, served: OwnModel, scheme: Scheme) -> Coded:
+def _coded(
+    model: AskedModel, served: OwnModel, scheme: Scheme, calibration: Calibration | None = None
+) -> Coded:
     from codedinvnet.serving.workers.computing import ModelComputer
 
     if not is_systematic(scheme.rules):  # no answer has any other output
         scores = (scores_tensor(served.signature),)
         served = replace(served, signature=replace(served.signature, outputs=scores))
-    return Coded(served, scheme, ModelComputer(model, scheme))
+    return Coded(served, scheme, ModelComputer(model, scheme), calibration)
 
 
 async def _upstream_backup(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.listening import check_ports
+from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.rules.settings import (
     CODED,
     HEDGE,
@@ -47,6 +47,8 @@ class GatewayOptions:
     backup_workers: int = 1
     k: int | None = None
     """None: the protection's, or what suits the upstreams."""
+    max_disagreement: float | None = None
+    """The share of released approximate answers that may disagree; None: all are released."""
     group_timeout_ms: float = 20.0
     scores: str | None = None
     inputs: tuple[str, ...] = ()
@@ -108,6 +110,9 @@ def check(options: GatewayOptions) -> None:
             raise UserError(f"--policy: {options.policy} goes without {needed}")
     if options.k is not None and (options.protection is not None or options.k < 2):
         raise UserError("--k: must be at least 2, and goes without --protection, which has its own")
+    check_limit(options.max_disagreement)
+    if options.max_disagreement is not None and options.protection is None:
+        raise UserError("--max-disagreement: goes with a calibrated --protection")
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}")
     numbers = ("slots", "deadline_ms", "hang_timeout_ms", "down_timeout_ms", "max_pending")

@@ -18,7 +18,7 @@ from codedinvnet.serving.gateway.backup import SCORES
 from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
-from codedinvnet.serving.service import Service
+from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +57,13 @@ class PassThrough:
 
 
 class Answer(NamedTuple):
-    """A reply and how it came about."""
+    """A reply, and what is told with it."""
 
     reply: Reply
     outcome: str
+    """How it came about."""
+    told: Mapping[str, float] = {}
+    """Parameters besides the outcome: the limit that stood, and how likely it is to agree."""
 
 
 class Relay:
@@ -119,20 +122,27 @@ class Relay:
         limit = min(self.front.deadline, seconds or self.front.deadline)
         call = Call(self.pool.model, version, transport, body, headers, began + limit)
         accepts = await self._read(call)
-        query = {CALL: boxed(call)}
+        query, request = {CALL: boxed(call)}, call.request
         try:
             (found,) = await self.front.infer(
-                [query], accept_decoded=accepts, deadline=limit, began=began, gone=gone
+                [query],
+                accept_decoded=accepts,
+                deadline=limit,
+                began=began,
+                gone=gone,
+                name=None if request is None else request.name,
+                limit=None if request is None else request.max_disagreement,
             )
         finally:
             call.finish()
         if not isinstance(found, QueryFailed):
+            told = self._told(request, found.agreement)
             if REPLY in found.outputs:
-                return Answer(found.outputs[REPLY][0], found.outcome)
+                return Answer(found.outputs[REPLY][0], found.outcome, told)
             assert self.understanding is not None
-            assert call.request is not None
+            assert request is not None
             (scores,) = found.outputs[SCORES]
-            return Answer(self.understanding.reply(call, call.request, scores), found.outcome)
+            return Answer(self.understanding.reply(call, request, scores), found.outcome, told)
         if call.refusal is None or isinstance(found, DeadlinePassed):
             raise found
         return Answer(call.refusal, FAILED)
@@ -151,4 +161,20 @@ class Relay:
                 call.request = await asyncio.to_thread(self.understanding.request, call)
         except BadRequest:
             return False
+        if call.request.max_disagreement is not None and self._limit is None:
+            return False  # a limit that nobody keeps is kept by the model's own answer alone
         return self.understanding.accepts(call.request)
+
+    @property
+    def _limit(self) -> float | None:
+        return None if self.front.reliance is None else self.front.reliance.limit
+
+    def _told(self, request: Request | None, agreement: float | None) -> dict[str, float]:
+        """Return what is told with an answer besides its outcome."""
+        told = {} if agreement is None else {AGREEMENT: agreement}
+        asked = None if request is None else request.max_disagreement
+        if asked is not None and self.front.reliance is not None:
+            kept = self.front.reliance.kept(asked)
+            if kept is not None:
+                told[LIMIT] = kept
+        return told

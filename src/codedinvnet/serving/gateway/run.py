@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -40,6 +41,9 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.service import Service
+
+if TYPE_CHECKING:
+    from codedinvnet.serving.reliance import Reliance
 
 MIB = 2**20
 PLACES = 32
@@ -89,7 +93,14 @@ def make_relay(
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,
     )
     down = options.down_timeout_ms / 1000
-    front = partial(FrontEnd, rules=rules, deadline=deadline, down_timeout=down, metrics=metrics[0])
+    front = partial(
+        FrontEnd,
+        rules=rules,
+        deadline=deadline,
+        down_timeout=down,
+        metrics=metrics[0],
+        reliance=_reliance(options, guard, rules.workers),
+    )
     plain = PassThrough(options.name)
     try:
         if guard is None:
@@ -108,6 +119,21 @@ def make_relay(
         return Relay(made, pool, service=Service(made, guard.served, tells=True))
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
+
+
+def _reliance(
+    options: GatewayOptions, guard: Backup | Coded | None, workers: int
+) -> Reliance | None:
+    if guard is None:
+        return None
+    from codedinvnet.serving.reliance import reliance_of  # which needs SciPy
+
+    if isinstance(guard, Backup):
+        method, k = guard.method, guard.rules.k
+    else:
+        method, k = guard.scheme.name, guard.scheme.rules.k
+    limit, whose = options.max_disagreement, str(options.protection)
+    return reliance_of(guard.calibration, method, k, workers, limit, whose)
 
 
 @asynccontextmanager

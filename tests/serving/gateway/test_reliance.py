@@ -1,0 +1,211 @@
+"""A gateway that goes by its protection's calibration, as a service does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from codedinvnet.errors import UserError
+from codedinvnet.protect.calibration import protection_calibration
+from codedinvnet.serving import decoding
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.gateway.relay import Relay
+from tests.protect.conftest import finished  # noqa: F401
+from tests.protect.factories import FEATURES
+from tests.serving.gateway.test_gateway import Got, ask_grpc, until
+from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries, run
+
+LIMIT = 0.2
+
+
+def told(got: Got) -> dict[str, Any]:
+    """Return the parameters of an answer."""
+    assert got.status == 200, got.body
+    found: dict[str, Any] = json.loads(got.body[: int(got.headers[HEADER_LENGTH])])["parameters"]
+    return found
+
+
+def message(x: np.ndarray, **limits: float) -> bytes:
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    for name, limit in limits.items():
+        request.parameters[name].double_param = limit
+    found: bytes = request.SerializeToString()
+    return found
+
+
+def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) -> None:  # noqa: F811
+    """Over HTTP and gRPC, as low as that of its least sure query; a direct answer has none."""
+    server = Server()
+    curve = protection_calibration(finished).curve("small-backup", 4)
+    assert curve is not None
+
+    async def check(address: str, relay: Relay, port: int) -> None:
+        assert set(told(await asked(address, queries(2)))) == {"outcome"}
+        server.hold()
+        got = await asked(address, queries(3))
+        found = told(got)
+        assert found["outcome"] == "decoded"
+        scores = np.frombuffer(got.body[int(got.headers[HEADER_LENGTH]) :], np.float32)
+        chances = np.exp(scores.reshape(3, -1))
+        least = (chances / chances.sum(1, keepdims=True)).max(1).min()
+        expected = float(curve.probability(np.array([least]))[0])
+        assert found["agreement_probability"] == pytest.approx(expected)
+        body, _ = await ask_grpc(port, message(queries(3)))
+        parameters = pb.ModelInferResponse.FromString(body).parameters
+        assert parameters["outcome"].string_param == "decoded"
+        assert parameters["agreement_probability"].double_param == pytest.approx(expected)
+        server.go()
+        body, _ = await ask_grpc(port, message(queries(3)))
+        assert set(pb.ModelInferResponse.FromString(body).parameters) == {"outcome"}
+
+    run(check, server, protection=finished, grpc_port=0, **SMALL)
+
+
+def test_what_is_not_sure_enough_waits_for_the_upstream(finished: Path) -> None:  # noqa: F811
+    server = Server()
+
+    async def check(address: str, relay: Relay, port: int) -> None:
+        reliance = relay.front.reliance
+        assert reliance is not None
+        assert reliance.limit == LIMIT
+        for kind in reliance.thresholds:  # whatever the calibration says of this small model
+            reliance.thresholds[kind] = 0.0 if kind[0] == LIMIT else math.inf
+        server.hold()
+        assert told(await asked(address, queries(1)))["outcome"] == "decoded"
+        loose = told(await asked(address, queries(1), max_disagreement=0.9))
+        assert (loose["outcome"], loose["max_disagreement"]) == ("decoded", LIMIT)
+        strict = asyncio.create_task(asked(address, queries(1), max_disagreement=LIMIT / 2))
+        over_grpc = asyncio.create_task(
+            ask_grpc(port, message(queries(1), max_disagreement=LIMIT / 2))
+        )
+        done, _ = await asyncio.wait({strict, over_grpc}, timeout=0.7)
+        assert not done
+        server.go()
+        found = told(await strict)
+        assert (found["outcome"], found["max_disagreement"]) == ("direct", LIMIT / 2)
+        body, _ = await over_grpc
+        parameters = pb.ModelInferResponse.FromString(body).parameters
+        assert parameters["max_disagreement"].double_param == LIMIT / 2
+
+    run(check, server, protection=finished, grpc_port=0, max_disagreement=LIMIT, **SMALL)
+
+
+def test_without_a_limit_a_request_that_asks_for_one_waits(finished: Path) -> None:  # noqa: F811
+    server = Server()
+
+    async def check(address: str, *_: object) -> None:
+        server.hold()
+        strict = asyncio.create_task(asked(address, queries(1), max_disagreement=0.01))
+        assert told(await asked(address, queries(1)))["outcome"] == "decoded"
+        assert not strict.done()
+        server.go()
+        assert told(await strict)["outcome"] == "direct"
+
+    run(check, server, protection=finished, **SMALL)
+
+
+def test_upstreams_that_disagree_stop_the_release(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    server = Server()
+
+    def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        reliance = relay.front.reliance
+        assert reliance is not None
+        reliance.thresholds = dict.fromkeys(reliance.thresholds, 0.0)
+
+        async def groups(count: int) -> None:
+            for i in range(count):
+                await asyncio.gather(*(asked(address, queries(2, 4 * i + j)) for j in range(4)))
+
+        await groups(30)
+        assert reliance.releasing
+        server.model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
+        await groups(30)
+        assert reliance.releasing is False
+        server.hold()
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        server.go()
+        assert told(await late)["outcome"] == "direct"
+
+    run(check, server, protection=finished, max_disagreement=LIMIT, **SMALL)
+
+
+def test_an_upstream_that_answers_wrongly_is_told(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    servers = [Server() for _ in range(4)]
+
+    def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
+
+    async def check(address: str, relay: Relay, _: object) -> None:
+        servers[1].model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
+        wrong = relay.front.metrics.wrong_workers
+        for i in range(200):
+            await asyncio.gather(*(asked(address, queries(1, 4 * i + j)) for j in range(4)))
+            if wrong.labels("1")._value.get():
+                break
+        assert [wrong.labels(str(i))._value.get() for i in range(4)] == [0, 1, 0, 0]
+
+    run(check, *servers, protection=finished, routing="round-robin", **SMALL)
+    (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
+    assert record.__dict__["fields"]["requests"] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_disagreement": 2.0, "method": "approxifer"}, "must lie between 0 and 1"),
+        ({"max_disagreement": 0.1, "method": "approxifer"}, "goes with a calibrated --protection"),
+        ({"max_disagreement": 0.1}, "goes with a calibrated --protection"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], problem: str) -> None:
+    async def check(*_: object) -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(UserError, match=f"--max-disagreement: {problem}"):
+        run(check, Server(), Server(), **options)
+
+
+def test_a_code_of_a_protection_tells_the_probability_over_both_faces(finished: Path) -> None:  # noqa: F811
+    servers = [Server() for _ in range(5)]
+
+    async def check(address: str, relay: Relay, port: int) -> None:
+        assert relay.front.reliance is not None
+        servers[2].hold()
+        x = np.random.default_rng(1).random((4, FEATURES), np.float32)
+        found = told(await asked(address, x))
+        assert found["outcome"] == "decoded,direct"
+        assert 0 < found["agreement_probability"] < 1
+        servers[2].go()
+        await until(lambda: not relay.front.scheduler.groups)
+        servers[2].hold()
+        body, _ = await ask_grpc(port, message(x))
+        parameters = pb.ModelInferResponse.FromString(body).parameters
+        agreement = parameters["agreement_probability"].double_param
+        assert agreement == pytest.approx(found["agreement_probability"])
+        servers[2].go()
+
+    options = {"method": "code", "deadline_ms": 20_000, "grpc_port": 0}
+    run(check, *servers, protection=finished, **options)
