@@ -13,7 +13,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import QUANTILES, no_interval, summarise
+from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
 MOST = 16
@@ -357,21 +357,24 @@ def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str,
 
 def table(plan: dict[str, Any]) -> list[str]:
     """Return the lines of a plan's table."""
-    width = max(len(row["method"]) for row in plan["ranking"])
-    lines = [f"{'':<{width}}  workers  p99.9 ms {'95 % interval':>15}  accuracy   work  reason"]
+    rows = []
     for row in plan["ranking"]:
         figures = row["figures"]
-        late, right = figures.get("p999_ms"), figures.get("accuracy")
-        interval, work = figures.get("p999_ms_95"), figures.get("work_per_query")
-        between = "-" if interval is None else "{:.1f} to {:.1f}".format(*interval)
-        lines.append(
-            f"{row['method']:<{width}}  "
-            f"{'-' if row['workers'] is None else row['workers']:>7}  "
-            f"{'-' if late is None else f'{late:.1f}':>8} {between:>15}  "
-            f"{'-' if right is None else f'{right:.4f}':>8}  "
-            f"{'-' if work is None else f'{work:.2f}':>5}  {row['reason']}"
+        low, high = figures.get("p999_ms_95") or (None, None)
+        rows.append(
+            {
+                "": row["method"],
+                "workers": row["workers"],
+                "p99.9 ms": figures.get("p999_ms"),
+                "from": low,
+                "to": high,
+                "accuracy": figures.get("accuracy"),
+                "work": figures.get("work_per_query"),
+                "reason": row["reason"],
+            }
         )
-    return lines
+    ms = dict.fromkeys(("p99.9 ms", "from", "to"), ".1f")
+    return aligned(rows, {**ms, "workers": ".0f", "accuracy": ".4f", "work": ".2f"})
 
 
 def check_target(target: Target) -> None:

@@ -151,18 +151,13 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     workers = max(rules.workers, len(found.fitted.workers))
     qps = 1000 * sum(sizes) / max(1e-3, sum(gaps))
     raw: dict[str, Any] = {
+        **rules.model_dump(),
         "name": "recorded",
         "seed": seed,
         "queries": queries,
         "policy": "uncoded",
         "workers": workers,
         "k": max(1, rules.k),
-        "slots": rules.slots,
-        "routing": rules.routing,
-        "group_timeout_ms": rules.group_timeout_ms,
-        "hang_timeout_ms": rules.hang_timeout_ms,
-        "deadline_ms": rules.deadline_ms,
-        "max_pending": rules.max_pending,
         "max_batch": max(sizes),
         "arrivals": {
             "kind": "recorded",
