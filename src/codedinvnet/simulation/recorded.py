@@ -48,6 +48,8 @@ class SeenRules(Section):
     hang_timeout_ms: float
     deadline_ms: float
     max_pending: int
+    hedge_share: float
+    extra: float | None
 
 
 class Right(Section):
@@ -156,7 +158,8 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
         "queries": queries,
         "policy": "uncoded",
         "workers": workers,
-        "k": max(1, rules.k),
+        "k": rules.k if rules.k > 1 else max(1, round(1 / rules.hedge_share)),
+        "extra": rules.extra,
         "slots": rules.slots,
         "routing": rules.routing,
         "group_timeout_ms": rules.group_timeout_ms,

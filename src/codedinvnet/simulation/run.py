@@ -19,7 +19,7 @@ from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.serving.policies import SERVED, served_as
+from codedinvnet.serving.policies import SERVED, check_extra, served_as
 from codedinvnet.simulation import measured, plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
@@ -51,6 +51,7 @@ class SimulateOptions:
     r: int | None = None
     qps: float | None = None
     batch: int | None = None
+    extra: float | None = None
     queries: int | None = None
     seed: int | None = None
     stragglers: str | None = None
@@ -62,7 +63,7 @@ class SimulateOptions:
 
 CHANGES = (
     *("policy", "workers", "k", "r", "qps", "batch", "queries", "seed", "stragglers"),
-    "max_disagreement",
+    *("extra", "max_disagreement"),
 )
 REPEATED = ("queries", "seed")
 """What may be asked for of measured runs, too."""
@@ -140,6 +141,7 @@ def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario)
     changes = {key: getattr(options, key) for key in asked}
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch: must be at least 1, got {options.batch}")
+    check_extra(options.extra)
     if options.policy is not None:
         _check_policies((options.policy,))
         changes |= served_as(options.policy).scenario
@@ -210,6 +212,7 @@ class PlanOptions:
     encode_ms: float | None = None
     stragglers: str | None = None
     batch: int | None = None
+    extra: float | None = None
     policy: tuple[str, ...] = ()
     k: tuple[int, ...] = ()
     queries: int | None = None
@@ -219,6 +222,8 @@ class PlanOptions:
     max_disagreement: float | None = None
 
 
+PLANNED = ("queries", "seed", "extra", "deadline_ms", "hang_timeout_ms", "max_disagreement")
+"""What changes the scenario by its own name."""
 DEFAULT_REQUESTS = 53_000
 """Of a plan's longest runs: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
@@ -351,7 +356,7 @@ def _candidates(
         cannot = f"the code of {options.bundle} cannot guess, or does so under coded, too"
         left = {policy: cannot for policy in policies if served_as(policy).rules.guessing}
     policies = [policy for policy in policies if policy not in left]
-    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k)
+    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k, base.extra)
     ranked = {candidate.policy for candidate in found}
     known = max((k for sizes in accuracy.recovered.values() for k in sizes), default=0)
     up_to = f"; of codes it is up to k = {known}" if known else ""
@@ -388,6 +393,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         value = getattr(options, key)
         if value is not None and not (0 < value < math.inf or (value == 0 and key == "encode_ms")):
             raise UserError(f"--{key.replace('_', '-')}: must be above 0, got {value}")
+    check_extra(options.extra)
     if any(k < 1 for k in options.k):
         raise UserError(f"--k: must be at least 1, got {min(options.k)}")
     if options.scenario is not None:
@@ -415,11 +421,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
             changes[key] = getattr(base, key).scaled(mean).model_dump()
-    changes |= {
-        key: value
-        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms", "max_disagreement")
-        if (value := getattr(options, key)) is not None
-    }
+    changes |= {key: value for key in PLANNED if (value := getattr(options, key)) is not None}
     base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
