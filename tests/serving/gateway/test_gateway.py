@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -60,14 +60,6 @@ def request(*raw: bytes) -> bytes:
     return found
 
 
-def run(check: Callable[..., Awaitable[None]], *fakes: Fake | GrpcFake, **options: Any) -> None:
-    async def all_of_it() -> None:
-        async with gateway(*fakes, **options) as (address, relay, port):
-            await check(address, relay, port)
-
-    asyncio.run(all_of_it())
-
-
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -110,35 +102,32 @@ async def test_over_http_all_is_passed_on_as_it_came() -> None:
         assert reply.headers["codedinvnet-outcome"] == "direct"
 
 
-def test_what_nobody_asked_for_is_nobodys_answer() -> None:
+async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
     """An upstream that answers twice: the second answer is not the next request's."""
 
-    async def check() -> None:
-        asked = 0
+    asked = 0
 
-        async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal asked
-            while head := await reader.read(65536):
-                asked += 1
-                body = json.dumps({"number": asked, "asked": head.decode().split()[1]}).encode()
-                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-                writer.write(answer)
-                await asyncio.sleep(0.05)
-                writer.write(answer)
-            writer.close()
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while head := await reader.read(65536):
+            asked += 1
+            body = json.dumps({"number": asked, "asked": head.decode().split()[1]}).encode()
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            writer.write(answer)
+            await asyncio.sleep(0.05)
+            writer.write(answer)
+        writer.close()
 
-        server = await asyncio.start_server(twice, "127.0.0.1", 0)
-        upstream = open_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        call = Call("m", "", "http", b"{}", (), time.monotonic() + 10)
-        for number in range(1, 4):
-            reply = await upstream.infer(call, 10)
-            assert json.loads(reply.body)["number"] == number
-            await asyncio.sleep(0.1)
-        await upstream.close()
-        server.close()
+    server = await asyncio.start_server(twice, "127.0.0.1", 0)
+    upstream = open_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    call = Call("m", "", "http", b"{}", (), time.monotonic() + 10)
+    for number in range(1, 4):
+        reply = await upstream.infer(call, 10)
+        assert json.loads(reply.body)["number"] == number
         await asyncio.sleep(0.1)
-
-    asyncio.run(check())
+    await upstream.close()
+    server.close()
+    await asyncio.sleep(0.1)
 
 
 async def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
@@ -172,11 +161,10 @@ async def test_over_grpc_all_is_passed_on_as_it_came() -> None:
         assert trailers["codedinvnet-outcome"] == "direct"
 
 
-def test_one_transport_stands_for_the_other() -> None:
+async def test_one_transport_stands_for_the_other() -> None:
     """Over gRPC before an upstream over HTTP, and the other way round."""
     http, rpc = Fake(), GrpcFake()
-
-    async def from_grpc(_: str, relay: object, port: int) -> None:
+    async with gateway(http, grpc_port=0) as (_, _, port):
         raw = b"\x01\x02\x03\x04" * 3
         body, _ = await ask_grpc(port, request(raw))
         _, headers, sent = http.seen[0]
@@ -192,39 +180,30 @@ def test_one_transport_stands_for_the_other() -> None:
             await ask_grpc(port, request(raw))
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
         assert refused.value.details() == "no such thing"
-
-    async def from_http(address: str, *_: object) -> None:
+    async with gateway(rpc) as (address, _, _):
         reply = await ask(address, traceparent="00-1")
         assert json.loads(reply.body)["outputs"][0]["data"] == [7]
         message = pb.ModelInferRequest.FromString(rpc.seen[0][0])
         assert rpc.seen[0][1]["traceparent"] == "00-1"
         assert len(message.raw_input_contents[0]) == 12
         rpc.code, rpc.details = grpc.StatusCode.INVALID_ARGUMENT, "x is wrong"
-        refused = await ask(address)
-        assert (refused.status, json.loads(refused.body)) == (400, {"error": "x is wrong"})
+        reply = await ask(address)
+        assert (reply.status, json.loads(reply.body)) == (400, {"error": "x is wrong"})
         assert (await ask(address, b"{")).status == 400
 
-    run(from_grpc, http, grpc_port=0)
-    run(from_http, rpc)
 
-
-def test_large_tensors_pass_over_both_transports() -> None:
+async def test_large_tensors_pass_over_both_transports() -> None:
     http, rpc = Fake(), GrpcFake()
     large = bytes(range(256)) * 6 * 4096
     http.body = ANSWER + large
     rpc.answer.raw_output_contents[0] = large
-
-    async def over_http(address: str, *_: object) -> None:
+    async with gateway(http) as (address, _, _):
         assert (await ask(address, BODY + large)).body.endswith(large)
         assert http.seen[0][2] == BODY + large
-
-    async def over_grpc(_: str, relay: object, port: int) -> None:
+    async with gateway(rpc, grpc_port=0) as (_, _, port):
         body, _ = await ask_grpc(port, request(large))
         assert pb.ModelInferResponse.FromString(body).raw_output_contents[0] == large
         assert rpc.seen[0][0] == request(large)
-
-    run(over_http, http)
-    run(over_grpc, rpc, grpc_port=0)
 
 
 async def test_an_error_of_the_model_is_an_answer() -> None:
@@ -421,46 +400,41 @@ async def test_what_else_there_is() -> None:
             assert refused.value.code() is code
 
 
-def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
-    async def nothing(*_: object) -> None:
-        pass
-
+async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
     with pytest.raises(UserError) as error:
-        run(nothing, *fakes, **options)
+        async with gateway(*fakes, **options):
+            pass
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
-def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
+async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
     wide, lacking, other = Fake(), Fake(), Fake()
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
     lacking.metadata = None
     other.metadata = "<html>"
-    told = refused(Fake(), wide)
+    told = await refused(Fake(), wide)
     assert "inputs 'x'" in told
     assert "[-1, 4]" in told
     assert "[-1, 3]" in told
     assert wide.url in told
-    assert "no model 'm'" in refused(Fake(), lacking)
-    assert "Open Inference Protocol" in refused(other)
-    assert "none answers" in refused(upstream=("http://127.0.0.1:1",))
+    assert "no model 'm'" in await refused(Fake(), lacking)
+    assert "Open Inference Protocol" in await refused(other)
+    assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
 
 
-def test_one_that_is_away_at_the_start_comes_later() -> None:
+async def test_one_that_is_away_at_the_start_comes_later() -> None:
     good, late = Fake(), Fake()
 
-    async def check() -> None:
+    await late.start()
+    await late.stop()
+    async with gateway(good, late) as (address, relay, _):
+        await until(lambda: is_up(relay) == [True, False])
+        assert (await ask(address)).status == 200
         await late.start()
-        await late.stop()
-        async with gateway(good, late) as (address, relay, _):
-            await until(lambda: is_up(relay) == [True, False])
-            assert (await ask(address)).status == 200
-            await late.start()
-            await until(lambda: is_up(relay) == [True, True])
-
-    asyncio.run(check())
+        await until(lambda: is_up(relay) == [True, True])
 
 
 @pytest.mark.parametrize(
@@ -480,9 +454,9 @@ def test_one_that_is_away_at_the_start_comes_later() -> None:
         ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
     ],
 )
-def test_bad_options(options: dict[str, Any], flag: str) -> None:
-    assert refused(**options).startswith(f"{flag}: ")
+async def test_bad_options(options: dict[str, Any], flag: str) -> None:
+    assert (await refused(**options)).startswith(f"{flag}: ")
 
 
-def test_an_address_of_another_protocol_is_not_asked() -> None:
-    assert "'ftp://a:1' is not one of http://HOST:PORT" in refused(upstream=("ftp://a:1",))
+async def test_an_address_of_another_protocol_is_not_asked() -> None:
+    assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))

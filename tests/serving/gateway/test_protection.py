@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +105,10 @@ def student(folder: Path, x: np.ndarray) -> np.ndarray:
     return found
 
 
-def run(check: Callable[..., Awaitable[None]], *servers: Fake, **options: Any) -> None:
-    async def all_of_it() -> None:
-        async with gateway(*servers, **options) as (address, relay, port):
-            await check(address, relay, port)
-
-    asyncio.run(all_of_it())
+async def refused(told: str, *servers: Fake, **options: Any) -> None:
+    with pytest.raises(UserError, match=told):
+        async with gateway(*servers, **options):
+            raise AssertionError("it started")
 
 
 async def test_late_requests_are_answered_by_the_protections_backup(finished: Path) -> None:  # noqa: F811
@@ -301,40 +298,28 @@ async def test_what_does_not_go_with_the_upstreams_is_refused(
 ) -> None:
     if "protection" in options:
         options = {"protection": Path(options["protection"])}
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
-        async with gateway(Server(), Server(), **options) as _:
-            raise AssertionError("it started")
+    await refused(told.replace("(", r"\("), Server(), Server(), **options)
 
 
-def test_the_protection_of_another_model_is_refused(
+async def test_the_protection_of_another_model_is_refused(
     finished: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    async def check(*_: object) -> None:
-        raise AssertionError("it started")
-
-    with pytest.raises(UserError, match="is another model: its scores of the same inputs differ"):
-        run(check, Server(f"{PLACE}:smaller"), protection=finished)
-    with pytest.raises(UserError, match="with the tensors"):
-        run(check, Server(f"{PLACE}:other_inputs"), protection=finished)
+    smaller, other = Server(f"{PLACE}:smaller"), Server(f"{PLACE}:other_inputs")
+    differs = "is another model: its scores of the same inputs differ"
+    await refused(differs, smaller, protection=finished)
+    await refused("with the tensors", other, protection=finished)
     old = read_json(finished / DESCRIPTION)
     del old["model"]["probe"]
     write_json(tmp_path / DESCRIPTION, old)
-    with pytest.raises(UserError, match="older release"):
-        run(check, Server(), protection=tmp_path)
+    await refused("older release", Server(), protection=tmp_path)
 
 
-def test_a_backup_for_other_inputs_is_refused() -> None:
+async def test_a_backup_for_other_inputs_is_refused() -> None:
     server, small = Server(), Server(f"{PLACE}:other_inputs")
-
-    async def all_of_it() -> None:
-        await small.start()
-        try:
-            url = f"{small.url}/v2/models/m"
-            async with gateway(server, backup_upstream=url):
-                raise AssertionError("it started")
-        finally:
-            await small.stop()
-
-    with pytest.raises(UserError, match=r"--backup-upstream: .* takes"):
-        asyncio.run(all_of_it())
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        await refused("--backup-upstream: .* takes", server, backup_upstream=url)
+    finally:
+        await small.stop()
