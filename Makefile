@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy equal-cost latency inverse embed train engine ablation map policies auto off-map validation
+BENCHMARKS := accuracy equal-cost latency engine ablation map policies auto off-map validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -82,9 +82,6 @@ RUN_accuracy = codedinvnet bench accuracy configs/bench/accuracy.json $(QUICK) $
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
 RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
-RUN_inverse = python -m benchmarks inverse mnist $(QUICK) --out $(TO)/speed.jsonl
-RUN_embed = python -m benchmarks embed mnist $(QUICK) --out $(TO)/speed.jsonl
-RUN_train = python -m benchmarks train mnist $(QUICK) --out $(TO)/speed.jsonl
 RUN_engine = python -m benchmarks engine $(if $(QUICK),mnist,$(BUNDLES)) $(QUICK) --out $(TO)/speed.jsonl
 RUN_map = codedinvnet simulate configs/bench/simulate-map$(QUICK:-%=%).json --out $(TO)/map.jsonl --picture $(TO)/map.png
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json --out $(TO)/policies.jsonl

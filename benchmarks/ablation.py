@@ -221,35 +221,37 @@ def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
 
 
 def run(
-    path: Path,
-    out: Path,
+    grid: Path,
+    out: Path | None = None,
     *,
-    save_dir: Path,
-    data_dir: Path | None,
-    device: torch.device,
-    test: bool = True,
+    save_dir: Path | None = None,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    no_test: bool = False,
     quick: bool = False,
-) -> list[Row]:
-    """Run what is missing of a grid, and return the rows of all of it.
+) -> dict[str, Any]:
+    """Run what is missing of a grid, and return the rows of all of it, with their table.
 
     Args:
-        path: the grid file.
-        out: JSONL, one trial a line; finished trials in it are kept.
-        save_dir: where runs and shared networks lie.
+        grid: the grid file.
+        out: JSONL, one trial a line; finished trials in it are kept. None: in `runs`.
+        save_dir: where runs and shared networks lie; None: in `runs`.
         data_dir: where the image sets lie.
         device: what to compute on.
-        test: whether to read the test split, too; without it choices can still be made.
+        no_test: leave the test split unread; choices can still be made.
         quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
         UserError: before any trial, if the grid is wrong, if `out` cannot be written or holds what
             are no rows, or if images are missing.
     """
-    grid = load_grid(path)
-    wanted = {trial.key: trial for trial in trials(grid, path, quick)}
+    kept = Path("runs") / ("ablation-quick" if quick else "ablation")
+    out, save_dir = out or kept.with_suffix(".jsonl"), save_dir or kept
+    read = load_grid(grid)
+    wanted = {trial.key: trial for trial in trials(read, grid, quick)}
     check_writable(out)
     check_folder(save_dir, "--save-dir")
-    splits = ("validation", "test") if test else ("validation",)
+    splits = ("validation",) if no_test else ("validation", "test")
     done = {
         key
         for key, row in newest(read_rows(out)).items()
@@ -271,7 +273,7 @@ def run(
             settings=trial.settings.model_copy(update={"name": f"{trial.data}-{key}"}),
             save_dir=save_dir,
             data_dir=data_dir,
-            device=device,
+            device=stages.choose_device(device),
             resume=LATEST,
             shared_network=save_dir / "networks" / trial.network_name,
         )
@@ -289,7 +291,8 @@ def run(
         jobs.append(study.Job(name, header, partial(_measured, trial, run, splits)))
     study.run(jobs, out, "ablation")
     rows = newest(read_rows(out))
-    return [rows[key] for key in wanted]
+    found = [rows[key] for key in wanted]
+    return {"rows": found, "table": table(found, read)}
 
 
 def _measured(trial: Trial, run: stages.Run, splits: Iterable[str]) -> dict[str, Any]:

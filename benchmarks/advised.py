@@ -22,7 +22,7 @@ from codedinvnet.bench.latency_grid import injected
 from codedinvnet.bench.load import Client, Reply, connect, open_loop, server, warm
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.files import write_json
+from codedinvnet.files import check_writable, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.quantiles import percentile, rounded
 from codedinvnet.simulation.advise import CLOSE, AdviseOptions, advise
@@ -51,6 +51,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     Raises:
         UserError: if a service does not start, or what it saw is too little.
     """
+    check_writable(out)
     models = QUICK_MODELS if quick else MODELS
     rows: list[dict[str, Any]] = []
     for model in models:
@@ -65,7 +66,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
         "commit": describe_commit(),
     }
     write_json(out, report)
-    return report
+    return {**report, "table": "\n".join(lines(report))}
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -1,379 +1,268 @@
-"""The command line of this repository's own benchmarks: parse, and call one function."""
+"""The command line of this repository's own benchmarks: a table of them and of their options.
+
+Each is a module with a function `run`, whose parameters are the options. It returns a report: rows,
+or figures, and perhaps a table of them for people.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.cli.common import (
-    Commands,
-    add_command,
-    guarded,
-    print_report,
-    seed,
-)
-from codedinvnet.errors import UserError
+from codedinvnet import study
+from codedinvnet.cli.common import add_command, guarded, print_report, seed
 
-EXAMPLES = """examples:
-  python -m benchmarks gateway --quick
-  python -m benchmarks advised --quick --out advised.json
-  python -m benchmarks gateway-faults --quick
-  python -m benchmarks ablation configs/bench/ablation.json --data-dir data
-  python -m benchmarks inverse mnist --json
-  python -m benchmarks embed mnist --json
-  python -m benchmarks train mnist --json
-  python -m benchmarks engine mnist --json
-  python -m benchmarks liars --data-dir data --json
-  python -m benchmarks drift --data-dir data --json
-  python -m benchmarks protected lite0 --source imagenette --out runs/lite0
-  python -m benchmarks recommended --data-dir data
-  python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl
+Options = Mapping[str, Mapping[str, Any]]
 
-run it in the repository's root; the comparisons of all methods are `codedinvnet bench`, and
-`python -m benchmarks.figures` renders what was measured
-"""
 
-SPEEDS = {
-    "inverse": "time the checked inverse beside fixed numbers of unchecked iterations",
-    "embed": "time an embedding beside one that normalises the weights in every pass",
-    "train": "time a training step beside one that normalises the weights in every pass",
-    "engine": "time a worker's tasks by PyTorch and by ONNX Runtime",
+def count(text: str) -> int:
+    """Parse a number of things, of which there must be one at least."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def number(default: int, help: str) -> dict[str, Any]:
+    """Return what argparse is told of a number of things."""
+    return {"type": count, "default": default, "help": f"{help} (%(default)s)"}
+
+
+QUICK: Options = {"--quick": {"action": "store_true", "help": "a short version, rough figures"}}
+DATA: Options = {"--data-dir": {"type": Path, "help": "folder of image sets (the cache)"}}
+SEED: Options = {"--seed": {"type": seed, "default": 0, "help": "of all that is drawn (0)"}}
+BUNDLES: Options = {
+    "bundles": {
+        "nargs": "*",
+        "default": ["mnist", "fashion"],
+        "metavar": "bundle",
+        "help": "calibrated bundles with guesses (mnist fashion)",
+    }
+}
+
+
+def out(help: str, **more: Any) -> Options:
+    """Return the option that names the file of rows."""
+    return {"--out": {"type": Path, "help": help, **more}}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        summary: what it does.
+        example: the words behind its name in an example.
+        options: what argparse is told of each option.
+    """
+
+    summary: str
+    example: str
+    options: Options
+
+
+ROWS = Path("docs/results/protect/recommended.json")
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "gateway": Benchmark(
+        "time requests to Triton through the gateway, compared with those without it",
+        "--quick",
+        QUICK,
+    ),
+    "advised": Benchmark(
+        "compare what advise predicts before switches of policy with what is measured after them",
+        "--quick --out advised.json",
+        {**out("the report (JSON)", required=True), **QUICK, **SEED},
+    ),
+    "gateway-faults": Benchmark(
+        "harm one upstream of a gateway after another, and count what clients see",
+        "--quick",
+        {"--policy": {"default": "auto", "help": "the gateway's (auto)"}, **QUICK},
+    ),
+    "ablation": Benchmark(
+        "measure what each part of the design is worth, one change at a time",
+        "configs/bench/ablation.json --data-dir data",
+        {
+            "grid": {"type": Path, "help": "grid file (JSON): base settings, rows, seeds"},
+            **out("a line a trial; finished ones in it are kept (runs/ablation.jsonl)"),
+            "--save-dir": {"type": Path, "help": "for runs (runs/ablation)"},
+            **QUICK,
+            **DATA,
+            "--device": {"default": "auto", "help": "cpu, cuda, cuda:1 (auto)"},
+            "--no-test": {"action": "store_true", "help": "leave the test split unread"},
+        },
+    ),
+    "engine": Benchmark(
+        "time a worker's tasks by PyTorch and by ONNX Runtime",
+        "mnist --json",
+        {
+            "bundles": {**BUNDLES["bundles"], "default": ["mnist"], "help": "which (mnist)"},
+            **out("append the rows to this file (JSONL)"),
+            **QUICK,
+        },
+    ),
+    "liars": Benchmark(
+        "count the answers after which a worker that answers wrongly is named",
+        "--data-dir data --json",
+        {
+            **BUNDLES,
+            **DATA,
+            **SEED,
+            "--runs": number(20, "runs of each fault"),
+            "--clean": number(1_000_000, "sound answers"),
+        },
+    ),
+    "drift": Benchmark(
+        "count what a service releases while its inputs are not those of its calibration",
+        "--data-dir data --json",
+        {**BUNDLES, **DATA, **SEED, "--runs": number(20, "runs of each drift")},
+    ),
+    "protected": Benchmark(
+        "protect a model as users have it, and write the row into docs/results/protect",
+        "lite0 --source imagenette --out runs/lite0",
+        {
+            "row": {
+                "choices": [
+                    *("digits-mlp", "digits-boosted", "resnet", "resnet-k4", "resnet-code"),
+                    *("lite0", "lite2", "magika"),
+                ],
+                "help": "the model: %(choices)s",
+                "metavar": "row",
+            },
+            "--source": {
+                "type": Path,
+                "help": "folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this "
+                "machine's)",
+            },
+            **out("folder for model and protection", required=True),
+            "--minutes": {"type": float, "default": 30.0, "help": "of codedinvnet protect (30)"},
+        },
+    ),
+    "recommended": Benchmark(
+        "protect ten models, and measure what is recommended on other inputs",
+        "--data-dir data",
+        {
+            "--data-dir": {"type": Path, "default": Path("data"), "help": "of image sets (data)"},
+            "--minutes": {"type": float, "default": 0.8, "help": "for each protection (0.8)"},
+            "--work": {
+                "type": Path,
+                "default": Path("runs/recommended"),
+                "help": "folder for models and protections (%(default)s)",
+            },
+            **out(f"the rows ({ROWS})", default=ROWS),
+        },
+    ),
+    "straggling": Benchmark(
+        "serve a protected model under straggler models, and compare it with hedging",
+        "protection/ model.onnx --inputs x.npy --out out.jsonl",
+        {
+            "protection": {"type": Path, "help": "folder that `codedinvnet protect` wrote"},
+            "model": {"type": Path, "help": "the model that it protects"},
+            "--inputs": {
+                "type": Path,
+                "required": True,
+                "help": "as `codedinvnet protect` takes them",
+            },
+            "--method": {"help": "one of the protection's (the recommended one)"},
+            "--scale": {"type": float, "help": "factor of pixels 0..255, as for `protect`"},
+            "--mean": {"type": float, "nargs": "+", "default": (), "help": "subtracted then"},
+            "--std": {"type": float, "nargs": "+", "default": (), "help": "divides then"},
+            "--workers": number(11, "worker processes"),
+            "--load": {
+                "type": float,
+                "default": 0.4,
+                "help": "share of the workers' time that direct answers take (0.4)",
+            },
+            "--batch": number(1, "queries of a request"),
+            "--requests": number(10_000, "requests of a run"),
+            "--stragglers": {
+                "nargs": "+",
+                "default": ["pareto", "held", "slower"],
+                "help": "straggler models (pareto held slower)",
+            },
+            **SEED,
+            **out("the rows, JSON; finished runs in it are kept", required=True),
+            "--log": {
+                "type": Path,
+                "default": Path("runs/straggling.log"),
+                "help": "of the servers (%(default)s)",
+            },
+        },
+    ),
+    "scheduling": Benchmark(
+        "measure what the front end costs a query, and the simulator a million",
+        "--part processor",
+        {
+            "--part": {
+                "choices": ["processor", "http"],
+                "help": "processor time, which a busy machine hardly changes, or the time of a "
+                "request (both)",
+            },
+            "--litserve": {
+                "type": Path,
+                "metavar": "FOLDER",
+                "help": "compare with LitServe, as `pip install --target FOLDER litserve` has it",
+            },
+            **QUICK,
+        },
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m benchmarks`; return the exit code."""
     arguments = build_parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.run
     resumes = hasattr(arguments, "save_dir")
     kept = "finished epochs and rows are kept: the same command goes on" if resumes else ""
-    return guarded(lambda: command(arguments), kept)
+    return guarded(lambda: arguments.run(arguments), kept)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m benchmarks` with all its benchmarks."""
+    examples = [f"  python -m benchmarks {name} {one.example}" for name, one in BENCHMARKS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure what this repository states of its own design.",
-        epilog=EXAMPLES,
+        epilog="\n".join(["examples:", *examples])
+        + "\n\nrun it in the repository's root; `codedinvnet bench` compares all methods, and\n"
+        "`python -m benchmarks.figures` renders what was measured",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    benches = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_gateway(benches)
-    _add_advised(benches)
-    _add_gateway_faults(benches)
-    _add_ablation(benches)
-    _add_speed(benches)
-    _add_liars(benches)
-    _add_drift(benches)
-    _add_protected(benches)
-    _add_recommended(benches)
-    _add_straggling(benches)
+    benches = parser.add_subparsers(
+        title="benchmarks", required=True, metavar="BENCHMARK", dest="benchmark"
+    )
+    for name, one in BENCHMARKS.items():
+        example = f"python -m benchmarks {name} {one.example}"
+        sub = add_command(benches, name, run, one.summary, example)
+        for option, told in one.options.items():
+            sub.add_argument(option, **told)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def _add_drift(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "drift",
-        _drift,
-        "count what a service releases while its inputs are not those of its calibration",
-        "python -m benchmarks drift --data-dir data --json",
-    )
-    bundles = ["mnist", "fashion"]
-    help_ = "calibrated bundles (mnist fashion)"
-    sub.add_argument("bundles", nargs="*", default=bundles, metavar="bundle", help=help_)
-    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
-    sub.add_argument("--runs", type=int, default=20, help="runs of each drift (20)")
-    sub.add_argument("--seed", type=seed, default=0, help="of groups and noise (0)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
+def run(arguments: argparse.Namespace) -> None:
+    """Run a benchmark, and print its table, or its rows, or its figures.
 
-
-def _drift(arguments: argparse.Namespace) -> None:
-    from benchmarks import drift
-
-    if arguments.runs < 1:
-        raise UserError("--runs: must be at least 1")
-    unknown = [name for name in arguments.bundles if name not in drift.OTHER]
-    if unknown:
-        raise UserError(f"bundle: {unknown[0]!r} is not one of {', '.join(drift.OTHER)}")
-    how = {"runs": arguments.runs, "seed": arguments.seed}
-    _told(drift.run(arguments.bundles, arguments.data_dir, **how), arguments.json)
-
-
-def _told(report: dict[str, Any], as_json: bool) -> None:
+    Raises:
+        UserError: if it cannot be run; when all is printed, if one of its rows has an error.
+    """
+    options = dict(vars(arguments))
+    name, as_json = options.pop("benchmark"), options.pop("json")
+    del options["run"]
+    module = import_module(f"benchmarks.{name.replace('-', '_')}")
+    report: dict[str, Any] = module.run(**options)
+    table, rows = report.pop("table", None), report.get("rows", [])
     if as_json:
-        print_report(report, as_json=True)
-        return
-    for row in report["rows"]:
-        print_report(row, as_json=False)
-        print()
-
-
-def _add_recommended(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "recommended",
-        _recommended,
-        "protect ten models, and measure what is recommended on other inputs",
-        "python -m benchmarks recommended --data-dir data",
-    )
-    sub.add_argument("--data-dir", type=Path, default=Path("data"), help="of image sets (data)")
-    sub.add_argument("--minutes", type=float, default=0.8, help="for each protection (0.8)")
-    sub.add_argument("--work", type=Path, default=Path("runs/recommended"), help="for what is made")
-    out = Path("docs/results/protect/recommended.json")
-    sub.add_argument("--out", type=Path, default=out, help=f"the rows ({out})")
-
-
-def _recommended(arguments: argparse.Namespace) -> None:
-    from benchmarks import recommended
-
-    rows = recommended.run(
-        arguments.data_dir, arguments.work, arguments.out, minutes=arguments.minutes
-    )
-    print(recommended.table(rows))
-
-
-def _add_straggling(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "straggling",
-        _straggling,
-        "serve a protected model under straggler models, and compare it with hedging",
-        "python -m benchmarks straggling protection/ model.onnx --inputs x.npy --out out.jsonl",
-    )
-    add = sub.add_argument
-    add("protection", type=Path, help="folder that `codedinvnet protect` wrote")
-    add("model", type=Path, help="of which it is the protection")
-    add("--inputs", type=Path, required=True, help="as `codedinvnet protect` takes them")
-    add("--method", help="one of the protection's (the recommended one)")
-    add("--scale", type=float, help="factor of pixels 0..255, as for `protect`")
-    add("--mean", type=float, nargs="+", default=(), help="subtracted then")
-    add("--std", type=float, nargs="+", default=(), help="divides then")
-    add("--workers", type=int, default=11, help="worker processes (11)")
-    add("--load", type=float, default=0.4, help="share of their time for direct answers (0.4)")
-    add("--batch", type=int, default=1, help="queries of a request (1)")
-    add("--requests", type=int, default=10_000, help="of a run (10000)")
-    add("--stragglers", nargs="+", default=["pareto", "held", "slower"], help="straggler models")
-    add("--seed", type=seed, default=0, help="of arrivals and inputs (0)")
-    add("--out", type=Path, required=True, help="the rows, JSON; finished runs in it are kept")
-    add("--log", type=Path, default=Path("runs/straggling.log"), help="of the servers")
-
-
-def _straggling(arguments: argparse.Namespace) -> None:
-    from benchmarks import straggling
-    from codedinvnet.protect.images import Preprocessing
-
-    how = Preprocessing(scale=arguments.scale, mean=tuple(arguments.mean), std=tuple(arguments.std))
-    names = ("workers", "load", "batch", "requests", "stragglers", "seed", "out", "log")
-    rows = straggling.run(
-        arguments.protection,
-        arguments.model,
-        arguments.inputs,
-        method=arguments.method,
-        how=how,
-        **{name: getattr(arguments, name) for name in names},
-    )
-    print(straggling.table(rows))
-
-
-def _add_protected(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "protected",
-        _protected,
-        "protect a model as users have it, and write the row into docs/results/protect",
-        "python -m benchmarks protected lite0 --source imagenette --out runs/lite0",
-    )
-    rows = "digits-mlp, digits-boosted, resnet, resnet-k4, resnet-code, lite0, lite2 or magika"
-    sub.add_argument("row", help=rows)
-    sub.add_argument(
-        "--source",
-        type=Path,
-        help="folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this machine's)",
-    )
-    sub.add_argument("--out", type=Path, required=True, help="folder for model and protection")
-    sub.add_argument("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
-
-
-def _protected(arguments: argparse.Namespace) -> None:
-    from benchmarks import protected
-
-    if arguments.row not in protected.RECIPES:
-        raise UserError(f"{arguments.row!r} is not one of {', '.join(protected.RECIPES)}")
-    row = protected.run(arguments.row, arguments.out, arguments.source, arguments.minutes)
-    print(row)
-
-
-def _add_liars(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "liars",
-        _liars,
-        "count the answers after which a worker that answers wrongly is named",
-        "python -m benchmarks liars --data-dir data --json",
-    )
-    bundles = ["mnist", "fashion"]
-    help_ = "bundles with guesses (mnist fashion)"
-    sub.add_argument("bundles", nargs="*", default=bundles, metavar="bundle", help=help_)
-    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
-    sub.add_argument("--runs", type=int, default=20, help="runs of each fault (20)")
-    sub.add_argument("--clean", type=int, default=1_000_000, help="sound answers (1000000)")
-    sub.add_argument("--seed", type=seed, default=0, help="of groups, roles and faults (0)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _liars(arguments: argparse.Namespace) -> None:
-    from benchmarks import liars
-
-    if min(arguments.runs, arguments.clean) < 1:
-        raise UserError("--runs and --clean: must be at least 1")
-    report = liars.run(
-        arguments.bundles,
-        arguments.data_dir,
-        runs=arguments.runs,
-        clean=arguments.clean,
-        seed=arguments.seed,
-    )
-    _told(report, arguments.json)
-
-
-def _add_advised(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "advised",
-        _advised,
-        "compare what advise predicts before switches of policy with what is measured after them",
-        "python -m benchmarks advised --quick --out advised.json",
-    )
-    sub.add_argument("--out", type=Path, required=True, help="the report (JSON)")
-    sub.add_argument("--quick", action="store_true", help="two straggler models, few requests")
-    sub.add_argument("--seed", type=seed, default=0, help="of arrivals, images and faults (0)")
-
-
-def _advised(arguments: argparse.Namespace) -> None:
-    from benchmarks.advised import lines, run
-    from codedinvnet.files import check_writable
-
-    check_writable(arguments.out)
-    report = run(arguments.out, quick=arguments.quick, seed=arguments.seed)
-    print("\n".join(lines(report)))
-
-
-def _add_gateway(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "gateway",
-        _gateway,
-        "time requests to Triton through the gateway, compared with those without it",
-        "python -m benchmarks gateway --quick",
-    )
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _gateway(arguments: argparse.Namespace) -> None:
-    from benchmarks import gateway
-
-    print_report(gateway.run(quick=arguments.quick), as_json=arguments.json)
-
-
-def _add_gateway_faults(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "gateway-faults",
-        _gateway_faults,
-        "harm one upstream of a gateway after another, and count what clients see",
-        "python -m benchmarks gateway-faults --quick",
-    )
-    sub.add_argument("--policy", default="auto", help="the gateway's (auto)")
-    sub.add_argument("--quick", action="store_true", help="a minute's version")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _gateway_faults(arguments: argparse.Namespace) -> None:
-    from benchmarks import gateway_faults
-
-    report = gateway_faults.measure(quick=arguments.quick, policy=arguments.policy)
-    print_report(report, as_json=arguments.json)
-
-
-def _add_ablation(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "ablation",
-        _ablation,
-        "measure what each part of the design is worth, one change at a time",
-        "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
-    )
-    sub.add_argument("grid", type=Path, help="grid file (JSON): base settings, rows, seeds")
-    sub.add_argument(
-        "--out",
-        type=Path,
-        help="a line a trial; finished ones in it are kept (runs/ablation.jsonl)",
-    )
-    sub.add_argument("--save-dir", type=Path, help="for runs (runs/ablation)")
-    sub.add_argument(
-        "--quick", action="store_true", help="minutes: one image set, one seed, short trainings"
-    )
-    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
-    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
-    sub.add_argument("--no-test", action="store_true", help="leave the test split unread")
-
-
-def _ablation(arguments: argparse.Namespace) -> None:
-    from benchmarks import ablation
-    from codedinvnet import study
-    from codedinvnet.stages import choose_device
-
-    name = "ablation-quick" if arguments.quick else "ablation"
-    out = arguments.out or Path("runs") / f"{name}.jsonl"
-    rows = ablation.run(
-        arguments.grid,
-        out,
-        save_dir=arguments.save_dir or Path("runs") / name,
-        data_dir=arguments.data_dir,
-        device=choose_device(arguments.device),
-        test=not arguments.no_test,
-        quick=arguments.quick,
-    )
-    print(ablation.table(rows, ablation.load_grid(arguments.grid)))
-    study.refuse_failures(sum(row["error"] is not None for row in rows), "of the trials", out)
-
-
-def _add_speed(benches: Commands) -> None:
-    for part, summary in SPEEDS.items():
-        sub = add_command(
-            benches, part, _speed, summary, f"python -m benchmarks {part} mnist --json"
-        )
-        sub.set_defaults(part=part)
-        sub.add_argument("bundle", nargs="*", default=["mnist"], help="what to measure (mnist)")
-        sub.add_argument("--quick", action="store_true", help="a short version, rough figures")
-        if part != "engine":
-            help_ = "take its test images, not the shipped ones"
-            sub.add_argument("--data-dir", type=Path, help=help_)
-        sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-        sub.add_argument("--out", type=Path, help="append the rows to this file (JSONL)")
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _speed(arguments: argparse.Namespace) -> None:
-    from benchmarks import speed
-    from codedinvnet.stages import choose_device
-
-    rows = [
-        row
-        for name in arguments.bundle
-        for row in speed.run(
-            arguments.part,
-            name,
-            quick=arguments.quick,
-            data_dir=getattr(arguments, "data_dir", None),
-            device=choose_device(arguments.device),
-            out=arguments.out,
-        )
-    ]
-    print(json.dumps(rows) if arguments.json else speed.table(rows))
+        print(json.dumps(report))
+    elif table is not None:
+        print(table)
+    else:
+        for row in rows or [report]:
+            print_report(row, as_json=False)
+            print()
+    failed = sum(row.get("error") is not None for row in rows)
+    study.refuse_failures(failed, "of the trials", Path(options.get("out") or ""))

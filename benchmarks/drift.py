@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from codedinvnet.data import ImageSet, ImageSource
+from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.trust import schemes
 from codedinvnet.models.bundle import load_bundle
@@ -164,7 +165,13 @@ def one_run(
 
 
 def run(bundles: Sequence[str], data_dir: Path | None, *, runs: int, seed: int) -> dict[str, Any]:
-    """Return a row for each bundle, method, limit and drift."""
+    """Return a row for each bundle, method, limit and drift.
+
+    Raises:
+        UserError: if there is no other image set for a bundle.
+    """
+    if unknown := [name for name in bundles if name not in OTHER]:
+        raise UserError(f"bundle: {unknown[0]!r} is not one of {', '.join(OTHER)}")
     torch.set_num_threads(1)
     rows = [row for name in bundles for row in _rows(name, data_dir, runs, seed)]
     return {

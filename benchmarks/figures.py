@@ -25,7 +25,7 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
-from benchmarks import ablation, equal_cost, speed
+from benchmarks import ablation, engine, equal_cost
 from benchmarks.choosing import choosing
 from benchmarks.policies import choice, draw_policies
 from codedinvnet.bench import plots, tables
@@ -68,7 +68,7 @@ COMMANDS = {
     "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
-    "speed.jsonl": "python -m benchmarks inverse mnist",
+    "speed.jsonl": "python -m benchmarks engine mnist fashion cifar10",
 }
 Formats = Mapping[str, str]
 
@@ -452,11 +452,6 @@ def validation(path: Path) -> str:
 # The pages
 
 
-def speeds(parts: Sequence[str], path: Path) -> str:
-    """Return the table of some parts of the speed benchmarks."""
-    return speed.table([row for row in read_rows(path) if row["part"] in parts])
-
-
 FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
     "choice": choice,
     "bundles": bundles,
@@ -488,8 +483,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
         "ablation.jsonl",
         lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),
     ),
-    "speed": ("speed.jsonl", partial(speeds, speed.PARTS)),
-    "engines": ("speed.jsonl", partial(speeds, (speed.ENGINE,))),
+    "engines": ("speed.jsonl", lambda path: engine.table(read_rows(path))),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
 

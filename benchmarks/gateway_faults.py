@@ -37,10 +37,12 @@ from codedinvnet.load.loop import open_loop
 from codedinvnet.load.run import histogram, micro, percentiles
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.provenance import describe_machine
-from codedinvnet.serving.gateway import discovery, run
+from codedinvnet.serving.gateway import discovery
+from codedinvnet.serving.gateway import run as gateways
+from codedinvnet.serving.gateway.calls import Unreachable
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.upstreams import Unreachable, Upstream, open_upstream
+from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
 SERVICE = 0.02
@@ -85,9 +87,9 @@ def gateway(port: int, hosts: Path, policy: str) -> None:
         def __init__(self, given: Sequence[str], file: Path | None = None) -> None:
             super().__init__(given, file, resolve)
 
-    run.Discovery = ByFile  # type: ignore[assignment, attr-defined]
+    gateways.Discovery = ByFile  # type: ignore[assignment, attr-defined]
     upstream = f"dns+http://{NAME}:{port}"
-    run.run_gateway(GatewayOptions(MODEL, (upstream,), slots=1, policy=policy, port=0))
+    gateways.run_gateway(GatewayOptions(MODEL, (upstream,), slots=1, policy=policy, port=0))
 
 
 @dataclass
@@ -342,7 +344,7 @@ def shown(report: dict[str, Any], requests: int) -> dict[str, bool]:
     }
 
 
-def measure(*, quick: bool, policy: str = "auto") -> dict[str, Any]:
+def run(*, quick: bool, policy: str = "auto") -> dict[str, Any]:
     """Run it all.
 
     Raises:

@@ -54,35 +54,35 @@ class Recipe:
     model: str = "model.onnx"
 
 
-def run(name: str, folder: Path, source: Path | None, minutes: float) -> Path:
-    """Make a row, and return its file.
+def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, Any]:
+    """Make a row, and return where it lies.
 
     Args:
-        name: of the recipe.
-        folder: for the model, its inputs and its protection; what is there is kept.
+        row: the name of the recipe.
+        out: for the model, its inputs and its protection; what is there is kept.
         source: see `RECIPES`; None if the recipe needs none.
         minutes: for `protect`.
 
     Raises:
         UserError: if a source is missing, or `protect` failed.
     """
-    recipe = RECIPES[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = recipe.make(folder, source)
-    out = folder / f"{name}-protection"
-    words = ["protect", str(folder / recipe.model), "--inputs", str(inputs), "--out", str(out)]
+    recipe = RECIPES[row]
+    out.mkdir(parents=True, exist_ok=True)
+    inputs = recipe.make(out, source)
+    protection = out / f"{row}-protection"
+    words = ["protect", str(out / recipe.model), "--inputs", str(inputs), "--out", str(protection)]
     words += ["--minutes", f"{minutes:g}", *recipe.options]
     if recipe.backup:
-        words += ["--backup", str(folder / "backup.onnx")]
-    if not (out / DESCRIPTION).is_file() and main(words):
-        raise UserError(f"{name}: codedinvnet protect failed")
-    row: dict[str, Any] = read_json(out / DESCRIPTION)
+        words += ["--backup", str(out / "backup.onnx")]
+    if not (protection / DESCRIPTION).is_file() and main(words):
+        raise UserError(f"{row}: codedinvnet protect failed")
+    found: dict[str, Any] = read_json(protection / DESCRIPTION)
     for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
-        if part in row:
-            row[part]["source"] = without_folders(row[part]["source"])
-    path = RESULTS / f"{name}.json"
-    write_json(path, row)
-    return path
+        if part in found:
+            found[part]["source"] = without_folders(found[part]["source"])
+    path = RESULTS / f"{row}.json"
+    write_json(path, found)
+    return {"row": str(path)}
 
 
 def _digits(place: str, **options: Any) -> Callable[[Path, Path | None], Path]:

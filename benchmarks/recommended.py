@@ -60,8 +60,8 @@ class Made:
     split: int
 
 
-def run(data_dir: Path, work: Path, out: Path, *, minutes: float) -> list[dict[str, Any]]:
-    """Protect and measure all models; rows that `out` has are kept.
+def run(data_dir: Path, work: Path, out: Path, *, minutes: float) -> dict[str, Any]:
+    """Protect and measure all models, and return a report; rows that `out` has are kept.
 
     Args:
         data_dir: folder of image sets.
@@ -85,7 +85,7 @@ def run(data_dir: Path, work: Path, out: Path, *, minutes: float) -> list[dict[s
         found = {"right": right, "models": len(rows), "rows": rows, "minutes": minutes}
         write_json(out, {**found, "commit": describe_commit(), "machine": describe_machine()})
         print(f"{name}: {row['recommended']}, right: {row['right']}", flush=True)
-    return rows
+    return {"rows": rows, "table": table(rows)}
 
 
 def measured(made: Made, folder: Path, minutes: float) -> dict[str, Any]:

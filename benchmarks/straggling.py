@@ -146,7 +146,9 @@ def run(
     inputs: Path,
     *,
     method: str | None,
-    how: Preprocessing,
+    scale: float | None,
+    mean: Sequence[float],
+    std: Sequence[float],
     workers: int,
     load: float,
     batch: int,
@@ -155,15 +157,17 @@ def run(
     seed: int,
     out: Path,
     log: Path,
-) -> list[dict[str, Any]]:
-    """Do all runs, and return their rows; those that `out` has are kept.
+) -> dict[str, Any]:
+    """Do all runs, and return a report of them; rows that `out` has are kept.
 
     Args:
         protection: the folder that `codedinvnet protect` wrote.
         model: of which it is the protection.
         inputs: as `codedinvnet protect` takes them.
         method: one of the protection's; None: the recommended one.
-        how: what is done to images.
+        scale: factor of pixels 0..255.
+        mean: what is subtracted then, by channel.
+        std: what divides then, by channel.
         workers: of the service.
         load: share of the workers' time that direct answers take.
         batch: queries of a request.
@@ -183,6 +187,7 @@ def run(
     needed = len(scheme.rules.tasks(scheme.rules.k))
     if workers < needed:
         raise UserError(f"--workers {workers}: {scheme.name} needs {needed}")
+    how = Preprocessing(scale=scale, mean=tuple(mean), std=tuple(std))
     found = read_inputs(inputs, opened.signature, how)
     place = _place(opened, protection, scheme, found, workers, load, batch, requests, seed, log)
     compute = read_description(protection)["parts"]["the model: a query"]["ms"][0]
@@ -194,7 +199,7 @@ def run(
         figures = asyncio.run(_measured(place, straggler, arm, service, compute))
         rows.append({"stragglers": straggler, "policy": arm, "method": scheme.name, **figures})
         write_json(out, rows)
-    return rows
+    return {"rows": rows, "table": table(rows)}
 
 
 def _service_ms(compute: float, workers: int, load: float) -> float:

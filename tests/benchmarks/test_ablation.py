@@ -18,7 +18,6 @@ from codedinvnet.models.coded import build_encoder, build_network
 from codedinvnet.rows import newest, read_rows
 from tests.conftest import tiny_settings
 
-CPU = torch.device("cpu")
 MNIST = {"data": {"name": "mnist", "validation": 100, "padding": 2}}
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
 
@@ -43,14 +42,10 @@ def grid_file(folder: Path, **changes: Any) -> Path:
 
 
 def run(path: Path, folder: Path, data_dir: Path, **options: Any) -> list[dict[str, Any]]:
-    return ablation.run(
-        path,
-        folder / "out.jsonl",
-        save_dir=folder / "runs",
-        data_dir=data_dir,
-        device=CPU,
-        **options,
-    )
+    rows: list[dict[str, Any]] = ablation.run(
+        path, folder / "out.jsonl", save_dir=folder / "runs", data_dir=data_dir, **options
+    )["rows"]
+    return rows
 
 
 def test_an_interrupted_grid_goes_on_where_it_stopped(
@@ -97,7 +92,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     # A longer training is another trial; what is not changed is kept.
     longer = {"name": "longer", "change": {"fusion": {"epochs": 2}}}
     grid_file(tmp_path, rows=[{"name": "all", "change": {}}, longer], seeds=[1])
-    again = run(path, tmp_path, data_dir, test=False)
+    again = run(path, tmp_path, data_dir, no_test=True)
     assert again[0] == rows[0]
     assert "test" not in again[1]
     assert len(trained) == 2
@@ -356,7 +351,7 @@ def test_the_shipped_grid_in_quick_trains_for_seconds() -> None:
 def test_runs_that_cannot_be_kept_are_not_begun(data_dir: Path, tmp_path: Path) -> None:
     folder = grid_file(tmp_path)  # a file
     with pytest.raises(UserError, match=r"--save-dir: cannot write into .*: .* is no folder"):
-        ablation.run(folder, tmp_path / "out.jsonl", save_dir=folder, data_dir=data_dir, device=CPU)
+        ablation.run(folder, tmp_path / "out.jsonl", save_dir=folder, data_dir=data_dir)
     assert not (tmp_path / "out.jsonl").exists()
 
 

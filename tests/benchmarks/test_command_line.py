@@ -1,17 +1,17 @@
 from __future__ import annotations
 
+import inspect
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import ablation
-from benchmarks.command_line import build_parser
-from codedinvnet import stages
-from tests.cli.scene import Scene, check_refusal
+from benchmarks.command_line import BENCHMARKS, build_parser
 from tests.cli.test_command_line import commands
-from tests.conftest import Command, digests
+from tests.conftest import Command
 
 
 @pytest.mark.parametrize("name", commands(build_parser()))
@@ -32,14 +32,14 @@ def test_help_lists_the_benchmarks(call_benchmarks: Command) -> None:
         assert callable(build_parser().parse_args(shlex.split(example)[3:]).run)
 
 
-def test_images_of_another_size_are_refused(
-    recovery_run: stages.Run, data_dir: Path, tmp_path: Path, call_benchmarks: Command
-) -> None:
-    scene = Scene(tmp_path, data_dir, recovery_run)
-    before = digests(tmp_path, data_dir)
-    outcome = call_benchmarks("embed", scene.bundle, "--data-dir", scene.large)
-    check_refusal(outcome.code, outcome.out, outcome.err, "takes (1, 28, 28)")
-    assert digests(tmp_path, data_dir) == before
+def test_options_are_the_parameters_of_a_function(call_benchmarks: Command) -> None:
+    for name in BENCHMARKS:
+        module = import_module(f"benchmarks.{name.replace('-', '_')}")
+        parameters = set(inspect.signature(module.run).parameters)
+        words = shlex.split(BENCHMARKS[name].example)
+        given = set(vars(build_parser().parse_args([name, *words])))
+        assert given - {"run", "benchmark", "json"} == parameters
+    assert call_benchmarks("liars", "--runs", "0").code == 2
 
 
 def test_failures_of_the_ablation_are_told_after_its_table(
@@ -52,9 +52,10 @@ def test_failures_of_the_ablation_are_told_after_its_table(
         "k": [10],
         "error": "RuntimeError: no",
     }
-    monkeypatch.setattr(ablation, "run", lambda *_, **__: [row])
     grid = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
     row["row"] = ablation.load_grid(grid).rows[0].name
+    report = {"rows": [row], "table": ablation.table([row], ablation.load_grid(grid))}
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: report)
     outcome = call_benchmarks("ablation", grid, "--out", tmp_path / "rows.jsonl")
     assert outcome.code == 2
     assert "failed: RuntimeError: no" in outcome.out

@@ -51,7 +51,7 @@ def test_no_row_names_a_folder_of_the_machine_that_made_it() -> None:
 
 
 def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> None:
-    for name in ("accuracy", "late", "latency", "validation", "map", "ablation", "speed"):
+    for name in ("accuracy", "late", "latency", "validation", "map", "ablation", "engines"):
         told = section(name, tmp_path)
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told

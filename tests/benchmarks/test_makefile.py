@@ -17,7 +17,7 @@ from codedinvnet.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
-    *("accuracy", "latency", "inverse", "embed", "train", "ablation", "map"),
+    *("accuracy", "latency", "ablation", "map"),
     *("engine", "policies", "validation", "equal-cost"),
 )
 

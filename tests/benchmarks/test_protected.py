@@ -17,6 +17,7 @@ from codedinvnet.bench.load import Reply
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
+from tests.conftest import Command
 from tests.protect.factories import FEATURES, vectors
 
 
@@ -65,7 +66,7 @@ def test_a_row_names_no_folder_of_the_machine(
     monkeypatch.setattr(protected, "RESULTS", tmp_path)
     recipe = protected.Recipe(lambda folder, source: folder, ())
     monkeypatch.setattr(protected, "RECIPES", {"digits-mlp": recipe})
-    row = json.loads(protected.run("digits-mlp", tmp_path, None, 1.0).read_text())
+    row = json.loads(Path(protected.run("digits-mlp", tmp_path, None, 1.0)["row"]).read_text())
     assert [row[name]["source"] for name in parts] == ["model.onnx", "own_backup.onnx"]
 
 
@@ -148,13 +149,14 @@ def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nothing"], "is not one of"),
+        (["nothing"], "invalid choice"),
         (["lite0"], "a clone of github.com/thunderInfy/imagenette"),
         (["resnet"], "CIFAR-10's train.npz"),
     ],
 )
 def test_what_a_row_lacks_is_told(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], told: str, tmp_path: Path, call_benchmarks: Command
 ) -> None:
-    assert main(["protected", *words, "--out", str(tmp_path / "out")]) == 2
-    assert told in capsys.readouterr().err
+    outcome = call_benchmarks("protected", *words, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert told in outcome.err

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 from torch import Tensor
 
-from codedinvnet.data import ImageSet
+from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.evaluation import inversion
 from codedinvnet.evaluation.inversion import inversion_report
-from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.nn.irevnet import IRevNet
 
 ERRORS = ("largest_error", "mean_error", "iterations", "largest_iterations")
@@ -44,3 +47,15 @@ def test_an_inverse_without_iterations_has_taken_one(
     assert found["measured"] == 3
     assert found["largest_error"] < 1e-4
     assert (found["iterations"], found["largest_iterations"]) == (1, 1)
+
+
+def test_a_shipped_bundle_inverts_its_embeddings_to_the_tolerance() -> None:
+    model, source = load_bundle("mnist").model, sample_images("mnist")
+    coarse = inversion_report(model, source, tolerance=2e-4, limit=16)
+    assert 1e-6 < coarse["largest_error"] <= 2e-4
+    # The rounding of the latents is left in float32.
+    assert inversion_report(model, source, tolerance=1e-6, limit=16)["largest_error"] <= 2e-6
+    network = copy.deepcopy(model.network).double()
+    with torch.inference_mode():
+        x = model.prepare(source.batch(torch.arange(16))[0]).double()
+        assert float((network.inverse(network(x), tolerance=1e-6) - x).abs().max()) <= 1e-6

@@ -1,1 +1,1 @@
-"""Benchmarks: accuracy, latency and speed, of the methods and of the parts of the design."""
+"""Comparisons of all methods: their accuracy, and their latency on the real service."""
