@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from codedinvnet.bench.tables import markdown
 from codedinvnet.data import ImageSet, ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.trust import schemes
+from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
@@ -218,3 +221,29 @@ def _rows(name: str, data_dir: Path | None, runs: int, seed: int) -> Iterator[di
                     "released_before": round(float(np.mean(before)), 4),
                     "released_after_500": round(float(np.mean(during)), 4),
                 }
+
+
+def table(path: Path) -> str:
+    """Return the rows for a reader, as Markdown; shares are in %."""
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.2f}"
+
+    lines = [
+        {
+            "bundle, method": f"{row['bundle']}, {row['method']}",
+            "limit": f"{100 * row['limit']:g}",
+            "drift": row["drift"],
+            "disagree without drift": percent(row["sound_disagreement"]),
+            "with it, unwatched": percent(row["unwatched_disagreement"]),
+            "stopped after": stopped
+            if (stopped := row["released_comparisons_median"]) < DRIFTED
+            else "not",
+            "most after 500": percent(row["disagreement_after_500_most"]),
+            "runs that kept the limit": f"{row['kept_after_500']} of {row['runs']}",
+            "released then": f"{100 * row['released_after_500']:.0f}",
+            "coverage back": f"{row['back_after_2000']} of {row['runs']}",
+        }
+        for row in read_json(path)["rows"]
+    ]
+    return markdown(DataFrame(lines))
