@@ -170,23 +170,20 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
 
 
 @pytest.mark.parametrize(("limit", "late"), [(None, 0), (0.5, 0), (0.005, 1)])
-def test_a_requests_stricter_limit_holds_its_answers_back(
+async def test_a_requests_stricter_limit_holds_its_answers_back(
     limit: float | None, late: int, scheme: Scheme, images: np.ndarray
 ) -> None:
-    async def run() -> None:
-        relied, pool = reliance(0.01), BundlePool(scheme)
-        for kind in relied.thresholds:
-            relied.thresholds[kind] = 0.0 if kind[0] == relied.limit else math.inf
-        front = await begun(scheme, relied, pool)
-        try:
-            pool.hang(0)
-            found = await front.ask(images[:K], limit=limit, deadline=1.0 if late else 15.0)
-            assert [type(one) for one in found].count(DeadlinePassed) == late
-        finally:
-            pool.kill(0)
-            await front.stop()
-
-    asyncio.run(run())
+    relied, pool = reliance(0.01), BundlePool(scheme)
+    for kind in relied.thresholds:
+        relied.thresholds[kind] = 0.0 if kind[0] == relied.limit else math.inf
+    front = await begun(scheme, relied, pool)
+    try:
+        pool.hang(0)
+        found = await front.ask(images[:K], limit=limit, deadline=1.0 if late else 15.0)
+        assert [type(one) for one in found].count(DeadlinePassed) == late
+    finally:
+        pool.kill(0)
+        await front.stop()
 
 
 def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
