@@ -54,6 +54,8 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
     assert [(c.k, c.r) for c in known if c.policy == "coded+guess"] == coded
     assert str(Candidate("coded", 4, 2)) == "coded, k = 4, r = 2"
     assert str(Candidate("hedge", 4, 1)) == "hedge, at most 25 % copies"
+    (hedge,) = candidates(ACCURACY, policies=["hedge"], extra=0.05)
+    assert str(hedge) == "hedge, at most 5 % copies"
 
 
 def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:

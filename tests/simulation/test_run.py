@@ -46,13 +46,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_simulate_prints_one_report(file: Path, call: Command) -> None:
-    words = ("--policy", "hedge", "--workers", "7", "--qps", "200", "--seed", "5", "--json")
+    given = "--policy hedge --workers 7 --qps 200 --seed 5 --extra 0.01 --json"
+    words = given.split()
     outcome = call("simulate", file, *words)
     assert outcome.code == 0
     report = json.loads(outcome.out)
     changed = report["scenario"]
     assert (changed["policy"], changed["workers"], changed["seed"]) == ("hedge", 7, 5)
     assert changed["arrivals"]["qps"] == 200
+    assert 1 < report["tasks_per_query"] <= 1.01
     assert report["queries"] == 600
     figures = load_bundle("mnist").info.figures["test_k4"]
     assert report["accuracy"] == pytest.approx(figures["normal_accuracy"])
@@ -415,6 +417,7 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--stragglers", "sleepy"], "neither a file nor one of"),
         (["--stragglers", "held", "--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--batch", "0"], "--batch: must be at least 1, got 0"),
+        (["--extra", "-1"], "--extra: must be at least 0, got -1"),
         (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
         (["--measured", "missing.jsonl"], "measured runs missing.jsonl: No such file"),
         (["--picture", "map.png"], "--picture belongs to a sweep"),
@@ -460,6 +463,7 @@ def test_simulate_refuses_in_one_line(
         ),
         (["--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--queries", "0"], "--queries: must be at least 1, got 0"),
+        (["--extra", "nan"], "--extra: must be at least 0, got nan"),
         (["--accuracy-rows", "rows.jsnl"], "--accuracy-rows: there is no file rows.jsnl"),
         (["--scenario", "FILE", "--service-ms", "-1"], "--service-ms: must be above 0"),
         (["--scenario", "FILE", "--encode-ms", "nan"], "--encode-ms: must be above 0"),
@@ -488,6 +492,11 @@ def test_plan_takes_a_k_between_those_measured_and_any_share_of_copies(call: Com
         left = {"coded": f"no accuracy is known of k = {k}; of codes it is up to k = 10"}
         assert report["not_ranked"] == ({} if "coded" in ranked else left)
     assert call(*words, "--policy", "uncoded", "--k", "50").code == 0
+    report = json.loads(call(*words, *policies, "--extra", "0.05").out)
+    assert report["scenario"]["extra"] == 0.05
+    assert [row["method"] for row in report["ranking"] if row["policy"] == "hedge"] == [
+        "hedge, at most 5 % copies"
+    ]
 
 
 def test_plan_ranks_no_code_that_the_bundle_has_not(file: Path, call: Command) -> None:

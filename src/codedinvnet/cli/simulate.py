@@ -38,6 +38,7 @@ def _add_simulate(commands: Commands) -> None:
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")
     add("--qps", type=float, help="images a second (the scenario's)")
     add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--extra", type=float, help="extra work per query, at most, as serve's (the scenario's)")
     add(
         "--queries",
         type=int,
@@ -87,6 +88,11 @@ def _add_plan(commands: Commands) -> None:
         "(the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
+    add(
+        "--extra",
+        type=float,
+        help="extra work per query, at most, as serve's (the scenario's, else what suits each)",
+    )
     add("--deadline-ms", type=float, help="as serve's (the scenario's, else 5000)")
     add(
         "--hang-timeout-ms",

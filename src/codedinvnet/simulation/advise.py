@@ -41,6 +41,8 @@ class AdviseOptions:
     seed: int = 0
     token_file: str = ""
     """As it goes into the command that is printed; "": none."""
+    extra: float | None = None
+    """The budget of every policy; None: the service's own."""
 
 
 def read_traffic(raw: Any, url: str) -> Recorded:
@@ -77,6 +79,8 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{options.url}: a code of another release: {seen.code}") from error
     base = scenario_of(seen, options.queries, options.seed)
+    if options.extra is not None:
+        base = base.updated(extra=options.extra)
     offered = {name: POLICIES[name] for name in seen.offered if name in POLICIES}
     left = dict(seen.refused)
     left |= dict.fromkeys(
@@ -91,10 +95,12 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
         rows.append(simulated(base.updated(policy=name), code, seen))
     best = chosen(rows, seen.policy, options.by)
     now = measured(seen.after(seen.since_s))
-    notes = [
-        *overload(base, drifting=False),
-        *doubts(now, next((row for row in rows if row["policy"] == seen.policy), None), options.by),
-    ]
+    own = next((row for row in rows if row["policy"] == seen.policy), None)
+    notes = overload(base, drifting=False)
+    if base.extra == seen.rules.extra:
+        notes += doubts(now, own, options.by)
+    else:
+        notes.append(f"The service has another budget: start it with --extra {base.extra:g}.")
     return {
         "schema_version": 1,
         "kind": "advice",

@@ -19,7 +19,7 @@ from codedinvnet.files import check_writable, file_digest, read_json, write_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.serving.policies import SERVED, served_as
+from codedinvnet.serving.policies import SERVED, check_extra, served_as
 from codedinvnet.simulation import measured as runs_of
 from codedinvnet.simulation import plan
 from codedinvnet.simulation.distributions import Distribution
@@ -131,6 +131,7 @@ def _changes(asked: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
     changes, batch = dict(asked), asked.get("batch", scenario.arrivals.batch)
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
+    check_extra(asked.get("extra"))
     if "policy" in asked:
         _check_policies((asked["policy"],))
         changes |= served_as(asked["policy"]).scenario
@@ -196,6 +197,7 @@ class PlanOptions:
     encode_ms: float | None = None
     stragglers: str | None = None
     batch: int | None = None
+    extra: float | None = None
     policy: tuple[str, ...] = ()
     k: tuple[int, ...] = ()
     queries: int | None = None
@@ -205,6 +207,8 @@ class PlanOptions:
     max_disagreement: float | None = None
 
 
+PLANNED = ("queries", "seed", "extra", "deadline_ms", "hang_timeout_ms", "max_disagreement")
+"""What changes the scenario by its own name."""
 DEFAULT_REQUESTS = 53_000
 """Of a plan's longest runs: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
@@ -332,7 +336,7 @@ def _candidates(
     policies = [policy for policy in policies if policy not in left]
     known = max((k for sizes in accuracy.recovered.values() for k in sizes), default=0)
     up_to = f"; of codes it is up to k = {known}" if known else ""
-    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k)
+    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k, base.extra)
     for policy in policies:
         own = [candidate for candidate in found if candidate.policy == policy]
         lacking = sorted(set(options.k) - {candidate.k for candidate in own})
@@ -362,6 +366,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         value = getattr(options, key)
         if value is not None and not (0 < value < math.inf or (value == 0 and key == "encode_ms")):
             raise UserError(f"--{key.replace('_', '-')}: must be above 0, got {value}")
+    check_extra(options.extra)
     if any(k < 1 for k in options.k):
         raise UserError(f"--k: must be at least 1, got {min(options.k)}")
     if options.scenario is not None:
@@ -389,11 +394,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
             changes[key] = getattr(base, key).scaled(mean).model_dump()
-    changes |= {
-        key: value
-        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms", "max_disagreement")
-        if (value := getattr(options, key)) is not None
-    }
+    changes |= {key: value for key in PLANNED if (value := getattr(options, key)) is not None}
     base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:
