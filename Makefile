@@ -85,8 +85,10 @@ RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(QUICK
 RUN_engine = python -m benchmarks engine $(if $(QUICK),mnist,$(BUNDLES)) $(QUICK) --out $(TO)/speed.jsonl
 RUN_map = codedinvnet simulate configs/bench/simulate-map$(QUICK:-%=%).json --out $(TO)/map.jsonl --picture $(TO)/map.png
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json --out $(TO)/policies.jsonl
-RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json --out $(TO)/auto.jsonl
-RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json --out $(TO)/off-map.jsonl
+RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json --out $(TO)/auto.jsonl && \
+  $(BIN)/codedinvnet simulate configs/bench/simulate-auto-single.json --out $(TO)/auto.jsonl
+RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json --out $(TO)/off-map.jsonl && \
+  $(BIN)/codedinvnet simulate configs/bench/simulate-off-map-single.json --out $(TO)/off-map.jsonl
 RUN_validation = codedinvnet simulate configs/bench/simulate-measured.json $(if $(QUICK),--queries 3000) \
   --measured $(TO)/latency.jsonl --out $(TO)/validation.json
 
