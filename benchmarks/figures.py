@@ -343,11 +343,6 @@ def one_set(name: str, path: Path) -> str:
     return tables.accuracy_table(frame[frame["dataset"] == name])
 
 
-def margins(path: Path) -> str:
-    """Return how far our bundles are ahead of each rival."""
-    return tables.markdown(tables.margins(accuracy_frame(path)), tables.MARGIN_FORMATS)
-
-
 def published(path: Path) -> str:
     """Return the papers' figures beside ours."""
     return tables.markdown(tables.published(accuracy_frame(path)), tables.PUBLISHED_FORMATS)
@@ -466,7 +461,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),
     "accuracy": ("accuracy.jsonl", accuracy),
     **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
-    "margins": ("accuracy.jsonl", margins),
     "published": ("accuracy.jsonl", published),
     "failed": ("accuracy.jsonl", failed),
     "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),

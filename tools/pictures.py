@@ -12,8 +12,8 @@ from pathlib import Path
 
 from playwright.async_api import ViewportSize, async_playwright
 
-from codedinvnet.bench.load import server
 from codedinvnet.files import write_atomically
+from codedinvnet.processes import server
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "page.png"
 SIZE = ViewportSize(width=1280, height=1000)

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.load import descendants
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
@@ -29,6 +28,7 @@ from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
+from codedinvnet.processes import descendants
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
