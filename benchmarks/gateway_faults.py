@@ -37,10 +37,10 @@ from codedinvnet.processes import Running, descendants, free_port, running
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.gateway import discovery
 from codedinvnet.serving.gateway import run as gateways
-from codedinvnet.serving.gateway.calls import Reply
+from codedinvnet.serving.gateway.calls import Reply, Unreachable
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.upstreams import Unreachable, open_upstream
+from codedinvnet.serving.gateway.upstreams import open_upstream
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
 SERVICE = 0.02

@@ -1,4 +1,4 @@
-"""README's Python blocks are executed; its command lines are parsed, and those of docs/."""
+"""Python blocks on coding are executed; command lines of README and docs/ are parsed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def parse(line: str) -> argparse.Namespace:
     return command_line.build_parser().parse_args(words[3:])
 
 
-PYTHON = blocks(TEXT, "python", "py")
+CODING = README.parent / "docs" / "explanation" / "how-coding-works.md"
+PYTHON = blocks(TEXT + CODING.read_text(encoding="utf-8"), "python", "py")
 OWN = own_commands(TEXT)
 PAPER = [line for line in commands(TEXT) if re.match(r"python3? (\./)?main\.py ", line)]
 DOCUMENTED = {
@@ -80,7 +81,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)  # what they write must not land in the repository
     namespace: dict[str, Any] = {"__name__": "readme"}
     for number, code in enumerate(PYTHON):
-        exec(compile(code, f"README.md, python block {number + 1}", "exec"), namespace)
+        exec(compile(code, f"python block {number + 1}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("line", [*OWN, *itertools.chain(*DOCUMENTED.values())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from benchmarks.triton import Triton, is_installed
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.models.upstream import PATH, described, outputs_of
@@ -26,11 +28,36 @@ from tests.protect.factories import FEATURES
 
 REQUESTS, CLIENTS = 40, 4
 SOURCE = f"{PLACE}:vectors"
+INPUTS = open_model(SOURCE).signature.inputs
+TRITON_CONFIG = f"""
+name: "m"
+backend: "python"
+max_batch_size: 64
+input [ {{ name: "x" data_type: TYPE_FP32 dims: [ {FEATURES} ] }} ]
+output [ {{ name: "output" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+"""
+TRITON_MODEL = """
+import sys
+sys.path.insert(0, NUMPY)
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        x = pb.get_input_tensor_by_name(request, "x").as_numpy()
+        y = 8 * np.stack([x[:, i::4].mean(1) for i in range(4)], 1)
+        return pb.InferenceResponse([pb.Tensor("output", y.astype(np.float32))])
+"""
+"""The class of a query is the quarter of its features with the largest mean."""
 
 
 async def ask(session: aiohttp.ClientSession, url: str, x: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the scores and their outcome."""
-    head, blobs = described({"x": x}, MODEL.signature.inputs)
+    head, blobs = described({"x": x}, INPUTS)
     async with session.post(
         f"{url}{PATH}m/infer",
         data=b"".join([head, *blobs]),
@@ -42,9 +69,6 @@ async def ask(session: aiohttp.ClientSession, url: str, x: np.ndarray) -> tuple[
         return found["output"], reply.headers["codedinvnet-outcome"]
 
 
-MODEL = open_model(SOURCE)
-
-
 def family(pid: int) -> list[int]:
     """Return a process, and those that it has started."""
     found = {int(p.name): process_stat(int(p.name)) for p in Path("/proc").glob("[0-9]*")}
@@ -52,8 +76,8 @@ def family(pid: int) -> list[int]:
     return [pid, *(one for child in below for one in family(child))]
 
 
-async def load(url: str, harmed: int) -> list[tuple[np.ndarray, np.ndarray, str]]:
-    """Send requests while a server stands still; return queries, answers and outcomes."""
+async def load(url: str, harmed: list[int]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """Send requests while processes stand still; return queries, answers and outcomes."""
     found = []
 
     async def client(session: aiohttp.ClientSession, seed: int) -> None:
@@ -63,49 +87,59 @@ async def load(url: str, harmed: int) -> list[tuple[np.ndarray, np.ndarray, str]
             found.append((x, *await ask(session, url, x)))
 
     async with aiohttp.ClientSession() as session:
-        stopped = family(harmed)
-        for pid in stopped:
+        for pid in harmed:
             os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.gather(*(client(session, seed) for seed in range(CLIENTS)))
         finally:
-            for pid in reversed(stopped):
+            for pid in reversed(harmed):
                 os.kill(pid, signal.SIGCONT)
     return found
 
 
-def test_a_protection_made_of_a_running_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["serve", "triton"])
+def servers(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Two servers of one model: their addresses, and the processes of the second one."""
+    with ExitStack() as stack:
+        if request.param == "serve":
+            options = (SOURCE, "--name", "m", "--workers", "1")
+            ours = [stack.enter_context(served(*options, log=tmp_path / f"{i}.log")) for i in "ab"]
+            yield [one.address for one in ours], family(ours[1].process.pid)
+            return
+        if not is_installed():
+            pytest.skip("Triton is not installed: tools/get_triton.sh")
+        theirs = [Triton(tmp_path / i, "m", TRITON_CONFIG, TRITON_MODEL) for i in "ab"]
+        for one in theirs:
+            stack.callback(one.kill)
+            one.start()
+        assert theirs[1].process is not None
+        yield [f"http://127.0.0.1:{one.http}" for one in theirs], [theirs[1].process.pid]
+
+
+async def test_a_protection_made_of_a_running_server(
+    servers: tuple[list[str], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distil, "MOST_ROUNDS", 20)
-    with ExitStack() as stack:
-        one, two = (
-            stack.enter_context(
-                served(SOURCE, "--name", "m", "--workers", "1", log=tmp_path / f"{i}.log")
-            )
-            for i in range(2)
-        )
-        inputs, out = queries(tmp_path), tmp_path / "protection"
-        teacher = f"{one.address}{PATH}m"
-        more = ["--k", "4", "--minutes", "1", "--methods", "small-backup"]
-        assert main(["protect", teacher, "--inputs", str(inputs), "--out", str(out), *more]) == 0
-
-        async def check() -> None:
-            upstreams = (one.address, two.address)
-            options = GatewayOptions("m", upstreams, port=0, protection=out, method="small-backup")
-            async with running(options) as (url, _, __):
-                found = await load(url, two.process.pid)
-            assert len(found) == REQUESTS * CLIENTS
-            late = [(x, y) for x, y, outcome in found if outcome == "decoded"]
-            assert late
-            for x, y, outcome in found:
-                own = MODEL.run({"x": x})["output"]
-                assert y.shape == own.shape
-                if outcome == "direct":
-                    assert y.tobytes() == own.tobytes()
-            agreement = [
-                (MODEL.run({"x": x})["output"].argmax(1) == y.argmax(1)).mean() for x, y in late
-            ]
-            assert np.mean(agreement) > 0.8
-
-        asyncio.run(check())
+    addresses, second = servers
+    inputs, out = queries(tmp_path), tmp_path / "protection"
+    teacher = f"{addresses[0]}{PATH}m"
+    words = ["protect", teacher, "--inputs", str(inputs), "--out", str(out), "--k", "4"]
+    words += ["--minutes", "1", "--methods", "small-backup"]
+    assert await asyncio.to_thread(main, words) == 0
+    options = GatewayOptions("m", tuple(addresses), port=0, protection=out, method="small-backup")
+    async with running(options) as (url, _, __):
+        found = await load(url, second)
+    assert len(found) == REQUESTS * CLIENTS
+    model = open_model(teacher)
+    agreement = []
+    for x, y, outcome in found:
+        own = (await asyncio.to_thread(model.run, {"x": x}))["output"]
+        assert y.shape == own.shape
+        if outcome == "direct":
+            assert y.tobytes() == own.tobytes()
+        else:
+            assert outcome == "decoded"
+            agreement.append((own.argmax(1) == y.argmax(1)).mean())
+    assert np.mean(agreement) > 0.8

@@ -6,7 +6,7 @@ from typing import Any
 
 from codedinvnet.codes.rules import as_json
 from codedinvnet.serving.rules.actions import Replace, Send
-from codedinvnet.serving.traffic import KIND, SCHEMA
+from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 
@@ -30,7 +30,7 @@ class Recording(Simulation):
 
     def _done(self, worker: int, life: int, attempt: int, held: float) -> None:
         if life == self._lives[worker]:
-            began, now = self._began[worker][attempt], self.env.now
+            began, now = self._began[worker][attempt], self.clock.now
             took = 1000 * (now - began)
             row = (1000 * began, worker, self._members[attempt], took, 1000 * held)
             self.tasks.append(row)
@@ -38,12 +38,12 @@ class Recording(Simulation):
 
     def _replace(self, action: Replace) -> None:
         kind = "hung" if action.reason == "hung" else "died"
-        self._gone[action.worker] = (1000 * self.env.now, kind)
+        self._gone[action.worker] = (1000 * self.clock.now, kind)
         super()._replace(action)
 
     def _up(self, worker: int) -> None:
         at, kind = self._gone.pop(worker)
-        self.losses.append((at, worker, kind, 1000 * self.env.now - at))
+        self.losses.append((at, worker, kind, 1000 * self.clock.now - at))
         super()._up(worker)
 
 

@@ -255,7 +255,7 @@ def blamed(name: str, whose: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not whose:
             raise
         lines = traceback.format_exception(error)

@@ -25,13 +25,8 @@ from codedinvnet.load.requests import Arrays, from_file, generated, signature_of
 from codedinvnet.provenance import describe_machine
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
-from codedinvnet.serving.gateway.calls import OK, Call, Reply
-from codedinvnet.serving.gateway.upstreams import (
-    NotProtocol,
-    Unreachable,
-    Upstream,
-    open_upstream,
-)
+from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 
 START_TIMEOUT = 10.0
 """Seconds for what is asked before the load."""

@@ -34,6 +34,8 @@ _TYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
+"""What ONNX Runtime says before a reason: a number, and the place in its own code."""
 
 
 def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
@@ -50,7 +52,7 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
         running = session(str(path) if beside else content, threads)
     except Exception as error:  # ONNX Runtime has many
         version = importlib.metadata.version("onnxruntime")
-        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error))
+        reason = re.sub(_WHERE, "", one_line(error))
         raise UserError(f"{path}: ONNX Runtime {version} cannot run it: {reason}") from error
     for value in running.get_outputs():
         if value.type not in _TYPES:

@@ -144,7 +144,7 @@ def open_factory(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             made = function()
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise UserError(
             f"the factory {name} raised {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -172,7 +172,7 @@ def _function(name: str) -> Callable[[], Any]:
     place, _, attribute = name.rpartition(":")
     try:
         module = user_module(place)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise UserError(
             f"the factory {name} cannot be imported: {type(error).__name__}: {one_line(error)}"
         ) from error

@@ -9,19 +9,14 @@ import random
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from codedinvnet.codes.rules import Rules
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.served import Served
 from codedinvnet.serving.workers.result import Computer
-
-if TYPE_CHECKING:
-    from codedinvnet.codes.base import Scheme
 
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on, at most."""
@@ -177,16 +172,3 @@ class Answerer(Protocol):
 
     def queue(self, wiring: Wiring) -> Decoding:
         """Return what makes its answers."""
-
-
-def answering(
-    scheme: Scheme | Answerer | None, served: Served
-) -> tuple[Outputs, Callable[[Wiring], Decoding] | None]:
-    """Return what knows workers' outputs, and what makes answers of them, if anything does."""
-    if scheme is None:
-        return Outputs(served), None
-    if isinstance(scheme, Answerer):
-        return scheme.reads(served), scheme.queue
-    from codedinvnet.serving.decoder import Decoder  # which needs PyTorch
-
-    return Outputs(served, scheme), partial(Decoder, scheme, served)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from codedinvnet.serving.alarm import Alarm
+from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -26,7 +27,7 @@ from codedinvnet.serving.answers import (
     described,
 )
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring, answering
+from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring
 from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import (

@@ -24,7 +24,7 @@ from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.served import Classifier, OwnModel, Served
-from codedinvnet.serving.traffic import Known
+from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool

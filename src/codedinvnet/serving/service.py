@@ -14,7 +14,7 @@ from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, Qu
 from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
-from codedinvnet.serving.traffic import Known
+from codedinvnet.serving.traffic_report import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""

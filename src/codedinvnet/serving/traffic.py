@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from codedinvnet.codes.rules import as_json
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.answers import Answered, QueryFailed
-
-if TYPE_CHECKING:  # a simulation does without what computes
-    from codedinvnet.serving.frontend import FrontEnd
 
 REQUESTS, TASKS = 10_000, 20_000
 """How many are kept."""
 NEWEST = 3000
 """Of them so many are looked at for the chart of the page."""
-SCHEMA = 1
 T = TypeVar("T")
-KIND = "traffic"
 
 
 class SeenRequest(NamedTuple):
@@ -51,21 +43,6 @@ class SeenTask(NamedTuple):
     """For how long its worker was at it."""
     held: float
     """For how long its answer was on the way after that."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a model before anything is measured.
-
-    Attributes:
-        encode_share: what encoding an extra task takes for each member, in service times.
-        normal: the share of direct answers that are right; None if it is not known.
-        made_up: size of the group -> the share of answers made up in it that are right.
-    """
-
-    encode_share: float = 0.0
-    normal: float | None = None
-    made_up: Mapping[int, float] = field(default_factory=dict)
 
 
 class Traffic:
@@ -125,68 +102,3 @@ class Traffic:
 def _newest(seen: deque[T]) -> list[T]:
     """Return the newest entries, enough for a few seconds, the newest last."""
     return list(seen)[-NEWEST:]
-
-
-def told(front: FrontEnd, known: Known) -> dict[str, Any]:
-    """Return what `GET /traffic` says. May be called in a thread while the service goes on."""
-    scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
-    requests, tasks = tuple(traffic.requests), tuple(traffic.tasks)
-    start = min((r.at for r in requests), default=traffic.since)
-    code = scheduler.offered
-    return {
-        "schema_version": SCHEMA,
-        "kind": KIND,
-        "model": front.served.name,
-        **front.choices.told(scheduler.chosen),
-        "since_s": round(traffic.since - start, 3),
-        "seconds": round(time.monotonic() - start, 3),
-        "rules": {
-            "workers": len(scheduler.binding.up),
-            "slots": rules.slots,
-            "routing": rules.routing,
-            "k": 1 if code is None else code.k,
-            "group_timeout_ms": 1000 * rules.group_timeout,
-            "hang_timeout_ms": 1000 * rules.hang_timeout,
-            "deadline_ms": 1000 * front.deadline,
-            "max_pending": rules.max_pending,
-            "extra": rules.hedge_share,
-        },
-        "code": None if code is None else as_json(code),
-        "encode_share": known.encode_share,
-        "right": _right(front, known),
-        "requests": [
-            [
-                round(1000 * (r.at - start), 2),
-                r.queries,
-                None if r.seconds is None else round(1000 * r.seconds, 2),
-                round(1000 * r.besides, 3),
-                r.made_up,
-            ]
-            for r in requests
-        ],
-        "tasks": [
-            [
-                round(1000 * (t.at - start), 2),
-                t.worker,
-                t.members,
-                round(1000 * t.occupied, 3),
-                round(1000 * t.held, 3),
-            ]
-            for t in tasks
-        ],
-        "losses": [
-            [round(1000 * (x.at - start), 2), x.worker, x.kind, round(1000 * x.seconds, 1)]
-            for x in tuple(front.supervisor.losses)
-        ],
-    }
-
-
-def _right(front: FrontEnd, known: Known) -> dict[str, Any] | None:
-    """Return how often answers are right: by labels, else as the service's own checks have it."""
-    if known.normal is not None and known.made_up:
-        made_up = {str(size): share for size, share in known.made_up.items()}
-        return {"by": "labels", "normal": known.normal, "made_up": made_up}
-    agreement = front.metrics.live_agreement()
-    if agreement is None:
-        return None
-    return {"by": "direct answers", "normal": 1.0, "made_up": {str(front.choices.size): agreement}}

@@ -17,7 +17,7 @@ from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.serving.rules.settings import POLICIES
-from codedinvnet.serving.traffic import KIND, SCHEMA
+from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.doubts import overload
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import counted, summarise

@@ -1,4 +1,4 @@
-"""The simulation: SimPy's clock, imagined workers, and the service's own rules.
+"""The simulation: a clock, imagined workers, and the service's own rules.
 
 `Scheduler` is the one that the service runs. Here as there it is told what happens and when, and
 what it says is carried out: a task keeps its worker busy for a drawn time instead of a forward
@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simpy
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task
@@ -31,6 +30,7 @@ from codedinvnet.serving.rules.actions import (
     Send,
 )
 from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.simulation.clock import Clock
 from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.fates import Cause, Fates
 from codedinvnet.simulation.releasing import coverages
@@ -101,9 +101,9 @@ class Simulation:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, code or scenario.code)
         self._specs = _specs(self.scheduler.code, scenario.extra_cost)
-        self.env = simpy.Environment()
+        self.clock = Clock()
         self.requests = scenario.requests
-        self._limit, self._over = limit, 0
+        self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
@@ -143,7 +143,7 @@ class Simulation:
         self._began: list[dict[int, float]] = [{} for _ in range(scenario.workers)]
         """Of each worker, when it began each attempt that it is at."""
         self._open = self.requests
-        self._end = self.env.event()
+        self._over = False
         self._timer_at = math.inf
         self._busy = self._computing = 0.0
         self._seconds = 0.0
@@ -167,10 +167,11 @@ class Simulation:
             dynamic_ncols=True,
         )
         with self._bar, _without_collector():
-            self.env.process(self._arrive())
+            self.clock.after(self._arrivals[0], self._arrive, 0)
             for burst in self._fates.bursts:
-                self.env.process(self._burst(burst))
-            self.env.run(until=self._end)
+                self.clock.after(next(burst.gaps), self._burst, burst)
+            while not self._over:
+                self.clock.step()
             self._bar.update(self.requests - self._open - self._bar.n)
         return Records(
             latency=np.array(self._latency),
@@ -178,7 +179,7 @@ class Simulation:
             missing=np.array(self._missing),
             right=np.array(self._right) / np.array(self._sizes),
             sizes=np.array(self._sizes),
-            seconds=self._seconds or self.env.now,
+            seconds=self._seconds or self.clock.now,
             busy=self._busy,
             computing=self._computing,
             tasks=self.scheduler.sent,
@@ -189,32 +190,31 @@ class Simulation:
 
     # Load
 
-    def _arrive(self) -> Generator[simpy.Event, Any, None]:
-        env, scheduler = self.env, self.scheduler
-        patience = self.scenario.deadline_ms / 1000
-        for request, at in enumerate(self._arrivals):
-            yield env.timeout(max(0.0, at - env.now))
-            now, batch = env.now, self._sizes[request]
-            taken = scheduler.submit(now, batch, now + patience)
-            if request % PROGRESS_STEP == 0 and request:
-                self._bar.update(PROGRESS_STEP)
-            if taken is None:  # refused, which is no answer
-                self._missing[request] = batch
-                self._latency[request] = math.inf
-                self._close(request)
-                continue
+    def _arrive(self, request: int) -> None:
+        now, batch = self.clock.now, self._sizes[request]
+        taken = self.scheduler.submit(now, batch, now + self.scenario.deadline_ms / 1000)
+        if request % PROGRESS_STEP == 0 and request:
+            self._bar.update(PROGRESS_STEP)
+        if taken is None:  # refused, which is no answer
+            self._missing[request] = batch
+            self._latency[request] = math.inf
+            self._close(request)
+        else:
             numbers, actions = taken
             for number in numbers:
                 self._request_of[number] = request
             self._fates.meet(numbers)
             self._latency[request] = -now
             self._do(actions)
-        self._seconds = env.now
-        self._settle_accounts()
+        if request + 1 < self.requests:
+            self.clock.after(self._arrivals[request + 1] - now, self._arrive, request + 1)
+        else:
+            self._seconds = now
+            self._settle_accounts()
 
     def _settle_accounts(self) -> None:
         """Count, at the last arrival, how long workers have been at what they do."""
-        now = self.env.now
+        now = self.clock.now
         self._busy += sum(now - began for running in self._began for began in running.values())
 
     # Actions
@@ -229,16 +229,12 @@ class Simulation:
         at = self.scheduler.next_timer()
         if at is not None and at < self._timer_at:
             self._timer_at = at
-            self._after(at - self.env.now, self._on_timer, at)
-
-    def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-        event = self.env.timeout(max(0.0, seconds))
-        event.callbacks.append(lambda _: call(*arguments))
+            self.clock.after(at - self.clock.now, self._on_timer, at)
 
     def _on_timer(self, at: float) -> None:
         if at == self._timer_at:  # otherwise an earlier one took its place
             self._timer_at = math.inf
-            self._do(self.scheduler.on_timer(max(at, self.env.now)))
+            self._do(self.scheduler.on_timer(max(at, self.clock.now)))
 
     def _send(self, action: Send) -> None:
         worker = action.worker
@@ -248,63 +244,63 @@ class Simulation:
             computing += next(self._encode) * action.size
         self._computing += computing
         query = None if action.group_size else action.members[0]
-        fate = self._fates.of(worker, query, self.env.now)
-        self._began[worker][action.attempt] = self.env.now
+        fate = self._fates.of(worker, query, self.clock.now)
+        self._began[worker][action.attempt] = self.clock.now
         life = self._lives[worker]
         if fate is None:
             busy = computing + next(self._trip)
-            self._after(busy, self._done, worker, life, action.attempt, 0.0)
+            self.clock.after(busy, self._done, worker, life, action.attempt, 0.0)
         elif fate.crashes:
-            self._after(0.0, self._crash, worker, life)
+            self.clock.after(0.0, self._crash, worker, life)
         elif not fate.hangs:
             busy = computing * fate.factor + fate.blocked + next(self._trip)
-            self._after(busy, self._done, worker, life, action.attempt, fate.held)
+            self.clock.after(busy, self._done, worker, life, action.attempt, fate.held)
 
     def _done(self, worker: int, life: int, attempt: int, held: float) -> None:
         if life != self._lives[worker]:
             return  # it was replaced meanwhile
-        now = self.env.now
+        now = self.clock.now
         began = self._began[worker].pop(attempt)
         if not self._seconds:
             self._busy += now - began
         if held > 0:
-            self._after(held, self._arrived, attempt)
+            self.clock.after(held, self._arrived, attempt)
             self._do(self.scheduler.released(now, worker, attempt))
         else:
             self._do(self.scheduler.result(now, attempt))
 
     def _arrived(self, attempt: int) -> None:
-        self._do(self.scheduler.result(self.env.now, attempt))
+        self._do(self.scheduler.result(self.clock.now, attempt))
 
     def _crash(self, worker: int, life: int) -> None:
         if life == self._lives[worker]:
-            self._do(self.scheduler.worker_lost(self.env.now, worker, "crashed"))
+            self._do(self.scheduler.worker_lost(self.clock.now, worker, "crashed"))
 
     def _replace(self, action: Replace) -> None:
         running = self._began[action.worker]
         if not self._seconds:
-            self._busy += sum(self.env.now - began for began in running.values())
+            self._busy += sum(self.clock.now - began for began in running.values())
         running.clear()
         self._lives[action.worker] += 1
-        self._after(next(self._restart), self._up, action.worker)
+        self.clock.after(next(self._restart), self._up, action.worker)
 
     def _up(self, worker: int) -> None:
-        self._do(self.scheduler.worker_up(self.env.now, worker))
+        self._do(self.scheduler.worker_up(self.clock.now, worker))
 
     def _start_decoding(self, action: Decode) -> None:
         for query in action.wanted:
             self._size_of[query] = 0 if action.guess else action.size
-        self._after(next(self._decode), self._decoded_all, tuple(action.wanted))
+        self.clock.after(next(self._decode), self._decoded_all, tuple(action.wanted))
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
         for query in queries:
             size = self._size_of.get(query)  # None if a direct answer came meanwhile
             released = 1.0 if size is None else self._released[size].share
             if released < 1 and next(self._withheld) >= released:
-                self._do(self.scheduler.withheld(self.env.now, query))
+                self._do(self.scheduler.withheld(self.clock.now, query))
                 continue
             sure = not self.scenario.unsure or next(self._unsure) >= self.scenario.unsure
-            self._do(self.scheduler.decoded(self.env.now, query, sure))
+            self._do(self.scheduler.decoded(self.clock.now, query, sure))
 
     # Ends
 
@@ -328,7 +324,7 @@ class Simulation:
         self._right[request] += right
         self._left[request] -= 1
         if not self._left[request]:
-            self._latency[request] += self.env.now + next(self._front_end)
+            self._latency[request] += self.clock.now + next(self._front_end)
             self._close(request)
 
     def _close(self, request: int) -> None:
@@ -339,18 +335,15 @@ class Simulation:
             self._right[request] = batch * self._right_missing
         if self._limit is not None and request >= self._first:
             seconds, most = self._limit
-            self._over += self._latency[request] > seconds
-            if self._over > most and not self._end.triggered:
-                self._end.succeed()
-        if not self._open and not self._end.triggered:
-            self._end.succeed()
+            self._late += self._latency[request] > seconds
+            self._over = self._late > most
+        self._over = self._over or not self._open
 
     # Stragglers that do not wait for a task
 
-    def _burst(self, burst: Cause) -> Generator[simpy.Event, Any, None]:
-        while True:
-            yield self.env.timeout(next(burst.gaps))
-            self._fates.begin(burst, self.env.now)
+    def _burst(self, burst: Cause) -> None:
+        self._fates.begin(burst, self.clock.now)
+        self.clock.after(next(burst.gaps), self._burst, burst)
 
 
 def _specs(code: CodeRules, measured: Mapping[int, float]) -> dict[tuple[int, int], Task]:

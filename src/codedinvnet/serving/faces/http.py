@@ -53,7 +53,7 @@ from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.traffic import told
+from codedinvnet.serving.traffic_report import told
 
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait while the service starts or stops."""

@@ -34,6 +34,14 @@ HOP_BY_HOP = frozenset(
 """Headers that are of one connection, and are not passed on."""
 
 
+class Unreachable(Exception):
+    """The upstream did not answer: it refused, hung up or was silent."""
+
+
+class NotProtocol(Exception):
+    """The upstream answered what is not the protocol, or does not have the model."""
+
+
 @dataclass
 class Call:
     """A client's inference request.

@@ -8,10 +8,16 @@ from typing import Any
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc import Refused
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
-from codedinvnet.serving.gateway.calls import OK, Headers, grpc_status, model_of
+from codedinvnet.serving.gateway.calls import (
+    OK,
+    Headers,
+    NotProtocol,
+    Unreachable,
+    grpc_status,
+    model_of,
+)
 from codedinvnet.serving.gateway.outcome import outcome_field
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
 
 NOT_FOUND, UNAVAILABLE = grpc_status(404), grpc_status(503)
 

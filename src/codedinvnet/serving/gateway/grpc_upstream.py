@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.translation import through_grpc
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""

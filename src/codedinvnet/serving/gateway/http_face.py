@@ -15,11 +15,10 @@ from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
 from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
 from codedinvnet.serving.faces.middleware import problem
-from codedinvnet.serving.gateway.calls import Reply, passed_on
+from codedinvnet.serving.gateway.calls import NotProtocol, Reply, Unreachable, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable
-from codedinvnet.serving.traffic import Known, told
+from codedinvnet.serving.traffic_report import Known, told
 
 
 def build_gateway_app(

@@ -21,8 +21,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.gateway.calls import STOPPED, Call, Reply
-from codedinvnet.serving.gateway.upstreams import Nobody, NotProtocol, Unreachable, Upstream
+from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import LATENCY_BUCKETS
 from codedinvnet.serving.served import OUTCOME

@@ -15,8 +15,8 @@ from codedinvnet.models.probe import find_scores, in_turn, probe
 from codedinvnet.models.upstream import JSON_LENGTH, declared_inputs, described, outputs_of
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH, decompress, parse_request, render_response
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply
-from codedinvnet.serving.gateway.upstreams import NotProtocol, Unreachable, Upstream
+from codedinvnet.serving.gateway.calls import OK, Call, Headers, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.service import Request, Response, outcome_name

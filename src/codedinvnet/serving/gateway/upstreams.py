@@ -14,7 +14,14 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.gateway.calls import Call, Headers, Reply, passed_on
+from codedinvnet.serving.gateway.calls import (
+    Call,
+    Headers,
+    NotProtocol,
+    Reply,
+    Unreachable,
+    passed_on,
+)
 
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
@@ -22,14 +29,6 @@ LARGE = 512 * 1024
 """Bytes of a request from which it is written piece by piece."""
 CONNECT_TIMEOUT = 1.0
 """Seconds in which a connection must be there."""
-
-
-class Unreachable(Exception):
-    """The upstream did not answer: it refused, hung up or was silent."""
-
-
-class NotProtocol(Exception):
-    """The upstream answered what is not the protocol, or does not have the model."""
 
 
 class Upstream(Protocol):

@@ -97,12 +97,18 @@ class Binding:
         """How many slots the workers that are up have in all."""
         return self._slots * len(self._mains_up)
 
+    @property
+    def _normal_slots(self) -> int:
+        """How many slots the workers have that are up and not slow."""
+        slow = self._mains_up & self._pace.slow
+        return self._slots * (len(self._mains_up) - len(slow))
+
     def is_apart(self, attempt: Attempt) -> bool:
         """Tell whether a task is of rule 6."""
         if self._mains == len(self.workers) or attempt.query is not None:
             return False
         group = attempt.group
-        return group.code.tasks(group.size)[attempt.task].model == BACKUP
+        return group.tasks[attempt.task].model == BACKUP
 
     def meets(self, queries: int) -> None:
         """Take in what a request of so many queries finds."""
@@ -249,8 +255,7 @@ class Binding:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
             slowness = self._pace.slowness(worker)
-            others = self._slots * len(self._mains_up - self._pace.slow)
-            if slowness > 1.0 and others > 0:
+            if slowness > 1.0 and (others := self._normal_slots) > 0:
                 wait = (slowness - 1.0) * self._pace.normal
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:

@@ -6,9 +6,9 @@ test drives it through every order of arrival, loss and lateness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from codedinvnet.codes.rules import Rules, Uncoded
+from codedinvnet.codes.rules import Rules, Task, Uncoded
 
 FILLER = -1
 """Stands for the attempt that computed a filler's output: it was known before the group began."""
@@ -30,14 +30,20 @@ class CodingGroup:
         self.identity = identity
         self.code = code
         self.members: list[int] = []
+        self.pending = 0
+        """How many members have no answer yet."""
         self.size = 0
         """0 while open; then the number of members, fillers included."""
+        self.tasks: Mapping[int, Task] = {}
+        """The code's tasks, once the size is fixed."""
         self.outputs: dict[int, int] = {}
         """Task -> the attempt whose output is used."""
         self.live: dict[int, set[int]] = {}
         """Task -> attempts that may still answer."""
         self.at: dict[int, int] = {}
         """Worker -> how many tasks of this group it has."""
+        self.has_extra = False
+        """Whether the output of an extra task is here."""
         self.failed: set[int] = set()
         """Workers that failed a task of this group."""
         self.retries = 0
@@ -56,7 +62,7 @@ class CodingGroup:
     @property
     def is_complete(self) -> bool:
         """Whether the outputs of all tasks are here."""
-        return self.size > 0 and len(self.outputs) == len(self.code.tasks(self.size))
+        return self.size > 0 and len(self.outputs) == len(self.tasks)
 
     @property
     def is_idle(self) -> bool:
@@ -68,6 +74,7 @@ class CodingGroup:
         if not self.is_open or self.is_full:
             raise ValueError(f"group {self.identity} takes no more members")
         self.members.append(query)
+        self.pending += 1
         return len(self.members) - 1
 
     def keep(self, queries: Sequence[int]) -> None:
@@ -91,7 +98,7 @@ class CodingGroup:
     def uncode(self) -> None:
         """Close an open group of at most one member without a code."""
         self.code = Uncoded()
-        self.size = 1
+        self._fix(1)
 
     def seal(self) -> tuple[int, ...]:
         """Fix the size and return the tasks that nobody was given yet.
@@ -101,21 +108,22 @@ class CodingGroup:
         """
         if not self.is_open or not self.members:
             raise ValueError(f"group {self.identity} cannot be sealed")
-        self.size = self.code.k if self.code.fixed_size else len(self.members)
-        tasks = self.code.tasks(self.size)
+        self._fix(self.code.k if self.code.fixed_size else len(self.members))
         for member in range(len(self.members), self.size):
-            if tasks[member].members == (member,):
+            if self.tasks[member].members == (member,):
                 self.outputs[member] = FILLER
         return self.missing()
 
+    def _fix(self, size: int) -> None:
+        self.size, self.tasks = size, self.code.tasks(size)
+
     def missing(self) -> tuple[int, ...]:
         """Return the tasks of a sealed group that neither arrived nor are under way."""
-        tasks = self.code.tasks(self.size)
-        return tuple(t for t in tasks if t not in self.outputs and not self.live.get(t))
+        return tuple(t for t in self.tasks if t not in self.outputs and not self.live.get(t))
 
     def needs(self, task: int) -> tuple[int, ...]:
         """Return the queries that a task of a sealed group needs, fillers left out."""
-        needed = self.code.tasks(self.size)[task].members
+        needed = self.tasks[task].members
         return tuple(self.members[i] for i in needed if i < len(self.members))
 
     def sent(self, task: int, attempt: int) -> None:
@@ -138,6 +146,7 @@ class CodingGroup:
         if task in self.outputs:
             return False
         self.outputs[task] = attempt
+        self.has_extra |= task >= self.code.k
         return True
 
     def lost(self, task: int, attempt: int) -> None:
@@ -150,9 +159,7 @@ class CodingGroup:
 
     def guessable(self) -> bool:
         """Tell whether there is some answer for every member: a parity is here that guesses."""
-        return (
-            not self.is_open and self.code.guesses and max(self.outputs, default=0) >= self.code.k
-        )
+        return not self.is_open and self.code.guesses and self.has_extra
 
     def hopeful(self) -> frozenset[int]:
         """Return the members that will be determined if every live attempt answers."""

@@ -318,7 +318,7 @@ class Scheduler(Sending):
         ]
         if not waiting:
             return
-        if not group.is_open:
+        if self._determines(group):
             determined = group.determined()
             wanted = {}
             for query in waiting:
@@ -343,6 +343,10 @@ class Scheduler(Sending):
                 for task in group.missing():
                     self._dispatch(now, group, task, first=True)
                 break
+
+    def _determines(self, group: CodingGroup) -> bool:
+        """Tell whether outputs may determine members that have no answer of their own."""
+        return not group.is_open and (group.has_extra or not self.systematic)
 
     def _guess(self, queries: Sequence[Query]) -> None:
         """Let those of a group's queries be guessed that wait for anything and can be."""
@@ -388,7 +392,8 @@ class Scheduler(Sending):
         query.state = State.DONE
         del self.queries[query.identity]
         group = query.group
-        if not any(member in self.queries for member in group.members):
+        group.pending -= 1
+        if not group.pending:
             self._drop_queued(a for attempts in group.live.values() for a in attempts)
         elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
             extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
@@ -438,7 +443,8 @@ class Scheduler(Sending):
         if not first:
             self._actions.append(Forget((identity,)))
         if group.identity in self.groups:
-            self._settle(now, group)
+            if self._determines(group):
+                self._settle(now, group)
             self._close_if_over(group)
 
     def _lose(self, now: float, attempt: Attempt, reason: str) -> None:

@@ -209,7 +209,7 @@ class Sending:
 
     def _cost(self, group: CodingGroup, task: int) -> float:
         """Return what an extra task of a code costs, in service times."""
-        return self.pace.cost(group.size) or group.code.tasks(group.size)[task].cost
+        return self.pace.cost(group.size) or group.tasks[task].cost
 
     def _begin(self, now: float, attempt: Attempt) -> None:
         """A worker begins a task."""
@@ -217,7 +217,7 @@ class Sending:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
-            size = len(group.code.tasks(group.size)[attempt.number].members)
+            size = len(group.tasks[attempt.number].members)
             send = Send(
                 attempt.worker,
                 identity,
@@ -325,8 +325,9 @@ class Sending:
             member.member = group.members.index(member.identity)
 
     def _close_if_over(self, group: CodingGroup) -> None:
-        over = group.is_idle and not any(member in self.queries for member in group.members)
-        if not over or group.identity not in self.groups or (group.is_open and not group.is_full):
+        if group.pending or not group.is_idle or group.identity not in self.groups:
+            return
+        if group.is_open and not group.is_full:
             return
         del self.groups[group.identity]
         self._forget(group, group.members)
