@@ -98,7 +98,7 @@ def test_services_and_budgets_find_the_gateway() -> None:
     assert int(annotations["prometheus.io/port"]) == PORTS["http"]
 
 
-def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
+async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
     probes = {
         name: CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")
     }
@@ -112,25 +112,22 @@ def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
         ):
             return reply.status
 
-    async def checked() -> None:
-        fake = Fake()
-        await fake.start()
-        fake.metadata = {**fake.metadata, "name": "resnet"}
-        options = dataclasses.replace(config, upstream=(fake.url,), port=0, grpc_port=0, name="m")
-        async with gateway_running(options) as (address, _, _):
-            address = address.replace("0.0.0.0", "127.0.0.1")
-            for probe in probes.values():
-                assert await status(address, probe["path"]) == 200
-            assert await status(address, metrics) == 200
-            for name in options.allowed_host:
-                assert await status(address, "/v2", Host=f"{name}:8000") == 200
-            assert await status(address, "/v2", Host="elsewhere:8000") == 421
-            await fake.stop()
-            await ask(address)  # which nobody answers
-            assert await status(address, probes["readiness"]["path"]) == 503
-            assert await status(address, probes["liveness"]["path"]) == 200
-
-    asyncio.run(checked())
+    fake = Fake()
+    await fake.start()
+    fake.metadata = {**fake.metadata, "name": "resnet"}
+    options = dataclasses.replace(config, upstream=(fake.url,), port=0, grpc_port=0, name="m")
+    async with gateway_running(options) as (address, _, _):
+        address = address.replace("0.0.0.0", "127.0.0.1")
+        for probe in probes.values():
+            assert await status(address, probe["path"]) == 200
+        assert await status(address, metrics) == 200
+        for name in options.allowed_host:
+            assert await status(address, "/v2", Host=f"{name}:8000") == 200
+        assert await status(address, "/v2", Host="elsewhere:8000") == 421
+        await fake.stop()
+        await ask(address)  # which nobody answers
+        assert await status(address, probes["readiness"]["path"]) == 503
+        assert await status(address, probes["liveness"]["path"]) == 200
 
 
 def test_a_pod_may_drain_before_it_is_killed(config: GatewayOptions) -> None:
@@ -212,7 +209,7 @@ def test_commands_in_the_comments_are_ours() -> None:
         check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))
 
 
-def test_the_images_health_check() -> None:
+async def test_the_images_health_check() -> None:
     command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
     assert command[0] == "python"
 
@@ -225,12 +222,9 @@ def test_the_images_health_check() -> None:
         )
         return await process.wait()
 
-    async def checked() -> None:
-        async with gateway(Fake()) as (address, _, _):
-            assert await code(address.rpartition(":")[2]) == 0
-        assert await code(str(free_port())) != 0
-
-    asyncio.run(checked())
+    async with gateway(Fake()) as (address, _, _):
+        assert await code(address.rpartition(":")[2]) == 0
+    assert await code(str(free_port())) != 0
 
 
 async def _metrics(address: str) -> str:

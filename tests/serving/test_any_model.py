@@ -84,7 +84,7 @@ async def asked(
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp
 @pytest.mark.parametrize("policy", ["uncoded", "hedge"])
 @pytest.mark.parametrize("source", MODELS)
-def test_a_model_is_served_as_it_computes(source: str, policy: str, folder: Path) -> None:
+async def test_a_model_is_served_as_it_computes(source: str, policy: str, folder: Path) -> None:
     model = open_model(place(source, folder))
     spec = model.signature.inputs[0]
     inputs = {spec.name: MODELS[source](np.random.default_rng(7))}
@@ -92,28 +92,25 @@ def test_a_model_is_served_as_it_computes(source: str, policy: str, folder: Path
     own = [model.run(row) for row in rows]
     options = ServeOptions(place(source, folder), port=0, workers=2, policy=policy, pool=POOL)
 
-    async def ask() -> None:
-        async with running(options) as (address, service):
-            client = aio.InferenceServerClient(address.removeprefix("http://"))
-            try:
-                name = service.served.name
-                metadata = await client.get_model_metadata(name)
-                assert metadata["inputs"] == [
-                    {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
-                ]
-                outputs = [output["name"] for output in metadata["outputs"]]
-                assert outputs == [*own[0], "outcome"]
-                for binary, sent in ((True, inputs), (False, rows[0])):  # JSON may not be long
-                    found = await asked(client, name, sent, outputs, binary=binary)
-                    for i, row in enumerate(own[: len(sent[spec.name])]):
-                        for output, array in row.items():
-                            assert found[output].dtype == array.dtype
-                            assert found[output][i : i + 1].tobytes() == array.tobytes()
-                    assert set(found["outcome"]) == {b"direct" if binary else "direct"}
-            finally:
-                await client.close()
-
-    asyncio.run(ask())
+    async with running(options) as (address, service):
+        client = aio.InferenceServerClient(address.removeprefix("http://"))
+        try:
+            name = service.served.name
+            metadata = await client.get_model_metadata(name)
+            assert metadata["inputs"] == [
+                {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+            ]
+            outputs = [output["name"] for output in metadata["outputs"]]
+            assert outputs == [*own[0], "outcome"]
+            for binary, sent in ((True, inputs), (False, rows[0])):  # JSON may not be long
+                found = await asked(client, name, sent, outputs, binary=binary)
+                for i, row in enumerate(own[: len(sent[spec.name])]):
+                    for output, array in row.items():
+                        assert found[output].dtype == array.dtype
+                        assert found[output][i : i + 1].tobytes() == array.tobytes()
+                assert set(found["outcome"]) == {b"direct" if binary else "direct"}
+        finally:
+            await client.close()
 
 
 def answers(options: ServeOptions, inputs: Arrays, hung: int = -1, **request: Any) -> Arrays:
@@ -191,30 +188,27 @@ def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str
         check(ServeOptions("mnist", name="numbers"))
 
 
-def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:
+async def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:
     options = ServeOptions(f"{PLACE}:pair", port=0, workers=2, pool=POOL)
     numbers, mask = np.zeros((2, 6), np.float32), np.ones((2, 6), bool)
 
-    async def ask() -> None:
-        async with running(options) as (address, _):
-            client = aio.InferenceServerClient(address.removeprefix("http://"))
-            try:
-                found = await asked(
-                    client, "pair", {"mask": mask, "numbers": numbers}, ["label"], binary=True
-                )
-                assert found["label"].shape == (2,)
-                wrong: list[tuple[Arrays, str]] = [
-                    ({"numbers": numbers, "masks": mask}, "inputs.1.name: "),
-                    ({"numbers": numbers, "mask": mask[:, :5]}, "inputs.1.shape: 'mask' must be"),
-                    ({"numbers": numbers, "mask": numbers}, "inputs.1.datatype: 'mask' must be"),
-                    ({"mask": mask}, "inputs: the model takes 2"),
-                ]
-                for inputs, message in wrong:
-                    with pytest.raises(utils.InferenceServerException) as caught:
-                        await asked(client, "pair", inputs, ["label"], binary=True)
-                    assert caught.value.status() == "400"
-                    assert str(caught.value).partition("] ")[2].startswith(message)
-            finally:
-                await client.close()
-
-    asyncio.run(ask())
+    async with running(options) as (address, _):
+        client = aio.InferenceServerClient(address.removeprefix("http://"))
+        try:
+            found = await asked(
+                client, "pair", {"mask": mask, "numbers": numbers}, ["label"], binary=True
+            )
+            assert found["label"].shape == (2,)
+            wrong: list[tuple[Arrays, str]] = [
+                ({"numbers": numbers, "masks": mask}, "inputs.1.name: "),
+                ({"numbers": numbers, "mask": mask[:, :5]}, "inputs.1.shape: 'mask' must be"),
+                ({"numbers": numbers, "mask": numbers}, "inputs.1.datatype: 'mask' must be"),
+                ({"mask": mask}, "inputs: the model takes 2"),
+            ]
+            for inputs, message in wrong:
+                with pytest.raises(utils.InferenceServerException) as caught:
+                    await asked(client, "pair", inputs, ["label"], binary=True)
+                assert caught.value.status() == "400"
+                assert str(caught.value).partition("] ")[2].startswith(message)
+        finally:
+            await client.close()

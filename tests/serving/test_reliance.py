@@ -81,6 +81,28 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert relied.metrics.releasing._value.get() == 1
 
 
+def test_too_many_disagreements_make_the_release_strict() -> None:
+    """What reaches the limit's threshold alone is withheld, and no longer counted."""
+    relied = reliance(0.01)
+    limits = {kind: kind[0] for kind in relied.thresholds if kind[0] is not None}
+    relied.thresholds = {kind: 1 - limit for kind, limit in limits.items()}
+    relied.strict_thresholds = {kind: 1 - limit / 2 for kind, limit in limits.items()}
+    unsure, check_ = Found({}, 0.992), Check(K, {}, {}, 0)
+    assert relied.releases(unsure, K, waiting())
+    for _ in range(2):
+        relied.compared(check_, Facts((0.992, False)))
+    assert not relied.releases(unsure, K, waiting())
+    assert relied.releases(Found({}, 0.996), K, waiting())
+    assert relied.releases(Found({}, 0.998), K, waiting(limit=0.005))
+    assert not relied.releases(Found({}, 0.996), K, waiting(limit=0.005))
+    checked = relied.metrics.released_checks._value.get()
+    relied.compared(check_, Facts((0.992, True)))
+    assert relied.metrics.released_checks._value.get() == checked
+    for _ in range(200):
+        relied.compared(check_, Facts((0.996, True)))
+    assert relied.releases(unsure, K, waiting())
+
+
 def test_guesses_that_disagree_tell_of_drift() -> None:
     relied = reliance(0.01)
     check_ = Check(K, {}, {}, 0)
@@ -148,23 +170,20 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
 
 
 @pytest.mark.parametrize(("limit", "late"), [(None, 0), (0.5, 0), (0.005, 1)])
-def test_a_requests_stricter_limit_holds_its_answers_back(
+async def test_a_requests_stricter_limit_holds_its_answers_back(
     limit: float | None, late: int, scheme: Scheme, images: np.ndarray
 ) -> None:
-    async def run() -> None:
-        relied, pool = reliance(0.01), BundlePool(scheme)
-        for kind in relied.thresholds:
-            relied.thresholds[kind] = 0.0 if kind[0] == relied.limit else math.inf
-        front = await begun(scheme, relied, pool)
-        try:
-            pool.hang(0)
-            found = await front.ask(images[:K], limit=limit, deadline=1.0 if late else 15.0)
-            assert [type(one) for one in found].count(DeadlinePassed) == late
-        finally:
-            pool.kill(0)
-            await front.stop()
-
-    asyncio.run(run())
+    relied, pool = reliance(0.01), BundlePool(scheme)
+    for kind in relied.thresholds:
+        relied.thresholds[kind] = 0.0 if kind[0] == relied.limit else math.inf
+    front = await begun(scheme, relied, pool)
+    try:
+        pool.hang(0)
+        found = await front.ask(images[:K], limit=limit, deadline=1.0 if late else 15.0)
+        assert [type(one) for one in found].count(DeadlinePassed) == late
+    finally:
+        pool.kill(0)
+        await front.stop()
 
 
 def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,17 @@ SOURCE = f"{PLACE}:mlp"
 ROWS = np.random.default_rng(3).random((3, 16), np.float32)
 
 
-def run(ask: Callable[..., Awaitable[None]], *, with_http: bool = False, **options: Any) -> None:
-    """Serve the model in this process, and ask it."""
-
-    async def all_of_it() -> None:
-        port = free_port()
-        settings = {"pool": "examples/my_pool.py:Pool", "workers": 2, "port": 0, **options}
-        address = f"127.0.0.1:{port}"
-        async with (
-            running(ServeOptions(SOURCE, grpc_port=port, **settings)) as (url, _),
-            triton.InferenceServerClient(address) as client,
-        ):
-            await ask(client, address, *([url] if with_http else []))
-
-    asyncio.run(all_of_it())
+@asynccontextmanager
+async def asking(**options: Any) -> AsyncIterator[tuple[triton.InferenceServerClient, str, str]]:
+    """Serve the model in this process; yield a client, and both addresses."""
+    port = free_port()
+    settings = {"pool": "examples/my_pool.py:Pool", "workers": 2, "port": 0, **options}
+    address = f"127.0.0.1:{port}"
+    async with (
+        running(ServeOptions(SOURCE, grpc_port=port, **settings)) as (url, _),
+        triton.InferenceServerClient(address) as client,
+    ):
+        yield client, address, url
 
 
 def tensor(rows: np.ndarray = ROWS, name: str = "input") -> Any:
@@ -51,11 +48,11 @@ def tensor(rows: np.ndarray = ROWS, name: str = "input") -> Any:
     return found
 
 
-def test_the_answers_are_the_models() -> None:
+async def test_the_answers_are_the_models() -> None:
     model = open_model(SOURCE)
     output = model.signature.outputs[0].name
 
-    async def ask(client: Any, address: str) -> None:
+    async with asking() as (client, address, _):
         assert await client.is_server_live()
         assert await client.is_server_ready()
         assert await client.is_model_ready("mlp")
@@ -81,13 +78,11 @@ def test_the_answers_are_the_models() -> None:
         response = pb.ModelInferResponse.FromString(body)
         assert response.raw_output_contents[0] == found.tobytes()
 
-    run(ask)
 
-
-def test_behind_the_gateway_the_answers_are_the_same() -> None:
+async def test_behind_the_gateway_the_answers_are_the_same() -> None:
     """The service over both of its faces, as two upstreams, behind both faces of the gateway."""
 
-    async def ask(client: Any, address: str, http: str) -> None:
+    async with asking() as (client, address, http):
         wanted = await client.infer("mlp", [tensor()])
         names = [output.name for output in wanted.get_response().outputs]
         upstreams = (http, f"grpc://{address}")
@@ -106,8 +101,6 @@ def test_behind_the_gateway_the_answers_are_the_same() -> None:
                         for name in names:
                             assert (found.as_numpy(name) == wanted.as_numpy(name)).all()
 
-    run(ask, with_http=True)
-
 
 @pytest.mark.parametrize(
     ("model", "rows", "name", "status", "told"),
@@ -118,21 +111,19 @@ def test_behind_the_gateway_the_answers_are_the_same() -> None:
         ("mlp", np.repeat(ROWS, 20, 0), "input", "INVALID_ARGUMENT", "at most"),
     ],
 )
-def test_refusals(model: str, rows: np.ndarray, name: str, status: str, told: str) -> None:
-    async def ask(client: Any, _: str) -> None:
+async def test_refusals(model: str, rows: np.ndarray, name: str, status: str, told: str) -> None:
+    async with asking(max_batch=50) as (client, _, _):
         with pytest.raises(InferenceServerException) as error:
             await client.infer(model, [tensor(rows, name)])
         assert error.value.status() == f"StatusCode.{status}"
         assert told in error.value.message()
 
-    run(ask, max_batch=50)
 
-
-def test_the_token_is_needed(tmp_path: Path) -> None:
+async def test_the_token_is_needed(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
 
-    async def ask(client: Any, _: str) -> None:
+    async with asking(token_file=token) as (client, _, _):
         assert await client.is_model_ready("mlp")
         with pytest.raises(InferenceServerException) as error:
             await client.infer("mlp", [tensor()])
@@ -140,16 +131,12 @@ def test_the_token_is_needed(tmp_path: Path) -> None:
         headers = {"authorization": "Bearer secret"}
         await client.infer("mlp", [tensor()], headers=headers)
 
-    run(ask, token_file=token)
 
-
-def test_a_port_that_is_taken() -> None:
-    async def ask(_: Any, address: str) -> None:
+async def test_a_port_that_is_taken() -> None:
+    async with asking() as (_, address, _):
         port = int(address.rpartition(":")[2])
         with pytest.raises(UserError, match=r"--grpc-port: cannot listen on 127\.0\.0\.1"):
             async with running(ServeOptions(SOURCE, port=0, grpc_port=port)):
                 pass
-
-    run(ask)
     with pytest.raises(UserError, match=r"--grpc-port: must lie in 0\.\.65535"):
         check(ServeOptions(SOURCE, grpc_port=-1))

@@ -6,7 +6,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -40,12 +41,10 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     return found
 
 
-def run(check: Callable[..., Awaitable[None]], *fakes: Fake | GrpcFake, **options: Any) -> None:
-    async def all_of_it() -> None:
-        async with gateway(*fakes, traces=COLLECTOR, **options) as (address, _, port):
-            await check(address, port)
-
-    asyncio.run(all_of_it())
+@asynccontextmanager
+async def traced(*fakes: Fake | GrpcFake, **options: Any) -> AsyncIterator[tuple[str, int | None]]:
+    async with gateway(*fakes, traces=COLLECTOR, **options) as (address, _, port):
+        yield address, port
 
 
 def identity(span: ReadableSpan) -> tuple[str, str]:
@@ -79,19 +78,17 @@ def names(spans: Sequence[ReadableSpan]) -> list[str]:
 
 @pytest.mark.parametrize("kind", [Fake, GrpcFake])
 @pytest.mark.parametrize("over", ["http", "grpc"])
-def test_a_trace_goes_through(
+async def test_a_trace_goes_through(
     kind: type[Fake | GrpcFake], over: str, exporter: InMemorySpanExporter
 ) -> None:
     fake = kind()
 
-    async def check(address: str, port: int) -> None:
+    async with traced(fake, grpc_port=0) as (address, port):
         headers: Any = {"traceparent": TRACEPARENT, "tracestate": "a=b", "baggage": "c=d"}
         if over == "http":
             await ask(address, **headers)
         else:
             await ask_grpc(port, request(bytes(12)), **headers)
-
-    run(check, fake, grpc_port=0)
     (whole,), (attempt,) = split(exporter)
     assert (identity(whole)[0], above(whole)) == (TRACE, PARENT)
     assert (identity(attempt)[0], above(attempt)) == (TRACE, identity(whole)[1])
@@ -105,14 +102,12 @@ def test_a_trace_goes_through(
     assert (seen["tracestate"], seen["baggage"]) == ("a=b", "c=d")
 
 
-def test_a_request_without_a_trace_begins_one(exporter: InMemorySpanExporter) -> None:
+async def test_a_request_without_a_trace_begins_one(exporter: InMemorySpanExporter) -> None:
     fake = Fake()
 
-    async def check(address: str, _: object) -> None:
+    async with traced(fake) as (address, _):
         for _ in range(2):
             await ask(address)
-
-    run(check, fake)
     requests, attempts = split(exporter)
     assert len({identity(span)[0] for span in requests}) == 2
     for whole, attempt, (_, seen, _) in zip(requests, attempts, fake.seen, strict=True):
@@ -120,15 +115,13 @@ def test_a_request_without_a_trace_begins_one(exporter: InMemorySpanExporter) ->
         assert seen["traceparent"].split("-")[1:3] == list(identity(attempt))
 
 
-def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExporter) -> None:
+async def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExporter) -> None:
     fakes = Fake(), Fake()
     fakes[0].delay = fakes[1].delay = 0.1
 
-    async def check(address: str, _: object) -> None:
+    async with traced(*fakes, policy="replicate") as (address, _):
         await ask(address)
         await asyncio.sleep(0.3)  # for the other one's answer
-
-    run(check, *fakes, policy="replicate")
     (whole,), (first, copy) = split(exporter)
     assert names([first, copy]) == ["attempt", "hedge"]
     assert linked(copy) == [identity(first)[1]]
@@ -137,15 +130,13 @@ def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExporter) -
     assert sorted(urls) == sorted(fake.url for fake in fakes)
 
 
-def test_a_failure_and_what_made_up_for_it(exporter: InMemorySpanExporter) -> None:
+async def test_a_failure_and_what_made_up_for_it(exporter: InMemorySpanExporter) -> None:
     broken, sound = Fake(), Fake()
     broken.status = 503
 
-    async def check(address: str, _: object) -> None:
+    async with traced(broken, sound, routing="round-robin", policy="uncoded") as (address, _):
         for _ in range(2):
             await ask(address)
-
-    run(check, broken, sound, routing="round-robin", policy="uncoded")
     requests, attempts = split(exporter)
     failed = next(s for s in attempts if s.status.status_code is StatusCode.ERROR)
     retry = next(s for s in attempts if s.name == "retry")
@@ -160,44 +151,40 @@ def test_a_failure_and_what_made_up_for_it(exporter: InMemorySpanExporter) -> No
 
 @pytest.mark.parametrize("over", ["http", "grpc"])
 @pytest.mark.parametrize("mine", [True, False])
-def test_whose_fault_an_error_is(mine: bool, over: str, exporter: InMemorySpanExporter) -> None:
+async def test_whose_fault_an_error_is(
+    mine: bool, over: str, exporter: InMemorySpanExporter
+) -> None:
     fake = Fake()
     fake.status = 400 if mine else 500
-
-    async def check(address: str, port: int) -> None:
+    async with traced(fake, grpc_port=0) as (address, port):
         if over == "http":
             await ask(address)
-            return
-        with pytest.raises(grpc.aio.AioRpcError):
-            await ask_grpc(port, request(bytes(12)))
-
-    run(check, fake, grpc_port=0)
+        else:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask_grpc(port, request(bytes(12)))
     (whole,), (attempt,) = split(exporter)
     assert whole.status.status_code is (StatusCode.UNSET if mine else StatusCode.ERROR)
     assert attributes(attempt, "codedinvnet.result") == ["error" if mine else "failed"]
 
 
-def test_a_parity_is_linked_to_all_its_requests(exporter: InMemorySpanExporter) -> None:
-    async def check() -> None:
-        options = ServeOptions(
-            "mnist",
-            k=2,
-            policy="coded",
-            port=0,
-            traces=COLLECTOR,
-            group_timeout_ms=4000,
-            deadline_ms=30_000,
-        )
-        async with (
-            running(options) as (address, _),
-            triton.InferenceServerClient(address.removeprefix("http://")) as client,
-        ):
-            tensor = triton.InferInput("images", [1, 1, 28, 28], "UINT8")
-            tensor.set_data_from_numpy(np.zeros((1, 1, 28, 28), np.uint8))
-            asked = [client.infer("mnist", [tensor]) for _ in range(2)]
-            await asyncio.gather(*asked)
-
-    asyncio.run(check())
+async def test_a_parity_is_linked_to_all_its_requests(exporter: InMemorySpanExporter) -> None:
+    options = ServeOptions(
+        "mnist",
+        k=2,
+        policy="coded",
+        port=0,
+        traces=COLLECTOR,
+        group_timeout_ms=4000,
+        deadline_ms=30_000,
+    )
+    async with (
+        running(options) as (address, _),
+        triton.InferenceServerClient(address.removeprefix("http://")) as client,
+    ):
+        tensor = triton.InferInput("images", [1, 1, 28, 28], "UINT8")
+        tensor.set_data_from_numpy(np.zeros((1, 1, 28, 28), np.uint8))
+        asked = [client.infer("mnist", [tensor]) for _ in range(2)]
+        await asyncio.gather(*asked)
     requests, attempts = split(exporter)
     assert len(requests) == 2
     assert sorted(names(attempts)) == ["attempt", "attempt", "parity"]
@@ -208,7 +195,9 @@ def test_a_parity_is_linked_to_all_its_requests(exporter: InMemorySpanExporter) 
         assert attributes(span, "codedinvnet.worker")[0] in range(3)
 
 
-def test_a_backup_that_is_an_upstream_is_part_of_the_trace(exporter: InMemorySpanExporter) -> None:
+async def test_a_backup_that_is_an_upstream_is_part_of_the_trace(
+    exporter: InMemorySpanExporter,
+) -> None:
     seen: list[str] = []
 
     class Backup(Server):
@@ -216,19 +205,16 @@ def test_a_backup_that_is_an_upstream_is_part_of_the_trace(exporter: InMemorySpa
             seen.append(request.headers.get("traceparent", ""))
             return await super()._infer(request)
 
-    async def check() -> None:
-        server, small = Server(), Backup(f"{PLACE}:smaller")
-        await small.start()
-        url = f"{small.url}/v2/models/m"
-        policy = {"policy": "small-backup", "k": 2, "traces": COLLECTOR}
-        async with gateway(server, backup_upstream=url, **policy) as (address, _, _):
-            server.hold()
-            seen.clear()  # the start asks it, too
-            assert scores(await asked(address, queries(1)))[1] == "decoded"
-            server.go()
-        await small.stop()
-
-    asyncio.run(check())
+    server, small = Server(), Backup(f"{PLACE}:smaller")
+    await small.start()
+    url = f"{small.url}/v2/models/m"
+    policy = {"policy": "small-backup", "k": 2, "traces": COLLECTOR}
+    async with gateway(server, backup_upstream=url, **policy) as (address, _, _):
+        server.hold()
+        seen.clear()  # the start asks it, too
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        server.go()
+    await small.stop()
     (whole,), attempts = split(exporter)
     assert attributes(whole, "codedinvnet.outcome") == ["decoded"]
     (parity,) = (span for span in attempts if span.name == "parity")
@@ -237,31 +223,28 @@ def test_a_backup_that_is_an_upstream_is_part_of_the_trace(exporter: InMemorySpa
     assert told.split("-")[1:3] == list(identity(parity))
 
 
-def test_a_real_collector_and_one_that_is_not_there() -> None:
+async def test_a_real_collector_and_one_that_is_not_there() -> None:
     got: list[ExportTraceServiceRequest] = []
 
     async def take(request: web.Request) -> web.Response:
         got.append(ExportTraceServiceRequest.FromString(await request.read()))
         return web.Response()
 
-    async def check() -> None:
-        app = web.Application()
-        app.router.add_post("/v1/traces", take)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert site._server is not None
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-        async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
-            await ask(address)
-        await runner.cleanup()
-        async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
-            assert (await ask(address)).status == 200
-            began = time.monotonic()
-        assert time.monotonic() - began < 5
-
-    asyncio.run(check())
+    app = web.Application()
+    app.router.add_post("/v1/traces", take)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
+        await ask(address)
+    await runner.cleanup()
+    async with gateway(Fake(), traces=f"http://127.0.0.1:{port}") as (address, _, _):
+        assert (await ask(address)).status == 200
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
     (resource,) = got[0].resource_spans
     told = {a.key: a.value.string_value for a in resource.resource.attributes}
     assert told["service.name"] == "codedinvnet"
@@ -269,23 +252,22 @@ def test_a_real_collector_and_one_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("url", ["collector:4318", "grpc://collector:4317", "http://"])
-def test_a_collector_that_cannot_be(url: str) -> None:
+async def test_a_collector_that_cannot_be(url: str) -> None:
     with pytest.raises(UserError, match="--traces"):
-        run_nothing(url)
+        await export_nothing(url)
 
 
-def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_extra_a_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(UserError, match=r"codedinvnet\[otel\]"):
-        run_nothing(COLLECTOR)
+        await export_nothing(COLLECTOR)
 
 
-def run_nothing(url: str) -> None:
-    async def check() -> None:
-        async with tracing.exporting(url):
-            raise AssertionError
-
-    asyncio.run(check())
+async def export_nothing(url: str) -> None:
+    async with tracing.exporting(url):
+        raise AssertionError
 
 
 def test_without_traces_nothing_of_opentelemetry_is_imported() -> None:

@@ -15,71 +15,65 @@ from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, until
 
 
-def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
+async def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
     first, second, third = Fake(), Fake(), Fake()
     file = tmp_path / "upstreams"
 
-    async def check() -> None:
-        for fake in (first, second, third):
-            await fake.start()
-        file.write_text(f"# ours\n{first.url}\n\n{second.url}  # the large one\n")
-        async with gateway(upstreams_file=file, policy="uncoded") as (address, relay, _):
+    for fake in (first, second, third):
+        await fake.start()
+    file.write_text(f"# ours\n{first.url}\n\n{second.url}  # the large one\n")
+    async with gateway(upstreams_file=file, policy="uncoded") as (address, relay, _):
 
-            def up() -> set[str]:
-                return {place.upstream.url for place in relay.pool.places if place.up}
+        def up() -> set[str]:
+            return {place.upstream.url for place in relay.pool.places if place.up}
 
-            async def ask_all() -> None:
-                for fake in (first, second, third):
-                    fake.seen.clear()
-                for _ in range(12):
-                    assert (await ask(address)).status == 200
+        async def ask_all() -> None:
+            for fake in (first, second, third):
+                fake.seen.clear()
+            for _ in range(12):
+                assert (await ask(address)).status == 200
 
-            await ask_all()
-            assert first.seen
-            assert second.seen
-            file.write_text(f"{second.url}\n{third.url}\n")
-            await until(lambda: up() == {second.url, third.url})
-            await ask_all()
-            assert first.seen == []
-            assert third.seen
-            file.write_text(f"{third.url}\nftp://nowhere\n")  # all is left as it was
-            await asyncio.sleep(1.5)
-            file.unlink()
-            await asyncio.sleep(1.5)
-            assert up() == {second.url, third.url}
-            await ask_all()
-            file.write_text(first.url)
-            await until(lambda: up() == {first.url})
-            await ask_all()
-            assert len(first.seen) == 12
-        for fake in (first, second, third):
-            await fake.stop()
-
-    asyncio.run(check())
+        await ask_all()
+        assert first.seen
+        assert second.seen
+        file.write_text(f"{second.url}\n{third.url}\n")
+        await until(lambda: up() == {second.url, third.url})
+        await ask_all()
+        assert first.seen == []
+        assert third.seen
+        file.write_text(f"{third.url}\nftp://nowhere\n")  # all is left as it was
+        await asyncio.sleep(1.5)
+        file.unlink()
+        await asyncio.sleep(1.5)
+        assert up() == {second.url, third.url}
+        await ask_all()
+        file.write_text(first.url)
+        await until(lambda: up() == {first.url})
+        await ask_all()
+        assert len(first.seen) == 12
+    for fake in (first, second, third):
+        await fake.stop()
 
 
-def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) -> None:
+async def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) -> None:
     slow, other = Fake(), Fake()
     file = tmp_path / "upstreams"
 
-    async def check() -> None:
-        await slow.start()
-        await other.start()
-        file.write_text(slow.url)
-        options = {"upstreams_file": file, "policy": "uncoded", "hang_timeout_ms": 9000}
-        async with gateway(deadline_ms=20_000, **options) as (address, *_):
-            slow.delay = 8.0
-            asked = asyncio.create_task(ask(address))
-            await until(lambda: len(slow.seen) == 1)
-            file.write_text(other.url)
-            began = time.monotonic()
-            assert (await asked).status == 200
-            assert time.monotonic() - began < 3  # as soon as that is known
-            assert len(other.seen) == 1
-        await slow.stop()
-        await other.stop()
-
-    asyncio.run(check())
+    await slow.start()
+    await other.start()
+    file.write_text(slow.url)
+    options = {"upstreams_file": file, "policy": "uncoded", "hang_timeout_ms": 9000}
+    async with gateway(deadline_ms=20_000, **options) as (address, *_):
+        slow.delay = 8.0
+        asked = asyncio.create_task(ask(address))
+        await until(lambda: len(slow.seen) == 1)
+        file.write_text(other.url)
+        began = time.monotonic()
+        assert (await asked).status == 200
+        assert time.monotonic() - began < 3  # as soon as that is known
+        assert len(other.seen) == 1
+    await slow.stop()
+    await other.stop()
 
 
 def test_each_address_of_a_name_is_an_upstream() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -60,14 +60,6 @@ def request(*raw: bytes) -> bytes:
     return found
 
 
-def run(check: Callable[..., Awaitable[None]], *fakes: Fake | GrpcFake, **options: Any) -> None:
-    async def all_of_it() -> None:
-        async with gateway(*fakes, **options) as (address, relay, port):
-            await check(address, relay, port)
-
-    asyncio.run(all_of_it())
-
-
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -79,13 +71,13 @@ def is_up(relay: Relay) -> list[bool]:
     return [place.up for place in relay.pool.places]
 
 
-def test_over_http_all_is_passed_on_as_it_came() -> None:
+async def test_over_http_all_is_passed_on_as_it_came() -> None:
     fake = Fake()
     fake.headers["X-Theirs"] = "ä"
     fake.body = b"\x1f\x8bpacked"
     fake.headers["Content-Encoding"] = "gzip"
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(fake) as (address, _, _):
         packed = b"\x1f\x8bnot looked into"
         reply = await ask(
             address,
@@ -109,45 +101,40 @@ def test_over_http_all_is_passed_on_as_it_came() -> None:
         assert reply.headers["x-theirs"] == "ä"
         assert reply.headers["codedinvnet-outcome"] == "direct"
 
-    run(check, fake)
 
-
-def test_what_nobody_asked_for_is_nobodys_answer() -> None:
+async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
     """An upstream that answers twice: the second answer is not the next request's."""
 
-    async def check() -> None:
-        asked = 0
+    asked = 0
 
-        async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal asked
-            while head := await reader.read(65536):
-                asked += 1
-                body = json.dumps({"number": asked, "asked": head.decode().split()[1]}).encode()
-                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-                writer.write(answer)
-                await asyncio.sleep(0.05)
-                writer.write(answer)
-            writer.close()
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while head := await reader.read(65536):
+            asked += 1
+            body = json.dumps({"number": asked, "asked": head.decode().split()[1]}).encode()
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            writer.write(answer)
+            await asyncio.sleep(0.05)
+            writer.write(answer)
+        writer.close()
 
-        server = await asyncio.start_server(twice, "127.0.0.1", 0)
-        upstream = open_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        call = Call("m", "", "http", b"{}", (), time.monotonic() + 10)
-        for number in range(1, 4):
-            reply = await upstream.infer(call, 10)
-            assert json.loads(reply.body)["number"] == number
-            await asyncio.sleep(0.1)
-        await upstream.close()
-        server.close()
+    server = await asyncio.start_server(twice, "127.0.0.1", 0)
+    upstream = open_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    call = Call("m", "", "http", b"{}", (), time.monotonic() + 10)
+    for number in range(1, 4):
+        reply = await upstream.infer(call, 10)
+        assert json.loads(reply.body)["number"] == number
         await asyncio.sleep(0.1)
+    await upstream.close()
+    server.close()
+    await asyncio.sleep(0.1)
 
-    asyncio.run(check())
 
-
-def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
+async def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
     fake, token = Fake(), tmp_path / "token"
     token.write_text("secret")
 
-    async def check(address: str, _: object, port: int) -> None:
+    async with gateway(fake, token_file=token, grpc_port=0) as (address, _, port):
         assert (await ask(address)).status == 401
         assert (await ask(address, authorization="Bearer secret")).status == 200
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -157,13 +144,11 @@ def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
         assert len(fake.seen) == 2
         assert all("authorization" not in headers for _, headers, _ in fake.seen)
 
-    run(check, fake, token_file=token, grpc_port=0)
 
-
-def test_over_grpc_all_is_passed_on_as_it_came() -> None:
+async def test_over_grpc_all_is_passed_on_as_it_came() -> None:
     fake = GrpcFake()
 
-    async def check(_: str, relay: object, port: int) -> None:
+    async with gateway(fake, grpc_port=0, cancel=True) as (_, _, port):
         message = request(bytes(12)) + b"\xfa\x3f\x03new"  # a field of a newer client
         body, trailers = await ask_grpc(port, message, timeout=3, traceparent="00-1")
         passed, metadata, left = fake.seen[0]
@@ -175,14 +160,11 @@ def test_over_grpc_all_is_passed_on_as_it_came() -> None:
         assert pb.ModelInferResponse.FromString(body).parameters["outcome"].string_param == "direct"
         assert trailers["codedinvnet-outcome"] == "direct"
 
-    run(check, fake, grpc_port=0, cancel=True)
 
-
-def test_one_transport_stands_for_the_other() -> None:
+async def test_one_transport_stands_for_the_other() -> None:
     """Over gRPC before an upstream over HTTP, and the other way round."""
     http, rpc = Fake(), GrpcFake()
-
-    async def from_grpc(_: str, relay: object, port: int) -> None:
+    async with gateway(http, grpc_port=0) as (_, _, port):
         raw = b"\x01\x02\x03\x04" * 3
         body, _ = await ask_grpc(port, request(raw))
         _, headers, sent = http.seen[0]
@@ -198,60 +180,49 @@ def test_one_transport_stands_for_the_other() -> None:
             await ask_grpc(port, request(raw))
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
         assert refused.value.details() == "no such thing"
-
-    async def from_http(address: str, *_: object) -> None:
+    async with gateway(rpc) as (address, _, _):
         reply = await ask(address, traceparent="00-1")
         assert json.loads(reply.body)["outputs"][0]["data"] == [7]
         message = pb.ModelInferRequest.FromString(rpc.seen[0][0])
         assert rpc.seen[0][1]["traceparent"] == "00-1"
         assert len(message.raw_input_contents[0]) == 12
         rpc.code, rpc.details = grpc.StatusCode.INVALID_ARGUMENT, "x is wrong"
-        refused = await ask(address)
-        assert (refused.status, json.loads(refused.body)) == (400, {"error": "x is wrong"})
+        reply = await ask(address)
+        assert (reply.status, json.loads(reply.body)) == (400, {"error": "x is wrong"})
         assert (await ask(address, b"{")).status == 400
 
-    run(from_grpc, http, grpc_port=0)
-    run(from_http, rpc)
 
-
-def test_large_tensors_pass_over_both_transports() -> None:
+async def test_large_tensors_pass_over_both_transports() -> None:
     http, rpc = Fake(), GrpcFake()
     large = bytes(range(256)) * 6 * 4096
     http.body = ANSWER + large
     rpc.answer.raw_output_contents[0] = large
-
-    async def over_http(address: str, *_: object) -> None:
+    async with gateway(http) as (address, _, _):
         assert (await ask(address, BODY + large)).body.endswith(large)
         assert http.seen[0][2] == BODY + large
-
-    async def over_grpc(_: str, relay: object, port: int) -> None:
+    async with gateway(rpc, grpc_port=0) as (_, _, port):
         body, _ = await ask_grpc(port, request(large))
         assert pb.ModelInferResponse.FromString(body).raw_output_contents[0] == large
         assert rpc.seen[0][0] == request(large)
 
-    run(over_http, http)
-    run(over_grpc, rpc, grpc_port=0)
 
-
-def test_an_error_of_the_model_is_an_answer() -> None:
+async def test_an_error_of_the_model_is_an_answer() -> None:
     fakes = Fake(), Fake()
     for fake in fakes:
         fake.status, fake.body = 400, b'{"error":"x must not be negative"}'
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(*fakes) as (address, relay, _):
         for i in range(10):
             reply = await ask(address)
             assert (reply.status, reply.body) == (400, fakes[0].body)
             assert sum(len(fake.seen) for fake in fakes) == i + 1
         assert is_up(relay) == [True, True]
 
-    run(check, *fakes)
 
-
-def test_who_fails_everything_is_set_aside_and_tried_again() -> None:
+async def test_who_fails_everything_is_set_aside_and_tried_again() -> None:
     good, bad = Fake(), Fake()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(good, bad, policy="uncoded", slots=1) as (address, relay, _):
         bad.status, bad.body = 500, b"no memory"
         end = time.monotonic() + 2.0
         while time.monotonic() < end:
@@ -267,13 +238,11 @@ def test_who_fails_everything_is_set_aside_and_tried_again() -> None:
             assert (await ask(address)).status == 200
         assert len(bad.seen) > before
 
-    run(check, good, bad, policy="uncoded", slots=1)
 
-
-def test_who_hangs_up_is_set_aside_though_it_is_ready() -> None:
+async def test_who_hangs_up_is_set_aside_though_it_is_ready() -> None:
     good, bad = Fake(), Fake()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(good, bad, policy="uncoded", slots=1) as (address, relay, _):
         bad.hangs_up = True
         for _ in range(30):
             assert (await ask(address)).status == 200
@@ -282,13 +251,11 @@ def test_who_hangs_up_is_set_aside_though_it_is_ready() -> None:
         bad.hangs_up = False
         await until(lambda: is_up(relay) == [True, True])
 
-    run(check, good, bad, policy="uncoded", slots=1)
 
-
-def test_who_refuses_connections_gets_nothing_but_probes() -> None:
+async def test_who_refuses_connections_gets_nothing_but_probes() -> None:
     good, dead = Fake(), Fake()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(good, dead, policy="uncoded") as (address, relay, _):
         await dead.stop()
         for _ in range(20):
             assert (await ask(address)).status == 200
@@ -297,13 +264,11 @@ def test_who_refuses_connections_gets_nothing_but_probes() -> None:
         await until(lambda: is_up(relay) == [True, True])
         assert dead.seen == []
 
-    run(check, good, dead, policy="uncoded")
 
-
-def test_who_comes_back_with_another_model_stays_aside() -> None:
+async def test_who_comes_back_with_another_model_stays_aside() -> None:
     good, other = Fake(), Fake()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(good, other) as (_, relay, _):
         await other.stop()
         await until(lambda: is_up(relay) == [True, False])
         mine = other.metadata
@@ -314,13 +279,11 @@ def test_who_comes_back_with_another_model_stays_aside() -> None:
         other.metadata = mine
         await until(lambda: is_up(relay) == [True, True])
 
-    run(check, good, other)
 
-
-def test_not_all_are_set_aside_at_once() -> None:
+async def test_not_all_are_set_aside_at_once() -> None:
     fakes = Fake(), Fake()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(*fakes, policy="uncoded") as (address, relay, _):
         for fake in fakes:
             fake.status, fake.body = 500, b'{"error":"poison"}'
         for _ in range(30):
@@ -332,39 +295,33 @@ def test_not_all_are_set_aside_at_once() -> None:
             fake.status, fake.body = 200, ANSWER
         assert (await ask(address)).status == 200
 
-    run(check, *fakes, policy="uncoded")
 
-
-def test_what_all_upstreams_fail_is_not_asked_for_ever() -> None:
+async def test_what_all_upstreams_fail_is_not_asked_for_ever() -> None:
     """Retries are a share of the calls, once those that were saved up are spent."""
     fakes = [Fake() for _ in range(4)]
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(*fakes, policy="uncoded") as (address, _, _):
         for fake in fakes:
             fake.status = 503
         await asyncio.gather(*(ask(address) for _ in range(400)))
         assert sum(len(fake.seen) for fake in fakes) < 400 + 50 + 0.1 * 600
 
-    run(check, *fakes, policy="uncoded")
 
-
-def test_a_silent_upstream_is_noticed_without_a_call() -> None:
+async def test_a_silent_upstream_is_noticed_without_a_call() -> None:
     good, hung = Fake(), Fake()
 
-    async def check(_: str, relay: Relay, __: object) -> None:
+    async with gateway(good, hung) as (_, relay, _):
         hung.ready = False
         await until(lambda: is_up(relay) == [True, False])
         good.ready = False  # the last one
         await asyncio.sleep(4)
         assert is_up(relay) == [True, False]
 
-    run(check, good, hung)
 
-
-def test_a_late_answer_is_asked_of_another() -> None:
+async def test_a_late_answer_is_asked_of_another() -> None:
     slow, quick = Fake(), GrpcFake()
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(slow, quick, slots=1) as (address, _, _):
         for i in range(40):  # what is late is learnt first
             assert (await ask(address)).status == 200, i
         slow.delay = 3.0
@@ -373,14 +330,16 @@ def test_a_late_answer_is_asked_of_another() -> None:
         assert [reply.status for reply in replies] == [200, 200]
         assert time.monotonic() - began < 2.5
 
-    run(check, slow, quick, slots=1)
-
 
 @pytest.mark.parametrize("cancel", [True, False])
-def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(cancel: bool) -> None:
+async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(cancel: bool) -> None:
     slow, quick = GrpcFake(), Fake()
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=4000) as (
+        address,
+        _,
+        _,
+    ):
         slow.delay = 2.0
         quick.delay = 0.5  # it has begun by then
         await ask(address)
@@ -388,27 +347,23 @@ def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(cancel: bo
         assert slow.cancelled == cancel
         assert len(slow.seen) == 1
 
-    run(check, slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=4000)
 
-
-def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
+async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
     """However few were asked of it before: more are refused only if they would come too late."""
     fake = Fake()
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(fake, slots=4, deadline_ms=1500) as (address, _, _):
         fake.delay = 0.5
         for few in (2, 2, 2, 2):
             await asyncio.gather(*(ask(address) for _ in range(few)))
         replies = await asyncio.gather(*(ask(address) for _ in range(4)))
         assert [reply.status for reply in replies] == [200] * 4
 
-    run(check, fake, slots=4, deadline_ms=1500)
 
-
-def test_the_deadline_ends_a_request() -> None:
+async def test_the_deadline_ends_a_request() -> None:
     fake = Fake()
 
-    async def check(address: str, _: object, port: int) -> None:
+    async with gateway(fake, deadline_ms=500, grpc_port=0) as (address, _, port):
         fake.delay = 30
         began = time.monotonic()
         assert (await ask(address)).status == 504
@@ -417,13 +372,11 @@ def test_the_deadline_ends_a_request() -> None:
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - began < 5
 
-    run(check, fake, deadline_ms=500, grpc_port=0)
 
-
-def test_what_else_there_is() -> None:
+async def test_what_else_there_is() -> None:
     fake = Fake()
 
-    async def check(address: str, _: object, port: int) -> None:
+    async with gateway(fake, grpc_port=0) as (address, _, port):
         async with aiohttp.ClientSession(address) as session:
             for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2"):
                 async with session.get(path) as reply:
@@ -446,49 +399,42 @@ def test_what_else_there_is() -> None:
                 await ask_grpc(port, message)
             assert refused.value.code() is code
 
-    run(check, fake, grpc_port=0)
 
-
-def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
-    async def nothing(*_: object) -> None:
-        pass
-
+async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
     with pytest.raises(UserError) as error:
-        run(nothing, *fakes, **options)
+        async with gateway(*fakes, **options):
+            pass
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
-def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
+async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
     wide, lacking, other = Fake(), Fake(), Fake()
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
     lacking.metadata = None
     other.metadata = "<html>"
-    told = refused(Fake(), wide)
+    told = await refused(Fake(), wide)
     assert "inputs 'x'" in told
     assert "[-1, 4]" in told
     assert "[-1, 3]" in told
     assert wide.url in told
-    assert "no model 'm'" in refused(Fake(), lacking)
-    assert "Open Inference Protocol" in refused(other)
-    assert "none answers" in refused(upstream=("http://127.0.0.1:1",))
+    assert "no model 'm'" in await refused(Fake(), lacking)
+    assert "Open Inference Protocol" in await refused(other)
+    assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
 
 
-def test_one_that_is_away_at_the_start_comes_later() -> None:
+async def test_one_that_is_away_at_the_start_comes_later() -> None:
     good, late = Fake(), Fake()
 
-    async def check() -> None:
+    await late.start()
+    await late.stop()
+    async with gateway(good, late) as (address, relay, _):
+        await until(lambda: is_up(relay) == [True, False])
+        assert (await ask(address)).status == 200
         await late.start()
-        await late.stop()
-        async with gateway(good, late) as (address, relay, _):
-            await until(lambda: is_up(relay) == [True, False])
-            assert (await ask(address)).status == 200
-            await late.start()
-            await until(lambda: is_up(relay) == [True, True])
-
-    asyncio.run(check())
+        await until(lambda: is_up(relay) == [True, True])
 
 
 @pytest.mark.parametrize(
@@ -508,9 +454,9 @@ def test_one_that_is_away_at_the_start_comes_later() -> None:
         ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
     ],
 )
-def test_bad_options(options: dict[str, Any], flag: str) -> None:
-    assert refused(**options).startswith(f"{flag}: ")
+async def test_bad_options(options: dict[str, Any], flag: str) -> None:
+    assert (await refused(**options)).startswith(f"{flag}: ")
 
 
-def test_an_address_of_another_protocol_is_not_asked() -> None:
-    assert "'ftp://a:1' is not one of http://HOST:PORT" in refused(upstream=("ftp://a:1",))
+async def test_an_address_of_another_protocol_is_not_asked() -> None:
+    assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))

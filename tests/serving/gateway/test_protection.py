@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +105,19 @@ def student(folder: Path, x: np.ndarray) -> np.ndarray:
     return found
 
 
-def run(check: Callable[..., Awaitable[None]], *servers: Fake, **options: Any) -> None:
-    async def all_of_it() -> None:
-        async with gateway(*servers, **options) as (address, relay, port):
-            await check(address, relay, port)
-
-    asyncio.run(all_of_it())
+async def refused(told: str, *servers: Fake, **options: Any) -> None:
+    with pytest.raises(UserError, match=told):
+        async with gateway(*servers, **options):
+            raise AssertionError("it started")
 
 
-def test_late_requests_are_answered_by_the_protections_backup(finished: Path) -> None:  # noqa: F811
+async def test_late_requests_are_answered_by_the_protections_backup(finished: Path) -> None:  # noqa: F811
     """Each with its own number of queries, and in the form that its client wants."""
     server = Server()
 
-    async def check(address: str, relay: Relay, port: int) -> None:
+    async with gateway(
+        server, protection=finished, method="small-backup", policy="small-backup", grpc_port=0
+    ) as (address, _, port):
         plain = await asked(address, queries(2))
         direct, outcome = scores(plain)
         assert outcome == "direct"
@@ -151,20 +150,11 @@ def test_late_requests_are_answered_by_the_protections_backup(finished: Path) ->
         )
         server.go()
 
-    run(
-        check,
-        server,
-        protection=finished,
-        method="small-backup",
-        policy="small-backup",
-        grpc_port=0,
-    )
 
-
-def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # noqa: F811
+async def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
         server.hold()
         exact = asyncio.create_task(asked(address, queries(1), accept_decoded=False))
         strange = asyncio.create_task(ask(address, FLAWED))
@@ -176,33 +166,28 @@ def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # n
         assert scores(await exact)[1] == "direct"
         assert (await strange).status == 400
 
-    run(check, server, protection=finished, **SMALL)
 
-
-def test_the_backup_answers_while_no_upstream_does(finished: Path) -> None:  # noqa: F811
+async def test_the_backup_answers_while_no_upstream_does(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(
+        server, protection=finished, method="small-backup", policy="small-backup", deadline_ms=20000
+    ) as (address, relay, _):
         await server.stop()
         found = await asyncio.gather(*(asked(address, queries(1, i)) for i in range(20)))
         assert {scores(got)[1] for got in found} == {"decoded"}
         await until(lambda: not relay.pool.places[0].up)
         assert relay.is_ready
 
-    run(
-        check,
-        server,
-        protection=finished,
-        method="small-backup",
-        policy="small-backup",
-        deadline_ms=20_000,
-    )
 
-
-def test_auto_asks_the_backup_for_what_is_late_or_lost(finished: Path) -> None:  # noqa: F811
+async def test_auto_asks_the_backup_for_what_is_late_or_lost(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(server, protection=finished, method="small-backup", deadline_ms=20000) as (
+        address,
+        _,
+        _,
+    ):
         for i in range(40):  # what is normal is known then
             assert scores(await asked(address, queries(1, i)))[1] == "direct"
         server.hold()
@@ -211,8 +196,6 @@ def test_auto_asks_the_backup_for_what_is_late_or_lost(finished: Path) -> None: 
         await server.stop()
         found = await asyncio.gather(*(asked(address, queries(1, i)) for i in range(9)))
         assert {scores(got)[1] for got in found} == {"decoded"}
-
-    run(check, server, protection=finished, method="small-backup", deadline_ms=20_000)
 
 
 def test_a_backup_may_be_an_upstream() -> None:
@@ -249,11 +232,11 @@ def test_a_backup_may_be_an_upstream() -> None:
 
 
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
-def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> None:
+async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> None:
     """Upstreams compute what the gateway has encoded, and one of them never answers."""
     servers = [Server() for _ in range(4)]
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(*servers, method=method, deadline_ms=20000) as (address, _, _):
         servers[2].hold()
         x = queries(6)
         answer, outcome = scores(await asked(address, x))
@@ -266,25 +249,26 @@ def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> 
         assert len(mixed) > len(x)
         servers[2].go()
 
-    run(check, *servers, method=method, deadline_ms=20_000)
 
-
-def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
+async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
     servers = [Server() for _ in range(5)]
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(*servers, protection=finished, method="nercc", deadline_ms=20000) as (
+        address,
+        relay,
+        _,
+    ):
         assert relay.front.scheduler.code.k == 4
         assert scores(await asked(address, queries(4)))[1] == "decoded"
 
-    run(check, *servers, protection=finished, method="nercc", deadline_ms=20_000)
 
-
-def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from codedinvnet.codes.berrut import BerrutCode
 
     servers = [Server() for _ in range(3)]
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(*servers, method="approxifer") as (address, _, _):
+
         def broken(*_: object) -> Encoded:
             raise ArithmeticError("no such point")
 
@@ -294,8 +278,6 @@ def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPat
         assert "cannot encode: ArithmeticError: no such point" in json.loads(got.body)["error"]
         monkeypatch.undo()
         assert (await asked(address, queries(1))).status == 200
-
-    run(check, *servers, method="approxifer")
 
 
 @pytest.mark.parametrize(
@@ -311,45 +293,33 @@ def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPat
         ({"method": "approxifer", "scores": "nothing"}, "has no output 'nothing'"),
     ],
 )
-def test_what_does_not_go_with_the_upstreams_is_refused(options: dict[str, Any], told: str) -> None:
-    async def check(*_: object) -> None:
-        raise AssertionError("it started")
-
+async def test_what_does_not_go_with_the_upstreams_is_refused(
+    options: dict[str, Any], told: str
+) -> None:
     if "protection" in options:
         options = {"protection": Path(options["protection"])}
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
-        run(check, Server(), Server(), **options)
+    await refused(told.replace("(", r"\("), Server(), Server(), **options)
 
 
-def test_the_protection_of_another_model_is_refused(
+async def test_the_protection_of_another_model_is_refused(
     finished: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    async def check(*_: object) -> None:
-        raise AssertionError("it started")
-
-    with pytest.raises(UserError, match="is another model: its scores of the same inputs differ"):
-        run(check, Server(f"{PLACE}:smaller"), protection=finished)
-    with pytest.raises(UserError, match="with the tensors"):
-        run(check, Server(f"{PLACE}:other_inputs"), protection=finished)
+    smaller, other = Server(f"{PLACE}:smaller"), Server(f"{PLACE}:other_inputs")
+    differs = "is another model: its scores of the same inputs differ"
+    await refused(differs, smaller, protection=finished)
+    await refused("with the tensors", other, protection=finished)
     old = read_json(finished / DESCRIPTION)
     del old["model"]["probe"]
     write_json(tmp_path / DESCRIPTION, old)
-    with pytest.raises(UserError, match="older release"):
-        run(check, Server(), protection=tmp_path)
+    await refused("older release", Server(), protection=tmp_path)
 
 
-def test_a_backup_for_other_inputs_is_refused() -> None:
+async def test_a_backup_for_other_inputs_is_refused() -> None:
     server, small = Server(), Server(f"{PLACE}:other_inputs")
-
-    async def all_of_it() -> None:
-        await small.start()
-        try:
-            url = f"{small.url}/v2/models/m"
-            async with gateway(server, backup_upstream=url):
-                raise AssertionError("it started")
-        finally:
-            await small.stop()
-
-    with pytest.raises(UserError, match=r"--backup-upstream: .* takes"):
-        asyncio.run(all_of_it())
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        await refused("--backup-upstream: .* takes", server, backup_upstream=url)
+    finally:
+        await small.stop()

@@ -17,11 +17,11 @@ from codedinvnet.errors import UserError
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.serving import decoding
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
-from codedinvnet.serving.gateway.relay import Relay
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
+from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.test_gateway import Got, ask_grpc, until
-from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries, run
+from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries
 
 LIMIT = 0.2
 
@@ -42,13 +42,13 @@ def message(x: np.ndarray, **limits: float) -> bytes:
     return found
 
 
-def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) -> None:  # noqa: F811
+async def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) -> None:  # noqa: F811
     """Over HTTP and gRPC, as low as that of its least sure query; a direct answer has none."""
     server = Server()
     curve = protection_calibration(finished).curve("small-backup", 4)
     assert curve is not None
 
-    async def check(address: str, relay: Relay, port: int) -> None:
+    async with gateway(server, protection=finished, grpc_port=0, **SMALL) as (address, _, port):
         assert set(told(await asked(address, queries(2)))) == {"outcome"}
         server.hold()
         got = await asked(address, queries(3))
@@ -67,13 +67,13 @@ def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) -> Non
         body, _ = await ask_grpc(port, message(queries(3)))
         assert set(pb.ModelInferResponse.FromString(body).parameters) == {"outcome"}
 
-    run(check, server, protection=finished, grpc_port=0, **SMALL)
 
-
-def test_what_is_not_sure_enough_waits_for_the_upstream(finished: Path) -> None:  # noqa: F811
+async def test_what_is_not_sure_enough_waits_for_the_upstream(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async def check(address: str, relay: Relay, port: int) -> None:
+    async with gateway(
+        server, protection=finished, grpc_port=0, max_disagreement=LIMIT, **SMALL
+    ) as (address, relay, port):
         reliance = relay.front.reliance
         assert reliance is not None
         assert reliance.limit == LIMIT
@@ -96,13 +96,11 @@ def test_what_is_not_sure_enough_waits_for_the_upstream(finished: Path) -> None:
         parameters = pb.ModelInferResponse.FromString(body).parameters
         assert parameters["max_disagreement"].double_param == LIMIT / 2
 
-    run(check, server, protection=finished, grpc_port=0, max_disagreement=LIMIT, **SMALL)
 
-
-def test_without_a_limit_a_request_that_asks_for_one_waits(finished: Path) -> None:  # noqa: F811
+async def test_without_a_limit_a_request_that_asks_for_one_waits(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async def check(address: str, *_: object) -> None:
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
         server.hold()
         strict = asyncio.create_task(asked(address, queries(1), max_disagreement=0.01))
         assert told(await asked(address, queries(1)))["outcome"] == "decoded"
@@ -110,10 +108,8 @@ def test_without_a_limit_a_request_that_asks_for_one_waits(finished: Path) -> No
         server.go()
         assert told(await strict)["outcome"] == "direct"
 
-    run(check, server, protection=finished, **SMALL)
 
-
-def test_upstreams_that_disagree_stop_the_release(
+async def test_upstreams_that_disagree_stop_the_release(
     finished: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -123,10 +119,15 @@ def test_upstreams_that_disagree_stop_the_release(
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(server, protection=finished, max_disagreement=LIMIT, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
         reliance = relay.front.reliance
         assert reliance is not None
         reliance.thresholds = dict.fromkeys(reliance.thresholds, 0.0)
+        reliance.strict_thresholds = reliance.thresholds
 
         async def groups(count: int) -> None:
             for i in range(count):
@@ -144,10 +145,8 @@ def test_upstreams_that_disagree_stop_the_release(
         server.go()
         assert told(await late)["outcome"] == "direct"
 
-    run(check, server, protection=finished, max_disagreement=LIMIT, **SMALL)
 
-
-def test_an_upstream_that_answers_wrongly_is_told(
+async def test_an_upstream_that_answers_wrongly_is_told(
     finished: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -158,7 +157,11 @@ def test_an_upstream_that_answers_wrongly_is_told(
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
 
-    async def check(address: str, relay: Relay, _: object) -> None:
+    async with gateway(*servers, protection=finished, routing="round-robin", **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
         servers[1].model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
         wrong = relay.front.metrics.wrong_workers
         for i in range(200):
@@ -166,8 +169,6 @@ def test_an_upstream_that_answers_wrongly_is_told(
             if wrong.labels("1")._value.get():
                 break
         assert [wrong.labels(str(i))._value.get() for i in range(4)] == [0, 1, 0, 0]
-
-    run(check, *servers, protection=finished, routing="round-robin", **SMALL)
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
     assert record.__dict__["fields"]["requests"] == ["mine"]
 
@@ -180,18 +181,19 @@ def test_an_upstream_that_answers_wrongly_is_told(
         ({"max_disagreement": 0.1}, "goes with a calibrated --protection"),
     ],
 )
-def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], problem: str) -> None:
-    async def check(*_: object) -> None:
-        raise AssertionError("it started")
-
+async def test_limits_that_cannot_be_kept_are_refused(
+    options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UserError, match=f"--max-disagreement: {problem}"):
-        run(check, Server(), Server(), **options)
+        async with gateway(Server(), Server(), **options) as _:
+            raise AssertionError("it started")
 
 
-def test_a_code_of_a_protection_tells_the_probability_over_both_faces(finished: Path) -> None:  # noqa: F811
+async def test_a_code_of_a_protection_tells_the_probability_over_both_faces(finished: Path) -> None:  # noqa: F811
     servers = [Server() for _ in range(5)]
 
-    async def check(address: str, relay: Relay, port: int) -> None:
+    options = {"method": "code", "deadline_ms": 20_000, "grpc_port": 0}
+    async with gateway(*servers, protection=finished, **options) as (address, relay, port):
         assert relay.front.reliance is not None
         servers[2].hold()
         x = np.random.default_rng(1).random((4, FEATURES), np.float32)
@@ -206,6 +208,3 @@ def test_a_code_of_a_protection_tells_the_probability_over_both_faces(finished: 
         agreement = parameters["agreement_probability"].double_param
         assert agreement == pytest.approx(found["agreement_probability"])
         servers[2].go()
-
-    options = {"method": "code", "deadline_ms": 20_000, "grpc_port": 0}
-    run(check, *servers, protection=finished, **options)

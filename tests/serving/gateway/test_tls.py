@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import ssl
 import subprocess
@@ -37,30 +36,27 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_pair(tmp_path_factory.mktemp("tls") / "pair")
 
 
-def test_both_sides(pair: tuple[Path, Path]) -> None:
+async def test_both_sides(pair: tuple[Path, Path]) -> None:
     chain, key = pair
     fake = Fake()
 
-    async def check() -> None:
-        async with gateway(fake, tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
-            assert url.startswith("https://")
-            trusted = ssl.create_default_context(cafile=str(chain))
-            async with (
-                aiohttp.ClientSession() as session,
-                session.get(f"{url}/v2/health/ready", ssl=trusted) as reply,
-            ):
-                assert reply.status == 200
-            for upstream in (url, f"grpcs://127.0.0.1:{port}"):
-                options = GatewayOptions("m", upstream=(upstream,), port=0, upstream_ca=chain)
-                async with running(options) as (address, *_rest):
-                    assert (await ask(address)).status == 200
-            options = GatewayOptions("m", upstream=(url,), port=0)
-            with pytest.raises(UserError, match=r"none answers: .*certificate"):
-                async with running(options):
-                    pass
-        assert len(fake.seen) == 2
-
-    asyncio.run(check())
+    async with gateway(fake, tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
+        assert url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(chain))
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{url}/v2/health/ready", ssl=trusted) as reply,
+        ):
+            assert reply.status == 200
+        for upstream in (url, f"grpcs://127.0.0.1:{port}"):
+            options = GatewayOptions("m", upstream=(upstream,), port=0, upstream_ca=chain)
+            async with running(options) as (address, *_rest):
+                assert (await ask(address)).status == 200
+        options = GatewayOptions("m", upstream=(url,), port=0)
+        with pytest.raises(UserError, match=r"none answers: .*certificate"):
+            async with running(options):
+                pass
+    assert len(fake.seen) == 2
 
 
 def test_certificates_that_do_not_match(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def options(pool: str) -> ServeOptions:
     return ServeOptions(f"{PLACE}:mlp", workers=2, policy="uncoded", pool=pool)
 
 
-def test_a_pool_that_raises_is_told_and_the_service_goes_on(
+async def test_a_pool_that_raises_is_told_and_the_service_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
@@ -46,15 +45,12 @@ class Mine(Pool):
     service = make_service(options(written(tmp_path, text)))
     inputs = {"input": np.random.default_rng(0).random((6, 16), np.float32)}
 
-    async def ask() -> None:
-        await service.front.start()
-        try:
-            response = await service.answer(Request(inputs, outputs=(("outcome", False),)))
-            assert set(response.outputs["outcome"]) == {b"direct"}
-        finally:
-            await service.front.stop()
-
-    asyncio.run(ask())
+    await service.front.start()
+    try:
+        response = await service.answer(Request(inputs, outputs=(("outcome", False),)))
+        assert set(response.outputs["outcome"]) == {b"direct"}
+    finally:
+        await service.front.stop()
     (told, *_) = [record for record in caplog.records if record.message == "the pool raised"]
     assert told.exc_info is not None
     assert str(told.exc_info[1]) == "my own mistake"

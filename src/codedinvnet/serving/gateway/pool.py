@@ -244,6 +244,7 @@ class UpstreamPool:
         left = max(call.deadline - began, 0.001) if self.cancels else LONGEST
         asked = replace(call, headers=outgoing(call.headers, place.upstream.url))
         work = asyncio.ensure_future(place.upstream.infer(asked, left))
+        work.add_done_callback(self._ended)
         fate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._calls[worker].add(fate)
         if self.cancels and place.upstream.stops:
@@ -352,12 +353,11 @@ class UpstreamPool:
         if self.cancels:
             work.cancel()
         self._left.add(work)
-        work.add_done_callback(self._ended)
 
     def _ended(self, work: asyncio.Task[Reply]) -> None:
         self._left.discard(work)
         if not work.cancelled():
-            work.exception()  # nobody asks for it
+            work.exception()  # perhaps nobody asks for it
 
     async def replace(self, worker: int) -> None:
         """Return when an upstream is ready; it is at nothing then.

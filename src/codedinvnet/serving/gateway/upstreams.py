@@ -227,7 +227,7 @@ class HttpUpstream:
                 raise Unreachable(f"no answer within {seconds:.3g} s") from None
             except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
                 # A kept connection may have been closed as the request was written to it.
-                if attempt + 1 == self.tries:
+                if attempt + 1 == self.tries or self.session.closed:
                     raise Unreachable(described(error)) from error
             except (aiohttp.ClientError, OSError) as error:
                 raise Unreachable(described(error)) from error

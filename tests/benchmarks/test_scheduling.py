@@ -1,0 +1,42 @@
+"""What scheduling costs: the same events cost the rules less than their simulation."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from benchmarks import scheduling
+from codedinvnet.errors import UserError
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.simulation.engine import Simulation
+
+
+@pytest.mark.parametrize("policy", scheduling.POLICIES)
+def test_a_scheduler_that_is_told_the_same_does_the_same(policy: str) -> None:
+    given = scheduling.scenario(policy, 11, 10, 500)
+    run, told = Simulation(given), Scheduler(given.rules, given.code)
+    recorder = scheduling.Recorder(run.scheduler)
+    run.scheduler = recorder  # type: ignore[assignment]
+    records = run.run()
+    for name, arguments in recorder.events:
+        getattr(told, name)(*arguments)
+    assert told.sent == records.tasks >= 500
+    assert told.budget.queries == 500
+
+
+def test_costs_are_of_a_query() -> None:
+    rules, simulated = scheduling.costs(scheduling.scenario("coded", 11, 1, 1000))
+    assert 1 < rules < 10_000
+    assert 1 < simulated < 10_000
+
+
+def test_a_server_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "BUNDLE", "nobody")
+
+    async def start() -> None:
+        async with scheduling._plain("litserve", None):
+            pass
+
+    with pytest.raises(UserError, match="does not start"):
+        asyncio.run(start())
