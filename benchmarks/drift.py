@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from codedinvnet.bench.tables import markdown
 from codedinvnet.data import ImageSet, ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.trust import schemes
+from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
@@ -83,11 +86,16 @@ class Answers:
             wrong = (compared.guessed.labels != compared.direct).sum(1)
         return cls(confidences, agrees, wrong)
 
+    def disagreement(self, threshold: float) -> float:
+        """Return the share of the answers of at least this confidence that disagree."""
+        wrong = ~self.agrees[self.confidences >= threshold]
+        return round(float(wrong.mean()), 5) if wrong.size else 0.0
+
 
 def play(
     watch: Watch,
     answered: Answers,
-    threshold: float,
+    thresholds: tuple[float, float],
     expected: float,
     count: int,
     random: np.random.Generator,
@@ -97,7 +105,8 @@ def play(
     Args:
         watch: the watch that is given every comparison.
         answered: the answers of all groups, of which some are drawn.
-        threshold: the least confidence at which the calibration lets an answer be released.
+        thresholds: the least confidences at which the calibration lets an answer be released, by
+            the limit and strictly.
         expected: how many of a group's guesses disagree on average in the calibration.
         count: the number of groups that are drawn.
         random: the generator that draws groups and members.
@@ -108,20 +117,23 @@ def play(
     """
     groups = random.integers(len(answered.wrong), size=count)
     places = random.integers(K, size=count)
-    reached = answered.confidences >= threshold
-    disagree = (reached & ~answered.agrees).sum(1)
+    reached = [answered.confidences >= threshold for threshold in thresholds]
+    counts = [of.sum(1) for of in reached]
+    disagree = [(of & ~answered.agrees).sum(1) for of in reached]
     found = np.zeros((count, 3))
     for number, (group, place) in enumerate(zip(groups.tolist(), places.tolist(), strict=True)):
-        released = reached[group].sum()
-        found[number] = watch.releasing * released, watch.releasing * disagree[group], released
+        if watch.releasing:
+            found[number, :2] = counts[watch.strict][group], disagree[watch.strict][group]
+        found[number, 2] = counts[0][group]
         watch.guessed(int(answered.wrong[group]), expected)
-        watch.compared(bool(reached[group, place]), bool(answered.agrees[group, place]))
+        plain, sure = (bool(of[group, place]) for of in reached)
+        watch.compared(plain, bool(answered.agrees[group, place]), sure)
     return found
 
 
 def one_run(
     limit: float, curves: Mapping[str, Curve], sound: Answers, drifted: Answers, seed: int
-) -> tuple[int, float, bool, float]:
+) -> tuple[int, float, bool, float, float]:
     """Return what was released in a run.
 
     Args:
@@ -134,21 +146,24 @@ def one_run(
     Returns:
         The groups of the drift until nothing was released, or all; the share of the answers
         released after `SETTLED` of them that disagree; whether coverage was back after `BACK`
-        sound ones; and the share of what the threshold released that was released before.
+        sound ones; and of what the threshold would have released, the shares that were released
+        before the drift and after `SETTLED` groups of it.
     """
     random = np.random.default_rng(seed)
-    watch, threshold = Watch(limit), curves[DECODED].threshold(limit)
+    watch, curve = Watch(limit), curves[DECODED]
+    thresholds = curve.threshold(limit), curve.strict_threshold(limit)
     expected = K * curves[GUESSED].disagreement
-    before = play(watch, sound, threshold, expected, SOUND, random).sum(0)
-    during = play(watch, drifted, threshold, expected, DRIFTED, random)
-    after = play(watch, sound, threshold, expected, AFTER, random)[BACK:].sum(0)
+    before = play(watch, sound, thresholds, expected, SOUND, random).sum(0)
+    during = play(watch, drifted, thresholds, expected, DRIFTED, random)
+    after = play(watch, sound, thresholds, expected, AFTER, random)[BACK:].sum(0)
     stopped = np.flatnonzero((during[:, 0] == 0) & (during[:, 2] > 0))
-    released, wrong, _ = during[SETTLED:].sum(0)
+    released, wrong, could = during[SETTLED:].sum(0)
     return (
         int(stopped[0]) if stopped.size else DRIFTED,
         float(wrong / released) if released else 0.0,
         bool(after[0] >= (1 - NEAR) * after[2]),
         float(before[0] / max(before[2], 1)),
+        float(released / max(could, 1)),
     )
 
 
@@ -188,9 +203,8 @@ def _rows(name: str, data_dir: Path | None, runs: int, seed: int) -> Iterator[di
                     one_run(limit, known, answers["none"], answers[drift], seed + i)
                     for i in range(runs)
                 ]
-                stops, shares, backs, before = zip(*told, strict=True)
-                reached = answers[drift].confidences >= known[DECODED].threshold(limit)
-                wrong = ~answers[drift].agrees[reached]
+                stops, shares, backs, before, during = zip(*told, strict=True)
+                threshold = known[DECODED].threshold(limit)
                 yield {
                     "bundle": name,
                     "method": method,
@@ -198,10 +212,38 @@ def _rows(name: str, data_dir: Path | None, runs: int, seed: int) -> Iterator[di
                     "limit": limit,
                     "drift": drift,
                     "runs": runs,
-                    "unwatched_disagreement": round(float(wrong.mean()), 5) if wrong.size else 0.0,
+                    "sound_disagreement": answers["none"].disagreement(threshold),
+                    "unwatched_disagreement": answers[drift].disagreement(threshold),
                     "released_comparisons_median": int(np.median(stops)),
                     "kept_after_500": sum(share <= limit for share in shares),
                     "disagreement_after_500_most": round(max(shares), 5),
                     "back_after_2000": sum(backs),
                     "released_before": round(float(np.mean(before)), 4),
+                    "released_after_500": round(float(np.mean(during)), 4),
                 }
+
+
+def table(path: Path) -> str:
+    """Return the rows for a reader, as Markdown; shares are in %."""
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.2f}"
+
+    lines = [
+        {
+            "bundle, method": f"{row['bundle']}, {row['method']}",
+            "limit": f"{100 * row['limit']:g}",
+            "drift": row["drift"],
+            "disagree without drift": percent(row["sound_disagreement"]),
+            "with it, unwatched": percent(row["unwatched_disagreement"]),
+            "stopped after": stopped
+            if (stopped := row["released_comparisons_median"]) < DRIFTED
+            else "not",
+            "most after 500": percent(row["disagreement_after_500_most"]),
+            "runs that kept the limit": f"{row['kept_after_500']} of {row['runs']}",
+            "released then": f"{100 * row['released_after_500']:.0f}",
+            "coverage back": f"{row['back_after_2000']} of {row['runs']}",
+        }
+        for row in read_json(path)["rows"]
+    ]
+    return markdown(DataFrame(lines))

@@ -25,7 +25,7 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
-from benchmarks import ablation, engine, equal_cost
+from benchmarks import ablation, drift, engine, equal_cost, liars
 from benchmarks.choosing import choosing
 from benchmarks.policies import choice, draw_policies
 from codedinvnet.bench import plots, tables
@@ -69,6 +69,8 @@ COMMANDS = {
     "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.jsonl": "python -m benchmarks engine mnist fashion cifar10",
+    "liars.json": "python -m benchmarks liars --data-dir data --json",
+    "drift.json": "python -m benchmarks drift --data-dir data --json",
 }
 Formats = Mapping[str, str]
 
@@ -479,6 +481,8 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "auto": ("auto.jsonl", choosing),
     "off-map": ("off-map.jsonl", choosing),
     "validation": ("validation.json", validation),
+    "liars": ("liars.json", liars.table),
+    "drift": ("drift.json", drift.table),
     "ablation": (
         "ablation.jsonl",
         lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),
@@ -495,7 +499,8 @@ def section(name: str, folder: Path = RESULTS) -> str:
     file, render = FROM_FILE[name]
     path = folder / file
     if not path.is_file() or not path.stat().st_size:
-        return f"Not measured yet; `{COMMANDS[file]} --out docs/results/{file}` measures it."
+        into = ">" if COMMANDS[file].endswith("--json") else "--out"
+        return f"Not measured yet; `{COMMANDS[file]} {into} docs/results/{file}` measures it."
     return render(path).strip()
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
+from codedinvnet.bench.tables import markdown
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.registry import OURS
@@ -25,6 +27,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.files import read_json
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
@@ -266,3 +269,23 @@ def _rows(name: str, at: Setting, runs: int, clean: int, seed: int) -> Iterator[
                 "clean_answers": clean,
                 "microseconds_per_query": round(cost, 1),
             }
+
+
+def table(path: Path) -> str:
+    """Return the rows for a reader, as Markdown."""
+    lines = [
+        {
+            "bundle, workers": f"{row['bundle']}, {row['workers']}",
+            "fault": row["fault"],
+            "named": f"{row['named']} of {row['runs']}",
+            "answers until then, median": row["answers_median"],
+            "at most": row["answers_most"],
+            "within 500": row["named_within_500"],
+            "within 1,000": row["named_within_1000"],
+            "another named": row["another_named"],
+            "false alarms": f"{row['false_alarms']} in {row['clean_answers']:,}",
+            "µs a query": row["microseconds_per_query"],
+        }
+        for row in read_json(path)["rows"]
+    ]
+    return markdown(DataFrame(lines))

@@ -1,7 +1,8 @@
 """`python -m benchmarks recommended`: is what `protect` recommends the best on other inputs?
 
 Ten models of different kinds are trained in seconds and protected. Every method of a protection is
-then measured on inputs that neither the model nor the protection has seen.
+then measured on inputs that neither the model nor the protection has seen. The models are others
+than those by which the rule was made, and nobody chose among them or their seeds by what they gave.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ POINT = 0.01
 """The recommendation is right if no method agrees more often by more than this."""
 FRESH = 2000
 """Other inputs at most."""
+SEED = 2026
+"""The seed of all models, of their data and of what they are trained on."""
 STEPS = 300
 """Training steps of a network."""
 WORDS, LENGTH = 40, 30
@@ -75,7 +78,7 @@ def run(data_dir: Path, work: Path, out: Path, *, minutes: float) -> dict[str, A
             continue
         folder = work / name
         folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         row = {"model": name, **measured(make(folder, data_dir), folder, minutes)}
         rows.append(row)
         right = sum(row["right"] for row in rows)
@@ -188,7 +191,7 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
 
     Args:
         place: `module:Class`.
-        source: "digits", or "synthetic" for 20 features of five classes.
+        source: "digits", or "synthetic" for 30 features of eight classes.
         options: of the estimator.
     """
 
@@ -198,10 +201,10 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
             x, y = datasets.load_digits(return_X_y=True)
             trained, split = 500, 900
         else:
-            shape = {"n_samples": 9000, "n_features": 20, "n_informative": 12, "n_classes": 5}
-            x, y = datasets.make_classification(**shape, random_state=0)
+            shape = {"n_samples": 9000, "n_features": 30, "n_informative": 14, "n_classes": 8}
+            x, y = datasets.make_classification(**shape, random_state=SEED)
             trained, split = 2000, 5000
-        order = np.random.default_rng(0).permutation(len(x))
+        order = np.random.default_rng(SEED).permutation(len(x))
         x, y = x[order].astype(np.float32), y[order]
         path = folder / "model.onnx"
         path.write_bytes(fitted_onnx(place, x[:trained], y[:trained], **options))
@@ -213,7 +216,7 @@ def _estimator(place: str, source: str, **options: Any) -> Callable[[Path, Path]
 def _trained(network: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
     """Train a network for a few steps."""
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     for _ in range(STEPS):
         rows = torch.randint(len(x), (128,), generator=generator)
         loss = F.cross_entropy(network(x[rows]), y[rows])
@@ -256,20 +259,18 @@ def _network(build: Callable[[], nn.Module], dataset: str, file: str) -> Callabl
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 10))
-
-
-def _cnn() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 49, 10),
-    )
+        nn.Flatten(), nn.Linear(784, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def _strided() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 5, 2, 2), nn.GELU(), nn.Conv2d(24, 48, 5, 2, 2), nn.GELU(),
+        nn.Conv2d(48, 96, 3, 2, 1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(96, 10),
+    )  # fmt: skip
 
 
 def _linear() -> nn.Module:
@@ -277,23 +278,24 @@ def _linear() -> nn.Module:
 
 
 class _Reader(nn.Module):
-    """A convolution over a sequence of words."""
+    """Pairs of neighbouring words, looked up in a table, and averaged."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(WORDS, 64)
-        self.first = nn.Conv1d(64, 128, 3, padding=1)
-        self.classify = nn.Linear(128, 4)
+        self.table = nn.Embedding(WORDS, 48)
+        self.pair = nn.Linear(96, 192)
+        self.classify = nn.Linear(192, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(self.table(x).transpose(1, 2)).relu()
-        scores: Tensor = self.classify(h.amax(2))
+        words = self.table(x)
+        h = self.pair(torch.cat([words[:, :-1], words[:, 1:]], 2)).relu()
+        scores: Tensor = self.classify(h.mean(1))
         return scores
 
 
 def _sequences(folder: Path, data_dir: Path) -> Made:
     """Train a reader to tell which of four pairs of neighbouring words a sequence has most of."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     x = torch.randint(WORDS, (20_000, LENGTH), generator=generator)
     pairs = torch.arange(8).view(4, 2)
     places = torch.randint(LENGTH - 1, (len(x), 3), generator=generator)
@@ -309,24 +311,26 @@ def _sequences(folder: Path, data_dir: Path) -> Made:
 
 
 MODELS: Mapping[str, Callable[[Path, Path], Made]] = {
-    "digits, MLP": _estimator(
-        "sklearn.neural_network:MLPClassifier", "digits", max_iter=300, random_state=0
+    "digits, nearest neighbours": _estimator(
+        "sklearn.neighbors:KNeighborsClassifier", "digits", n_neighbors=7
     ),
-    "digits, random forest": _estimator(
-        "sklearn.ensemble:RandomForestClassifier", "digits", random_state=0
+    "digits, extra trees": _estimator(
+        "sklearn.ensemble:ExtraTreesClassifier", "digits", random_state=SEED
     ),
-    "digits, support vectors": _estimator(
-        "sklearn.svm:SVC", "digits", probability=True, random_state=0
+    "digits, logistic": _estimator(
+        "sklearn.linear_model:LogisticRegression", "digits", max_iter=2000
     ),
-    "synthetic, boosted trees": _estimator(
-        "sklearn.ensemble:GradientBoostingClassifier", "synthetic", random_state=0
+    "synthetic, MLP": _estimator(
+        "sklearn.neural_network:MLPClassifier", "synthetic", max_iter=300, random_state=SEED
     ),
-    "synthetic, logistic": _estimator("sklearn.linear_model:LogisticRegression", "synthetic"),
-    "MNIST, linear": _network(_linear, "mnist", "model.pt2"),
-    "MNIST, convolutions": _network(_cnn, "mnist", "model.onnx"),
-    "Fashion-MNIST, MLP": _network(_mlp, "fashion", "model.onnx"),
-    "Fashion-MNIST, convolutions": _network(_cnn, "fashion", "model.pt2"),
-    "sequences, convolution": _sequences,
+    "synthetic, naive Bayes": _estimator("sklearn.naive_bayes:GaussianNB", "synthetic"),
+    "synthetic, boosted stumps": _estimator(
+        "sklearn.ensemble:AdaBoostClassifier", "synthetic", random_state=SEED
+    ),
+    "MNIST, MLP": _network(_mlp, "mnist", "model.onnx"),
+    "MNIST, strided convolutions": _network(_strided, "mnist", "model.pt2"),
+    "Fashion-MNIST, linear": _network(_linear, "fashion", "model.pt2"),
+    "sequences, pairs": _sequences,
 }
 
 

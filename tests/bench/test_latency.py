@@ -116,7 +116,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
 
 
 def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> None:
-    runs = read_runs(finished[0] / "rows.jsonl").runs
+    runs = read_runs(finished[0] / "rows.jsonl")
     base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
     for measured in runs:
         scenario = scenario_of(measured, base)

@@ -81,6 +81,28 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert relied.metrics.releasing._value.get() == 1
 
 
+def test_too_many_disagreements_make_the_release_strict() -> None:
+    """What reaches the limit's threshold alone is withheld, and no longer counted."""
+    relied = reliance(0.01)
+    limits = {kind: kind[0] for kind in relied.thresholds if kind[0] is not None}
+    relied.thresholds = {kind: 1 - limit for kind, limit in limits.items()}
+    relied.strict_thresholds = {kind: 1 - limit / 2 for kind, limit in limits.items()}
+    unsure, check_ = Found({}, 0.992), Check(K, {}, {}, 0)
+    assert relied.releases(unsure, K, waiting())
+    for _ in range(2):
+        relied.compared(check_, Facts((0.992, False)))
+    assert not relied.releases(unsure, K, waiting())
+    assert relied.releases(Found({}, 0.996), K, waiting())
+    assert relied.releases(Found({}, 0.998), K, waiting(limit=0.005))
+    assert not relied.releases(Found({}, 0.996), K, waiting(limit=0.005))
+    checked = relied.metrics.released_checks._value.get()
+    relied.compared(check_, Facts((0.992, True)))
+    assert relied.metrics.released_checks._value.get() == checked
+    for _ in range(200):
+        relied.compared(check_, Facts((0.996, True)))
+    assert relied.releases(unsure, K, waiting())
+
+
 def test_guesses_that_disagree_tell_of_drift() -> None:
     relied = reliance(0.01)
     check_ = Check(K, {}, {}, 0)

@@ -73,6 +73,8 @@ def traffic(scenario: Scenario, **changes: Any) -> dict[str, Any]:
             "hang_timeout_ms": scenario.hang_ms,
             "deadline_ms": scenario.deadline_ms,
             "max_pending": rules.max_pending,
+            "hedge_share": rules.hedge_share,
+            "extra": rules.extra,
         },
         "code": as_json(code),
         "encode_share": scenario.encode.mean_ms / scenario.service.mean_ms,

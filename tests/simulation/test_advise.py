@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,24 @@ def test_answers_that_are_made_up_cost_accuracy() -> None:
     hedge, coded = row(report, "hedge"), row(report, "coded")
     assert hedge["right"] == 0.99
     assert 0.99 - 0.09 * coded["made_up_share"] <= coded["right"] < 0.99
+
+
+def test_the_budget_is_the_services_own_or_another_that_is_asked_for() -> None:
+    seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge"))
+    seen["rules"]["extra"] = 0.01
+    report = advise(seen, OPTIONS)
+    assert 1 < row(report, "hedge")["work"] < 1.015
+    assert report["notes"] == []
+    more = advise(seen, replace(OPTIONS, extra=0.1))
+    assert row(more, "hedge")["work"] > 1.015
+    (note,) = more["notes"]
+    assert "--extra 0.1" in note
+
+
+def test_copies_are_as_many_as_the_service_sends_where_it_has_no_code() -> None:
+    seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge"), code=None)
+    seen["rules"] |= {"k": 1, "hedge_share": 0.01}
+    assert 1 < row(advise(seen, OPTIONS), "hedge")["work"] < 1.015
 
 
 def test_a_simulation_that_does_not_fit_says_so() -> None:

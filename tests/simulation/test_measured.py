@@ -60,8 +60,8 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 def test_rows_become_scenarios(tmp_path: Path) -> None:
     failed = {key: ROW[key] for key in ("schema_version", "kind", "name")} | {"error": "no luck"}
     mosaic = {**ROW, "apart": True, "bundle": "cifar10"}
-    path = write(tmp_path / "rows.jsonl", {"kind": "simulated"}, failed, ROW, mosaic)
-    run, apart = read_runs(path).runs
+    path = write(tmp_path / "rows.jsonl", {"schema_version": 1}, failed, ROW, mosaic)
+    run, apart = read_runs(path)
     base = scenario(queries=500, trip=0.5, front_end=2)
     found = scenario_of(run, base.updated(bundle="cifar10"))
     assert found.code == Parities(10)  # rows of before do not say it: there was no mosaic
@@ -151,10 +151,7 @@ def test_errors_and_the_order_of_arms_are_counted() -> None:
     assert (found["compared"], found["near"]) == (5, 2)
     # a, b, c against both that never end; a and b; b and c.
     assert (found["pairs"], found["in_order"]) == (8, 7)
-    lines = table(arms)
-    assert "2 of 5" in lines[-1]
-    assert "7 of 8" in lines[-1]
-    assert "never      never" in "\n".join(lines)
+    assert table(arms)[-1].split() == ["p99", "2", "of", "5", "172.7%", "7", "of", "8"]
 
 
 def test_rows_of_the_benchmark_count_as_in_its_tables(tmp_path: Path) -> None:
@@ -165,7 +162,7 @@ def test_rows_of_the_benchmark_count_as_in_its_tables(tmp_path: Path) -> None:
     lost = [made("uncoded"), made("uncoded", error="RuntimeError: no")]
     kept = [made("coded", run=run) for run in (1, 2)]
     path = write(tmp_path / "rows.jsonl", *old, ROW, *lost, *kept)
-    runs = read_runs(path).runs
+    runs = read_runs(path)
     assert [run.key for run in runs] == [None, *(row["key"] for row in kept)]
     assert [len(arm.runs) for arm in arms_of(runs)] == [1, 2]  # what others measured counts, too
 
@@ -174,9 +171,9 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {**ROW, "name": "an\u2028arm"}, ROW)
     whole = path.read_bytes().rstrip(b"\n")
     path.write_bytes(whole)
-    assert [found.name for found in read_runs(path).runs] == ["an\u2028arm", ROW["name"]]
+    assert [found.name for found in read_runs(path)] == ["an\u2028arm", ROW["name"]]
     path.write_bytes(whole[:-5])
-    (found,) = read_runs(path).runs
+    (found,) = read_runs(path)
     assert found.name == "an\u2028arm"
 
 

@@ -54,6 +54,8 @@ def test_every_policy_with_every_k_and_r_of_known_accuracy() -> None:
     assert [(c.k, c.r) for c in known if c.policy == "coded+guess"] == coded
     assert str(Candidate("coded", 4, 2)) == "coded, k = 4, r = 2"
     assert str(Candidate("hedge", 4, 1)) == "hedge, at most 25 % copies"
+    (hedge,) = candidates(ACCURACY, policies=["hedge"], extra=0.05)
+    assert str(hedge) == "hedge, at most 5 % copies"
 
 
 def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
@@ -66,7 +68,7 @@ def test_the_fewest_workers_are_those_that_counting_up_finds() -> None:
         records = Simulation(given).run()
         return 1000 * percentile(records.latency[int(0.05 * 6000) :], 0.999)
 
-    for seed in range(4):
+    for seed in range(2):
         planner = Planner(base.updated(seed=seed), ACCURACY, Target(p999_ms=82, accuracy=0.9))
         verdict = planner.judge(UNCODED)
         choosing, fresh = STAGES * seed + 1, STAGES * seed + 2
@@ -255,7 +257,7 @@ def test_accuracy_rules_out_what_is_fast_enough() -> None:
     assert hopeless.workers is None
     assert "even its best answers are right in 0.9800" in hopeless.reason
     (line,) = table(report([hopeless], base, Target(60, 0.99)))[1:]
-    assert line.startswith("uncoded        -         -               -         -      -  even its")
+    assert line.split()[:8] == ["uncoded", *"------", "even"]
 
 
 def test_a_parity_that_keeps_members_apart_makes_up_for_several_of_a_group() -> None:

@@ -54,6 +54,17 @@ def test_thresholds_fall_with_the_limit_and_nothing_is_released_that_cannot_be_s
     assert never.threshold(0.5) == math.inf
 
 
+@pytest.mark.parametrize(("unsure", "stricter"), [(2_000, True), (20_000, False)])
+def test_the_strict_threshold_is_half_the_limits_where_that_leaves_enough(
+    unsure: int, stricter: bool
+) -> None:
+    """All disagreements are of the less sure answers."""
+    curve = Curve(np.array([0.9, 0.5]), np.array([48_000, 48_000 + unsure]), np.array([0, 300]))
+    half = curve.threshold(0.005)
+    assert (curve.threshold(0.01), half) == (0.5, 0.9)
+    assert curve.strict_threshold(0.01) == (half if stricter else 0.5)
+
+
 def test_a_share_over_few_later_answers_needs_more_room_than_an_expectation() -> None:
     curve = Curve.of(*draw(np.random.default_rng(4), 1000))
     assert curve.threshold(0.01, horizon=2000) > curve.threshold(0.01, horizon=None)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.trust.watch import BARS, Watch
+from codedinvnet.trust.watch import BARS, MOST, Watch
 
 BARE = BARS[None]
 
@@ -48,6 +48,35 @@ def test_only_comparisons_that_would_be_released_count() -> None:
         assert not watch.compared(False, False)
     assert watch.releasing
     assert (watch.comparisons, watch.counted, watch.disagreed) == (100, 0, 0)
+
+
+def test_weak_drift_makes_it_strict_until_it_is_over() -> None:
+    """Twice the limit of what is less sure disagrees, and nothing of what is sure."""
+    random = np.random.default_rng(0)
+    watch, released, wrong = Watch(0.01), 0, 0
+    for place in range(20_000):
+        sure = bool(random.random() < 0.5)
+        agrees = sure or bool(random.random() >= 0.026)
+        if watch.releasing and (sure or not watch.strict):
+            released, wrong = released + (place >= 500), wrong + (place >= 500 and not agrees)
+        watch.compared(True, agrees, sure)
+    assert wrong / released < 0.01  # and 1.3 % without
+    assert released > 10_000
+    assert watch.stops == 0
+    for _ in range(math.ceil(MOST / 0.01) + 1):
+        watch.compared(True, True, True)
+    assert not watch.strict
+
+
+def test_what_is_not_sure_is_not_counted_while_it_is_strict() -> None:
+    watch = Watch(0.01)
+    for _ in range(3):
+        watch.compared(True, False, False)
+    assert watch.strict
+    counted, stops = watch.counted, watch.stops
+    for _ in range(100):
+        watch.compared(True, False, False)
+    assert (watch.counted, watch.stops) == (counted, stops)
 
 
 def test_it_is_deterministic_and_tells_of_each_change_once() -> None:

@@ -35,6 +35,7 @@ def add_commands(commands: Commands) -> None:
     add = sub.add_argument
     add("--by", choices=("p50", "p99", "p999"), default="p99", help="what is to be low (p99)")
     add("--seconds", type=float, help="what is older than that is left out (all that it keeps)")
+    add("--extra", type=float, help="extra work per query, at most, as serve's (the service's)")
     add("--queries", type=int, default=60_000, help="to simulate for each policy (60000)")
     add("--seed", type=seed, default=0, help="of all draws (0)")
     add("--json", action="store_true", help="print one JSON object")
@@ -49,12 +50,14 @@ def _add_service(sub: argparse.ArgumentParser) -> None:
 def _advise(arguments: argparse.Namespace) -> None:
     from codedinvnet.asking import ask, read_token
     from codedinvnet.errors import UserError
+    from codedinvnet.serving.policies import check_extra
     from codedinvnet.simulation.advise import AdviseOptions, advise, lines
 
     if arguments.queries < FEWEST_QUERIES:
         raise UserError(f"--queries: must be at least {FEWEST_QUERIES}, got {arguments.queries}")
     if arguments.seconds is not None and not arguments.seconds > 0:
         raise UserError(f"--seconds: must be above 0, got {arguments.seconds}")
+    check_extra(arguments.extra)
     token = read_token(arguments.token_file)
     options = AdviseOptions(
         arguments.url,
@@ -63,6 +66,7 @@ def _advise(arguments: argparse.Namespace) -> None:
         arguments.seconds,
         arguments.seed,
         str(arguments.token_file or ""),
+        arguments.extra,
     )
     report = advise(ask(arguments.url, "/traffic", token), options, progress=True)
     print(json.dumps(report) if arguments.json else "\n".join(lines(report, options)))

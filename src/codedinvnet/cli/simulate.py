@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from codedinvnet.cli.common import Commands, add_command
 
@@ -17,7 +18,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_simulate(commands: Commands) -> None:
-    """Add `simulate`; the names of its options are the fields of `SimulateOptions`."""
+    """Add `simulate`; the names of its options are the arguments of `run_simulate`."""
     sub = add_command(
         commands,
         "simulate",
@@ -37,6 +38,7 @@ def _add_simulate(commands: Commands) -> None:
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")
     add("--qps", type=float, help="images a second (the scenario's)")
     add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--extra", type=float, help="extra work per query, at most, as serve's (the scenario's)")
     add(
         "--queries",
         type=int,
@@ -86,6 +88,11 @@ def _add_plan(commands: Commands) -> None:
         "(the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
+    add(
+        "--extra",
+        type=float,
+        help="extra work per query, at most, as serve's (the scenario's, else what suits each)",
+    )
     add("--deadline-ms", type=float, help="as serve's (the scenario's, else 5000)")
     add(
         "--hang-timeout-ms",
@@ -117,7 +124,7 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _add_fit(commands: Commands) -> None:
-    """Add `fit`; the names of its options are the fields of `FitOptions`."""
+    """Add `fit`; the names of its options are the arguments of `run_fit`."""
     sub = add_command(
         commands,
         "fit",
@@ -139,25 +146,29 @@ def _add_fit(commands: Commands) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from codedinvnet.simulation.run import SimulateOptions, run_simulate
+    from codedinvnet.simulation.run import run_simulate
 
-    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
-    report, lines = run_simulate(SimulateOptions(**options))
-    print(json.dumps(report) if arguments.json else "\n".join(lines))
+    _tell(arguments, run_simulate(**_options(arguments)))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from codedinvnet.simulation.run import PlanOptions, run_plan
 
-    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
-    options |= {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
-    report, lines = run_plan(PlanOptions(**options))
-    print(json.dumps(report) if arguments.json else "\n".join(lines))
+    repeated = {"policy": tuple(arguments.policy), "k": tuple(arguments.k)}
+    _tell(arguments, run_plan(PlanOptions(**_options(arguments) | repeated)))
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from codedinvnet.simulation.fit_run import FitOptions, run_fit
+    from codedinvnet.simulation.fit_run import run_fit
 
-    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
-    report, lines = run_fit(FitOptions(**options))
+    _tell(arguments, run_fit(**_options(arguments)))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(arguments).items() if key not in ("run", "json")}
+
+
+def _tell(arguments: argparse.Namespace, found: tuple[dict[str, Any], list[str]]) -> None:
+    """Print a report or its lines."""
+    report, lines = found
     print(json.dumps(report) if arguments.json else "\n".join(lines))

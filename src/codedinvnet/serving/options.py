@@ -17,7 +17,7 @@ from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.policies import served_as
+from codedinvnet.serving.policies import check_extra, served_as
 from codedinvnet.serving.rules.settings import (
     AUTO,
     CODED,
@@ -135,8 +135,7 @@ def check(options: ServeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
-    if options.extra is not None and not 0 <= options.extra < math.inf:
-        raise UserError(f"--extra: must be at least 0, got {options.extra}")
+    check_extra(options.extra)
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,12 @@ def served_as(name: str) -> Served:
     if method.is_policy or method.name == OURS:
         raise UserError(f"{name!r} is not one of {', '.join(SERVED)}")
     return Served(CODED.name if text == name else (CODED | HEDGE).name, text)
+
+
+def check_extra(extra: float | None) -> None:
+    """Raise UserError if a budget of extra work, None for none, cannot be."""
+    if extra is not None and not 0 <= extra < math.inf:
+        raise UserError(f"--extra: must be at least 0, got {extra}")
 
 
 def in_order(labels: Iterable[str]) -> list[str]:

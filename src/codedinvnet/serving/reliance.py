@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
+from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration
 from codedinvnet.trust.liars import Liars, Member
 from codedinvnet.trust.watch import Watch
@@ -25,6 +27,8 @@ LATELY = 100
 """Answers of each worker whose requests are told when it is found to answer wrongly."""
 HALVINGS = 4
 """A request's own limit is the service's, halved so often at most."""
+
+Thresholds: TypeAlias = "dict[tuple[float | None, int, str], float]"
 
 
 class Reliance:
@@ -57,19 +61,24 @@ class Reliance:
         self.limits: list[float] = (
             [] if limit is None else [limit / 2**n for n in range(HALVINGS + 1)]
         )
+        self.thresholds = self._least(Curve.threshold)
+        self.strict_thresholds = self._least(Curve.strict_threshold)
+        self.watch = None if limit is None else Watch(limit)
+        self.liars = Liars(workers)
+        self.lately: list[deque[str]] = [deque(maxlen=LATELY) for _ in range(workers)]
+
+    def _least(self, of: Callable[[Curve, float], float]) -> Thresholds:
+        """Return the least confidences of released answers by limit, group size and outcome."""
         found = {
-            (kept, id(curve)): math.inf if curve is None else curve.threshold(kept)
+            (kept, id(curve)): math.inf if curve is None else of(curve, kept)
             for curve in {id(curve): curve for curve in self.curves.values()}.values()
             for kept in self.limits
         }
-        self.thresholds: dict[tuple[float | None, int, str], float] = {
+        return {
             (kept, *kind): found[kept, id(curve)]
             for kind, curve in self.curves.items()
             for kept in self.limits
         }
-        self.watch = None if limit is None else Watch(limit)
-        self.liars = Liars(workers)
-        self.lately: list[deque[str]] = [deque(maxlen=LATELY) for _ in range(workers)]
 
     def begin(self, metrics: Metrics, lost: Callable[[int, str], None]) -> Compared:
         """Return what takes comparisons.
@@ -110,10 +119,16 @@ class Reliance:
         waiting.agreement = self.agreement(found, size, waiting.outcome)
         if self.watch is None:
             return True
-        threshold = self.thresholds[self.kept(waiting.limit), size, waiting.outcome]
+        threshold = self._threshold(self.kept(waiting.limit), size, waiting.outcome)
         released = self.watch.releasing and found.confidence >= threshold
         self.metrics.withheld.inc(not released)
         return released
+
+    def _threshold(self, limit: float | None, size: int, outcome: str) -> float:
+        """Return the least confidence of released answers, stricter while the watch says so."""
+        kind = limit, size, outcome
+        is_strict = self.watch is not None and self.watch.strict
+        return self.strict_thresholds[kind] if is_strict else self.thresholds[kind]
 
     def agreement(self, found: Found, size: int, outcome: str) -> float | None:
         """Return the calibrated probability that an approximate answer agrees; None without one.
@@ -141,10 +156,11 @@ class Reliance:
 
     def _watch(self, watch: Watch, size: int, confidence: float, agrees: bool) -> None:
         reached = confidence >= self.thresholds[watch.limit, size, DECODED]
-        if reached:
+        sure = confidence >= self.strict_thresholds[watch.limit, size, DECODED]
+        if sure if watch.strict else reached:
             self.metrics.released_checks.inc()
             self.metrics.released_disagreements.inc(not agrees)
-        if watch.compared(reached, agrees):
+        if watch.compared(reached, agrees, sure):
             self.metrics.releasing.set(watch.releasing)
             event = "approximate answers are released again"
             if not watch.releasing:

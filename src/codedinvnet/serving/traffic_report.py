@@ -12,7 +12,7 @@ from codedinvnet.codes.rules import as_json
 if TYPE_CHECKING:  # a simulation does without what computes
     from codedinvnet.serving.frontend import FrontEnd
 
-KIND, SCHEMA = "traffic", 1
+KIND, SCHEMA = "traffic", 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             "hang_timeout_ms": 1000 * rules.hang_timeout,
             "deadline_ms": 1000 * front.deadline,
             "max_pending": rules.max_pending,
-            "extra": rules.hedge_share,
+            "hedge_share": rules.hedge_share,
+            "extra": rules.extra,
         },
         "code": None if code is None else as_json(code),
         "encode_share": known.encode_share,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.doubts import overload
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import counted, summarise
+from codedinvnet.simulation.figures import aligned, counted, latency_of, summarise
 from codedinvnet.simulation.recorded import FEWEST_REQUESTS, Recorded, scenario_of
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
@@ -42,6 +41,8 @@ class AdviseOptions:
     seed: int = 0
     token_file: str = ""
     """As it goes into the command that is printed; "": none."""
+    extra: float | None = None
+    """The budget of every policy; None: the service's own."""
 
 
 def read_traffic(raw: Any, url: str) -> Recorded:
@@ -78,6 +79,8 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{options.url}: a code of another release: {seen.code}") from error
     base = scenario_of(seen, options.queries, options.seed)
+    if options.extra is not None:
+        base = base.updated(extra=options.extra)
     offered = {name: POLICIES[name] for name in seen.offered if name in POLICIES}
     left = dict(seen.refused)
     left |= dict.fromkeys(
@@ -92,10 +95,12 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
         rows.append(simulated(base.updated(policy=name), code, seen))
     best = chosen(rows, seen.policy, options.by)
     now = measured(seen.after(seen.since_s))
-    notes = [
-        *overload(base, drifting=False),
-        *doubts(now, next((row for row in rows if row["policy"] == seen.policy), None), options.by),
-    ]
+    own = next((row for row in rows if row["policy"] == seen.policy), None)
+    notes = overload(base, drifting=False)
+    if base.extra == seen.rules.extra:
+        notes += doubts(now, own, options.by)
+    else:
+        notes.append(f"The service has another budget: start it with --extra {base.extra:g}.")
     return {
         "schema_version": 1,
         "kind": "advice",
@@ -114,24 +119,28 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     }
 
 
+def percentiles(latency: np.ndarray) -> dict[str, Any]:
+    """Return the percentiles of latencies (n,) in ms; None beyond the last but one, or if lost."""
+    found = {}
+    for name, share in QUANTILES.items():
+        deep = len(latency) > 0 and rank_of(len(latency), share) < len(latency) - 1
+        found[f"{name}_ms"] = rounded(percentile(latency, share), 2) if deep else None
+    return found
+
+
 def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dict[str, Any]:
     """Return the figures of one policy."""
-    takes = scenario.coding.takes_code
     right = seen.right
     known = Accuracy(
         normal=1.0 if right is None else right.normal,
         recovered={scenario.r: {scenario.k: 1.0} if right is None else right.made_up},
         guessed=None,
     )
-    records = Simulation(scenario, known, code=code if takes else None).run()
+    records = Simulation(scenario, known, code=code if scenario.coding.takes_code else None).run()
     figures = summarise(records, scenario)
-    latency = counted(records, scenario)
-    found: dict[str, Any] = {"policy": scenario.policy}
-    for name, share in QUANTILES.items():
-        deep = rank_of(len(latency), share) < len(latency) - 1
-        found[f"{name}_ms"] = rounded(percentile(latency, share), 2) if deep else None
     return {
-        **found,
+        "policy": scenario.policy,
+        **percentiles(counted(records, scenario)),
         "p99_ms_95": figures["p99_ms_95"],
         "missing_share": figures["missing_share"],
         "made_up_share": figures["decoded_share"],
@@ -142,12 +151,8 @@ def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dic
 
 def measured(seen: Recorded) -> dict[str, Any]:
     """Return what a service's requests took under the policy of now."""
-    latency = np.array([math.inf if row[2] is None else row[2] for row in seen.requests])
-    found: dict[str, Any] = {"requests": len(latency)}
-    for name, share in QUANTILES.items():
-        deep = len(latency) > 0 and rank_of(len(latency), share) < len(latency) - 1
-        found[f"{name}_ms"] = rounded(percentile(latency, share), 2) if deep else None
-    return found
+    latency = np.array([latency_of(row[2]) for row in seen.requests])
+    return {"requests": len(latency), **percentiles(latency)}
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], now: str, by: str) -> Mapping[str, Any] | None:
@@ -180,22 +185,20 @@ def doubts(now: Mapping[str, Any], row: Mapping[str, Any] | None, by: str) -> li
 
 def lines(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
     """Return what people are told."""
-    width = max(13, *(len(row["policy"]) for row in report["simulated"]))
-    head = f"{'':<{width}} {'p50 ms':>9} {'p99 ms':>9} {'p99.9 ms':>9} {'work':>6}"
-    right = "" if report["right_by"] is None else f"  right, by {report['right_by']}"
-    found = [*report["notes"], *([""] if report["notes"] else []), head + right]
-
-    def cells(row: Mapping[str, Any]) -> str:
-        values = [row[f"{name}_ms"] for name in QUANTILES]
-        return " ".join(f"{'-' if value is None else f'{value:.1f}':>9}" for value in values)
-
-    now = report["measured"]
-    found.append(f"{'measured now':<{width}} {cells(now)}")
-    for row in report["simulated"]:
-        made = "" if row["right"] is None else f"  {row['right']:.4f}"
-        found.append(f"{row['policy']:<{width}} {cells(row)} {row['work']:>6.2f}{made}")
-    found += [f"not simulated: {name}, {why}" for name, why in report["not_simulated"].items()]
-    return [*found, "", *_advice(report, options)]
+    rows = [{"policy": "measured now", **report["measured"]}, *report["simulated"]]
+    formats = {**dict.fromkeys((f"{name}_ms" for name in QUANTILES), ".1f"), "work": ".2f"}
+    if report["right_by"] is not None:
+        formats["right"] = ".4f"
+    told = [{name: row.get(name) for name in ("policy", *formats)} for row in rows]
+    return [
+        *report["notes"],
+        *([""] if report["notes"] else []),
+        *aligned(told, formats),
+        *([] if report["right_by"] is None else [f"right: by {report['right_by']}"]),
+        *(f"not simulated: {name}, {why}" for name, why in report["not_simulated"].items()),
+        "",
+        *_advice(report, options),
+    ]
 
 
 def _advice(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:

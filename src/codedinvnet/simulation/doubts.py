@@ -14,19 +14,10 @@ FEWEST = 3
 """A run must be as long as so many of its rarest events take in the mean."""
 GROWN = 1.25
 """A run drifts if the median of its last third is so many times that of its first."""
-HARDLY_EVER = 1e7
-"""What takes more seconds in the mean (four months) is said to hardly ever come."""
 FULL = 0.97
 """Workers that are busy for less of their time can do the load."""
 FEW_HIT = 0.1
 """The share of the workers from which stragglers of a fixed number of them matter."""
-NAMES = {
-    "slow": "a delayed task",
-    "hold": "a held answer",
-    "hang": "a hung task",
-    "crash": "a crash",
-    "burst": "a burst of slow workers",
-}
 
 
 class Rare(NamedTuple):
@@ -42,9 +33,9 @@ def rarest(scenario: Scenario, workers: int) -> Rare | None:
     arrivals = scenario.arrivals
     found = [_rare(straggler, scenario, workers) for straggler in scenario.stragglers]
     if any(straggler.kind in ("slow", "hang") for straggler in scenario.stragglers):
-        found.append(Rare("the hang timeout", scenario.hang_ms / 1000))
+        found.append(Rare("hang timeout", scenario.hang_ms / 1000))
     if arrivals.kind == "bursts":
-        found.append(Rare("a burst of arrivals", (arrivals.calm_ms + arrivals.burst_ms) / 1000))
+        found.append(Rare("burst of arrivals", (arrivals.calm_ms + arrivals.burst_ms) / 1000))
     return max((rare for rare in found if rare), key=lambda rare: rare.every_s, default=None)
 
 
@@ -52,25 +43,22 @@ def _rare(straggler: Straggler, scenario: Scenario, workers: int) -> Rare | None
     if straggler.kind == "factor":
         return None
     if straggler.every_s is not None:
-        return Rare(NAMES[straggler.kind], straggler.every_s)
+        return Rare(straggler.kind, straggler.every_s)
     rate = max(straggler.probability * scenario.arrivals.qps, 1e-300)  # no division by zero
     if straggler.per_request:
         rate /= scenario.arrivals.batch
     if straggler.worker is not None:
         rate /= workers
-    return Rare(NAMES[straggler.kind], 1 / rate)
+    return Rare(straggler.kind, 1 / rate)
 
 
 def too_short(seconds: float, rare: Rare | None, what: str = "The run lasts") -> list[str]:
     """Return a sentence, if a run of so many seconds is too short for its rarest event."""
     if rare is None or seconds >= FEWEST * rare.every_s:
         return []
-    if rare.every_s > HARDLY_EVER:
-        return [f"{what} {seconds:.1f} s, and {rare.what} hardly ever comes: it is not judged."]
-    comes = "is" if rare.what == "the hang timeout" else "comes every"
     return [
-        f"{what} {seconds:.1f} s, and {rare.what} {comes} {rare.every_s:.1f} s: too short to judge "
-        "by; --queries makes it longer."
+        f"{what} {seconds:.1f} s, and the rarest event ({rare.what}) comes every "
+        f"{rare.every_s:.4g} s: too short to judge by; --queries makes it longer."
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,6 +195,23 @@ def simulate_requests(
     }
 
 
+def aligned(rows: Iterable[Mapping[str, Any]], formats: Mapping[str, str] = {}) -> list[str]:
+    """Return rows as the lines of a table; what is not known is a dash.
+
+    Args:
+        rows: column -> value; the first row has all columns.
+        formats: column -> format specification of its numbers; other columns hold text.
+    """
+    table = list(rows)
+    columns = []
+    for name in table[0]:
+        form, values = formats.get(name), [row.get(name) for row in table]
+        cells = [name, *("-" if v is None else format(v, form or "") for v in values)]
+        width = max(map(len, cells))
+        columns.append([c.ljust(width) if form is None else c.rjust(width) for c in cells])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
 def figure_lines(row: Mapping[str, Any], scenario: Scenario) -> list[str]:
     """Return the lines that tell people what `simulate` returned; the scenario as JSON, for a file.
 
@@ -206,15 +223,13 @@ def figure_lines(row: Mapping[str, Any], scenario: Scenario) -> list[str]:
     for key, value in row.items():
         if key in HIDDEN or key.endswith("_95"):
             continue
+        share = QUANTILES.get(key.removesuffix("_ms"))
         shown = str(value)
-        if value is None and key.removesuffix("_ms") in QUANTILES:
-            shown = "never: more requests were lost than the percentile allows"
-        elif value is None:
-            shown = "not known: the scenario does not say how often some answers are right"
+        if value is None:
+            shown = "not known" if share is None else "never: too many requests were lost"
         elif interval := row.get(f"{key}_95"):
             shown += f"  ({interval[0]} to {interval[1]})"
         elif f"{key}_95" in row:
-            share = QUANTILES.get(key.removesuffix("_ms"), 0.5)
-            shown += f"  ({no_interval(scenario.counted, share)})"
+            shown += f"  ({no_interval(scenario.counted, share or 0.5)})"
         lines.append(f"{key:<24} {shown}")
     return [*lines, f"{'scenario':<24} {json.dumps(row['scenario'])}"]

@@ -19,23 +19,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pandas import DataFrame
 from pydantic import ConfigDict, Field, model_validator
 
 from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.files import content_digest, parse_json
 from codedinvnet.models.bundle import weights_digest
 from codedinvnet.quantiles import Histogram, percentile, rounded
-from codedinvnet.rows import (
-    current_accuracy,
-    current_latency,
-    is_latency_row,
-    is_whole,
-    read_rows,
-)
+from codedinvnet.rows import current_accuracy, current_latency, is_latency_row, read_rows
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.figures import QUANTILES, TAIL
+from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, latency_of
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 LINE = ("invertible", 1, 0)
@@ -47,6 +41,17 @@ NEAR = 0.15
 """A simulated percentile is near the measured one within so much of it."""
 APART = 1.25
 """The order of two arms is judged where one's percentile is so many times the other's."""
+
+
+class Cell(NamedTuple):
+    """A percentile of an arm in ms; infinite if more requests were lost."""
+
+    place: str
+    measured: float
+    simulated: float
+
+
+SIDES = ("measured_ms", "simulated_ms")
 
 
 class MeasuredRun(Section):
@@ -140,51 +145,28 @@ LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
 
 
-class MeasuredFile(NamedTuple):
-    """What a file held when it was read: more may be measured since."""
+def read_runs(path: Path) -> list[MeasuredRun]:
+    """Read measured runs: rows of kind `latency` that did not fail; others are passed over.
 
-    runs: list[MeasuredRun]
-    digest: str
-
-
-def read_runs(path: Path) -> MeasuredFile:
-    """Read measured runs: JSONL rows of kind `latency`; others are passed over.
-
-    Of the rows of `bench latency` those are taken that its tables show. A last line that is not
-    whole is one that is being written, or was when that was interrupted: it does not count.
+    Of the rows of `bench latency` those are taken that its tables show.
 
     Raises:
         UserError: if the file cannot be read, or holds no runs, or a wrong one.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot read the measured runs {path}: {reason}") from error
-    whole, _, last = content.rpartition(b"\n")
-    try:
-        text = (content if is_whole(last) else whole).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read the measured runs {path}: {error}") from error
-    lines = text.split("\n")  # at nothing else: a row's words may hold other ends of lines
-    places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, start=1)]
-    rows = [(where, parse_json(line, where)) for where, line in places if line.strip()]
-    benched = [
-        {**row, "where": where}
-        for where, row in rows
-        if isinstance(row, dict) and row.get("kind") == "latency" and is_latency_row(row)
+    if not path.is_file():
+        raise UserError(f"cannot read the measured runs {path}: No such file")
+    rows = [{**row, "line": line} for line, row in enumerate(read_rows(path), start=1)]
+    rows = [row for row in rows if row.get("kind") == "latency"]
+    benched = [row for row in rows if is_latency_row(row)]
+    older = {row["line"] for row in benched} - {row["line"] for row in current_latency(benched)}
+    runs = [
+        validated(MeasuredRun, row, f"{path}, line {row['line']}")
+        for row in rows
+        if not row.get("error") and row["line"] not in older
     ]
-    older = {row["where"] for row in benched} - {row["where"] for row in current_latency(benched)}
-    runs: list[MeasuredRun] = []
-    for where, row in rows:
-        if isinstance(row, dict) and (row.get("kind") != "latency" or row.get("error")):
-            continue
-        if where in older:
-            continue
-        runs.append(validated(MeasuredRun, row, where))
     if not runs:
         raise UserError(f"{path} holds no row of kind 'latency'")
-    return MeasuredFile(runs, content_digest(content))
+    return runs
 
 
 def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:
@@ -260,52 +242,43 @@ def compare(arm: MeasuredArm, simulated: Sequence[np.ndarray]) -> dict[str, dict
     return found
 
 
-def error_of(cell: Mapping[str, Any]) -> float | None:
-    """Return how far the simulated percentile is off, as a share of the measured one.
-
-    It is infinite if one of them is without end, and None if both are.
-    """
-    measured, simulated = cell["measured_ms"], cell["simulated_ms"]
-    if measured is None or simulated is None:
-        return None if measured is simulated else math.inf
-    return abs(float(simulated) / float(measured) - 1)
-
-
 def tally(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each percentile how well arms agree, each with what `compare` returned.
 
     The figures are: how many were compared, how many of them are within NEAR, the median error, and
     how many pairs of arms with the same load and stragglers come in the measured order, of those
-    that are APART.
+    that are APART. An error is a share of the measured percentile, and infinite if one of the two
+    is without end; where both are, nothing is compared.
     """
     found = {}
     for name in COMPARED:
-        cells = [(arm, arm["percentiles"][name]) for arm in arms if name in arm["percentiles"]]
-        errors = [error for _, cell in cells if (error := error_of(cell)) is not None]
+        cells = [
+            Cell(arm["place"], *(latency_of(arm["percentiles"][name][side]) for side in SIDES))
+            for arm in arms
+            if name in arm["percentiles"]
+        ]
+        errors = [
+            math.inf if math.inf in cell else abs(cell.simulated / cell.measured - 1)
+            for cell in cells
+            if (cell.measured, cell.simulated) != (math.inf, math.inf)
+        ]
         if not errors:
             continue
-        pairs = [
-            (_ratio(a, b, "measured_ms"), _ratio(a, b, "simulated_ms"))
-            for (one, a), (other, b) in itertools.combinations(cells, 2)
-            if one["place"] == other["place"]
+        judged = [
+            (a.measured > b.measured, a.simulated > b.simulated)
+            for a, b in itertools.combinations(cells, 2)
+            if a.place == b.place
+            and a.measured != b.measured
+            and max(a.measured, b.measured) >= APART * min(a.measured, b.measured)
         ]
-        judged = [(m, s) for m, s in pairs if max(m, 1 / m) >= APART]
         found[name] = {
             "compared": len(errors),
             "near": sum(error <= NEAR for error in errors),
             "median_error": round(statistics.median(errors), 4),
             "pairs": len(judged),
-            "in_order": sum((m > 1) == (s > 1) for m, s in judged),
+            "in_order": sum(measured == simulated for measured, simulated in judged),
         }
     return found
-
-
-def _ratio(a: Mapping[str, Any], b: Mapping[str, Any], side: str) -> float:
-    """Return the ratio of two latencies; of two without end 1."""
-    one, other = (math.inf if cell[side] is None else cell[side] for cell in (a, b))
-    if one == other:
-        return 1.0
-    return 1e9 if math.isinf(one) else 1e-9 if math.isinf(other) else float(one / other)
 
 
 def place_of(arm: MeasuredArm) -> str:
@@ -316,33 +289,29 @@ def place_of(arm: MeasuredArm) -> str:
 
 
 def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a table of comparisons, and how well percentiles agree."""
-    width = max(len(row["name"]) for row in comparisons)
-    lines = [
-        f"{'arm':<{width}}  runs  " + "  ".join(f"{n:>10} {'simulated':>10}" for n in COMPARED)
-    ]
+    """Return the lines of a table of comparisons, in ms, and how well percentiles agree."""
+    columns = {
+        f"{name} {side.removesuffix('_ms')}": (name, side) for name in COMPARED for side in SIDES
+    }
+    lines = []
     for row in comparisons:
-        cells = []
-        for name in COMPARED:
-            cell = row["percentiles"].get(name)
-            pair = (
-                ("-", "-")
-                if cell is None
-                else [shown(cell[side]) for side in ("measured_ms", "simulated_ms")]
-            )
-            cells.append(f"{pair[0]:>10} {pair[1]:>10}")
-        lines.append(f"{row['name']:<{width}}  {row['runs']:>4}  {'  '.join(cells)}".rstrip())
-    lines += ["", f"{'':<6}{'within 15 %':>14}{'median error':>14}{'pairs in order':>16}"]
-    for name, found in tally(comparisons).items():
-        near = f"{found['near']} of {found['compared']}"
-        order = f"{found['in_order']} of {found['pairs']}"
-        lines.append(f"{name:<6}{near:>14}{found['median_error']:>14.1%}{order:>16}")
-    return lines
-
-
-def shown(latency: float | None) -> str:
-    """Return a latency in ms as tables have it; None stands for one without end."""
-    return "never" if latency is None else f"{latency:.1f}"
+        known = row["percentiles"]
+        cells = {
+            column: latency_of(known[name][side]) if name in known else None
+            for column, (name, side) in columns.items()
+        }
+        lines.append({"arm": row["name"], "runs": row["runs"], **cells})
+    formats = dict.fromkeys(columns, ".1f")
+    agreement = [
+        {
+            "percentile": name,
+            "within 15 %": f"{found['near']} of {found['compared']}",
+            "median error": f"{found['median_error']:.1%}",
+            "pairs in order": f"{found['in_order']} of {found['pairs']}",
+        }
+        for name, found in tally(comparisons).items()
+    ]
+    return [*aligned(lines, formats), "", *(aligned(agreement) if agreement else [])]
 
 
 def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
@@ -363,18 +332,20 @@ def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
         for row in read_rows(rows, "accuracy")
         if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
     ]
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in current_accuracy(own):
-        told = row["error"] is None and row["recovered"] is not None
-        line = (row["base"], row["missing"], row["corrupt"])
-        if told and line == LINE and row["label"] == row["method"]:
-            found.setdefault(row["method"], {}).setdefault(row["k"], []).append(row["recovered"])
-    if not found:
+    told = DataFrame(
+        {"method": row["method"], "k": row["k"], "recovered": row["recovered"]}
+        for row in current_accuracy(own)
+        if row["error"] is None
+        and (row["base"], row["missing"], row["corrupt"]) == LINE
+        and row["label"] == row["method"]
+        and row["recovered"] is not None
+    )
+    if told.empty:
         raise UserError(
             f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
             "in full (not by --quick)"
         )
     return {
-        name: {k: statistics.fmean(seeds) for k, seeds in own.items()}
-        for name, own in found.items()
+        str(name): own.groupby("k")["recovered"].mean().to_dict()
+        for name, own in told.groupby("method")
     }

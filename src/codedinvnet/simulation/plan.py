@@ -13,7 +13,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import QUANTILES, no_interval, summarise
+from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
 MOST = 16
@@ -37,6 +37,8 @@ class Candidate(NamedTuple):
     """A name as `served_as` takes it."""
     k: int
     r: int
+    extra: float | None = None
+    """The share of queries that may be copied, if k does not say it."""
 
     def __str__(self) -> str:
         served = served_as(self.policy)
@@ -45,14 +47,15 @@ class Candidate(NamedTuple):
         if served.rules.coded:
             return f"{self.policy}, k = {self.k}, r = {self.r}"
         if served.rules.hedged:
-            return f"{self.policy}, at most {100 / self.k:.0f} % copies"
+            share = 1 / self.k if self.extra is None else self.extra
+            return f"{self.policy}, at most {100 * share:.0f} % copies"
         return self.policy
 
     @property
     def sized(self) -> bool:
         """Whether k means anything to it."""
         policy = served_as(self.policy).rules
-        return policy.coded or policy.hedged
+        return policy.coded or (policy.hedged and self.extra is None)
 
     @property
     def fewest(self) -> int:
@@ -95,6 +98,7 @@ def candidates(
     by_method: Mapping[str, Collection[int]] = {},
     policies: Iterable[str] = SERVED,
     sizes: Collection[int] = (),
+    extra: float | None = None,
 ) -> list[Candidate]:
     """Return every policy with every k and r whose accuracy is known.
 
@@ -104,6 +108,7 @@ def candidates(
         policies: names as `served_as` takes them.
         sizes: k that are wanted alone, of codes between those measured, too; none wants all that
             were measured.
+        extra: work that binds copies, instead of 1/k; None if it does not.
     """
     coded = [
         (k, r)
@@ -121,6 +126,8 @@ def candidates(
             continue
         elif served.rules.coded:
             found += [Candidate(policy, k, r) for k, r in coded]
+        elif served.rules.hedged and extra is not None:
+            found.append(Candidate(policy, 10, 1, extra))
         elif served.rules.hedged:
             shares = set(sizes) or {k for k, _ in coded} or {10}
             found += [Candidate(policy, k, 1) for k in sorted(shares)]
@@ -233,7 +240,7 @@ class Planner:
 
     def _most_accurate(self, candidate: Candidate) -> float:
         """Return the accuracy of the best answers, direct or made up, that a candidate can give."""
-        policy, k, r = candidate
+        policy, k, r, _ = candidate
         found, served = [self.accuracy.normal], served_as(policy)
         if served.by_name:
             found.append(self.base.method_accuracy[find_method(served.method).name][k])
@@ -272,7 +279,7 @@ class Planner:
         self, candidate: Candidate, workers: int, draws: Draws, *, to_the_end: bool = False
     ) -> Probe:
         """Simulate, and stop as soon as p99.9 cannot be met, unless `to_the_end`."""
-        policy, k, r = candidate
+        policy, k, r, _ = candidate
         changes = {"k": k, "r": r, "workers": workers, **draws._asdict()}
         scenario = self.base.updated(**{**changes, **served_as(policy).scenario})
         counted = scenario.counted
@@ -357,21 +364,24 @@ def report(verdicts: list[Verdict], base: Scenario, target: Target) -> dict[str,
 
 def table(plan: dict[str, Any]) -> list[str]:
     """Return the lines of a plan's table."""
-    width = max(len(row["method"]) for row in plan["ranking"])
-    lines = [f"{'':<{width}}  workers  p99.9 ms {'95 % interval':>15}  accuracy   work  reason"]
+    rows = []
     for row in plan["ranking"]:
         figures = row["figures"]
-        late, right = figures.get("p999_ms"), figures.get("accuracy")
-        interval, work = figures.get("p999_ms_95"), figures.get("work_per_query")
-        between = "-" if interval is None else "{:.1f} to {:.1f}".format(*interval)
-        lines.append(
-            f"{row['method']:<{width}}  "
-            f"{'-' if row['workers'] is None else row['workers']:>7}  "
-            f"{'-' if late is None else f'{late:.1f}':>8} {between:>15}  "
-            f"{'-' if right is None else f'{right:.4f}':>8}  "
-            f"{'-' if work is None else f'{work:.2f}':>5}  {row['reason']}"
+        low, high = figures.get("p999_ms_95") or (None, None)
+        rows.append(
+            {
+                "": row["method"],
+                "workers": row["workers"],
+                "p99.9 ms": figures.get("p999_ms"),
+                "from": low,
+                "to": high,
+                "accuracy": figures.get("accuracy"),
+                "work": figures.get("work_per_query"),
+                "reason": row["reason"],
+            }
         )
-    return lines
+    ms = dict.fromkeys(("p99.9 ms", "from", "to"), ".1f")
+    return aligned(rows, {**ms, "workers": ".0f", "accuracy": ".4f", "work": ".2f"})
 
 
 def check_target(target: Target) -> None:

@@ -48,6 +48,8 @@ class SeenRules(Section):
     hang_timeout_ms: float
     deadline_ms: float
     max_pending: int
+    hedge_share: float
+    extra: float | None
 
 
 class Right(Section):
@@ -151,18 +153,13 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     workers = max(rules.workers, len(found.fitted.workers))
     qps = 1000 * sum(sizes) / max(1e-3, sum(gaps))
     raw: dict[str, Any] = {
+        **rules.model_dump(exclude={"hedge_share"}),
         "name": "recorded",
         "seed": seed,
         "queries": queries,
         "policy": "uncoded",
         "workers": workers,
-        "k": max(1, rules.k),
-        "slots": rules.slots,
-        "routing": rules.routing,
-        "group_timeout_ms": rules.group_timeout_ms,
-        "hang_timeout_ms": rules.hang_timeout_ms,
-        "deadline_ms": rules.deadline_ms,
-        "max_pending": rules.max_pending,
+        "k": rules.k if rules.k > 1 else max(1, round(1 / rules.hedge_share)),
         "max_batch": max(sizes),
         "arrivals": {
             "kind": "recorded",

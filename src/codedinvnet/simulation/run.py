@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from codedinvnet.codes.registry import OURS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import info_report
-from codedinvnet.files import check_writable, read_json, write_json
+from codedinvnet.files import check_writable, file_digest, read_json, write_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.serving.policies import SERVED, served_as
-from codedinvnet.simulation import measured, plan
+from codedinvnet.serving.policies import SERVED, check_extra, served_as
+from codedinvnet.simulation import measured as runs_of
+from codedinvnet.simulation import plan
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
@@ -37,33 +38,8 @@ from codedinvnet.simulation.scenario import (
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.sweep import frame_of, lines_of, parse_sweep, run_sweep, winners
+from codedinvnet.simulation.sweep import Sweep, frame_of, lines_of, parse_sweep, run_sweep, winners
 
-
-@dataclasses.dataclass(frozen=True)
-class SimulateOptions:
-    """What `codedinvnet simulate` was asked for; None leaves the scenario's value."""
-
-    scenario: Path
-    policy: str | None = None
-    workers: int | None = None
-    k: int | None = None
-    r: int | None = None
-    qps: float | None = None
-    batch: int | None = None
-    queries: int | None = None
-    seed: int | None = None
-    stragglers: str | None = None
-    max_disagreement: float | None = None
-    measured: Path | None = None
-    out: Path | None = None
-    picture: Path | None = None
-
-
-CHANGES = (
-    *("policy", "workers", "k", "r", "qps", "batch", "queries", "seed", "stragglers"),
-    "max_disagreement",
-)
 REPEATED = ("queries", "seed")
 """What may be asked for of measured runs, too."""
 
@@ -81,85 +57,97 @@ def _check_policies(asked: Iterable[str]) -> None:
             raise UserError(f"--policy: {error}") from error
 
 
-def run_simulate(options: SimulateOptions) -> tuple[dict[str, Any], list[str]]:
+def run_simulate(
+    scenario: Path,
+    *,
+    measured: Path | None = None,
+    out: Path | None = None,
+    picture: Path | None = None,
+    **changes: Any,
+) -> tuple[dict[str, Any], list[str]]:
     """Simulate a scenario, repeat measured runs, or run a sweep; return a report and its lines.
+
+    Args:
+        scenario: the file, also of a sweep.
+        measured: runs to repeat.
+        out: file of a sweep's rows, or of the comparison with measured runs.
+        picture: of a sweep.
+        changes: of the scenario; None leaves its value.
 
     Raises:
         UserError: if a file or a value is wrong, before anything is simulated.
     """
-    provenance = {"machine": describe_machine(), "commit": describe_commit()}
-    asked = [key for key in CHANGES if getattr(options, key) is not None]
-    raw = read_json(options.scenario)  # once: it may be a pipe
-    sweep = parse_sweep(raw, options.scenario)
-    if sweep is not None:
-        if asked or options.measured:
-            raise UserError(f"{options.scenario} is a sweep: its file alone says what is simulated")
-        if options.out is None:
-            raise UserError(f"{options.scenario} is a sweep: name the file of its rows with --out")
-        if options.picture is not None:
-            check_format(options.picture)
-            check_writable(options.picture)
-        rows = run_sweep(sweep, options.out)
-        frame = frame_of(rows)
-        if options.picture is not None:
-            draw_map(frame, options.picture)
-        wins = winners(frame).to_dict("records")
-        report = {"schema_version": 1, "kind": "map", "rows": len(rows), "wins": wins}
-        return report, lines_of(frame)
-    if options.picture is not None:
+    asked = {key: value for key, value in changes.items() if value is not None}
+    raw = read_json(scenario)  # once: it may be a pipe
+    if (sweep := parse_sweep(raw, scenario)) is not None:
+        if asked or measured:
+            raise UserError(f"{scenario} is a sweep: its file alone says what is simulated")
+        if out is None:
+            raise UserError(f"{scenario} is a sweep: name the file of its rows with --out")
+        return _sweep(sweep, out, picture)
+    if picture is not None:
         raise UserError("--picture belongs to a sweep (see configs/bench)")
-    if options.out is not None and options.measured is None:
+    if out is not None and measured is None:
         raise UserError("--out belongs to a sweep (see configs/bench), or to --measured")
     useless = [key for key in asked if key not in REPEATED]
-    if options.measured is not None and useless:
-        raise UserError(f"--{useless[0]}: {options.measured} says itself what its runs were")
-    if options.out is not None:
-        check_writable(options.out)
-        for read in (options.scenario, options.measured):
-            if read is not None and read.resolve() == options.out.resolve():
-                raise UserError(f"--out: {options.out} would overwrite what is read")
-    scenario = parse_scenario(raw, str(options.scenario))
-    scenario = scenario.updated(**_changes(options, asked, scenario))
-    check_code(scenario)
-    if options.measured is not None:
-        report, lines = _validate(scenario, options.measured, provenance)
-        if options.out is not None:
-            write_json(options.out, report)
-        return report, lines
-    figures = simulate(scenario, progress=True)
+    if measured is not None and useless:
+        raise UserError(f"--{useless[0]}: {measured} says itself what its runs were")
+    if out is not None:
+        check_writable(out)
+        if out.resolve() in [read.resolve() for read in (scenario, measured) if read is not None]:
+            raise UserError(f"--out: {out} would overwrite what is read")
+    base = parse_scenario(raw, str(scenario))
+    base = base.updated(**_changes(asked, base))
+    check_code(base)
+    provenance = {"machine": describe_machine(), "commit": describe_commit()}
+    if measured is not None:
+        report, lines = _validate(base, measured)
+        if out is not None:
+            write_json(out, report | provenance)
+        return report | provenance, lines
+    figures = simulate(base, progress=True)
     notes = [
-        *overload(scenario, figures["drifting"]),
-        *too_short(figures["simulated_seconds"], rarest(scenario, scenario.workers)),
+        *overload(base, figures["drifting"]),
+        *too_short(figures["simulated_seconds"], rarest(base, base.workers)),
     ]
     found = {**figures, "notes": notes, **provenance}
-    return found, figure_lines(found, scenario)
+    return found, figure_lines(found, base)
 
 
-def _changes(options: SimulateOptions, asked: Sequence[str], scenario: Scenario) -> dict[str, Any]:
+def _sweep(sweep: Sweep, out: Path, picture: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Run a sweep, and draw its map if there is to be a picture."""
+    if picture is not None:
+        check_format(picture)
+        check_writable(picture)
+    frame = frame_of(run_sweep(sweep, out))
+    if picture is not None:
+        draw_map(frame, picture)
+    wins = winners(frame).to_dict("records")
+    return {"schema_version": 1, "kind": "map", "rows": len(frame), "wins": wins}, lines_of(frame)
+
+
+def _changes(asked: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
     """Return what options that were asked for change in a scenario."""
-    changes = {key: getattr(options, key) for key in asked}
-    if options.batch is not None and options.batch < 1:
-        raise UserError(f"--batch: must be at least 1, got {options.batch}")
-    if options.policy is not None:
-        _check_policies((options.policy,))
-        changes |= served_as(options.policy).scenario
-    if options.stragglers is not None:
-        batch = options.batch or scenario.arrivals.batch
-        model = stragglers(options.stragglers, scenario.service.mean_ms, batch)
+    changes, batch = dict(asked), asked.get("batch", scenario.arrivals.batch)
+    if batch < 1:
+        raise UserError(f"--batch: must be at least 1, got {batch}")
+    check_extra(asked.get("extra"))
+    if "policy" in asked:
+        _check_policies((asked["policy"],))
+        changes |= served_as(asked["policy"]).scenario
+    if "stragglers" in asked:
+        model = stragglers(asked["stragglers"], scenario.service.mean_ms, batch)
         changes["stragglers"] = [straggler.model_dump() for straggler in model]
     return changes
 
 
-def _validate(
-    base: Scenario, path: Path, provenance: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def _validate(base: Scenario, path: Path) -> tuple[dict[str, Any], list[str]]:
     """Simulate the settings of measured runs and compare, arm by arm.
 
     The scenario of each run is what the base and its row make of it, and is not repeated.
     """
-    found = measured.read_runs(path)
-    arms = measured.arms_of(found.runs)
-    scenarios = [measured.scenarios_of(arm, base) for arm in arms]
+    arms, digest = runs_of.arms_of(runs_of.read_runs(path)), file_digest(path)
+    scenarios = [runs_of.scenarios_of(arm, base) for arm in arms]
     accuracy = accuracy_of(base)
     for scenario in (one for repeated in scenarios for own in repeated for one in own):
         scenario.check_accuracy(accuracy)
@@ -176,24 +164,23 @@ def _validate(
         rows.append(
             {
                 "name": arm.name,
-                "place": measured.place_of(arm),
+                "place": runs_of.place_of(arm),
                 "runs": len(arm.runs),
-                "percentiles": measured.compare(arm, latencies),
+                "percentiles": runs_of.compare(arm, latencies),
                 "same_arrivals": arm.seeded,
                 "simulated": figures,
             }
         )
     report = {
-        "schema_version": measured.SCHEMA,
+        "schema_version": runs_of.SCHEMA,
         "kind": "validation",
         "measured": str(path),
-        "measured_digest": found.digest,
+        "measured_digest": digest,
         "base": base.model_dump(mode="json", exclude_defaults=True),
-        "percentiles": measured.tally(rows),
+        "percentiles": runs_of.tally(rows),
         "arms": rows,
-        **provenance,
     }
-    return report, measured.table(rows)
+    return report, runs_of.table(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +197,7 @@ class PlanOptions:
     encode_ms: float | None = None
     stragglers: str | None = None
     batch: int | None = None
+    extra: float | None = None
     policy: tuple[str, ...] = ()
     k: tuple[int, ...] = ()
     queries: int | None = None
@@ -219,6 +207,8 @@ class PlanOptions:
     max_disagreement: float | None = None
 
 
+PLANNED = ("queries", "seed", "extra", "deadline_ms", "hang_timeout_ms", "max_disagreement")
+"""What changes the scenario by its own name."""
 DEFAULT_REQUESTS = 53_000
 """Of a plan's longest runs: enough for an interval of p99.9."""
 DEFAULT_STRAGGLERS = "pareto"
@@ -275,7 +265,11 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
     needed = max(1, math.ceil(busy / BUSY))
     if busy > BUSY:
-        notes.insert(0, _front_ends(busy, needed))
+        notes.insert(
+            0,
+            f"One front end would be {busy:.0%} busy, and queues there are not simulated: take "
+            f"{needed}, each with workers of its own, and plan for the load of one.",
+        )
     found = {
         **plan.report(verdicts, base, target),
         "front_ends": {"busy": round(busy, 4), "needed": needed},
@@ -299,14 +293,6 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
-def _front_ends(busy: float, needed: int) -> str:
-    """Say how busy one front end is, and how many it takes: that is not simulated."""
-    return (
-        f"One front end would be {busy:.0%} busy, and queues there are not in these figures: take "
-        f"{needed}, each with workers of its own, and plan for the load of one."
-    )
-
-
 def _check_patience(base: Scenario, target: plan.Target) -> None:
     """Refuse what the service would give up in the ordinary course of things.
 
@@ -321,8 +307,7 @@ def _check_patience(base: Scenario, target: plan.Target) -> None:
     if base.group_timeout_ms >= base.deadline_ms:
         raise UserError(
             f"--deadline-ms: {base.deadline_ms:g} is not above the {base.group_timeout_ms:g} ms "
-            "after which groups that do not fill are coded: raise it, or have a smaller "
-            "group_timeout_ms in a --scenario, as `serve` would need --group-timeout-ms"
+            "after which groups that do not fill are coded (group_timeout_ms of a --scenario)"
         )
     if base.service.mean_ms >= base.hang_ms:
         raise UserError(
@@ -342,32 +327,25 @@ def _candidates(
 ) -> tuple[list[plan.Candidate], dict[str, str]]:
     """Return the ways to serve that were asked for and whose accuracy is known, and why not others.
 
-    Raises:
-        UserError: if a k that was asked for is none of any of them.
+    What was asked for are policies, and sizes k of those that have any.
     """
-    policies = list(dict.fromkeys(options.policy or SERVED))
-    left = {}
+    policies, left = list(dict.fromkeys(options.policy or SERVED)), {}
     if not can_guess(options.bundle):
         cannot = f"the code of {options.bundle} cannot guess, or does so under coded, too"
         left = {policy: cannot for policy in policies if served_as(policy).rules.guessing}
     policies = [policy for policy in policies if policy not in left]
-    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k)
-    ranked = {candidate.policy for candidate in found}
     known = max((k for sizes in accuracy.recovered.values() for k in sizes), default=0)
     up_to = f"; of codes it is up to k = {known}" if known else ""
-    of_k = f"no accuracy is known of k = {', '.join(map(str, sorted(set(options.k))))}{up_to}"
+    found = plan.candidates(accuracy, base.method_accuracy, policies, options.k, base.extra)
     for policy in policies:
-        own = {candidate.k for candidate in found if candidate.policy == policy and candidate.sized}
-        if policy not in ranked:
-            at_any = plan.candidates(accuracy, base.method_accuracy, [policy])
-            left[policy] = of_k if at_any else UNKNOWN
-        elif own and (lacking := sorted(set(options.k) - own)):
+        own = [candidate for candidate in found if candidate.policy == policy]
+        lacking = sorted(set(options.k) - {candidate.k for candidate in own})
+        if not plan.candidates(accuracy, base.method_accuracy, [policy]):
+            left[policy] = UNKNOWN
+        elif lacking and (not own or own[0].sized):
             sizes = ", ".join(map(str, lacking))
-            left[f"{policy} of k = {sizes}"] = f"no accuracy is known of it{up_to}"
-    used = {candidate.k for candidate in found if candidate.sized}
-    useless = sorted(set(options.k) - used)
-    if useless and (used or of_k in left.values()):
-        raise UserError(f"--k: no accuracy is known of k = {useless[0]}{up_to}")
+            name = f"{policy} of k = {sizes}" if own else policy
+            left[name] = f"no accuracy is known of k = {sizes}{up_to}"
     found, others = calibrated(base, found)
     return found, left | others
 
@@ -388,6 +366,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
         value = getattr(options, key)
         if value is not None and not (0 < value < math.inf or (value == 0 and key == "encode_ms")):
             raise UserError(f"--{key.replace('_', '-')}: must be above 0, got {value}")
+    check_extra(options.extra)
     if any(k < 1 for k in options.k):
         raise UserError(f"--k: must be at least 1, got {min(options.k)}")
     if options.scenario is not None:
@@ -410,16 +389,12 @@ def _plan_base(options: PlanOptions) -> Scenario:
     if "queries" not in said:
         changes["queries"] = DEFAULT_REQUESTS * batch
     if options.accuracy_rows is not None:
-        rows = measured.accuracy_of_methods(options.accuracy_rows, options.bundle)
+        rows = runs_of.accuracy_of_methods(options.accuracy_rows, options.bundle)
         changes["method_accuracy"] = rows
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
             changes[key] = getattr(base, key).scaled(mean).model_dump()
-    changes |= {
-        key: value
-        for key in ("queries", "seed", "deadline_ms", "hang_timeout_ms", "max_disagreement")
-        if (value := getattr(options, key)) is not None
-    }
+    changes |= {key: value for key in PLANNED if (value := getattr(options, key)) is not None}
     base = base.updated(**changes)
     name = options.stragglers or (None if options.scenario else DEFAULT_STRAGGLERS)
     if name is not None:

@@ -33,6 +33,8 @@ HORIZON = 10_000
 """The limit is kept over so many answers after the calibration, those not released among them."""
 LEVELS = 200
 """Thresholds of a curve: they are that many quantiles of the confidences."""
+LEFT = 0.9
+"""The share of the released answers that half the limit must leave if it is to be used."""
 SPARE = 4
 """The first threshold releases so many answers that this many disagreements are borne."""
 
@@ -132,6 +134,14 @@ class Curve:
         released = int(self.released[last])
         share = released / int(self.released[-1])
         return Coverage(share, int(self.disagreed[last]) / released, threshold)
+
+    def strict_threshold(self, limit: float) -> float:
+        """Return the least confidence that is released while disagreement is above the limit.
+
+        It is that of half the limit, unless too little would be left; then it is the limit's own.
+        """
+        own, half = self.coverage(limit), self.coverage(limit / 2)
+        return (half if half.share >= LEFT * own.share else own).threshold
 
     @cached_property
     def probabilities(self) -> np.ndarray:

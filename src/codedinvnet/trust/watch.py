@@ -10,6 +10,9 @@ inputs *drift*. Then less is borne, and without drift more.
 
 The rules, with no clock and no chance in them:
 
+- A first sum is the number of disagreements above what the limit allows, never below 0 and never
+  above `MOST`. From `STRICT` on, until it is 0 again, answers are released *strictly*: by a higher
+  threshold (`Curve.strict_threshold`). It meets drift that is too weak to be told from chance soon.
 - Inputs drift while the extra tasks' disagreements, each of which counts for `MEMORY` of itself
   with every further group, exceed `EXCESSIVE` times what the calibration expects by `CHANCE`
   standard deviations.
@@ -18,8 +21,9 @@ The rules, with no clock and no chance in them:
 - While it does not, its sum is the number of disagreements below `credit` times what the limit
   allows, and never below 0. At `resume` answers are released again.
 
-Both are cumulative sums (Page, Biometrika 1954): disagreement that stays above `excess` times the
-limit is met in the end, and the sooner the higher it is.
+All are cumulative sums (Page, Biometrika 1954): disagreement that stays above `excess` times the
+limit is met in the end, and the sooner the higher it is. Those that stop and resume are of answers
+that would be released now.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ BARS: Mapping[bool | None, Bars] = {
     True: Bars(1.0, 1.5, 0.5, 4.0),
 }
 """By whether inputs drift; None: nobody knows, since extra tasks alone answer for nobody."""
+STRICT, MOST = 1.0, 2.0
+"""Disagreements above what the limit allows from which on releasing is strict, and at most."""
 MEMORY = 0.98
 """What a disagreement of the extra tasks weighs after one more group."""
 EXCESSIVE = 3.0
@@ -64,21 +70,24 @@ class Watch:
     Attributes:
         limit: the share of released answers that may disagree.
         releasing: whether traffic lets answers be released.
+        strict: whether the strict threshold decides what is released.
         drifting: whether inputs drift; None while nothing tells.
         comparisons: how many comparisons have been seen.
-        counted: those of them that reached the threshold.
+        counted: those of them that would have been released.
         disagreed: those of these that disagreed.
         stops: how often releasing was stopped.
     """
 
     limit: float
     releasing: bool = True
+    strict: bool = False
     drifting: bool | None = None
     comparisons: int = 0
     counted: int = 0
     disagreed: int = 0
     stops: int = 0
     _sum: float = 0.0
+    _above: float = 0.0
     _wrong: float = 0.0
     _expected: float = 0.0
 
@@ -94,15 +103,20 @@ class Watch:
         chance = CHANCE * math.sqrt(self._expected + 1)
         self.drifting = self._wrong > EXCESSIVE * self._expected + chance
 
-    def compared(self, reached: bool, agrees: bool) -> bool:
+    def compared(self, reached: bool, agrees: bool, sure: bool | None = None) -> bool:
         """Take a comparison; return whether releasing was stopped or taken up by it.
 
         Args:
             reached: whether the decoded answer's confidence reaches the threshold.
             agrees: whether it agrees with the direct one.
+            sure: whether it reaches the strict threshold; None: there is no such threshold.
         """
         self.comparisons += 1
-        if not reached:
+        released = reached if sure is None or not self.strict else sure
+        if reached:
+            self._above = min(MOST, max(0.0, self._above + (not agrees) - self.limit))
+            self.strict = self._above >= STRICT or (self.strict and self._above > 0)
+        if not released:
             return False
         self.counted += 1
         self.disagreed += not agrees

@@ -127,6 +127,7 @@ async def test_upstreams_that_disagree_stop_the_release(
         reliance = relay.front.reliance
         assert reliance is not None
         reliance.thresholds = dict.fromkeys(reliance.thresholds, 0.0)
+        reliance.strict_thresholds = reliance.thresholds
 
         async def groups(count: int) -> None:
             for i in range(count):
