@@ -50,6 +50,7 @@ COMMANDS = {
     "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
     "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
+    "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.jsonl": "python -m benchmarks engine mnist fashion cifar10",
     "liars.json": "python -m benchmarks liars --data-dir data --json",
@@ -144,7 +145,7 @@ def policies(path: Path) -> str:
     """Return simulated p99.9 and work of the policies, a column for each place."""
     frame = sweep.frame_of(sweep.read_rows(path))
     table = sweep.by_policy(frame).T
-    table.columns = [f"{model}, {batch}" for model, batch, _ in table.columns]
+    table.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in table.columns]
     work = frame.groupby("policy")["work"].agg(["min", "max"])
     texts = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[table.index].to_numpy()]
     return tables.markdown(
@@ -211,6 +212,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "latency": ("latency.jsonl", lambda path: tables.latency_table(latency_frame(path))),
     "conditions": ("latency.jsonl", conditions),
     "policies": ("policies.jsonl", policies),
+    "two-losses": ("two-losses.jsonl", policies),
     "map": ("map.jsonl", map_winners),
     "map-tails": ("map.jsonl", map_tails),
     "auto": ("auto.jsonl", choosing),
