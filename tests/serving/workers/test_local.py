@@ -23,7 +23,6 @@ from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
-from codedinvnet.processes import descendants
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
