@@ -19,11 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.recommended import fitted_onnx, sklearn
-from codedinvnet.cli import main
+from benchmarks.recommended import fitted_onnx, protected, sklearn
 from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.files import write_json
 from codedinvnet.provenance import without_folders
 from examples.train_resnet import ResNet
 
@@ -69,14 +67,10 @@ def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, A
     recipe = RECIPES[row]
     out.mkdir(parents=True, exist_ok=True)
     inputs = recipe.make(out, source)
-    protection = out / f"{row}-protection"
-    words = ["protect", str(out / recipe.model), "--inputs", str(inputs), "--out", str(protection)]
-    words += ["--minutes", f"{minutes:g}", *recipe.options]
+    words = ["--minutes", f"{minutes:g}", *recipe.options]
     if (out / BACKUP).is_file():
         words += ["--backup", str(out / BACKUP)]
-    if not (protection / DESCRIPTION).is_file() and main(words):
-        raise UserError(f"{row}: codedinvnet protect failed")
-    found: dict[str, Any] = read_json(protection / DESCRIPTION)
+    found = protected(out / recipe.model, inputs, out / f"{row}-protection", *words)
     for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
         if part in found:
             found[part]["source"] = without_folders(found[part]["source"])

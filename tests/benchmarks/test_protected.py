@@ -124,8 +124,8 @@ def test_a_smaller_model_beside_the_model_is_its_backup(
 
     recipe = protected.Recipe(make, ())
     monkeypatch.setattr(protected, "RECIPES", {"own": recipe})
-    monkeypatch.setattr(protected, "main", protect)
-    with pytest.raises(UserError, match="own: codedinvnet protect failed"):
+    monkeypatch.setattr(recommended, "main", protect)
+    with pytest.raises(UserError, match="codedinvnet protect failed"):
         protected.run("own", tmp_path, None, 1.0)
     assert ("--backup" in told) == smaller
 

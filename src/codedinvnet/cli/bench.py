@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from codedinvnet.cli.common import Commands, add_command, print_report
 
@@ -62,7 +64,6 @@ def _add_accuracy(benches: Commands) -> None:
 
 
 def _accuracy(arguments: argparse.Namespace) -> None:
-    from codedinvnet import study
     from codedinvnet.bench import accuracy, plots, tables
     from codedinvnet.stages import choose_device
 
@@ -79,9 +80,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         only=arguments.dataset,
         methods=arguments.method,
     )
-    written = [*tables.write_accuracy(out), *plots.draw_accuracy(out)]
-    print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    study.refuse_failures(report["failed"], "of the trials", out)
+    _tell(report, out, [*tables.write_accuracy(out), *plots.draw_accuracy(out)], arguments.json)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -112,7 +111,6 @@ def _add_latency(benches: Commands) -> None:
 
 
 def _latency(arguments: argparse.Namespace) -> None:
-    from codedinvnet import study
     from codedinvnet.bench import latency, plots, tables
 
     name = "latency-quick" if arguments.quick else "latency"
@@ -127,6 +125,16 @@ def _latency(arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
         only=arguments.only,
     )
-    written = [*tables.write_latency(out), *plots.draw_latency(out)]
-    print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, arguments.json)
-    study.refuse_failures(report["failed"], "of the runs", out)
+    _tell(report, out, [*tables.write_latency(out), *plots.draw_latency(out)], arguments.json)
+
+
+def _tell(report: dict[str, Any], out: Path, written: Sequence[Path], as_json: bool) -> None:
+    """Print what was done and written.
+
+    Raises:
+        UserError: then, if something failed.
+    """
+    from codedinvnet import study
+
+    print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, as_json)
+    study.refuse_failures(report["failed"], "of the trials", out)
