@@ -26,6 +26,8 @@ from codedinvnet.provenance import without_folders
 from examples.train_resnet import ResNet
 
 RESULTS = Path("docs/results/protect")
+BACKUP = "backup.onnx"
+"""A smaller model of the user's own, beside the model."""
 FILES = 6000
 """Files of this machine that Magika is asked about."""
 MOST_OF_A_KIND = 9000
@@ -39,16 +41,14 @@ class Recipe:
     """How a row comes about.
 
     Attributes:
-        make: writes the model into a folder, and inputs beside it, from the user's sources, and
-            returns the inputs' path.
+        make: writes the model into a folder, perhaps a smaller one (`BACKUP`), and inputs beside
+            them, from the user's sources, and returns the inputs' path.
         options: of `codedinvnet protect`.
-        backup: whether `make` writes a smaller model, `backup.onnx`, as well.
         model: the model's file.
     """
 
     make: Callable[[Path, Path | None], Path]
     options: tuple[str, ...]
-    backup: bool = False
     model: str = "model.onnx"
 
 
@@ -68,8 +68,8 @@ def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, A
     out.mkdir(parents=True, exist_ok=True)
     inputs = recipe.make(out, source)
     words = ["--minutes", f"{minutes:g}", *recipe.options]
-    if recipe.backup:
-        words += ["--backup", str(out / "backup.onnx")]
+    if (out / BACKUP).is_file():
+        words += ["--backup", str(out / BACKUP)]
     found = protected(out / recipe.model, inputs, out / f"{row}-protection", *words)
     for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
         if part in found:
@@ -192,7 +192,7 @@ def _lite0(folder: Path, source: Path | None) -> Path:
 def _lite2(folder: Path, source: Path | None) -> Path:
     images = _images(source)
     _export(_lite(2, 260), 260, folder / "model.onnx")
-    _export(_lite(0, 260), 260, folder / "backup.onnx")
+    _export(_lite(0, 260), 260, folder / BACKUP)
     return images
 
 
