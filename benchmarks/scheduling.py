@@ -27,11 +27,11 @@ import aiohttp
 import numpy as np
 from pandas import DataFrame
 
-from benchmarks.processes import free_port
 from codedinvnet.bench import tables
-from codedinvnet.bench.load import connect, server
+from codedinvnet.bench.load import connect
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.processes import free_port, server
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.simulation.engine import Simulation
@@ -171,7 +171,7 @@ async def over_http(litserve: Path | None, share: int = 1) -> list[dict[str, Any
                     if number:  # the first round only warms
                         latencies[name].append(1000 * (time.perf_counter() - began))
                         passes[name].append(1000 * forward)
-        service = (await client.times())["service"]
+        service = (await client.get("times"))["service"]
     median = float(np.interp(0.5, service["shares"], service["values_ms"]))
     passes["codedinvnet"] = [median]
     rows = []
