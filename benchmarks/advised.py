@@ -9,9 +9,7 @@ measures after it.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, server, warm
+from codedinvnet.bench.load import Client
+from codedinvnet.bench.service import WARM_REQUESTS, ParityWait, schedule, serving
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable, write_json
@@ -44,7 +43,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     """Switch policies, and write how the predictions did.
 
     Args:
-        out: the report (JSON).
+        out: the report (JSON); the services' log lies beside it.
         quick: two models and few requests.
         seed: of arrivals, images and faults.
 
@@ -55,7 +54,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     models = QUICK_MODELS if quick else MODELS
     rows: list[dict[str, Any]] = []
     for model in models:
-        rows += asyncio.run(_switches(model, quick, seed))
+        rows += asyncio.run(_switches(model, quick, seed, out.with_suffix(".log")))
     report = {
         "schema_version": 1,
         "kind": "advised",
@@ -90,36 +89,31 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {"switches": len(rows), "within_15_percent": near, "best_named": named}
 
 
-async def _switches(model: str, quick: bool, seed: int) -> list[dict[str, Any]]:
+async def _switches(model: str, quick: bool, seed: int, log: Path) -> list[dict[str, Any]]:
     """Return a row for each switch under a straggler model."""
-    slow: dict[str, Any] = {"kind": "slow", "spread": True}
-    waits = [
-        {**slow, "delay": {"ms": WAIT}},
-        {**slow, "delay": {"ms": ENCODE}, "from_task": K, "each_image": True},
-    ]
-    faults = [fault.model_dump(mode="json") for fault in injected(model, SERVICE, BATCH)]
+    faults = schedule(WAIT, K, ParityWait(WAIT, ENCODE), injected(model, SERVICE, BATCH))
     images = sample_images(SERVED).images.numpy()
     order = [POLICIES[i % len(POLICIES)] for i in range(SWITCHES[model] + 1)]
     rows: list[dict[str, Any]] = []
     measured: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        log, path = Path(folder) / "log", Path(folder) / "faults.json"
-        path.write_text(json.dumps({"seed": seed, "faults": [waits[0], *faults, waits[1]]}))
-        options = ["--k", str(K), "--workers", str(WORKERS), "--policy", order[0]]
-        options += ["--group-timeout-ms", "50", "--faults", str(path)]
-        async with (
-            server(SERVED, *options, log=log) as process,
-            connect(process.address, SERVED, images) as client,
-        ):
-            await warm(client, [[i] for i in range(30)], log)
-            for place, policy in enumerate(order):
-                if place:
-                    rows.append(await _advice(client, model, policy, quick, seed))
-                    await _change(client, policy)
-                late = await _load(client, quick, seed + place, f"{model}, {policy}")
-                measured[policy] = late
-                if place:
-                    rows[-1]["then_ms"] = rounded(late, 2)
+    options = [SERVED, "--k", str(K), "--workers", str(WORKERS), "--policy", order[0]]
+    async with serving(
+        [*options, "--group-timeout-ms", "50"],
+        faults,
+        seed=seed,
+        model=SERVED,
+        inputs={"images": images},
+        first=[[i] for i in range(WARM_REQUESTS)],
+        log=log,
+    ) as service:
+        for place, policy in enumerate(order):
+            if place:
+                rows.append(await _advice(service.client, model, policy, quick, seed))
+                await _change(service.client, policy)
+            late = await _load(service.client, quick, seed + place, f"{model}, {policy}")
+            measured[policy] = late
+            if place:
+                rows[-1]["then_ms"] = rounded(late, 2)
     for row in rows:
         row["measured_p99_ms"] = {name: rounded(late, 2) for name, late in measured.items()}
         known = {name: row["all_predicted_ms"][name] for name in measured}
@@ -131,8 +125,7 @@ async def _advice(
     client: Client, model: str, policy: str, quick: bool, seed: int
 ) -> dict[str, Any]:
     """Ask for advice; return what it predicts of the policy that comes next."""
-    async with client.session.get(f"{client.address}/traffic") as reply:
-        raw = await reply.json()
+    raw = await client.get("traffic")
     queries = QUICK_QUERIES if quick else QUERIES
     told = advise(raw, AdviseOptions(client.address, queries=queries, seed=seed))
     predicted = {row["policy"]: row["p99_ms"] for row in told["simulated"]}
@@ -157,13 +150,9 @@ async def _load(client: Client, quick: bool, seed: int, label: str) -> float:
     """Send requests; return their p99 in ms, infinite if too many were not answered."""
     chooser = random.Random(seed)
     count = QUICK_REQUESTS if quick else REQUESTS
-    images = [[chooser.randrange(len(client.images)) for _ in range(BATCH)] for _ in range(count)]
-
-    async def call(i: int, due: float) -> Reply:
-        return await client.infer(str(i), images[i], due)
-
+    images = [[chooser.randrange(client.count) for _ in range(BATCH)] for _ in range(count)]
     rate = LOAD * 1000 * WORKERS / SERVICE / BATCH
-    replies = await open_loop(call, rate=rate, count=count, seed=seed, label=label, leave=False)
+    replies = await client.load(images, rate=rate, seed=seed, label=label)
     return percentile([1000 * r.latency if r.ok else np.inf for r in replies], 0.99)
 
 

@@ -8,25 +8,22 @@ that is installed.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from benchmarks.processes import free_port
 from benchmarks.triton import MODEL, Triton, is_installed
-from codedinvnet.bench.load import process_stat
 from codedinvnet.errors import UserError
+from codedinvnet.processes import Running, free_port, process_stat, running
 from codedinvnet.provenance import describe_machine
 
 SIZES = {"image": 3 * 32 * 32, "600 KB": 150_000}
@@ -54,41 +51,20 @@ http {{
     server {{ listen 127.0.0.1:{ports[1]} http2; location / {{ grpc_pass grpc://over_grpc; }} }}
 }}
 """
-LINE = re.compile(r"on http://(\S+) and gRPC port (\d+)")
+BOTH = r"on http://(\S+) and gRPC port (\d+)"
+"""What the gateway's first line says of where it is."""
 
 
-class Gateway(NamedTuple):
-    """A running gateway."""
-
-    pid: int
-    http: str
-    grpc: str
-
-    @property
-    def processor_seconds(self) -> float:
-        """The processor time that it has taken so far."""
-        stat = process_stat(self.pid)
-        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has taken so far."""
+    stat = process_stat(pid)
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@contextmanager
-def running(*upstreams: str) -> Iterator[Gateway]:
-    """Run `codedinvnet gateway` before upstreams."""
-    command = [sys.executable, "-m", "codedinvnet", "gateway", MODEL]
-    command += ["--port", "0", "--grpc-port", "0"]
-    for url in upstreams:
-        command += ["--upstream", url]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            found = LINE.search(process.stdout.readline())
-            if found is None:
-                raise UserError("the gateway does not start")
-            yield Gateway(process.pid, found[1], f"127.0.0.1:{found[2]}")
-        finally:
-            process.send_signal(signal.SIGTERM)
+def gateway_to(url: str) -> AbstractContextManager[Running]:
+    """Run `codedinvnet gateway` before an upstream."""
+    words = ("codedinvnet", "gateway", MODEL, "--port", "0", "--grpc-port", "0")
+    return running(sys.executable, "-m", *words, "--upstream", url, ready=BOTH)
 
 
 @contextmanager
@@ -130,14 +106,14 @@ def times(ask: Callable[[], Any]) -> list[float]:
 
 
 def compared(
-    module: Any, ways: Mapping[str, str], gateway: Gateway, values: int, rounds: int
+    module: Any, ways: Mapping[str, str], pid: int, values: int, rounds: int
 ) -> dict[str, float]:
     """Return the median of each way, and the processor time of a request at the gateway.
 
     Args:
         module: Triton's client.
         ways: name -> address; "direct" is the first, "gateway" another.
-        gateway: the gateway.
+        pid: the gateway's process.
         values: floats of a request.
         rounds: of each way.
     """
@@ -150,10 +126,10 @@ def compared(
             raise UserError("the answers differ")
         for _ in range(rounds):
             for name, ask in asks.items():
-                before = gateway.processor_seconds
+                before = processor_seconds(pid)
                 arms[name].extend(times(ask))
                 if name == "gateway":
-                    seconds += gateway.processor_seconds - before
+                    seconds += processor_seconds(pid) - before
     medians = {name: statistics.median(arm) for name, arm in arms.items()}
     return {
         **{f"{name}_ms": round(median, 3) for name, median in medians.items()},
@@ -189,14 +165,17 @@ def run(*, quick: bool) -> dict[str, Any]:
                 ("grpc", tritonclient.grpc, triton.grpc, "grpc"),
             ):
                 direct = f"127.0.0.1:{port}"
-                with running(f"{scheme}://{direct}") as gateway:
-                    through = gateway.http if name == "http" else gateway.grpc
+                with gateway_to(f"{scheme}://{direct}") as gateway:
+                    http, grpc = gateway.found.groups()
+                    through = http if name == "http" else f"127.0.0.1:{grpc}"
                     ways = {"direct": direct, "gateway": through}
                     if plain is not None:
                         ways["nginx"] = plain[name == "grpc"]
                     for size, values in SIZES.items():
                         rounds = QUICK_ROUNDS if quick else ROUNDS
-                        report[f"{name}, {size}"] = compared(module, ways, gateway, values, rounds)
+                        report[f"{name}, {size}"] = compared(
+                            module, ways, gateway.pid, values, rounds
+                        )
         finally:
             triton.kill()
     return report

@@ -17,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.processes import free_port
 from codedinvnet.arrivals import poisson_gaps
-from codedinvnet.bench.load import descendants
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import open_loop
-from codedinvnet.load.run import histogram, micro, percentiles
+from codedinvnet.load.run import Sender, percentiles
 from codedinvnet.models.base import TensorSpec
+from codedinvnet.processes import Running, descendants, free_port, running
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.gateway import discovery
 from codedinvnet.serving.gateway import run as gateways
-from codedinvnet.serving.gateway.calls import Unreachable
+from codedinvnet.serving.gateway.calls import Reply, Unreachable
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
+from codedinvnet.serving.gateway.upstreams import open_upstream
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
 SERVICE = 0.02
@@ -149,59 +147,24 @@ class Server:
             (self.folder / word).unlink()
 
 
-@dataclass
-class Ends:
-    """How the requests of a load ended."""
+async def loaded(urls: Sequence[str], gaps: Sequence[float], label: str) -> dict[str, Any]:
+    """Send requests to servers in turn, check each answer, and report counts and percentiles."""
+    sent = [np.full((1, 4), number, np.float32) for number in range(len(gaps))]
 
-    latency: Any = field(default_factory=histogram)
-    wrong: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    @property
-    def answered(self) -> int:
-        """How many had a right answer."""
-        count: int = self.latency.get_total_count()
-        return count
-
-    def report(self) -> dict[str, Any]:
-        """Return counts and percentiles."""
-        told: dict[str, Any] = {
-            "answered": self.answered,
-            "wrong": self.wrong,
-            "errors": dict(self.errors),
-        }
-        told["goodput"] = round(self.answered / self.seconds, 1)
-        return {**told, **(percentiles(self.latency) if self.answered else {})}
-
-
-async def loaded(urls: Sequence[str], gaps: Sequence[float], label: str) -> Ends:
-    """Send requests to servers in turn, and check each answer."""
-    ends, upstreams = Ends(), [open_upstream(url) for url in urls]
-
-    async def send(number: int, due: float) -> None:
-        x = np.full((1, 4), number, np.float32)
-        upstream: Upstream = upstreams[number % len(upstreams)]
-        call = call_of(MODEL, {"x": x}, SPECS, TIMEOUT)
-        try:
-            reply = await upstream.infer(call, TIMEOUT)
-        except Unreachable as error:
-            ends.errors[f"no answer: {error}"] += 1
-            return
-        if reply.status != 200:
-            ends.errors[str(reply)[:100]] += 1
-            return
+    def expected(number: int, reply: Reply) -> bool:
         (found,) = arrays_of(reply).values()
-        if np.array_equal(found, 3 * x + 1):
-            ends.latency.record_value(micro(time.perf_counter() - due))
-        else:
-            ends.wrong += 1
+        return np.array_equal(found, 3 * sent[number] + 1)
 
-    began = time.perf_counter()
-    await open_loop(send, gaps, label)
-    ends.seconds = time.perf_counter() - began
+    upstreams = [open_upstream(url) for url in urls]
+    calls = [call_of(MODEL, {"x": x}, SPECS, TIMEOUT) for x in sent]
+    sender, began = Sender(upstreams, calls, TIMEOUT, expected), time.perf_counter()
+    await open_loop(sender.send, gaps, label)
+    seconds, ends = time.perf_counter() - began, sender.ends
     await asyncio.gather(*(upstream.close() for upstream in upstreams))
-    return ends
+    answered: int = ends.latency.get_total_count()
+    told = {"answered": answered, "wrong": ends.wrong, "errors": dict(ends.errors)}
+    told |= {"first error": ends.example, "goodput": round(answered / seconds, 1)}
+    return {**told, **(percentiles(ends.latency) if answered else {})}
 
 
 async def calls(gateway_url: str) -> dict[str, float]:
@@ -275,23 +238,12 @@ async def harmed(servers: Sequence[Server], hosts: Path, url: str, step: float) 
     return dead
 
 
-@contextmanager
-def gateway_before(port: int, hosts: Path, policy: str, log: Path) -> Iterator[str]:
-    """Run a gateway; yields its address."""
+def gateway_before(
+    port: int, hosts: Path, policy: str, log: Path
+) -> AbstractContextManager[Running]:
+    """Run a gateway."""
     code = f"import pathlib, {__name__} as b; b.gateway({port}, pathlib.Path({str(hosts)!r}), "
-    command = [sys.executable, "-c", f"{code}{policy!r})"]
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            found = re.search(r"on (http://\S+?):? ", process.stdout.readline())
-            if found is None:
-                raise UserError(f"the gateway does not start: {log.read_text()[-500:]}")
-            yield found[1].rstrip(":")
-        finally:
-            process.send_signal(signal.SIGTERM)
+    return running(sys.executable, "-c", f"{code}{policy!r})", log=log)
 
 
 async def measured(
@@ -301,31 +253,27 @@ async def measured(
     port, rate = servers[0].port, CAPACITY / 2
     gaps = poisson_gaps(rate, requests, 0)
     report: dict[str, Any] = {"policy": policy, "rate": rate, "capacity": CAPACITY}
-    with gateway_before(port, hosts, policy, log) as url:
+    with gateway_before(port, hosts, policy, log) as gateway:
+        url = gateway.address
         clean = await loaded([url], gaps, "without faults")
         harming = asyncio.create_task(harmed(servers, hosts, url, step))
         before = sum((await calls(url)).values())
         faulty = await loaded([url], gaps, "with faults")
         report["calls while dead"] = await harming
         sent = sum((await calls(url)).values()) - before
-    report |= {"clean": clean.report(), "faults": faulty.report()}
+    report |= {"clean": clean, "faults": faulty}
     report["attempts"] = round(sent / requests, 3)
     for server in servers:
         await ready(server.url)
     over = poisson_gaps(1.2 * CAPACITY, round(requests / 5), 1)
     straight = await loaded([server.url for server in servers], over, "overload, straight")
-    with gateway_before(port, hosts, policy, log) as url:
+    with gateway_before(port, hosts, policy, log) as gateway:
+        url = gateway.address
         before = sum((await calls(url)).values())
         through = await loaded([url], over, "overload, through the gateway")
         sent = sum((await calls(url)).values()) - before
-    report["overload"] = {
-        "attempts": round(sent / len(over), 3),
-        "through": {**through.report(), "goodput": round(through.answered / through.seconds, 1)},
-        "straight": {
-            **straight.report(),
-            "goodput": round(straight.answered / straight.seconds, 1),
-        },
-    }
+    attempts = round(sent / len(over), 3)
+    report["overload"] = {"attempts": attempts, "through": through, "straight": straight}
     return {**report, "shown": shown(report, requests)}
 
 

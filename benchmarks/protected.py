@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.recommended import fitted_onnx, sklearn
-from codedinvnet.cli import main
+from benchmarks.recommended import fitted_onnx, protected, sklearn
 from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.files import write_json
 from codedinvnet.provenance import without_folders
 from examples.train_resnet import ResNet
 
 RESULTS = Path("docs/results/protect")
+BACKUP = "backup.onnx"
+"""A smaller model of the user's own, beside the model."""
 FILES = 6000
 """Files of this machine that Magika is asked about."""
 MOST_OF_A_KIND = 9000
@@ -41,16 +41,14 @@ class Recipe:
     """How a row comes about.
 
     Attributes:
-        make: writes the model into a folder, and inputs beside it, from the user's sources, and
-            returns the inputs' path.
+        make: writes the model into a folder, perhaps a smaller one (`BACKUP`), and inputs beside
+            them, from the user's sources, and returns the inputs' path.
         options: of `codedinvnet protect`.
-        backup: whether `make` writes a smaller model, `backup.onnx`, as well.
         model: the model's file.
     """
 
     make: Callable[[Path, Path | None], Path]
     options: tuple[str, ...]
-    backup: bool = False
     model: str = "model.onnx"
 
 
@@ -69,14 +67,10 @@ def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, A
     recipe = RECIPES[row]
     out.mkdir(parents=True, exist_ok=True)
     inputs = recipe.make(out, source)
-    protection = out / f"{row}-protection"
-    words = ["protect", str(out / recipe.model), "--inputs", str(inputs), "--out", str(protection)]
-    words += ["--minutes", f"{minutes:g}", *recipe.options]
-    if recipe.backup:
-        words += ["--backup", str(out / "backup.onnx")]
-    if not (protection / DESCRIPTION).is_file() and main(words):
-        raise UserError(f"{row}: codedinvnet protect failed")
-    found: dict[str, Any] = read_json(protection / DESCRIPTION)
+    words = ["--minutes", f"{minutes:g}", *recipe.options]
+    if (out / BACKUP).is_file():
+        words += ["--backup", str(out / BACKUP)]
+    found = protected(out / recipe.model, inputs, out / f"{row}-protection", *words)
     for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
         if part in found:
             found[part]["source"] = without_folders(found[part]["source"])
@@ -198,7 +192,7 @@ def _lite0(folder: Path, source: Path | None) -> Path:
 def _lite2(folder: Path, source: Path | None) -> Path:
     images = _images(source)
     _export(_lite(2, 260), 260, folder / "model.onnx")
-    _export(_lite(0, 260), 260, folder / "backup.onnx")
+    _export(_lite(0, 260), 260, folder / BACKUP)
     return images
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pandas import DataFrame
 from torch import Tensor, nn
 
+from codedinvnet.bench import tables
 from codedinvnet.cli import main
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import load_images
@@ -94,14 +96,9 @@ def measured(made: Made, folder: Path, minutes: float) -> dict[str, Any]:
     known, fresh = made.inputs[: made.split], made.inputs[made.split :][:FRESH]
     inputs = folder / "inputs.npy"
     np.save(inputs, known)
-    words = ["protect", str(made.path), "--inputs", str(inputs), "--out", str(protection)]
-    words += ["--k", str(K), "--minutes", f"{minutes:g}", "--scale", "1"]
-    if not (protection / DESCRIPTION).is_file():
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = main(words)
-        if code:
-            raise UserError(f"{made.path}: codedinvnet protect failed")
-    description = read_json(protection / DESCRIPTION)
+    words = ("--k", str(K), "--minutes", f"{minutes:g}", "--scale", "1")
+    with contextlib.redirect_stdout(io.StringIO()):
+        description = protected(made.path, inputs, protection, *words)
     model = open_model(made.path)
     assert model.signature.scores is not None
     other = Inputs({model.signature.inputs[0].name: fresh}, {})
@@ -125,6 +122,19 @@ def measured(made: Made, folder: Path, minutes: float) -> dict[str, Any]:
         "inputs": len(fresh),
         "seconds": description["seconds"],
     }
+
+
+def protected(model: Path, inputs: Path, out: Path, *options: str) -> dict[str, Any]:
+    """Run `codedinvnet protect`, unless it has; return what it wrote of the protection.
+
+    Raises:
+        UserError: if it failed.
+    """
+    words = ["protect", str(model), "--inputs", str(inputs), "--out", str(out), *options]
+    if not (out / DESCRIPTION).is_file() and main(words):
+        raise UserError(f"{model}: codedinvnet protect failed")
+    found: dict[str, Any] = read_json(out / DESCRIPTION)
+    return found
 
 
 def agreement(
@@ -336,13 +346,20 @@ MODELS: Mapping[str, Callable[[Path, Path], Made]] = {
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows for a reader, as Markdown."""
-    lines = ["| model | recommended | its agreement % | others % | right |", "|" + " --- |" * 5]
+    lines = []
     for row in rows:
         found = dict(row["agreement"])
         mine = found.pop(row["recommended"], row["most_frequent"])
         others = ", ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
-        right = "yes" if row["right"] else "no"
-        name = row["recommended"] or "none"
-        lines.append(f"| {row['model']} | {name} | {100 * mine:.1f} | {others} | {right} |")
+        lines.append(
+            {
+                "model": row["model"],
+                "recommended": row["recommended"] or "none",
+                "its agreement %": f"{100 * mine:.1f}",
+                "others %": others,
+                "right": "yes" if row["right"] else "no",
+            }
+        )
     right = sum(row["right"] for row in rows)
-    return "\n".join([*lines, "", f"{right} of {len(rows)} recommendations are right"])
+    told = f"{right} of {len(rows)} recommendations are right"
+    return f"{tables.markdown(DataFrame(lines))}\n{told}"

@@ -8,34 +8,37 @@ machines of their own (docs/explanation/protocol.md).
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
+from pandas import DataFrame
 from tqdm import tqdm
 
-from codedinvnet.bench.latency import ParityWait, latency_figures, work_figures
+from codedinvnet.bench import tables
 from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.load import Client, Reply, open_loop, server, warm
+from codedinvnet.bench.load import Reply
+from codedinvnet.bench.service import (
+    ParityWait,
+    latency_figures,
+    schedule,
+    serving,
+    work_figures,
+)
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
-from codedinvnet.models.base import DATATYPES, scores_tensor
 from codedinvnet.protect.folder import load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
-from codedinvnet.protect.inputs import Inputs, read_inputs
+from codedinvnet.protect.inputs import read_inputs
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.serving.opening import called
-from codedinvnet.serving.workers.faults import Delay, Fault
 
 STRAGGLERS = ("pareto", "held", "slower")
 ARMS = ("hedge", "coded", "coded+hedge")
@@ -43,9 +46,15 @@ SERVICE_MS = 42.0
 """Mean service time, unless the model computes for long."""
 BUSY = 0.5
 """Share of this machine's processors that computing may take."""
+PERCENTILES = ("p50", "p99", "p999")
+SHARES = {
+    "agreement %": "agreement",
+    "approximate %": "approximate_share",
+    "of them agree %": "approximate_agreement",
+}
+"""Column of the table -> the share of a row."""
 INPUTS = 500
 """Inputs that requests choose from."""
-WARM = 30
 
 
 @dataclass(frozen=True)
@@ -77,67 +86,6 @@ class Place:
     requests: int
     seed: int
     log: Path
-
-
-class OwnClient(Client):
-    """Sends queries of any model, and reads their scores.
-
-    Args:
-        session: open HTTP session.
-        address: of the server.
-        place: what is sent.
-    """
-
-    def __init__(self, session: aiohttp.ClientSession, address: str, place: Place) -> None:
-        name = called(place.model.source.source)
-        super().__init__(session, address, name, np.zeros(0, np.uint8))
-        self.place = place
-
-    async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
-        began = time.perf_counter() if due is None else due
-        scores = self.place.model.signature.scores
-        assert scores is not None
-        datatype = scores_tensor(self.place.model.signature).datatype
-        parts = [
-            (spec, self.place.inputs[spec.name][list(rows)])
-            for spec in self.place.model.signature.inputs
-        ]
-        head = json.dumps(
-            {
-                "id": identity,
-                "inputs": [
-                    {
-                        "name": spec.name,
-                        "shape": list(part.shape),
-                        "datatype": spec.datatype,
-                        "parameters": {"binary_data_size": part.nbytes},
-                    }
-                    for spec, part in parts
-                ],
-                "outputs": [
-                    {"name": "outcome"},
-                    {"name": scores.output, "parameters": {"binary_data": True}},
-                ],
-            }
-        ).encode()
-        body = head + b"".join(part.tobytes() for _, part in parts)
-        headers = {"Inference-Header-Content-Length": str(len(head))}
-        rows = tuple(rows)
-        try:
-            async with self.session.post(self.url, data=body, headers=headers) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            elapsed = time.perf_counter() - began
-            return Reply(identity, rows, elapsed, error=f"{type(error).__name__}: {error}")
-        latency = time.perf_counter() - began
-        if response.status != 200:
-            return Reply(identity, rows, latency, response.status, error=body.decode())
-        length = int(response.headers["Inference-Header-Content-Length"])
-        outcomes = json.loads(body[:length])["outputs"][0]["data"]
-        found = np.frombuffer(body[length:], DATATYPES[datatype]).reshape(len(rows), -1)
-        return Reply(
-            identity, rows, latency, 200, identity, found.argmax(1), tuple(outcomes), found
-        )
 
 
 def run(
@@ -189,7 +137,12 @@ def run(
         raise UserError(f"--workers {workers}: {scheme.name} needs {needed}")
     how = Preprocessing(scale=scale, mean=tuple(mean), std=tuple(std))
     found = read_inputs(inputs, opened.signature, how)
-    place = _place(opened, protection, scheme, found, workers, load, batch, requests, seed, log)
+    drawn = np.random.default_rng(seed).permutation(len(found))[:INPUTS]
+    queries = found.batch(np.sort(drawn))
+    parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(drawn))]
+    wanted = np.concatenate([scores_of(opened, part).argmax(1) for part in parts])
+    sizes = (workers, load, batch, requests, seed)
+    place = Place(opened, protection, scheme, queries, wanted, *sizes, log)
     compute = read_description(protection)["parts"]["the model: a query"]["ms"][0]
     service = _service_ms(compute, workers, load)
     rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
@@ -208,80 +161,46 @@ def _service_ms(compute: float, workers: int, load: float) -> float:
     return max(SERVICE_MS, round(workers * load * compute / (BUSY * processors), 1))
 
 
-def _place(
-    model: OpenModel,
-    protection: Path,
-    scheme: Scheme,
-    inputs: Inputs,
-    workers: int,
-    load: float,
-    batch: int,
-    requests: int,
-    seed: int,
-    log: Path,
-) -> Place:
-    rows = np.random.default_rng(seed).permutation(len(inputs))[:INPUTS]
-    queries = inputs.batch(np.sort(rows))
-    parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(rows))]
-    wanted = np.concatenate([scores_of(model, part).argmax(1) for part in parts])
-    return Place(
-        model, protection, scheme, queries, wanted, workers, load, batch, requests, seed, log
-    )
-
-
 async def _measured(
     place: Place, straggler: str, arm: str, service: float, compute: float
 ) -> dict[str, Any]:
     """Return the figures of one run."""
-    k = place.scheme.rules.k
+    k, scores = place.scheme.rules.k, place.model.signature.scores
+    assert scores is not None
     extra = place.scheme.rules.tasks(k)[k]
     wait = max(0.0, service - compute)
-    # What the extra task waits goes by its cost, for each of its queries.
-    each = wait * extra.cost / len(extra.members)
     coded = arm != "hedge"
-    waits = [Fault(kind="slow", delay=Delay(ms=wait), spread=True, until_task=k if coded else None)]
-    if coded:
-        delay = Delay(ms=each)
-        waits.append(Fault(kind="slow", delay=delay, spread=True, from_task=k, each_image=True))
-    faults = [*waits, *injected(straggler, service, place.batch)]
-    path = place.log.with_name("faults.json")
-    write_json(path, {"faults": [f.model_dump(mode="json", exclude_defaults=True) for f in faults]})
+    # What the extra task waits goes by its cost, for each of its queries.
+    parity = ParityWait(0.0, wait * extra.cost / len(extra.members)) if coded else None
     words = [place.model.source.source, "--policy", arm, "--workers", str(place.workers)]
-    words += ["--faults", str(path), "--group-timeout-ms", "50", "--k", str(k)]
+    words += ["--group-timeout-ms", "50", "--k", str(k)]
     if coded:
         words += ["--protection", str(place.protection), "--method", place.scheme.name]
-    rate = place.load * place.workers / (service / 1000) / place.batch
     drawn = np.random.default_rng(place.seed).integers(
         len(place.wanted), size=(place.requests, place.batch)
     )
-    connector = aiohttp.TCPConnector(limit=0)
-    async with (
-        server(*words, log=place.log) as process,
-        aiohttp.ClientSession(connector=connector) as session,
-    ):
-        client = OwnClient(session, process.address, place)
-        await warm(client, drawn[:WARM].tolist(), place.log)
-        before = await client.metrics()
-        replies = await open_loop(
-            lambda i, due: client.infer(str(i), drawn[i].tolist(), due),
-            rate=rate,
-            count=place.requests,
-            seed=place.seed,
-            label=f"{straggler} {arm}",
-            leave=False,
-        )
-        after = await client.metrics()
-    queries = place.requests * place.batch
-    parity = ParityWait(0.0, each) if coded else None
+    async with serving(
+        words,
+        schedule(wait, k, parity, injected(straggler, service, place.batch)),
+        seed=place.seed,
+        model=called(place.model.source.source),
+        inputs=place.inputs,
+        scores=scores.output,
+        first=drawn.tolist(),
+        log=place.log,
+    ) as served:
+        rate = place.load * place.workers / (service / 1000) / place.batch
+        label = f"{straggler} {arm}"
+        run = await served.load(drawn.tolist(), rate=rate, seed=place.seed, label=label)
     return {
         "workers": place.workers,
         "load": place.load,
         "batch": place.batch,
         "requests": place.requests,
         "service_ms": service,
-        **latency_figures(replies),
-        **answers(replies, place.wanted),
-        **work_figures(before, after, queries, wait, parity),
+        **latency_figures(run.replies),
+        **answers(run.replies, place.wanted),
+        **work_figures(run, wait, parity),
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
@@ -307,21 +226,15 @@ def answers(replies: Sequence[Reply], wanted: np.ndarray) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows for a reader, as Markdown."""
-    heads = ["stragglers", "policy", "p50 ms", "p99 ms", "p99.9 ms", "work", "agreement %"]
-    heads += ["approximate %", "of them agree %"]
-    lines = [heads, ["---"] * len(heads)]
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
-
+    lines = []
     for row in rows:
-        cells = [row["stragglers"], row["policy"]]
-        cells += ["-" if row[f"{p}_ms"] is None else f"{row[f'{p}_ms']:.0f}" for p in PERCENTILES]
-        cells.append(f"{row['work_per_query']:.3f}")
-        names = ("agreement", "approximate_share", "approximate_agreement")
-        cells += [percent(row[name]) for name in names]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-PERCENTILES = ("p50", "p99", "p999")
+        line = {"stragglers": row["stragglers"], "policy": row["policy"]}
+        line |= {f"{tables.TITLES[name]} ms": row[f"{name}_ms"] for name in PERCENTILES}
+        line["work"] = row["work_per_query"]
+        for title, name in SHARES.items():
+            line[title] = None if row[name] is None else 100 * row[name]
+        lines.append(line)
+    formats = {f"{tables.TITLES[name]} ms": ".0f" for name in PERCENTILES}
+    return tables.markdown(
+        DataFrame(lines), {**formats, "work": ".3f", **dict.fromkeys(SHARES, ".2f")}
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.bench.load import ServerProcess, process_stat, server
+from codedinvnet.processes import Running, process_stat, running
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
 
@@ -49,30 +47,8 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
 
 
 @contextmanager
-def served(*arguments: str, log: Path) -> Iterator[ServerProcess]:
+def served(*arguments: str, log: Path) -> Iterator[Running]:
     """Run `codedinvnet serve ARGUMENTS` for tests that are not coroutines."""
-    started = threading.Event()
-    found: list[ServerProcess] = []
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        try:
-            async with server(*arguments, log=log) as process:
-                found.append(process)
-                started.set()
-                await stop.wait()
-        finally:
-            started.set()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        started.wait()
-        assert found, "the server did not start"
-        yield found[0]
-    finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
+    with running(*command, log=log) as found:
+        yield found

@@ -19,34 +19,13 @@ from codedinvnet.rows import (
     key_of,
     measured_row,
     newest,
-    pack_counts,
     read_rows,
-    unpack_counts,
 )
 from tests.bench import canned
 
 
 def row(key: str, value: int = 0) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, "key": key, "value": value}
-
-
-@pytest.mark.parametrize("values", [[], [0], [65535, 0, 3], list(range(1000))])
-def test_counts_come_back(values: list[int]) -> None:
-    counts = np.array(values, np.int64)
-    text = pack_counts(counts)
-    assert text.isascii()
-    np.testing.assert_array_equal(unpack_counts(text), counts)
-
-
-@pytest.mark.parametrize("value", [-1, 65536])
-def test_counts_that_do_not_fit_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=r"0\.\.65535"):
-        pack_counts(np.array([1, value]))
-
-
-def test_counts_of_a_thousand_groups_are_short() -> None:
-    counts = np.random.default_rng(0).integers(7, 11, 1000)
-    assert len(pack_counts(counts)) < 600
 
 
 def test_rows_are_appended_and_read(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.async_api import Page, ViewportSize, async_playwright
 
-from codedinvnet.bench.load import server
 from codedinvnet.files import write_atomically
+from codedinvnet.processes import server
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "page.gif"
 SIZE = ViewportSize(width=760, height=700)

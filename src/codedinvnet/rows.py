@@ -7,18 +7,14 @@ alone, unless all but its newline was written. Which rows of a file may be compa
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
-
-import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import parse_json
@@ -50,20 +46,6 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Which trial a row of a kind is of, and what it is compared by."""
-
-
-def pack_counts(counts: np.ndarray) -> str:
-    """Write whole numbers (n,) from 0 to 65,535 as compressed text."""
-    if len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) < 2**16:
-        raise ValueError(f"counts must lie in 0..65535, got {counts.min()} to {counts.max()}")
-    raw = counts.astype("<u2").tobytes()
-    return base64.b64encode(zlib.compress(raw, 9)).decode()
-
-
-def unpack_counts(text: str) -> np.ndarray:
-    """Return what `pack_counts` wrote, (n,) int64."""
-    raw = zlib.decompress(base64.b64decode(text))
-    return np.frombuffer(raw, "<u2").astype(np.int64)
 
 
 def measured_row(header: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Row:

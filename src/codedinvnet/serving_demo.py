@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.bench.load import Client, Reply, connect, open_loop, server
+from codedinvnet.bench.load import Client, Reply, connect
 from codedinvnet.data import sample_images
+from codedinvnet.processes import server
 from codedinvnet.quantiles import percentile
 
 RATE = 100.0
@@ -53,18 +54,15 @@ async def _serve_and_load(name: str, images: np.ndarray, folder: Path, seed: int
                 f"{KILLED_AFTER:.0f} s"
             )
             kill = asyncio.create_task(_kill(client))
-
-            async def call(i: int, due: float) -> Reply:
-                return await client.infer(f"query-{i}", [i], due)
-
-            replies = await open_loop(call, rate=RATE, count=QUERIES, seed=seed, label="queries")
+            requests = [[row] for row in range(QUERIES)]
+            replies = await client.load(requests, rate=RATE, seed=seed, label="query", leave=True)
             await kill
             return replies
 
 
 async def _kill(client: Client) -> None:
     await asyncio.sleep(KILLED_AFTER)
-    workers = (await client.state())["workers"]
+    workers = (await client.get("page/state"))["workers"]
     os.kill(workers[KILLED_WORKER]["pid"], signal.SIGKILL)
 
 

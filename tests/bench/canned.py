@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from codedinvnet.bench.latency import latency_figures
 from codedinvnet.bench.load import Reply
-from codedinvnet.rows import SCHEMA_VERSION, key_of, pack_counts
+from codedinvnet.bench.service import latency_figures
+from codedinvnet.rows import SCHEMA_VERSION, key_of
 
-GROUPS, K = 100, 10
+K = 10
 MACHINE = "a machine"
 
 
@@ -32,30 +29,19 @@ def row(
     answered: float = 1.0,
     epochs: int = 1,
     weights: str = "first",
-    groupings: Sequence[float] = (),
-    groups: int = GROUPS,
     **shared: Any,
 ) -> dict[str, Any]:
-    """Return a row in which every group has the same share of right answers, or one more.
+    """Return a row of `bench accuracy`.
 
     Args:
         weights: the bundle's.
-        groupings: recovered accuracy in each; one grouping, if it is empty.
-        groups: of a grouping.
         shared: settings, those of `rows.SHARED` and `patterns`.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def correct(share: float) -> Tensor:
-        least, more = divmod(round(share * k * groups), groups)
-        return least + (torch.randperm(groups, generator=generator) < more).long()
-
     trial = {"label": label, "method": label, "dataset": dataset, "base": base, "k": k}
     trial |= {"missing": missing, "corrupt": corrupt, "seed": seed, "bundle": dataset}
     settings: dict[str, Any] = {"quick": False, "grouping_seed": 0, "patterns": 64}
     settings |= {"test_images": 1000, "train_images": 1000, "bundle": weights, "epochs": epochs}
     settings |= shared
-    scored = torch.full((groups,), k)
     figures: dict[str, Any] = {
         "normal": 0.95,
         "complete": 0.95 if systematic else 0.9,
@@ -63,10 +49,6 @@ def row(
         "answered": answered,
         "systematic": systematic,
         "r": 1,
-        "groups": [
-            {"correct": pack_counts(correct(share).numpy()), "scored": pack_counts(scored.numpy())}
-            for share in groupings or (recovered,)
-        ],
     }
     return {
         "schema_version": SCHEMA_VERSION,

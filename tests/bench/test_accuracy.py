@@ -107,7 +107,7 @@ def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Pa
         for field in ("commit", "machine", "seed", "seconds", "settings", "began"):
             assert row[field] not in (None, ""), field
         assert 0 <= row["recovered"] <= 1
-        assert len(row["groups"]) == 2
+        assert len(row["counts"]) == 2
 
 
 def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> None:
@@ -385,13 +385,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
     spoil(out)
     monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=told):
-        accuracy.run(
-            grid,
-            out=out,
-            save_dir=tmp_path / "runs",
-            data_dir=data_dir,
-            device=torch.device("cpu"),
-        )
+        run(grid, out.parent, data_dir)
 
 
 def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:
@@ -448,7 +442,7 @@ def test_the_command_writes_rows_tables_and_figures(
     names = {Path(p).name for p in report["written"]}
     assert names == {"rows.md", "rows.csv", "rows-late.png"}
     assert all(row["settings"]["quick"] for row in read_rows(out))
-    assert all(len(row["groups"]) == 1 for row in read_rows(out))
+    assert all(len(row["counts"]) == 1 for row in read_rows(out))
 
 
 def test_the_quick_version_without_images_does_what_needs_no_training(

@@ -11,6 +11,7 @@ import pytest
 from codedinvnet.bench import latency
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
 from codedinvnet.bench.load import Reply
+from codedinvnet.bench.service import ParityWait, Run, latency_figures, work_figures
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
@@ -216,7 +217,7 @@ def test_workers_compute_by_the_engine_of_the_grid(
     asked: list[str] = []
 
     async def noted(self: latency.LatencyBench, arm: Arm, *_: Any) -> dict[str, Any]:
-        asked.extend(self._options(arm, tmp_path / "faults"))
+        asked.extend(self._options(arm))
         return {"p50_ms": 1.0}
 
     monkeypatch.setattr(latency.LatencyBench, "_measure", noted)
@@ -402,7 +403,7 @@ def test_a_query_without_an_answer_is_wrong_and_infinitely_late() -> None:
     assert found["decoded_share"] == pytest.approx(1 / 3, abs=1e-6)
     assert found["accuracy"] == 0.5
     assert found["decoded_accuracy"] == 0.5
-    times = latency.latency_figures(replies)
+    times = latency_figures(replies)
     assert times["p50_ms"] == 6
     assert times["p99_ms"] is None
     assert times["histogram"]["lost"] == 1
@@ -420,10 +421,13 @@ def test_work_is_in_service_times_of_a_query() -> None:
             found[f'codedinvnet_tasks_total{{task="{kind}"}}'] = count
         return found
 
-    wait = latency.ParityWait(36.0, 2.0)
+    def run(before: dict[str, float], after: dict[str, float]) -> Run:
+        return Run([Reply("", tuple(range(100)), 0.1, 200)], before, after, {}, {})
+
+    wait = ParityWait(36.0, 2.0)
     after = metrics(110, 10, 1.2, 0.05)
     after |= {'codedinvnet_groups_total{size="10"}': 5, 'codedinvnet_groups_total{size="4"}': 5}
-    found = latency.work_figures(metrics(10, 0, 1.0, 0.0), after, 100, 38.0, wait)
+    found = work_figures(run(metrics(10, 0, 1.0, 0.0), after), 38.0, wait)
     assert found["mean_service_ms"] == pytest.approx(40)  # 38 and 2 of computing
     assert found["work_per_query"] == pytest.approx(
         (100 * 40 + 10 * (36 + 5) + 70 * 2) / (100 * 40), abs=1e-4
@@ -431,5 +435,5 @@ def test_work_is_in_service_times_of_a_query() -> None:
     assert found["data_tasks_per_query"] == 1
     assert found["extra_tasks_per_query"] == 0.1
     assert found["encode_ms_per_query"] == pytest.approx(0.05)
-    nothing_extra = latency.work_figures({}, metrics(100, 0, 0.2, 0.0), 100, 38.0)
+    nothing_extra = work_figures(run({}, metrics(100, 0, 0.2, 0.0)), 38.0)
     assert nothing_extra["work_per_query"] == 1

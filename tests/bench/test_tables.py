@@ -70,23 +70,6 @@ def test_methods_are_in_the_order_of_the_registry_and_others_behind() -> None:
     assert list(tables.accuracy_frame(sets)["dataset"]) == ["mnist", "cifar10", "other"]
 
 
-def test_margins_are_to_each_rivals_best_base_on_shared_groupings() -> None:
-    rows = [
-        row("coded-invnet", 0.92, groupings=[0.90, 0.94]),
-        row("parm", 0.5),
-        row("approxifer", 0.3),
-        row("approxifer", 0.7, base="resnet", groupings=[0.7, 0.6]),
-        row("replication", 0.901, groupings=[0.901]),
-    ]
-    found = tables.margins(tables.accuracy_frame(rows)).set_index("method")
-    assert found.loc["approxifer", "base"] == "resnet"
-    assert found.loc["approxifer", "margin"] == pytest.approx(27)
-    assert found.loc["parm", "margin"] == pytest.approx(40)  # of the first grouping alone
-    assert found.loc["parm", "p"] == "< 0.001"
-    assert found.loc["replication", "low"] < 0 < found.loc["replication", "high"]
-    assert "coded-invnet" not in found.index
-
-
 def test_published_figures_stand_beside_ours_on_the_best_base() -> None:
     found = tables.published(tables.accuracy_frame(ACCURACY))
     code = line(found, method="approxifer")

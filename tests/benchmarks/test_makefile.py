@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import command_line
-from benchmarks.figures import BUNDLES, SIZES
+from benchmarks.bundles import BUNDLES, SIZES
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.config import load_settings
 

@@ -14,6 +14,7 @@ from benchmarks import protected, recommended, straggling
 from benchmarks.command_line import main
 from benchmarks.recommended import Made
 from codedinvnet.bench.load import Reply
+from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
@@ -103,6 +104,30 @@ def test_a_protected_model_is_compared_with_hedging(
     before = out.read_text()
     assert main(words) == 0  # nothing is done twice
     assert out.read_text() == before
+
+
+@pytest.mark.parametrize("smaller", [False, True])
+def test_a_smaller_model_beside_the_model_is_its_backup(
+    smaller: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the row `lite2`, for one."""
+    told: list[str] = []
+
+    def make(folder: Path, _: Path | None) -> Path:
+        if smaller:
+            (folder / protected.BACKUP).touch()
+        return folder
+
+    def protect(words: list[str]) -> int:
+        told.extend(words)
+        return 2
+
+    recipe = protected.Recipe(make, ())
+    monkeypatch.setattr(protected, "RECIPES", {"own": recipe})
+    monkeypatch.setattr(recommended, "main", protect)
+    with pytest.raises(UserError, match="codedinvnet protect failed"):
+        protected.run("own", tmp_path, None, 1.0)
+    assert ("--backup" in told) == smaller
 
 
 def test_agreement_is_counted_of_all_and_of_approximate_answers() -> None:

@@ -23,9 +23,9 @@ import yaml
 from dockerfile_parse import DockerfileParser
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.processes import free_port
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import settings_of
+from codedinvnet.processes import free_port
 from codedinvnet.serving.gateway.options import GatewayOptions, check
 from codedinvnet.serving.gateway.run import running as gateway_running
 from codedinvnet.serving.listening import DRAIN_TIMEOUT

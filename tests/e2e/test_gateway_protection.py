@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.triton import Triton, is_installed
-from codedinvnet.bench.load import process_stat
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.models.upstream import PATH, described, outputs_of
+from codedinvnet.processes import process_stat
 from codedinvnet.protect import distil
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.options import GatewayOptions

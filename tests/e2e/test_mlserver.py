@@ -22,7 +22,7 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import triton
-from benchmarks.processes import free_port
+from codedinvnet.processes import free_port
 from tests.e2e.test_triton import Gateway
 from tests.processes import served, wait_until
 

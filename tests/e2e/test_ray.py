@@ -16,11 +16,11 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.processes import free_port
-from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
+from codedinvnet.bench.load import Client, connect
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.processes import descendants, free_port, server
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool
@@ -104,7 +104,7 @@ async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> Non
     )
 
     async def workers(client: Client) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await client.state())["workers"]
+        found: list[dict[str, Any]] = (await client.get("page/state"))["workers"]
         return found
 
     async with (
@@ -125,11 +125,8 @@ async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> Non
             await asyncio.sleep(2)
             await asyncio.to_thread(cluster.remove_node, lost, allow_graceful=False)
 
-        async def call(i: int, due: float) -> Reply:
-            return await client.infer(f"query {i}", [i], due)
-
         hurting = asyncio.create_task(hurt())
-        replies = await open_loop(call, rate=20, count=160, seed=0, label="queries")
+        replies = await client.load([[i] for i in range(160)], rate=20, seed=0, label="query")
         await hurting
         assert [reply.error for reply in replies] == [""] * len(replies)
         assert all(reply.returned == reply.identity for reply in replies)
@@ -155,7 +152,7 @@ async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> Non
 
         for _ in range(2):  # as timeout(1) does
             process.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.process.wait(), 30) == 0
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
         actors = [worker["pid"] for worker in found]
         assert await asyncio.to_thread(survivors, actors, 20) == []
         assert "SIGTERM received" not in (tmp_path / "log").read_text()  # Ray's trace
@@ -194,7 +191,7 @@ async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> 
         await until_live(200, 120)
         assert (await client.infer("after", range(4))).ok
     assert process.process.stdout is not None
-    printed = await process.process.stdout.read()
-    assert b"aylet" not in printed
+    printed = await asyncio.to_thread(process.process.stdout.read)
+    assert "aylet" not in printed
     for line in log.read_text().splitlines():
         assert isinstance(json.loads(line), dict), line

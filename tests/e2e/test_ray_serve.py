@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import free_port
 from codedinvnet.errors import UserError
+from codedinvnet.processes import free_port
 
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
 

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.processes import free_port
-from codedinvnet.bench.load import Client, Reply, connect, descendants, open_loop, server
+from codedinvnet.bench.load import Client, connect
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.processes import descendants, free_port, server
 from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import alive, needs_proc, served, survivors, wait_until
@@ -60,7 +60,7 @@ def slow(ms: float, **where: int) -> dict[str, Any]:
 
 
 async def worker_pids(client: Client) -> list[int]:
-    return [worker["pid"] for worker in (await client.state())["workers"]]
+    return [worker["pid"] for worker in (await client.get("page/state"))["workers"]]
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +229,8 @@ async def test_every_query_is_answered_while_workers_fail(
             await asyncio.sleep(1)
             os.kill(pids[4], signal.SIGSTOP)
 
-        async def call(i: int, due: float) -> Reply:
-            return await client.infer(f"query {i}", [i], due)
-
         hurting = asyncio.create_task(hurt())
-        replies = await open_loop(call, rate=40, count=200, seed=0, label="queries")
+        replies = await client.load([[i] for i in range(200)], rate=40, seed=0, label="query")
         await hurting
         assert [reply.error for reply in replies] == [""] * len(replies)
         assert all(reply.returned == reply.identity for reply in replies)
@@ -247,7 +244,7 @@ async def test_every_query_is_answered_while_workers_fail(
         assert np.mean(right["direct"]) >= 0.9
 
         async def restarts() -> list[int]:
-            return [worker["restarts"] for worker in (await client.state())["workers"]]
+            return [worker["restarts"] for worker in (await client.get("page/state"))["workers"]]
 
         for _ in range(200):
             counts = await restarts()
@@ -268,7 +265,7 @@ async def test_every_query_is_answered_while_workers_fail(
         assert set(again) < set(below)
         os.kill(again[0], signal.SIGSTOP)
         os.kill(process.pid, signal.SIGKILL)
-        assert await process.process.wait() == -signal.SIGKILL
+        assert await asyncio.to_thread(process.process.wait) == -signal.SIGKILL
         assert await asyncio.to_thread(survivors, below) == []
 
 
@@ -303,7 +300,7 @@ async def test_a_client_that_leaves_takes_its_queries_along(
         assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
         reply = await client.infer("patient", range(4))
         assert reply.error == ""
-        last = (await client.state())["groups"]
+        last = (await client.get("page/state"))["groups"]
         assert {m["outcome"] for m in last[-1]["members"]} <= {"direct", "decoded"}
         assert {m["outcome"] for m in last[-2]["members"]} == {"cancelled"}
 
@@ -337,7 +334,7 @@ async def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
         assert not any(request.done() for request in requests)
         replies = await asyncio.gather(*requests)
         assert [reply.error for reply in replies] == ["", ""]
-        assert await asyncio.wait_for(process.process.wait(), 30) == 0
+        assert await asyncio.to_thread(process.process.wait, 30) == 0
         assert await asyncio.to_thread(survivors, below) == []
         assert not any(alive(pid) for pid in below)
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]

@@ -26,8 +26,8 @@ import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.processes import free_port
 from benchmarks.triton import MODEL, RESNET, RESNET_CONFIG, Triton, is_installed
+from codedinvnet.processes import free_port
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.run import running

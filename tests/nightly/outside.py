@@ -27,18 +27,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import torch
 
-from benchmarks.processes import descriptors, memory
-from codedinvnet.bench.load import (
-    Client,
-    Reply,
-    connect,
-    descendants,
-    open_loop,
-    server,
-    warm,
-)
+from codedinvnet.bench.load import Client, Reply, connect
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.processes import descendants, server
 
 OPTIONS = ("--k", "4", "--hang-timeout-ms", "1000", "--deadline-ms", "5000")
 OVERLOADED = ("--policy", "uncoded", "--workers", "4", "--deadline-ms", "5000")
@@ -150,7 +142,7 @@ async def serving(
         server(name, *options, log=log) as process,
         connect(process.address, bundle.info.name, images.numpy()) as client,
     ):
-        await warm(client, ([i] for i in range(30)), log)
+        await client.warm(([i] for i in range(30)), log)
         yield Outsider(bundle, client, process.pid, sizes, random.Random(seed), seed)
 
 
@@ -176,7 +168,7 @@ class Outsider:
         seed: int,
     ) -> None:
         self.client, self.pid, self.sizes, self.draw, self.seed = client, pid, sizes, draw, seed
-        scores = bundle.classify(bundle.embed(torch.from_numpy(client.images)))
+        scores = bundle.classify(bundle.embed(torch.from_numpy(client.inputs["images"])))
         self.labels = scores.argmax(1).numpy()
 
     def parts(self) -> tuple[Callable[[], Any], ...]:
@@ -205,12 +197,8 @@ class Outsider:
         count.notes |= dict(outcomes)
 
     async def _load(self, label: str, rate: float, count: int) -> list[Reply]:
-        rows = [self.draw.randrange(len(self.client.images)) for _ in range(count)]
-
-        async def call(i: int, due: float) -> Reply:
-            return await self.client.infer(f"{label}-{i}", [rows[i]], due)
-
-        return await open_loop(call, rate=rate, count=count, seed=self.seed, label=label)
+        rows = [[self.draw.randrange(self.client.count)] for _ in range(count)]
+        return await self.client.load(rows, rate=rate, seed=self.seed, label=label, leave=True)
 
     async def harmed(self) -> Count:
         """Send images while workers and the fork server are killed, and workers are stopped."""
@@ -228,7 +216,9 @@ class Outsider:
     async def _harm(self, done: Counter[str]) -> None:
         for turn in range(1, 10_000):
             await asyncio.sleep(2.0)
-            workers = [w["pid"] for w in (await self.client.state())["workers"] if w["pid"]]
+            workers = [
+                w["pid"] for w in (await self.client.get("page/state"))["workers"] if w["pid"]
+            ]
             if turn % 5 == 0:
                 servers = set(descendants(self.pid)) - set(workers)
                 forks = [p for p in servers if b"forkserver" in _command(p)]
@@ -254,7 +244,7 @@ class Outsider:
 
     def _spoilt(self) -> tuple[bytes, dict[str, str]]:
         """Return a request that was right before something was done to it."""
-        draw, image = self.draw, self.client.images[:1]
+        draw, image = self.draw, self.client.inputs["images"][:1]
         head: dict[str, Any] = {
             "id": "spoilt",
             "inputs": [
@@ -365,7 +355,7 @@ class Outsider:
         async def keep_asking(number: int) -> None:
             nonlocal done
             while time.perf_counter() < end:
-                row = self.draw.randrange(len(self.client.images))
+                row = self.draw.randrange(self.client.count)
                 reply = await self.client.infer(f"capacity-{number}", [row])
                 done += reply.ok
 
@@ -390,6 +380,17 @@ async def _post(client: Client, body: bytes, headers: dict[str, str]) -> int:
             return response.status
     except (aiohttp.ClientError, asyncio.TimeoutError):
         return 0
+
+
+def memory(pid: int) -> int:
+    """Return a process's resident bytes (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(pid: int) -> int:
+    """Return how many file descriptors a process has open (Linux)."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def _signal(pids: Sequence[int], number: int) -> int:

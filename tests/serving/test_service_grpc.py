@@ -15,9 +15,9 @@ import tritonclient.http.aio as triton_http
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.processes import free_port
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.processes import free_port
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running as gateway

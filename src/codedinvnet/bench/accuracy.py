@@ -40,7 +40,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.rows import key_of, newest, pack_counts, read_rows
+from codedinvnet.rows import key_of, newest, read_rows
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
@@ -282,7 +282,7 @@ class _Bench:
 
 
 def describe_score(result: Score) -> dict[str, Any]:
-    """Return a score for a row: figures rounded to what they can carry, counts packed."""
+    """Return a score for a row: figures rounded to what they can carry."""
 
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 6)
@@ -292,8 +292,5 @@ def describe_score(result: Score) -> dict[str, Any]:
         "recovered": rounded(result.recovered),
         "answered": rounded(result.answered),
         "patterns": [[list(lost), round(a, 6)] for lost, a in result.patterns.items()],
-        "groups": [
-            {"correct": pack_counts(c.correct.numpy()), "scored": pack_counts(c.scored.numpy())}
-            for c in result.counts
-        ],
+        "counts": [list(pair) for pair in result.counts],
     }

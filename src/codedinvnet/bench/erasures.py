@@ -20,14 +20,6 @@ CORRUPTION = 10.0
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Right answers of one grouping, by group: (G,) int64 each."""
-
-    correct: Tensor
-    scored: Tensor
-
-
-@dataclass(frozen=True)
 class Score:
     """What erasures did to a method's answers; accuracies in 0..1.
 
@@ -38,14 +30,14 @@ class Score:
             erased members', of another everybody's; everybody's, too, if workers are corrupt.
         answered: share of these answers that there were. The others count as the majority class.
         patterns: accuracy by erasure pattern, over all groupings.
-        counts: right and scored answers by group, for each grouping.
+        counts: right and scored answers of each grouping.
     """
 
     complete: float
     recovered: float | None
     answered: float | None
     patterns: dict[tuple[int, ...], float]
-    counts: list[Counts]
+    counts: list[tuple[int, int]]
 
 
 def answers(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
@@ -113,7 +105,7 @@ def score(
         for lost in erasure_patterns(k, len(tasks) - k, missing, patterns, seed)
     ]
     generator = torch.Generator().manual_seed(seed)
-    counts: list[Counts] = []
+    counts: list[tuple[int, int]] = []
     by_pattern = {lost: [0, 0] for lost in lost_sets}
     noise = torch.Generator().manual_seed(seed)
     complete = answered = 0
@@ -130,23 +122,19 @@ def score(
         outputs = group_outputs(scheme, source, groups.members, own if systematic else None)
         whole = answers(scheme, outputs, k)
         complete += int(((whole == labels) & groups.counted).sum())
-        correct = torch.zeros(len(labels), dtype=torch.long)
-        scored = torch.zeros(len(labels), dtype=torch.long)
+        before = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
         for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
             rest = {task: output for task, output in outputs.items() if task not in lost}
             found = answers(scheme, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
             answered += int(((found >= 0) & concerned).sum())
             found = torch.where(found < 0, majority, found)
-            hits = (found == labels) & concerned
-            correct += hits.sum(1)
-            scored += concerned.sum(1)
-            by_pattern[lost][0] += int(hits.sum())
+            by_pattern[lost][0] += int(((found == labels) & concerned).sum())
             by_pattern[lost][1] += int(concerned.sum())
             bar.update()
-        counts.append(Counts(correct, scored))
+        after = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
+        counts.append((after[0] - before[0], after[1] - before[1]))
     bar.close()
-    total = sum(int(c.scored.sum()) for c in counts)
-    right = sum(int(c.correct.sum()) for c in counts)
+    right, total = (sum(column) for column in zip(*counts, strict=True))
     return Score(
         complete=complete / (count * groupings),
         recovered=right / total if total else None,

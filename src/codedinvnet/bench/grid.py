@@ -29,7 +29,7 @@ Base = Literal["invertible", "resnet"]
 GroupSize = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Patterns = Annotated[int, Field(gt=0, le=1000)]
-"""So that what is counted of a group, patterns times members, fits 16 bits."""
+"""Erasure patterns; a thousand say enough."""
 
 PATTERNS = 30
 """Most erasure patterns, unless a grid says otherwise: all of them where one worker is missing."""

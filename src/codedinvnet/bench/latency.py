@@ -12,12 +12,10 @@ import json
 import math
 import os
 import random
-import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +32,15 @@ from codedinvnet.bench.latency_grid import (
     load_latency_grid,
     quick_grid,
 )
-from codedinvnet.bench.load import (
-    WARM_REQUESTS,
-    ProcessorTime,
-    Reply,
-    connect,
-    open_loop,
-    processor_time,
-    server,
-    warm,
-)
+from codedinvnet.bench.load import Reply
 from codedinvnet.bench.parts import DataSet
+from codedinvnet.bench.service import (
+    ParityWait,
+    latency_figures,
+    schedule,
+    serving,
+    work_figures,
+)
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
@@ -57,17 +53,14 @@ from codedinvnet.models.bundle import (
     weights_digest,
 )
 from codedinvnet.models.runtime import PYTORCH, check_installed
-from codedinvnet.quantiles import SHARES, Histogram, percentile, quantiles, rounded
+from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.serving.policies import served_as
-from codedinvnet.serving.workers.faults import Delay, Fault
-from codedinvnet.simulation.figures import QUANTILES
+from codedinvnet.serving.workers.faults import Fault
 from codedinvnet.stages import images_of
 
 SAMPLED = ("service", "encode", "trip")
 """What of `GET /times` a scenario of the run needs."""
-SETTLE = 0.5
-"""Seconds after the last answer, in which tasks that nobody waits for come to their end."""
 START_SECONDS = 10
 """What starting, warming and stopping a service takes, for the time left."""
 PART_SEED = 1
@@ -124,14 +117,6 @@ def run(
     jobs = [bench.job(arm, settings[arm], keys[arm]) for arm in todo]
     counts = study.run(jobs, out, f"latency, about {math.ceil(seconds / 60)} min")
     return {"runs": len(wanted), "kept": len(wanted) - len(todo), **counts}
-
-
-class ParityWait(NamedTuple):
-    """What a parity keeps its worker for without a processor, in ms."""
-
-    task: float
-    image: float
-    """Besides, for each image of its group."""
 
 
 class LatencyBench:
@@ -232,28 +217,9 @@ class LatencyBench:
             extra.cost * grid.wait_ms, round(self.encode_share * grid.wait_ms / grid.k, 4)
         )
 
-    def waits(self, arm: Arm) -> list[Fault]:
-        """Return the waits that make workers which share processors behave as machines."""
-        data = Delay(ms=self.grid.wait_ms)
-        parity = self.parity_wait(arm)
-        if parity is None:
-            return [Fault(kind="slow", delay=data, spread=True)]
-        k, (task, image) = self.grid.k, (Delay(ms=ms) for ms in parity)
-        waits = [
-            Fault(kind="slow", delay=data, spread=True, until_task=k),
-            Fault(kind="slow", delay=task, spread=True, from_task=k),
-            Fault(kind="slow", delay=image, spread=True, from_task=k, each_image=True),
-        ]
-        return [wait for wait in waits if wait.delay is not None and wait.delay.ms > 0]
-
-    def schedule(self, arm: Arm, faults: Iterable[Fault]) -> list[Fault]:
-        """Return the waits and what else goes wrong.
-
-        Which requests a fault hits is drawn by its place in the schedule: it is the same for every
-        method.
-        """
-        first, *others = self.waits(arm)
-        return [first, *faults, *others]
+    def schedule(self, arm: Arm, faults: Sequence[Fault]) -> list[Fault]:
+        """Return the waits of an arm's tasks, and what else goes wrong."""
+        return schedule(self.grid.wait_ms, self.grid.k, self.parity_wait(arm), faults)
 
     def seed(self, arm: Arm) -> int:
         """Return the seed of a run's arrivals, images and faults.
@@ -349,7 +315,7 @@ class LatencyBench:
             self.expected_seconds(arm),
         )
 
-    def _options(self, arm: Arm, faults_file: Path) -> list[str]:
+    def _options(self, arm: Arm) -> list[str]:
         """Return the command line of the service."""
         grid, served = self.grid, arm.served
         words: dict[str, Any] = {
@@ -360,62 +326,36 @@ class LatencyBench:
             "--group-timeout-ms": grid.group_timeout_ms,
             "--hang-timeout-ms": grid.hang_timeout_ms,
             "--deadline-ms": grid.deadline_ms,
-            "--faults": faults_file,
             "--engine": grid.engine,
         }
         if part := self.parts.get(find_method(served.method).name):
             words["--part"] = part
         return [grid.bundle, *(str(word) for pair in words.items() for word in pair)]
 
-    async def _measure(self, arm: Arm, faults: Iterable[Fault], row: Row) -> dict[str, Any]:
+    async def _measure(self, arm: Arm, faults: Sequence[Fault], row: Row) -> dict[str, Any]:
         """Serve, load, and return the figures of a run."""
-        schedule = {
-            "seed": row["seed"],
-            "faults": [f.model_dump(mode="json") for f in self.schedule(arm, faults)],
-        }
         chooser = random.Random(row["seed"])
-        images = [
+        requests = [
             [chooser.randrange(len(self.images)) for _ in range(arm.batch)]
             for _ in range(row["requests"])
         ]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "faults.json"
-            path.write_text(json.dumps(schedule), encoding="utf-8")
-            async with (
-                server(*self._options(arm, path), log=self.log) as process,
-                connect(process.address, self.bundle.info.name, self.images) as client,
-            ):
-                await warm(
-                    client, (images[i % len(images)] for i in range(WARM_REQUESTS)), self.log
-                )
-
-                async def call(i: int, due: float) -> Reply:
-                    return await client.infer(f"{i}", images[i], due)
-
-                before, processors = await client.metrics(), processor_time(process.pid)
-                replies = await open_loop(
-                    call,
-                    rate=self.rate(arm) / arm.batch,
-                    count=row["requests"],
-                    seed=row["seed"],
-                    label=arm.label,
-                    leave=False,
-                )
-                busy = _busy(processors, processor_time(process.pid), len(images) * arm.batch)
-                await asyncio.sleep(SETTLE)
-                after, times = await client.metrics(), await client.times()
+        async with serving(
+            self._options(arm),
+            self.schedule(arm, faults),
+            seed=row["seed"],
+            model=self.bundle.info.name,
+            inputs={"images": self.images},
+            first=requests,
+            log=self.log,
+        ) as service:
+            rate = self.rate(arm) / arm.batch
+            run = await service.load(requests, rate=rate, seed=row["seed"], label=arm.label)
         return {
-            **latency_figures(replies),
-            **answer_figures(replies, self.labels),
-            **work_figures(
-                before,
-                after,
-                row["requests"] * arm.batch,
-                self.grid.wait_ms,
-                self.parity_wait(arm),
-            ),
-            **self._times(arm, replies, times),
-            **busy,
+            **latency_figures(run.replies),
+            **answer_figures(run.replies, self.labels),
+            **work_figures(run, self.grid.wait_ms, self.parity_wait(arm)),
+            **self._times(arm, run.replies, run.times),
+            **run.busy,
         }
 
     def _times(
@@ -442,21 +382,6 @@ def _dumped(faults: Iterable[Fault]) -> list[dict[str, Any]]:
     return [fault.model_dump(mode="json", exclude_defaults=True) for fault in faults]
 
 
-def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Return the percentiles of a run's requests in ms, and their histogram.
-
-    A request that was not answered counts as infinitely late; None stands for that.
-
-    Args:
-        replies: of all requests.
-    """
-    latency = np.array([1000 * reply.latency if reply.ok else math.inf for reply in replies])
-    return {
-        **{f"{name}_ms": rounded(percentile(latency, s), 3) for name, s in QUANTILES.items()},
-        "histogram": Histogram.of(latency).as_json(),
-    }
-
-
 def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
     """Return how queries were answered; one without an answer counts as wrong.
 
@@ -478,66 +403,4 @@ def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any
         "decoded_share": round(count / queries, 6),
         "accuracy": round(float(right.sum()) / queries, 6),
         "decoded_accuracy": round(float(right[decoded].mean()), 6) if count else None,
-    }
-
-
-def work_figures(
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    queries: int,
-    wait_ms: float,
-    parity_wait: ParityWait | None = None,
-) -> dict[str, Any]:
-    """Return what a run cost, from the server's metrics before and after it.
-
-    Work is how long workers were at tasks, the stated waits included and injected delays not, in
-    mean service times of a data task: 1 a query is what an uncoded service does.
-
-    Args:
-        before: the metrics by name, with labels.
-        after: likewise.
-        queries: of the run.
-        wait_ms: of a data task.
-        parity_wait: of a parity.
-    """
-
-    def grown(name: str, kind: str, label: str = "task") -> float:
-        key = f'codedinvnet_{name}{{{label}="{kind}"}}'
-        return after.get(key, 0.0) - before.get(key, 0.0)
-
-    seconds = {kind: grown("worker_seconds_sum", kind) for kind in ("data", "parity")}
-    finished = {kind: grown("worker_seconds_count", kind) for kind in ("data", "parity")}
-    mean = wait_ms + 1000 * seconds["data"] / finished["data"]
-    work = 1000 * sum(seconds.values()) + wait_ms * finished["data"]
-    if parity_wait is not None:
-        sizes = (re.fullmatch(r'codedinvnet_groups_total\{size="(\d+)"\}', key) for key in after)
-        images = sum(int(m[1]) * grown("groups_total", m[1], "size") for m in sizes if m)
-        work += parity_wait.task * finished["parity"] + parity_wait.image * images
-    encode = "codedinvnet_encode_seconds_sum"
-    return {
-        "mean_service_ms": round(mean, 3),
-        "work_per_query": round(work / (queries * mean), 4),
-        "data_tasks_per_query": round(grown("tasks_total", "data") / queries, 4),
-        "extra_tasks_per_query": round(grown("tasks_total", "parity") / queries, 4),
-        "encode_ms_per_query": round(
-            1000 * (after.get(encode, 0.0) - before.get(encode, 0.0)) / queries, 4
-        ),
-    }
-
-
-def _busy(
-    before: ProcessorTime | None, after: ProcessorTime | None, queries: int
-) -> dict[str, Any]:
-    """Return the share of the processors' time that was used, and by service and client.
-
-    And how many ms of a processor the front end took for each query of the run.
-    """
-    if before is None or after is None:
-        names = ("processors_busy", "processors_own", "front_ms_per_query")
-        return dict.fromkeys(names)
-    own, front, busy, whole = (b - a for a, b in zip(before, after, strict=True))
-    return {
-        "front_ms_per_query": round(1000 * front / queries, 4),
-        "processors_busy": round(busy / max(whole, 1e-9), 4),
-        "processors_own": round(own / max(whole, 1e-9), 4),
     }

@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from pandas import DataFrame, Series
 
-from codedinvnet.bench.compare import paired_difference, pooled
-from codedinvnet.bench.erasures import Counts
-from codedinvnet.codes.registry import METHODS, OURS, known_method
+from codedinvnet.codes.registry import METHODS, known_method
 from codedinvnet.data.names import KNOWN
 from codedinvnet.files import write_atomically, write_text
 from codedinvnet.quantiles import Histogram, around, half_width, rank_of
-from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows, unpack_counts
+from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows
 from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.figures import QUANTILES, SAME
 
@@ -128,9 +125,9 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
             line |= {"complete": math.nan, "complete ±": math.nan}
         if line["answered"] == 100:
             line["answered"] = math.nan
-        lines.append({**line, "seeds": len(own), "rows": own})
+        lines.append({**line, "seeds": len(own)})
     columns = [*PLACE, "extra", *(f"{name}{end}" for name in SHARES for end in ("", " ±"))]
-    frame = DataFrame(lines, columns=[*columns, "seeds", "rows"])
+    frame = DataFrame(lines, columns=[*columns, "seeds"])
     order = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "method": METHODS}
     return in_order(frame, **order, base=())
 
@@ -152,66 +149,6 @@ def accuracy_table(frame: DataFrame) -> str:
     if table["dataset"].nunique() == 1:
         table = table.drop(columns="dataset")
     return markdown(table.rename(columns={"complete": "nobody missing"}))
-
-
-def margins(frame: DataFrame) -> DataFrame:
-    """Compare our bundle with each rival on its best base model, on the groups that both had.
-
-    `margin` is in points, with its 95 % interval; `p` is of no difference, by a bootstrap over
-    groups.
-    """
-    best = best_bases(frame)
-    ours = {tuple(line[name] for name in SETTING): line for line in _lines(best, OURS)}
-    found = []
-    for line in (line for line in best.to_dict("records") if line["method"] != OURS):
-        own = ours.get(tuple(line[name] for name in SETTING))
-        if own is None:
-            continue
-        a, b = _counts(own["rows"]), _counts(line["rows"])
-        shared = min(len(a), len(b))
-        difference = paired_difference(a, b)
-        found.append(
-            {
-                **{name: line[name] for name in PLACE},
-                "recovered": 100 * _recovered(b[:shared]),
-                OURS: 100 * _recovered(a[:shared]),
-                "margin": difference.margin,
-                "low": difference.low,
-                "high": difference.high,
-                "p": f"{difference.p:.3f}" if difference.p >= 0.001 else "< 0.001",
-            }
-        )
-    return DataFrame(found, columns=[*PLACE, "recovered", OURS, "margin", "low", "high", "p"])
-
-
-MARGIN_FORMATS = {
-    **dict.fromkeys(("recovered", OURS), ".2f"),
-    **dict.fromkeys(("margin", "low", "high"), "+.2f"),
-}
-
-
-def _lines(frame: DataFrame, method: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = frame[frame["method"] == method].to_dict("records")
-    return found
-
-
-def _counts(rows: Sequence[Row]) -> list[Counts]:
-    """Return right and scored answers by group, for each grouping, summed over the seeds."""
-    return pooled(
-        [
-            [
-                Counts(*(torch.from_numpy(unpack_counts(g[of])) for of in ("correct", "scored")))
-                for g in row["groups"]
-            ]
-            for row in rows
-        ]
-    )
-
-
-def _recovered(groupings: Sequence[Counts]) -> float:
-    """Return the share of right answers, the mean over groupings."""
-    shares = [float(g.correct.sum() / g.scored.sum()) for g in groupings]
-    return sum(shares) / len(shares)
 
 
 def published(frame: DataFrame) -> DataFrame:
@@ -257,11 +194,10 @@ def write_accuracy(rows_file: Path) -> list[Path]:
     frame = accuracy_frame(rows)
     sections = {
         "Accuracy, %": accuracy_table(frame),
-        f"Margin of {OURS}, points": markdown(margins(frame), MARGIN_FORMATS),
         "Published figures": markdown(published(frame), PUBLISHED_FORMATS),
         "Failed trials": markdown(failures(current_accuracy(rows), FAILED_TRIAL)),
     }
-    return _write(rows_file, sections, frame.drop(columns="rows"))
+    return _write(rows_file, sections, frame)
 
 
 def _write(rows_file: Path, sections: Mapping[str, str], frame: DataFrame) -> list[Path]:

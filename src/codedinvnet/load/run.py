@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from codedinvnet.load.requests import Arrays, from_file, generated, signature_of
 from codedinvnet.provenance import describe_machine
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
-from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Unreachable
+from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 
 START_TIMEOUT = 10.0
@@ -69,6 +69,8 @@ class Ends:
     late: Any = field(default_factory=histogram)
     """How late requests were sent."""
     errors: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    """Answers that are not what was expected."""
     outcomes: Counter[str] = field(default_factory=Counter)
     """How answers came about, where the server says so in a header."""
     example: str = ""
@@ -81,29 +83,40 @@ class Ends:
 
 
 class Sender:
-    """Sends a load's requests to a server, and takes down how they end.
+    """Sends a load's requests to servers in turn, and takes down how they end.
 
     Args:
-        upstream: the server.
+        upstreams: the servers.
         calls: sent in turn.
         timeout: seconds for an answer.
+        expected: tells whether the answer to a request is right; None: all are.
     """
 
-    def __init__(self, upstream: Upstream, calls: Sequence[Call], timeout: float) -> None:
-        self.upstream, self.calls, self.timeout = upstream, calls, timeout
-        self.ends = Ends()
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        calls: Sequence[Call],
+        timeout: float,
+        expected: Callable[[int, Reply], bool] | None = None,
+    ) -> None:
+        self.upstreams, self.calls, self.timeout = upstreams, calls, timeout
+        self.expected, self.ends = expected, Ends()
 
     async def send(self, number: int, due: float) -> None:
         """Send a request and wait for its answer."""
         ends = self.ends
         ends.late.record_value(micro(time.perf_counter() - due))
         try:
-            reply = await self.upstream.infer(self.calls[number % len(self.calls)], self.timeout)
+            upstream = self.upstreams[number % len(self.upstreams)]
+            reply = await upstream.infer(self.calls[number % len(self.calls)], self.timeout)
         except Unreachable as error:
             ends.failed("no answer", str(error))
             return
         if reply.status != OK[reply.transport]:
             ends.failed(f"{reply.transport} {reply.status}", str(reply))
+            return
+        if self.expected is not None and not self.expected(number, reply):
+            ends.wrong += 1
             return
         ends.latency.record_value(micro(time.perf_counter() - due))
         ends.outcomes.update(value for name, value in reply.headers if name == OUTCOME_HEADER)
@@ -147,7 +160,7 @@ async def first_calls(
     over_http = not options.url.startswith("grpc")
     for binary in (True, False) if over_http else (True,):
         calls = calls_of(options, requests, batched, binary=binary)
-        sender = Sender(upstream, calls, options.timeout)
+        sender = Sender([upstream], calls, options.timeout)
         for number in range(FIRST):
             await sender.send(number, time.perf_counter())
             if sender.ends.errors:
@@ -179,7 +192,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         else:
             requests = from_file(options.inputs, signature, options.batch, options.seed)
         calls, written_as = await first_calls(upstream, options, requests, batched)
-        sender, began = Sender(upstream, calls, options.timeout), time.perf_counter()
+        sender, began = Sender([upstream], calls, options.timeout), time.perf_counter()
         label = f"{len(gaps) / max(sum(gaps), 1e-9):.4g} requests/s"
         unsent = await open_loop(sender.send, gaps, label, most=options.max_open)
         seconds = time.perf_counter() - began

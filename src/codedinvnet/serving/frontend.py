@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -26,6 +26,7 @@ from codedinvnet.serving.answers import (
     Starting,
     described,
 )
+from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring
 from codedinvnet.serving.logs import Quiet, log_event
@@ -114,9 +115,10 @@ class FrontEnd:
         self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
+        self._background = Background()
         self.groups, self.reliance = GroupViews(), reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
-        calls = (self._spawn, self._computed, self._log_error)
+        calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
         self.decoding = None if queue is None else queue(wiring)
         self.started = self.draining = self.announced = self.stopped = False
@@ -127,7 +129,6 @@ class FrontEnd:
         self._outputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Attempt -> what its worker sent."""
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
-        self._tasks: set[asyncio.Task[None]] = set()
         self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
 
     # Life
@@ -148,7 +149,7 @@ class FrontEnd:
             self._computer = None  # which may hold a model
         await self.supervisor.start()
         self.started = True
-        self._spawn(self._watch_loop())
+        self._background.spawn(self._watch_loop())
         seconds = time.monotonic() - began
         log_event("ready", workers=self.rules.workers, seconds=round(seconds, 3))
 
@@ -176,28 +177,13 @@ class FrontEnd:
             return
         self.stopped = True
         await self.drain()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         self._alarm.cancel()
         await self.pool.stop()
         if self.decoding is not None:
             self.decoding.stop()
         if self.started:  # otherwise a line says why it did not start
             log_event("stopped")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log_error(error)
-
-    def _log_error(self, error: BaseException) -> None:
-        log_event("internal error", logging.ERROR, error, reason=described(error))
 
     async def _watch_loop(self) -> None:
         while True:
@@ -317,14 +303,14 @@ class FrontEnd:
             try:
                 self._carry_out(action)
             except Exception as error:
-                self._log_error(error)
+                log_error(error)
                 queue.extend(self._give_up(action, described(error)))
         try:
             if self.decoding is not None:
                 self.decoding.run()
             self._alarm.set(self.scheduler.next_timer())
         except Exception as error:  # the watch tries again
-            self._log_error(error)
+            log_error(error)
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Send):
@@ -350,7 +336,7 @@ class FrontEnd:
         elif isinstance(action, Fail):
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
-            self._spawn(self._replace(action.worker, action.reason))
+            self._background.spawn(self._replace(action.worker, action.reason))
         elif isinstance(action, Complete):
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
@@ -400,7 +386,7 @@ class FrontEnd:
         self.workers[action.worker].tasks += 1
         if action.task == self._k:
             self.metrics.groups.labels(str(action.group_size)).inc()
-        self._spawn(self._call(action.worker, task, action.members, time.monotonic()))
+        self._background.spawn(self._call(action.worker, task, action.members, time.monotonic()))
 
     async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
         kind = "parity" if task.number >= self._k else "data"

@@ -165,92 +165,26 @@ class TestInfer:
 
 
 class TestBadRequests:
-    @pytest.mark.parametrize(
-        ("change", "field"),
-        [
-            ({"name": "pictures"}, "inputs.0.name"),
-            ({"name": None}, "inputs.0.name"),
-            ({"datatype": "INT8"}, "inputs.0.datatype"),
-            ({"shape": [1, 28, 28]}, "inputs.0.shape"),
-            ({"shape": [1, 3, 28, 28]}, "inputs.0.shape"),
-            ({"shape": [0, 1, 28, 28]}, "inputs.0.shape"),
-            ({"shape": [33, 1, 28, 28]}, "inputs.0.shape: at most 32 queries"),
-            ({"shape": "all"}, "inputs.0.shape"),
-            ({"data": None}, "inputs.0.data: missing"),
-            ({"data": [1, 2, 3]}, "inputs.0.data"),
-            ({"data": [[1, 2], [3]]}, "inputs.0.data"),
-            ({"data": [256] * 784}, "inputs.0.data"),
-            ({"data": [-1] * 784}, "inputs.0.data"),
-            ({"data": [0.5] * 784}, "inputs.0.data"),
-            ({"data": ["a"] * 784}, "inputs.0.data"),
-            ({"data": [2.0] * 784, "datatype": "FP32"}, "inputs.0.data"),
-            ({"parameters": {"binary_data_size": 784}}, "inputs.0.data"),
-            ({"parameters": {"binary_data_size": 3}}, "inputs.0.parameters.binary_data_size"),
-            ({"parameters": {"shared_memory_region": "r"}}, "inputs.0.parameters"),
-        ],
-        ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
-    )
-    async def test_input(
-        self, change: dict[str, Any], field: str, mnist: Bundle, images: np.ndarray
+    async def test_what_the_parser_refuses_costs_nothing(
+        self, mnist: Bundle, images: np.ndarray
     ) -> None:
+        good, packed = tensor(images[:1]), {"Content-Encoding": "gzip"}
+        bodies: list[tuple[dict[str, Any], str]] = [
+            ({"inputs": [{**good, "shape": [1, 28, 28]}]}, "inputs.0.shape"),
+            ({"inputs": [good], "parameters": {"timeout": -1}}, "parameters.timeout"),
+        ]
         async with serving(mnist) as service:
-            entry = {**tensor(images[:1]), **change}
-            response = await service.client.post(INFER, json={"inputs": [entry]})
-            assert error(response, 400).startswith(field)
+            for content, headers, told in (
+                *((json.dumps(made).encode(), {}, told) for made, told in bodies),
+                (b"{", {}, "body: not valid JSON"),
+                (b"{}", {HEADER_LENGTH: "3"}, f"{HEADER_LENGTH}: 3 is more than"),
+                (b"{}", {"Content-Encoding": "br"}, "Content-Encoding: 'br'"),
+                (b"{}", packed, "body: not valid gzip"),
+                (gzip.compress(b"{}" * 99, mtime=0)[:-9], packed, "body: the gzip data"),
+            ):
+                response = await service.client.post(INFER, content=content, headers=headers)
+                assert error(response, 400).startswith(told)
             assert not service.front.scheduler.queries
-
-    @pytest.mark.parametrize(
-        ("change", "field"),
-        [
-            ({"inputs": []}, "inputs:"),
-            ({"inputs": 3}, "inputs:"),
-            ({"id": 3}, "id:"),
-            ({"outputs": [{"name": "logits"}]}, "outputs.0.name"),
-            ({"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]}, "outputs.0.par"),
-            ({"parameters": {"accept_decoded": "no"}}, "parameters.accept_decoded"),
-            ({"parameters": {"timeout": -1}}, "parameters.timeout"),
-            ({"parameters": {"timeout": "long"}}, "parameters.timeout"),
-            ({"outputs": [{"name": "label"}, {"name": "label"}]}, "outputs.1.name: 'label' is"),
-            ({"parameters": {"binary_data_output": 1}}, "parameters.binary_data_output"),
-        ],
-        ids=str,
-    )
-    async def test_request(
-        self, change: dict[str, Any], field: str, mnist: Bundle, images: np.ndarray
-    ) -> None:
-        async with serving(mnist) as service:
-            assert error(await service.infer(images[:1], **change), 400).startswith(field)
-
-    @pytest.mark.parametrize(
-        ("content", "headers", "message"),
-        [
-            (b"", {}, "body: not valid JSON"),
-            (b"{", {}, "body: not valid JSON"),
-            (b"\xff\xfe", {}, "body: not valid JSON"),
-            (b'{"inputs": [NaN]}', {}, "body: not valid JSON"),
-            (b"[" * 10_000, {}, "body: not valid JSON"),
-            (b"[]", {}, "body: must be a JSON object"),
-            (b"{}", {}, "inputs: "),
-            (b"{}", {HEADER_LENGTH: "two"}, f"{HEADER_LENGTH}: must be a number"),
-            (b"{}", {HEADER_LENGTH: "-2"}, f"{HEADER_LENGTH}: must be a number"),
-            (b"{}", {HEADER_LENGTH: "3"}, f"{HEADER_LENGTH}: 3 is more than"),
-            (b"{}", {"Content-Encoding": "br"}, "Content-Encoding: 'br'"),
-            (b"{}", {"Content-Encoding": "gzip"}, "body: not valid gzip"),
-            (
-                gzip.compress(b"{}" * 99, mtime=0)[:-9],
-                {"Content-Encoding": "gzip"},
-                "body: the gzip data",
-            ),
-            (zlib.compress(b"{}" * 99)[:-5], {"Content-Encoding": "deflate"}, "body: the deflate"),
-        ],
-        ids=lambda value: repr(value)[:30],
-    )
-    async def test_body(
-        self, content: bytes, headers: dict[str, str], message: str, mnist: Bundle
-    ) -> None:
-        async with serving(mnist) as service:
-            response = await service.client.post(INFER, content=content, headers=headers)
-            assert error(response, 400).startswith(message)
 
     async def test_a_body_that_is_too_large(self, mnist: Bundle) -> None:
         async with serving(mnist) as service:

@@ -21,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.bench.load import descendants
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.mean import LatentCode
 from codedinvnet.codes.method import given_by
@@ -31,6 +30,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import runtime
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.runtime import ONNX_RUNTIME, check_engine, check_installed
+from codedinvnet.processes import descendants
 from codedinvnet.serving.opening import make_pool, open_served
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.served import IMAGES

@@ -1,4 +1,4 @@
-"""Real worker processes: they are killed, stopped, broken, and leave nothing behind."""
+"""Real worker processes: they are killed, stopped and broken."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -21,12 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.load import descendants
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.rules import SERVED, Uncoded
-from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving.served import IMAGES
@@ -35,57 +29,16 @@ from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Computer, run_task
-from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
+from tests.processes import needs_proc, state, survivors
 from tests.serving.bundles import output
-
-ROOT = Path(__file__).resolve().parents[3]
-NOTICED = 0.5
-"""Seconds in which a death must be noticed; an idle machine takes a thousandth of it."""
-
-
-@asynccontextmanager
-async def started(
-    size: int, k: int = 4, bundle: str | Path = "mnist", threads: int = 1
-) -> AsyncIterator[tuple[ProcessPool, list[int]]]:
-    """Run a pool; nothing of it may be left in the end."""
-    pool = ProcessPool(BundleSpec(bundle, k, threads=threads))
-    await pool.start(size)
-    pids = [pid for i in range(size) if (pid := pool.pid(i)) is not None]
-    try:
-        yield pool, pids
-    finally:
-        now = [connection.process.pid for connection in pool.connections]
-        pids = pids + [pid for pid in now if pid is not None]
-        await asyncio.wait_for(pool.stop(), 20)
-    assert survivors(pids) == []
-
-
-def images(*rows: int) -> np.ndarray:
-    return sample_images("mnist").images[list(rows)].numpy()
-
-
-def data_task(attempt: int, row: int) -> Task:
-    return Task(attempt, 0, {IMAGES: images(row)})
-
-
-async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
-
-
-async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
-    """Kill worker 0 while it has a task; return the reason and after how long it is known."""
-    os.kill(pid, signal.SIGSTOP)  # so that the task is under way for certain
-    call = asyncio.create_task(pool.call(0, data_task(1, 0)))
-    await asyncio.sleep(0.05)
-    assert not call.done()
-    began = time.perf_counter()
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(WorkerDied) as caught:
-        await asyncio.wait_for(call, 20)
-    return str(caught.value), time.perf_counter() - began
+from tests.serving.workers.worker_processes import (
+    NOTICED,
+    data_task,
+    images,
+    kill_in_mid_request,
+    started,
+    until,
+)
 
 
 async def test_outputs_are_those_of_the_method() -> None:
@@ -255,40 +208,6 @@ async def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -
         await pool.call(0, data_task(1, 0))
 
 
-@needs_proc
-async def test_stop_ends_a_stopped_worker_too() -> None:
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    await pool.start(3)
-    deaths: list[int] = []
-    pool.on_death = lambda worker, _: deaths.append(worker)
-    pids = [pid for i in range(3) if (pid := pool.pid(i)) is not None]
-    os.kill(pids[1], signal.SIGSTOP)
-    call = asyncio.create_task(pool.call(1, data_task(1, 0)))
-    await asyncio.sleep(0.05)
-    began = time.perf_counter()
-    await pool.stop()
-    print(f"stopped in {time.perf_counter() - began:.2f} s")
-    assert survivors(pids, 2) == []
-    with pytest.raises(WorkerDied, match="stopped"):
-        await call
-    assert deaths == []  # no one is to replace them
-
-
-async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
-    """A second Ctrl-C: this process's end waits for theirs."""
-
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    await pool.start(2)
-    pids = [pid for i in range(2) if (pid := pool.pid(i)) is not None]
-    os.kill(pids[1], signal.SIGSTOP)
-    stopping = asyncio.create_task(pool.stop())
-    await asyncio.sleep(0.1)
-    stopping.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await stopping
-    assert survivors(pids, 2) == []
-
-
 async def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait for the fork server, which may stand still; bodies are parsed in threads, too."""
     hold = threading.Event()
@@ -308,29 +227,6 @@ async def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatc
         hold.set()
     ends = await asyncio.gather(*starting, return_exceptions=True)
     assert {type(end) for end in ends} == {EOFError}
-
-
-@needs_proc
-async def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawn = ProcessPool._spawn
-
-    async def all_but_the_last(pool: ProcessPool, worker: int) -> Connection:
-        if worker == 2:
-            await asyncio.sleep(60)
-        return await spawn(pool, worker)
-
-    async with started(1) as (_, pids):  # so that the fork server is there
-        server = parent(pids[0])
-        monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        starting = asyncio.create_task(pool.start(3))
-        await until(lambda: len(descendants(server)) >= 3)
-        await asyncio.sleep(0.3)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        await asyncio.wait_for(pool.stop(), 20)
-        assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
 
 
 async def test_whatever_keeps_workers_from_starting_is_told(
@@ -360,19 +256,6 @@ async def test_a_number_that_may_be_anothers_by_now_is_not_killed(
         assert killed == []
 
 
-@needs_proc
-async def test_stopping_while_a_worker_starts_leaves_none() -> None:
-    async with started(1) as (pool, pids):
-        server = parent(pids[0])
-        for delay in (0.0, 0.01, 0.05, 0.2):
-            replacing = asyncio.create_task(pool.replace(0))
-            await asyncio.sleep(delay)
-            replacing.cancel()
-            await asyncio.gather(replacing, return_exceptions=True)
-        await pool.stop()
-        assert survivors(descendants(server)) == []
-
-
 async def test_ten_answers_of_eleven_are_enough() -> None:
     method = scheme_for(load_bundle("mnist"), 10)
     whole = images(*range(10))
@@ -395,138 +278,6 @@ async def test_ten_answers_of_eleven_are_enough() -> None:
         assert direct is not None
         assert int(decoded.argmax()) == int(direct.argmax())
         calls[3].cancel()
-
-
-PARENT = """
-import asyncio, signal
-from codedinvnet.serving.workers.computing import BundleSpec
-from codedinvnet.serving.workers.local import Connection, ProcessPool
-
-signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
-
-async def run():
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    await pool.start(3)
-    print(*[pool.pid(i) for i in range(3)], flush=True)
-    await asyncio.sleep(600)
-
-if __name__ == "__main__":
-    asyncio.run(run())
-"""
-
-
-@contextmanager
-def front_end(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Run a process that has a pool, in a process group of its own; yields its workers, too."""
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    process = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            workers = [int(word) for word in process.stdout.readline().split()]
-            assert len(workers) == 3
-            assert all(alive(pid) for pid in workers)
-            yield process, workers
-        finally:
-            process.kill()
-
-
-@needs_proc
-def test_nothing_outlives_the_front_end_whose_fork_server_is_gone(tmp_path: Path) -> None:
-    with front_end(tmp_path) as (process, workers):
-        below, server = descendants(process.pid), parent(workers[0])
-        os.kill(server, signal.SIGKILL)
-        assert wait_until(lambda: not alive(server))
-        os.kill(workers[1], signal.SIGSTOP)
-        assert wait_until(lambda: state(workers[1]) == "T")
-        assert all(alive(pid) for pid in workers)
-        process.kill()
-        process.wait(10)
-        assert survivors(below) == []
-
-
-@needs_proc
-def test_nothing_outlives_the_front_end(tmp_path: Path) -> None:
-    with front_end(tmp_path) as (process, workers):
-        # A service manager's stop, or timeout(1)'s, goes to the group: the front end drains first.
-        assert process.stdout is not None
-        for _ in range(2):
-            os.killpg(process.pid, signal.SIGTERM)
-            assert process.stdout.readline() == "told\n"
-        time.sleep(0.3)
-        assert all(alive(pid) for pid in workers)
-
-        below = descendants(process.pid)
-        assert set(workers) < set(below)
-        os.kill(workers[1], signal.SIGSTOP)
-        assert wait_until(lambda: state(workers[1]) == "T")
-        process.kill()
-        process.wait(10)
-        assert survivors(below) == []
-
-
-@needs_proc
-async def test_the_fork_server_is_lost() -> None:
-    async with started(2) as (pool, pids):
-        deaths: list[int] = []
-        pool.on_death = lambda worker, _: deaths.append(worker)
-        server = parent(pids[0])
-        assert server in descendants(os.getpid())
-        os.kill(server, signal.SIGKILL)
-        await until(lambda: not alive(server))
-        await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
-
-        os.kill(pids[1], signal.SIGSTOP)  # it is killed without the fork server's help
-        await pool.replace(1)
-        assert survivors(pids[1:]) == []
-        assert parent(pool.pid(1) or 0) != server
-        await asyncio.gather(*[pool.call(i, data_task(3 + i, 0)) for i in range(2)])
-        assert deaths == [1]
-        os.kill(pids[0], signal.SIGSTOP)  # nor does it outlive the pool
-
-
-@needs_proc
-async def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
-
-    async with started(2) as (pool, pids):
-        os.kill(parent(pids[0]), signal.SIGSTOP)
-        with monkeypatch.context() as patch:
-            patch.setattr(process_pool, "START_TIMEOUT", 0.3)
-            with pytest.raises(WorkerDied, match="did not start in time"):
-                await asyncio.wait_for(pool.replace(0), 20)
-        await pool.call(1, data_task(1, 0))  # it outlives the fork server
-        await pool.replace(0)
-        await pool.call(0, data_task(2, 0))
-
-        server = parent(pool.connections[0].process.pid or 0)
-        os.kill(server, signal.SIGSTOP)
-        replacing = asyncio.create_task(pool.replace(0))  # is told to stop meanwhile
-        await asyncio.sleep(0.1)
-        replacing.cancel()
-        await asyncio.wait({replacing}, timeout=20)
-        assert replacing.cancelled()
-        await until(lambda: not alive(server))
-
-
-@needs_proc
-async def test_a_fork_server_that_stands_still_does_not_keep_the_pool(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(process_pool, "PATIENCE", 0.3)
-
-    async with started(2) as (pool, pids):
-        processes = [connection.process for connection in pool.connections]
-        os.kill(parent(pids[0]), signal.SIGSTOP)
-        await asyncio.wait_for(pool.stop(), 20)
-        await until(lambda: not any(process.is_alive() for process in processes))
 
 
 class Telltale(torch.nn.Module):

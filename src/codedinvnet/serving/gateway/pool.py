@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.background import Background
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
@@ -166,7 +167,7 @@ class UpstreamPool:
         self._retries = MOST_RETRIES
         self._changed = asyncio.Event()
         """Is set, and replaced, when upstreams have come or gone."""
-        self._others: set[asyncio.Task[None]] = set()
+        self._background = Background()
         """What else is going on: the watch, and connections that are closed."""
 
     async def start(self, size: int) -> None:
@@ -196,12 +197,7 @@ class UpstreamPool:
             loop.call_soon(self._set_aside, place, reason)
         for place in self.places[len(there) :]:
             loop.call_soon(self._set_aside, place, "no upstream is there")
-        self._spawn(self._watch_all())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._background.spawn(self._watch_all())
 
     def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
         """Have these upstreams from now on, and no others.
@@ -217,7 +213,7 @@ class UpstreamPool:
             if place.is_filled and place.upstream.url not in urls:
                 self._set_aside(place, "it is no longer among the upstreams")
                 self.metrics.up.remove(place.upstream.url)
-                self._spawn(place.upstream.close())
+                self._background.spawn(place.upstream.close())
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
                 upstream = new.popleft()
@@ -435,8 +431,7 @@ class UpstreamPool:
         raise Unreachable(reason)
 
     async def stop(self) -> None:
-        for task in self._others:
-            task.cancel()
+        await self._background.stop()
         for place in self.places:
             if place.probe is not None:
                 place.probe.cancel()

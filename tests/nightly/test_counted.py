@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from benchmarks.processes import descriptors, memory
+from tests.nightly.outside import descriptors, memory
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")

@@ -1,0 +1,221 @@
+"""What is measured of the bundles that ship, and the tables of it.
+
+`docs/results/NAME.json` holds what `python -m benchmarks.figures --measure` found of a bundle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pandas import DataFrame
+
+from codedinvnet.bench import tables
+from codedinvnet.codes.backup import backup_network, backup_width
+from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
+from codedinvnet.codes.invnet import PaperInvNet
+from codedinvnet.codes.mean import Evidence
+from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.evaluation.cost import info_report
+from codedinvnet.evaluation.inversion import inversion_report
+from codedinvnet.files import read_json, write_json
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
+from codedinvnet.rows import current_accuracy, read_rows
+from codedinvnet.stages import evaluation_images
+
+BUNDLES = ("mnist", "fashion", "cifar10")
+"""In the order of the tables."""
+SIZES = (2, 4, 10)
+HARD = 10
+"""The group size of short tables: the hard case, an overhead of a tenth."""
+EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
+
+
+def write(folder: Path, name: str, data_dir: Path | None, *, costs_alone: bool) -> None:
+    """Measure a bundle, and write its file, in which what was not measured now is kept."""
+    bundle, path = load_bundle(name), folder / f"{name}.json"
+    found = {} if costs_alone else measure(name, bundle, data_dir)
+    write_json(path, {**read(path), **found, "info": info_report(bundle, SIZES)})
+
+
+def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
+    """Run evaluate (with both sanity arms at the largest k) and invert on one bundle."""
+    source = evaluation_images(bundle, "test", data_dir)
+    report = partial(evaluation_report, bundle, source, split="test")
+    arms: dict[str, list[dict[str, Any]]] = {
+        evidence: [report(k=k, evidence=evidence) for k in SIZES] for evidence in EVIDENCE
+    }
+    return {
+        "evaluate": arms["both"],
+        "latent": arms["latent"],
+        "side": arms["side"],
+        "shuffled": report(k=HARD, shuffle_parity=True),
+        "pixel_mean": None
+        if bundle.model.encoder.keeps_apart  # its recovery head needs more than the average image
+        else report(k=HARD, pixel_mean=True),
+        "invert": inversion_report(bundle.model, source),
+        "weights": weights_digest(name),
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a file holds; nothing if it is not there."""
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return found
+
+
+def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what was measured of each bundle that ships, and of others of a known name."""
+    names = dict.fromkeys((*BUNDLES, *shipped_bundles()))
+    return {name: found for name in names if (found := read(folder / f"{name}.json"))}
+
+
+def table(folder: Path) -> str:
+    """Return the accuracy of every bundle at every k, and what each kind of evidence is worth."""
+    lines = []
+    for name, found in bundle_files(folder).items():
+        for place, report in enumerate(found.get("evaluate", ())):
+            k = report["k"]
+            again = read(folder / f"seed-{name}.json").get(f"test_k{k}", {})
+            pixels = read(folder / f"pixels-{name}-k{k}.json").get(f"test_k{k}", {})
+            own = pixels.get("recovered_accuracy", _paper(folder, name, k))
+            lines.append(
+                {
+                    "bundle": name,
+                    "k": k,
+                    "extra queries": 1 / k,
+                    "extra multiply-adds": extra_macs(found.get("info", {}), k),
+                    "normal": report["normal_accuracy"],
+                    "recovered": report["recovered_accuracy"],
+                    "another seed": again.get("recovered_accuracy"),
+                    "worst position": report["worst_position_accuracy"],
+                    "agreement": report["agreement"],
+                    "latent alone": found["latent"][place]["recovered_accuracy"],
+                    "side alone": found["side"][place]["recovered_accuracy"],
+                    "paper's objective": own if isinstance(own, str) else percent(own),
+                }
+            )
+    frame = DataFrame(lines)
+    for column in frame.columns[4:-1]:
+        frame[column] = [percent(value) for value in frame[column]]
+    return tables.markdown(frame, dict.fromkeys(("extra queries", "extra multiply-adds"), ".0%"))
+
+
+def percent(value: float | None) -> str:
+    """Return a share in %; "" for None."""
+    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def extra_macs(info: Mapping[str, Any], k: int) -> float:
+    """Return E's and f's multiply-adds for a parity query of k over those of the k."""
+    if f"encoder_macs_k{k}" not in info:
+        return math.nan
+    extra = info["embedding_macs"] + info[f"encoder_macs_k{k}"] + info["reading_macs"]
+    return float(extra / (k * info["embedding_macs"]))
+
+
+def _paper(folder: Path, name: str, k: int) -> float | str | None:
+    """Return what `bench accuracy` has of the paper's encoder for a bundle's own f and g."""
+    for row in current_accuracy(read_rows(folder / "accuracy.jsonl", "accuracy")):
+        if (row["label"], row["bundle"], row["k"]) == (PaperInvNet.name, name, k):
+            return "failed" if row["error"] else float(row["recovered"])
+    return None
+
+
+def checks(folder: Path) -> str:
+    """Return what is left when a part of the evidence is taken away, at the largest k."""
+    return tables.markdown(
+        DataFrame(
+            {
+                "bundle": name,
+                "k": found["shuffled"]["k"],
+                "recovered": percent(found["evaluate"][-1]["recovered_accuracy"]),
+                "with another group's parity": percent(found["shuffled"]["recovered_accuracy"]),
+                "with the average image": percent(
+                    (found.get("pixel_mean") or {}).get("recovered_accuracy")
+                ),
+            }
+            for name, found in bundle_files(folder).items()
+            if "shuffled" in found
+        )
+    )
+
+
+COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "embedding f, one image": ("info", lambda i: f"{i['embedding_macs'] / 1e6:.1f} M"),
+    "encoder E, ten images": ("info", lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M"),
+    "extra multiply-adds for a group of ten": ("info", lambda i: f"{extra_macs(i, 10):.0%}"),
+    "recovery head": ("info", lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M"),
+    "reading z_p for the recovery head, once a group": (
+        "info",
+        lambda i: f"{i['reading_macs'] / 1e6:.2f} M" if i["reading_macs"] else "none",
+    ),
+    "embedding f, time": ("info", lambda i: f"{i['embedding_ms']:.1f} ms"),
+    "encoder E, ten images, time": ("info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
+    "training": ("info", lambda i: f"{i['provenance']['seconds'] / 60:.0f} min"),
+    "largest inversion error (pixels in 0..1)": ("invert", lambda i: f"{i['largest_error']:.1e}"),
+    "fixed-point iterations, mean": (
+        "invert",
+        lambda i: f"{i['iterations']:.1f}" if "coefficient" in i else "none",
+    ),
+    "largest singular value (bound)": (
+        "invert",
+        lambda i: (
+            f"{i['largest_singular_value']:.4f} ({i['coefficient']})"
+            if "coefficient" in i
+            else "no bound"
+        ),
+    ),
+}
+"""Line of the table of costs -> the section of a bundle's file, and what writes the cell."""
+
+
+def costs(folder: Path) -> str:
+    """Return multiply-adds and times of the parts, and what `invert` found."""
+
+    def cell(found: Mapping[str, Any], section: str, form: Callable[[Any], str]) -> str:
+        try:
+            return form(found[section])
+        except (KeyError, TypeError):  # a null stands for what could not be measured
+            return "not measured"
+
+    files = bundle_files(folder)
+    lines = [
+        {"": label, **{name: cell(found, *cost) for name, found in files.items()}}
+        for label, cost in COSTS.items()
+    ]
+    return tables.markdown(DataFrame(lines))
+
+
+def rivals(folder: Path) -> str:
+    """Return multiply-adds of the classifiers in the tables of the methods, for one image each."""
+    models = {name: load_bundle(name).model for name in BUNDLES if name in shipped_bundles()}
+    lines = [
+        {
+            "multiply-adds of one image": name,
+            "g(f(x))": served_macs(model),
+            "the plain ResNet": macs(plain_network(model, plain_width(model)).eval(), model),
+            f"the small backup, k = {HARD}": macs(
+                backup_network(model, backup_width(model, HARD)).eval(), model
+            ),
+        }
+        for name, model in models.items()
+    ]
+    frame = DataFrame(lines).set_index("multiply-adds of one image")
+    return tables.markdown((frame / 1e6).map("{:.1f} M".format).T.reset_index(names=""))
+
+
+def paper(folder: Path) -> str:
+    """Return what the paper's four commands reached, and the minutes that each took."""
+    found = read(folder / "paper-mnist-k2.json")
+    if not found:
+        return ""
+    names = ("normal_accuracy", "recovered_accuracy", "worst_position_accuracy", "agreement")
+    line = {"k": found["k"]} | {
+        name.replace("_accuracy", "").replace("_", " "): percent(found[name]) for name in names
+    }
+    minutes = {f"{stage}, min": f"{s / 60:.1f}" for stage, s in found["seconds"].items()}
+    return tables.markdown(DataFrame([line | minutes | {"machine": found["machine"]}]))

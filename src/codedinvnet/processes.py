@@ -1,0 +1,175 @@
+"""Commands that run beside this one, and what Linux says of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from codedinvnet.errors import UserError
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 20.0
+ADDRESS = r"(http://\S+?)(?=:? |: )"
+"""What a server's first line says of where it is."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command that is ready.
+
+    Attributes:
+        process: the command's process.
+        found: what was found in its first line.
+    """
+
+    process: subprocess.Popen[str]
+    found: re.Match[str]
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self.found[1]
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self.process.pid
+
+
+@contextmanager
+def running(
+    *command: str,
+    ready: str = ADDRESS,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """Run a command that prints a line when it is ready, and stop it in the end.
+
+    SIGTERM lets it drain, unless the body was interrupted or failed: then nobody waits for it.
+
+    Args:
+        command: the program and its arguments.
+        ready: the pattern of its first line.
+        log: the file to which its standard error is added.
+        env: its environment, if that is not this process's.
+
+    Raises:
+        UserError: if it does not start.
+    """
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log or os.devnull, "ab") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
+        )
+    assert process.stdout is not None
+    patience = threading.Timer(START_TIMEOUT, process.kill)
+    try:
+        patience.start()
+        found = re.search(ready, process.stdout.readline())
+        patience.cancel()
+        if found is None:
+            told = f"see {log}" if log is not None else "run it to see why"
+            raise UserError(f"the server did not start: {' '.join(command)}; {told}")
+        yield Running(process, found)
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT)
+    finally:
+        patience.cancel()
+        process.kill()  # its workers end with it
+        process.wait()
+        process.stdout.close()
+
+
+@asynccontextmanager
+async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Running]:
+    """Run `codedinvnet serve ARGUMENTS --port 0` as `running` does.
+
+    Raises:
+        UserError: if it does not start.
+    """
+    command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
+    service = running(*command, log=log)
+    found = await asyncio.to_thread(service.__enter__)
+    try:
+        yield found
+    except BaseException:
+        service.__exit__(*sys.exc_info())
+        raise
+    await asyncio.to_thread(service.__exit__, None, None, None)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on, for now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def process_stat(pid: int) -> list[str]:
+    """Return the fields behind a process's name: state, parent …; [] if it is gone (Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return stat.rsplit(")", 1)[1].split()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, at any depth (Linux)."""
+    fields = {int(path.name): process_stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    parents = {child: int(stat[1]) for child, stat in fields.items() if stat}
+    found, new = [], [pid]
+    while new:
+        new = [child for child, above in parents.items() if above in new]
+        found += new
+    return found
+
+
+class ProcessorTime(NamedTuple):
+    """Seconds, summed over this machine's processors."""
+
+    own: float
+    """Of some processes."""
+    first: float
+    """Of one of them alone, without those below it."""
+    busy: float
+    """Of all processes, and what other virtual machines took meanwhile (steal)."""
+    whole: float
+    """With those in which a processor had nothing to do."""
+
+
+def processor_time(pid: int) -> ProcessorTime | None:
+    """Return what the processors have done for this process and another, and in all.
+
+    Args:
+        pid: the other one, `first`; those below it count, too, and those of them that have ended.
+
+    Returns:
+        None but on Linux.
+    """
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    words = path.read_text(encoding="ascii").split("\n", 1)[0].split()
+    user, nice, system, idle, wait, *more = (int(word) for word in words[1:9])
+    busy = user + nice + system + sum(more)
+    # Of user, system, and both of children that have ended.
+    stats = [[int(word) for word in process_stat(p)[11:15]] for p in (pid, *descendants(pid))]
+    tick = os.sysconf("SC_CLK_TCK")
+    used = time.process_time() + sum(map(sum, stats)) / tick
+    return ProcessorTime(used, sum(stats[0][:2]) / tick, busy / tick, (busy + idle + wait) / tick)

@@ -1,0 +1,40 @@
+"""Tasks that nobody waits for: they end with their owner, and none fails unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from codedinvnet.serving.answers import described
+from codedinvnet.serving.logs import log_event
+
+
+def log_error(error: BaseException) -> None:
+    """Log a mistake of our own."""
+    log_event("internal error", logging.ERROR, error, reason=described(error))
+
+
+class Background:
+    """What its owner has under way."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin something; what it raises is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_error(error)
+
+    async def stop(self) -> None:
+        """Cancel all of it, and wait until it has ended."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

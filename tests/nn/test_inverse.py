@@ -1,0 +1,220 @@
+"""The iterations that invert a residual block."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from codedinvnet.nn import iresnet as iresnet_module
+from codedinvnet.nn.iresnet import IResNet, IResNetBlock, secant_step
+from codedinvnet.nn.layers import ActNorm
+from codedinvnet.nn.transform import NotConverged, TransformSequence
+from tests.nn.transforms import (
+    block,
+    iresnet,
+    noise,
+)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_error_of_an_inverse_is_bounded_by_its_tolerance(tolerance: float) -> None:
+    transform = block("elu")
+    x = 3 * noise(4, 2, 3, 4)
+    back = transform.inverse(transform(x), tolerance=tolerance)
+    error = (back - x).flatten(1).norm(dim=1)
+    lipschitz = 0.9**3
+    assert float(error.max()) <= math.sqrt(24) * tolerance * lipschitz / (1 - lipschitz)
+    assert float(error.max()) > 0
+
+
+def test_iterations_are_those_of_the_tolerance() -> None:
+    transform = block("elu")
+    z = transform(3 * noise(4, 2, 3, 4))
+    spent = []
+    for tolerance in (1e-2, 1e-5, 1e-10):
+        transform.inverse(z, tolerance=tolerance)
+        spent.append(transform.iterations)
+    assert 1 < spent[0] < spent[1] < spent[2] < 200
+    transform.inverse(z, tolerance=1e-5, max_iterations=spent[1])
+    with pytest.raises(NotConverged):
+        transform.inverse(z, tolerance=1e-5, max_iterations=spent[1] - 1)
+
+
+def easy_and_hard() -> tuple[IResNetBlock, Tensor]:
+    """Return a block and latents of which the middle one needs two iterations.
+
+    Its x and z are so far below 0 that the leading ReLU makes the branch constant there.
+    """
+    transform = block("relu")
+    x = noise(3, 2, 3, 4, seed=5).abs()
+    x[1] = -50.0
+    return transform, transform(x)
+
+
+def test_samples_that_converge_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, z = easy_and_hard()
+    alone, spent = [], []
+    for row in z.split(1):
+        alone.append(transform.inverse(row, tolerance=1e-10))
+        spent.append(transform.iterations)
+    assert spent[1] == 2
+    assert min(spent[0], spent[2]) > 3
+    sizes: list[int] = []
+    branch = transform.branch
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return branch(x)
+
+    monkeypatch.setattr(transform, "branch", counted)
+    together = transform.inverse(z, tolerance=1e-10)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0.0, atol=1e-13)
+    assert transform.iterations == max(spent)
+    assert sizes == [sum(s > i for s in spent) for i in range(max(spent))]
+
+
+def test_too_few_iterations_raise() -> None:
+    transform, z = easy_and_hard()
+    with pytest.raises(NotConverged, match=r"2 sample\(s\).* after 2 iterations") as caught:
+        transform.inverse(z, tolerance=1e-10, max_iterations=2)
+    x = z
+    for _ in range(2):
+        before, x = x, z - transform.branch(x)
+    assert caught.value.residual == pytest.approx(float((x - before).abs().max()))
+    assert caught.value.samples == 2
+    assert caught.value.iterations == 2
+
+
+def test_a_secant_step_solves_what_is_linear_for_each_sample() -> None:
+    slopes = torch.tensor([-0.7, 0.0, 0.6], dtype=torch.float64)[:, None, None, None]
+    solution, start = noise(3, 1, 1, 1), noise(3, 1, 1, 1, seed=1)
+
+    def mapped(x: Tensor) -> Tensor:
+        return solution + slopes * (x - solution)
+
+    first = mapped(start)
+    second = mapped(first)
+    found = secant_step(second, second - first, first, first - start)
+    torch.testing.assert_close(found, solution, rtol=0.0, atol=1e-12)
+
+
+def test_a_secant_step_without_a_change_or_too_far_is_held_back() -> None:
+    before, step = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    mapped = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    step_before = torch.tensor([1.0, 1.001]).view(2, 1, 1, 1)
+    found = secant_step(mapped, step, before, step_before).flatten().tolist()
+    assert found == [1.0, pytest.approx(2.0 + iresnet_module.LARGEST_SHARE * 2.0)]
+
+
+def test_secant_steps_spare_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    z = transform(3 * noise(4, 2, 3, 4))
+    spent = []
+    for steps in (0, 50):
+        monkeypatch.setattr(iresnet_module, "SECANT_STEPS", steps)
+        transform.inverse(z, tolerance=1e-10)
+        spent.append(transform.iterations)
+    assert spent[1] < 0.9 * spent[0]
+
+
+def test_misled_secant_steps_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    x = 3 * noise(4, 2, 3, 4)
+    misled: list[Tensor] = []
+
+    def mislead(mapped: Tensor, *_: Tensor) -> Tensor:
+        misled.append(mapped)
+        return -mapped
+
+    monkeypatch.setattr(iresnet_module, "secant_step", mislead)
+    torch.testing.assert_close(transform.inverse(transform(x), tolerance=1e-10), x)
+    assert len(misled) == iresnet_module.SECANT_STEPS - 2
+
+
+def test_a_sample_with_nan_never_counts_as_converged() -> None:
+    transform, z = easy_and_hard()
+    z[2, 1, 0, 3] = torch.nan
+    with pytest.raises(NotConverged) as caught:
+        transform.inverse(z, max_iterations=100)
+    assert math.isnan(caught.value.residual)
+    assert caught.value.samples == 1
+    assert caught.value.iterations == 100
+
+
+def test_a_network_passes_the_limits_of_an_inverse_on() -> None:
+    network = iresnet()
+    z = network(noise(2, 1, 4, 4))
+    with pytest.raises(NotConverged) as caught:
+        network.inverse(z, tolerance=1e-10, max_iterations=2)
+    assert caught.value.iterations == 2
+    with pytest.raises(NotConverged):
+        network.inverse(torch.full_like(z, torch.nan))
+    coarse, fine = (network.inverse(z, tolerance=t) for t in (1e-2, 1e-12))
+    assert 1e-8 < float((coarse - fine).abs().max()) < 0.1
+
+
+def test_large_batches_pass_a_branch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = block("elu")
+    assert transform.rows == 2**20 // (4 * 5 * 3 * 4)
+    x = noise(7, 2, 3, 4)
+    whole, back = transform(x), transform.inverse(transform(x), tolerance=1e-12)
+    sizes: list[int] = []
+    piece = transform._branch
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return piece(x)
+
+    monkeypatch.setattr(transform, "_branch", counted)
+    transform.rows = 3
+    with torch.no_grad():
+        torch.testing.assert_close(transform(x), whole, rtol=0.0, atol=1e-14)
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(
+        transform.inverse(whole, tolerance=1e-12), back, rtol=0.0, atol=1e-14
+    )
+    assert max(sizes) == 3
+    transform(x)  # with gradients: the graph would keep all pieces anyway
+    assert sizes[-1] == 7
+
+
+def test_fine_tolerances_are_met_where_latents_are_large() -> None:
+    wide = iresnet()
+    for step in wide.modules():
+        if isinstance(step, ActNorm):
+            step.shift.add_(10.0)
+    narrow = copy.deepcopy(wide).float()
+    assert isinstance(narrow, IResNet)
+    z = wide(noise(8, 1, 4, 4)).float()
+    found = narrow.inverse(z, tolerance=1e-6)
+    assert found.dtype == torch.float32
+    exact = wide.inverse(z.double(), tolerance=1e-12).float()
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-5)
+    with pytest.raises(NotConverged):  # float32 sums cannot tell that they are there
+        TransformSequence.inverse(narrow, z, tolerance=1e-6)
+
+
+def test_a_branch_that_is_too_coarse_for_the_tolerance_gets_finer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = block("elu")
+    narrow = copy.deepcopy(exact).float()
+    whole, calls = IResNetBlock.branch, 0
+
+    def coarse(self: IResNetBlock, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = whole(self, x)
+        return found + 1e-4 * (-1) ** calls if x.dtype == torch.float32 else found
+
+    monkeypatch.setattr(IResNetBlock, "branch", coarse)
+    z = noise(5, 2, 3, 4)
+    found = narrow.inverse(z, tolerance=1e-9)
+    assert narrow.iterations > 100
+    torch.testing.assert_close(found, exact.inverse(z, tolerance=1e-12), rtol=0.0, atol=1e-6)
+    with pytest.raises(NotConverged):
+        narrow.inverse(z.float(), tolerance=1e-5)

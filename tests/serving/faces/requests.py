@@ -1,0 +1,75 @@
+"""Requests of the protocol V2, right and wrong, for the tests."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.serving.faces.v2 import (
+    parse_request,
+)
+from codedinvnet.serving.served import Classifier, Served
+from codedinvnet.serving.service import Request, Response
+
+MODEL = Classifier("mnist", (1, 2, 3), ("cat", "dog", "bird"))
+
+
+PIXELS = [[[[0, 1, 2], [3, 4, 255]]]]
+"""One image."""
+
+
+@contextmanager
+def at_most(limit: int) -> Iterator[None]:
+    """Let the body take at most so many bytes of memory at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    """Return a good input with changes; None leaves a key out."""
+    made = {"name": "images", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": PIXELS, **changes}
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def body(made: dict[str, Any] | None = None, **top: Any) -> bytes:
+    return json.dumps({"inputs": [tensor() if made is None else made], **top}).encode()
+
+
+def parse(data: bytes, header: str | None = None, served: Served = MODEL) -> Request:
+    return parse_request(data, header, served, 4)
+
+
+def images_of(data: bytes, header: str | None = None) -> np.ndarray:
+    return parse(data, header).inputs["images"]
+
+
+def binary(values: np.ndarray, *, datatype: str, **changes: Any) -> tuple[bytes, str]:
+    """Return a body with binary data, and its header."""
+    blob = values.tobytes()
+    made = tensor(
+        data=None,
+        datatype=datatype,
+        shape=list(values.shape),
+        parameters={"binary_data_size": len(blob)},
+    )
+    head = body({**made, **changes})
+    return head + blob, str(len(head))
+
+
+def answered(rows: int) -> Response:
+    """Return a response with the first so many rows of these."""
+    outputs: dict[str, np.ndarray] = {
+        "probabilities": np.array([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]] * 2, np.float32),
+        "label": np.array([1, 2] * 2, np.int64),
+        "outcome": np.array([b"direct", b"decoded"] * 2, object),
+    }
+    return Response({name: values[:rows] for name, values in outputs.items()}, 0.1)

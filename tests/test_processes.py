@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codedinvnet.bench.load import connect
+from codedinvnet.errors import UserError
+from codedinvnet.processes import descendants, processor_time, server
+from tests.processes import needs_proc, survivors, wait_until
+
+
+def test_a_server_that_cannot_start_is_reported() -> None:
+    async def start() -> None:
+        async with server("nonsense"):
+            pass
+
+    with pytest.raises(UserError, match=r"did not start.*nonsense"):
+        asyncio.run(start())
+
+
+@needs_proc
+def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) -> None:
+    """Though a request is open, which a server that drains waits for."""
+    images = np.zeros((1, 1, 28, 28), np.uint8)
+    below: list[int] = []
+    began = 0.0
+
+    async def interrupted() -> None:
+        nonlocal began
+        words = ("mnist", "--policy", "uncoded", "--workers", "1", "--deadline-ms", "30000")
+        async with (
+            server(*words, "--hang-timeout-ms", "30000", log=tmp_path / "log") as process,
+            connect(process.address, "mnist", images) as client,
+        ):
+            below.extend([process.pid, *descendants(process.pid)])
+            (worker,) = (w["pid"] for w in (await client.get("page/state"))["workers"])
+            os.kill(worker, signal.SIGSTOP)
+            request = asyncio.ensure_future(client.infer("open", [0]))
+            while (await client.metrics())["codedinvnet_pending_queries"] < 1:
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            request.cancel()
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    assert time.monotonic() - began < 5
+    assert len(below) >= 3  # the server, its fork server, and the worker
+    assert survivors(below, timeout=2) == []
+
+
+@needs_proc
+def test_processor_time() -> None:
+    work = "sum(i * i for i in range(6_000_000))"
+    ending = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{work}']); input()"
+    with subprocess.Popen([sys.executable, "-c", ending], stdin=subprocess.PIPE) as process:
+        before = processor_time(process.pid)
+        assert wait_until(lambda: len(descendants(process.pid)) == 1)
+        assert wait_until(lambda: not descendants(process.pid), timeout=60)
+        idle = processor_time(process.pid)
+        sum(i * i for i in range(6_000_000))
+        after = processor_time(process.pid)
+        process.communicate(b"\n")
+    assert before is not None
+    assert idle is not None
+    assert after is not None
+    assert idle.first - before.first < 0.1  # its child's work is not its own
+    assert idle.first == after.first  # it waits
+    slack = 0.03  # of counters in hundredths of a second
+    for earlier, later in ((before, idle), (idle, after)):
+        # Once by the other one's child, which has ended, and once by this process.
+        assert 0.1 < later.own - earlier.own <= later.whole - earlier.whole + slack
+        assert later.busy - earlier.busy <= later.whole - earlier.whole + slack

@@ -1,0 +1,275 @@
+"""What the trainings learn: density, encoders, precision, steps and batch statistics."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from codedinvnet import stages
+from codedinvnet.config import (
+    DataSettings,
+    RecoveryFusionSettings,
+    parse_settings,
+)
+from codedinvnet.data import load_images
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.nn.iresnet import IResNet
+from codedinvnet.nn.lipschitz import constrained_layers
+from codedinvnet.training.network import NetworkStage, load_trained_network
+from codedinvnet.training.recovery import RecoveryStage
+from tests.conftest import make_run, tiny_settings, write_images
+from tests.data.files import write_folder
+from tests.training.runs import CPU
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_irevnet_run(
+    precision: str, data_dir: Path, tmp_path: Path, bfloat16_instructions: None
+) -> None:
+    raw = tiny_settings("recovery", "irevnet")
+    raw["training"]["precision"] = precision
+    run = make_run(raw, tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    report = stages.test_fusion(run, 4)
+    assert report["normal_accuracy"] > 0.3  # chance is 0.1
+    inversion = stages.test_inversion(run)
+    assert inversion["largest_error"] < 1e-4
+    assert "largest_singular_value" not in inversion
+
+
+def test_density_estimation_learns(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["training"].update(objective="density", epochs=3, batch_size=100)
+    run = make_run(raw, tmp_path, data_dir)
+    header = stages.train(run)
+    first = load_bits(run, raw, data_dir)
+    after = header["validation"]["validation_bits_per_dimension"]
+    assert math.isfinite(after)
+    assert after < first - 0.1
+    for refuses in (stages.fuse, stages.reproduce):  # reproduce before it trains
+        with pytest.raises(UserError, match="'density' trains no head"):
+            refuses(run, 2)
+
+
+def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
+    """Return the bits per dimension of the untrained, initialised network."""
+
+    stage = NetworkStage(
+        parse_settings(raw, "here"), load_images("mnist", "train", data_dir=data_dir), CPU
+    )
+    stage.initialise()
+    torch.manual_seed(0)
+    score, scalars = stage.validate()
+    assert scalars["validation_bits_per_dimension"] == -score
+    return -score
+
+
+def test_density_is_validated_in_the_middle_of_each_grey_level(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tiny_settings()
+    raw["training"].update(objective="density")
+    run = make_run(raw, tmp_path, data_dir)
+    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    seen: list[torch.Tensor] = []
+
+    def bits(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x.new_zeros(len(x))
+
+    monkeypatch.setattr(stage, "bits_per_dimension", bits)
+    stage.validate()
+    levels = torch.cat(seen) * 256 - 0.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert (round(float(levels.min())), round(float(levels.max()))) == (0, 255)
+
+
+def test_more_in_a_batch_than_training_images(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["training"]["batch_size"] = 701
+    with pytest.raises(UserError, match="batch_size 701 is more than the 700 training images"):
+        stages.train(make_run(raw, tmp_path, data_dir))
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(UserError, match="cannot use the device 'abacus'"):
+        stages.choose_device("abacus")
+    assert stages.choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("encoder", ["lean", "mosaic"])
+def test_training_on_the_shipped_images_beats_chance_by_far(encoder: str, tmp_path: Path) -> None:
+    """800 images to train on, 100 to choose the epoch, 100 held out (of 10 classes)."""
+    data = write_images(tmp_path / "data", train=900, test=100)
+    raw = tiny_settings("recovery")
+    raw["network"].update(blocks=[1, 1, 1], strides=[1, 2, 2], hidden=[16, 32, 32])
+    raw["training"].update(epochs=10)
+    raw["fusion"].update(
+        batch_size=32,
+        steps_per_epoch=30,
+        epochs=2,
+        joint_batch_size=16,
+        joint_epochs=2,
+        head_hidden=64,
+        encoder={"kind": encoder, "width": 8, "side_features": 8},
+    )
+    if encoder == "mosaic":  # whose finest cells are one place of the latent
+        raw["fusion"].update(latent_weight=0.0, normal_share=0.5)
+        raw["network"].update(blocks=[1, 1], strides=[1, 2], hidden=[16, 32])
+    run = make_run(raw, tmp_path / "runs", data)
+    stages.train(run)
+    stages.fuse(run, 4)
+    bundle = load_bundle(run.fusion_folder(4) / "bundle")
+    for k in (2, 4):
+        report = evaluation_report(bundle, run.images("test"), split="test", k=k)
+        shuffled = evaluation_report(
+            bundle, run.images("test"), split="test", k=k, shuffle_parity=True
+        )
+        assert report["images"] == 100
+        assert report["normal_accuracy"] > 0.7
+        assert report["recovered_accuracy"] > 0.65
+        assert report["worst_position_accuracy"] > 0.55
+        assert report["agreement"] > 0.6
+        assert shuffled["normal_accuracy"] == report["normal_accuracy"]
+        assert shuffled["recovered_accuracy"] < 0.3
+
+
+def test_a_network_without_a_bound_has_no_inverse_but_recovers(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    raw = tiny_settings()
+    raw["network"]["coefficient"] = None
+    raw["training"]["learning_rate"] = 0.01
+    run = make_run(raw, tmp_path, data_dir)
+    stages.train(run)
+    network, _, _ = load_trained_network(run.settings, run.network_folder, CPU)
+    assert constrained_layers(network) == []
+    assert isinstance(network, IResNet)
+    assert network.largest_singular_value() > 1.0  # nothing held it
+    stages.fuse(run, 4)
+    assert stages.test_fusion(run, 4)["normal_accuracy"] > 0.3  # chance is 0.1
+
+
+def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -> None:
+    raw = tiny_settings()
+    raw["fusion"] |= {
+        "decoded_weight": 0.0,
+        "latent_weight": 1.0,
+        "joint_epochs": 0,
+        "epochs": 4,
+        "steps_per_epoch": 30,
+        "learning_rate": 0.005,
+        "head_hidden": 0,
+        "encoder": {"kind": "lean", "width": 4},
+    }
+    run = make_run(raw, tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    bundle = load_bundle(run.fusion_folder(4) / "bundle")
+    assert bundle.model.recovery_head is None
+    images = run.images("test").batch(torch.arange(200))[0].unflatten(0, (50, 4))
+    mean = bundle.embed(images.flatten(0, 1)).unflatten(0, (50, 4)).mean(1)
+    trained = (bundle.encode(images).latent - mean).square().mean()
+    average = (bundle.with_pixel_mean().encode(images).latent - mean).square().mean()
+    assert float(trained) < float(average)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mixup", ["none", "manifold"])
+def test_the_network_trains_in_the_precision_that_was_asked_for(
+    precision: str, mixup: str, data_dir: Path, tmp_path: Path, bfloat16_instructions: None
+) -> None:
+    raw = tiny_settings("recovery", "irevnet")
+    raw["training"] |= {"precision": precision, "mixup": mixup}
+    run = make_run(raw, tmp_path, data_dir)
+    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    convolutions = [m for m in stage.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    seen: list[torch.dtype] = []
+    convolutions[-1].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    seen.clear()  # of the initialisation
+    stage.step(0, 0)
+    assert seen == [getattr(torch, precision)]
+    assert stage.head.linear.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_reduced_precision_is_of_passes_that_train(
+    joint: bool,
+    recovery_run: stages.Run,
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16_instructions: None,
+) -> None:
+    bundle = load_bundle(recovery_run.fusion_folder(4) / "bundle")
+    settings = recovery_run.settings.model_copy(
+        update={
+            "training": recovery_run.settings.training.model_copy(update={"precision": "bfloat16"})
+        }
+    )
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    stage = RecoveryStage(
+        settings, settings.fusion, recovery_run.images("train"), bundle.model, CPU, joint=joint
+    )
+    asked = []
+    forward = bundle.model.network.forward
+
+    def recorded(x: torch.Tensor) -> torch.Tensor:
+        asked.append(torch.is_autocast_enabled("cpu") and torch.is_grad_enabled())
+        return forward(x)
+
+    monkeypatch.setattr(bundle.model.network, "forward", recorded)
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    before = len(asked)
+    stage.step(0, 0)
+    assert any(asked[before:]) == joint
+    assert all(p.dtype == torch.float32 for p in bundle.model.parameters())
+
+
+def test_a_step_sees_as_many_images_whatever_the_groups_size(recovery_run: stages.Run) -> None:
+    stage = recovery_stage(recovery_run)
+    seen = []
+    real = stage.source.batch
+
+    def batch(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(rows))
+        return real(rows)
+
+    stage.source = SimpleNamespace(batch=batch, name="counted")
+    stage.latents = torch.zeros(700, *stage.model.latent_shape)
+    for index in range(12):
+        stage.step(0, index)
+    assert set(seen) <= {32, 30}  # 8 groups of 4, 10 of 3, 16 of 2
+    assert len(set(seen)) == 2
+
+
+@pytest.mark.parametrize(("epoch", "training"), [(0, True), (3, True), (4, False)])
+def test_batch_statistics_settle_before_joint_training_ends(
+    recovery_run: stages.Run, epoch: int, training: bool
+) -> None:
+    stage = recovery_stage(recovery_run, joint=True, joint_epochs=5)
+    stage.model.train()
+    stage.start_epoch(epoch, torch.Generator())
+    assert stage.model.network.training is stage.model.encoder.training is training
+
+
+def recovery_stage(run: stages.Run, joint: bool = False, **fusion: int) -> RecoveryStage:
+    settings = run.settings
+    assert isinstance(settings.fusion, RecoveryFusionSettings)
+    model = load_bundle(run.fusion_folder(4) / "bundle").model
+    model.train()
+    chosen = settings.fusion.model_copy(update=fusion)
+    return RecoveryStage(settings, chosen, run.images("train"), model, CPU, joint=joint)
+
+
+def test_images_in_folders_are_read_at_the_size_of_the_settings(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own" / "train")
+    source = stages.images_of(DataSettings(name="own", image_size=16), "train", tmp_path, False)
+    assert source.shape == (3, 16, 16)
