@@ -385,13 +385,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
     spoil(out)
     monkeypatch.setattr(accuracy, "load_images", None)
     with pytest.raises(UserError, match=told):
-        accuracy.run(
-            grid,
-            out=out,
-            save_dir=tmp_path / "runs",
-            data_dir=data_dir,
-            device=torch.device("cpu"),
-        )
+        run(grid, out.parent, data_dir)
 
 
 def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tritonclient.grpc import service_pb2 as pb
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import AHEAD, open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
-from codedinvnet.load.run import FIRST, measure, merged
+from codedinvnet.load.run import FIRST, Sender, measure, merged
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply
 from tests.conftest import Command
@@ -154,6 +154,30 @@ def test_times_are_exact() -> None:
     assert row["seconds"] == pytest.approx(AHEAD + 0.5 + 0.032, abs=1e-3)
     assert row["answered_per_s"] == pytest.approx(100 / 0.582, rel=1e-3)
     assert row["sent_late_p99_ms"] < 0.01
+
+
+def test_servers_are_asked_in_turn_and_answers_are_checked() -> None:
+    asked: list[tuple[int, int]] = []
+
+    @dataclass
+    class Server:
+        number: int
+
+        async def infer(self, call: int, timeout: float) -> Reply:
+            asked.append((self.number, call))
+            return Reply("http", 200)
+
+    servers: list[Any] = [Server(0), Server(1)]
+    calls: list[Any] = [0, 1, 2]
+    sender = Sender(servers, calls, 1.0, lambda number, _: number != 3)
+
+    async def send() -> None:
+        for number in range(6):
+            await sender.send(number, time.perf_counter())
+
+    asyncio.run(send())
+    assert asked == [(0, 0), (1, 1), (0, 2), (1, 0), (0, 1), (1, 2)]
+    assert (sender.ends.wrong, sender.ends.latency.get_total_count()) == (1, 5)
 
 
 def test_who_stands_still_makes_those_late_that_wait() -> None:

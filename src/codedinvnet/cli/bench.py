@@ -38,49 +38,57 @@ def _add_accuracy(benches: Commands) -> None:
         "erase workers under every method of a grid; rows, tables and figures",
         "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
     )
-    sub.add_argument("grid", type=Path, help="methods, data sets, k, missing workers (JSON)")
-    sub.add_argument(
-        "--out",
-        type=Path,
-        help="rows; finished ones in it are kept (results/accuracy.jsonl)",
-    )
-    sub.add_argument(
-        "--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)"
-    )
-    sub.add_argument(
-        "--dataset", action="append", default=[], help="only this one; repeatable (all)"
-    )
-    sub.add_argument(
+    add = sub.add_argument
+    add("grid", type=Path, help="methods, data sets, k, missing workers (JSON)")
+    add("--dataset", action="append", default=[], help="only this one; repeatable (all)")
+    add(
         "--method",
         action="append",
         default=[],
         help="only this method of the grid, or one that it does not name; repeatable (all)",
     )
-    sub.add_argument("--quick", action="store_true", help="minutes: short trainings, 1,000 images")
-    sub.add_argument("--data-dir", type=Path, help="folder of image sets (the cache)")
-    sub.add_argument("--download", action="store_true", help="download into --data-dir")
-    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    _add_shared(sub, "accuracy", "minutes: short trainings, 1,000 images")
+
+
+def _add_shared(sub: argparse.ArgumentParser, name: str, quick: str) -> None:
+    """Add what both benchmarks take."""
+    add = sub.add_argument
+    add("--out", type=Path, help=f"rows; finished ones in it are kept (results/{name}.jsonl)")
+    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
+    add("--quick", action="store_true", help=quick)
+    add("--data-dir", type=Path, help="folder of image sets (the cache)")
+    add("--download", action="store_true", help="download into --data-dir")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return what both benchmarks take, as their functions have it."""
+    name += "-quick" if arguments.quick else ""
+    return {
+        "out": arguments.out or Path("results") / f"{name}.jsonl",
+        "save_dir": arguments.save_dir,
+        "data_dir": arguments.data_dir,
+        "download": arguments.download,
+        "quick": arguments.quick,
+    }
 
 
 def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import accuracy, plots, tables
     from codedinvnet.stages import choose_device
 
-    name = "accuracy-quick" if arguments.quick else "accuracy"
-    out = arguments.out or Path("results") / f"{name}.jsonl"
+    shared = _shared(arguments, "accuracy")
+    out = shared["out"]
     report = accuracy.run(
         arguments.grid,
-        out=out,
-        save_dir=arguments.save_dir,
-        data_dir=arguments.data_dir,
         device=choose_device(arguments.device),
-        download=arguments.download,
-        quick=arguments.quick,
         only=arguments.dataset,
         methods=arguments.method,
+        **shared,
     )
-    _tell(report, out, [*tables.write_accuracy(out), *plots.draw_accuracy(out)], arguments.json)
+    written = [*tables.write_accuracy(out), *plots.draw_accuracy(out)]
+    _tell(report, "trials", out, written, arguments.json)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -93,7 +101,6 @@ def _add_latency(benches: Commands) -> None:
     )
     add, grid = sub.add_argument, Path("configs/bench/latency.json")
     add("grid", nargs="?", type=Path, default=grid, help=f"methods, loads, stragglers ({grid})")
-    add("--out", type=Path, help="rows; finished ones in it are kept (results/latency.jsonl)")
     add(
         "--only",
         action="append",
@@ -101,35 +108,25 @@ def _add_latency(benches: Commands) -> None:
         metavar="KEY=VALUE",
         help="only runs of this method, batch, load, stragglers or run; repeatable (all)",
     )
-    add("--quick", action="store_true", help="minutes: one setting, 3,000 queries a method")
-    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
-    add("--data-dir", type=Path, help="folder of image sets (the cache)")
-    add("--download", action="store_true", help="download into --data-dir")
     log = Path("bench-latency.log")
     add("--log", type=Path, default=log, help=f"servers' log ({log})")
-    add("--json", action="store_true", help="print one JSON object")
+    _add_shared(sub, "latency", "minutes: one setting, 3,000 queries a method")
 
 
 def _latency(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import latency, plots, tables
 
-    name = "latency-quick" if arguments.quick else "latency"
-    out = arguments.out or Path("results") / f"{name}.jsonl"
-    report = latency.run(
-        arguments.grid,
-        out=out,
-        save_dir=arguments.save_dir,
-        data_dir=arguments.data_dir,
-        log=arguments.log,
-        download=arguments.download,
-        quick=arguments.quick,
-        only=arguments.only,
-    )
-    _tell(report, out, [*tables.write_latency(out), *plots.draw_latency(out)], arguments.json)
+    shared = _shared(arguments, "latency")
+    out = shared["out"]
+    report = latency.run(arguments.grid, log=arguments.log, only=arguments.only, **shared)
+    written = [*tables.write_latency(out), *plots.draw_latency(out)]
+    _tell(report, "runs", out, written, arguments.json)
 
 
-def _tell(report: dict[str, Any], out: Path, written: Sequence[Path], as_json: bool) -> None:
-    """Print what was done and written.
+def _tell(
+    report: dict[str, Any], what: str, out: Path, written: Sequence[Path], as_json: bool
+) -> None:
+    """Print what was done of so many trials or runs, and what was written.
 
     Raises:
         UserError: then, if something failed.
@@ -137,4 +134,4 @@ def _tell(report: dict[str, Any], out: Path, written: Sequence[Path], as_json: b
     from codedinvnet import study
 
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, as_json)
-    study.refuse_failures(report["failed"], "of the trials", out)
+    study.refuse_failures(report["failed"], f"of the {what}", out)

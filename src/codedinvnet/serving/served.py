@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -131,7 +132,7 @@ class Classifier:
     decoded = (PROBABILITIES, LABEL)
     kind = "logits"
 
-    @property
+    @cached_property
     def signature(self) -> Signature:
         """Images in bytes; as floats in 0..1 they are taken as well."""
         return Signature(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.serving.answers import BadRequest
@@ -65,7 +65,7 @@ class InputTensor(_Part):
     name: str
     shape: list[int]
     datatype: str
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
     data: list[Any] | None = None
 
 
@@ -73,14 +73,14 @@ class RequestedOutput(_Part):
     """An output that the client wants."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class InferBody(_Part):
     """The JSON part of an inference request."""
 
     id: str | None = None
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
     inputs: list[InputTensor]
     outputs: list[RequestedOutput] | None = None
 
@@ -192,6 +192,8 @@ def check_depth(parameters: Mapping[str, Any]) -> None:
     level: list[Any] = [parameters]
     for _ in range(DEEPEST):
         nested = [value for value in level if isinstance(value, dict | list)]
+        if not nested:
+            return
         level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
     if any(isinstance(value, dict | list) for value in level):
         raise BadRequest(f"parameters: nested more than {DEEPEST} deep")

@@ -159,15 +159,22 @@ def response_from_http(data: bytes, header_length: str | None) -> bytes:
     )
     parameters = head.get("parameters") or {}
     set_parameters(response.parameters, {k: v for k, v in parameters.items() if k != ALL_BINARY})
-    for tensor, blob in blobs:
-        output = response.outputs.add()
-        output.name, output.datatype = tensor["name"], tensor["datatype"]
-        output.shape.extend(tensor["shape"])
-        own = {k: v for k, v in (tensor.get("parameters") or {}).items() if k != SIZE}
-        set_parameters(output.parameters, own)
-        response.raw_output_contents.append(blob)
+    add_tensors(response.outputs, response.raw_output_contents, blobs)
     message: bytes = response.SerializeToString()
     return message
+
+
+def add_tensors(
+    entries: Any, contents: Any, tensors: Sequence[tuple[dict[str, Any], bytes]]
+) -> None:
+    """Add tensors, each as JSON describes it and in bytes, to a message's lists of both."""
+    for tensor, blob in tensors:
+        entry = entries.add()
+        entry.name, entry.datatype = tensor["name"], tensor["datatype"]
+        entry.shape.extend(tensor["shape"])
+        own = {k: v for k, v in (tensor.get("parameters") or {}).items() if k != SIZE}
+        set_parameters(entry.parameters, own)
+        contents.append(blob)
 
 
 @reading()
@@ -186,13 +193,7 @@ def request_from_http(
     parameters = dict(head.get("parameters") or {})
     default = bool(parameters.pop(ALL_BINARY, False))
     set_parameters(request.parameters, parameters)
-    for tensor, blob in blobs:
-        entry = request.inputs.add()
-        entry.name, entry.datatype = tensor["name"], tensor["datatype"]
-        entry.shape.extend(tensor["shape"])
-        own = {k: v for k, v in (tensor.get("parameters") or {}).items() if k != SIZE}
-        set_parameters(entry.parameters, own)
-        request.raw_input_contents.append(blob)
+    add_tensors(request.inputs, request.raw_input_contents, blobs)
     outputs = {}
     for output in head.get("outputs") or ():
         own = dict(output.get("parameters") or {})
