@@ -1493,6 +1493,7 @@ def happen(model: Model, event: str, n: int) -> None:
     timed=st.booleans(),
     round_robin=st.booleans(),
     slots=st.sampled_from([1, 1, 2, 3]),
+    worker_batch=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
     max_losses=st.sampled_from([1, 3, 5]),
     extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
@@ -1503,6 +1504,7 @@ def test_every_query_ends_once_whatever_happens(
     timed: bool,
     round_robin: bool,
     slots: int,
+    worker_batch: int,
     slow: float,
     max_losses: int,
     extra: float | None,
@@ -1519,6 +1521,7 @@ def test_every_query_ends_once_whatever_happens(
         hedge_share=0.8,
         extra=extra,
         slots=slots,
+        worker_batch=1 if round_robin or slots > 1 else worker_batch,
     )
     if timed:
         know_times(model, slow)
