@@ -190,8 +190,8 @@ async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> 
         cluster.add_node(**NODE, wait=False)
         await until_live(200, 120)
         assert (await client.infer("after", range(4))).ok
-    assert process.process.stdout is not None
-    printed = await asyncio.to_thread(process.process.stdout.read)
+        process.process.send_signal(signal.SIGTERM)
+        printed, _ = await asyncio.to_thread(process.process.communicate, timeout=60)
     assert "aylet" not in printed
     for line in log.read_text().splitlines():
         assert isinstance(json.loads(line), dict), line

@@ -435,6 +435,11 @@ class TestRefused:
             (["mnist", "--min-confidence", "2"], "--min-confidence"),
             (["mnist", "--max-pending", "0"], "--max-pending"),
             (["mnist", "--max-batch", "0"], "--max-batch"),
+            (["mnist", "--worker-batch", "0"], "--worker-batch: must be above 0"),
+            (
+                ["mnist", "--worker-batch", "2", "--routing", "round-robin"],
+                "--worker-batch goes with --routing least-loaded",
+            ),
             (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
             (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 queries"),
             (["mnist", "--device", "abacus"], "--device: "),

@@ -10,19 +10,21 @@ pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.mark.parametrize(
-    ("policy", "left", "fewest"),
+    ("policy", "worker_batch", "left", "fewest"),
     [
-        ("coded", Left(), 40_000),
-        ("hedge", Left(), 20_000),
-        ("replicate", Left(), 3_000),
-        ("coded+hedge", Left(hangs=0), 20_000),
-        ("coded", Left(submits=(1, 1, 1, 1), hangs=0), 10_000),
+        ("coded", 1, Left(), 40_000),
+        ("hedge", 1, Left(), 20_000),
+        ("replicate", 1, Left(), 3_000),
+        ("coded+hedge", 1, Left(hangs=0), 20_000),
+        ("coded", 1, Left(submits=(1, 1, 1, 1), hangs=0, cancellations=0), 5_000),
+        ("hedge", 2, Left(hangs=0), 1_000),
     ],
 )
 def test_every_order_of_events_keeps_the_rules_and_ends(
-    policy: str, left: Left, fewest: int
+    policy: str, worker_batch: int, left: Left, fewest: int
 ) -> None:
-    found = walk(service(policy), left)
-    print(f"{policy}, {left}: {len(found.seen)} states, {found.steps} steps, {found.ends} ends")
+    found = walk(service(policy, worker_batch), left)
+    told = f"{len(found.seen)} states, {found.steps} steps, {found.ends} ends"
+    print(f"{policy}, {worker_batch}, {left}: {told}")
     assert len(found.seen) > fewest
     assert found.ends

@@ -1,3 +1,5 @@
+"""Background tasks end with their owner, and none fails unseen."""
+
 from __future__ import annotations
 
 import asyncio

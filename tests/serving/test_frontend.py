@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,3 +221,40 @@ async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
         fails = False
         answered(await front.ask(images[:K]))
         assert [view.deaths for view in front.workers] == [0] * WORKERS
+
+
+async def test_what_waits_for_a_worker_is_computed_in_one_call(
+    mnist: Bundle, method: Scheme, images: np.ndarray
+) -> None:
+    batch = images[:9]
+    async with running(method, policy="uncoded", workers=1, worker_batch=4) as (front, pool):
+        answers = answered(await front.ask(batch))
+        assert len(pool.calls) == 3
+        for answer, row in zip(answers, direct(mnist, batch), strict=True):
+            np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
+        assert front.metrics.tasks.labels("data")._value.get() == 9
+        pool.hang(0)
+        asked = asyncio.create_task(front.ask(batch[:2]))
+        await until(lambda: len(pool.calls) == 4)
+        pool.kill(0)
+        for answer, row in zip(answered(await asked), direct(mnist, batch), strict=False):
+            np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
+        assert len(pool.calls) == 6  # each is computed alone
+
+
+async def test_a_query_that_cannot_be_computed_fails_alone(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = images[:6].copy()
+    batch[2] = 7
+    async with running(method, policy="uncoded", workers=2, worker_batch=6) as (front, pool):
+        compute = pool.computer.compute
+
+        def poisoned(number: int, inputs: Mapping[str, np.ndarray]) -> Any:
+            if any((row == 7).all() for rows in inputs.values() for row in rows):
+                raise ValueError("seven")
+            return compute(number, inputs)
+
+        monkeypatch.setattr(pool.computer, "compute", poisoned)
+        found = await front.ask(batch)
+        assert [isinstance(one, QueryFailed) for one in found] == [i == 2 for i in range(6)]

@@ -28,13 +28,14 @@ class Recording(Simulation):
         self._members[action.attempt] = len(action.members) if extra else 0
         super()._send(action)
 
-    def _done(self, worker: int, life: int, attempt: int, held: float) -> None:
+    def _done(self, worker: int, life: int, attempts: tuple[int, ...], held: float) -> None:
         if life == self._lives[worker]:
+            (attempt,) = attempts
             began, now = self._began[worker][attempt], self.clock.now
             took = 1000 * (now - began)
             row = (1000 * began, worker, self._members[attempt], took, 1000 * held)
             self.tasks.append(row)
-        super()._done(worker, life, attempt, held)
+        super()._done(worker, life, attempts, held)
 
     def _replace(self, action: Replace) -> None:
         kind = "hung" if action.reason == "hung" else "died"

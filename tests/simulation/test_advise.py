@@ -26,6 +26,13 @@ URL = "http://127.0.0.1:8000"
 OPTIONS = AdviseOptions(URL, queries=QUERIES)
 
 
+RULES = {
+    **{"workers": 11, "slots": 1, "routing": "least-loaded", "k": 10, "max_pending": 2000},
+    **{"group_timeout_ms": 20, "hang_timeout_ms": 3000, "deadline_ms": 5000},
+    **{"hedge_share": 0.1, "extra": None},
+}
+
+
 def served(policy: str, model: str, seed: int, batch: int = 1) -> Scenario:
     raw = {
         "seed": seed,
@@ -154,6 +161,7 @@ def test_a_simulation_that_does_not_fit_says_so() -> None:
         ({"code": {"kind": "Magic"}}, "another release"),
         ({"requests": []}, "0 requests are too few"),
         ({"tasks": []}, "0 tasks are too few"),
+        ({"rules": {**RULES, "worker_batch": 2}}, "no advice with --worker-batch 2"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], told: str) -> None:

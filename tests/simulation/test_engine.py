@@ -77,6 +77,24 @@ def erlang_c_wait(rate: float, mu: float, servers: int) -> float:
     return last / (sum(terms) + last) / (servers * mu - rate)
 
 
+@pytest.mark.parametrize(("most", "qps"), [(3, 150), (50, 300)])
+def test_calls_of_several_tasks(most: int, qps: float) -> None:
+    """A queue served in bulk: that of waiting tasks is geometric (Bailey, 1954)."""
+    found = run(service=EXPONENTIAL, qps=qps, queries=40_000, worker_batch=most, batch_fixed=1.0)
+    root = brentq(lambda x: 100 * x ** (most + 1) - (qps + 100) * x + qps, 0.0, 1 - 1e-6)
+    busy = 1 / (100 / qps + 1 / (1 - root))
+    waiting = busy * root / (1 - root) ** 2
+    assert mean_ms(found) == pytest.approx(1000 * waiting / qps + 10, rel=0.05)
+    assert found.busy / found.seconds == pytest.approx(busy / (1 - root), rel=0.03)
+
+
+def test_a_call_costs_its_fixed_share_once() -> None:
+    found = run(qps=1e6, queries=9, workers=1, worker_batch=4, batch_fixed=0.4, warmup=0.0)
+    calls = np.unique(found.latency.round(4))
+    assert calls.tolist() == pytest.approx([0.01, 0.038, 0.066])
+    assert found.computing == pytest.approx(0.066)
+
+
 def test_round_robin_gives_each_worker_erlang_arrivals() -> None:
     found = run(service=EXPONENTIAL, workers=4, routing="round-robin", qps=280, queries=40_000)
     exact = 1000 * (0.01 + gi_m_1_wait(280, 100, 4))

@@ -71,6 +71,12 @@ def add_commands(commands: Commands) -> None:
         "METHOD+hedge, or auto, which decides by what it measures (auto; coded with a --method)",
     )
     add(
+        "--worker-batch",
+        type=int,
+        help="queries that a worker computes in one call, at most, when they wait (1); more where "
+        "a call of several takes less than as many calls, as on a GPU",
+    )
+    add(
         "--extra",
         type=float,
         help="extra work per query, at most: copies, parities and backups, in service times, as "

@@ -38,6 +38,7 @@ def _add_simulate(commands: Commands) -> None:
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")
     add("--qps", type=float, help="images a second (the scenario's)")
     add("--batch", type=int, help="images of a request (the scenario's)")
+    add("--worker-batch", type=int, help="data tasks of a call, as serve's (the scenario's)")
     add("--extra", type=float, help="extra work per query, at most, as serve's (the scenario's)")
     add(
         "--queries",

@@ -36,6 +36,7 @@ from codedinvnet.serving.rules.actions import (
     Action,
     Answer,
     AnswerDecoded,
+    Call,
     Complete,
     Decided,
     Decode,
@@ -48,6 +49,7 @@ from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
 from codedinvnet.serving.rules.settings import Policy, Rules
+from codedinvnet.serving.sent import Sent, split
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
@@ -313,8 +315,8 @@ class FrontEnd:
             log_error(error)
 
     def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Send):
-            self._send(action)
+        if isinstance(action, Send | Call):
+            self._send((action,) if isinstance(action, Send) else action.sends)
         elif isinstance(action, Answer):
             self.waiting.made_ready((action.query,), "direct")
             if self.reliance is not None:
@@ -352,6 +354,8 @@ class FrontEnd:
         """End the queries of an action that was not carried out; return what the rules say."""
         now = time.monotonic()
         actions: list[Action] = []
+        if isinstance(action, Call):
+            return [one for send in action.sends for one in self._give_up(send, reason)]
         if isinstance(action, Send):
             if not action.group_size:
                 self.waiting.fail(action.members[0], reason)
@@ -372,72 +376,75 @@ class FrontEnd:
         filler, mixed = self.outputs.filler_output, self.outputs.mixed
         return {t: filler if a == FILLER else mixed(self._outputs[a]) for t, a in attempts.items()}
 
-    def _send(self, action: Send) -> None:
-        queries = [self._inputs[query] for query in action.members]
-        queries += [self.outputs.filler] * (action.size - len(queries))
-        inputs = {
-            name: self.served.joined([query[name] for query in queries]) for name in queries[0]
-        }
-        waiting = self.waiting.get(action.members[0]) if not action.group_size else None
+    def _send(self, sends: Sequence[Send]) -> None:
+        """Give a worker a task, or several data tasks in one call."""
+        first = sends[0]
+        members = tuple(query for send in sends for query in send.members)
+        inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
+        waiting = self.waiting.get(members[0]) if not first.group_size else None
         origin = None
         if waiting is not None:  # of its first sending: a copy meets a fate of its own
             origin, waiting.origin = waiting.origin, None
-        task = Task(action.attempt, action.task, inputs, origin)
-        self.workers[action.worker].tasks += 1
-        if action.task == self._k:
-            self.metrics.groups.labels(str(action.group_size)).inc()
-        self._background.spawn(self._call(action.worker, task, action.members, time.monotonic()))
+        task = Task(first.attempt, first.task, inputs, origin)
+        self.workers[first.worker].tasks += len(sends)
+        if first.task == self._k:
+            self.metrics.groups.labels(str(first.group_size)).inc()
+        attempts = tuple(send.attempt for send in sends)
+        self._background.spawn(
+            self._call(Sent(first.worker, task, members, attempts, time.monotonic()))
+        )
 
-    async def _call(self, worker: int, task: Task, members: tuple[int, ...], began: float) -> None:
+    async def _call(self, sent: Sent) -> None:
+        worker, task, attempts = sent.worker, sent.task, sent.attempts
         kind = "parity" if task.number >= self._k else "data"
-        self.metrics.tasks.labels(kind).inc()
+        self.metrics.tasks.labels(kind).inc(len(attempts))
         try:
-            call = self.waiting.traced(self.pool.call(worker, task), worker, task, members, kind)
-            result = self.outputs.sound(task, await call)
+            call = self.pool.call(worker, task)
+            result = await self.waiting.traced(call, worker, task, sent.members, kind)
+            own = [self.outputs.sound(task, each) for each in split(result, len(attempts))]
         except WorkerDied as error:
-            if self._is_at(worker, task):
+            if self.scheduler.is_at(worker, task.attempt):
                 self._worker_died(worker, str(error))
-            self._do(self.scheduler.failed(time.monotonic(), task.attempt, str(error)))
+            self._lose(attempts, str(error))
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
-            self._task_failed(worker, task, members, str(error))
+            self._task_failed(sent, str(error))
         except (Exception, asyncio.CancelledError) as error:
             if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
+            told = {"pool": type(self.pool).__name__, "worker": worker, "error": error}
             self._failed_calls.log(
-                "the pool raised",
-                logging.ERROR,
-                pool=type(self.pool).__name__,
-                worker=worker,
-                reason=described(error),
-                error=error,
+                "the pool raised", logging.ERROR, reason=described(error), **told
             )
-            self._task_failed(worker, task, members, described(error))
+            self._task_failed(sent, described(error))
         else:
             self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
-            occupied = time.monotonic() - began
+            occupied = time.monotonic() - sent.began
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
                 how = (worker, task.members, self.scheduler.systematic)
                 self.times.add_parity(result, occupied, *how)
-            else:
+            elif len(attempts) == 1:  # what larger calls take says nothing of one task
                 self.times.add_data(result, occupied, worker)
             if result.held > 0:
-                self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
+                for attempt in attempts:
+                    self._do(self.scheduler.released(time.monotonic(), worker, attempt))
                 await asyncio.sleep(result.held)
-            self._take(task.attempt, result)
+            for attempt, each in zip(attempts, own, strict=True):
+                self._take(attempt, each)
 
-    def _task_failed(self, worker: int, task: Task, members: tuple[int, ...], reason: str) -> None:
-        self.metrics.task_failures.labels(str(worker)).inc()
-        if self._is_at(worker, task) and self.supervisor.is_broken(worker, members):
-            self._worker_died(worker, f"{FAILING}: {reason}")
-        self._do(self.scheduler.failed(time.monotonic(), task.attempt, reason))
+    def _task_failed(self, sent: Sent, reason: str) -> None:
+        self.metrics.task_failures.labels(str(sent.worker)).inc()
+        at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
+        if at_it and self.supervisor.is_broken(sent.worker, sent.members):
+            self._worker_died(sent.worker, f"{FAILING}: {reason}")
+        self._lose(sent.attempts, reason)
 
-    def _is_at(self, worker: int, task: Task) -> bool:
-        """Tell whether a worker is at a task; if not, another may be in its place by now."""
-        return self.scheduler.is_at(worker, task.attempt)
+    def _lose(self, attempts: Sequence[int], reason: str) -> None:
+        for attempt in attempts:
+            self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
 
     def _take(self, attempt: int, result: Result) -> None:
         self._outputs[attempt] = result.outputs

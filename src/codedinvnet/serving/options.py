@@ -50,6 +50,7 @@ class ServeOptions:
     policy: str | None = None
     """A policy, or one with a method as `served_as` takes it; None: see `policy_of`."""
     routing: str = "least-loaded"
+    worker_batch: int = 1
     extra: float | None = None
     """None: what suits the policy."""
     pool: str = "local"
@@ -131,11 +132,20 @@ def check(options: ServeOptions) -> None:
     if ":" not in options.pool and options.pool not in ("local", "ray"):
         raise UserError(f"--pool: {options.pool!r} is not local, ray or FILE.py:CLASS")
     times = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms", "down_timeout_ms")
-    for name in (*times, "threads_per_worker", "max_pending", "max_batch", "max_body_memory"):
+    for name in (
+        *times,
+        "threads_per_worker",
+        "worker_batch",
+        "max_pending",
+        "max_batch",
+        "max_body_memory",
+    ):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     check_extra(options.extra)
+    if options.worker_batch > 1 and options.routing != "least-loaded":
+        raise UserError("--worker-batch goes with --routing least-loaded")
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "

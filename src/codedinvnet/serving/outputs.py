@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +62,13 @@ class Outputs:
             extra = {n: len(t.members) for n, t in rules.tasks(size).items() if n >= rules.k}
             for task, members in extra.items():
                 self._extra[task, members] = layout(outputs(task, members))
+
+    def joined(
+        self, queries: Sequence[Mapping[str, np.ndarray]], size: int
+    ) -> dict[str, np.ndarray]:
+        """Return the inputs of a task of so many queries: these, and fillers."""
+        filled = [*queries, *[self.filler] * (size - len(queries))]
+        return {name: self.served.joined([query[name] for query in filled]) for name in filled[0]}
 
     def mixed(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return what the code gets of a task's outputs, (n,) float32."""

@@ -68,6 +68,9 @@ def make_service(options: ServeOptions) -> Service:
             f"--max-batch: a request of {options.max_batch} queries could never be taken with "
             f"--max-pending {most}"
         )
+    limit = opened.served.signature.max_batch
+    if limit is not None and options.worker_batch > limit:
+        raise UserError(f"--worker-batch: the model takes {limit} at once at most")
     rules = Rules(
         workers=workers,
         policy=policy,
@@ -77,6 +80,7 @@ def make_service(options: ServeOptions) -> Service:
         extra=options.extra,
         max_pending=most,
         routing=options.routing,
+        worker_batch=options.worker_batch,
     )
     relied = None
     if scheme is not None:

@@ -54,6 +54,7 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             "max_pending": rules.max_pending,
             "hedge_share": rules.hedge_share,
             "extra": rules.extra,
+            "worker_batch": rules.worker_batch,
         },
         "code": None if code is None else as_json(code),
         "encode_share": known.encode_share,

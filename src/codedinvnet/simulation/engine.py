@@ -24,6 +24,7 @@ from codedinvnet.serving.rules.actions import (
     Action,
     Answer,
     AnswerDecoded,
+    Call,
     Decode,
     Fail,
     Replace,
@@ -150,6 +151,7 @@ class Simulation:
         self._bar: Any = None
         self._carry_out: dict[type, Callable[[Any], None]] = {
             Send: self._send,
+            Call: self._call,
             Answer: self._answer,
             Decode: self._start_decoding,
             AnswerDecoded: self._answer_decoded,
@@ -242,32 +244,45 @@ class Simulation:
         computing = next(self._service) * spec.cost
         if spec.encoded:
             computing += next(self._encode) * action.size
-        self._computing += computing
         query = None if action.group_size else action.members[0]
+        self._start(worker, (action.attempt,), query, computing)
+
+    def _call(self, action: Call) -> None:
+        attempts = tuple(send.attempt for send in action.sends)
+        computing = next(self._service) * self.scenario.call_cost(len(attempts))
+        first = action.sends[0]
+        self._start(first.worker, attempts, first.members[0], computing)
+
+    def _start(
+        self, worker: int, attempts: tuple[int, ...], query: int | None, computing: float
+    ) -> None:
+        """Let a worker begin a call, which meets the fate of its first task."""
+        self._computing += computing
         fate = self._fates.of(worker, query, self.clock.now)
-        self._began[worker][action.attempt] = self.clock.now
+        self._began[worker][attempts[0]] = self.clock.now
         life = self._lives[worker]
         if fate is None:
             busy = computing + next(self._trip)
-            self.clock.after(busy, self._done, worker, life, action.attempt, 0.0)
+            self.clock.after(busy, self._done, worker, life, attempts, 0.0)
         elif fate.crashes:
             self.clock.after(0.0, self._crash, worker, life)
         elif not fate.hangs:
             busy = computing * fate.factor + fate.blocked + next(self._trip)
-            self.clock.after(busy, self._done, worker, life, action.attempt, fate.held)
+            self.clock.after(busy, self._done, worker, life, attempts, fate.held)
 
-    def _done(self, worker: int, life: int, attempt: int, held: float) -> None:
+    def _done(self, worker: int, life: int, attempts: tuple[int, ...], held: float) -> None:
         if life != self._lives[worker]:
             return  # it was replaced meanwhile
         now = self.clock.now
-        began = self._began[worker].pop(attempt)
+        began = self._began[worker].pop(attempts[0])
         if not self._seconds:
             self._busy += now - began
-        if held > 0:
-            self.clock.after(held, self._arrived, attempt)
-            self._do(self.scheduler.released(now, worker, attempt))
-        else:
-            self._do(self.scheduler.result(now, attempt))
+        for attempt in attempts:
+            if held > 0:
+                self.clock.after(held, self._arrived, attempt)
+                self._do(self.scheduler.released(now, worker, attempt))
+            else:
+                self._do(self.scheduler.result(now, attempt))
 
     def _arrived(self, attempt: int) -> None:
         self._do(self.scheduler.result(self.clock.now, attempt))

@@ -50,6 +50,7 @@ class SeenRules(Section):
     max_pending: int
     hedge_share: float
     extra: float | None
+    worker_batch: int = 1
 
 
 class Right(Section):
@@ -140,8 +141,10 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
             f"{len(seen.requests)} requests are too few to tell anything by: {FEWEST_REQUESTS} "
             "at least"
         )
-    found = condition(seen)
     rules = seen.rules
+    if rules.worker_batch > 1:
+        raise UserError(f"no advice with --worker-batch {rules.worker_batch}: it knows no calls")
+    found = condition(seen)
     requests = sorted(seen.requests)
     gaps = np.diff([row[0] for row in requests], prepend=requests[0][0]).round(3).tolist()
     gaps[0] = statistics.fmean(gaps[1:])  # since nothing is known of the one before

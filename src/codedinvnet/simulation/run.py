@@ -91,7 +91,8 @@ def run_simulate(
         raise UserError("--out belongs to a sweep (see configs/bench), or to --measured")
     useless = [key for key in asked if key not in REPEATED]
     if measured is not None and useless:
-        raise UserError(f"--{useless[0]}: {measured} says itself what its runs were")
+        option = useless[0].replace("_", "-")
+        raise UserError(f"--{option}: {measured} says itself what its runs were")
     if out is not None:
         check_writable(out)
         if out.resolve() in [read.resolve() for read in (scenario, measured) if read is not None]:

@@ -148,6 +148,10 @@ class Scenario(Section):
     routing: str = "least-loaded"
     slots: Positive = 1
     """How many tasks a worker is at, at most."""
+    worker_batch: Positive = 1
+    """How many data tasks a worker computes in one call, at most, as `serve --worker-batch`."""
+    batch_fixed: Share = 0.0
+    """The share of a data task's computing that a call costs once, however many tasks it has."""
     extra: Annotated[float, Field(ge=0)] | None = None
     """Extra work per query, at most, as `serve --extra`; None: what suits the policy."""
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
@@ -239,6 +243,8 @@ class Scenario(Section):
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
+        if self.worker_batch > 1 and (self.slots > 1 or self.routing != "least-loaded"):
+            raise ValueError("worker_batch goes with one slot, and with the routing least-loaded")
         if coded and self.group_timeout_ms >= self.deadline_ms:
             raise ValueError(
                 f"group_timeout_ms {self.group_timeout_ms:g} is not below deadline_ms "
@@ -262,7 +268,12 @@ class Scenario(Section):
             max_pending=self.max_pending or pending_limit(self.workers),
             routing=self.routing,
             slots=self.slots,
+            worker_batch=self.worker_batch,
         )
+
+    def call_cost(self, tasks: int) -> float:
+        """Return what a call of so many data tasks computes, in services."""
+        return self.batch_fixed + (1.0 - self.batch_fixed) * tasks
 
     @property
     def requests(self) -> int:
@@ -330,13 +341,13 @@ class Scenario(Section):
 
     @property
     def capacity_qps(self) -> float:
-        """Images a second at which all workers would be busy with data tasks alone."""
+        """Images a second at which data tasks, each a call, would keep all workers busy."""
         busy_ms = self.service.mean_ms + self.trip.mean_ms
         return 1000 * self.workers * self.slots / busy_ms
 
     @property
     def busy_workers(self) -> float:
-        """How many workers data tasks alone keep busy in the mean, stragglers among them.
+        """How many workers data tasks alone keep busy in the mean, in calls as large as can be.
 
         Of stragglers those count that hit every worker and do not end; a service with fewer workers
         cannot keep up, however it makes up for late answers.
@@ -353,7 +364,9 @@ class Scenario(Section):
                 blocked += share * straggler.delay.mean_within(self.hang_ms)
             elif straggler.kind == "hang":
                 blocked += share * self.hang_ms
-        return self.arrivals.qps * (computing + blocked + self.trip.mean_ms) / 1000
+        size = self.worker_batch
+        call = computing * self.call_cost(size) + blocked + self.trip.mean_ms
+        return self.arrivals.qps * call / size / 1000
 
     def updated(self, **changes: Any) -> Scenario:
         """Return a copy with some values changed, validated anew; of `arrivals`, too.

@@ -15,6 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Action,
     Answer,
     AnswerDecoded,
+    Call,
     Complete,
     Decided,
     Decode,
@@ -77,10 +78,10 @@ class Watched(Scheduler):
             self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
         return super().failed(now, attempt, reason)
 
-    def _begin(self, now: float, attempt: Attempt) -> None:
+    def _begin(self, now: float, attempt: Attempt) -> Send:
         if self.rules.routing != "round-robin":
             assert self.may_take(attempt.worker, attempt), "another worker should take it"
-        super()._begin(now, attempt)
+        return super()._begin(now, attempt)
 
     def _dispatch(self, now: float, group: CodingGroup, task: int, *rest: Any, **kind: Any) -> None:
         super()._dispatch(now, group, task, *rest, **kind)
@@ -361,6 +362,18 @@ class Model:
     def _send(self, action: Send) -> None:
         busy = list(self.at.values()).count(action.worker)
         assert busy < self.rules.slots, "the worker has something else to do"
+        self._begin(action)
+
+    def _call(self, action: Call) -> None:
+        (worker,) = {send.worker for send in action.sends}
+        assert 1 < len(action.sends) <= self.rules.worker_batch
+        assert worker not in self.at.values(), "it may not join a call that has begun"
+        assert not any(send.group_size for send in action.sends), "an extra task is alone"
+        assert len({send.members for send in action.sends}) == len(action.sends)
+        for send in action.sends:
+            self._begin(send)
+
+    def _begin(self, action: Send) -> None:
         assert action.worker not in self.down
         assert action.attempt not in self.sent
         assert set(action.members) <= self.images

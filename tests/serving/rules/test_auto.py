@@ -12,7 +12,7 @@ from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE
 from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.test_scheduler import know_times
+from tests.serving.rules.situations import know_times
 
 LATE = 0.02
 """Later than tasks of 10 to 15 ms normally are."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from codedinvnet.serving.rules.actions import Send
+from codedinvnet.serving.rules.actions import Answer, Call, Send
 from codedinvnet.serving.rules.hedging import COPIES, MOST, WORTH, yields
 from codedinvnet.serving.rules.pace import LATE_FACTOR
 from codedinvnet.serving.rules.recent import FEWEST
@@ -333,3 +335,84 @@ def test_auto_asks_a_backup_at_once_where_nobody_else_is(known: bool) -> None:
     sent = only(model.new(), Send)
     assert [(send.worker, send.members) for send in sent] == [(1, (query,))]
     model.drain()
+
+
+# Calls of several tasks
+
+
+def calls_of(model: Model) -> list[list[int]]:
+    """Return the queries of each call of several tasks since the last call of this."""
+    return [[send.members[0] for send in call.sends] for call in only(model.new(), Call)]
+
+
+def test_what_waits_is_computed_in_one_call() -> None:
+    model = Model("uncoded", 2, worker_batch=3)
+    first, second = model.submit(2)
+    assert calls_of(model) == []  # each goes to a worker of its own
+    waiting = model.submit(5)
+    (at,) = model.data(first)
+    model.result(at)
+    assert calls_of(model) == [waiting[:3]]
+    model.result(*model.data(second))
+    assert calls_of(model) == [waiting[3:]]
+    model.result(model.data(waiting[0])[0])
+    (late,) = model.submit()
+    assert model.data(late) == []  # the call has begun
+    for query in waiting[1:3]:
+        model.result(*model.data(query))
+    assert model.data(late)
+    model.drain()
+
+
+def test_idle_workers_come_before_calls() -> None:
+    model = Model("uncoded", 3, worker_batch=2)
+    a, b, c, d, *rest = model.submit(8)
+    assert calls_of(model) == [[a, d], [b, rest[0]], [c, rest[1]]]
+    model.drain()
+
+
+def test_the_tasks_of_a_group_are_no_call() -> None:
+    model = Model("coded", 4, ErasureCode(2), worker_batch=2)
+    a, _b, _c, d = model.submit(4)
+    assert calls_of(model) == [[a, d]]  # the parity of the first group has a worker of its own
+    model.drain()
+
+
+def test_what_was_lost_with_a_call_is_computed_alone() -> None:
+    model = Model("uncoded", 1, worker_batch=2)
+    queries = model.submit(2)
+    assert calls_of(model) == [queries]
+    model.kill(0)
+    model.up(0)
+    assert len(model.at) == 1
+    model.drain()
+    assert calls_of(model) == []
+    assert all(isinstance(model.ended[query], Answer) for query in queries)
+
+
+def test_a_call_is_late_by_its_size() -> None:
+    model = timed("hedge", 2, worker_batch=2)
+    a, b = model.submit(2)
+    c, d, e = model.submit(3)
+    for query in (a, b):
+        model.result(*model.data(query))
+    (call,) = calls_of(model)
+    model.wait(LATE)
+    assert [len(model.data(query)) for query in call] == [1, 1]
+    alone = ({c, d, e} - set(call)).pop()
+    model.result(*model.data(alone))
+    model.wait(LATE)
+    assert [len(model.data(query)) for query in call] == [2, 2]
+
+
+def test_a_slow_worker_gets_one_task_a_call() -> None:
+    model = timed("uncoded", 2, slow=3.0, worker_batch=4)
+    model.submit(8)
+    assert list(model.at.values()).count(0) == 1
+    assert list(model.at.values()).count(1) == 4
+
+
+@pytest.mark.parametrize("rules", [{"slots": 2}, {"routing": "round-robin"}])
+def test_calls_go_with_one_slot_and_one_line(rules: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="worker_batch"):
+        Model("uncoded", 2, worker_batch=2, **rules)

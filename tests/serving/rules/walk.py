@@ -66,9 +66,10 @@ def timers_of(model: Model) -> AnyOrder:
     return timers
 
 
-def service(policy: str, backup: bool = False, hedge_share: float = 0.5) -> Model:
+def service(policy: str, worker_batch: int = 1) -> Model:
     """Return a service that knows what is late, since every task so far took a second."""
-    model = Model(policy, WORKERS, ErasureCode(K, backup=backup), hedge_share=hedge_share)
+    code = ErasureCode(K)
+    model = Model(policy, WORKERS, code, hedge_share=0.5, worker_batch=worker_batch)
     scheduler = model.scheduler
     for _ in range(FEWEST):
         scheduler.pace.took(0.0, 0, 0, 1.0)
@@ -133,8 +134,7 @@ def fingerprint(model: Model, left: Left) -> str:
     cost, and running times.
     """
     scheduler, binding = model.scheduler, model.scheduler.binding
-    backups = scheduler.backups
-    turns = sorted(range(WORKERS), key=lambda i: (i in backups, binding.workers[i].turn))
+    turns = sorted(range(WORKERS), key=lambda worker: binding.workers[worker].turn)
     places = {worker: place for place, worker in enumerate(turns)} | {-1: -1}
     tasks: dict[int, list[Attempt]] = {identity: [] for identity in scheduler.groups}
     for attempt in scheduler.attempts.values():
@@ -143,7 +143,17 @@ def fingerprint(model: Model, left: Left) -> str:
     def told(a: Attempt) -> tuple[int, ...]:
         own = a.query is not None
         place = places[a.worker]
-        return (a.number, own, place, a.started is None, a.first, a.extra, a.late, a.shared)
+        return (
+            a.number,
+            own,
+            place,
+            a.started is None,
+            a.first,
+            a.extra,
+            a.late,
+            a.shared,
+            a.together,
+        )
 
     groups = []
     for group in scheduler.groups.values():

@@ -22,6 +22,12 @@ class Send(NamedTuple):
     its own query alone."""
 
 
+class Call(NamedTuple):
+    """Give a worker several data tasks, to be computed at once; it has nothing else to do."""
+
+    sends: tuple[Send, ...]
+
+
 class Answer(NamedTuple):
     """Answer a query directly from an attempt's output."""
 
@@ -86,7 +92,7 @@ class Decided(NamedTuple):
 
 
 Action: TypeAlias = (
-    Send | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget | Decided
+    Send | Call | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget | Decided
 )
 
 DEADLINE = "deadline"

@@ -15,6 +15,11 @@
    among those that rule 3 prefers. It waits in that worker's own line, whatever the worker is at.
 6. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
    these workers take in the order of coming. To the other rules neither exists.
+7. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
+   has a task, those with a data task that are not slow take more of them. Rule 3 holds for these as
+   well, and no query is twice in a call. One whose task was lost before is computed alone, since
+   others may fail by it. Nothing joins a call that has begun. A worker is free when all of
+   its call is over.
 """
 
 from __future__ import annotations
@@ -74,6 +79,9 @@ class Binding:
         self.load = 0.0
         self.recheck: float | None = None
         self._slots, self._backup_slots = rules.slots, rules.backup_slots
+        self._batch = rules.worker_batch
+        self._composing: set[int] = set()
+        """The workers whose calls have not begun (rule 7)."""
         self._mains = count - rules.backups
         """The workers before this one are no backups."""
         self._mains_up = set(range(self._mains))
@@ -113,6 +121,8 @@ class Binding:
     def meets(self, queries: int) -> None:
         """Take in what a request of so many queries finds."""
         busy = self.running / max(1, self.slots_up)
+        if self._batch > 1:
+            busy = min(1.0, busy)
         self.load += (busy - self.load) * min(1.0, queries / MEMORY)
 
     def add(self, attempt: Attempt) -> None:
@@ -158,6 +168,8 @@ class Binding:
         self.running += 1
         attempt.started = now
         self.workers[attempt.worker].running[attempt.identity] = attempt
+        if self._batch > 1 and _shares(attempt):
+            self._composing.add(attempt.worker)
         self.reorder(attempt.worker)
         return attempt
 
@@ -211,10 +223,22 @@ class Binding:
             self._backups.update(index, (1.0, load, worker.turn) if free else None)
         elif self._in_turn:
             self._order.update(index, (1.0, 0, worker.turn) if index in self.up else None)
-        elif index in self.up and load < self._slots:
+        elif index in self.up and (load < self._slots or self._takes_more(index, load)):
             self._order.update(index, (self._pace.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)
+
+    # Rule 7
+
+    def _takes_more(self, index: int, load: int) -> bool:
+        composing = index in self._composing and self._pace.slowness(index) == 1.0
+        return composing and load < self._batch
+
+    def close_calls(self) -> None:
+        """Let the calls begin that were put together."""
+        closed, self._composing = self._composing, set()
+        for worker in closed:
+            self.reorder(worker)
 
     def _bind(self, attempt: Attempt, worker: int) -> None:
         self._turn += 1
@@ -295,14 +319,21 @@ class Binding:
                 self.recheck = at
 
     def _may(self, worker: int, attempt: Attempt) -> bool:
-        """Tell whether rule 3 lets a worker take a task."""
+        """Tell whether rules 3 and 7 let a worker take a task."""
         at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
+        if worker in self._composing and (worker in holders or not _shares(attempt)):
+            return False
         if worker not in at and worker not in failed and worker not in holders:
             return True
         sound = self._mains_up - failed - holders
         if sound - at.keys():
             return False
         return worker in sound or not sound
+
+
+def _shares(attempt: Attempt) -> bool:
+    """Tell whether a task may be in one call with others."""
+    return attempt.query is not None and not attempt.query.losses
 
 
 def _holders(attempt: Attempt) -> set[int]:

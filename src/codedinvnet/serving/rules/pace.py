@@ -1,6 +1,7 @@
 """How long tasks normally run, and which workers are slower.
 
-1. Tasks are timed by kind: data tasks, and every other task by the size of its group.
+1. Tasks are timed by kind: data tasks by how many are in their call, every other task by the size
+   of its group. Before times are known of calls of n tasks, n times those of one are.
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
@@ -86,9 +87,10 @@ class Pace:
         self.slow.add(worker)
         return seen.until
 
-    def answered(self, worker: int, seconds: float) -> None:
+    def answered(self, worker: int, seconds: float, kind: int = 0) -> None:
         """Take in how long after its beginning a data task's answer was here."""
-        if (normal := self.normal * self.slowness(worker)) > 0:
+        known = self._known(kind)
+        if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
             excess = min(ratio - 1.0, MOST_EXCESS) if ratio >= SLOW else 0.0
             self.excess += (excess - self.excess) / MEMORY
@@ -117,20 +119,24 @@ class Pace:
     @property
     def normal(self) -> float:
         """The seconds that a data task normally runs; 0 before that is known."""
-        times = self._kinds.get(0)
-        return times.quantiles[0] if times is not None and times.quantiles else 0.0
+        known = self._known(0)
+        return known[0] if known else 0.0
 
     def cost(self, kind: int) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
-        times = self._kinds.get(kind)
-        if times is None or not times.quantiles or not self.normal:
-            return None
-        return times.quantiles[0] / self.normal
+        known = self._known(kind)
+        return known[0] / self.normal if known and self.normal else None
 
     def late(self, kind: int, worker: int) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known."""
-        times = self._kinds.get(kind)
-        if times is None or not times.quantiles:
+        if not (known := self._known(kind)):
             return None
-        normal, most = times.quantiles
+        normal, most = known
         return min(LATE_FACTOR * most, LATEST * normal) * self.slowness(worker)
+
+    def _known(self, kind: int) -> tuple[float, ...]:
+        """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
+        times = self._kinds.get(kind)
+        if times is not None and times.quantiles:
+            return times.quantiles
+        return tuple((1 - kind) * each for each in self._known(0)) if kind < 0 else ()

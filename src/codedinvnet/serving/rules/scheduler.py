@@ -229,6 +229,7 @@ class Scheduler(Sending):
         """Let workers begin what waits for them, and return what is to be done."""
         binding = self.binding
         if binding.waiting:
+            together: list[Attempt] = []
             while (attempt := binding.take(now)) is not None:
                 extra = attempt.extra and not binding.is_apart(attempt)
                 if extra and yields(
@@ -237,8 +238,12 @@ class Scheduler(Sending):
                     binding.release(attempt)
                     self._drop(attempt)
                     self._settle(now, attempt.group)
+                elif self.rules.worker_batch > 1:
+                    together.append(attempt)
                 else:
-                    self._begin(now, attempt)
+                    self._actions.append(self._begin(now, attempt))
+            if together:
+                self._begin_calls(now, together)
             if (at := binding.recheck) is not None and (
                 self._recheck is None or at < self._recheck
             ):
@@ -424,7 +429,7 @@ class Scheduler(Sending):
         if query is not None:
             query.attempts.pop(identity, None)
             if attempt.started is not None:
-                self.pace.answered(attempt.worker, now - attempt.started)
+                self.pace.answered(attempt.worker, now - attempt.started, attempt.kind)
             if self.policy.guessing:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Uncoded, is_systematic
-from codedinvnet.serving.rules.actions import Action, Decided, Forget, Send
+from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
@@ -68,6 +68,8 @@ class Sending:
     open_group: CodingGroup | None
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
+        if rules.worker_batch > 1 and (rules.slots > 1 or rules.routing != "least-loaded"):
+            raise ValueError("worker_batch goes with one slot, and with the routing least-loaded")
         self.rules, self.offered = rules, code
         self.budget = Budget()
         self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
@@ -211,14 +213,26 @@ class Sending:
         """Return what an extra task of a code costs, in service times."""
         return self.pace.cost(group.size) or group.tasks[task].cost
 
-    def _begin(self, now: float, attempt: Attempt) -> None:
-        """A worker begins a task."""
+    def _begin_calls(self, now: float, attempts: Sequence[Attempt]) -> None:
+        """Workers begin tasks, and compute in one call what they were given together."""
+        calls: dict[int, list[Attempt]] = {}
+        for attempt in attempts:
+            calls.setdefault(attempt.worker, []).append(attempt)
+        for own in calls.values():
+            for attempt in own:
+                attempt.together = len(own)
+            sends = tuple(self._begin(now, attempt) for attempt in own)
+            self._actions.append(sends[0] if len(sends) == 1 else Call(sends))
+        self.binding.close_calls()
+
+    def _begin(self, now: float, attempt: Attempt) -> Send:
+        """Return what lets a worker begin a task."""
         self.sent += 1
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
             size = len(group.tasks[attempt.number].members)
-            send = Send(
+            return Send(
                 attempt.worker,
                 identity,
                 attempt.number,
@@ -226,15 +240,15 @@ class Sending:
                 size,
                 group.size,
             )
-        else:
-            send = Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
-            self._watch(now, attempt)
-        self._actions.append(send)
+        self._watch(now, attempt)
+        return Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
 
     def _release(self, now: float, attempt: Attempt) -> None:
         """A worker has done a task's work."""
         if not self.binding.release(attempt) or attempt.started is None:
             return
+        if attempt.together > 1 and self.binding.workers[attempt.worker].running:
+            return  # the last of a call tells how long it took
         worker, before = attempt.worker, self.pace.slowness(attempt.worker)
         retry = self.pace.took(now, worker, attempt.kind, now - attempt.started)
         if self.pace.slowness(worker) != before:

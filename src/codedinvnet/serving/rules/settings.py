@@ -107,6 +107,8 @@ class Rules:
         backups: the last so many workers compute a small backup's tasks, and nothing else, and the
             others no such task; 0: every worker computes every task.
         backup_slots: how many tasks one of these may be at.
+        worker_batch: how many data tasks a worker computes in one call, at most; more than 1 goes
+            with one slot, and with the routing `least-loaded`.
     """
 
     workers: int
@@ -121,6 +123,7 @@ class Rules:
     slots: int = 1
     backups: int = 0
     backup_slots: int = 1
+    worker_batch: int = 1
 
     def extra_of(self, policy: Policy) -> float | None:
         """Return the extra work per query of a policy, at most; None if copies alone are bound."""

@@ -66,6 +66,8 @@ class Attempt:
     """It has taken longer than its kind normally does."""
     shared: bool = False
     """Its query was cancelled; it is computed for the others of its group."""
+    together: int = 1
+    """How many tasks its worker computes in the same call."""
 
     @property
     def number(self) -> int:
@@ -74,5 +76,5 @@ class Attempt:
 
     @property
     def kind(self) -> int:
-        """What it is timed with: 0 of a data task, else the size of the group."""
-        return 0 if self.query is not None else self.group.size
+        """What it is timed with: the size of the group, 0 of a data task, -n of one with n more."""
+        return 1 - self.together if self.query is not None else self.group.size

@@ -1,0 +1,147 @@
+"""Every query ends once, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from codedinvnet.codes.rules import AnswersAll
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.serving.rules.settings import POLICIES
+from tests.serving.rules.model import ErasureCode, Model
+from tests.serving.rules.situations import know_times
+
+# Every order of everything
+
+SETUPS: list[tuple[str, int, CodeRules | None]] = [
+    ("uncoded", 1, None),
+    ("uncoded", 3, None),
+    ("replicate", 2, None),
+    ("replicate", 4, None),
+    ("hedge", 1, None),
+    ("hedge", 3, None),
+    ("coded", 3, ErasureCode(2)),
+    ("coded", 6, ErasureCode(3)),
+    ("coded", 5, ErasureCode(3, 2)),
+    ("coded", 4, ErasureCode(3, fixed_size=True)),
+    ("coded", 4, ErasureCode(2, 2, systematic=False)),
+    ("coded", 5, ErasureCode(3, 1, fixed_size=True, systematic=False)),
+    ("coded+hedge", 3, ErasureCode(2)),
+    ("coded+hedge", 6, ErasureCode(4)),
+    ("coded+hedge", 6, ErasureCode(3, 2, fixed_size=True)),
+    ("coded+hedge", 4, ErasureCode(3, 1, systematic=False)),
+    ("coded", 4, ErasureCode(3, guesses=True)),
+    ("coded", 5, ErasureCode(4, fixed_size=True, guesses=True)),
+    ("coded+hedge", 5, ErasureCode(4, guesses=True)),
+    ("coded", 3, ErasureCode(3, backup=True)),
+    ("coded+hedge", 4, ErasureCode(2, backup=True)),
+    ("auto", 3, ErasureCode(2, backup=True)),
+    ("coded+guess", 6, ErasureCode(4, guesses=True)),
+    ("coded+guess", 4, ErasureCode(3, fixed_size=True, guesses=True)),
+    ("coded+guess", 4, ErasureCode(3)),
+    ("coded", 6, AnswersAll(4, r=2)),
+    ("coded+hedge", 7, AnswersAll(4, r=3)),
+    ("uncoded", 4, ErasureCode(3)),
+    ("hedge", 5, ErasureCode(4, guesses=True)),
+    ("auto", 3, None),
+    ("auto", 4, ErasureCode(3)),
+    ("auto", 6, ErasureCode(3, 2)),
+    ("auto", 4, AnswersAll(3)),
+    ("auto", 3, AnswersAll(2)),
+]
+
+
+EVENTS = st.tuples(
+    st.sampled_from(
+        ["submit"] * 3
+        + ["result"] * 5
+        + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
+        + ["cancel", "change"]
+    ),
+    st.integers(0, 11),
+)
+
+
+WAITS = (0.001, 0.005, 0.01, 0.03, 0.06, 0.2, 0.5, 1.0, 2.0, 3.1, 4.0, 7.0)
+
+
+def happen(model: Model, event: str, n: int) -> None:
+    """Let something happen, if it can."""
+    pending = [*model.at, *model.held]
+    if event == "submit":
+        model.offer((1, 1, 2, 3)[n % 4], (1e6, 1e6, 0.04, 1.0)[n // 3 % 4], accept=n % 5 != 4)
+    elif event == "result" and pending:
+        model.result(pending[n % len(pending)])
+    elif event == "release" and model.at:
+        model.release(list(model.at)[n % len(model.at)])
+    elif event == "fail" and pending:
+        model.fail(pending[n % len(pending)])
+    elif event == "kill" and len(model.down) < model.rules.workers:
+        up = sorted(set(range(model.rules.workers)) - model.down)
+        model.kill(up[n % len(up)])
+    elif event == "up" and model.down:
+        model.up(sorted(model.down)[n % len(model.down)])
+    elif event in ("decoded", "unsure") and model.decoding:
+        model.decoded(model.decoding[n % len(model.decoding)], event == "decoded")
+    elif event == "cancel":  # one, or a few at once, of which some may be over
+        queries = list(model.asked)[-(n + 1) :]
+        model.cancel(*queries[: 1 + n % 3])
+    elif event == "change":
+        model.change(list(POLICIES)[n % len(POLICIES)])
+    elif event == "wait":
+        model.wait(WAITS[n])
+    elif event == "oversleep":
+        model.oversleep(WAITS[n])
+    elif event == "late" and model.lost:
+        attempt = model.lost[n % len(model.lost)]
+        model.new()
+        (model.fail if n % 3 == 0 else model.result)(attempt)
+        assert model.new() == [], "it was given up long ago"
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(
+    setup=st.sampled_from(SETUPS),
+    timed=st.booleans(),
+    round_robin=st.booleans(),
+    slots=st.sampled_from([1, 1, 2, 3]),
+    worker_batch=st.sampled_from([1, 1, 2, 3]),
+    slow=st.sampled_from([1.0, 1.0, 3.0]),
+    max_losses=st.sampled_from([1, 3, 5]),
+    extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
+    events=st.lists(EVENTS, min_size=20, max_size=100),
+)
+def test_every_query_ends_once_whatever_happens(
+    setup: tuple[str, int, CodeRules | None],
+    timed: bool,
+    round_robin: bool,
+    slots: int,
+    worker_batch: int,
+    slow: float,
+    max_losses: int,
+    extra: float | None,
+    events: list[tuple[str, int]],
+) -> None:
+    policy, workers, code = setup
+    model = Model(
+        policy,
+        workers,
+        code,
+        routing="round-robin" if round_robin else "least-loaded",
+        max_losses=max_losses,
+        max_pending=20,
+        hedge_share=0.8,
+        extra=extra,
+        slots=slots,
+        worker_batch=1 if round_robin or slots > 1 else worker_batch,
+    )
+    if timed:
+        know_times(model, slow)
+    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+        for event, n in events:
+            happen(model, event, n)
+        model.drain()

@@ -1,0 +1,172 @@
+"""What nothing determines is guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from codedinvnet.serving.rules.actions import (
+    DEADLINE,
+    Answer,
+    AnswerDecoded,
+    Decode,
+    Fail,
+)
+from codedinvnet.serving.rules.scheduler import OVERTIME, PATIENCE
+from tests.serving.rules.model import ErasureCode, Model, only
+from tests.serving.rules.situations import coded, hedging
+
+
+def guessing(policy: str = "coded", **rules: Any) -> tuple[Model, list[int]]:
+    """Return a model with a group of four of which the parity and one member are here."""
+    model = Model(policy, 5, ErasureCode(4, guesses=True), hang_timeout=100.0, **rules)
+    queries = model.submit(3, timeout=1.0) + model.submit(timeout=1.0)
+    model.result(*model.parities(), *model.data(queries[0]))
+    return model, queries[1:]
+
+
+@pytest.mark.parametrize("policy", ["coded", "coded+hedge"])
+def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None:
+    model, missing = guessing(policy)
+    model.wait(0.9)
+    assert not model.decoding, "a better answer may come"
+    model.wait(0.1)
+    assert model.decoding == missing
+    for query in missing:
+        model.decoded(query, sure=False)
+        assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
+def late_guesses() -> tuple[Model, list[int]]:
+    """Return a model with a group of three that are late when they take 19 ms."""
+    code = ErasureCode(3, guesses=True)
+    model = hedging("coded+guess", workers=4, code=code, hang_timeout=100.0)
+    return model, model.submit(3)
+
+
+def test_late_queries_are_guessed_when_the_parity_is_here() -> None:
+    model, queries = late_guesses()
+    model.result(*model.parities(), *model.data(queries[0]))
+    model.wait(0.015)
+    assert not model.decoding, "not late yet"
+    model.wait(0.005)
+    assert model.decoding == queries[1:]
+    model.decoded(queries[1], sure=False)
+    assert model.ended[queries[1]] == AnswerDecoded(queries[1])
+    assert model.scheduler.hedges == 0
+    model.drain()
+
+
+def test_late_queries_are_guessed_when_the_parity_comes() -> None:
+    model, queries = late_guesses()
+    model.result(*model.data(queries[0]))
+    model.wait(0.05)
+    assert not model.decoding
+    model.result(*model.parities())
+    assert model.decoding == queries[1:]
+    model.drain()
+
+
+def test_one_that_is_determined_is_not_guessed() -> None:
+    model, queries = late_guesses()
+    model.result(*model.data(queries[0]), *model.data(queries[1]))
+    model.wait(0.05)
+    model.new()
+    model.result(*model.parities())
+    (decode,) = only(model.new(), Decode)
+    assert decode.wanted == {queries[2]: 2}
+    assert not decode.guess
+    model.drain()
+
+
+def test_an_output_overtakes_a_guess() -> None:
+    model, missing = guessing()
+    model.wait(1)
+    (late,) = model.data(missing[0])
+    model.result(late)
+    assert model.ended == {**model.ended, missing[0]: Answer(missing[0], late)}
+    assert model.decoding == missing
+    model.drain()
+
+
+def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
+    model, missing = guessing()
+    model.wait(1 + OVERTIME)
+    assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
+    model.drain()
+
+
+def test_what_is_decoded_at_the_deadline_is_waited_for_a_little() -> None:
+    model = coded(2, hang_timeout=100.0)
+    first, second = model.submit(2, timeout=1.0)
+    model.result(*model.parities(), *model.data(first))
+    assert model.decoding == [second]
+    model.wait(1.1)
+    model.decoded(second)
+    assert model.ended[second] == AnswerDecoded(second)
+    model.drain()
+
+
+def test_a_guess_after_losses_has_until_the_deadline() -> None:
+    model, missing = guessing(max_losses=1)
+    model.fail(*(attempt for query in missing for attempt in model.data(query)))
+    query = model.decoding[0]
+    model.wait(0.9)
+    assert query not in model.ended
+    model.wait(0.1 + OVERTIME)
+    assert model.ended[query] == Fail(query, DEADLINE)
+    model.drain()
+
+
+def test_guesses_of_a_group_are_made_together() -> None:
+    model, missing = guessing()
+    model.new()
+    model.wait(1)
+    (decode,) = only(model.new(), Decode)
+    assert (decode.guess, list(decode.wanted)) == (True, missing)
+    model.drain()
+
+
+def test_after_a_guess_the_others_have_their_hope_again() -> None:
+    """The task of a guessed member is dropped from a queue: another had counted on its output."""
+    model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
+    (hasty,) = model.submit(timeout=2 * PATIENCE)
+    other, third = model.submit(2)
+    model.result(*model.parities(), *model.data(third))
+    model.submit(2)  # the two workers that are free have something to do
+    model.kill(model.worker(*model.data(hasty)))
+    model.wait(1.5 * PATIENCE)  # it is sent again, behind them
+    model.kill(model.worker(*model.data(other)))
+    assert not model.scheduler.queries[other].attempts
+    model.wait(0.5 * PATIENCE)
+    assert model.decoding == [hasty]
+    model.decoded(hasty)
+    assert model.ended[hasty] == AnswerDecoded(hasty)
+    assert model.scheduler.queries[other].attempts
+    model.drain()
+
+
+def test_nothing_is_guessed_without_a_parity_or_for_who_does_not_want_it() -> None:
+    for accept, parity in ((True, False), (False, True)):
+        model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
+        queries = model.submit(3, timeout=1.0, accept=accept)
+        if parity:
+            model.result(*model.parities())
+        model.wait(1)
+        assert model.ended == {query: Fail(query, DEADLINE) for query in queries}
+        model.drain()
+
+
+def test_what_workers_keep_failing_on_is_guessed() -> None:
+    model, missing = guessing(max_losses=2)
+    model.fail(*(attempt for query in missing for attempt in model.data(query)))
+    assert not model.decoding
+    while pending := [attempt for query in missing for attempt in model.data(query)]:
+        model.fail(pending[0])
+    assert sorted(model.decoding) == missing
+    for query in missing:
+        model.decoded(query)
+        assert model.ended[query] == AnswerDecoded(query)
+    model.drain()

@@ -1,0 +1,204 @@
+"""Copies: of late queries, and of answers that are not sure or are withheld."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codedinvnet.serving.rules.actions import (
+    Answer,
+    AnswerDecoded,
+    Fail,
+    Forget,
+    Send,
+)
+from codedinvnet.serving.rules.hedging import BUCKET
+from tests.serving.rules.model import ErasureCode, Model
+from tests.serving.rules.situations import coded, hedging
+
+# Copies
+
+
+def test_replicate_sends_two_copies_to_two_workers_and_takes_the_first() -> None:
+    model = Model("replicate", 3)
+    (query,) = model.submit()
+    one, other = model.data(query)
+    assert model.worker(one) != model.worker(other)
+    model.result(other)
+    assert model.ended[query] == Answer(query, other)
+    model.new()
+    model.result(one)
+    assert Forget((one,)) in model.new()
+    model.drain()
+
+
+def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
+    model = hedging()
+    (query,) = model.submit()
+    (first,) = model.data(query)
+    model.wait(0.0205)
+    assert model.data(query) == [first]
+    model.wait(0.001)
+    _, copy = model.data(query)
+    assert model.worker(copy) != model.worker(first)
+    assert model.scheduler.hedges == 1
+    model.wait(1)
+    assert model.data(query) == [first, copy]
+    model.result(copy)
+    assert model.ended[query] == Answer(query, copy)
+    model.drain()
+
+
+def test_no_hedge_for_an_answered_query_nor_before_latencies_are_known() -> None:
+    model = Model("hedge", 2)
+    (early,) = model.submit()
+    model.wait(1)
+    assert len(model.data(early)) == 1
+    model.drain()
+    model = hedging()
+    (query,) = model.submit()
+    model.result(*model.data(query))
+    model.wait(1)
+    assert model.scheduler.hedges == 0
+    model.drain()
+
+
+def test_hedges_are_paid_from_a_bucket() -> None:
+    model = hedging(workers=40, hedge_share=0.1)  # 2 copies saved up
+    queries = model.submit(20)  # and 2 more
+    model.wait(0.05)
+    copied = [query for query in queries if len(model.data(query)) == 2]
+    assert copied == queries[:4]
+    assert model.scheduler.budget.tokens < 1
+    model.drain()
+
+
+def test_the_bucket_has_a_bottom_and_a_brim() -> None:
+    model = Model("hedge", 2, hedge_share=1.0)
+    for _ in range(30):
+        (query,) = model.submit()
+        model.result(*model.data(query))
+    assert model.scheduler.budget.tokens == BUCKET
+    model.drain()
+
+
+def unsure(**options: Any) -> tuple[Model, int]:
+    """Return a model in which a member was decoded without confidence, and the member."""
+    settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}
+    model = Model("coded+hedge", **settings)
+    timeout = options.pop("timeout", 5.0)
+    first, second = model.submit(2, timeout=timeout)
+    model.result(*model.parities(), *model.data(first))
+    model.new()
+    model.decoded(second, sure=False)
+    return model, second
+
+
+def test_an_unsure_decoding_is_checked_by_a_copy() -> None:
+    model, query = unsure()
+    first, copy = model.data(query)
+    assert [type(action) for action in model.new()] == [Send]
+    assert model.worker(first) != model.worker(copy)
+    assert query not in model.ended
+    model.result(copy)
+    assert model.ended[query] == Answer(query, copy)
+    model.drain()
+
+
+def test_an_unsure_decoding_is_taken_when_the_copies_are_lost() -> None:
+    model, query = unsure()
+    first, copy = model.data(query)
+    model.fail(copy)
+    assert query not in model.ended
+    model.kill(model.worker(first))
+    assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
+def test_an_unsure_decoding_is_taken_at_the_deadline() -> None:
+    model, query = unsure(hang_timeout=100.0)
+    model.wait(4.9)
+    assert query not in model.ended
+    model.wait(0.2)
+    assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
+def test_an_unsure_decoding_is_taken_when_there_is_no_budget() -> None:
+    model, query = unsure(hedge_share=0.0)
+    assert model.ended[query] == AnswerDecoded(query)
+    model.drain()
+
+
+def test_an_unsure_decoding_waits_for_the_copy_that_there_is() -> None:
+    model = hedging("coded+hedge", workers=4, code=ErasureCode(2), hang_timeout=100.0)
+    first, second = model.submit(2)
+    model.wait(0.03)
+    assert model.scheduler.hedges == 2
+    model.result(*model.parities(), model.data(first)[0])
+    model.decoded(second, sure=False)
+    assert model.scheduler.hedges == 2
+    assert second not in model.ended
+    model.drain()
+
+
+def test_without_hedging_every_decoding_is_taken() -> None:
+    model = coded(2)
+    first, second = model.submit(2)
+    model.result(*model.parities(), *model.data(first))
+    model.decoded(second, sure=False)
+    assert model.ended[second] == AnswerDecoded(second)
+    model.drain()
+
+
+# Decodings that are withheld
+
+
+def withheld(policy: str, **options: Any) -> tuple[Model, int]:
+    """Return a model in which a member's decoded answer was withheld, and the member."""
+    settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}
+    model = Model(policy, **settings)
+    first, second = model.submit(2, timeout=5.0)
+    model.result(*model.parities(), *model.data(first))
+    model.decoding.remove(second)
+    model.decoded_ones.add(second)
+    model.new()
+    model.do(model.scheduler.withheld(model.now, second))
+    return model, second
+
+
+def test_a_withheld_decoding_waits_for_the_direct_answer() -> None:
+    model, query = withheld("coded", hang_timeout=100.0)
+    (own,) = model.data(query)
+    assert query not in model.ended
+    model.result(own)
+    assert model.ended[query] == Answer(query, own)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
+    model, query = withheld("coded+hedge")
+    own, copy = model.data(query)
+    assert [type(action) for action in model.new()] == [Send]
+    model.fail(own)
+    assert query not in model.ended
+    model.result(copy)
+    assert model.ended[query] == Answer(query, copy)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
+    model, query = withheld("coded", hang_timeout=100.0)
+    (own,) = model.data(query)
+    model.fail(own)
+    (again,) = model.data(query)
+    assert query not in model.ended
+    model.result(again)
+    assert model.ended[query] == Answer(query, again)
+    model.drain()
+
+
+def test_a_withheld_decoding_is_not_taken_at_the_deadline() -> None:
+    model, query = withheld("coded+hedge", hang_timeout=100.0)
+    model.wait(6.0)
+    assert isinstance(model.ended[query], Fail)
+    model.drain()
