@@ -10,12 +10,24 @@ from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
 from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Send
 from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
 from codedinvnet.serving.rules.pace import Pace
+from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE
 from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.situations import know_times
 
 LATE = 0.02
 """Later than tasks of 10 to 15 ms normally are."""
+
+
+JUST_LATE = 0.016
+RESCUE_TIME = 0.003
+"""What the backup's task of one query takes."""
+
+
+def know_rescues(model: Model) -> None:
+    """Let the rules know how long such tasks take."""
+    for _ in range(FEWEST):
+        model.scheduler.pace.took(0.0, 0, 1, RESCUE_TIME)
 
 
 def seen(excess: float, load: float = 0.4) -> Seen:
@@ -75,6 +87,38 @@ def test_a_late_query_is_rescued_and_then_copied() -> None:
     model.wait(LATE)
     (send,) = only(model.new(), Send)
     assert (send.task, send.members) == (0, (query,))
+    model.drain()
+
+
+def test_a_rescue_that_is_late_is_repeated_beside_a_copy() -> None:
+    model = rescuing(workers=5)
+    know_rescues(model)
+    (query,) = model.submit()
+    model.new()
+    model.wait(JUST_LATE)
+    assert [send.task for send in only(model.new(), Send)] == [3]
+    model.wait(2 * RESCUE_TIME)
+    sent = only(model.new(), Send)
+    assert sorted(send.task for send in sent) == [0, 3]
+    assert all(send.members == (query,) for send in sent)
+    assert len(set(model.at.values())) == 4
+    model.wait(2 * RESCUE_TIME)
+    assert not only(model.new(), Send)
+    model.drain()
+
+
+def test_a_rescue_in_time_is_not_repeated() -> None:
+    model = rescuing()
+    know_rescues(model)
+    model.submit()
+    model.new()
+    model.wait(JUST_LATE)
+    (rescue,) = model.parities()
+    model.new()
+    model.wait(0.9 * RESCUE_TIME)
+    model.result(rescue)
+    model.wait(RESCUE_TIME)
+    assert not only(model.new(), Send)
     model.drain()
 
 

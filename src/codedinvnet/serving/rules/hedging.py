@@ -25,6 +25,8 @@ from codedinvnet.serving.rules.tasks import Query, State
 
 COPIES = 2
 """The most copies of one query."""
+RESCUES = 2
+"""The most extra tasks of one late query at a time."""
 BUCKET = 10.0
 """The most extra work that may be saved up, in service times."""
 RESERVE = 1.0

@@ -13,7 +13,7 @@ from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Sen
 from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import RESERVE, Budget, wants_copy
+from codedinvnet.serving.rules.hedging import RESCUES, RESERVE, Budget, wants_copy
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
@@ -231,6 +231,8 @@ class Sending:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         self.timers.set(now + self.rules.hang_timeout, "hang", identity)
         if query is None:
+            if self.policy.rescued:
+                self._watch(now, attempt)
             size = len(group.tasks[attempt.number].members)
             return Send(
                 attempt.worker,
@@ -259,7 +261,7 @@ class Sending:
     # Copies
 
     def _watch(self, since: float, attempt: Attempt) -> None:
-        """Look at a data task again when it is late, counted from when it began or was seen."""
+        """Look at a task again when it is late, counted from when it began or was seen."""
         late = self.pace.late(attempt.kind, attempt.worker)
         if self.policy.hedged and late is not None:
             self.timers.set(since + late, "late", attempt.identity)
@@ -273,17 +275,26 @@ class Sending:
     def _late(self, now: float, identity: int, runs: bool = True) -> None:
         """An attempt has run, or only waited, for longer than its kind normally runs."""
         attempt = self.attempts.get(identity)
-        if attempt is None or attempt.query is None or not self.policy.hedged:
+        if attempt is None or not self.policy.hedged:
             return
-        if self.policy.rescued and self._rescue(now, attempt):
+        attempt.late = runs
+        if attempt.query is None:
+            self._rescue_again(now, attempt)
+        elif self.policy.rescued and self._rescue(now, attempt):
             if runs:
                 self._watch(now, attempt)
-            return
-        if not runs:
-            return
-        attempt.late = True
-        if wants_copy(attempt.query) and not self._copy(now, attempt.query):
+        elif runs and wants_copy(attempt.query) and not self._copy(now, attempt.query):
             self._watch(now, attempt)
+
+    def _rescue_again(self, now: float, attempt: Attempt) -> None:
+        """What was sent to late queries is late as well: send it once more, and copies."""
+        group, task = attempt.group, attempt.number
+        waiting = [self.queries[member] for member in group.members if member in self.queries]
+        if waiting and len(group.live[task]) < RESCUES:
+            self._send_extra(now, group, task, first=True, urgent=True)
+        for query in waiting:
+            if wants_copy(query):
+                self._copy(now, query)
 
     def _rescue(self, now: float, attempt: Attempt) -> bool:
         """Send a late query's group the extra task of its code, once; return whether it was."""
