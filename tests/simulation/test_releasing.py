@@ -9,8 +9,8 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.simulation.engine import Records, Simulation
-from codedinvnet.simulation.plan import Candidate
-from codedinvnet.simulation.releasing import calibrated, coverages
+from codedinvnet.simulation.plan import Candidate, calibrated
+from codedinvnet.simulation.releasing import coverages
 from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.trust.calibration import DECODED, load_calibration
 from tests.simulation.scenarios import scenario

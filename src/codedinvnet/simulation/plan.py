@@ -14,6 +14,7 @@ from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
+from codedinvnet.simulation.releasing import coverages
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
 MOST = 16
@@ -64,6 +65,24 @@ class Candidate(NamedTuple):
         if not served.rules.coded:
             return served.rules.copies
         return len(find_method(served.method).rules(self.k, Tolerance(self.r)).tasks(self.k))
+
+
+def calibrated(
+    base: Scenario, candidates: Iterable[Candidate]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the ways to serve whose code is calibrated for a scenario's limit, and why not others.
+
+    Without a limit all are.
+    """
+    found, left = [], {}
+    for candidate in candidates:
+        try:
+            sized = {"k": candidate.k, "r": candidate.r} if candidate.sized else {}
+            coverages(base.updated(**{**sized, **served_as(candidate.policy).scenario}))
+            found.append(candidate)
+        except UserError as error:
+            left[str(candidate)] = str(error)
+    return found, left
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, weights_digest
-from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.trust.bound import Coverage
 from codedinvnet.trust.calibration import GUESSED, load_calibration
-
-if TYPE_CHECKING:
-    from codedinvnet.simulation.plan import Candidate
 
 ALL = Coverage(1.0, 1.0, 0.0)
 """Without a limit everything is released."""
@@ -43,21 +36,3 @@ def coverages(scenario: Scenario) -> dict[int, Coverage]:
     guessed = stored.coverage(method, scenario.k, limit, GUESSED)
     nothing = Coverage(0.0, 0.0, 1.0)
     return {0: guessed or nothing, **{size: one or nothing for size, one in found.items()}}
-
-
-def calibrated(
-    base: Scenario, candidates: Iterable[Candidate]
-) -> tuple[list[Candidate], dict[str, str]]:
-    """Return the ways to serve whose code is calibrated for a scenario's limit, and why not others.
-
-    Without a limit all are.
-    """
-    found, left = [], {}
-    for candidate in candidates:
-        try:
-            sized = {"k": candidate.k, "r": candidate.r} if candidate.sized else {}
-            coverages(base.updated(**{**sized, **served_as(candidate.policy).scenario}))
-            found.append(candidate)
-        except UserError as error:
-            left[str(candidate)] = str(error)
-    return found, left

@@ -27,7 +27,7 @@ from codedinvnet.simulation.doubts import few_hit, overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import figure_lines, simulate, simulate_requests
 from codedinvnet.simulation.picture import check_format, draw_map
-from codedinvnet.simulation.releasing import calibrated
+from codedinvnet.simulation.plan import calibrated
 from codedinvnet.simulation.scenario import (
     Accuracy,
     Scenario,
