@@ -14,10 +14,10 @@ pytestmark = pytest.mark.timeout(1200)
     [
         ("coded", 1, Left(), 40_000),
         ("hedge", 1, Left(), 20_000),
-        ("replicate", 1, Left(), 3_000),
-        ("coded+hedge", 1, Left(hangs=0), 20_000),
+        ("replicate", 1, Left(), 2_000),
+        ("coded+hedge", 1, Left(hangs=0, cancellations=0), 50_000),
         ("coded", 1, Left(submits=(1, 1, 1, 1), hangs=0, cancellations=0), 5_000),
-        ("hedge", 2, Left(hangs=0), 1_000),
+        ("hedge", 2, Left(hangs=0), 20_000),
     ],
 )
 def test_every_order_of_events_keeps_the_rules_and_ends(
