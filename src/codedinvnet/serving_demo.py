@@ -42,7 +42,8 @@ async def _serve_and_load(name: str, images: np.ndarray, folder: Path, seed: int
         faults = Path(place) / "faults.json"
         faults.write_text(json.dumps({"faults": [slow]}), encoding="utf-8")
         # In turn, so that the slow worker gets its share: the usual routing would avoid it.
-        options = ("--k", "10", "--routing", "round-robin", "--faults", str(faults))
+        how = ("--policy", "coded", "--routing", "round-robin")
+        options = ("--k", "10", *how, "--faults", str(faults))
         folder.mkdir(parents=True, exist_ok=True)
         async with (
             server(name, *options, log=folder / "serve.log") as process,
