@@ -180,6 +180,14 @@ class Numbered(BundlePool):
         return 1_000_000_000 + worker
 
 
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return what `os.kill` was asked for, in place of which nothing is done."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    return sent
+
+
 class TestDemo:
     async def test_images(self, mnist: Bundle, images: np.ndarray) -> None:
         async with serving(mnist, demo=images) as service:
@@ -189,11 +197,8 @@ class TestDemo:
             assert (await service.client.get("/page/state")).json()["demo"] is True
 
     async def test_deeds(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+        self, mnist: Bundle, images: np.ndarray, signals: list[tuple[int, int]]
     ) -> None:
-        signals: list[tuple[int, int]] = []
-        monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
-
         async with serving(mnist, demo=images, pool_class=Numbered) as service:
             post = service.client.post
             for deed in ("kill", "stop", "heal"):
@@ -216,12 +221,9 @@ class TestDemo:
             assert pool.faults == []
 
     async def test_a_page_of_another_site_hurts_nobody(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+        self, mnist: Bundle, images: np.ndarray, signals: list[tuple[int, int]]
     ) -> None:
         """What a browser sends there without asking first has no header of ours."""
-        signals: list[tuple[int, int]] = []
-        monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
-
         async with serving(mnist, demo=images, pool_class=Numbered) as service:
             for given in (None, "", "0"):
                 service.client.headers.pop(DEMO_HEADER, None)
