@@ -52,7 +52,7 @@ def test_a_task_that_began_among_others_is_compared_with_those_that_had_as_many_
         pace.took(0.0, 0, 0, 0.01)
         pace.took(0.0, 0, -1, 0.02)
     assert pace.late(-1, 0) == pytest.approx(LATE_FACTOR * 0.02)
-    assert pace.late(-2, 0) == pytest.approx(3 * pace.late(0, 0))
+    assert pace.late(-2, 0) == pytest.approx(3 * LATE_FACTOR * 0.02)
     for _ in range(2):
         pace.took(0.0, 0, -2, 0.05)
     assert not pace.slow, "it had two others before it"
