@@ -7,23 +7,30 @@ from pathlib import Path
 from pandas import DataFrame, Series
 
 from codedinvnet.bench import tables
-from codedinvnet.serving.rules.settings import AUTO, UNCODED
+from codedinvnet.codes.rules import SMALL_BACKUP
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, UNCODED
 from codedinvnet.simulation import sweep
 
 NOTHING = f"{AUTO.name}+none"
 """`auto` with no code at hand."""
+RIVALS = (HEDGE.name, SMALL_BACKUP)
+"""What coding competes with."""
 NEAR = 1.1
 """A p99.9 of so many times the lowest is as good."""
 QUIET = "none"
 """The straggler model in which nobody straggles."""
 
 
+def fixed(policies: Series) -> Series:
+    """Tell which of the policies do not choose."""
+    return ~policies.str.startswith(AUTO.name)
+
+
 def choosing(path: Path) -> str:
     """Return how far policies are from the lowest p99.9 of the fixed ones, over all places."""
     frame = sweep.frame_of(sweep.read_rows(path))
     late = sweep.by_policy(frame).astype(float)
-    fixed = [name for name in late if not str(name).startswith(AUTO.name)]
-    lowest = late[fixed].min(axis="columns")
+    lowest = late.loc[:, fixed(late.columns.to_series())].min(axis="columns")
     works = frame.groupby("policy")["work"]
     lines = []
     for name in late:
@@ -43,6 +50,12 @@ def choosing(path: Path) -> str:
         text.append(
             f"`{NOTHING}`, within {NEAR - 1:.0%} of the lower of `uncoded` and `hedge`: "
             f"{(two <= NEAR).sum()} of {len(two)}; farthest: {_farthest(two)}."
+        )
+    if {CODED.name, *RIVALS} <= {*late}:
+        two = _over(late[CODED.name], late[[*RIVALS]].min(axis="columns"))
+        text.append(
+            f"`{CODED.name}` is lower than both `{RIVALS[0]}` and `{RIVALS[1]}` in "
+            f"{(two < 1).sum()} of {len(two)}, and {two.min():.2f} times the lower of them at best."
         )
     return "\n\n".join([*text, *_quiet(path)])
 

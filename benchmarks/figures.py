@@ -23,10 +23,9 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, bundles, drift, engine, equal_cost, liars
+from benchmarks import ablation, bundles, drift, engine, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
-from benchmarks.choosing import choosing
-from benchmarks.policies import choice, draw_policies
+from benchmarks.choosing import choosing, fixed
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import OURS, known_method
@@ -46,10 +45,8 @@ COMMANDS = {
     "latency.jsonl": "codedinvnet bench latency configs/bench/latency.json --data-dir data",
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
-    "map.jsonl": "codedinvnet simulate configs/bench/simulate-map.json",
     "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
     "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
-    "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "speed.jsonl": "python -m benchmarks engine mnist fashion cifar10",
@@ -141,35 +138,6 @@ def conditions(path: Path) -> str:
 # Simulation
 
 
-def policies(path: Path) -> str:
-    """Return simulated p99.9 and work of the policies, a column for each place."""
-    frame = sweep.frame_of(sweep.read_rows(path))
-    table = sweep.by_policy(frame).T
-    table.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in table.columns]
-    work = frame.groupby("policy")["work"].agg(["min", "max"])
-    texts = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[table.index].to_numpy()]
-    return tables.markdown(
-        table.map("{:.0f}".format).assign(work=texts).reset_index(names="policy")
-    )
-
-
-def map_winners(path: Path) -> str:
-    """Return who wins at each load; a star where another policy's interval overlaps the lowest."""
-    best = sweep.winners(sweep.frame_of(sweep.read_rows(path)))
-    best["policy"] += best["contested"].map({True: " *", False: ""})
-    best["load"] = best["load"].map("{:.0%}".format)
-    table = best.pivot(index=["stragglers", "batch"], columns="load", values="policy")
-    order = best[["stragglers", "batch"]].drop_duplicates().itertuples(index=False, name=None)
-    return tables.markdown(table.reindex(order).reset_index())
-
-
-def map_tails(path: Path) -> str:
-    """Return how near every policy's p99.9 comes to the lowest of each place."""
-    frame = sweep.frame_of(sweep.read_rows(path))
-    work = dict(frame.groupby("policy")["work"].mean())
-    return tables.markdown(tables.against_lowest(sweep.by_policy(frame), work))
-
-
 def validation(path: Path) -> str:
     """Return how well simulated percentiles meet the measured ones.
 
@@ -197,7 +165,7 @@ def validation(path: Path) -> str:
 
 
 FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
-    "choice": choice,
+    "choice": policies.choice,
     **{name: getattr(bundles, name) for name in ("checks", "costs", "rivals", "paper")},
     "bundles": bundles.table,
     "equal-cost": equal_cost.table,
@@ -211,10 +179,8 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),
     "latency": ("latency.jsonl", lambda path: tables.latency_table(latency_frame(path))),
     "conditions": ("latency.jsonl", conditions),
-    "policies": ("policies.jsonl", policies),
-    "two-losses": ("two-losses.jsonl", policies),
-    "map": ("map.jsonl", map_winners),
-    "map-tails": ("map.jsonl", map_tails),
+    "policies": ("auto.jsonl", lambda path: policies.table(policies.shown(path))),
+    "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "auto": ("auto.jsonl", choosing),
     "off-map": ("off-map.jsonl", choosing),
     "validation": ("validation.json", validation),
@@ -267,11 +233,10 @@ def pages() -> Iterable[Path]:
 def draw(folder: Path = RESULTS) -> None:
     """Draw the pictures of the rows beside them."""
     plots.draw_accuracy(folder / "accuracy.jsonl")
-    plots.draw_latency(folder / "latency.jsonl")
-    if (folder / "map.jsonl").is_file():
-        draw_map(sweep.frame_of(sweep.read_rows(folder / "map.jsonl")), folder / "map.png")
-    if (folder / "policies.jsonl").is_file():
-        draw_policies(folder / "policies.jsonl")
+    if (folder / "auto.jsonl").is_file():
+        frame = sweep.frame_of(sweep.read_rows(folder / "auto.jsonl"))
+        draw_map(frame[fixed(frame["policy"])], folder / "map.png")
+        policies.draw(folder / "auto.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

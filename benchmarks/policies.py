@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from pandas import DataFrame
 
 from codedinvnet.bench import tables
-from codedinvnet.bench.plots import STYLE, scatter
+from codedinvnet.bench.plots import STYLE
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.files import write_picture
 from codedinvnet.rows import read_rows
@@ -21,6 +24,10 @@ from codedinvnet.simulation import sweep
 from codedinvnet.simulation.figures import latency_of
 from codedinvnet.simulation.picture import colour
 
+LOAD, STRAGGLERS = 0.4, ("pareto", "exponential", "bursts")
+"""The places of the study by which policies are shown, with both sizes of requests."""
+SHOWN = ("uncoded", "hedge", "coded", "coded+hedge", "small-backup", "small-backup+hedge", "auto")
+"""The policies that are shown there."""
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
 SHARES = {"p50_ms": 0.5, "p99_ms": 0.01, "p995_ms": 0.005, "p999_ms": 0.001}
@@ -29,14 +36,35 @@ CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
 
 
+def shown(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of the study that are shown, in their order here."""
+    return [
+        row
+        for name in STRAGGLERS
+        for row in sweep.read_rows(path)
+        if (row["cell"]["stragglers"], row["cell"]["load"]) == (name, LOAD)
+        and row["cell"]["policy"] in SHOWN
+    ]
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return simulated p99.9 in ms and work of the policies, a column for each place."""
+    frame = sweep.frame_of(rows)
+    late = sweep.by_policy(frame).T
+    late.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in late.columns]
+    work = frame.groupby("policy")["work"].agg(["min", "max"])
+    texts = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[late.index].to_numpy()]
+    return tables.markdown(late.map("{:.0f}".format).assign(work=texts).reset_index(names="policy"))
+
+
 def choice(folder: Path, k: int = 10) -> str:
     """Return what policies gain and cost: the tail, work, accuracy, and what is trained.
 
     The tail is p99.9 over that of `uncoded`: the geometric mean of all places, and its range.
     """
-    if not (folder / "policies.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
+    if not (folder / "auto.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
         return ""
-    frame = sweep.frame_of(sweep.read_rows(folder / "policies.jsonl"))
+    frame = sweep.frame_of(shown(folder / "auto.jsonl"))
     accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
     right = tables.best_bases(accuracy[(accuracy["k"] == k) & (accuracy["missing"] == 1)])
     right = right[right["corrupt"] == 0].set_index(["method", "dataset"])
@@ -66,9 +94,9 @@ def choice(folder: Path, k: int = 10) -> str:
     return tables.markdown(DataFrame(lines))
 
 
-def draw_policies(path: Path) -> None:
-    """Draw a sweep's rows as two pictures beside them."""
-    rows = list(sweep.read_rows(path))
+def draw(path: Path) -> None:
+    """Draw the rows of the study that are shown as two pictures beside them."""
+    rows = shown(path)
     here = {
         row["cell"]["policy"]: [latency_of(row[name]) for name in SHARES]
         for row in rows
@@ -110,3 +138,56 @@ def work(frame: DataFrame) -> Figure:
     ratios = table.div(table.min(axis="columns"), axis="index")
     means = {policy: math.prod(ratios[policy]) ** (1 / len(ratios)) for policy in ratios}
     return scatter(means, dict(frame.groupby("policy")["work"].mean()))
+
+
+def scatter(ratios: Mapping[str, float], work: Mapping[str, float]) -> Figure:
+    """Draw a labelled point for each method with a finite ratio.
+
+    Args:
+        ratios: of its tail to the lowest.
+        work: in service times a query.
+    """
+    figure, axis = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
+    places = {
+        m: (100 * (work[m] - 1), ratio) for m, ratio in ratios.items() if math.isfinite(ratio)
+    }
+    for method, place in places.items():
+        axis.plot(*place, "o", color=colour(method))
+    axis.set(xlabel="extra work, %", ylabel="tail, over the lowest of its place")
+    axis.margins(0.15)
+    label_points(figure, axis, places)
+    return figure
+
+
+SIDES = (
+    ("left", "center", (7.0, 0.0)),
+    ("right", "center", (-7.0, 0.0)),
+    ("center", "bottom", (0.0, 6.0)),
+    ("center", "top", (0.0, -6.0)),
+)
+"""Where a label may stand by its point: how it is aligned, and its offset in points."""
+
+
+def label_points(figure: Figure, axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
+    """Write names beside their points, each on the first side that is free and within the axes."""
+    figure.draw_without_rendering()
+    frame = axis.get_window_extent()
+    points = [
+        Bbox.from_bounds(x - 5, y - 5, 10, 10)
+        for x, y in map(axis.transData.transform, places.values())
+    ]
+    taken: list[Bbox] = []
+    for number, (name, place) in enumerate(places.items()):
+        others = [*taken, *points[:number], *points[number + 1 :]]
+        found = []
+        for across, up, offset in SIDES:
+            style: dict[str, Any] = {"ha": across, "va": up, "fontsize": 8}
+            text = axis.annotate(name, place, offset, textcoords="offset points", **style)
+            box = text.get_window_extent()
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1)
+            found.append((box.count_overlaps(others) + outside, text, box))
+        _, best, box = min(found, key=lambda one: one[0])
+        taken.append(box)
+        for _, text, _ in found:
+            if text is not best:
+                text.remove()

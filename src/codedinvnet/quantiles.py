@@ -107,18 +107,9 @@ class Histogram:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Histogram:
-        """Read the histogram of a row of `bench latency`.
-
-        Rows of before have quantiles and the largest latencies instead, from which it is made.
-        """
-        if found := row.get("histogram"):
-            return cls({int(number): count for number, count in found["counts"]}, found["lost"])
-        tail = [value for value in row["tail_ms"] if value is not None]
-        lost = row["errors"]
-        body = max(0, row["requests"] - lost - len(tail))
-        places = (np.arange(body) + 0.5) / row["requests"]
-        values = np.interp(places, row["shares"], row["quantiles_ms"]) if body else np.zeros(0)
-        return cls.of([*values, *tail, *[math.inf] * lost])
+        """Read the histogram of a row of `bench latency`."""
+        found = row["histogram"]
+        return cls({int(number): count for number, count in found["counts"]}, found["lost"])
 
     def as_json(self) -> dict[str, Any]:
         """Return what `of_row` reads of a row."""

@@ -132,21 +132,6 @@ def test_lost_requests_are_infinitely_late() -> None:
     assert (shown["p99"], shown["p99.9"], shown["lost"]) == ("never", "never", "2.00")
 
 
-def test_rows_of_before_have_quantiles_and_a_tail() -> None:
-    """Percentiles made from them are those of the requests."""
-    values = sample(1)
-    old = latency_row("coded", values)
-    del old["histogram"]
-    shares = [0, 0.1, 0.5, 0.9, 0.99, 1]
-    old |= {"shares": shares, "quantiles_ms": list(np.quantile(values, shares))}
-    old["tail_ms"] = np.sort(values)[::-1][:100].tolist()
-    found = tables.latency_frame([old])
-    new = tables.latency_frame([latency_row("coded", values)])
-    assert found["p99"][0] == pytest.approx(new["p99"][0], rel=0.01)
-    assert found["p50"][0] == pytest.approx(new["p50"][0], rel=0.01)
-    assert found["requests"][0] == 1000
-
-
 def test_tails_are_compared_by_what_ten_requests_of_every_method_lie_beyond() -> None:
     single = [*three("coded", batch=1), *three("hedge", 0.5, batch=1)]
     held = [*three("coded", stragglers="held"), *three("hedge", 1.2, stragglers="held")]
@@ -162,32 +147,14 @@ def test_tails_are_compared_by_what_ten_requests_of_every_method_lie_beyond() ->
     assert told.loc["b", "worst, over the lowest"] == "never"
 
 
-def test_a_file_of_rows_becomes_tables_and_pictures(tmp_path: Path) -> None:
+def test_a_file_of_rows_becomes_tables(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     for one in LATENCY:
         append_row(out, one)
     page, table = tables.write_latency(out)
     assert "| replicate, run 1 | RuntimeError: out of luck |" in page.read_text()
     assert list(pd.read_csv(table)["runs"]) == [3, 1, 3]
-    assert [path.name for path in plots.draw_latency(out)] == ["rows-tail.png", "rows-work.png"]
     nothing = tmp_path / "failed.jsonl"
     append_row(nothing, LATENCY[-1])
-    assert plots.draw_latency(nothing) == []
     assert len(tables.write_latency(nothing)) == 2
     assert tables.write_latency(tmp_path / "missing.jsonl") == []
-
-
-def test_labels_of_points_do_not_overlap() -> None:
-    near = {"small-backup": (1.25, 1.09), "small-backup+hedge": (1.2, 1.095), "far": (5.0, 1.0)}
-    near["coded+hedge"] = (1.3, 1.17)  # at the right edge
-    figure = plots.scatter(
-        {n: r for n, (r, _) in near.items()}, {n: w for n, (_, w) in near.items()}
-    )
-    (axis,) = figure.axes
-    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
-    assert boxes.keys() == near.keys()
-    for name, box in boxes.items():
-        assert box.count_overlaps([other for n, other in boxes.items() if n != name]) == 0
-        points = [axis.transData.transform((100 * (w - 1), r)) for r, w in near.values()]
-        assert not any(box.contains(*point) for point in points)
-        assert axis.get_window_extent().x1 >= box.x1

@@ -50,6 +50,11 @@ def test_policies_beside_the_lowest_fixed_one(tmp_path: Path) -> None:
     assert "in 1 places at most: p50 1.000, p99 1.030, work 1.010" in found
 
 
+def test_coding_is_compared_with_what_it_competes_with(tmp_path: Path) -> None:
+    found = section(tmp_path, [*ROWS, row("coded", 90.0), row("coded", 55.0, "none")])
+    assert "`coded` is lower than both `hedge` and `small-backup` in 1 of 2, and 0.90" in found
+
+
 def test_places_where_all_are_lost_and_rows_without_auto(tmp_path: Path) -> None:
     found = section(tmp_path, [row("uncoded", None), row("hedge", None)])
     assert "| hedge | 1 of 1 | 1.00" in found

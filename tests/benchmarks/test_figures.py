@@ -37,11 +37,9 @@ def test_the_pages_are_of_the_rows_beside_them() -> None:
     assert marked == {*FROM_FOLDER, *FROM_FILE}
     for picture in (
         "accuracy-late",
-        "latency-tail",
-        "latency-work",
         "map",
-        "policies-tail",
-        "policies-work",
+        "auto-tail",
+        "auto-work",
     ):
         assert (RESULTS / f"{picture}.png").is_file()
 
@@ -52,7 +50,7 @@ def test_no_row_names_a_folder_of_the_machine_that_made_it() -> None:
 
 
 def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> None:
-    for name in ("late", "latency", "validation", "map", "ablation", "engines"):
+    for name in ("late", "latency", "validation", "auto", "ablation", "engines"):
         told = section(name, tmp_path)
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told
@@ -138,7 +136,7 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
             work = 1.0 if policy == "uncoded" else 1.1 + batch / 100
             figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
             append_row(
-                tmp_path / "policies.jsonl",
+                tmp_path / "auto.jsonl",
                 {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
                 | figures,
             )
@@ -155,15 +153,18 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
     assert trained[4] == "f, g and E"
 
 
+UNENDING = {"stragglers": "pareto", "batch": 10, "load": 0.4, "policy": "uncoded"}
+
+
 def test_a_policy_that_loses_too_much_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (RESULTS / "policies.jsonl").read_text().splitlines()]
-    rows[0] |= {"p999_ms": None, "p999_ms_95": None}
-    path = tmp_path / "policies.jsonl"
+    rows = [json.loads(line) for line in (RESULTS / "auto.jsonl").read_text().splitlines()]
+    next(row for row in rows if row["cell"] == UNENDING)["p999_ms"] = None
+    path = tmp_path / "auto.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    policies.draw_policies(path)
+    policies.draw(path)
     assert {found.name for found in tmp_path.glob("*.png")} == {
-        "policies-tail.png",
-        "policies-work.png",
+        "auto-tail.png",
+        "auto-work.png",
     }
 
 
@@ -211,3 +212,19 @@ def test_a_mistake_is_one_line(
     assert figures.main([]) == 2
     assert "mnist.json is not JSON" in capsys.readouterr().err
     assert (repository / "README.md").read_text() == before
+
+
+def test_labels_of_points_do_not_overlap() -> None:
+    near = {"small-backup": (1.25, 1.09), "small-backup+hedge": (1.2, 1.095), "far": (5.0, 1.0)}
+    near["coded+hedge"] = (1.3, 1.17)  # at the right edge
+    figure = policies.scatter(
+        {n: r for n, (r, _) in near.items()}, {n: w for n, (_, w) in near.items()}
+    )
+    (axis,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert boxes.keys() == near.keys()
+    for name, box in boxes.items():
+        assert box.count_overlaps([other for n, other in boxes.items() if n != name]) == 0
+        points = [axis.transData.transform((100 * (w - 1), r)) for r, w in near.values()]
+        assert not any(box.contains(*point) for point in points)
+        assert axis.get_window_extent().x1 >= box.x1

@@ -17,8 +17,8 @@ from codedinvnet.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
-    *("accuracy", "latency", "ablation", "map"),
-    *("engine", "policies", "validation", "equal-cost"),
+    *("accuracy", "latency", "ablation", "auto"),
+    *("engine", "off-map", "validation", "equal-cost"),
 )
 
 

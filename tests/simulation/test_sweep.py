@@ -9,7 +9,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.simulation import sweep as module
-from codedinvnet.simulation.figures import FEWEST_SECTIONS, QUANTILES, sections_for, simulate
+from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     NOBODY,
@@ -55,6 +55,8 @@ def test_who_wins_and_where_it_is_contested() -> None:
         (0.5, "hedge", False),
         (0.8, "coded", False),
     ]
+    short = [one | {"p999_ms_95": None} for one in ROWS]  # too short for intervals
+    assert list(winners(frame_of(short))["contested"]) == [True, False, False]
     never = frame_of([row(0.2, "uncoded", None), row(0.2, "coded", None)])
     assert list(winners(never)["policy"]) == [NOBODY]
     newer = frame_of([*ROWS, row(0.5, "coded", 1.0)])  # of one cell the last row counts
@@ -110,16 +112,6 @@ def test_cells_have_as_many_requests_as_was_asked_for() -> None:
     for cell, given in SWEEP.scenarios():
         assert (given.policy, given.arrivals.batch) == (cell.policy, cell.batch)
         assert bool(given.stragglers) == (cell.stragglers == "held")
-
-
-def test_every_percentile_of_the_shipped_map_has_an_interval() -> None:
-    path = Path(__file__).resolve().parents[2] / "configs/bench/simulate-map.json"
-    shipped = parse_sweep(read_json(path), path)
-    assert shipped is not None
-    for cell, given in shipped.scenarios():
-        requests = given.queries // cell.batch
-        counted = requests - int(given.warmup * requests)
-        assert sections_for(counted, QUANTILES["p999"]) >= FEWEST_SECTIONS
 
 
 def test_variants_change_the_base() -> None:

@@ -114,12 +114,12 @@ def _add_latency(benches: Commands) -> None:
 
 
 def _latency(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import latency, plots, tables
+    from codedinvnet.bench import latency, tables
 
     shared = _shared(arguments, "latency")
     out = shared["out"]
     report = latency.run(arguments.grid, log=arguments.log, only=arguments.only, **shared)
-    written = [*tables.write_latency(out), *plots.draw_latency(out)]
+    written = tables.write_latency(out)
     _tell(report, "runs", out, written, arguments.json)
 
 

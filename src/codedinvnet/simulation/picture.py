@@ -50,7 +50,7 @@ def check_format(path: Path) -> None:
 def draw_map(frame: DataFrame, path: Path) -> None:
     """Draw which policy wins under each kind of stragglers at each load, a panel a batch size.
 
-    Hatched are places where another policy's interval overlaps the lowest.
+    Hatched are contested places.
 
     Args:
         frame: of a sweep.

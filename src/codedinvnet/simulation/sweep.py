@@ -194,7 +194,7 @@ def winners(frame: DataFrame) -> DataFrame:
     """Return for each place the policy that wins: the least work of those with the lowest p99.9.
 
     It may be higher by 5 %. NOBODY wins where no policy has a finite one. `contested` tells whether
-    another policy's 95 % interval overlaps that of the lowest.
+    another policy comes within 5 % of the lowest, or its 95 % interval overlaps that of the lowest.
     """
     found = []
     for place, here in frame.groupby(PLACE, sort=False):
@@ -202,11 +202,12 @@ def winners(frame: DataFrame) -> DataFrame:
         good = here[here["p999"] <= (1 + SAME) * lowest["p999"]]
         best = good.loc[good["work"].idxmin()]["policy"]
         others = here[here["policy"] != lowest["policy"]]
+        overlaps = bool((others["low"] <= lowest["high"]).any())
         found.append(
             {
                 **dict(zip(PLACE, place, strict=True)),
                 "policy": best if math.isfinite(lowest["p999"]) else NOBODY,
-                "contested": bool((others["low"] <= lowest["high"]).any()),
+                "contested": math.isfinite(lowest["p999"]) and (len(good) > 1 or overlaps),
             }
         )
     return DataFrame(found)
