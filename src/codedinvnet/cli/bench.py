@@ -96,7 +96,7 @@ def _add_latency(benches: Commands) -> None:
         benches,
         "latency",
         _latency,
-        "load the real service under every method of a grid; rows, tables and figures",
+        "load the real service under every method of a grid; rows and tables",
         "codedinvnet bench latency --data-dir data --only batch=10 --only load=0.4",
     )
     add, grid = sub.add_argument, Path("configs/bench/latency.json")
