@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 import uvicorn
 from starlette.applications import Starlette
 
-from codedinvnet.collector import freeze_loaded
+from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
@@ -209,6 +209,7 @@ async def until_told(
     async with serving as (address, front):
         starting = None
         freeze_loaded()
+        keep_freed()
         print(f"{line(address, front)} (Ctrl-C or SIGTERM drains and stops)", flush=True)
         await stop.wait()
         front.announce_draining()  # connections are waited for first, and may take their time

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import ssl
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
-
-import aiohttp
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.calls import (
@@ -22,13 +19,10 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
     passed_on,
 )
+from codedinvnet.serving.gateway.http_client import Answer, HttpClient
 
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
-LARGE = 512 * 1024
-"""Bytes of a request from which it is written piece by piece."""
-CONNECT_TIMEOUT = 1.0
-"""Seconds in which a connection must be there."""
 
 
 class Upstream(Protocol):
@@ -131,35 +125,11 @@ def model_path(model: str, version: str) -> str:
     return f"/v2/models/{quote(model, safe='')}{versions}"
 
 
-def as_text(value: str) -> str:
-    """Return a header's value, read as Latin-1, so that it is sent in the bytes that came."""
-    try:
-        return value if value.isascii() else value.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        return value
-
-
-def described(error: BaseException) -> str:
-    """Return an error's message, or its kind if it has none."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-        if cause.errno and not isinstance(cause, ssl.SSLError | ssl.CertificateError):
-            return os.strerror(cause.errno)
-    return str(error) or type(error).__name__
-
-
-class CleanConnector(aiohttp.TCPConnector):
-    """Keeps connections, and uses none again on which something came that nobody had asked for.
-
-    The next request would take that for its answer.
-    """
-
-    async def _get(self, *args: Any) -> Any:
-        while (found := await super()._get(*args)) is not None:
-            if found.protocol is not None and not found.protocol.should_close:
-                return found
-            found.close()
-        return None
+def described(error: OSError) -> str:
+    """Return what is wrong with a connection."""
+    if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
 
 
 class HttpUpstream:
@@ -176,22 +146,13 @@ class HttpUpstream:
     tries = 2
 
     def __init__(self, url: str, base: str, roots: bytes | None = None) -> None:
-        self.url, self.base, self.roots = url, base, roots
-        self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """Its kept connections; in the event loop that first asks."""
-        if self._session is None:
-            trusted = None if self.roots is None else self.roots.decode()
-            context = ssl.create_default_context(cadata=trusted)
-            self._session = aiohttp.ClientSession(
-                connector=CleanConnector(limit=0, ssl=context),
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+        self.url, found = url, urlsplit(base)
+        self.prefix, context = quote(found.path, safe="/%"), None
+        if found.scheme == "https":
+            context = ssl.create_default_context(cadata=None if roots is None else roots.decode())
+        assert found.hostname is not None
+        assert found.port is not None
+        self._client = HttpClient(found.hostname, found.port, context)
 
     async def _ask(
         self,
@@ -200,38 +161,19 @@ class HttpUpstream:
         seconds: float,
         body: bytes | None = None,
         headers: Headers = (),
-    ) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body of an answer.
+    ) -> Answer:
+        """Return an answer.
 
         Raises:
             Unreachable: if there is none in so many seconds.
         """
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_TIMEOUT))
-        for attempt in range(self.tries):
-            data = io.BytesIO(body) if body is not None and len(body) > LARGE else body
-            try:
-                async with self.session.request(
-                    method,
-                    self.base + path,
-                    data=data,
-                    headers=[(n, as_text(value)) for n, value in (*self.headers, *headers)],
-                    timeout=timeout,
-                    allow_redirects=False,
-                ) as answer:
-                    found = tuple(
-                        (name.decode("latin-1").lower(), value.decode("latin-1"))
-                        for name, value in answer.raw_headers
-                    )
-                    return answer.status, found, await answer.read()
-            except asyncio.TimeoutError:
-                raise Unreachable(f"no answer within {seconds:.3g} s") from None
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
-                # A kept connection may have been closed as the request was written to it.
-                if attempt + 1 == self.tries or self.session.closed:
-                    raise Unreachable(described(error)) from error
-            except (aiohttp.ClientError, OSError) as error:
-                raise Unreachable(described(error)) from error
-        raise AssertionError
+        path, headers = self.prefix + path, (*self.headers, *headers)
+        try:
+            return await self._client.ask(method, path, seconds, body, headers, tries=self.tries)
+        except asyncio.TimeoutError:
+            raise Unreachable(f"no answer within {seconds:.3g} s") from None
+        except OSError as error:
+            raise Unreachable(described(error)) from error
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         path = f"{model_path(call.model, call.version)}/infer"
@@ -267,5 +209,4 @@ class HttpUpstream:
         return found
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._client.close()

@@ -1,0 +1,230 @@
+"""Asks one server over HTTP/1.1, on kept connections, with little besides the parser's own work.
+
+Answers are whole, and their bodies as they came. A connection on which something came that nobody
+had asked for is used no more: the next request would take that for its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import NamedTuple
+
+import aiohappyeyeballs
+import httptools
+
+from codedinvnet.serving.gateway.calls import Headers
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds in which a connection must be there."""
+NEXT_ADDRESS = 0.25
+"""Seconds after which a name's next address is tried as well."""
+LONGEST_IDLE = 15.0
+"""Seconds after which a connection is used no more: the server may be about to close it."""
+LENGTHS = frozenset({"content-length", "transfer-encoding"})
+"""Headers that say where a body ends; without them it ends with the connection."""
+
+
+class Answer(NamedTuple):
+    """What a server says."""
+
+    status: int
+    headers: Headers
+    """In lower case."""
+    body: bytes
+
+
+class Closed(ConnectionError):
+    """A kept connection was closed before anything of the answer came: the request may be new."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, at one request at a time."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.answer: asyncio.Future[Answer] | None = None
+        """What is waited for; None between two requests."""
+        self.headers: list[tuple[str, str]] = []
+        self.body: list[bytes] = []
+        self.kept = self.begun = self.endless = False
+        """Whether it was used before, an answer has begun, and that ends with the connection."""
+        self.sound = True
+        """Whether another request may be sent."""
+        self.since = 0.0
+        """When it was used last."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    async def ask(self, request: list[bytes], seconds: float) -> Answer:
+        """Send a request, and return the answer.
+
+        Raises:
+            Closed: if the connection was kept, and turns out to be closed.
+            asyncio.TimeoutError: if there is no answer in time.
+            OSError: if the server hangs up, or says what is no HTTP.
+        """
+        loop = asyncio.get_running_loop()
+        self.answer, self.begun = loop.create_future(), False
+        timer = loop.call_later(seconds, self.fail, asyncio.TimeoutError())
+        self.transport.writelines(request)
+        try:
+            return await self.answer
+        finally:
+            timer.cancel()
+            self.answer, self.kept, self.since = None, True, loop.time()
+            if self.transport.get_write_buffer_size():  # answered before it was read
+                self.sound = False
+
+    def fail(self, error: Exception) -> None:
+        """Use the connection no more; what is waited for does not come."""
+        self.sound = False
+        self.transport.abort()
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+
+    def data_received(self, data: bytes) -> None:
+        if self.answer is None:
+            self.fail(ConnectionError("nobody had asked"))
+            return
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail(ConnectionError(f"its answer is not HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.endless and exc is None:
+            self.on_message_complete()
+        gone = "it hung up" if exc is None else str(exc)
+        fresh = self.begun or not self.kept
+        self.fail(ConnectionError(gone) if fresh else Closed(gone))
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        self.headers, self.body = [], []
+        self.begun, self.endless = True, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        lasts = self.parser.should_keep_alive()
+        self.endless = not lasts and LENGTHS.isdisjoint(dict(self.headers))
+
+    def on_body(self, body: bytes) -> None:
+        self.body.append(body)
+
+    def on_message_complete(self) -> None:
+        status = self.parser.get_status_code()
+        if status < 200:  # the answer itself follows
+            return
+        self.endless = False
+        self.sound &= self.parser.should_keep_alive()
+        if self.answer is None or self.answer.done():
+            self.sound = False
+            return
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.answer.set_result(Answer(status, tuple(self.headers), body))
+        self.body = []
+
+
+class HttpClient:
+    """Sends requests to one server; its idle connections are kept.
+
+    Args:
+        host: name or address.
+        port: its.
+        context: of TLS; None: without.
+    """
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self.host, self.port, self.context = host, port, context
+        named = f"[{host}]" if ":" in host else host
+        self._host = named if port == (80 if context is None else 443) else f"{named}:{port}"
+        self._idle: list[Connection] = []
+        """The one that was used last is the last."""
+        self._closed = False
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        body: bytes | None = None,
+        headers: Headers = (),
+        *,
+        tries: int = 1,
+    ) -> Answer:
+        """Return the answer to a request.
+
+        Args:
+            method: of HTTP.
+            path: with what precedes the protocol's.
+            seconds: for the answer.
+            body: None: there is none.
+            headers: others than those of the connection.
+            tries: how often it is sent, if kept connections turn out to be closed.
+
+        Raises:
+            asyncio.TimeoutError: if there is none in time.
+            OSError: if the server cannot be reached, hangs up, or says what is no HTTP.
+        """
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join(lines)
+        if head.count("\n") >= len(lines):
+            raise ConnectionError("a header has several lines")
+        request = [head.encode("latin-1", "replace") + b"\r\n\r\n", *([body] if body else ())]
+        while True:
+            tries -= 1
+            connection = self._kept() or await self._connected(seconds)
+            try:
+                return await connection.ask(request, seconds)
+            except Closed:
+                if not tries:
+                    raise
+            except asyncio.CancelledError:
+                connection.fail(ConnectionError("cancelled"))
+                raise
+            finally:
+                if connection.sound and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    connection.transport.abort()
+
+    def _kept(self) -> Connection | None:
+        """Return an idle connection, which is used no longer than it may be idle."""
+        oldest = asyncio.get_running_loop().time() - LONGEST_IDLE
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.sound and connection.since > oldest:
+                return connection
+            connection.transport.abort()
+        return None
+
+    async def _connected(self, seconds: float) -> Connection:
+        loop = asyncio.get_running_loop()
+
+        async def connected() -> Connection:
+            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            there = await aiohappyeyeballs.start_connection(
+                found, happy_eyeballs_delay=NEXT_ADDRESS
+            )
+            name = None if self.context is None else self.host
+            _, connection = await loop.create_connection(
+                Connection, sock=there, ssl=self.context, server_hostname=name
+            )
+            return connection
+
+        return await asyncio.wait_for(connected(), min(seconds, CONNECT_TIMEOUT))
+
+    def close(self) -> None:
+        """Close its connections; those that are at a request when that ends."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().transport.close()

@@ -1,0 +1,129 @@
+"""Answers of servers that do what a well-behaved one seldom does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from codedinvnet.serving.gateway.http_client import HttpClient
+
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: \xc3\xbc\r\n\r\nhi"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n"
+HUNG_UP = b""
+"""What a server says that hangs up on a request."""
+
+
+class Server:
+    """Answers requests with what it was given, one after another; without a length it hangs up."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers, self.seen, self.connections = list(answers), list[bytes](), 0
+        self.at_it: set[Any] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.at_it.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            while head := await reader.read(65536):
+                self.seen.append(head)
+                answer = self.answers.pop(0)
+                writer.write(answer)
+                if answer == HUNG_UP or b"\r\nContent-Length" not in answer:
+                    break
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def asking(*answers: bytes) -> AsyncIterator[tuple[Server, HttpClient]]:
+    server = Server(*answers)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    client = HttpClient("127.0.0.1", listening.sockets[0].getsockname()[1], None)
+    yield server, client
+    client.close()
+    listening.close()
+    await asyncio.gather(*server.at_it)
+
+
+async def test_an_answer_is_as_it_came() -> None:
+    async with asking(WHOLE, WHOLE) as (server, client):
+        for _ in range(2):
+            status, headers, body = await client.ask("POST", "/p", 5, b"body", (("x-b", "ü"),))
+            assert (status, body) == (200, b"hi")
+            assert ("x-a", "Ã¼") in headers
+        line, *sent = server.seen[0].split(b"\r\n")
+        assert line == b"POST /p HTTP/1.1"
+        assert sent[-1] == b"body"
+        assert {b"x-b: \xfc", b"Content-Length: 4"} <= set(sent)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\nuntil it ends", b"until it ends"),
+        (CHUNKED, b"hi!"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE, b"hi"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    ],
+)
+async def test_bodies_that_end_otherwise(answer: bytes, body: bytes) -> None:
+    async with asking(answer) as (_, client):
+        assert (await client.ask("GET", "/", 5)).body == body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HUNG_UP,
+        b"HTTP/1.1 200 OK\r\nX-A: cut sho",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ncut short",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+    ],
+)
+async def test_what_is_no_answer(answer: bytes) -> None:
+    async with asking(answer, WHOLE) as (server, client):
+        with pytest.raises(ConnectionError):
+            await client.ask("GET", "/", 5, tries=2)
+        assert server.connections == 1  # asked anew only if a kept connection was closed
+        assert (await client.ask("GET", "/", 5)).body == b"hi"
+
+
+async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:
+    async with asking(WHOLE, HUNG_UP, WHOLE, HUNG_UP) as (server, client):
+        await client.ask("GET", "/", 5)
+        assert (await client.ask("GET", "/", 5, tries=2)).body == b"hi"
+        assert server.connections == 2
+        with pytest.raises(ConnectionError):
+            await client.ask("GET", "/", 5)
+
+
+async def test_two_answers_in_one_piece() -> None:
+    async with asking(WHOLE + WHOLE.replace(b"hi", b"no"), WHOLE) as (server, client):
+        for _ in range(2):
+            assert (await client.ask("GET", "/", 5)).body == b"hi"
+        assert server.connections == 2
+
+
+async def test_a_silent_server_and_a_header_of_two_lines() -> None:
+    silent = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
+    async with asking(silent, silent, WHOLE) as (server, client):
+        with pytest.raises(asyncio.TimeoutError):
+            await client.ask("GET", "/", 0.2)
+        asked = asyncio.create_task(client.ask("GET", "/", 5))
+        await asyncio.sleep(0.2)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert (await client.ask("GET", "/", 5)).body == b"hi"
+        assert server.connections == 3
+        with pytest.raises(ConnectionError):
+            await client.ask("GET", "/", 5, headers=(("x", "a\r\nY: b"),))
+        assert len(server.seen) == 3
