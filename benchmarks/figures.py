@@ -147,14 +147,7 @@ def validation(path: Path) -> str:
     if not isinstance(report, dict) or report.get("schema_version") != measured.SCHEMA:
         raise UserError(f"{path} is no comparison of `simulate --measured`: write it again")
     lines = [
-        {
-            "percentile": tables.TITLES[name],
-            "arms": found["compared"],
-            f"within {measured.NEAR:.0%}": found["near"],
-            "median error": f"{found['median_error']:.1%}",
-            "pairs that differ by a quarter": found["pairs"],
-            "in the measured order": found["in_order"],
-        }
+        {"percentile": tables.TITLES[name], **measured.told(found)}
         for name, found in measured.tally(report["arms"]).items()
     ]
     return tables.markdown(DataFrame(lines))

@@ -102,23 +102,22 @@ def test_measured_runs_are_repeated_and_compared(file: Path, tmp_path: Path, cal
     assert (report["percentiles"]["p50"]["near"], report["percentiles"]["p50"]["pairs"]) == (1, 0)
     (arm,) = report["arms"]
     assert arm["percentiles"]["p50"]["simulated_ms"] == pytest.approx(20)
-    assert (arm["runs"], len(arm["simulated"])) == (1, 1)
+    assert (arm["runs"], arm["simulated_requests"]) == (1, 570)
+    assert report["own_times"] is True
     lines = call("simulate", file, "--measured", rows).out.splitlines()
-    assert lines[-1].split()[:4] == ["p50", "1", "of", "1"]
+    assert lines[-1].split()[:5] == ["p50", "1", "0", "100.0%", "-"]
     out = tmp_path / "results" / "validation.json"
     words = ("--measured", rows, "--queries", "1000", "--seed", "3", "--out", out, "--json")
     written = json.loads(call("simulate", file, *words).out)
     assert json.loads(out.read_text()) == written
     assert written["base"]["seed"] == 3  # with the row it makes the scenario, which is left out
     (again,) = written["arms"]
-    ((only,),) = again["simulated"]
-    assert only["queries"] == 1000
-    assert "scenario" not in only
+    assert again["simulated_requests"] == 950
     assert again["same_arrivals"] is False
     rows.write_text(json.dumps({**row, "seed": 7}) + "\n")
     (known,) = json.loads(call("simulate", file, *words).out)["arms"]
     assert known["same_arrivals"] is True
-    assert [one["queries"] for one in known["simulated"][0]] == [400, 400, 400]
+    assert known["simulated_requests"] == 3 * 400
     rows.write_text(json.dumps(row) + "\n")
     assert written["measured_digest"] == file_digest(rows)
     for option, value in (("policy", "coded"), ("workers", "50"), ("stragglers", "none")):
