@@ -24,6 +24,7 @@ from codedinvnet.simulation.measured import (
     scenarios_of,
     table,
     tally,
+    with_others_times,
 )
 from tests.bench.canned import latency_row
 from tests.simulation.scenarios import scenario
@@ -148,10 +149,51 @@ def test_errors_and_the_order_of_arms_are_counted() -> None:
         arm("found", None, 500.0),
     ]
     (found,) = tally(arms).values()
-    assert (found["compared"], found["near"]) == (5, 2)
+    assert (found["compared"], found["near"]) == (5, 0.4)
     # a, b, c against both that never end; a and b; b and c.
-    assert (found["pairs"], found["in_order"]) == (8, 7)
-    assert table(arms)[-1].split() == ["p99", "2", "of", "5", "172.7%", "7", "of", "8"]
+    assert (found["pairs"], found["in_order"]) == (8, 0.875)
+    assert found["median_error"] == pytest.approx(300 / 110 - 1, abs=1e-4)
+    words = table(arms)[-1].split()
+    assert words[:5] == ["p99", "5", "8", "40.0%", words[4]]
+
+
+def test_a_wrong_policys_simulation_is_judged_as_the_right_one_is() -> None:
+    arms = [arm("a", 100.0, 100.0), arm("b", 200.0, 200.0), arm("c", 400.0, 400.0)]
+    alone = arm("alone", 100.0, 100.0, place="elsewhere")
+    (found,) = tally([*arms, alone]).values()
+    assert (found["compared"], found["near"], found["median_error"]) == (4, 1.0, 0.0)
+    assert (found["pairs"], found["in_order"]) == (3, 1.0)
+    # The errors are 1, 3, 0.5, 1, 0.75 and 0.5. Of three wrong pairs each one, one and none are in
+    # order: (b, c) for (a, b), (a, b) for (b, c).
+    assert found["wrong"] == {"near": 0.0, "median_error": 0.875, "in_order": 0.2222}
+    (found,) = tally([alone]).values()
+    assert found["wrong"] == {"near": None, "median_error": None, "in_order": None}
+    same = [arm("a", 100.0, 100.0), arm("b", 101.0, 101.0)]
+    (found,) = tally(same).values()
+    assert (found["wrong"]["near"], found["pairs"]) == (1.0, 0)  # such a check tells nothing
+
+
+def test_times_come_from_other_runs() -> None:
+    def timed(policy: str, ms: float | None, **more: Any) -> MeasuredRun:
+        return run_of(policy=policy, service=ms, latencies_ms=TIMES[0].tolist(), **more)
+
+    runs = [
+        timed("coded", 1.0, encode=0.1, settings=1),
+        timed("coded", 2.0, encode=0.2, settings=1),
+        timed("uncoded", 3.0, settings=2),
+        timed("hedge", 4.0, qps=90.0, settings=3),
+        timed("hedge", None, qps=90.0, settings=4),
+    ]
+    lent = with_others_times(arms_of(runs))
+    found = [[(r.service and r.service.ms, r.encode and r.encode.ms) for r in a.runs] for a in lent]
+    assert found == [
+        [(3.0, 0.2), (3.0, 0.1)],  # another policy's at this load; encoding has its own other run
+        [(1.0, None)],
+        [(1.0, None)],  # nobody else at this load has times
+        [(None, None)],  # the base's
+    ]
+    (alone,) = with_others_times(arms_of(runs[:1]))
+    assert alone.runs == (runs[0],)
 
 
 def test_rows_of_the_benchmark_count_as_in_its_tables(tmp_path: Path) -> None:

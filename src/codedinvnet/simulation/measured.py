@@ -34,7 +34,7 @@ from codedinvnet.simulation.scenario import Scenario, Straggler
 
 LINE = ("invertible", 1, 0)
 """Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
-SCHEMA = 3
+SCHEMA = 4
 """Version of the comparison that `simulate --measured` writes."""
 COMPARED = ("p50", "p99", "p999")
 NEAR = 0.15
@@ -46,7 +46,6 @@ APART = 1.25
 class Cell(NamedTuple):
     """A percentile of an arm in ms; infinite if more requests were lost."""
 
-    place: str
     measured: float
     simulated: float
 
@@ -183,6 +182,31 @@ def arms_of(runs: Iterable[MeasuredRun]) -> list[MeasuredArm]:
     return [MeasuredArm(tuple(own)) for own in found.values()]
 
 
+def with_others_times(arms: Sequence[MeasuredArm]) -> list[MeasuredArm]:
+    """Return the arms with times that were measured in other runs than their own.
+
+    The first run is taken that has such a time: of another arm of the same place, else of one of
+    another place, else of the same arm. A time that no other run has is kept.
+    """
+    known = [(arm, run) for arm in arms for run in arm.runs]
+
+    def borrowed(arm: MeasuredArm, run: MeasuredRun) -> MeasuredRun:
+        def distance(other: tuple[MeasuredArm, MeasuredRun]) -> tuple[bool, bool, bool]:
+            away, one = place_of(other[0]) != place_of(arm), other[1]
+            unlike = (one.bundle, one.workers, one.k) != (run.bundle, run.workers, run.k)
+            return other[0] is arm, unlike, away
+
+        others = [one for _, one in sorted(known, key=distance) if one is not run]
+        found = {
+            name: next((time for one in others if (time := getattr(one, name))), own)
+            for name in TIMES
+            if (own := getattr(run, name)) is not None
+        }
+        return run.model_copy(update=found)
+
+    return [MeasuredArm(tuple(borrowed(arm, run) for run in arm.runs)) for arm in arms]
+
+
 def scenarios_of(arm: MeasuredArm, base: Scenario) -> list[list[Scenario]]:
     """Return for each of an arm's runs the scenarios that repeat it, each with other draws.
 
@@ -245,40 +269,76 @@ def compare(arm: MeasuredArm, simulated: Sequence[np.ndarray]) -> dict[str, dict
 def tally(arms: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each percentile how well arms agree, each with what `compare` returned.
 
-    The figures are: how many were compared, how many of them are within NEAR, the median error, and
-    how many pairs of arms with the same load and stragglers come in the measured order, of those
-    that are APART. An error is a share of the measured percentile, and infinite if one of the two
-    is without end; where both are, nothing is compared.
+    The figures are: how many were compared, the share of them within NEAR, the median error, and
+    for pairs of arms of one place that are APART the share that comes in the measured order. Each
+    stands beside what a wrong policy's simulation reaches, which is that of another arm of the
+    place: all of them count. An error is a share of the measured percentile, and infinite if one of
+    the two is without end; where both are, nothing is compared. None: there was nothing to compare.
     """
     found = {}
     for name in COMPARED:
-        cells = [
-            Cell(arm["place"], *(latency_of(arm["percentiles"][name][side]) for side in SIDES))
-            for arm in arms
-            if name in arm["percentiles"]
-        ]
-        errors = [
-            math.inf if math.inf in cell else abs(cell.simulated / cell.measured - 1)
-            for cell in cells
-            if (cell.measured, cell.simulated) != (math.inf, math.inf)
-        ]
-        if not errors:
-            continue
-        judged = [
-            (a.measured > b.measured, a.simulated > b.simulated)
-            for a, b in itertools.combinations(cells, 2)
-            if a.place == b.place
-            and a.measured != b.measured
-            and max(a.measured, b.measured) >= APART * min(a.measured, b.measured)
-        ]
-        found[name] = {
-            "compared": len(errors),
-            "near": sum(error <= NEAR for error in errors),
-            "median_error": round(statistics.median(errors), 4),
-            "pairs": len(judged),
-            "in_order": sum(measured == simulated for measured, simulated in judged),
-        }
+        places: dict[str, list[Cell]] = {}
+        for arm in arms:
+            if name in arm["percentiles"]:
+                known = arm["percentiles"][name]
+                cell = Cell(*(latency_of(known[side]) for side in SIDES))
+                places.setdefault(arm["place"], []).append(cell)
+        right: list[Cell] = []
+        wrong: list[Cell] = []
+        ordered: list[bool] = []
+        misordered: list[bool] = []
+        for cells in places.values():
+            right += cells
+            wrong += [Cell(a.measured, b.simulated) for a, b in itertools.permutations(cells, 2)]
+            for a, b in itertools.combinations(cells, 2):
+                if not _apart(a, b):
+                    continue
+                ordered.append(_in_order(a, b, a, b))
+                misordered += [
+                    _in_order(a, b, c, d)
+                    for c, d in itertools.permutations(cells, 2)
+                    if c is not a and d is not b
+                ]
+        errors = _errors(right)
+        if errors:
+            found[name] = {
+                "compared": len(errors),
+                **_figures(errors, ordered),
+                "pairs": len(ordered),
+                "wrong": _figures(_errors(wrong), misordered),
+            }
     return found
+
+
+def _errors(cells: Iterable[Cell]) -> list[float]:
+    return [
+        math.inf if math.inf in cell else abs(cell.simulated / cell.measured - 1)
+        for cell in cells
+        if cell != (math.inf, math.inf)
+    ]
+
+
+def _apart(a: Cell, b: Cell) -> bool:
+    low, high = sorted((a.measured, b.measured))
+    return low != high and high >= APART * low
+
+
+def _in_order(a: Cell, b: Cell, c: Cell, d: Cell) -> bool:
+    """Tell whether the simulations of c and d come in the measured order of a and b."""
+    return (a.measured > b.measured) == (c.simulated > d.simulated)
+
+
+def _figures(errors: Sequence[float], ordered: Sequence[bool]) -> dict[str, float | None]:
+    error = statistics.median(errors) if errors else math.inf
+    return {
+        "near": _share([error <= NEAR for error in errors]),
+        "median_error": rounded(error, 4),
+        "in_order": _share(ordered),
+    }
+
+
+def _share(told: Sequence[bool]) -> float | None:
+    return round(statistics.fmean(told), 4) if told else None
 
 
 def place_of(arm: MeasuredArm) -> str:
@@ -301,17 +361,26 @@ def table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             for column, (name, side) in columns.items()
         }
         lines.append({"arm": row["name"], "runs": row["runs"], **cells})
-    formats = dict.fromkeys(columns, ".1f")
     agreement = [
-        {
-            "percentile": name,
-            "within 15 %": f"{found['near']} of {found['compared']}",
-            "median error": f"{found['median_error']:.1%}",
-            "pairs in order": f"{found['in_order']} of {found['pairs']}",
-        }
-        for name, found in tally(comparisons).items()
+        {"percentile": name, **told(figures)} for name, figures in tally(comparisons).items()
     ]
+    formats = dict.fromkeys(columns, ".1f")
     return [*aligned(lines, formats), "", *(aligned(agreement) if agreement else [])]
+
+
+def told(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what people are told of one percentile of a tally, by title."""
+    wrong, titles = figures["wrong"], {"near": f"within {NEAR:.0%}", "median_error": "median error"}
+    titles["in_order"] = "pairs in order"
+    return {
+        "arms": figures["compared"],
+        "pairs": figures["pairs"],
+        **{
+            title + suffix: "-" if of[key] is None else f"{of[key]:.1%}"
+            for key, title in titles.items()
+            for suffix, of in (("", figures), (", wrong policy", wrong))
+        },
+    }
 
 
 def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:

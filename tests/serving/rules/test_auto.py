@@ -122,6 +122,74 @@ def test_a_rescue_in_time_is_not_repeated() -> None:
     model.drain()
 
 
+def straggling(workers: int = 12, extra: float = 2.0) -> Model:
+    """Return a model that rescues, where stragglers cost much."""
+    model = Model("auto", workers, AnswersAll(3), extra=extra)
+    know_times(model)
+    know_rescues(model)
+    model.scheduler.pace.excess = 1.0
+    return model
+
+
+IN_TIME = 0.0128
+"""A rescue that is sent now is here when a query is late, which it is after 15.75 ms."""
+
+
+def test_where_stragglers_cost_much_a_rescue_is_here_when_its_query_is_late() -> None:
+    model = straggling()
+    (query,) = model.submit()
+    model.wait(IN_TIME - 0.002)
+    assert not model.parities()
+    model.wait(0.002)
+    (rescue,) = model.parities()
+    model.wait(RESCUE_TIME)  # late by now, and so is the rescue soon
+    assert model.parities() == [rescue]
+    assert len(model.data(query)) == 1
+    model.result(rescue)
+    (decode,) = only(model.new(), Decode)
+    assert list(decode.wanted) == [query]
+    model.drain()
+
+
+def test_an_early_rescue_that_is_late_is_repeated_beside_a_copy() -> None:
+    model = straggling()
+    (query,) = model.submit()
+    model.wait(IN_TIME)
+    assert len(model.parities()) == 1
+    model.wait(2 * RESCUE_TIME)
+    assert len(model.parities()) == 2
+    assert len(model.data(query)) == 2
+    model.drain()
+
+
+@pytest.mark.parametrize(
+    ("workers", "excess", "queries", "early"),
+    [(12, 1.0, 1, True), (12, 0.0, 1, False), (12, 1.0, 8, False), (100, 1.0, 80, True)],
+)
+def test_a_query_is_rescued_early_only_if_many_workers_are_idle(
+    workers: int, excess: float, queries: int, early: bool
+) -> None:
+    model = straggling(workers)
+    model.scheduler.pace.excess = excess
+    model.submit(queries)
+    model.wait(IN_TIME)
+    assert bool(model.parities()) == early
+    model.wait(LATE - IN_TIME)
+    assert model.parities()
+    model.drain()
+
+
+def test_early_rescues_leave_the_budget_one_copy() -> None:
+    model = straggling(100, extra=0.1)
+    model.submit(11)  # worth 1.1, and a rescue costs 0.2
+    model.wait(IN_TIME)
+    assert not model.parities()
+    model.submit(3)
+    model.wait(IN_TIME)
+    assert len(model.parities()) > 0
+    model.drain()
+
+
 def test_a_rescued_query_is_answered_by_what_is_here_first() -> None:
     model = rescuing()
     first, second = model.submit(2)

@@ -5,6 +5,8 @@
 2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a tenth of a
    service time. If that is late as well, by what such tasks normally take, it is sent once more,
    and a copy of the query. If no worker was free for it, a copy is sent after as long again.
+   Where stragglers cost something and many workers are idle, it is sent before the query is late
+   (rule 6 of `hedging`).
 3. With another code it hedges. It codes every group as well while stragglers cost more than CODES
    (the excess of `pace`) and no more than BUSY of the slots are busy. It ceases when they cost less
    than half of CODES, or when more than BUSY and a tenth are busy.

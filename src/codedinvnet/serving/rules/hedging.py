@@ -15,11 +15,16 @@
    before a worker has it is paid back.
 5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
    after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
-6. Without `Rules.extra` a fixed policy pays for copies alone, from `hedge_share` a query.
+6. While stragglers cost more than RESCUES_EARLY, a query gets its rescue (`auto`) before it is
+   late: so early that the answer is here when it is. That is extra, and only sent while IDLE
+   times the root of the number of slots are idle: as many as would seldom all be taken at once.
+7. Without `Rules.extra` a fixed policy pays for copies alone, from `hedge_share` a query.
    Nobody pays for tasks of a backup's own workers: they take nothing from the others.
 """
 
 from __future__ import annotations
+
+import math
 
 from codedinvnet.serving.rules.tasks import Query, State
 
@@ -29,6 +34,10 @@ RESCUES = 2
 """The most extra tasks of one late query at a time."""
 BUCKET = 10.0
 """The most extra work that may be saved up, in service times."""
+RESCUES_EARLY = 0.005
+"""Stragglers must cost more (`Pace.excess`) for queries to be rescued before they are late."""
+IDLE = 2.0
+"""So many roots of their number of slots must be idle for that."""
 RESERVE = 1.0
 """What extra tasks leave in the budget that nobody is late for yet."""
 WORTH, MOST = 130.0, 4.0
@@ -74,6 +83,11 @@ def wants_copy(query: Query) -> bool:
     """Tell whether nothing of a query is under way that is not late, and a copy may be."""
     waits = query.state is State.WAITING and query.copies < COPIES
     return waits and all(attempt.late for attempt in query.attempts.values())
+
+
+def has_idle(running: int, slots: int) -> bool:
+    """Tell whether so many slots are idle that hardly anybody would find none."""
+    return slots - running >= IDLE * math.sqrt(slots)
 
 
 def yields(waiting: int, slots: int, excess: float, load: float) -> bool:

@@ -208,6 +208,8 @@ class Scheduler(Sending):
                     self._lose_worker(now, attempt.worker, "hung")
             elif kind in ("late", "waits"):
                 self._late(now, identity, runs=kind == "late")
+            elif kind == "early":
+                self._early(now, identity)
             elif kind == "retry":
                 if self.pace.retry(now, identity):
                     self.binding.reorder(identity)

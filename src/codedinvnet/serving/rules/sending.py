@@ -13,7 +13,14 @@ from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Sen
 from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
 from codedinvnet.serving.rules.binding import Binding
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import RESCUES, RESERVE, Budget, wants_copy
+from codedinvnet.serving.rules.hedging import (
+    RESCUES,
+    RESCUES_EARLY,
+    RESERVE,
+    Budget,
+    has_idle,
+    wants_copy,
+)
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
@@ -74,7 +81,7 @@ class Sending:
         self.budget = Budget()
         self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
         self.systematic = is_systematic(self.code)
-        self.pace = Pace(rules.workers)
+        self.pace = Pace(rules.workers, rules.slots)
         self.binding = Binding(rules, self.pace)
         self.hedges = 0
         """How many copies were sent of late queries."""
@@ -243,13 +250,15 @@ class Sending:
                 group.size,
             )
         self._watch(now, attempt)
+        if self.policy.rescued and self.pace.excess > RESCUES_EARLY and not self.rules.backups:
+            self._watch_early(now, attempt)
         return Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
 
     def _release(self, now: float, attempt: Attempt) -> None:
         """A worker has done a task's work."""
         if not self.binding.release(attempt) or attempt.started is None:
             return
-        if attempt.together > 1 and self.binding.workers[attempt.worker].running:
+        if self.rules.worker_batch > 1 and self.binding.workers[attempt.worker].running:
             return  # the last of a call tells how long it took
         worker, before = attempt.worker, self.pace.slowness(attempt.worker)
         retry = self.pace.took(now, worker, attempt.kind, now - attempt.started)
@@ -266,6 +275,13 @@ class Sending:
         if self.policy.hedged and late is not None:
             self.timers.set(since + late, "late", attempt.identity)
 
+    def _watch_early(self, now: float, attempt: Attempt) -> None:
+        """Look at a task when its rescue, sent then, would be here as soon as the task is late."""
+        group, late = attempt.group, self.pace.late(attempt.kind, attempt.worker)
+        if late is not None and group.code.r and not group.is_open:
+            rescue = self._cost(group, group.code.k) * self.pace.normal
+            self.timers.set(now + max(0.0, late - rescue), "early", attempt.identity)
+
     @property
     def _backs_all(self) -> bool:
         """Whether groups get their extra tasks at once: none but a backup's worker may be up."""
@@ -277,10 +293,14 @@ class Sending:
         attempt = self.attempts.get(identity)
         if attempt is None or not self.policy.hedged:
             return
-        attempt.late = runs
+        again, attempt.late = attempt.late, runs
+        if runs:
+            self.binding.reorder(attempt.worker)
         if attempt.query is None:
             self._rescue_again(now, attempt)
-        elif self.policy.rescued and self._rescue(now, attempt):
+        elif self.policy.rescued and (
+            self._rescue(now, attempt) or (not again and self._is_rescued(attempt.group))
+        ):
             if runs:
                 self._watch(now, attempt)
         elif runs and wants_copy(attempt.query) and not self._copy(now, attempt.query):
@@ -296,15 +316,30 @@ class Sending:
             if wants_copy(query):
                 self._copy(now, query)
 
-    def _rescue(self, now: float, attempt: Attempt) -> bool:
+    def _is_rescued(self, group: CodingGroup) -> bool:
+        """Tell whether an extra task of a group is under way that is not late."""
+        live = () if group.is_open else group.live.get(group.code.k, ())
+        return any(not self.attempts[each].late for each in live)
+
+    def _early(self, now: float, identity: int) -> None:
+        """A task may soon be late: rescue its query while many workers are idle."""
+        attempt, binding = self.attempts.get(identity), self.binding
+        if attempt is None or not self.policy.rescued:
+            return
+        if has_idle(binding.running, binding.slots_up):
+            self._rescue(now, attempt, urgent=False)
+
+    def _rescue(self, now: float, attempt: Attempt, urgent: bool = True) -> bool:
         """Send a late query's group the extra task of its code, once; return whether it was."""
         query, group = attempt.query, attempt.group
         k = group.code.k
         if query is None or query.state is not State.WAITING or not query.accept_decoded:
             return False
-        if group.is_open or not group.code.r or k in group.live or k in group.outputs:
+        if group.is_open or not group.code.r or k in group.outputs:
             return False
-        return self._send_extra(now, group, k, first=True, urgent=True)
+        if group.live.get(k) or group.retries:
+            return False
+        return self._send_extra(now, group, k, first=True, urgent=urgent)
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""
@@ -374,7 +409,7 @@ class Sending:
         if kind == "hang":
             attempt = self.attempts.get(identity)
             return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind in ("late", "waits"):
+        if kind in ("late", "waits", "early"):
             return identity not in self.attempts
         if kind == "retry":
             return identity not in self.pace.slow
