@@ -12,14 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 from pandas import DataFrame
 from pydantic import Field, field_validator
 
 from codedinvnet import stages, study
 from codedinvnet.bench import tables
-from codedinvnet.bench.accuracy import few_images
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -37,12 +34,7 @@ from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings
 
-QUICK_IMAGES: dict[Split, int] = {"train": 6000, "test": 1000}
-QUICK_VALIDATION = 1000
-QUICK_EPOCHS, QUICK_STEPS = 2, 10
-QUICK_GROUPS = 480
-"""Of the paper's objective."""
-
+SPLITS: tuple[Split, ...] = ("train", "test")
 TRAINING = {"mosaic": 2, "pixels": pixels.VERSION}
 """Versions of the training code: of f and g ("network"), of an objective, of a kind of encoder. One
 that is not here is 1.
@@ -100,7 +92,6 @@ class Trial(Section):
     sizes: tuple[int, ...]
     settings: Settings
     """Their name is not looked at."""
-    quick: bool = False
 
     @property
     def key(self) -> str:
@@ -120,9 +111,8 @@ class Trial(Section):
         return f"{self.data}-{shared}"
 
     def _words(self, *parts: str) -> list[Any]:
-        """Return versions of the training other than 1, and whether it is quick."""
-        versions = [[part, TRAINING[part]] for part in parts if part in TRAINING]
-        return [*versions, *(["quick"] if self.quick else [])]
+        """Return versions of the training other than 1."""
+        return [[part, TRAINING[part]] for part in parts if part in TRAINING]
 
 
 def load_grid(path: Path) -> Grid:
@@ -148,75 +138,24 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def hastened(settings: Settings) -> Settings:
-    """Return settings that train for seconds, for `--quick`."""
-    fusion, data = settings.fusion, settings.data
-    shorter: dict[str, int]
-    if isinstance(fusion, PixelFusionSettings):
-        shorter = {"groups": min(fusion.groups, QUICK_GROUPS)}
-    else:
-        shorter = {
-            "steps_per_epoch": min(fusion.steps_per_epoch, QUICK_STEPS),
-            "joint_epochs": min(fusion.joint_epochs, QUICK_EPOCHS),
-        }
-    shorter["epochs"] = min(fusion.epochs, QUICK_EPOCHS)
-    validation = min(data.validation, QUICK_VALIDATION)
-    changed = {
-        "data": data.model_copy(update={"validation": validation}),
-        "fusion": fusion.model_copy(update=shorter),
-    }
-    return settings.model_copy(update=changed)
-
-
-def write_few_images(sizes: Mapping[str, int | None], data_dir: Path | None, folder: Path) -> None:
-    """Write a few images of image sets to a folder, as `load_images` finds them there.
-
-    Args:
-        sizes: image set -> `image_size` of `load_images`.
-        data_dir: where the image sets lie.
-        folder: where the few images go.
-
-    Raises:
-        UserError: if a set is not there.
-    """
-    for name, size in sizes.items():
-        for split, count in QUICK_IMAGES.items():
-            found = load_images(name, split, data_dir=data_dir, image_size=size)
-            source = few_images(found, count)
-            images, labels = source.batch(torch.arange(len(source)))
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            np.savez(
-                folder / name / f"{split}.npz",
-                images=images.permute(0, 2, 3, 1).numpy(),
-                labels=labels.numpy(),
-                classes=np.array(source.classes),
-            )
-
-
-def trials(grid: Grid, path: Path, quick: bool = False) -> list[Trial]:
+def trials(grid: Grid, path: Path) -> list[Trial]:
     """Return every trial of a grid, all settings checked, before any work is done.
-
-    The quick version has the first image set and the first seed alone, and short trainings.
 
     Raises:
         UserError: if a row's settings are wrong.
     """
     found = []
-    most = 1 if quick else None
-    for data, change in list(grid.data.items())[:most]:
-        for seed in grid.seeds[:most]:
+    for data, change in grid.data.items():
+        for seed in grid.seeds:
             for row in grid.rows:
                 raw = merge(merge(grid.base, change), row.change)
                 raw |= {"name": data, "seed": seed}
                 if isinstance(raw.get("fusion"), dict):  # what else it is, the settings refuse
                     raw["fusion"] = {**raw["fusion"], "members": max(grid.k)}
                 settings = parse_settings(raw, f"{path}, row {row.name!r}")
-                settings = hastened(settings) if quick else settings
                 pixels = isinstance(settings.fusion, PixelFusionSettings)
                 for sizes in [(k,) for k in grid.k] if pixels else [grid.k]:
-                    found.append(
-                        Trial(row=row.name, data=data, sizes=sizes, settings=settings, quick=quick)
-                    )
+                    found.append(Trial(row=row.name, data=data, sizes=sizes, settings=settings))
     return found
 
 
@@ -228,7 +167,6 @@ def run(
     data_dir: Path | None = None,
     device: str = "cpu",
     no_test: bool = False,
-    quick: bool = False,
 ) -> dict[str, Any]:
     """Run what is missing of a grid, and return the rows of all of it, with their table.
 
@@ -239,16 +177,15 @@ def run(
         data_dir: where the image sets lie.
         device: what to compute on.
         no_test: leave the test split unread; choices can still be made.
-        quick: one image set, one seed, short trainings on 5,000 images, 1,000 test images.
 
     Raises:
         UserError: before any trial, if the grid is wrong, if `out` cannot be written or holds what
             are no rows, or if images are missing.
     """
-    kept = Path("runs") / ("ablation-quick" if quick else "ablation")
+    kept = Path("runs") / "ablation"
     out, save_dir = out or kept.with_suffix(".jsonl"), save_dir or kept
     read = load_grid(grid)
-    wanted = {trial.key: trial for trial in trials(read, grid, quick)}
+    wanted = {trial.key: trial for trial in trials(read, grid)}
     check_writable(out)
     check_folder(save_dir, "--save-dir")
     splits = ("validation",) if no_test else ("validation", "test")
@@ -259,14 +196,9 @@ def run(
     }
     todo = {key: trial for key, trial in wanted.items() if key not in done}
     sizes = {t.settings.data.name: t.settings.data.image_size for t in todo.values()}
-    if quick:
-        images = save_dir / "images"
-        write_few_images(sizes, data_dir, images)
-        data_dir = images
-    else:
-        for name, size in sizes.items():
-            for split in QUICK_IMAGES:  # that they are there is known before any trial is begun
-                load_images(name, split, data_dir=data_dir, image_size=size)
+    for name, size in sizes.items():
+        for split in SPLITS:  # that they are there is known before any trial is begun
+            load_images(name, split, data_dir=data_dir, image_size=size)
     jobs = []
     for key, trial in todo.items():
         run = stages.Run(
@@ -284,7 +216,6 @@ def run(
             "data": trial.data,
             "seed": trial.settings.seed,
             "k": list(trial.sizes),
-            "quick": quick,
             "settings": trial.settings.model_dump(mode="json", exclude_defaults=True),
         }
         name = f"{trial.row}, {trial.data}, seed {trial.settings.seed}"

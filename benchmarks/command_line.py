@@ -90,19 +90,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             "grid": {"type": Path, "help": "grid file (JSON): base settings, rows, seeds"},
             **out("a line a trial; finished ones in it are kept (runs/ablation.jsonl)"),
             "--save-dir": {"type": Path, "help": "for runs (runs/ablation)"},
-            **QUICK,
             **DATA,
             "--device": {"default": "auto", "help": "cpu, cuda, cuda:1 (auto)"},
             "--no-test": {"action": "store_true", "help": "leave the test split unread"},
-        },
-    ),
-    "engine": Benchmark(
-        "time a worker's tasks by PyTorch and by ONNX Runtime",
-        "mnist --json",
-        {
-            "bundles": {**BUNDLES["bundles"], "default": ["mnist"], "help": "which (mnist)"},
-            **out("append the rows to this file (JSONL)"),
-            **QUICK,
         },
     ),
     "liars": Benchmark(

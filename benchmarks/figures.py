@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, bundles, drift, engine, equal_cost, liars, policies
+from benchmarks import ablation, bundles, drift, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import choosing, fixed
 from codedinvnet.bench import plots, tables
@@ -49,7 +49,6 @@ COMMANDS = {
     "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
-    "speed.jsonl": "python -m benchmarks engine mnist fashion cifar10",
     "liars.json": "python -m benchmarks liars --data-dir data --json",
     "drift.json": "python -m benchmarks drift --data-dir data --json",
 }
@@ -183,7 +182,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
         "ablation.jsonl",
         lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),
     ),
-    "engines": ("speed.jsonl", lambda path: engine.table(read_rows(path))),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -107,6 +109,24 @@ def digests(*folders: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one `pytest -n` have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def once(folder: Path, make: Callable[[], None]) -> None:
+    """Have a folder made by the first process that needs it; the others wait."""
+    made = folder.with_suffix(".made")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that gave up
+            make()
+            made.touch()
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """What runs tests that are coroutines."""
     return "asyncio"
@@ -148,11 +168,15 @@ def held_out() -> ImageSet:
 
 
 @pytest.fixture(scope="session")
-def recovery_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+def recovery_run(data_dir: Path, shared: Path) -> stages.Run:
     """A finished tiny run of the recovery objective; tests must not write into its folder."""
-    run = make_run(tiny_settings("recovery"), tmp_path_factory.mktemp("recovery"), data_dir)
-    stages.train(run)
-    stages.fuse(run, 4)
+    run = make_run(tiny_settings("recovery"), shared / "recovery", data_dir)
+
+    def train() -> None:
+        stages.train(run)
+        stages.fuse(run, 4)
+
+    once(shared / "recovery", train)
     return run
 
 

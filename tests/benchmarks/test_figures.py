@@ -50,7 +50,7 @@ def test_no_row_names_a_folder_of_the_machine_that_made_it() -> None:
 
 
 def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> None:
-    for name in ("late", "latency", "validation", "auto", "ablation", "engines"):
+    for name in ("late", "latency", "validation", "auto", "ablation"):
         told = section(name, tmp_path)
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told

@@ -18,7 +18,7 @@ from codedinvnet.config import load_settings
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "ablation", "auto"),
-    *("engine", "off-map", "validation", "equal-cost"),
+    *("off-map", "validation", "equal-cost"),
 )
 
 
@@ -91,7 +91,7 @@ def bare(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("target", ["bench-accuracy", "quick-engine", "bench-page", "bench-seeds"])
+@pytest.mark.parametrize("target", ["bench-accuracy", "quick-latency", "bench-page", "bench-seeds"])
 def test_any_target_sets_up_what_it_needs(target: str, bare: Path) -> None:
     assert "pip install" in commands(target, bare)
 

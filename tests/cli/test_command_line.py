@@ -79,16 +79,28 @@ def test_every_command_is_there(call: Command) -> None:
     assert "examples:\n  codedinvnet demo" in outcome.out
 
 
-def test_help_needs_no_heavy_imports() -> None:
+def imported(statements: str) -> list[str]:
+    """Return the modules that statements import in a process of their own."""
     code = (
         "import sys\n"
         "before = set(sys.modules)\n"
-        "from codedinvnet.cli.command_line import build_parser\n"
-        "build_parser()\n"
+        f"{statements}\n"
         "for module in set(sys.modules) - before: print(module)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
+    return done.stdout.split()
+
+
+def test_a_service_imports_what_it_needs() -> None:
+    """The rest would take as long as PyTorch, in the front end and in the fork server."""
+    loaded = imported("import codedinvnet.serving.serve, codedinvnet.serving.workers.local")
+    assert "torch" in loaded
+    unneeded = {"torchvision", "scipy", "pandas", "matplotlib", "torch._dynamo"}
+    assert not unneeded & set(loaded)
+
+
+def test_help_needs_no_heavy_imports() -> None:
+    loaded = imported("from codedinvnet.cli.command_line import build_parser; build_parser()")
     assert "codedinvnet.cli.bench" in loaded
     own = [module for module in loaded if module.startswith("codedinvnet.")]
     expected = ["codedinvnet.errors"]

@@ -35,13 +35,17 @@ class TestPaper:
         return done.stdout
 
     def test_four_commands(self, data_dir: Path, tmp_path: Path, call_paper: Command) -> None:
+        """The last of them in a process of its own."""
         config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
         folder = tmp_path / "runs" / "tiny-pixels"
-        self.run(tmp_path, config, data_dir, "")
+        words = ("--config_file", config)
+        places = ("--data_dir", data_dir, "--save_dir", tmp_path / "runs")
+        assert call_paper(*words, *places).code == 0
         assert (folder / "network" / "network.safetensors").is_file()
-        self.run(tmp_path, config, data_dir, "-fusion --nactors 2 -sample_fusion")
+        fusion = (*words, "-fusion", "--nactors", "2", *places)
+        assert call_paper(*fusion, "-sample_fusion").code == 0
         assert list((folder / "fusion-k2" / "data").glob("train-*.safetensors"))
-        self.run(tmp_path, config, data_dir, "-fusion --nactors 2")
+        assert call_paper(*fusion).code == 0
         assert load_bundle(folder / "fusion-k2" / "bundle").info.group_sizes == (2,)
         printed = self.run(tmp_path, config, data_dir, "-fusion --nactors 2 -test_fusion")
         report = json.loads((folder / "fusion-k2" / "evaluation.json").read_text())
@@ -49,8 +53,7 @@ class TestPaper:
         assert 0 <= report["recovered_accuracy"] <= 1
         assert f"recovered_accuracy       {report['recovered_accuracy']}" in printed
 
-        places = ["--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
-        inversion = call_paper("--config_file", config, "-test_inversion", *places)
+        inversion = call_paper(*words, "-test_inversion", *places)
         assert inversion.code == 0
         figures = dict(line.split(maxsplit=1) for line in inversion.out.splitlines())
         assert float(figures["largest_error"]) < 1e-4

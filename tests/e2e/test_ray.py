@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -156,42 +154,3 @@ async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> Non
         actors = [worker["pid"] for worker in found]
         assert await asyncio.to_thread(survivors, actors, 20) == []
         assert "SIGTERM received" not in (tmp_path / "log").read_text()  # Ray's trace
-
-
-@needs_proc
-async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> None:
-    """All actors end with it; the service says so, and goes on when there is a node again."""
-    images = sample_images("mnist").images.numpy()
-    options = ("--k", "2", "--workers", "3", "--pool", "ray", "--ray-address", cluster.address)
-    times = ("--deadline-ms", "30000", "--down-timeout-ms", "3000")
-    log = tmp_path / "log"
-
-    async with (
-        server("mnist", *options, *times, log=log) as process,
-        connect(process.address, "mnist", images) as client,
-        httpx.AsyncClient(base_url=process.address) as http,
-    ):
-
-        async def until_live(status: int, seconds: float) -> None:
-            end = time.monotonic() + seconds
-            while (await http.get("/v2/health/live")).status_code != status:
-                assert time.monotonic() < end
-                await asyncio.sleep(0.1)
-
-        assert (await client.infer("before", range(4))).ok
-        for node in (cluster.head_node, *cluster.worker_nodes):
-            os.kill(raylet(node), signal.SIGKILL)
-        await until_live(503, 60)
-        began = time.monotonic()
-        reply = await client.infer("between", range(4))
-        assert reply.status == 503
-        assert time.monotonic() - began < 1
-
-        cluster.add_node(**NODE, wait=False)
-        await until_live(200, 120)
-        assert (await client.infer("after", range(4))).ok
-        process.process.send_signal(signal.SIGTERM)
-        printed, _ = await asyncio.to_thread(process.process.communicate, timeout=60)
-    assert "aylet" not in printed
-    for line in log.read_text().splitlines():
-        assert isinstance(json.loads(line), dict), line

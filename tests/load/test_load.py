@@ -6,7 +6,6 @@ import asyncio
 import json
 import struct
 import time
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from tritonclient.grpc import service_pb2 as pb
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import AHEAD, open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
-from codedinvnet.load.run import FIRST, Sender, measure, merged
+from codedinvnet.load.run import FIRST, Sender, measure
+from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply
 from tests.conftest import Command
@@ -137,14 +137,10 @@ def exactly(server: Still, **options: Any) -> dict[str, Any]:
         )
 
 
-def counts_of(rows: list[dict[str, Any]]) -> Counter[int]:
-    """Return how many latencies a histogram has at each value, in microseconds."""
-    items = merged(rows).get_recorded_iterator()
-    return Counter({item.value_iterated_to: item.count_added_in_this_iter_step for item in items})
-
-
 def slower_than(ms: float, row: dict[str, Any]) -> int:
-    return sum(count for value, count in counts_of([row]).items() if value > 1000 * ms)
+    found = Histogram.of_row(row)
+    latency, later = found.curve()
+    return int(later[latency <= ms][-1]) if (latency <= ms).any() else found.total
 
 
 def test_times_are_exact() -> None:
@@ -177,7 +173,7 @@ def test_servers_are_asked_in_turn_and_answers_are_checked() -> None:
 
     asyncio.run(send())
     assert asked == [(0, 0), (1, 1), (0, 2), (1, 0), (0, 1), (1, 2)]
-    assert (sender.ends.wrong, sender.ends.latency.get_total_count()) == (1, 5)
+    assert (sender.ends.wrong, len(sender.ends.latency)) == (1, 5)
 
 
 def test_who_stands_still_makes_those_late_that_wait() -> None:
@@ -239,9 +235,9 @@ async def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Co
         await fake.stop()
     rows = read_rows(out)
     assert rows[1]["p50_ms"] >= 50
-    first, second, both = (counts_of(found) for found in (rows[:1], rows[1:], rows))
-    assert first + second == both
-    assert sum(both.values()) == 100
+    both = Histogram.of_row(rows[0]) + Histogram.of_row(rows[1])
+    assert (both.total, both.lost) == (100, 0)
+    assert both.percentile(1.0) == pytest.approx(max(row["max_ms"] for row in rows), rel=0.01)
 
 
 def test_inputs_from_a_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
+from tests.conftest import once
 from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
@@ -36,9 +37,14 @@ def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(shared: Path) -> Path:
     """A protection of `vectors` by all methods, with labels and an own backup."""
-    folder = tmp_path_factory.mktemp("protect")
+    once(shared / "protect", lambda: protect(shared / "protect"))
+    return shared / "protect" / "out"
+
+
+def protect(folder: Path) -> None:
+    folder.mkdir()
     inputs = queries(folder)
     labels = folder / "labels.npy"
     model = open_model(f"{PLACE}:vectors")
@@ -48,4 +54,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         methods = ("--methods", "small-backup,code,approxifer,nercc")
         more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json", *methods)
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0
-    return folder / "out"

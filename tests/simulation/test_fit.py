@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.serving.times import Times
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import Fitted, draws, fit, fit_delays
-from codedinvnet.simulation.task_times import WorkerTasks, read_measured
+from codedinvnet.simulation.task_times import WorkerTasks
 
 DELAYS = {
     "exponential": Distribution(distribution="exponential", ms=200, plus_ms=60),
@@ -53,7 +50,7 @@ def workers(
         hit = generator.random(tasks) < (last_share if last and last_share is not None else share)
         if delay is not None:
             times[hit] += 1000 * delay.draw(generator, int(hit.sum()))
-        found.append(WorkerTasks(f"w{worker}", tasks, times))
+        found.append(WorkerTasks(f"w{worker}", times))
     return found
 
 
@@ -153,7 +150,7 @@ def test_a_worker_that_is_late_most_of_the_time_is_not_a_slow_one() -> None:
     generator = np.random.default_rng(0)
     times = [40 + generator.normal(0, 1, 4000) for _ in range(4)]
     times[2][generator.random(4000) < 0.6] += 100
-    found = fit([WorkerTasks(str(i), len(own), own) for i, own in enumerate(times)])
+    found = fit([WorkerTasks(str(i), own) for i, own in enumerate(times)])
     (late,) = found.stragglers
     assert (late.kind, late.worker, late.factor) == ("slow", 0, None)
     assert late.probability == pytest.approx(0.6, abs=0.02)
@@ -162,74 +159,35 @@ def test_a_worker_that_is_late_most_of_the_time_is_not_a_slow_one() -> None:
 
 def test_workers_that_differ_by_a_little_or_did_little_are_like_the_others() -> None:
     assert fit(workers(factor=1.2)).stragglers == ()
-    few = [*workers(), WorkerTasks("new", 20, np.full(20, 70.0))]
+    few = [*workers(), WorkerTasks("new", np.full(20, 70.0))]
     assert fit(few).stragglers == ()
     late = [
         *workers(share=0.0, delay=DELAYS["constant"]),
-        WorkerTasks("new", 19, np.full(19, 99.0)),
+        WorkerTasks("new", np.full(19, 99.0)),
     ]
     assert not any(s.worker is not None for s in fit(late).stragglers)
-
-
-def test_samples_count_by_the_tasks_that_they_stand_for() -> None:
-    """A worker that did a tenth of the tasks has as large a sample."""
-    busy, idle = workers(2, 5000, delay=DELAYS["constant"], share=0.02, last_share=0.1)
-    fitted = fit([WorkerTasks("busy", 50_000, busy.times), idle])
-    assert len(fitted.times) == 5000 + 500
-    assert fitted.shares.tolist() == pytest.approx([1 / 11, 10 / 11])
-    assert (draws(fitted)[0] > 100).mean() == pytest.approx((0.1 + 0.2) / 11, rel=0.15)
-
-
-def test_the_earliest_tasks_do_not_stand_for_all() -> None:
-    """A service that has just started is late more often, and tasks are in order of time."""
-    busy, less = workers(2, 10_000, share=0.0, delay=DELAYS["constant"])
-    for worker in (busy, less):
-        worker.times[:1000][::10] += 100  # a tenth of the first tenth, a hundredth of all
-    thinned = fit([WorkerTasks("busy", 100_000, busy.times), less])
-    assert len(thinned.times) == 10_000 + 1000
-    (straggler,) = thinned.stragglers
-    assert straggler.worker is None
-    assert straggler.probability == pytest.approx(0.01, rel=0.35)
 
 
 def test_few_stragglers_are_kept_as_measured() -> None:
     times = workers(1, 1000)[0].times
     times[:19] = np.arange(500.0, 519.0)
-    (straggler,) = fit([WorkerTasks("w", 1000, times)]).stragglers
+    (straggler,) = fit([WorkerTasks("w", times)]).stragglers
     assert straggler.delay is not None
     assert straggler.probability == pytest.approx(0.019)
     assert len(straggler.delay.values_ms) == 19
     one = np.concatenate([np.full(99_999, 40.0), [60_000.0]])
-    fitted = fit([WorkerTasks("w", 100_000, one)])
+    fitted = fit([WorkerTasks("w", one)])
     assert (draws(fitted, 2_000_000)[0] > 10_000).mean() == pytest.approx(1e-5, rel=0.5)
 
 
 def test_no_stragglers_and_nothing_but_one_time() -> None:
     assert fit(workers()).stragglers == ()
-    alike = fit([WorkerTasks("w", 200, np.full(200, 7.0))])
+    alike = fit([WorkerTasks("w", np.full(200, 7.0))])
     assert alike.service.mean_ms == pytest.approx(7)
     assert not alike.stragglers
-    nothing = fit([WorkerTasks("w", 200, np.zeros(200))])
+    nothing = fit([WorkerTasks("w", np.zeros(200))])
     assert nothing.service.mean_ms == 0
     assert not nothing.stragglers
-
-
-@pytest.mark.parametrize("share", [0.01, 0.15])
-def test_what_a_service_says_is_fitted_as_well(share: float, tmp_path: Path) -> None:
-    """A sample of a service's tasks, through its report, with nothing invented on the way."""
-    times = Times(4)
-    for kept, worker in zip(
-        times.tasks, workers(delay=DELAYS["constant"], share=share), strict=True
-    ):
-        for value in worker.times:
-            kept.add(value / 1000)
-    path = tmp_path / "times.json"
-    path.write_text(json.dumps(times.report()))
-    (straggler,) = fit(read_measured(path).workers).stragglers
-    assert straggler.delay is not None
-    assert straggler.delay.distribution == "constant"
-    assert straggler.delay.ms == pytest.approx(100, rel=0.02)
-    assert straggler.probability == pytest.approx(share, rel=0.1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -252,16 +210,15 @@ def test_any_delays_are_fitted(values: list[float]) -> None:
             st.integers(1, 200),
             st.sampled_from([0.0, 1.0, 40.0, 5000.0]),
             st.sampled_from(["alike", "spread", "tailed", "rounded", "two"]),
-            st.integers(1, 4),
         ),
         min_size=1,
         max_size=5,
     )
 )
-def test_any_tasks_are_fitted(kinds: list[tuple[int, float, str, int]]) -> None:
+def test_any_tasks_are_fitted(kinds: list[tuple[int, float, str]]) -> None:
     generator = np.random.default_rng(0)
     given: list[WorkerTasks] = []
-    for count, base, kind, more in kinds:
+    for count, base, kind in kinds:
         times = {
             "alike": np.full(count, base),
             "spread": base * np.exp(0.3 * generator.standard_normal(count)),
@@ -269,7 +226,7 @@ def test_any_tasks_are_fitted(kinds: list[tuple[int, float, str, int]]) -> None:
             "rounded": np.round(generator.exponential(base + 1, count)),
             "two": np.where(generator.random(count) < 0.4, base, 50 * base),
         }[kind]
-        given.append(WorkerTasks(str(len(given)), count * more, times))
+        given.append(WorkerTasks(str(len(given)), times))
     fitted = fit(given)
     drawn, _ = draws(fitted, 500)
     assert np.isfinite(drawn).all()

@@ -3,37 +3,40 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.times import Times
 from codedinvnet.simulation.task_times import read_measured
+from tests.simulation import recording
+from tests.simulation.scenarios import scenario
+
+
+def traffic(tasks: list[list[float]], workers: int = 3) -> str:
+    return json.dumps({"rules": {"workers": workers, "k": 4}, "encode_share": 0.1, "tasks": tasks})
 
 
 def test_what_a_service_says(tmp_path: Path) -> None:
-    times = Times(3)
-    for worker, count in ((0, 100), (2, 300)):
-        for value in range(count):
-            times.tasks[worker].add((worker + value / 1000) / 1000)
-    times.encode.add(0.0005)
-    path = tmp_path / "times.json"
-    path.write_text(json.dumps(times.report()))
+    """Data tasks, with what held their answers back."""
+    tasks: list[list[float]] = [[i, 2, 0, 40.0, i] for i in range(300)]
+    tasks += [[i, 0, 0, 50.0, 0] for i in range(100)] + [[9, 1, 4, 70.0, 0]]
+    path = tmp_path / "traffic.json"
+    path.write_text(traffic(tasks))
     found = read_measured(path)
-    assert [(w.name, w.seen, len(w.times)) for w in found.workers] == [
-        ("0", 100, 100),
-        ("2", 300, 300),
-    ]
-    assert found.idle == 1
-    assert found.workers[1].times.tolist() == [round(2 + i / 1000, 3) for i in range(300)]
-    assert found.encode is not None
-    assert found.encode.mean_ms == pytest.approx(0.5)
+    assert [(w.name, len(w.times)) for w in found.workers] == [("0", 100), ("2", 300)]
+    assert (found.idle, found.encode_share) == (1, 0.1)
+    assert found.workers[1].times.tolist() == [40.0 + i for i in range(300)]
 
 
-def test_of_busy_workers_there_is_a_sample(tmp_path: Path) -> None:
-    path = tmp_path / "times.json"
-    path.write_text(json.dumps({"tasks": [{"seen": 10**6, "ms": [5.0] * 200}], "more": 1}))
-    (worker,) = read_measured(path).workers
-    assert (worker.seen, len(worker.times)) == (10**6, 200)
+def test_what_a_run_is_told_to_be(tmp_path: Path) -> None:
+    """All that `GET /traffic` says, and not only what is needed."""
+    path = tmp_path / "traffic.json"
+    given = scenario(workers=6, k=4, queries=400, qps=50, policy="coded", service=20, encode=2)
+    path.write_text(json.dumps(recording.traffic(given)))
+    found = read_measured(path)
+    assert sum(len(worker.times) for worker in found.workers) >= 400
+    assert {*np.concatenate([w.times for w in found.workers]).round(6)} == {20.0}
+    assert found.encode_share == pytest.approx(0.1)
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -41,26 +44,21 @@ def test_lines(tmp_path: Path) -> None:
     lines = [f"{worker}, {ms}" for worker in (10, 2, "gpu a") for ms in range(50)]
     path.write_text("\n".join(["worker,ms", *lines, ""]))
     found = read_measured(path)
-    assert [(w.name, w.seen, len(w.times)) for w in found.workers] == [
-        ("10", 50, 50),
-        ("2", 50, 50),
-        ("gpu a", 50, 50),
-    ]
+    assert [(w.name, len(w.times)) for w in found.workers] == [("10", 50), ("2", 50), ("gpu a", 50)]
     assert found.workers[2].times.tolist() == list(range(50))
-    assert (found.encode, found.idle) == (None, 0)
+    assert (found.encode_share, found.idle) == (None, 0)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("t.json", "{", "not JSON"),
-        ("t.json", "[]", "no answer of GET /times"),
-        ("t.json", '{"service": {}}', "tasks"),
-        ("t.json", '{"tasks": []}', "tasks"),
-        ("t.json", '{"tasks": [{"seen": 0, "ms": [1]}]}', "seen"),
-        ("t.json", '{"tasks": [{"seen": 1, "ms": []}]}', "ms"),
-        ("t.json", '{"tasks": [{"seen": 1, "ms": [-1]}]}', "ms"),
-        ("t.json", '{"tasks": [null]}', "0 tasks are too few"),
+        ("t.json", "[]", "no answer of GET /traffic"),
+        ("t.json", '{"service": {}}', "rules"),
+        ("t.json", traffic([[0, 0, 0, -1, 0]]), "tasks"),
+        ("t.json", traffic([[0, 0, 0, 1]]), "tasks"),
+        ("t.json", traffic([]), "0 tasks are too few"),
+        ("t.json", traffic([[0, 0, 4, 1, 0]]), "0 tasks are too few"),
         ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),
         ("t.csv", "1,5\n" * 99 + "1,1e307\n", r"a task took 1e\+307 ms, which is more than a day"),
         ("t.csv", "1,5\n" * 99, "99 tasks are too few to fit: 100 at least"),
@@ -83,7 +81,7 @@ def test_a_spreadsheets_csv(tmp_path: Path) -> None:
     path = tmp_path / "TIMES.CSV"
     path.write_text("worker,ms\n" + "a,5\n" * 100, encoding="utf-8-sig")
     (worker,) = read_measured(path).workers
-    assert (worker.name, worker.seen) == ("a", 100)
+    assert (worker.name, len(worker.times)) == ("a", 100)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

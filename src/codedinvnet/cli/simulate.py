@@ -131,13 +131,13 @@ def _add_fit(commands: Commands) -> None:
         "fit",
         _fit,
         "fit a scenario's service times and stragglers to what a service's tasks took",
-        "codedinvnet fit times.json --out scenario.json --bundle mnist --picture fit.png",
+        "codedinvnet fit traffic.json --out scenario.json --bundle mnist --picture fit.png",
     )
     add = sub.add_argument
     add(
         "times",
         type=Path,
-        help="the answer of GET /times (JSON), or lines of worker,ms (a name that ends in .csv)",
+        help="the answer of GET /traffic (JSON), or lines of worker,ms (a name that ends in .csv)",
     )
     add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
     add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")

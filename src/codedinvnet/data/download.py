@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision import datasets
-
 from codedinvnet.data.finding import layouts
 from codedinvnet.data.names import KNOWN
 from codedinvnet.data.sources import Split
@@ -25,6 +23,8 @@ _STALE_SECONDS = 24 * 3600.0
 
 def download_images(name: str, split: Split, root: Path) -> None:
     """Fetch torchvision's files into root; each is there whole or not at all."""
+    from torchvision import datasets  # takes as long to import as PyTorch
+
     known = KNOWN[name]
     timeout = socket.getdefaulttimeout()
     try:

@@ -14,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import datasets
 
 from codedinvnet.data.names import KNOWN, did_you_mean
 from codedinvnet.data.sources import ImageSet, Split
@@ -158,6 +157,8 @@ def _read_bytes(path: Path) -> tuple[bytearray, bool]:
 
 def read_cifar10(root: Path, split: Split) -> ImageSet:
     """Read torchvision's files of CIFAR-10, which lie below root."""
+    from torchvision import datasets  # takes as long to import as PyTorch
+
     folder = root / KNOWN["cifar10"].folder
     try:
         with warnings.catch_warnings():

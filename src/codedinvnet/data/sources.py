@@ -13,8 +13,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms import functional as transforms
 
 from codedinvnet.errors import UserError
 
@@ -141,6 +139,8 @@ class ImageFolder:
 
     def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
         """List the files; none is decoded yet."""
+        from torchvision import datasets  # takes as long to import as PyTorch
+
         if image_size < 1:
             raise UserError(f"image size {image_size} must be at least 1 pixel")
         try:
@@ -181,10 +181,12 @@ class ImageFolder:
         return images, self._labels[indices]
 
     def _decode(self, path: str) -> Tensor:
+        from torchvision.datasets.folder import pil_loader
+        from torchvision.transforms import functional as transforms
+
         size = self.shape[1]
         try:
-            image = datasets.folder.pil_loader(path)
-            image = transforms.resize(image, round(size * 256 / 224))
+            image = transforms.resize(pil_loader(path), round(size * 256 / 224))
             pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
         except Exception as error:  # decoders raise all sorts of things on a damaged file
             raise UserError(f"{path}: unreadable image: {error}") from error

@@ -1,8 +1,7 @@
 """Sends requests when they are due, whether or not others were answered, and tells how it went.
 
 Latency counts from when a request was due: a server that stands still makes those that wait late,
-too. It is kept in a histogram (HdrHistogram, three digits), which is in the row and may be added to
-those of other runs.
+too. A histogram of it is in the row, and may be added to those of other runs.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
-
-from hdrh.histogram import HdrHistogram
 
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
 from codedinvnet.provenance import describe_machine
+from codedinvnet.quantiles import Histogram, percentile
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
@@ -32,42 +31,26 @@ START_TIMEOUT = 10.0
 """Seconds for what is asked before the load."""
 FIRST = 10
 """Requests that are sent one after another before the load, and do not count."""
-LONGEST = 3_600_000_000
-"""Microseconds; longer latencies count as this."""
-DIGITS = 3
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 LATE_MS = 5.0
 """A client that sends later than this cannot keep up."""
 
 
-def histogram() -> Any:
-    """Return an empty histogram of microseconds."""
-    return HdrHistogram(1, LONGEST, DIGITS)
-
-
-def merged(rows: Iterable[dict[str, Any]]) -> Any:
-    """Return the histogram of all latencies of several rows."""
-    whole = histogram()
-    for row in rows:
-        whole.decode_and_add(row["histogram"].encode())
-    return whole
-
-
-def percentiles(found: Any) -> dict[str, float]:
-    """Return percentiles of a histogram, and its mean and maximum, in ms."""
-    values = {name: found.get_value_at_percentile(share) for name, share in PERCENTILES.items()}
-    values |= {"mean": found.get_mean_value(), "max": found.get_max_value()}
-    return {f"{name}_ms": round(value / 1000, 3) for name, value in values.items()}
+def percentiles(latencies: Sequence[float]) -> dict[str, float]:
+    """Return percentiles of latencies in ms, and their mean and maximum."""
+    found = {name: percentile(latencies, share) for name, share in PERCENTILES.items()}
+    found |= {"mean": fmean(latencies), "max": max(latencies)}
+    return {f"{name}_ms": round(value, 3) for name, value in found.items()}
 
 
 @dataclass
 class Ends:
     """How the requests of a load ended."""
 
-    latency: Any = field(default_factory=histogram)
-    """Of answers, from when they were due."""
-    late: Any = field(default_factory=histogram)
-    """How late requests were sent."""
+    latency: list[float] = field(default_factory=list)
+    """Of answers, from when they were due, in ms."""
+    late: list[float] = field(default_factory=list)
+    """How late requests were sent, in ms."""
     errors: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     """Answers that are not what was expected."""
@@ -105,7 +88,7 @@ class Sender:
     async def send(self, number: int, due: float) -> None:
         """Send a request and wait for its answer."""
         ends = self.ends
-        ends.late.record_value(micro(time.perf_counter() - due))
+        ends.late.append(1000 * (time.perf_counter() - due))
         try:
             upstream = self.upstreams[number % len(self.upstreams)]
             reply = await upstream.infer(self.calls[number % len(self.calls)], self.timeout)
@@ -118,13 +101,8 @@ class Sender:
         if self.expected is not None and not self.expected(number, reply):
             ends.wrong += 1
             return
-        ends.latency.record_value(micro(time.perf_counter() - due))
+        ends.latency.append(1000 * (time.perf_counter() - due))
         ends.outcomes.update(value for name, value in reply.headers if name == OUTCOME_HEADER)
-
-
-def micro(seconds: float) -> int:
-    """Return seconds as a histogram takes them."""
-    return min(LONGEST, max(1, round(1e6 * seconds)))
 
 
 def calls_of(
@@ -201,7 +179,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     finally:
         await upstream.close()
     ends = sender.ends
-    answered = ends.latency.get_total_count()
+    answered = len(ends.latency)
     if not answered:
         raise UserError(f"{options.url}: no request was answered: {ends.example or 'none sent'}")
     settings = {
@@ -232,7 +210,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         "sent_late_p99_ms": percentiles(ends.late)["p99_ms"],
         "first_error": ends.example or None,
         "error": None,
-        "histogram": ends.latency.encode().decode(),
+        "histogram": Histogram.of(ends.latency).as_json(),
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import scipy.sparse.linalg as sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -143,6 +142,8 @@ def operator_norm(conv: nn.Conv2d, input_size: tuple[int, int]) -> float:
         columns = torch.eye(size, dtype=torch.float64).view(size, *shape).split(256)
         gram = torch.cat([second(first(c)).flatten(1) for c in columns])
         return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
+
+    import scipy.sparse.linalg as sparse  # who serves does not need it
 
     def matvec(v: np.ndarray) -> np.ndarray:
         return second(first(torch.from_numpy(v).view(1, *shape))).flatten().numpy()

@@ -114,7 +114,7 @@ class FrontEnd:
         self._k = 1 if code is None else code.k  # from this number on tasks are parities
         self.metrics.expect(rules.workers, self._k)
         self.metrics.policy_is(rules.policy.name)
-        self.times, self.scheduler = Times(rules.workers), Scheduler(rules, code)
+        self.times, self.scheduler = Times(), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
         self.workers = self.supervisor.workers
         self._background = Background()

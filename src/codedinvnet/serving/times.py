@@ -13,8 +13,6 @@ if TYPE_CHECKING:  # a simulation does without what computes
 
 RESERVOIR = 20_000
 """Values kept of each kind of time."""
-OF_ALL_WORKERS, OF_A_WORKER = 50_000, 500
-"""Values kept of what tasks took: about, of all workers together, and at least, of each."""
 
 
 class Reservoir:
@@ -55,9 +53,6 @@ class Reservoir:
 class Times:
     """Samples of what tasks take, in seconds, split as a scenario of `simulate` splits them.
 
-    Args:
-        workers: how many.
-
     Attributes:
         service: computing of data tasks.
         encode: encoding of a parity query, for each image of its group; without a value for a
@@ -65,22 +60,17 @@ class Times:
             as part of `service`.
         trip: what a worker was occupied beyond computing and injected delays: the way there and
             back, and waits for a processor.
-        traffic: the last requests and tasks.
-        tasks: of each worker, from a data task's sending until its answer was here, with all that
-            made it late; `codedinvnet fit` finds the stragglers in them.
+        traffic: the last requests and tasks; `codedinvnet fit` finds the stragglers in them.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self) -> None:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
-        size = max(OF_A_WORKER, min(RESERVOIR, OF_ALL_WORKERS // workers))
-        self.tasks = [Reservoir(size, seed=worker) for worker in range(workers)]
         self.traffic = Traffic()
 
     def add_data(self, result: Result, occupied: float, worker: int) -> None:
         """Take in a data task's result, and for how many seconds its worker was occupied."""
         self.trip.add(occupied - result.seconds - result.blocked)
         self.service.add(result.seconds)
-        self.tasks[worker].add(occupied + result.held)
         self.traffic.did(worker, 0, occupied, result.held)
 
     def add_parity(
@@ -95,17 +85,7 @@ class Times:
     def report(self) -> dict[str, Any]:
         """Return the distributions; those without a value are left out.
 
-        `tasks` has for each worker how many it did (`seen`) and what a sample of them took
-        (`ms`), or None. May be called in a thread while values come.
+        May be called in a thread while values come.
         """
         kinds = {"service": self.service, "encode": self.encode, "trip": self.trip}
-        found: dict[str, Any] = {
-            name: kept.distribution() for name, kept in kinds.items() if kept.seen
-        }
-        found["tasks"] = [
-            {"seen": kept.seen, "ms": [round(1000 * v, 3) for v in tuple(kept.values)]}
-            if kept.seen
-            else None
-            for kept in self.tasks
-        ]
-        return found
+        return {name: kept.distribution() for name, kept in kinds.items() if kept.seen}

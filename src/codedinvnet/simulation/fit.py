@@ -56,8 +56,7 @@ class Fitted:
         stragglers: factors of workers, then delays of single workers, then everybody's.
         workers: their names, by the numbers that the stragglers have: the peculiar ones first.
         shares: of the tasks that each did, (workers,).
-        times: a sample (n,) of all tasks, in ms; of each worker's sample as large a share as of the
-            one whose sample is the smallest share of its tasks.
+        times: of all tasks, (n,) in ms.
         delays: (m,), those of them that are stragglers', in ms.
     """
 
@@ -90,12 +89,6 @@ class _Worker:
     def late_share(self) -> float:
         return float(self.late.mean())
 
-    def some(self, count: int, generator: np.random.Generator) -> _Worker:
-        """Return the worker with so many of its tasks, drawn: the first ones are the earliest."""
-        drawn = np.sort(generator.permutation(len(self.late))[:count])
-        tasks = WorkerTasks(self.tasks.name, self.tasks.seen, self.tasks.times[drawn])
-        return _Worker(tasks, self.factor, self.late[drawn], self.median)
-
 
 def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     """Fit service times and stragglers.
@@ -103,12 +96,7 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     Args:
         workers: with FEWEST_TASKS tasks in all, at least.
     """
-    rate = min(len(worker.times) / worker.seen for worker in workers)
-    generator = np.random.default_rng(0)
-    told = [
-        worker.some(max(1, round(rate * worker.tasks.seen)), generator)
-        for worker in _told_apart(workers)
-    ]
+    told = _told_apart(workers)
     usual = statistics.median_low(worker.late_share for worker in told)
     own = {
         place
@@ -135,12 +123,12 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
         stragglers += _delayed([told[place]], numbers[place], besides)
     stragglers += everybodys
     ordinary = np.concatenate([w.tasks.times[~w.late] / w.factor for w in plain])
-    seen = np.array([told[place].tasks.seen for place in order], dtype=float)
+    done = np.array([len(told[place].late) for place in order], dtype=float)
     return Fitted(
         _as_measured(ordinary),
         tuple(stragglers),
         tuple(told[place].tasks.name for place in order),
-        seen / seen.sum(),
+        done / done.sum(),
         np.concatenate([worker.tasks.times for worker in told]),
         np.concatenate([worker.delays for worker in told]),
     )

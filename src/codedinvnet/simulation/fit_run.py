@@ -54,8 +54,8 @@ def scenario_with(
         "stragglers": [straggler.model_dump() for straggler in fitted.stragglers],
         "trip": 0.0,
     }
-    if measured.encode is not None:
-        changes["encode"] = measured.encode.model_dump()
+    if measured.encode_share is not None:
+        changes["encode"] = measured.encode_share * fitted.service.mean_ms
     if bundle is not None:
         changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
@@ -101,7 +101,7 @@ def run_fit(
     fitted = fit(measured.workers)
     found = scenario_with(fitted, measured, base, bundle, times.stem)
     said = {"trip"} if base is None else {"trip", *(base.model_fields_set & MAY_BE_ZERO)}
-    if measured.encode is not None:
+    if measured.encode_share is not None:
         said.add("encode")
     zeros = {key: 0.0 for key in sorted(said) if not getattr(found, key).mean_ms}
     write_json(out, found.model_dump(mode="json", exclude_defaults=True) | zeros)
@@ -117,7 +117,7 @@ def run_fit(
         "workers": {name: number for number, name in enumerate(fitted.workers)},
         "idle": measured.idle,
         "service_ms": round(fitted.service.mean_ms, 4),
-        "encode_ms": None if measured.encode is None else round(measured.encode.mean_ms, 4),
+        "encode_ms": round(found.encode.mean_ms, 4) if measured.encode_share is not None else None,
         "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in fitted.stragglers],
         "quantiles_ms": {
             f"{share:g}": [round(percentile(times, share), 3) for times in (fitted.times, drawn)]

@@ -205,7 +205,7 @@ def condition(seen: Recorded) -> Condition:
     episodes, single = told_apart(own)
     fitted = fit(
         [
-            WorkerTasks(str(worker), len(times), np.array([took.ms for took in times]))
+            WorkerTasks(str(worker), np.array([took.ms for took in times]))
             for worker, times in sorted(single.items())
             if times
         ]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 
-from codedinvnet.config import Positive, Section, describe
+from codedinvnet.config import Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.simulation.distributions import Distribution, Time
+from codedinvnet.simulation.distributions import Time
 
 FEWEST_TASKS = 100
 """Of all workers, to fit anything; of one, to tell whether it is slower than others."""
@@ -22,23 +21,23 @@ LONGEST = 86_400_000.0
 HEADER = "worker,ms"
 
 
-class ServedTasks(Section):
-    """What tasks of one worker took, as `GET /times` says it."""
+class SeenRules(Section):
+    """The settings of a running service, as far as they are needed."""
 
-    seen: Positive
-    """How many it did."""
-    ms: Annotated[tuple[Time, ...], Field(min_length=1)]
-    """A sample of them, in any order."""
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    workers: int
 
 
-class ServedTimes(Section):
-    """The answer of `GET /times`, as far as it is needed."""
+class SeenTasks(Section):
+    """The answer of `GET /traffic`, as far as it is needed."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    tasks: Annotated[tuple[ServedTasks | None, ...], Field(min_length=1)]
-    """Of each worker; None if it has done none."""
-    encode: Distribution | None = None
+    rules: SeenRules
+    encode_share: Time
+    tasks: tuple[tuple[float, int, int, Time, Time], ...]
+    """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,10 @@ class WorkerTasks:
 
     Attributes:
         name: as its service calls it.
-        seen: how many it did.
-        times: what a sample of them took, (n,) in ms.
+        times: what they took, (n,) in ms.
     """
 
     name: str
-    seen: int
     times: np.ndarray
 
 
@@ -63,16 +60,17 @@ class Measured:
     Attributes:
         workers: those that did any.
         idle: how many did none.
-        encode: encoding a parity query, for each image of its group, if it is known.
+        encode_share: what encoding a parity query takes for each image of its group, in service
+            times, if it is known.
     """
 
     workers: tuple[WorkerTasks, ...]
     idle: int = 0
-    encode: Distribution | None = None
+    encode_share: float | None = None
 
 
 def read_measured(path: Path) -> Measured:
-    """Read what tasks took: the answer of `GET /times` (JSON), or lines of `worker,ms` (CSV).
+    """Read what tasks took: the answer of `GET /traffic` (JSON), or lines of `worker,ms` (CSV).
 
     Raises:
         UserError: if the file is neither, or holds too few tasks.
@@ -92,17 +90,17 @@ def read_measured(path: Path) -> Measured:
 def _read_served(path: Path) -> Measured:
     raw = read_json(path)
     try:
-        served = ServedTimes.model_validate(raw)
+        seen = SeenTasks.model_validate(raw)
     except ValidationError as error:
         raise UserError(
-            f"{path} is no answer of GET /times: {describe(error, ServedTimes, raw)}"
+            f"{path} is no answer of GET /traffic: {describe(error, SeenTasks, raw)}"
         ) from error
-    workers = tuple(
-        WorkerTasks(str(number), max(tasks.seen, len(tasks.ms)), np.array(tasks.ms))
-        for number, tasks in enumerate(served.tasks)
-        if tasks is not None
-    )
-    return Measured(workers, len(served.tasks) - len(workers), served.encode)
+    samples: dict[int, list[float]] = {}
+    for _, worker, members, occupied, held in seen.tasks:
+        if not members:
+            samples.setdefault(worker, []).append(occupied + held)
+    workers = tuple(WorkerTasks(str(n), np.array(ms)) for n, ms in sorted(samples.items()))
+    return Measured(workers, max(0, seen.rules.workers - len(workers)), seen.encode_share)
 
 
 def _read_lines(path: Path) -> Measured:
@@ -122,4 +120,4 @@ def _read_lines(path: Path) -> Measured:
         if not comma or not 0 <= value < math.inf:
             raise UserError(f"{path}, line {number}: {line!r} is not {HEADER}")
         samples.setdefault(worker.strip(), []).append(value)
-    return Measured(tuple(WorkerTasks(n, len(v), np.array(v)) for n, v in samples.items()))
+    return Measured(tuple(WorkerTasks(n, np.array(v)) for n, v in samples.items()))

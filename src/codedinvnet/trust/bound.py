@@ -19,8 +19,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import gammaln
-from scipy.stats import binom
 
 RISK = 0.04
 """The probability, over calibrations, that a given threshold passes and does not keep its limit.
@@ -99,7 +97,9 @@ class Curve:
         replacement from all. The fewest D that break the limit leave floor(limit · later) + 1 to
         the later ones.
         """
-        expected = np.asarray(binom.cdf(wrong, seen, limit))
+        from scipy.special import bdtr  # a service without a limit does not need it
+
+        expected = np.asarray(bdtr(wrong, seen.astype(int), limit))
         if horizon is None:
             return expected
         later = np.maximum(np.round(horizon * seen / max(seen[-1], 1) / self.spread), 1)
@@ -182,6 +182,8 @@ def few_chance(wrong: float, seen: float, later: float, broken: float) -> float:
 
 
 def _choose(n: float, m: np.ndarray | float) -> np.ndarray:
+    from scipy.special import gammaln
+
     return np.asarray(gammaln(n + 1) - gammaln(m + 1) - gammaln(n - np.asarray(m) + 1))
 
 

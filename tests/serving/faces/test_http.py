@@ -102,8 +102,7 @@ class TestInfer:
             assert found is not None, header
             assert 0 < float(found.group(1)) < elapsed
             times = (await service.client.get("/times")).json()
-            assert set(times) >= {"service", "trip", "tasks"}
-            assert sum(worker["seen"] for worker in times["tasks"] if worker) == 3
+            assert set(times) == {"service", "trip"}
             assert Distribution.model_validate(times["service"]).mean_ms < elapsed
 
     @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])

@@ -19,7 +19,7 @@ from codedinvnet.serving.rules.scheduler import PATIENCE, Scheduler
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.rules.timers import FEW
 from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import coded, hedging, know_times
+from tests.serving.rules.situations import coded, hedging
 
 # Timers
 
@@ -492,66 +492,3 @@ def test_the_work_of_a_policy_is_counted() -> None:
         model.submit(12)
         assert model.scheduler.sent == work
         model.drain()
-
-
-# Another policy
-
-
-def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:
-    model = coded(3)
-    lost, other = model.submit(2)
-    model.change("hedge")
-    assert model.scheduler.code.k == 1
-    (parity_task,) = model.parities()
-    model.kill(model.worker(*model.data(lost)))
-    model.result(*model.data(other), parity_task)
-    model.decoded(lost)
-    assert isinstance(model.ended[lost], AnswerDecoded)
-    (single,) = model.submit()
-    assert [send.size for send in only(model.new(), Send)][-1] == 1
-    model.result(*model.data(single))
-    model.drain()
-
-
-def test_what_is_late_already_is_copied_under_a_policy_with_copies() -> None:
-    model = Model("uncoded", workers=3, hedge_share=1.0)
-    know_times(model)
-    (query,) = model.submit()
-    model.wait(0.1)
-    assert len(model.data(query)) == 1
-    model.change("hedge")
-    model.wait(0.0)
-    assert len(model.data(query)) == 2
-    model.drain()
-
-
-def test_nothing_is_copied_under_a_policy_without_copies() -> None:
-    model = Model("hedge", workers=3, hedge_share=1.0)
-    know_times(model)
-    (query,) = model.submit()
-    model.change("uncoded")
-    model.wait(0.1)
-    assert len(model.data(query)) == 1
-    model.change("hedge")
-    model.wait(0.0)
-    assert len(model.data(query)) == 2
-    model.drain()
-
-
-@pytest.mark.parametrize(
-    ("policy", "workers", "code", "wanted"),
-    [
-        ("hedge", 4, None, "coded"),
-        ("uncoded", 1, None, "replicate"),
-        ("uncoded", 3, ErasureCode(3), "coded"),
-        ("coded", 4, ErasureCode(2, 2, systematic=False), "uncoded"),
-    ],
-)
-def test_a_policy_that_cannot_be_changes_nothing(
-    policy: str, workers: int, code: ErasureCode | None, wanted: str
-) -> None:
-    model = Model(policy, workers, code)
-    model.submit()
-    assert not model.change(wanted)
-    assert model.scheduler.chosen.name == policy
-    model.drain()

@@ -1,0 +1,105 @@
+"""An erasure code, and the rules, whose choice of workers is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from codedinvnet.codes.rules import BACKUP
+from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import Task as CodeTask
+from codedinvnet.serving.rules.actions import Action, Send
+from codedinvnet.serving.rules.group import CodingGroup
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.serving.rules.settings import Rules
+from codedinvnet.serving.rules.tasks import NOBODY, Attempt
+
+
+@dataclass(frozen=True)
+class ErasureCode:
+    """Any `size` outputs determine a group; systematic: a data task determines its own member.
+
+    With a backup its extra task determines everybody, and is for one worker that does nothing else.
+    """
+
+    k: int
+    r: int = 1
+    fixed_size: bool = False
+    systematic: bool = True
+    guesses: bool = False
+    backup: bool = False
+
+    def tasks(self, size: int) -> Mapping[int, CodeTask]:
+        assert 1 <= size <= self.k
+        assert size == self.k or not self.fixed_size
+        everyone = tuple(range(size))
+        joint = CodeTask(everyone, BACKUP, 0.1) if self.backup else CodeTask(everyone, encoded=True)
+        data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
+        return {**data, **{self.k + j: joint for j in range(self.r)}}
+
+    def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
+        assert available <= set(self.tasks(size))
+        if len(available) >= size or (self.backup and self.k in available):
+            return frozenset(range(size))
+        return frozenset(t for t in available if t < size and self.systematic)
+
+
+class Watched(Scheduler):
+    """The rules; which worker takes a task is checked."""
+
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
+        super().__init__(rules, code)
+        self.failed_on: dict[int, set[int]] = {}
+        """Group -> workers that failed a task of it."""
+
+    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+        if (found := self.attempts.get(attempt)) is not None:
+            self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
+        return super().failed(now, attempt, reason)
+
+    def _begin(self, now: float, attempt: Attempt) -> Send:
+        if self.rules.routing != "round-robin":
+            assert self.may_take(attempt.worker, attempt), "another worker should take it"
+        return super()._begin(now, attempt)
+
+    def _dispatch(self, now: float, group: CodingGroup, task: int, *rest: Any, **kind: Any) -> None:
+        super()._dispatch(now, group, task, *rest, **kind)
+        attempt = list(self.attempts.values())[-1]
+        if attempt.worker != NOBODY:
+            assert self.may_take(attempt.worker, attempt), "another worker should be given it"
+
+    def may_take(self, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
+        workers = self.binding.workers
+        apart = self.binding.is_apart(attempt)
+        if apart or worker in self.backups:
+            return apart and worker in self.backups
+        up = self.binding.up - self.backups
+        busy = {
+            i
+            for i, found in enumerate(workers)
+            for other in (*found.running.values(), *found.line.values())
+            if other.group is attempt.group and other is not attempt
+        }
+        own = attempt.query.attempts.values() if attempt.query is not None else ()
+        held = {other.worker for other in own if other is not attempt}
+        sound = up - held - self.failed_on.get(attempt.group.identity, set())
+        return worker in (sound - busy or sound or up)
+
+    @property
+    def backups(self) -> set[int]:
+        """The workers for a backup's tasks."""
+        return set(range(self.rules.workers - self.rules.backups, self.rules.workers))
+
+    def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
+        """Tell whether a worker is too slow for a task that waits."""
+        slowness = self.pace.slowness(worker)
+        fast = self.rules.slots * len(self.binding.up - self.pace.slow - self.backups)
+        free = (other for other in self.attempts.values() if other.worker == NOBODY)
+        waiting = sorted(
+            (other for other in free if not self.binding.is_apart(other)),
+            key=lambda other: (not other.first, other.identity),
+        )
+        near = waiting.index(attempt) < (slowness - 1) * fast
+        return near and now < attempt.queued + (slowness - 1) * self.pace.normal
