@@ -20,7 +20,7 @@ def served(policy: str, model: str, seed: int) -> Scenario:
     causes = stragglers(model, advised.SERVICE, advised.BATCH)
     raw = {
         "seed": seed,
-        "queries": advised.REQUESTS,
+        "queries": advised.REQUESTS * advised.BATCH,
         "warmup": 0.0,
         "arrivals": {
             "qps": advised.LOAD * 1000 * advised.WORKERS / advised.SERVICE,
