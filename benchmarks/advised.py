@@ -102,7 +102,12 @@ def predicted(raw: Any, model: str, policy: str, queries: int, seed: int) -> dic
     try:
         told = advise(raw, AdviseOptions("the service", queries=queries, seed=seed))
     except UserError as error:
-        nothing = {"predicted_ms": None, "advice": None, "all_predicted_ms": {}, "fitted": []}
+        nothing: dict[str, Any] = {
+            "predicted_ms": None,
+            "advice": None,
+            "all_predicted_ms": {},
+            "fitted": [],
+        }
         return {**head, **nothing, "refused": str(error)}
     late = {row["policy"]: row["p99_ms"] for row in told["simulated"]}
     return {
