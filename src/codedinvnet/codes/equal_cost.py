@@ -23,7 +23,7 @@ class _Flops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     @classmethod
@@ -33,15 +33,21 @@ class _Flops(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        with self:  # what is made of other operations is counted by these
+            found = func.decompose(*args, **named)
+        if found is not NotImplemented:
+            return found
+        found = func(*args, **named)
         if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.count += formula(*args, **(kwargs or {}), out_val=found)
+            self.count += int(formula(*args, **named, out_val=found))
         return found
 
 
 def count_macs(call: Callable[[], Any]) -> int:
     """Count the multiply-adds of convolutions and matrix products in a call."""
-    with _Flops() as counter, torch.no_grad():
+    counter = _Flops()
+    with counter, torch.no_grad():
         call()
     return counter.count // 2
 
