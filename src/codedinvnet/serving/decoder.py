@@ -1,4 +1,4 @@
-"""Heads and decoding: answers of outputs by a scheme, in a thread of their own."""
+"""Heads and decoding: answers of outputs by a scheme, in a thread unless they are few."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from codedinvnet.serving.served import Served
 from codedinvnet.serving.workers.result import Computer
 
 T = TypeVar("T")
+FEW = 2
+"""Direct answers that are computed where they are wanted: the way to the thread and back would add
+half as much processor time again, and two switches of threads."""
 
 
 class Decoder(Decoding):
-    """Decodes in a thread of its own.
+    """Decodes in a thread of its own, all but a few direct answers.
 
     Args:
         scheme: decodes.
@@ -48,6 +51,8 @@ class Decoder(Decoding):
     async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
         began = time.perf_counter()
         try:
+            if len(jobs) <= FEW and not any(job.size for job in jobs):
+                return compute_apart(self.scheme, self.served, jobs)
             return await self._apart(compute_apart, self.scheme, self.served, jobs)
         except Exception as error:
             return [error] * len(jobs)

@@ -315,8 +315,10 @@ class FrontEnd:
             log_error(error)
 
     def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Send | Call):
-            self._send((action,) if isinstance(action, Send) else action.sends)
+        if isinstance(action, Send):
+            self._send((action,))
+        elif isinstance(action, Call):
+            self._send(action.sends)
         elif isinstance(action, Answer):
             self.waiting.made_ready((action.query,), "direct")
             if self.reliance is not None:
@@ -327,6 +329,11 @@ class FrontEnd:
                 self.waiting.answer(action.query, outputs)
             else:
                 self.decoding.add(Job(0, self._mixed({0: action.attempt}), {action.query: 0}))
+        elif isinstance(action, Forget):
+            for attempt in action.attempts:
+                self._outputs.pop(attempt, None)
+            for query in action.queries:
+                self._inputs.pop(query, None)
         elif isinstance(action, Decode):
             assert self.decoding is not None
             self.decoding.add(Job(action.size, self._mixed(action.outputs), action.wanted))
@@ -344,11 +351,6 @@ class FrontEnd:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
             self.metrics.decided(action.decision)
-        elif isinstance(action, Forget):
-            for attempt in action.attempts:
-                self._outputs.pop(attempt, None)
-            for query in action.queries:
-                self._inputs.pop(query, None)
 
     def _give_up(self, action: Action, reason: str) -> list[Action]:
         """End the queries of an action that was not carried out; return what the rules say."""

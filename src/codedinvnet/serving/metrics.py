@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from functools import partial
+from functools import cache, partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +41,12 @@ CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 503, 504)
 """Status codes of inference requests."""
 REASONS = ("died", "hung", "failing", "wrong")
 """Why workers are replaced."""
+
+
+def remember_labels(*metrics: Counter | Gauge | Histogram) -> None:
+    """Have metrics find the figure of a label at once; no label of theirs may be removed."""
+    for metric in metrics:
+        metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
 
 
 class Metrics:
@@ -161,6 +167,7 @@ class Metrics:
             registry=self.registry
         )  # of the front end: memory, processor time, open files
         self._hedges = 0
+        remember_labels(self.queries, self.requests, self.latency, self.tasks, self.worker_time)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:

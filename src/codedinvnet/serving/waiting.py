@@ -154,12 +154,19 @@ async def ends(
 
     if gone is not None:
         gone.add_done_callback(left)
+    found: list[Answered | QueryFailed] = []
     try:
-        found = await asyncio.gather(*futures, return_exceptions=True)
+        for future in futures:
+            try:
+                found.append(await future)
+            except QueryFailed as error:
+                found.append(error)
     except asyncio.CancelledError:
+        for future in futures:
+            future.cancel()
         cancel()
         raise
     finally:
         if gone is not None:
             gone.remove_done_callback(left)
-    return found  # type: ignore[return-value]
+    return found

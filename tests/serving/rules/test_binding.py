@@ -72,6 +72,30 @@ def test_a_worker_takes_as_many_tasks_as_it_has_slots() -> None:
     model.drain()
 
 
+def test_a_task_behind_another_is_late_after_twice_the_time() -> None:
+    model = timed("hedge", workers=2, slots=2)
+    queries = model.submit(4)
+    model.wait(0.9 * LATE)
+    model.result(*(model.data(query)[0] for query in queries[:2]))
+    model.wait(LATE)
+    assert [len(model.data(query)) for query in queries[2:]] == [1, 1]
+    model.wait(0.2 * LATE)
+    assert [len(model.data(query)) for query in queries[2:]] == [2, 2]
+    model.drain()
+
+
+def test_a_worker_at_a_late_task_comes_last() -> None:
+    model = timed("hedge", workers=3, slots=2)
+    stuck, *others = model.submit(3)
+    model.result(*model.data(others[0]), *model.data(others[1]))
+    model.wait(LATE)  # a copy is sent
+    model.result(model.data(stuck)[1])
+    sent_to(model)
+    model.submit(5)
+    assert sent_to(model) == [2, 1, 2, 1, 0]
+    model.drain()
+
+
 def test_tasks_of_a_group_are_apart_while_they_are_pending() -> None:
     model = Model("coded", 3, ErasureCode(2), slots=2)
     model.kill(2)

@@ -46,6 +46,41 @@ def test_kinds_are_timed_apart() -> None:
     assert not pace.slow
 
 
+def test_a_task_that_began_among_others_is_compared_with_those_that_had_as_many_or_more() -> None:
+    pace = Pace(2, slots=4)
+    for _ in range(2 * FEWEST):
+        pace.took(0.0, 0, 0, 0.01)
+        pace.took(0.0, 0, -1, 0.02)
+    assert pace.late(-1, 0) == pytest.approx(LATE_FACTOR * 0.02)
+    assert pace.late(-2, 0) == pytest.approx(3 * LATE_FACTOR * 0.02)
+    for _ in range(2):
+        pace.took(0.0, 0, -2, 0.05)
+    assert not pace.slow, "it had two others before it"
+
+
+def test_a_slow_worker_is_found_whose_tasks_alone_begin_alone() -> None:
+    pace = Pace(2, slots=4)
+    for i in range(10 * FEWEST):
+        pace.took(0.0, 0, -1, 0.01)
+        if i % 10 == 0:
+            pace.took(0.0, 1, 0, 0.03)
+    assert pace.slow == {1}
+
+
+def test_what_a_worker_was_at_when_it_was_found_slow_counts_once() -> None:
+    pace = Pace(3, slots=4)
+    for i in range(2 * FEWEST):
+        pace.took(0.0, i % 3, 0, 0.01)
+    pace.took(1.0, 1, 0, 0.05)
+    until = pace.took(1.0, 1, 0, 0.05)
+    assert until is not None
+    for later in (1.01, 1.02, 1.03):
+        assert pace.took(later, 1, 0, 0.05) == until
+    assert pace.retry(until, 1)
+    again = pace.took(until + 0.05, 1, 0, 0.05)
+    assert again == pytest.approx(until + 0.05 + 2 * RETRY * 0.05)
+
+
 def test_one_late_task_shows_nothing_and_two_in_a_row_a_slow_worker() -> None:
     pace = steady()
     assert pace.took(1.0, 1, 0, 0.05) is None

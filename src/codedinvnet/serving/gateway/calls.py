@@ -119,8 +119,9 @@ def http_status(code: int) -> int:
 
 def passed_on(headers: Headers) -> Headers:
     """Return the headers without those that are of one connection, in lower case."""
-    named = dict(headers).get("connection", "").lower().split(",")
-    dropped = HOP_BY_HOP.union(name.strip() for name in named)
+    dropped, named = HOP_BY_HOP, dict(headers).get("connection")
+    if named is not None:
+        dropped = dropped.union(name.strip() for name in named.lower().split(","))
     return tuple((name, value) for name, value in headers if name not in dropped)
 
 

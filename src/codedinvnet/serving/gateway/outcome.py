@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic_core import to_json
 
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH, OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import Headers, Reply
@@ -48,7 +49,7 @@ def _insertion(body: bytes, told: Mapping[str, Any]) -> tuple[int, bytes]:
     if outputs is None or not body.startswith(b"{"):
         return 0, b""
     own = PARAMETERS.search(body, 0, outputs.start())
-    entry = json.dumps(told, separators=(",", ":")).encode()[1:-1]
+    entry = b",".join(b'"%b":%b' % (name.encode(), to_json(value)) for name, value in told.items())
     if own is None:
         return 1, b'"parameters":{%b},' % entry
     following = b"" if body[own.end() : own.end() + 1] == b"}" else b","

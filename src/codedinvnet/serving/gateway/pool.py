@@ -25,7 +25,7 @@ from codedinvnet.serving.background import Background
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.metrics import LATENCY_BUCKETS
+from codedinvnet.serving.metrics import LATENCY_BUCKETS, remember_labels
 from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -36,6 +36,8 @@ RESULTS = (OK, ERROR, FAILED, STOPPED)
 """How calls end, for the metrics."""
 OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
 """Outputs that `codedinvnet serve` adds to those of a model."""
+ANSWERED, HANGS = "answered", "hangs"
+"""How a wait for an upstream ends, beside its being stopped or lost."""
 CALL, REPLY = "call", "reply"
 """Names of the one input and the one output of every task."""
 PROBE_PERIOD, PROBE_TIMEOUT = 1.0, 1.0
@@ -115,6 +117,7 @@ class UpstreamMetrics:
             ["upstream"],
             registry=registry,
         )
+        remember_labels(self.calls, self.seconds)
 
     def expect(self, url: str) -> None:
         """Create an upstream's labels."""
@@ -238,30 +241,37 @@ class UpstreamPool:
         began = time.monotonic()
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         left = max(call.deadline - began, 0.001) if self.cancels else LONGEST
-        asked = replace(call, headers=outgoing(call.headers, place.upstream.url))
-        work = asyncio.ensure_future(place.upstream.infer(asked, left))
+        headers = outgoing(call.headers, place.upstream.url)
+        asked = call if headers is call.headers else replace(call, headers=headers)
+        loop = asyncio.get_running_loop()
+        fate: asyncio.Future[str] = loop.create_future()
+
+        def ends(how: str) -> None:
+            if not fate.done():
+                fate.set_result(how)
+
+        work = loop.create_task(place.upstream.infer(asked, left))
+        work.add_done_callback(lambda _: ends(ANSWERED))
         work.add_done_callback(self._ended)
-        fate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        timer = loop.call_later(self.hang_timeout, ends, HANGS)
         self._calls[worker].add(fate)
         if self.cancels and place.upstream.stops:
             call.running.add(fate)
         try:
-            either: set[asyncio.Future[Any]] = {work, fate}
-            await asyncio.wait(
-                either, timeout=self.hang_timeout, return_when=asyncio.FIRST_COMPLETED
-            )
+            how = await fate
         finally:
+            timer.cancel()
             call.running.discard(fate)
             self._calls[worker].discard(fate)
             if not work.done():
                 self._leave(work)
-        if fate.done():
-            if fate.result() == STOPPED:
-                return self._over(place, began, STOPPED)
+        if how == STOPPED:
+            return self._over(place, began, STOPPED)
+        if how not in (ANSWERED, HANGS):
             self._count(place, FAILED)
-            raise WorkerDied(fate.result())
+            raise WorkerDied(how)
         try:
-            if not work.done():
+            if how == HANGS:
                 raise Unreachable(f"no answer within {self.hang_timeout:g} s")
             reply = work.result()
         except Unreachable as error:

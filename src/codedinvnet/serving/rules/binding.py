@@ -3,7 +3,8 @@
 1. A task that no worker is at waits in one line, in the order of coming. Tasks that are *first*
    (copies of late queries, and what was lost) wait before the others.
 2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
-   those that are not slow come first, then the least loaded, then the one whose turn it is.
+   those that are not slow come first, then the least loaded, then the one whose turn it is. A
+   worker that is at a late task comes after those that are at none: others may be behind that.
 3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
    worker is up, any will do that holds none and has failed none; if none of these is up, any.
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.serving.rules.order import WorkerOrder
-from codedinvnet.serving.rules.pace import Pace
+from codedinvnet.serving.rules.pace import MOST_AT_ONCE, Pace
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt
 
@@ -167,7 +168,9 @@ class Binding:
         self.waiting -= 1
         self.running += 1
         attempt.started = now
-        self.workers[attempt.worker].running[attempt.identity] = attempt
+        running = self.workers[attempt.worker].running
+        running[attempt.identity] = attempt
+        attempt.together = min(len(running), MOST_AT_ONCE)
         if self._batch > 1 and _shares(attempt):
             self._composing.add(attempt.worker)
         self.reorder(attempt.worker)
@@ -224,6 +227,8 @@ class Binding:
         elif self._in_turn:
             self._order.update(index, (1.0, 0, worker.turn) if index in self.up else None)
         elif index in self.up and (load < self._slots or self._takes_more(index, load)):
+            late = any(attempt.late for attempt in worker.running.values())
+            load += self._slots * late
             self._order.update(index, (self._pace.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)

@@ -1,7 +1,9 @@
 """How long tasks normally run, and which workers are slower.
 
 1. Tasks are timed by kind: data tasks by how many are in their call, every other task by the size
-   of its group. Before times are known of calls of n tasks, n times those of one are.
+   of its group. Before times are known of calls of n tasks, n times those of one are. A worker with
+   several slots may compute them in turn. There a data task that began as one of n is compared with
+   those that began as one of n or more.
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
@@ -11,7 +13,8 @@
    normal times a task. It is an average over about MEMORY answers, in which those count that took
    SLOW times as long or longer. What is normal for a slow worker is as much longer.
 5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
-   took. Each further slow task doubles that time; a task in normal time ends it.
+   took. Each further slow task doubles that time; a task in normal time ends it. Tasks that a
+   worker was at when it was found slow are of one trial, and count once.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ MOST_EXCESS = 10.0
 """One answer counts for no more."""
 RETRY = 2.0
 """A slow worker is tried again after this many times its last running time."""
+MOST_AT_ONCE = 8
+"""A task that began as one of more counts as one of so many."""
+MOMENT = 1e-6
+"""Seconds; times that differ by less are the same."""
 MOST_STRIKES = 9
 """The time until a slow worker is tried again is doubled so often at most."""
 
@@ -50,6 +57,8 @@ class _Seen:
     until: float = 0.0
     """When it is tried again."""
     strikes: int = 0
+    found: float = 0.0
+    """When a task last showed that it is slow."""
 
 
 class Pace:
@@ -57,9 +66,11 @@ class Pace:
 
     Args:
         workers: how many there are.
+        slots: how many tasks each may be at.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, slots: int = 1) -> None:
+        self._slots = slots
         self._kinds: dict[int, Recent] = {}
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
@@ -67,13 +78,11 @@ class Pace:
 
     def took(self, now: float, worker: int, kind: int, seconds: float) -> float | None:
         """Take a running time in; return when the worker is to be tried again if it is slow."""
-        times = self._kinds.get(kind)
-        if times is None:
-            times = self._kinds[kind] = Recent(NORMAL, LATE)
         seen = self._workers[worker]
-        normal = times.quantiles[0] if times.quantiles else 0.0
-        ratio = seconds / normal if normal > 0 else 1.0
-        times.add(seconds)
+        known = self._known(kind)
+        ratio = seconds / known[0] if known and known[0] > 0 else 1.0
+        for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
+            self._kinds.setdefault(each, Recent(NORMAL, LATE)).add(seconds)
         slowness = min(seen.ratio, ratio)
         seen.ratio = ratio
         if slowness < SLOW:
@@ -82,6 +91,9 @@ class Pace:
             self.forgive(worker)
             return None
         seen.slowness = slowness
+        if worker in self.slow and now - seconds < seen.found - MOMENT:
+            return seen.until  # of the same trial
+        seen.found = now
         seen.until = now + RETRY * seconds * 2**seen.strikes
         seen.strikes = min(seen.strikes + 1, MOST_STRIKES)
         self.slow.add(worker)

@@ -81,7 +81,7 @@ class Sending:
         self.budget = Budget()
         self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
         self.systematic = is_systematic(self.code)
-        self.pace = Pace(rules.workers)
+        self.pace = Pace(rules.workers, rules.slots)
         self.binding = Binding(rules, self.pace)
         self.hedges = 0
         """How many copies were sent of late queries."""
@@ -258,7 +258,7 @@ class Sending:
         """A worker has done a task's work."""
         if not self.binding.release(attempt) or attempt.started is None:
             return
-        if attempt.together > 1 and self.binding.workers[attempt.worker].running:
+        if self.rules.worker_batch > 1 and self.binding.workers[attempt.worker].running:
             return  # the last of a call tells how long it took
         worker, before = attempt.worker, self.pace.slowness(attempt.worker)
         retry = self.pace.took(now, worker, attempt.kind, now - attempt.started)
@@ -294,6 +294,8 @@ class Sending:
         if attempt is None or not self.policy.hedged:
             return
         again, attempt.late = attempt.late, runs
+        if runs:
+            self.binding.reorder(attempt.worker)
         if attempt.query is None:
             self._rescue_again(now, attempt)
         elif self.policy.rescued and (

@@ -67,7 +67,7 @@ class Attempt:
     shared: bool = False
     """Its query was cancelled; it is computed for the others of its group."""
     together: int = 1
-    """How many tasks its worker computes in the same call."""
+    """How many tasks its worker was at when it began, or computes in the same call."""
 
     @property
     def number(self) -> int:
