@@ -3,7 +3,8 @@
 All upstreams are addresses of one name, as in a headless service, on this machine's 127.0.0.2 to 6.
 Their model waits and then computes next to nothing, so that two cores are enough for all. The same
 requests come twice, without faults and with them. Then more comes than the upstreams can do,
-through the gateway and straight to them.
+through the gateway and straight to them. The report says during which harm the slowest requests
+came, and what share of the processors was busy: where all are, capacity is theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.load.loop import open_loop
 from codedinvnet.load.run import Sender, percentiles
 from codedinvnet.models.base import TensorSpec
-from codedinvnet.processes import Running, descendants, free_port, running
+from codedinvnet.processes import Running, descendants, free_port, processor_time, running
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.gateway import discovery
 from codedinvnet.serving.gateway import run as gateways
@@ -53,6 +56,10 @@ CAPACITY = UPSTREAMS / SERVICE
 SPECS = (TensorSpec("x", "FP32", (4,)),)
 TIMEOUT = 10.0
 START_TIMEOUT = 300.0
+TOLD = "p99_ms", "max_ms"
+"""What is said of the requests during each harm."""
+SLOWEST = 1000
+"""One request of so many is among the slowest."""
 CALLS = re.compile(r'codedinvnet_upstream_calls_total\{.*upstream="([^"]+)".*\} (\S+)')
 
 
@@ -87,7 +94,7 @@ def gateway(port: int, hosts: Path, policy: str) -> None:
 
     gateways.Discovery = ByFile  # type: ignore[assignment, attr-defined]
     upstream = f"dns+http://{NAME}:{port}"
-    gateways.run_gateway(GatewayOptions(MODEL, (upstream,), slots=1, policy=policy, port=0))
+    gateways.run_gateway(GatewayOptions(MODEL, (upstream,), policy=policy, port=0))
 
 
 @dataclass
@@ -147,7 +154,36 @@ class Server:
             (self.folder / word).unlink()
 
 
-async def loaded(urls: Sequence[str], gaps: Sequence[float], label: str) -> dict[str, Any]:
+class Harms(list[tuple[float, str]]):
+    """What was done, and when it began (`time.perf_counter`)."""
+
+    def begin(self, name: str) -> None:
+        """Take down that something begins."""
+        self.append((time.perf_counter(), name))
+
+    def of(self, due: float) -> str:
+        """Return what was done when a request was due."""
+        place = bisect(self, (due, "")) - 1
+        return self[place][1] if place >= 0 else "nothing"
+
+    def report(self, ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+        """Return p99 and the slowest during each harm, and when the slowest of all came.
+
+        Args:
+            ends: when each request was due, and its seconds until the answer.
+        """
+        times: dict[str, list[float]] = {}
+        for due, seconds in ends:
+            times.setdefault(self.of(due), []).append(1000 * seconds)
+        found = {name: percentiles(each) for name, each in times.items()}
+        during = {name: {key: each[key] for key in TOLD} for name, each in found.items()}
+        slowest = sorted(ends, key=lambda end: -end[1])[: max(1, len(ends) // SLOWEST)]
+        return {"during": during, "slowest": dict(Counter(self.of(due) for due, _ in slowest))}
+
+
+async def loaded(
+    urls: Sequence[str], gaps: Sequence[float], label: str, harms: Harms | None = None
+) -> dict[str, Any]:
     """Send requests to servers in turn, check each answer, and report counts and percentiles."""
     sent = [np.full((1, 4), number, np.float32) for number in range(len(gaps))]
 
@@ -157,13 +193,25 @@ async def loaded(urls: Sequence[str], gaps: Sequence[float], label: str) -> dict
 
     upstreams = [open_upstream(url) for url in urls]
     calls = [call_of(MODEL, {"x": x}, SPECS, TIMEOUT) for x in sent]
-    sender, began = Sender(upstreams, calls, TIMEOUT, expected), time.perf_counter()
-    await open_loop(sender.send, gaps, label)
+    sender, began, times = Sender(upstreams, calls, TIMEOUT, expected), time.perf_counter(), []
+    before = processor_time(os.getpid())
+
+    async def send(number: int, due: float) -> None:
+        await sender.send(number, due)
+        times.append((due, time.perf_counter() - due))
+
+    await open_loop(send, gaps, label)
     seconds, ends = time.perf_counter() - began, sender.ends
+    after = processor_time(os.getpid())
     await asyncio.gather(*(upstream.close() for upstream in upstreams))
     answered = len(ends.latency)
     told = {"answered": answered, "wrong": ends.wrong, "errors": dict(ends.errors)}
     told |= {"first error": ends.example, "goodput": round(answered / seconds, 1)}
+    if before is not None and after is not None:
+        share = (after.busy - before.busy) / max(after.whole - before.whole, 1e-9)
+        told["processors busy"] = round(share, 2)
+    if harms is not None:
+        told |= harms.report(times)
     return {**told, **(percentiles(ends.latency) if answered else {})}
 
 
@@ -196,7 +244,9 @@ async def ready(url: str) -> None:
     raise UserError(f"{url} does not start")
 
 
-async def harmed(servers: Sequence[Server], hosts: Path, url: str, step: float) -> dict[str, float]:
+async def harmed(
+    servers: Sequence[Server], hosts: Path, url: str, step: float, harms: Harms
+) -> dict[str, float]:
     """Harm one upstream after another; return the calls that those got that were dead.
 
     Args:
@@ -204,6 +254,7 @@ async def harmed(servers: Sequence[Server], hosts: Path, url: str, step: float) 
         hosts: the addresses that their name has.
         url: the gateway's.
         step: seconds for each harm, and half as many between two.
+        harms: where they are taken down.
     """
     everyone = [server.host for server in servers]
     dead = {}
@@ -215,25 +266,37 @@ async def harmed(servers: Sequence[Server], hosts: Path, url: str, step: float) 
         return (await calls(url)).get(server.url, 0.0) - before
 
     await asyncio.sleep(step / 2)
+    harms.begin("one stands still")
     servers[0].signal(signal.SIGSTOP)
     dead["stopped"] = await while_dead(servers[0], step)
     servers[0].signal(signal.SIGCONT)
+    harms.begin("it goes on")
     await asyncio.sleep(step / 2)
+    harms.begin("one is killed")
     servers[1].kill()
     dead["killed"] = await while_dead(servers[1], step / 2)
+    harms.begin("it starts again")
     servers[1].start()
     await ready(servers[1].url)
+    harms.begin("it is back")
     await asyncio.sleep(step / 2)
+    harms.begin("one fails everything")
     with servers[2].marked("broken"):
         await asyncio.sleep(step)
+    harms.begin("it fails no more")
     await asyncio.sleep(step / 2)
+    harms.begin("one is slow")
     with servers[3].marked("slow"):
         await asyncio.sleep(step)
+    harms.begin("it is slow no more")
     await asyncio.sleep(step / 2)
+    harms.begin("the name is lost")
     hosts.write_text(json.dumps([]))  # nobody knows the name
     await asyncio.sleep(step / 2)
+    harms.begin("the name has lost one")
     hosts.write_text(json.dumps(everyone[:-1]))
     await asyncio.sleep(step / 2)
+    harms.begin("it has all again")
     hosts.write_text(json.dumps(everyone))
     return dead
 
@@ -252,13 +315,14 @@ async def measured(
     """Measure, and return the report."""
     port, rate = servers[0].port, CAPACITY / 2
     gaps = poisson_gaps(rate, requests, 0)
+    harms = Harms()
     report: dict[str, Any] = {"policy": policy, "rate": rate, "capacity": CAPACITY}
     with gateway_before(port, hosts, policy, log) as gateway:
         url = gateway.address
         clean = await loaded([url], gaps, "without faults")
-        harming = asyncio.create_task(harmed(servers, hosts, url, step))
+        harming = asyncio.create_task(harmed(servers, hosts, url, step, harms))
         before = sum((await calls(url)).values())
-        faulty = await loaded([url], gaps, "with faults")
+        faulty = await loaded([url], gaps, "with faults", harms)
         report["calls while dead"] = await harming
         sent = sum((await calls(url)).values()) - before
     report |= {"clean": clean, "faults": faulty}
