@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.advised import MODELS, SWITCHES, judged, lines
+from benchmarks.advised import MODELS, SWITCHES, completed, judged, lines, predicted
 from codedinvnet.bench.latency_grid import injected
+from tests.simulation.recording import traffic
+from tests.simulation.scenarios import scenario
 
 
-def row(predicted: float, then: float, best: str, **measured: float) -> dict[str, Any]:
+def row(
+    predicted: float | None, then: float | None, best: str | None, **measured: float
+) -> dict[str, Any]:
     return {
         "stragglers": "slower",
         "from": "uncoded",
@@ -27,10 +31,22 @@ def test_predictions_and_the_best_policy_are_judged_apart() -> None:
         row(114.0, 100.0, "hedge", **measured),
         row(86.0, 100.0, "coded", **measured),  # as good as hedge
         row(116.0, 100.0, "uncoded", **measured),
+        row(None, 100.0, None, **measured),
+        row(100.0, None, "hedge", **measured),  # too many were lost
     ]
     found = judged(rows)
-    assert found == {"switches": 3, "within_15_percent": 2, "best_named": 2}
-    assert "2 of 3" in lines({**found, "rows": rows})[-1]
+    assert found == {"switches": 5, "within_15_percent": 2, "best_named": 3}
+    assert "2 of 5" in lines({**found, "rows": rows})[-1]
+
+
+def test_advice_that_is_refused_predicts_nothing() -> None:
+    raw = traffic(scenario(queries=100, workers=11, policy="uncoded"))
+    found = predicted(raw, "none", "hedge", 1000, 0)
+    assert found["predicted_ms"] is None
+    assert "too few" in found["refused"]
+    (whole,) = completed([{**found, "then_ms": 100.0}], {"uncoded": 90.0, "hedge": 100.0})
+    assert judged([whole]) == {"switches": 1, "within_15_percent": 0, "best_named": 0}
+    assert whole["refused"] in lines({**judged([whole]), "rows": [whole]})[1]
 
 
 def test_twenty_switches_under_models_that_the_service_can_inject() -> None:
