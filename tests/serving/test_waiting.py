@@ -13,7 +13,7 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import frontend
+from codedinvnet.serving import decoder, frontend
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -249,8 +249,9 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
 
 @pytest.mark.parametrize("at", ["decoder", "answer"])
 async def test_one_that_goes_away_while_its_answer_is_made(
-    at: str, method: Scheme, images: np.ndarray
+    at: str, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoder, "FEW", 0)  # answers are made in the thread, which is busy
     async with running(method, policy="uncoded") as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)
