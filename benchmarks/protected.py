@@ -71,9 +71,10 @@ def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, A
     if (out / BACKUP).is_file():
         words += ["--backup", str(out / BACKUP)]
     found = protected(out / recipe.model, inputs, out / f"{row}-protection", *words)
-    for part in ("model", "own_backup"):  # a folder may tell where they lie, a row may not
+    for part in ("model", "own_backup"):  # what only a folder needs is left out
         if part in found:
             found[part]["source"] = without_folders(found[part]["source"])
+            found[part].pop("probe", None)
     path = RESULTS / f"{row}.json"
     write_json(path, found)
     return {"row": str(path)}
