@@ -177,7 +177,7 @@ class HttpClient:
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines)
-        if head.count("\n") >= len(lines):
+        if max(head.count("\r"), head.count("\n")) >= len(lines):
             raise ConnectionError("a header has several lines")
         request = [head.encode("latin-1", "replace") + b"\r\n\r\n", *([body] if body else ())]
         while True:
