@@ -76,7 +76,10 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
         await refused(front, images[:9])  # all or none
 
 
-async def test_a_decoder_that_falls_behind_is_overload(method: Scheme, images: np.ndarray) -> None:
+async def test_a_decoder_that_falls_behind_is_overload(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "FEW", 0)  # not even two answers are made beside its thread
     async with running(method, max_pending=4) as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)
