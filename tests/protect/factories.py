@@ -51,6 +51,16 @@ def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return TwoInputs(), (torch.zeros(1, 5), torch.zeros(1, 3, dtype=torch.bool))
 
 
+def odd() -> tuple[nn.Module, Tensor]:
+    """`vectors` with an operator that nobody makes a module of."""
+
+    class Odd(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.selu(super().forward(x))
+
+    return Odd(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
 def smaller() -> tuple[nn.Module, Tensor]:
     """`vectors` with 16 of its 40 hidden units."""
     module = Applied(FEATURES, 3)
@@ -69,6 +79,10 @@ def other_inputs() -> tuple[nn.Module, Tensor]:
 
 def images() -> tuple[nn.Module, Tensor]:
     return Applied(3 * 16 * 16, 3), torch.zeros(1, 3, 16, 16)
+
+
+def large_images() -> tuple[nn.Module, Tensor]:
+    return Applied(3 * 64 * 64, 3), torch.zeros(1, 3, 64, 64)
 
 
 def colours() -> tuple[nn.Module, Tensor]:
@@ -100,3 +114,38 @@ def at_random() -> tuple[nn.Module, Tensor]:
 
 def constant() -> tuple[nn.Module, Tensor]:
     return Constant(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+class Picture(nn.Module):
+    """What most of an image's squares show, by convolutions that take images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1))
+        for weights in self.layers.parameters():
+            drawn = torch.randn(weights.shape, generator=generator)
+            weights.data = drawn / max(1, weights[0].numel()) ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.layers((x.float() - 128) / 64)
+        return 4 * maps.mean((2, 3))
+
+
+def picture() -> tuple[nn.Module, Tensor]:
+    return Picture(), torch.zeros(1, 3, 96, 96)
+
+
+def likely_picture() -> tuple[nn.Module, Tensor]:
+    """`picture`, with channels last and probabilities."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.picture = Picture()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.picture(x.permute(0, 3, 1, 2)).softmax(1)
+            return found
+
+    return Last(), torch.zeros(1, 96, 96, 3)

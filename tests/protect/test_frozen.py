@@ -19,9 +19,10 @@ from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.coding import CodingStage, decoded_logits
 from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import CODE, EVIDENCE, PARTS, load_part, load_protection
-from codedinvnet.protect.frozen import FrozenCode, FrozenCoder
+from codedinvnet.protect.frozen import FrozenCode, FrozenCoder, frozen_scores
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
+from codedinvnet.protect.teacher import scores_of
 from tests.conftest import Command
 from tests.models.factories import save_onnx
 from tests.protect import factories
@@ -135,15 +136,24 @@ def test_training_reduces_what_the_average_gets_wrong() -> None:
     assert agreement("scores") < agreement("both")
 
 
+def test_gradients_flow_through_an_onnx_file(tmp_path: Path) -> None:
+    model = open_model(save_onnx(factories.vectors, tmp_path / "model.onnx"))
+    x = torch.rand(5, factories.FEATURES, requires_grad=True)
+    batch = {model.signature.inputs[0].name: x.detach().numpy()}
+    scores = frozen_scores(model, batch)(x)
+    np.testing.assert_allclose(scores.detach(), scores_of(model, batch), rtol=1e-4, atol=1e-5)
+    scores.sum().backward()
+    (wanted,) = torch.autograd.grad(factories.vectors()[0](x).sum(), x)
+    torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_without_gradients_gets_no_code(call: Command, tmp_path: Path) -> None:
-    model = save_onnx(factories.vectors, tmp_path / "model.onnx")
-    words = arguments(
-        "vectors", queries(tmp_path), tmp_path / "out", "--methods", "code,approxifer"
-    )
+    model = save_onnx(factories.odd, tmp_path / "model.onnx")
+    words = arguments("odd", queries(tmp_path), tmp_path / "out", "--methods", "code,approxifer")
     words[1] = str(model)
     outcome = call(*words, "--scores", "logits")
     assert outcome.code == 0, outcome.err
-    assert "code is left out: it learns through the model" in outcome.out
+    assert "its operator Selu is not known here" in outcome.out
     outcome = call(*words[:-1], "code", "--out", str(tmp_path / "other"))
     assert outcome.code == 2
     assert "none of these can protect this model: code" in outcome.err

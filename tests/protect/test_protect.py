@@ -21,7 +21,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import distil, load_protection
-from codedinvnet.protect.folder import DESCRIPTION, PARTS, WEIGHTS, load_part, save_part
+from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
 from codedinvnet.protect.students import Shape
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
@@ -38,7 +38,8 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def test_the_folder_is_whole(finished: Path) -> None:
-    names = {DESCRIPTION, *PARTS.values(), "calibration.safetensors", FILE, "coverage.png"}
+    names = {DESCRIPTION, *PARTS.values(), *EXPORTS.values(), "calibration.safetensors", FILE}
+    names.add("coverage.png")
     assert {path.name for path in finished.iterdir()} == names
     found = description(finished)
     rows = {row["method"]: row for row in found["table"]}
@@ -215,9 +216,9 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
         return validate(stage)
 
     def hopeful(
-        make: Callable[[PartSettings], distil.BudgetStage], count: int, _: float
+        make: Callable[[PartSettings], distil.BudgetStage], count: int, _: float, rates: Any
     ) -> PartSettings:
-        return planned(make, count, 1e6)
+        return planned(make, count, 1e6, rates)
 
     monkeypatch.setattr("codedinvnet.protect.parts.plan", hopeful)
     monkeypatch.setattr(distil.DistilStage, "validate", slow)

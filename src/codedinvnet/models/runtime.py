@@ -46,11 +46,21 @@ def check_installed(engine: str) -> None:
     Raises:
         UserError: naming what is missing.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if engine == ONNX_RUNTIME and missing:
+    missing = _missing(engine)
+    if missing:
         raise UserError(
             f"the engine {engine} needs {', '.join(missing)}: pip install 'codedinvnet[onnx]'"
         )
+
+
+def is_installed(engine: str) -> bool:
+    """Tell whether an engine is installed here."""
+    return not _missing(engine)
+
+
+def _missing(engine: str) -> list[str]:
+    needed = NEEDED if engine == ONNX_RUNTIME else ()
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
@@ -70,7 +80,7 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     if path is not None:
         with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
             return session(path.read_bytes(), torch.get_num_threads())
-    content = _export(module, examples, **options)
+    content = export(module, examples, **options)
     try:
         found = session(content, torch.get_num_threads())
     except Exception as error:  # ONNX Runtime has many, one for a release that is too old
@@ -100,7 +110,7 @@ def session(model: bytes | str, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _export(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> bytes:
+def export(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> bytes:
     """Return a module as ONNX.
 
     Raises:

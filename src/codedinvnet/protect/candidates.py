@@ -39,8 +39,11 @@ class Measured:
         self.parts: dict[str, Any] = {}
         """What each part costs, as JSON has it."""
 
-    def student(self, name: str, student: Student) -> Candidate:
-        """Measure a small backup."""
+    def student(self, name: str, student: Student, exported: OpenModel | None) -> Candidate:
+        """Measure a small backup, as ONNX Runtime computes it if it was exported."""
+        macs = costs.student_macs(student)
+        if exported is not None:
+            return self._model(name, exported, macs)
         inputs = tensors(student.shape, self._group())
 
         def call() -> torch.Tensor:
@@ -51,12 +54,15 @@ class Measured:
         def scores(rows: np.ndarray) -> np.ndarray:
             return student_scores(student, self.setting.inputs, rows)
 
-        return self._backup(name, call, costs.student_macs(student), scores, "logits")
+        return self._backup(name, call, macs, scores, "logits")
 
     def own(self, other: OpenModel) -> Candidate:
         """Measure the user's own smaller model."""
+        macs = costs.model_macs(other, self.setting.inputs.batch(np.arange(1)))
+        return self._model(OWN, other, macs)
+
+    def _model(self, name: str, other: OpenModel, macs: int | None) -> Candidate:
         setting, group = self.setting, self._group()
-        macs = costs.model_macs(other, setting.inputs.batch(np.arange(1)))
         assert other.signature.scores is not None
 
         def scores(rows: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ class Measured:
             return np.concatenate([scores_of(other, setting.inputs.batch(b)) for b in batches])
 
         kind = other.signature.scores.kind
-        return self._backup(OWN, lambda: other.run(group), macs, scores, kind)
+        return self._backup(name, lambda: other.run(group), macs, scores, kind)
 
     def untrained(self, scheme: Scheme) -> Candidate:
         """Measure a code that needs no training."""

@@ -48,7 +48,7 @@ class CodingStage(BudgetStage):
         part: PartSettings,
         seconds: float,
     ) -> None:
-        super().__init__(coder, lesson, part, seconds, coder.shape.kind)
+        super().__init__(coder, lesson, part, seconds, coder.shape.kind != "vectors")
         self.coder, self.scores, self.k = coder, scores, k
 
     def batch_loss(self, index: int) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.protect.inputs import Inputs
-from codedinvnet.protect.students import Kind, Student, tensors
+from codedinvnet.protect.students import Student, tensors
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast, computes_bfloat16
 
-TEMPERATURE = 2.0
+TEMPERATURES = (2.0, 1.5, 1.0)
 """By which scores are divided before they are compared: so more than one class counts."""
+MOST_ENTROPY = 2.0
+"""Nats, on average: above it, a thousand classes look alike, and a student learns less of each."""
 FEWEST_STEPS = 40
 """Steps of an epoch; one of few inputs goes round them several times."""
 MOST_STEPS, MOST_ROUNDS = 60_000, 400
@@ -53,6 +56,16 @@ class Lesson:
     flip: bool = False
     shift: int = 0
 
+    @cached_property
+    def temperature(self) -> float:
+        """The largest of TEMPERATURES at which the teacher's answers are not too much alike."""
+        logs = torch.from_numpy(self.teacher[self.train])
+        for found in TEMPERATURES:
+            logs_then = (logs / found).log_softmax(1)
+            if float(-(logs_then.exp() * logs_then).sum(1).mean()) <= MOST_ENTROPY:
+                break
+        return found
+
 
 class BudgetStage(PartStage):
     """Train something with the teacher's answers within a budget of seconds.
@@ -62,18 +75,17 @@ class BudgetStage(PartStage):
         lesson: its inputs, and the teacher's answers.
         part: how to train.
         seconds: for all epochs; fewer are done if the machine is slower than was planned.
-        kind: the kind of the inputs.
+        reduced: compute in bfloat16 where the processor does.
     """
 
     gradient_norm = 1.0
 
     def __init__(
-        self, module: nn.Module, lesson: Lesson, part: PartSettings, seconds: float, kind: Kind
+        self, module: nn.Module, lesson: Lesson, part: PartSettings, seconds: float, reduced: bool
     ) -> None:
         super().__init__(module, part)
         self.lesson, self.seconds = lesson, seconds
-        reduced = kind != "vectors" and computes_bfloat16("cpu")
-        self.precision = "bfloat16" if reduced else "float32"
+        self.precision = "bfloat16" if reduced and computes_bfloat16("cpu") else "float32"
         self.order = lesson.train
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
@@ -123,15 +135,11 @@ class BudgetStage(PartStage):
 class DistilStage(BudgetStage):
     """Train a student to give the teacher's probabilities."""
 
-    name = "small backup"
-
     def __init__(
         self, student: Student, lesson: Lesson, part: PartSettings, seconds: float = math.inf
     ) -> None:
-        kind = student.shape.kind
-        super().__init__(student, lesson, part, seconds, kind)
-        self.student = student
-        self.last = kind == "images" and student.last
+        super().__init__(student, lesson, part, seconds, student.reduced)
+        self.student, self.name = student, student.title
 
     def batch_loss(self, index: int) -> Tensor:
         lesson, rows = self.lesson, self.rows(index)
@@ -139,16 +147,17 @@ class DistilStage(BudgetStage):
         wanted = lesson.teacher[rows]
         if lesson.flip or lesson.shift:
             (images,) = inputs
-            images = images.permute(0, 3, 1, 2) if self.last else images
+            images = images.permute(0, 3, 1, 2) if self.student.last else images
             if lesson.flip:
                 images, wanted = self.mirrored(images, wanted, rows)
             images = augment(images, False, lesson.shift, self.generator)
-            inputs = [images.permute(0, 2, 3, 1) if self.last else images]
+            inputs = [images.permute(0, 2, 3, 1) if self.student.last else images]
         with autocast(self.precision, self.device):
             logits = self.module(*inputs).float()
-        soft = (torch.from_numpy(wanted) / TEMPERATURE).softmax(1)
-        loss = F.cross_entropy(logits / TEMPERATURE, soft)
-        return loss * TEMPERATURE**2
+        temperature = lesson.temperature
+        soft = (torch.from_numpy(wanted) / temperature).softmax(1)
+        loss = F.cross_entropy(logits / temperature, soft)
+        return loss * temperature**2
 
     def agreement(self) -> float:
         rows = self.lesson.validation
@@ -165,20 +174,26 @@ def student_scores(student: Student, inputs: Inputs, rows: np.ndarray) -> np.nda
     return np.asarray(torch.cat(found).numpy())
 
 
-def plan(make: Callable[[PartSettings], BudgetStage], count: int, seconds: float) -> PartSettings:
+def plan(
+    make: Callable[[PartSettings], BudgetStage],
+    count: int,
+    seconds: float,
+    rates: Mapping[str, float],
+) -> PartSettings:
     """Return a training that takes so many seconds on this machine, by some steps of a copy.
 
     Args:
         make: makes a stage, which is spoilt.
         count: inputs to train with.
         seconds: how many seconds there are.
+        rates: the learning rate and weight decay, where they are not the usual ones.
 
     Raises:
         UserError: if there is no time for an epoch.
     """
     batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
     steps = max(FEWEST_STEPS, count // batch)
-    part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch)
+    part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch, **dict(rates))
     stage = make(part)
     stage.module.train()
     stage.start_epoch(0, torch.Generator().manual_seed(0))

@@ -16,15 +16,16 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest, read_json, write_json
+from codedinvnet.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import probe_inputs
+from codedinvnet.models.runtime import ONNX_RUNTIME, check_installed, export, is_installed
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
-from codedinvnet.protect.students import Student, shape_of
+from codedinvnet.protect.students import Student, shape_of, tensors
 
 FORMAT = 1
 DESCRIPTION = "protection.json"
@@ -33,6 +34,8 @@ WEIGHTS, CALIBRATION, PICTURE = "backup.safetensors", "calibration.safetensors",
 SMALL, OWN, EQUAL, CODE = SmallBackup.name, "own-backup", "equal-backup", "code"
 PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
 """The files of what was trained."""
+EXPORTS = {SMALL: "backup.onnx", EQUAL: "equal-backup.onnx"}
+"""The small backups as ONNX Runtime computes them, in half the time that PyTorch takes."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
 """Rows of the code around the frozen model, by what their answers rest on."""
 CLOSE = 1e-2
@@ -238,11 +241,49 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
         name: SMALL, EQUAL or OWN.
         kind: the kind that its scores are to have, "logits" or "probabilities".
     """
-    if name != OWN:
+    if name == OWN:
+        source = ModelSource(**found["own_backup"])
+    elif name in found.get("exports", {}) and is_installed(ONNX_RUNTIME):
+        source = exported_source(folder, name, found["exports"][name])
+    else:
         return Answering(load_part(folder / PARTS[name]), "logits", kind)
-    other = ModelSource(**found["own_backup"]).open()
+    other = source.open()
     assert other.signature.scores is not None
     return Answering(ScoresOf(other), other.signature.scores.kind, kind)
+
+
+def exported_source(folder: Path, name: str, digest: str = "") -> ModelSource:
+    """Return what opens a small backup that was exported.
+
+    Args:
+        folder: the protection's folder.
+        name: SMALL or EQUAL.
+        digest: that of the file; "": any will do.
+    """
+    return ModelSource(str(folder / EXPORTS[name]), scores="logits:logits", digest=digest)
+
+
+def export_part(folder: Path, name: str, student: Student) -> OpenModel:
+    """Write a small backup for ONNX Runtime, and open it.
+
+    Raises:
+        UserError: if it cannot be exported, or gives other scores then.
+    """
+    check_installed(ONNX_RUNTIME)
+    batch = probe_inputs(student.shape.inputs)
+    examples = tensors(student.shape, batch)
+    free = (tuple({0: torch.export.Dim.DYNAMIC} for _ in examples),)
+    content = export(
+        student, examples, input_names=list(batch), output_names=["logits"], dynamic_shapes=free
+    )
+    write_atomically(folder / EXPORTS[name], content)
+    found = exported_source(folder, name).open()
+    with torch.inference_mode():
+        wanted = student(*examples).numpy()
+    scores = found.run(batch)["logits"]
+    if not np.allclose(scores, wanted, rtol=0, atol=CLOSE * float(np.abs(wanted).max())):
+        raise UserError("ONNX Runtime gives other scores than PyTorch")
+    return found
 
 
 def fingerprint(model: Model) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from codedinvnet.models.base import scores_tensor
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, LeanFusion, weighted_mean
 from codedinvnet.nn.head import RecoveryHead
 from codedinvnet.protect.images import layout
+from codedinvnet.protect.shrunk import graph_of
 from codedinvnet.protect.students import Shape
 
 Evidence: TypeAlias = Literal["both", "scores", "side"]
@@ -182,12 +183,22 @@ class FrozenCode(ScoresCode):
         return logits.softmax(1) if self.coder.scores == "probabilities" else logits
 
 
-def frozen_scores(model: OpenModel) -> Callable[[Tensor], Tensor] | None:
-    """Return what maps queries (B, *shape) to scores, with gradients; None if it has none."""
-    network = model.network
+def frozen_scores(model: OpenModel, batch: dict[str, np.ndarray]) -> Callable[[Tensor], Tensor]:
+    """Return what maps queries (B, *shape) to scores, with gradients.
+
+    Args:
+        model: the served model; ONNX Runtime has no gradients, so its graph is computed here.
+        batch: some queries.
+
+    Raises:
+        Unsupported: if that cannot be; the message says why.
+    """
+    network, output = model.network, scores_tensor(model.signature).name
     if network is None:
-        return None
-    output = scores_tensor(model.signature).name
+        graph = graph_of(model, batch).requires_grad_(False)
+        assert model.signature.scores is not None
+        probabilities = model.signature.scores.kind == "probabilities"
+        return lambda queries: graph(queries).softmax(1) if probabilities else graph(queries)
 
     def scores(queries: Tensor) -> Tensor:
         found: Tensor = network.named([queries])[output]

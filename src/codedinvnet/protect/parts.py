@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codedinvnet.config import PartSettings
+from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
+from codedinvnet.models.graph import Graph, Unsupported
 from codedinvnet.nn.resnet import width_of_cost
 from codedinvnet.protect import costs
 from codedinvnet.protect.coding import CodingStage
@@ -20,7 +22,8 @@ from codedinvnet.protect.folder import CODE, PARTS, load_part, save_part
 from codedinvnet.protect.frozen import FrozenCoder, encoder_macs
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import Shape, Student
+from codedinvnet.protect.shrunk import graph_of, shrunk_shape
+from codedinvnet.protect.students import Shape, ShrunkStudent, Student
 from codedinvnet.protect.teacher import check_teacher, log_probabilities, teacher_scores
 from codedinvnet.training.loop import LATEST, train_stage
 
@@ -29,7 +32,21 @@ MIRRORED_SHARE = 0.25
 SAMPLE = 1000
 """Inputs from which scales are taken."""
 
-Part = TypeVar("Part", bound=nn.Module)
+TRIAL = 0.1
+"""Share of a part's time for which each of several students is tried."""
+TRIED = 8
+"""Inputs for which the model and its graph must agree."""
+NAMES = {"images": "a small network", "shrunk": "the model on smaller images"}
+
+
+class Offer(NamedTuple):
+    """What a part may be."""
+
+    make: Callable[[], nn.Module]
+    """Makes it, untrained."""
+    stage: Callable[[nn.Module, PartSettings, float], BudgetStage]
+    """Makes its training, within so many seconds."""
+    shape: Shape
 
 
 class Trainer:
@@ -53,6 +70,8 @@ class Trainer:
     ) -> None:
         self.options, self.setting, self.settings = options, setting, settings
         self.parts, self.began = parts, began
+        self.notes: list[str] = []
+        """What a reader of the table should know."""
         self._lesson: Lesson | None = None
 
     @property
@@ -65,22 +84,71 @@ class Trainer:
     def student(self, name: str, work: float) -> Student:
         """Return a small backup that costs no more than so many services, trained.
 
+        Where the served model's own network can be run on smaller images, both kinds are tried.
+
         Args:
             name: the name of the method's row.
             work: the most that it may cost for a query, in services of the model.
         """
+        offers = self._offers(name, work)
+        found = self._fitted(name, offers[0] if len(offers) == 1 else self._better(name, offers))
+        assert isinstance(found, Student)
+        return found
+
+    def _offers(self, name: str, work: float) -> list[Offer]:
+        """Return the students that a part may be."""
         shape = self._shape(name, work)
-        batch = self.setting.inputs.batch(self.setting.rows.train[:SAMPLE])
+        if self.settings["kind"] != "images" or self.setting.macs is None:
+            return [self._offer(shape)]
+        try:
+            batch = self.setting.inputs.batch(self.setting.rows.train[:TRIED])
+            graph = graph_of(self.setting.model, batch)
+            smaller = shrunk_shape(shape, graph, work)
+        except Unsupported as error:
+            self._note(f"the backup is not the model on smaller images: {error}")
+            return [self._offer(shape)]
+        return [self._offer(shape), self._offer(smaller, graph)]
+
+    def _offer(self, shape: Shape, graph: Graph | None = None) -> Offer:
+        rows = self.setting.rows.train[:SAMPLE]
 
         def make() -> Student:
             student = shape.build()
-            student.learn_scale(batch)
+            if isinstance(student, ShrunkStudent) and graph is not None:
+                student.network.load_state_dict(graph.state_dict())
+            else:
+                student.learn_scale(self.setting.inputs.batch(rows))
             return student
 
-        def stage(student: Student, part: PartSettings, seconds: float) -> BudgetStage:
+        def stage(student: nn.Module, part: PartSettings, seconds: float) -> BudgetStage:
+            assert isinstance(student, Student)
             return DistilStage(student, self.lesson, part, seconds)
 
-        return self._fitted(name, make, stage, shape)
+        return Offer(make, stage, shape)
+
+    def _better(self, name: str, offers: Sequence[Offer]) -> Offer:
+        """Train each for a share of the time, and return the one that agreed more often."""
+        path = self.options.out / WORK / f"tried-{name}.json"
+        if not path.is_file():
+            scores: dict[str, float] = {}
+            for offer in offers:
+                trial = f"{name}-{offer.shape.kind}"
+                share = TRIAL / (self.parts - TRIAL * len(scores))
+                try:
+                    scores[offer.shape.kind] = self._trained(trial, offer, share)[1]
+                except UserError as error:  # there is no time for an epoch, or its loss diverged
+                    self._note(f"{NAMES[offer.shape.kind]} is left out: {error}")
+                    scores[offer.shape.kind] = 0.0
+            write_json(path, scores)
+        scores = dict(read_json(path))
+        best = max(offers, key=lambda offer: float(scores[offer.shape.kind]))
+        told = ", ".join(f"{NAMES[kind]} {100 * score:.1f} %" for kind, score in scores.items())
+        self._note(f"{name}: validation inputs agreed on after short trainings: {told}")
+        return best
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
 
     def coder(self, scores: Callable[[Tensor], Tensor]) -> FrozenCoder:
         """Return E and its head, trained; E costs no more for a group than the model for a query.
@@ -105,50 +173,53 @@ class Trainer:
             made.learn_scale(batch, levels)
             return made
 
-        def stage(made: FrozenCoder, part: PartSettings, seconds: float) -> BudgetStage:
+        def stage(made: nn.Module, part: PartSettings, seconds: float) -> BudgetStage:
+            assert isinstance(made, FrozenCoder)
             return CodingStage(made, scores, self.lesson, k, part, seconds)
 
-        return self._fitted(CODE, make, stage, coder(width).shape)
+        found = self._fitted(CODE, Offer(make, stage, coder(width).shape))
+        assert isinstance(found, FrozenCoder)
+        return found
 
-    def _fitted(
-        self,
-        name: str,
-        make: Callable[[], Part],
-        stage: Callable[[Part, PartSettings, float], BudgetStage],
-        shape: Shape,
-    ) -> Part:
+    def _fitted(self, name: str, offer: Offer) -> nn.Module:
         """Train a part, or go on with it, or read it if it is finished."""
-        options = self.options
-        final = options.out / PARTS[name]
+        final = self.options.out / PARTS[name]
         self.parts -= 1
         if final.is_file():  # killed later on
-            return load_part(final)  # type: ignore[return-value]
+            return load_part(final)
+        part, _ = self._trained(name, offer, 1 / (self.parts + 1))
+        save_part(final, part)
+        return part.eval()
+
+    def _trained(self, name: str, offer: Offer, share: float) -> tuple[nn.Module, float]:
+        """Train in a share of the time that is left; return it with its validation score."""
+        options, make = self.options, offer.make
         torch.manual_seed(options.seed)
         part = make()
         folder = options.out / WORK / name
         path = folder / "plan.json"
         if not path.is_file():
             left = 60 * options.minutes - (time.monotonic() - self.began)
-            seconds = left / (self.parts + 1)
+            seconds = left * share
             count = len(self.lesson.train)
             spare = make()
-            found = plan(lambda p: stage(spare, p, seconds), count, seconds)
+            rates = getattr(part, "rates", {})
+            found = plan(lambda p: offer.stage(spare, p, seconds), count, seconds, rates)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"seconds": seconds, "part": found.model_dump()})
         planned = read_json(path)
         told = PartSettings.model_validate(planned["part"])
-        made = stage(part, told, planned["seconds"])
-        train_stage(
+        made = offer.stage(part, told, planned["seconds"])
+        header = train_stage(
             made,
             folder,
             epochs=told.epochs,
             seed=options.seed,
-            settings={**self.settings, "part": told.model_dump(), "shape": shape.as_json()},
+            settings={**self.settings, "part": told.model_dump(), "shape": offer.shape.as_json()},
             resume=LATEST,
             replan=made.replan,
         )
-        save_part(final, part)
-        return part.eval()
+        return part, float(header["score"])
 
     def _made(self) -> Lesson:
         setting, settings = self.setting, self.settings

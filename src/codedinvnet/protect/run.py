@@ -18,6 +18,7 @@ from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
+from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
 from codedinvnet.protect.capture import fetch
@@ -28,6 +29,7 @@ from codedinvnet.protect.folder import (
     EQUAL,
     PICTURE,
     SMALL,
+    export_part,
     fingerprint,
     save_calibration,
     write_description,
@@ -36,10 +38,10 @@ from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs, captured, read_inputs, split
 from codedinvnet.protect.measure import Candidate
-from codedinvnet.protect.parts import Trainer
+from codedinvnet.protect.parts import TRIED, Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import kind_of
+from codedinvnet.protect.students import Student, kind_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
     check_scores,
@@ -80,16 +82,19 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     notes: list[str] = []
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
+    exports: dict[str, str] = {}
     scores = _with_gradients(options, setting, notes)
     parts = (SMALL in options.methods) + 2 * (scores is not None)
     trainer = Trainer(options, setting, settings, parts, began)
     if SMALL in options.methods:
         student = trainer.student(SMALL, 1 / options.k)
-        candidates.append(measured.student(SMALL, student))
+        exported = _exported(options, SMALL, student, exports, notes)
+        candidates.append(measured.student(SMALL, student, exported))
     if scores is not None:
         coded = list(measured.coded(trainer.coder(scores)))
         rival = trainer.student(EQUAL, coded[0].cost)
-        candidates += [*coded, measured.student(EQUAL, rival)]
+        exported = _exported(options, EQUAL, rival, exports, notes)
+        candidates += [*coded, measured.student(EQUAL, rival, exported)]
     if other is not None:
         candidates.append(measured.own(other))
     for name in options.methods:
@@ -104,6 +109,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
             if "smoothing" in scheme.chosen:
                 smoothing[name] = list(scheme.chosen["smoothing"])
             candidates.append(measured.untrained(scheme))
+    notes += trainer.notes
     if not candidates:
         raise UserError("--methods: none of these can protect this model: " + "; ".join(notes))
     frequent = int(np.bincount(setting.answers[setting.rows.train]).argmax())
@@ -127,6 +133,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "parts": measured.parts,
         "notes": notes,
         "smoothing": smoothing,
+        "exports": exports,
         "settings": settings,
         "split": {part: len(rows) for part, rows in setting.rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
@@ -143,6 +150,19 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
+
+
+def _exported(
+    options: ProtectOptions, name: str, student: Student, exports: dict[str, str], notes: list[str]
+) -> OpenModel | None:
+    """Export a small backup for ONNX Runtime, and keep its digest; None if that cannot be."""
+    try:
+        found = export_part(options.out, name, student)
+    except UserError as error:
+        notes.append(f"{name} is computed by PyTorch, which takes longer: {error}")
+        return None
+    exports[name] = found.source.digest
+    return found
 
 
 def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
@@ -257,16 +277,14 @@ def _with_gradients(
     """Return the model's scores with gradients if a code is asked for; note why it cannot be."""
     if CODE not in options.methods:
         return None
-    why = codes.refusal(setting.model.signature)
-    scores = None if why else frozen_scores(setting.model)
-    if scores is None:
-        why = why or (
-            "it learns through the model, and ONNX Runtime has no gradients: name the .pt2 file or "
-            "the factory that the model was exported from"
-        )
-    elif setting.macs is None:
+    why, scores = codes.refusal(setting.model.signature), None
+    if not why and setting.macs is None:
         why = "nobody can count the model's multiply-adds, which its encoder's cost is set by"
+    if not why:
+        try:
+            scores = frozen_scores(setting.model, setting.inputs.batch(setting.rows.train[:TRIED]))
+        except Unsupported as error:
+            why = f"it learns through the model, and {error}"
     if why:
         notes.append(f"{CODE} is left out: {why}")
-        return None
     return scores

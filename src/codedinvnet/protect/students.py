@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.graph import Graph
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.protect.images import is_image, layout
 
-Kind: TypeAlias = Literal["images", "vectors", "tokens"]
+Kind: TypeAlias = Literal["images", "vectors", "tokens", "shrunk"]
 FINE, COARSE = 16, 112
 """Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
 DEEP = 48
@@ -38,6 +39,8 @@ class Shape:
         words: the size of the vocabulary, one more than the largest token that was seen.
         quarters: parts of an image's side whose averages are kept apart; where a thing stands
             matters to a model that was not trained with shifted images.
+        graph: the served model's own network, see `codedinvnet.models.graph`.
+        size: height and width of the images that it is given.
     """
 
     kind: Kind
@@ -46,6 +49,8 @@ class Shape:
     inputs: tuple[TensorSpec, ...]
     words: int = 0
     quarters: int = 2
+    graph: Mapping[str, Any] | None = None
+    size: tuple[int, int] = (0, 0)
 
     def build(self) -> Student:
         """Return the untrained network."""
@@ -53,13 +58,14 @@ class Shape:
             "images": ImageStudent,
             "vectors": VectorStudent,
             "tokens": TokenStudent,
+            "shrunk": ShrunkStudent,
         }
         return networks[self.kind](self)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         inputs = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.inputs]
-        return {**asdict(self), "inputs": inputs}
+        return {**asdict(self), "inputs": inputs, "size": list(self.size)}
 
 
 def shape_of(value: Mapping[str, Any]) -> Shape:
@@ -68,7 +74,17 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
         TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in value["inputs"]
     )
     kept = value.get("quarters", 1)  # those of before there was a choice have one
-    return Shape(value["kind"], value["width"], value["classes"], inputs, value["words"], kept)
+    height, width = value.get("size", (0, 0))
+    return Shape(
+        value["kind"],
+        value["width"],
+        value["classes"],
+        inputs,
+        value["words"],
+        kept,
+        value.get("graph"),
+        (height, width),
+    )
 
 
 def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
@@ -86,6 +102,15 @@ class Student(nn.Module, ABC):
     Args:
         shape: its kind, sizes and inputs.
     """
+
+    title = "small backup"
+    """What its training is called."""
+    last = False
+    """Whether channels are the last axis of its images."""
+    reduced = True
+    """Whether it is trained faster in bfloat16, where the processor computes that."""
+    rates: Mapping[str, float] = {}
+    """Its learning rate and weight decay, where they are not those of all parts."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -151,8 +176,38 @@ class ImageStudent(Student):
         return logits
 
 
+class ShrunkStudent(Student):
+    """The served model's graph, behind a layer that makes images smaller."""
+
+    title = "the model on smaller images"
+    reduced = False  # gradients of depthwise convolutions take twice as long then
+    rates: Mapping[str, float] = {"learning_rate": 5e-4, "weight_decay": 0.01}
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        (spec,) = shape.inputs
+        _, self.last = layout(spec)
+        assert shape.graph is not None
+        self.network = Graph(shape.graph)
+        height = spec.shape[0 if self.last else 1]
+        self.pool = max(1, height // shape.size[0])
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = (inputs[0].permute(0, 3, 1, 2) if self.last else inputs[0]).float()
+        if self.pool > 1:
+            x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+        if x.shape[2:] != self.shape.size:
+            x = F.interpolate(x, self.shape.size, mode="bilinear", align_corners=False)
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(x.permute(0, 2, 3, 1) if self.last else x)
+        return logits
+
+
 class VectorStudent(Student):
     """An MLP of all inputs, flattened."""
+
+    reduced = False
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)

@@ -1,0 +1,121 @@
+"""A student that is the served model itself, on images of a smaller size.
+
+It begins with the served model's weights, so that what a model of many classes knows need not be
+learnt from a few thousand inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.models import OpenModel
+from codedinvnet.models.graph import Graph, Unsupported, read_graph
+from codedinvnet.protect.images import layout
+from codedinvnet.protect.students import Shape
+from codedinvnet.protect.teacher import scores_of
+
+SMALLEST = 24
+"""Images of a smaller side show too little to be tried."""
+_CLOSE = 1e-2
+"""Share of the largest score by which the graph's may differ from the model's."""
+
+
+def graph_of(model: OpenModel, batch: dict[str, np.ndarray]) -> Graph:
+    """Return the served model's graph up to its logits, with its weights.
+
+    Args:
+        model: the served model.
+        batch: some queries, for which both must agree.
+
+    Raises:
+        Unsupported: if there is no such graph; the message says why.
+    """
+    signature, source = model.signature, model.source
+    if len(signature.inputs) != 1:
+        raise Unsupported("it has several inputs")
+    assert signature.scores is not None
+    try:
+        import onnx
+    except ImportError as error:
+        raise Unsupported("onnx is not installed: pip install 'codedinvnet[onnx]'") from error
+    if source.kind == "onnx":
+        content, output = onnx.load(Path(source.source)), signature.scores.output
+    elif model.network is not None:
+        content, output = _exported(model, batch)
+    else:
+        raise Unsupported("nobody but its server has its weights")
+    probabilities = signature.scores.kind == "probabilities"
+    graph = read_graph(content, output, logits=probabilities)
+    (array,) = batch.values()
+    wanted = scores_of(model, batch)
+    try:
+        with torch.inference_mode():
+            scores = graph(torch.from_numpy(array).float())
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise Unsupported("its graph is used in a way that is not known here") from error
+    found = (scores.softmax(1) if probabilities else scores).numpy()
+    if found.shape != wanted.shape or np.abs(found - wanted).max() > _CLOSE * np.abs(wanted).max():
+        raise Unsupported("its graph gives other scores here than where it is served")
+    return graph
+
+
+def _exported(model: OpenModel, batch: dict[str, np.ndarray]) -> tuple[Any, str]:
+    """Export a module as ONNX; return the model and the name of its scores."""
+    import onnx
+
+    from codedinvnet.errors import UserError
+    from codedinvnet.models.runtime import export
+
+    names = [spec.name for spec in model.signature.outputs]
+    (array,) = batch.values()
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        content = export(
+            model.network, [torch.from_numpy(array)], output_names=names, dynamic_shapes=(free,)
+        )
+    except UserError as error:
+        raise Unsupported(str(error)) from error
+    assert model.signature.scores is not None
+    return onnx.load_from_string(content), model.signature.scores.output
+
+
+def shrunk_shape(full: Shape, graph: Graph, work: float) -> Shape:
+    """Return the shape with the largest images at which a model's graph costs so much of itself.
+
+    Args:
+        full: a shape of the model's inputs and classes.
+        graph: the model's.
+        work: the most that it may cost, in services of the model.
+
+    Raises:
+        Unsupported: if it would be too small, or its size cannot be changed.
+    """
+    (spec,) = full.inputs
+    last = layout(spec)[1]
+    height, width = spec.shape[:2] if last else spec.shape[1:]
+    base = replace(full, kind="shrunk", graph=graph.described)
+
+    def at(side: int) -> Shape:
+        return replace(base, size=(side, max(1, round(width * side / height))))
+
+    def cost(shape: Shape) -> int:
+        student = shape.build().eval()
+        return count_macs(lambda: student(torch.zeros(1, *spec.shape)))
+
+    try:
+        whole = cost(at(height))
+        side = min(height, math.ceil(height * math.sqrt(work)) + 2)
+        while side >= SMALLEST and cost(at(side)) > work * whole:
+            side -= 1
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise Unsupported("it takes images of one size only") from error
+    if side < SMALLEST:
+        raise Unsupported(f"images would have fewer than {SMALLEST} pixels a side")
+    return at(side)

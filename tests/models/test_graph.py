@@ -1,0 +1,185 @@
+"""Every operator of a graph gives what ONNX Runtime gives, and what is not known is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from codedinvnet.models.graph import OPERATORS, Graph, Unsupported, read_graph  # noqa: E402
+
+SHAPE = (2, 4, 7, 9)
+RANDOM = np.random.default_rng(0)
+CHANNELS = [np.abs(RANDOM.normal(size=4)).astype(np.float32) + 0.5 for _ in range(4)]
+
+
+def weights(*shape: int) -> np.ndarray:
+    found: np.ndarray = RANDOM.normal(size=shape).astype(np.float32)
+    return found
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def number(value: float) -> np.ndarray:
+    return np.array(value, np.float32)
+
+
+CASES: Sequence[tuple[str, Sequence[np.ndarray], dict[str, Any]]] = [
+    ("Add", [weights(4, 1, 1)], {}),
+    ("Add", [number(2.0)], {}),
+    ("AveragePool", [], {"kernel_shape": [3, 2], "strides": [2, 2]}),
+    ("AveragePool", [], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    ("AveragePool", [], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    ("AveragePool", [], {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    ("BatchNormalization", CHANNELS, {"epsilon": 1e-3}),
+    ("Cast", [], {"to": TensorProto.FLOAT}),
+    ("Clip", [number(-0.5), number(0.7)], {}),
+    ("Clip", [number(0.0)], {}),
+    ("Concat", [weights(2, 3, 7, 9)], {"axis": 1}),
+    ("Conv", [weights(6, 4, 3, 3), weights(6)], {"strides": [2, 1], "pads": [1, 1, 1, 1]}),
+    ("Conv", [weights(6, 4, 3, 3)], {"strides": [2, 2], "pads": [0, 0, 1, 1]}),
+    ("Conv", [weights(6, 4, 3, 3)], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("Conv", [weights(6, 4, 4, 3)], {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    ("Conv", [weights(4, 1, 3, 3)], {"group": 4, "dilations": [2, 2]}),
+    ("Div", [weights(1, 4, 1, 1)], {}),
+    ("Dropout", [], {}),
+    ("Elu", [], {"alpha": 0.5}),
+    ("Erf", [], {}),
+    ("Flatten", [], {}),
+    ("Gelu", [], {"approximate": "tanh"}),
+    ("GlobalAveragePool", [], {}),
+    ("GlobalMaxPool", [], {}),
+    ("HardSigmoid", [], {"alpha": 0.3}),
+    ("HardSwish", [], {}),
+    ("Identity", [], {}),
+    ("LayerNormalization", [weights(9), weights(9)], {"axis": -1}),
+    ("LeakyRelu", [], {"alpha": 0.2}),
+    ("MatMul", [weights(9, 5)], {}),
+    ("MaxPool", [], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("MaxPool", [], {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("Mul", [weights(4, 1, 1)], {}),
+    ("PRelu", [weights(4, 1, 1)], {}),
+    ("Pad", [integers(0, 0, 1, 2, 0, 0, 0, 3), number(0.5)], {}),
+    ("ReduceMean", [integers(2, 3)], {"keepdims": 0}),
+    ("ReduceMean", [integers(-1)], {}),
+    ("Relu", [], {}),
+    ("Reshape", [integers(0, -1, 9)], {}),
+    ("Reshape", [integers(-1, 252)], {"allowzero": 1}),
+    ("Sigmoid", [], {}),
+    ("Softmax", [], {"axis": 1}),
+    ("Sub", [weights(1, 4, 1, 1)], {}),
+    ("Tanh", [], {}),
+    ("Transpose", [], {"perm": [0, 2, 3, 1]}),
+    ("Unsqueeze", [integers(1, 3)], {}),
+]
+
+
+def model(nodes: Sequence[Any], constants: Sequence[np.ndarray], output: str) -> Any:
+    """Return a model with the input x, SHAPE, and the constants c0, c1 and so on."""
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)
+    found = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    held = [numpy_helper.from_array(array, f"c{i}") for i, array in enumerate(constants)]
+    graph = helper.make_graph(list(nodes), "graph", [given], [found], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def both(content: Any, output: str, *, logits: bool = False) -> tuple[np.ndarray, Graph, Any]:
+    """Return ONNX Runtime's answer, the graph, and the graph's answer."""
+    x = RANDOM.normal(size=SHAPE).astype(np.float32)
+    session = onnxruntime.InferenceSession(content.SerializeToString())
+    (wanted,) = session.run(None, {"x": x})
+    graph = read_graph(content, output, logits=logits)
+    with torch.no_grad():
+        return wanted, graph, graph(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize(("operator", "constants", "told"), CASES)
+def test_an_operator_gives_what_onnx_runtime_gives(
+    operator: str, constants: Sequence[np.ndarray], told: dict[str, Any]
+) -> None:
+    names = ["x", *(f"c{i}" for i in range(len(constants)))]
+    node = helper.make_node(operator, names, ["y"], **told)
+    wanted, graph, found = both(model([node], constants, "y"), "y")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    again = Graph(graph.described)
+    again.load_state_dict(graph.state_dict())
+    assert again.described == graph.described
+
+
+def test_those_without_a_case_of_their_own() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Sqrt", ["square"], ["size"]),
+        helper.make_node("ReduceMean", ["size", "c0"], ["mean"], keepdims=1),
+        helper.make_node("Squeeze", ["mean", "c0"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "c1", "c2"], ["y"], transB=1),
+    ]
+    constants = [integers(2, 3), weights(5, 4), weights(5)]
+    wanted, graph, found = both(model(nodes, constants, "y"), "y")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert {name: tuple(p.shape) for name, p in graph.named_parameters()} == {
+        graph.names["c1"]: (5, 4),
+        graph.names["c2"]: (5,),
+    }
+    tried = {operator for operator, _, _ in CASES} | {node.op_type for node in nodes}
+    assert tried == set(OPERATORS)
+
+
+def test_only_weights_are_trained_and_each_has_a_gradient() -> None:
+    nodes = [
+        helper.make_node("Sub", ["x", "c0"], ["centred"]),
+        helper.make_node("Conv", ["centred", "c1", "c2"], ["maps"]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["y"]),
+    ]
+    constants = [weights(1, 4, 1, 1), weights(3, 4, 3, 3), weights(3)]
+    graph = read_graph(model(nodes, constants, "y"), "y", logits=False)
+    graph(torch.rand(SHAPE)).square().sum().backward()
+    trained = dict(graph.named_parameters())
+    assert set(trained) == {graph.names["c1"], graph.names["c2"]}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
+
+
+def test_a_last_softmax_is_left_out_for_logits() -> None:
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("Softmax", ["flat"], ["y"]),
+    ]
+    wanted, _, found = both(model(nodes, [], "y"), "y", logits=True)
+    np.testing.assert_allclose(torch.from_numpy(found).softmax(1), wanted, rtol=1e-4, atol=1e-6)
+    with pytest.raises(Unsupported, match="softmax"):
+        read_graph(model(nodes[:1], [], "flat"), "flat", logits=True)
+
+
+def test_what_the_output_does_not_need_is_left_out() -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["unknown"]),
+        helper.make_node("Relu", ["x"], ["y"]),
+    ]
+    _, graph, _ = both(model(nodes, [], "y"), "y")
+    assert [node[0] for node in graph.described["nodes"]] == ["Relu"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "told", "why"),
+    [
+        ("Selu", {}, "Selu"),
+        ("Cast", {"to": TensorProto.INT64}, "cast"),
+        ("Flatten", {"axis": 2}, "mixes queries"),
+        ("AveragePool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}, "uneven border"),
+        ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, "gaps"),
+    ],
+)
+def test_what_is_not_known_is_refused(operator: str, told: dict[str, Any], why: str) -> None:
+    node = helper.make_node(operator, ["x"], ["y"], **told)
+    with pytest.raises(Unsupported, match=why):
+        read_graph(model([node], [], "y"), "y", logits=False)(torch.rand(SHAPE))
