@@ -7,9 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codedinvnet.protect import measure
-from codedinvnet.protect.measure import Answers, Candidate, interval, recommend, threshold
+from codedinvnet.protect.measure import (
+    CLOSE,
+    Answers,
+    Candidate,
+    curve,
+    interval,
+    recommend,
+    sureness,
+    threshold,
+)
 
 
 def made(agrees: np.ndarray, confidence: np.ndarray | None = None) -> Answers:
@@ -76,6 +87,73 @@ def test_the_best_is_recommended_and_the_cheaper_one_if_they_are_close() -> None
     assert recommend([worse, best], 0).method == "best"
     assert recommend([worse, best, close], 0).method == "close"
     assert recommend([worse, candidate("dear", 0, 0.6), best], 0).method == "best"
+
+
+def spread(name: str, wrong: int, cost: float, *, surest: bool, count: int = 1400) -> Candidate:
+    """Return a method that errs where it is least sure, or evenly over all confidences."""
+    agrees = np.ones(count, bool)
+    at = count - 1 - np.arange(wrong) if surest else np.linspace(0, count - 1, wrong).astype(int)
+    agrees[at] = False
+    return Candidate(name, cost, made(agrees), made(agrees))
+
+
+def test_of_two_that_agree_as_often_the_surer_one_is_recommended() -> None:
+    code = spread("code", 487, 0.0999, surest=False)
+    backup = spread("backup", 499, 0.1, surest=True)
+    found = recommend([code, backup], 0)
+    assert found.method == "backup"
+    assert "surer" in found.reason
+    assert recommend([code, spread("backup", 530, 0.09, surest=True)], 0).method == "code"
+
+
+def test_of_two_that_are_as_sure_the_cheaper_one_is_recommended() -> None:
+    dear, cheap = (spread(name, 100, cost, surest=True) for name, cost in (("a", 0.2), ("b", 0.1)))
+    found = recommend([dear, cheap], 0)
+    assert found.method == "b"
+    assert "costs less than a" in found.reason
+    same = [spread("c", 100, 0.1, surest=True), spread("d", 99, 0.1, surest=True)]
+    assert recommend(same, 0).method == recommend(same[::-1], 0).method == "d"
+
+
+def test_sureness_is_the_mean_over_all_coverages() -> None:
+    answers = made(np.array([True, True, False, True]), np.array([0.9, 0.8, 0.7, 0.1]))
+    assert sureness(answers, answers.rows) == pytest.approx((1 + 1 + 2 / 3 + 3 / 4) / 4)
+    assert sureness(answers, np.array([2, 3])) == pytest.approx((0 + 1 / 2) / 2)
+    backwards = replace(answers, confidence=1 - answers.confidence)
+    assert sureness(backwards, answers.rows) < sureness(answers, answers.rows)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.2, 0.5, 0.9])), min_size=1))
+def test_answers_of_equal_confidence_have_no_order(found: list[tuple[bool, float]]) -> None:
+    agrees, confidence = (np.array(column) for column in zip(*found, strict=True))
+    coverage, agreement = curve(confidence, agrees)
+    assert coverage[-1] == 1
+    assert agreement[-1] == pytest.approx(agrees.mean())
+    assert curve(confidence[::-1], agrees[::-1])[1] == pytest.approx(agreement)
+    constant = curve(np.ones(len(agrees)), agrees)[1]
+    assert constant == pytest.approx(np.full(len(agrees), agrees.mean()))
+
+
+@given(st.lists(st.integers(0, 60), min_size=2, max_size=4), st.integers(0, 2**32 - 1))
+def test_agreement_counts_first_then_sureness_then_cost(errors: list[int], seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    costs = chance.permutation(len(errors)) / 10 + 0.05
+    candidates = []
+    for number, (wrong, cost) in enumerate(zip(errors, costs, strict=True)):
+        answers = made(chance.permutation(np.arange(198) >= wrong), chance.random(198).round(1))
+        candidates.append(Candidate(f"m{number}", cost, answers, answers))
+    agreements = [candidate.calibration.agrees.mean() for candidate in candidates]
+    level = {
+        candidate.name: sureness(candidate.calibration, candidate.calibration.rows)
+        for candidate, agreement in zip(candidates, agreements, strict=True)
+        if agreement >= max(agreements) - CLOSE
+    }
+    cheap = {
+        c.name: c.cost for c in candidates if level.get(c.name, 0) >= max(level.values()) - CLOSE
+    }
+    found = recommend(candidates, 0).method
+    assert found == min(cheap, key=lambda name: cheap[name])
+    assert recommend(candidates[::-1], 0).method == found
 
 
 def test_test_inputs_have_no_part_in_the_choice() -> None:

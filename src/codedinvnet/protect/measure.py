@@ -6,6 +6,7 @@ test inputs, which had no part in any choice.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ AGREEMENTS = (0.95, 0.99, 0.995)
 Z = 1.96
 DEAREST = 0.5
 """Work for a query from which on the served model's own copy is the better backup."""
-CLOSE = 0.005
-"""Difference of agreement within which the cheaper method is recommended."""
+CLOSE = 0.01
+"""Difference within which two methods agree equally often, or are equally sure: a point."""
 
 
 class Interval(NamedTuple):
@@ -204,9 +205,10 @@ class Recommendation:
 def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
     """Choose a method by the calibration inputs, and state what the test inputs show of it.
 
-    A figure of the inputs that chose the method would be too high. A method whose agreement is
-    within CLOSE of the highest is preferred if it is cheaper. One that is not surely better than
-    the most frequent class, or costs more than DEAREST, is not recommended.
+    A figure of the inputs that chose the method would be too high. Of the methods whose agreement
+    is within CLOSE of the highest, the surest is taken. Of those whose `sureness` is within CLOSE
+    of the highest, the cheapest is taken. A method that is not surely better than the most frequent
+    class, or costs more than DEAREST, is not recommended.
 
     Args:
         candidates: all methods.
@@ -233,9 +235,20 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
     def is_as_good(other: Candidate) -> bool:
         return difference(best.calibration, other.calibration).value <= CLOSE
 
-    chosen = min((c for c in useful if is_as_good(c)), key=lambda c: c.cost)
+    good = [c for c in useful if is_as_good(c)]
+    common = functools.reduce(np.intersect1d, [c.calibration.rows for c in good])
+    sure = [sureness(c.calibration, common) for c in good]
+    surest = [c for c, its in zip(good, sure, strict=True) if its >= max(sure) - CLOSE]
+    chosen = min(surest, key=lambda c: (c.cost, -agreement(c)))
     share = float(chosen.test.agrees.mean())
     reasons = [f"it agrees with the model on {100 * share:.1f} % of the test inputs"]
+    if unsure := [c.name for c in good if c not in surest]:
+        reasons.append(
+            f"on the inputs that chose it, it agreed about as often as {', '.join(unsure)}, "
+            "and was surer which of its answers agree"
+        )
+    if dearer := [c.name for c in surest if c.cost > chosen.cost]:
+        reasons.append(f"it costs less than {', '.join(dearer)}, which did about as well there")
     others = [c for c in useful if c is not chosen]
     if others:
         rival = max(others, key=agreement)
@@ -253,11 +266,25 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
     return Recommendation(chosen.name, "; ".join(reasons))
 
 
-def curve(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
-    """Return coverage, rising, and the agreement of the most confident answers of that share."""
-    order = np.argsort(-answers.confidence, kind="stable")
-    counts = np.arange(1, len(order) + 1)
-    return counts / len(order), np.cumsum(answers.agrees[order]) / counts
+def curve(confidence: np.ndarray, agrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage, rising, and the agreement of the most confident answers of that share.
+
+    Answers of equal confidence come in no order: each counts as their mean.
+    """
+    _, which, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    shares = np.bincount(which, agrees) / sizes
+    counts = np.arange(1, len(which) + 1)
+    return counts / len(which), np.cumsum(np.repeat(shares, sizes)) / counts
+
+
+def sureness(answers: Answers, rows: np.ndarray) -> float:
+    """Return the mean agreement over all coverages, for these rows alone.
+
+    It is the area under the `curve`, and needs no threshold. Of two methods that agree equally
+    often, the one whose confidence tells better which answers agree has the higher value.
+    """
+    chosen = np.isin(answers.rows, rows)
+    return float(curve(answers.confidence[chosen], answers.agrees[chosen])[1].mean())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

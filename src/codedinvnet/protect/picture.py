@@ -22,7 +22,7 @@ def draw(path: Path, candidates: Sequence[Candidate]) -> None:
     axes = figure.subplots()
     ends = []
     for number, candidate in enumerate(candidates):
-        coverage, agreement = curve(candidate.test)
+        coverage, agreement = curve(candidate.test.confidence, candidate.test.agrees)
         shown = coverage >= SHOWN
         axes.plot(100 * coverage[shown], 100 * agreement[shown], color=f"C{number}", linewidth=2)
         ends.append(100 * float(agreement[-1]))
