@@ -23,7 +23,6 @@ from benchmarks.recommended import fitted_onnx, protected, sklearn
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_json
 from codedinvnet.provenance import without_folders
-from examples.train_resnet import ResNet
 
 RESULTS = Path("docs/results/protect")
 BACKUP = "backup.onnx"
@@ -108,23 +107,6 @@ def _resnet(folder: Path, source: Path | None) -> Path:
     if not inputs.is_file():
         with np.load(source / "train.npz") as arrays:
             np.save(inputs, arrays["images"][:45_000])
-    return inputs
-
-
-def _resnet_program(folder: Path, source: Path | None) -> Path:
-    """Write the same network as a `torch.export` program, through which gradients flow."""
-    inputs = _resnet(folder, source)
-    if not (folder / "resnet.pt2").is_file():
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
-        width = len(state["body.0.weight"])
-        firsts = [len(v) for k, v in state.items() if k.endswith("first.weight")]
-        blocks = [firsts.count(after) for after in sorted(set(firsts))]
-        network = ResNet(width, blocks, len(state["classify.bias"]))
-        network.load_state_dict(state)
-        free = ({0: torch.export.Dim.DYNAMIC},)
-        examples = (torch.zeros(2, 3, 32, 32),)
-        program = torch.export.export(network.eval(), examples, dynamic_shapes=free)
-        torch.export.save(program, folder / "resnet.pt2")
     return inputs
 
 
@@ -266,9 +248,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "resnet": Recipe(_resnet, RAW, model="resnet.onnx"),
     "resnet-k4": Recipe(_resnet, (*RAW, "--k", "4"), model="resnet.onnx"),
-    "resnet-code": Recipe(
-        _resnet_program, (*RAW, "--methods", "small-backup,code"), model="resnet.pt2"
-    ),
+    "resnet-code": Recipe(_resnet, (*RAW, "--methods", "small-backup,code"), model="resnet.onnx"),
     "lite0": Recipe(_lite0, PIXELS),
     "lite2": Recipe(_lite2, (*PIXELS, "--methods", "approxifer")),
     "magika": Recipe(_magika, ()),
