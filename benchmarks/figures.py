@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, bundles, drift, equal_cost, liars, policies
+from benchmarks import ablation, advised, bundles, drift, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import choosing, fixed
 from codedinvnet.bench import plots, tables
@@ -51,6 +51,7 @@ COMMANDS = {
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
     "liars.json": "python -m benchmarks liars --data-dir data --json",
     "drift.json": "python -m benchmarks drift --data-dir data --json",
+    "advised.json": "python -m benchmarks advised",
 }
 Formats = Mapping[str, str]
 
@@ -178,6 +179,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "validation": ("validation.json", validation),
     "liars": ("liars.json", liars.table),
     "drift": ("drift.json", drift.table),
+    "advised": ("advised.json", advised.table),
     "ablation": (
         "ablation.jsonl",
         lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from benchmarks.advised import MODELS, SWITCHES, completed, judged, lines, predicted
+from benchmarks.advised import (
+    MODELS,
+    SWITCHES,
+    Late,
+    completed,
+    judged,
+    late_of,
+    lines,
+    predicted,
+)
 from codedinvnet.bench.latency_grid import injected
 from tests.simulation.recording import traffic
 from tests.simulation.scenarios import scenario
 
 
 def row(
-    predicted: float | None, then: float | None, best: str | None, **measured: float
+    predicted: float | None, then: float | None, best: str | None, **measured: Late
 ) -> dict[str, Any]:
     return {
         "stragglers": "slower",
@@ -21,12 +31,17 @@ def row(
         "predicted_ms": predicted,
         "then_ms": then,
         "best_of_measured": best,
-        "measured_p99_ms": measured,
+        "measured_p99_ms": {name: late.whole for name, late in measured.items()},
+        "halves_p99_ms": {name: list(late.halves) for name, late in measured.items()},
     }
 
 
 def test_predictions_and_the_best_policy_are_judged_apart() -> None:
-    measured = {"uncoded": 300.0, "hedge": 100.0, "coded": 104.0}
+    measured = {
+        "uncoded": Late(300.0, (280.0, 320.0)),
+        "hedge": Late(100.0, (95.0, 107.0)),
+        "coded": Late(104.0, (106.0, 100.0)),
+    }
     rows = [
         row(114.0, 100.0, "hedge", **measured),
         row(86.0, 100.0, "coded", **measured),  # as good as hedge
@@ -35,8 +50,24 @@ def test_predictions_and_the_best_policy_are_judged_apart() -> None:
         row(100.0, None, "hedge", **measured),  # too many were lost
     ]
     found = judged(rows)
-    assert found == {"switches": 5, "within_15_percent": 2, "best_named": 3}
+    assert found == {
+        "switches": 5,
+        "within_15_percent": 2,
+        "best_named": 3,
+        "halves_within_15_percent": 5,
+        "halves_best_named": 0,  # hedge; by the second ones it is coded
+    }
     assert "2 of 5" in lines({**found, "rows": rows})[-1]
+
+
+def test_halves_tell_what_no_advice_can_foretell() -> None:
+    found = late_of([1.0] * 199 + [9.0] + [2.0] * 190 + [5.0] * 10)
+    assert found == (5.0, (1.0, 5.0))
+    assert judged([row(5.0, 5.0, "hedge", hedge=found)])["halves_within_15_percent"] == 0
+    lost = late_of([1.0] * 100 + [math.inf] * 100)
+    (whole,) = completed([{**row(None, None, None), "all_predicted_ms": {}}], {"hedge": lost})
+    assert whole["halves_p99_ms"] == {"hedge": [1.0, None]}
+    assert judged([whole])["halves_best_named"] == 0
 
 
 def test_advice_that_is_refused_predicts_nothing() -> None:
@@ -44,9 +75,14 @@ def test_advice_that_is_refused_predicts_nothing() -> None:
     found = predicted(raw, "none", "hedge", 1000, 0)
     assert found["predicted_ms"] is None
     assert "too few" in found["refused"]
-    (whole,) = completed([{**found, "then_ms": 100.0}], {"uncoded": 90.0, "hedge": 100.0})
-    assert judged([whole]) == {"switches": 1, "within_15_percent": 0, "best_named": 0}
-    assert whole["refused"] in lines({**judged([whole]), "rows": [whole]})[1]
+    (whole,) = completed(
+        [{**found, "then_ms": 100.0}],
+        {"uncoded": Late(90.0, (90.0, 90.0)), "hedge": Late(100.0, (100.0, 100.0))},
+    )
+    scores = judged([whole])
+    assert (scores["within_15_percent"], scores["best_named"]) == (0, 0)
+    assert (scores["halves_within_15_percent"], scores["halves_best_named"]) == (1, 1)
+    assert whole["refused"] in lines({**scores, "rows": [whole]})[0]
 
 
 def test_twenty_switches_under_models_that_the_service_can_inject() -> None:

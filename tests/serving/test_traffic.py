@@ -7,7 +7,7 @@ import time
 import pytest
 
 from codedinvnet.serving.answers import Answered, QueryFailed
-from codedinvnet.serving.traffic import REQUESTS, Traffic
+from codedinvnet.serving.traffic import OWN, REQUESTS, TASKS, Traffic
 
 
 def ended(traffic: Traffic, *seconds: float, at: float | None = None) -> None:
@@ -25,10 +25,13 @@ def test_a_request_takes_as_long_as_its_last_answer() -> None:
     (request,) = traffic.requests
     assert (request.at, request.queries, request.seconds, request.made_up) == (7.0, 2, 0.5, 1)
     assert request.besides == pytest.approx(0.2)
+    traffic.ended(7.0, found, read=0.5)
+    late = traffic.requests[-1]
+    assert (late.at, late.seconds, late.besides) == pytest.approx((6.5, 1.0, 0.7))
     traffic.ended(8.0, [found[0], QueryFailed("lost")])
     assert traffic.requests[-1].seconds is None
     traffic.ended(9.0, [QueryFailed("cancelled")])
-    assert len(traffic.requests) == 2
+    assert len(traffic.requests) == 3
 
 
 def test_memory_is_bounded() -> None:
@@ -36,6 +39,21 @@ def test_memory_is_bounded() -> None:
     for _ in range(REQUESTS + 10):
         ended(traffic, 0.1)
     assert len(traffic.requests) == REQUESTS
+
+
+def test_a_worker_that_is_avoided_is_remembered() -> None:
+    traffic = Traffic()
+    for number in range(OWN + 5):
+        traffic.did(7, 0, 0.3 + number / 1000, 0.0)
+    traffic.did(7, 4, 0.9, 0.0)  # not a data task
+    assert traffic.earlier() == []
+    for number in range(TASKS):
+        traffic.did(number % 2, 0, 0.1, 0.0)
+    found = traffic.earlier()
+    assert [task.worker for task in found] == [7] * OWN
+    assert [round(1000 * task.occupied) for task in found] == list(range(305, 305 + OWN))
+    traffic.did(7, 0, 0.3, 0.0)
+    assert len(traffic.earlier()) == OWN - 1
 
 
 def test_what_came_lately() -> None:

@@ -75,6 +75,22 @@ def test_another_policy_is_predicted(model: str, now: str, other: str, queries: 
         assert found["work"] == pytest.approx(true["work_per_query"], rel=0.02)
 
 
+def test_a_slow_worker_that_is_avoided_is_simulated() -> None:
+    """What it did lies before all that is remembered of the others, or before --seconds."""
+    seen = traffic(served("hedge", "slower", 5), offered=("hedge",))
+    slow = [task for task in seen["tasks"] if task[1] == 0 and not task[2]][:5]
+    others = [task for task in seen["tasks"] if task[1] != 0]
+    for changes, seconds in (
+        ({"tasks": others, "earlier": slow}, None),
+        ({"tasks": slow + others}, seen["seconds"] - 3),
+    ):
+        report = advise({**seen, **changes}, replace(OPTIONS, seconds=seconds))
+        (factor,) = report["stragglers"]
+        assert (factor["kind"], factor["worker"]) == ("factor", 0)
+        assert factor["factor"] == pytest.approx(3, rel=0.1)
+    assert advise({**seen, "tasks": others}, OPTIONS)["stragglers"] == []
+
+
 def test_held_answers_are_told_from_slow_workers() -> None:
     queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
     held = served("coded", "held", 5, 10).updated(queries=queries)

@@ -161,11 +161,19 @@ def test_workers_that_differ_by_a_little_or_did_little_are_like_the_others() -> 
     assert fit(workers(factor=1.2)).stragglers == ()
     few = [*workers(), WorkerTasks("new", np.full(20, 70.0))]
     assert fit(few).stragglers == ()
-    late = [
-        *workers(share=0.0, delay=DELAYS["constant"]),
-        WorkerTasks("new", np.full(19, 99.0)),
-    ]
+    late = [*workers(delay=DELAYS["constant"]), WorkerTasks("new", np.array([40.0, 140.0, 140.0]))]
     assert not any(s.worker is not None for s in fit(late).stragglers)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02])
+def test_a_slow_worker_is_known_by_few_tasks(share: float) -> None:
+    """A service avoids it, so that more never come."""
+    given = workers(share=share, delay=DELAYS["pareto"])
+    fitted = fit([*given, WorkerTasks("slow", np.array([120.0, 121.0, 119.0, 122.0]))])
+    (factor, *others) = fitted.stragglers
+    assert (factor.kind, factor.worker, fitted.workers[0]) == ("factor", 0, "slow")
+    assert factor.factor == pytest.approx(3, rel=0.2)
+    assert [s.worker for s in others] == [None] * bool(share)
 
 
 def test_few_stragglers_are_kept_as_measured() -> None:

@@ -1,12 +1,13 @@
 """The last requests and tasks, from which `codedinvnet advise` simulates what is to come.
 
-All is bounded: the newest REQUESTS requests and TASKS tasks are kept.
+All is bounded: the newest REQUESTS requests and TASKS tasks are kept. A slow worker is
+avoided and may have none of these. So the newest OWN data tasks of each worker are kept besides.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import NamedTuple, TypeVar
 
 from codedinvnet.quantiles import rank_of
@@ -14,6 +15,8 @@ from codedinvnet.serving.answers import Answered, QueryFailed
 
 REQUESTS, TASKS = 10_000, 20_000
 """How many are kept."""
+OWN = 20
+"""How many of each worker are kept, however long ago they were."""
 NEWEST = 3000
 """Of them so many are looked at for the chart of the page."""
 T = TypeVar("T")
@@ -25,9 +28,9 @@ class SeenRequest(NamedTuple):
     at: float
     queries: int
     seconds: float | None
-    """Until its last answer; None if one is missing."""
+    """From its coming until its last answer; None if one is missing."""
     besides: float
-    """The part of that which the front end took when all answers were there."""
+    """The part of that for which no worker was waited for: reading it, and making the answer."""
     made_up: int
     """Its answers that were decoded or guessed."""
 
@@ -51,27 +54,34 @@ class Traffic:
     Attributes:
         requests: the newest ones, by when they ended.
         tasks: likewise.
+        own: of each worker its newest data tasks, some of which may be older than all of `tasks`.
     """
 
     def __init__(self) -> None:
         self.requests: deque[SeenRequest] = deque(maxlen=REQUESTS)
         self.tasks: deque[SeenTask] = deque(maxlen=TASKS)
+        self.own: defaultdict[int, deque[SeenTask]] = defaultdict(lambda: deque(maxlen=OWN))
         self.since = time.monotonic()
         """When the policy was changed last."""
 
     def ended(
-        self, began: float, found: list[Answered | QueryFailed]
+        self, began: float, found: list[Answered | QueryFailed], read: float = 0.0
     ) -> list[Answered | QueryFailed]:
-        """Take in how the queries of a request ended; one that was cancelled tells nothing."""
+        """Take in how the queries of a request ended; one that was cancelled tells nothing.
+
+        Args:
+            began: when its queries were taken (`time.monotonic()`).
+            found: how each ended.
+            read: the seconds that reading and parsing had taken until then.
+        """
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if answers or not any(str(answer) == "cancelled" for answer in found):
             work = max((answer.work_seconds for answer in answers), default=0.0)
             seconds = max((answer.seconds for answer in answers), default=0.0)
             made_up = sum(answer.outcome != "direct" for answer in answers)
-            whole = seconds if len(answers) == len(found) else None
-            self.requests.append(
-                SeenRequest(began, len(found), whole, max(0.0, seconds - work), made_up)
-            )
+            whole = read + seconds if len(answers) == len(found) else None
+            besides = read + max(0.0, seconds - work)
+            self.requests.append(SeenRequest(began - read, len(found), whole, besides, made_up))
         return found
 
     def lately(self, seconds: float, normal: float) -> dict[str, float] | None:
@@ -96,7 +106,17 @@ class Traffic:
 
     def did(self, worker: int, members: int, occupied: float, held: float) -> None:
         """Take in a task that a worker has just done."""
-        self.tasks.append(SeenTask(time.monotonic() - occupied, worker, members, occupied, held))
+        task = SeenTask(time.monotonic() - occupied, worker, members, occupied, held)
+        self.tasks.append(task)
+        if not members:
+            self.own[worker].append(task)
+
+    def earlier(self) -> list[SeenTask]:
+        """Return those of workers' newest data tasks that were done before all of `tasks`."""
+        tasks = tuple(self.tasks)
+        first = tasks[0].at + tasks[0].occupied if tasks else 0.0
+        own = (task for kept in tuple(self.own.values()) for task in tuple(kept))
+        return [task for task in own if task.at + task.occupied < first]
 
 
 def _newest(seen: deque[T]) -> list[T]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import as_json
+from codedinvnet.serving.traffic import SeenTask
 
 if TYPE_CHECKING:  # a simulation does without what computes
     from codedinvnet.serving.frontend import FrontEnd
@@ -68,21 +69,19 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             ]
             for r in requests
         ],
-        "tasks": [
-            [
-                round(1000 * (t.at - start), 2),
-                t.worker,
-                t.members,
-                round(1000 * t.occupied, 3),
-                round(1000 * t.held, 3),
-            ]
-            for t in tasks
-        ],
+        "tasks": [_row(task, start) for task in tasks],
+        "earlier": [_row(task, start) for task in traffic.earlier()],
         "losses": [
             [round(1000 * (x.at - start), 2), x.worker, x.kind, round(1000 * x.seconds, 1)]
             for x in tuple(front.supervisor.losses)
         ],
     }
+
+
+def _row(task: SeenTask, start: float) -> list[float]:
+    times = (task.at - start, task.occupied, task.held)
+    at, occupied, held = (round(1000 * seconds, 3) for seconds in times)
+    return [at, task.worker, task.members, occupied, held]
 
 
 def _right(front: FrontEnd, known: Known) -> dict[str, Any] | None:

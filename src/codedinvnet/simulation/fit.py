@@ -6,6 +6,9 @@ factor, is ordinary and kept as measured; of the rest the delays beyond the medi
 three laws that makes the measured ones likeliest. A sample of ten thousand holds ten of the slowest
 thousandth, so the delays' tail is drawn from a law and not from them.
 
+A service avoids slow workers, so that of these it has few tasks to show. A worker with few tasks is
+slow if it would hardly be late so often by the share of late tasks that all others have.
+
 Nothing is said of when tasks were late: delays that come together (bursts) are fitted as if each
 came alone, and tasks that never ended are in no sample.
 """
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.simulation.distributions import Distribution
@@ -32,6 +35,8 @@ LOW = 0.2
 """Share of a worker's tasks that are surely not late: by the longest of them it is compared."""
 UNLIKE = 1.25
 """A worker that takes so many times as long there, or as many times less, has a factor."""
+CHANCE = 1e-3
+"""A worker with few tasks is slow if all workers together are less likely to show one like it."""
 WORSE = 3.0
 """A worker that is late so many times as often as the others is so on its own account."""
 FEWEST_DELAYS = 20
@@ -160,13 +165,19 @@ def _told_apart(workers: Sequence[WorkerTasks]) -> list[_Worker]:
     def own(worker: WorkerTasks) -> float:  # of an ordinary task, even if the most are late
         return float(np.quantile(worker.times, LOW))
 
-    known = [own(worker) for worker in workers if len(worker.times) >= FEWEST_TASKS]
-    usual = statistics.median_low(known) if known else 0.0
+    known = [worker for worker in workers if len(worker.times) >= FEWEST_TASKS]
+    usual = statistics.median_low(map(own, known)) if known else 0.0
+    late = np.concatenate([worker.times for worker in known] or [np.zeros(1)]) > ORDINARY * usual
     factors = []
     for worker in workers:
         ratio = own(worker) / usual if usual else 1.0
-        unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
-        factors.append(ratio if unlike and len(worker.times) >= FEWEST_TASKS else 1.0)
+        if len(worker.times) >= FEWEST_TASKS:
+            unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
+        else:
+            count, share = int((worker.times > ORDINARY * usual).sum()), float(late.mean())
+            chance = binom.sf(count - 1, len(worker.times), max(share, 1 / len(late)))
+            unlike = ratio > ORDINARY and chance * len(workers) < CHANCE
+        factors.append(ratio if unlike else 1.0)
     alike = [worker.times / factor for worker, factor in zip(workers, factors, strict=True)]
     median = float(np.median(np.concatenate(alike)))
     return [

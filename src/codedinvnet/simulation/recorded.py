@@ -20,6 +20,7 @@ from scipy.stats import poisson
 
 from codedinvnet.config import Section
 from codedinvnet.errors import UserError
+from codedinvnet.serving.traffic import OWN
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import ORDINARY, Fitted, fit
 from codedinvnet.simulation.scenario import Scenario, Straggler, parse_scenario
@@ -85,16 +86,23 @@ class Recorded(Section):
     times in ms."""
     tasks: tuple[tuple[float, int, int, float, float], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
+    earlier: tuple[tuple[float, int, int, float, float], ...] = ()
+    """The newest data tasks of workers that have few among `tasks`: they are older than these."""
     losses: tuple[tuple[float, int, str, float], ...]
     """When it was lost, the worker, why, and until another was up; times in ms."""
 
     def after(self, seconds: float) -> Recorded:
-        """Return what was seen later than that."""
+        """Return what was seen later than that, and each worker's newest OWN data tasks."""
         late = 1000 * seconds
         kept = {
             name: tuple(row for row in getattr(self, name) if row[0] >= late)
             for name in ("requests", "tasks", "losses")
         }
+        own: dict[int, list[Any]] = {}
+        for row in sorted([*self.earlier, *(row for row in self.tasks if not row[2])]):
+            own.setdefault(row[1], []).append(row)
+        newest = (row for rows in own.values() for row in rows[-OWN:])
+        kept["earlier"] = tuple(row for row in newest if row[0] < late)
         return self.model_copy(update=kept)
 
 
@@ -202,6 +210,8 @@ def condition(seen: Recorded) -> Condition:
     for at, worker, _, occupied, _ in data:
         own.setdefault(worker, []).append(Took(at, occupied))
     episodes, single = told_apart(own)
+    for at, worker, _, occupied, _ in seen.earlier:
+        single.setdefault(worker, []).append(Took(at, occupied))
     fitted = fit(
         [
             WorkerTasks(str(worker), np.array([took.ms for took in times]))
@@ -295,7 +305,7 @@ def lost(
         if not victims:
             continue
         alone = len(victims) > 1 and len(set(victims)) == 1 and victims[0] in numbers
-        tasks = len(own[victims[0]]) if alone else sum(map(len, own.values()))
+        tasks = len(own.get(victims[0], ())) if alone else sum(map(len, own.values()))
         share = len(victims) / (tasks + len(victims))
         worker = numbers[victims[0]] if alone else None
         found.append(

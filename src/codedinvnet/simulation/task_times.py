@@ -38,6 +38,8 @@ class SeenTasks(Section):
     encode_share: Time
     tasks: tuple[tuple[float, int, int, Time, Time], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
+    earlier: tuple[tuple[float, int, int, Time, Time], ...] = ()
+    """Likewise, of workers that have few among these."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _read_served(path: Path) -> Measured:
             f"{path} is no answer of GET /traffic: {describe(error, SeenTasks, raw)}"
         ) from error
     samples: dict[int, list[float]] = {}
-    for _, worker, members, occupied, held in seen.tasks:
+    for _, worker, members, occupied, held in (*seen.earlier, *seen.tasks):
         if not members:
             samples.setdefault(worker, []).append(occupied + held)
     workers = tuple(WorkerTasks(str(n), np.array(ms)) for n, ms in sorted(samples.items()))
