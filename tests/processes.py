@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,16 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def write_faults(folder: Path, *faults: dict[str, Any]) -> str:
+    path = folder / "faults.json"
+    path.write_text(json.dumps({"faults": faults}), encoding="utf-8")
+    return str(path)
+
+
+def slow(ms: float, **where: float) -> dict[str, Any]:
+    return {"kind": "slow", "delay": {"distribution": "constant", "ms": ms}, **where}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Film the service's page into docs/images/page.gif; it needs Chromium.
 
-The page is that of `codedinvnet serve mnist --demo` while queries come in. One worker is killed
-with its button, and a second one is stopped. The chart and the table of latencies are left out.
+The page is that of `codedinvnet serve mnist --demo` while queries come in. One worker is stopped
+with its button, and a second one is killed. The chart and the table of latencies are left out.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ async def film_page(path: Path) -> None:
     """Serve, hurt two workers, and film what the page shows of it.
 
     Raises:
-        SystemExit: if Chromium is not installed.
+        SystemExit: if Chromium is not installed, or the stopped worker had no query to decode.
     """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("error: the page's film needs Chromium: install it")
     times = ("--group-timeout-ms", "500", "--hang-timeout-ms", "6000", "--deadline-ms", "20000")
-    code = ("--k", "4", "--workers", "6", "--policy", "coded", "--routing", "round-robin")
+    code = ("--k", "4", "--workers", "6", "--policy", "coded")
     async with (
         server("mnist", "--demo", *code, *times) as process,
         async_playwright() as playwright,
@@ -103,13 +103,16 @@ async def film_page(path: Path) -> None:
         await page.wait_for_function(COUNTED.format("direct", 300))
         await film.say("Queries come in: workers answer them, directly.")
         await film.shoot(2.0)
-        await film.say("Worker 3 is killed …")
-        await page.get_by_label("kill worker 3").click()
-        await film.shoot(1.2, COUNTED.format("decoded", 0))
+        await film.say("Worker 1 is stopped …")
+        before = await page.locator("#n-decoded").inner_text()
+        await page.get_by_label("stop worker 1").click()
+        await film.shoot(2.0)
+        if not await page.evaluate(COUNTED.format("decoded", before)):
+            raise SystemExit("error: the stopped worker had no query's task: film anew")
         await film.say("… and what it had is decoded from the others.")
         await film.shoot(3.0)
-        await film.say("Worker 1 is stopped: its answers are decoded, too.")
-        await page.get_by_label("stop worker 1").click()
+        await film.say("Worker 3 is killed: another process takes its place.")
+        await page.get_by_label("kill worker 3").click()
         await film.shoot(3.0, "document.querySelectorAll('.worker.up').length === 6")
         await film.say("Nothing failed, and both workers are back.")
         await film.shoot(FRAME)

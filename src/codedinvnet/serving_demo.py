@@ -1,4 +1,4 @@
-"""The demonstration's second half: a real service, a slow and a killed worker, real queries."""
+"""The demonstration's second half: a real service, slow tasks, a killed worker, real queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from codedinvnet.quantiles import percentile
 RATE = 100.0
 """Queries a second."""
 QUERIES = 1000
-SLOW_WORKER, SLOW_MS = 3, 150.0
+SLOW_SHARE, SLOW_MS = 0.1, 150.0
 KILLED_WORKER, KILLED_AFTER = 6, 4.0
 
 
@@ -35,24 +35,22 @@ def run_serving_demo(name: str, folder: Path, seed: int = 0) -> None:
 async def _serve_and_load(name: str, images: np.ndarray, folder: Path, seed: int) -> list[Reply]:
     slow = {
         "kind": "slow",
-        "worker": SLOW_WORKER,
+        "probability": SLOW_SHARE,
         "delay": {"distribution": "constant", "ms": SLOW_MS},
     }
     with tempfile.TemporaryDirectory() as place:
         faults = Path(place) / "faults.json"
         faults.write_text(json.dumps({"faults": [slow]}), encoding="utf-8")
-        # In turn, so that the slow worker gets its share: the usual routing would avoid it.
-        how = ("--policy", "coded", "--routing", "round-robin")
-        options = ("--k", "10", *how, "--faults", str(faults))
+        options = ("--k", "10", "--policy", "coded", "--faults", str(faults))
         folder.mkdir(parents=True, exist_ok=True)
         async with (
             server(name, *options, log=folder / "serve.log") as process,
             connect(process.address, name, images) as client,
         ):
             print(
-                f"\nserving {name} on {process.address}: 11 workers, worker {SLOW_WORKER} is "
-                f"slowed by {SLOW_MS:.0f} ms, worker {KILLED_WORKER} is killed after "
-                f"{KILLED_AFTER:.0f} s"
+                f"\nserving {name} on {process.address}: 11 workers, one task in "
+                f"{1 / SLOW_SHARE:.0f} takes {SLOW_MS:.0f} ms longer, worker {KILLED_WORKER} is "
+                f"killed after {KILLED_AFTER:.0f} s"
             )
             kill = asyncio.create_task(_kill(client))
             requests = [[row] for row in range(QUERIES)]

@@ -72,19 +72,16 @@ def test_every_erasure_pattern_is_decoded_as_the_rules_say(r: int) -> None:
                     torch.testing.assert_close(answers[member], direct[member])
 
 
-@pytest.mark.parametrize("r", [2, 3])
-def test_one_wrong_task_is_located(r: int) -> None:
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_one_wrong_task_shows_in_the_residual(r: int) -> None:
     made = code(r)
     latents = torch.randn(5, K, made.latent_size, dtype=torch.float64)
     outputs = exact(made, latents)
     assert float(made.residual(outputs, K).max()) < 1e-9  # type: ignore[union-attr]
     for task in outputs:
         wrong = {**outputs, task: outputs[task] + torch.randn_like(outputs[task])}
-        found = made.suspect(wrong, K)
-        assert found is not None
-        assert found.tolist() == [task] * 5
-        assert made.suspect(without(wrong, task), K) is None
-    assert code(1).suspect(exact(code(1), latents), K) is None
+        assert float(made.residual(wrong, K).min()) > 1e-3  # type: ignore[union-attr]
+        assert made.residual(without(wrong, task), K) is None
 
 
 def test_growing_errors_leave_the_answer_to_the_side_features() -> None:

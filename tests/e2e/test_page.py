@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import served
+from tests.processes import served, slow, write_faults
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -33,18 +33,9 @@ def browser() -> Iterator[Any]:
 def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("an open secret\n")
-    options = (
-        "--demo",
-        "--k",
-        "4",
-        "--workers",
-        "6",
-        "--policy",
-        "coded",
-        "--routing",
-        "round-robin",
-    )
-    times = ("--group-timeout-ms", "100", "--hang-timeout-ms", "1500", "--deadline-ms", "30000")
+    faults = write_faults(tmp_path, slow(1000, probability=0.1))
+    options = ("--demo", "--k", "4", "--workers", "6", "--policy", "coded", "--faults", faults)
+    times = ("--group-timeout-ms", "500", "--hang-timeout-ms", "1500", "--deadline-ms", "30000")
     secret = ("--token-file", str(token))
     with served("mnist", *options, *times, *secret, log=tmp_path / "log") as process:
         context = browser.new_context(viewport={"width": 390, "height": 844})

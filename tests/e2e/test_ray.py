@@ -23,7 +23,7 @@ from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool
 from tests.models.factories import PLACE, TOKENS, WORDS
-from tests.processes import needs_proc, survivors
+from tests.processes import needs_proc, slow, survivors, write_faults
 
 pytest.importorskip("ray", reason="the extra codedinvnet[ray] is not installed")
 
@@ -90,23 +90,15 @@ async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> Non
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()
     options = ("--k", "4", "--workers", "7", "--pool", "ray", "--ray-address", cluster.address)
-    times = (
-        "--group-timeout-ms",
-        "100",
-        "--deadline-ms",
-        "30000",
-        "--policy",
-        "coded",
-        "--routing",
-        "round-robin",
-    )
+    times = ("--group-timeout-ms", "500", "--deadline-ms", "30000", "--policy", "coded")
+    faults = write_faults(tmp_path, slow(500, probability=0.1))
 
     async def workers(client: Client) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (await client.get("page/state"))["workers"]
         return found
 
     async with (
-        server("mnist", *options, *times, log=tmp_path / "log") as process,
+        server("mnist", *options, *times, "--faults", faults, log=tmp_path / "log") as process,
         connect(process.address, "mnist", images) as client,
     ):
         pids = [worker["pid"] for worker in await workers(client)]

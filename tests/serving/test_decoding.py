@@ -107,7 +107,7 @@ async def test_an_output_that_cannot_be_decoded_is_lost_alone(
             bad = output(result)[:1] if wrong == "shape" else np.full_like(output(result), np.nan)
             return with_output(result, bad)
 
-    async with running(method, pool=Foreign(method), routing="round-robin") as (front, _):
+    async with running(method, pool=Foreign(method)) as (front, pool):
         for start in range(0, 24, K):
             batch = images[start : start + K]
             for row, answer in enumerate(answered(await front.ask(batch))):
@@ -116,6 +116,7 @@ async def test_an_output_that_cannot_be_decoded_is_lost_alone(
                     np.testing.assert_allclose(
                         probabilities(answer), direct(mnist, batch)[row], atol=1e-5
                     )
+        assert [worker for worker, _ in pool.calls].count(0) > 1
 
 
 class Absurd(BundlePool):
@@ -133,7 +134,7 @@ async def test_an_answer_that_is_not_finite_is_none(
     decoded: bool, method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING", logger.name):
-        async with running(method, pool=Absurd(method), routing="round-robin") as (front, pool):
+        async with running(method, pool=Absurd(method)) as (front, pool):
             if decoded:
                 pool.hang(1)
             found = await front.ask(images[:K], accept_decoded=decoded, name="seven")
@@ -162,7 +163,7 @@ async def test_a_parity_of_another_shape_is_lost_and_computed_again(
             foreign.append(worker)
             return with_output(result, output(result)[:-1])
 
-    async with running(method, pool=Foreign(method), routing="round-robin") as (front, pool):
+    async with running(method, pool=Foreign(method)) as (front, pool):
         pool.hang(0)
         found = answered(await front.ask(images[:K]))
         assert [answer.outcome for answer in found] == ["decoded", *["direct"] * (K - 1)]
@@ -334,7 +335,7 @@ def test_live_agreement_and_the_residual_of_a_corrupt_worker(
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
     async def run(schedule: Schedule) -> BundleFront:
-        async with running(method, schedule=schedule, routing="round-robin") as (front, _):
+        async with running(method, schedule=schedule) as (front, _):
             for start in range(0, 240, 2 * K):
                 answered(await front.ask(images[start : start + 2 * K]))
             checks = front.metrics.agreement_checks

@@ -155,6 +155,16 @@ async def test_a_held_answer_leaves_the_worker_free(
         np.testing.assert_allclose(probabilities(answer), direct(mnist, images[:1])[0], atol=1e-5)
 
 
+async def test_traffic_counts_a_request_from_its_coming(method: Scheme, images: np.ndarray) -> None:
+    """What reading it took is no time of a worker."""
+    async with running(method, policy="uncoded") as (front, _):
+        (answer,) = answered(await front.ask(images[:1], began=time.monotonic() - 0.2))
+        (request,) = front.times.traffic.requests
+        assert request.seconds is not None
+        assert request.seconds >= answer.seconds + 0.2
+        assert request.seconds - request.besides == pytest.approx(answer.work_seconds)
+
+
 async def test_times_are_split_as_a_scenario_splits_them(
     method: Scheme, images: np.ndarray
 ) -> None:

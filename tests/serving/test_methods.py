@@ -66,7 +66,6 @@ async def served(
         policy=POLICIES["coded"],
         group_timeout=0.05,
         hang_timeout=60.0,
-        routing="round-robin",
     )
     front = BundleFront(method, pool, rules, deadline=60.0)
     await front.start()

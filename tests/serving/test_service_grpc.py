@@ -86,10 +86,8 @@ async def test_behind_the_gateway_the_answers_are_the_same() -> None:
         wanted = await client.infer("mlp", [tensor()])
         names = [output.name for output in wanted.get_response().outputs]
         upstreams = (http, f"grpc://{address}")
-        settings = GatewayOptions(
-            "mlp", upstream=upstreams, port=0, grpc_port=0, routing="round-robin", slots=1
-        )
-        async with gateway(settings) as (url, _, port):
+        settings = GatewayOptions("mlp", upstream=upstreams, port=0, grpc_port=0, slots=1)
+        async with gateway(settings) as (url, relay, port):
             over_http = triton_http.InferenceServerClient(url.removeprefix("http://"))
             over_grpc = triton.InferenceServerClient(f"127.0.0.1:{port}")
             async with over_http, over_grpc:
@@ -100,6 +98,10 @@ async def test_behind_the_gateway_the_answers_are_the_same() -> None:
                         found = await asked.infer("mlp", [sent])
                         for name in names:
                             assert (found.as_numpy(name) == wanted.as_numpy(name)).all()
+            calls = relay.front.metrics.registry.get_sample_value
+            for upstream in upstreams:
+                labels = {"upstream": upstream, "result": "ok"}
+                assert calls("codedinvnet_upstream_calls_total", labels) == 2
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ async def test_a_failure_and_what_made_up_for_it(exporter: InMemorySpanExporter)
     broken, sound = Fake(), Fake()
     broken.status = 503
 
-    async with traced(broken, sound, routing="round-robin", policy="uncoded") as (address, _):
+    async with traced(broken, sound, policy="uncoded") as (address, _):
         for _ in range(2):
             await ask(address)
     requests, attempts = split(exporter)

@@ -68,7 +68,6 @@ def traffic(scenario: Scenario, **changes: Any) -> dict[str, Any]:
         "rules": {
             "workers": rules.workers,
             "slots": rules.slots,
-            "routing": rules.routing,
             "k": scenario.k,
             "group_timeout_ms": scenario.group_timeout_ms,
             "hang_timeout_ms": scenario.hang_ms,

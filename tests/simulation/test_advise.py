@@ -27,7 +27,7 @@ OPTIONS = AdviseOptions(URL, queries=QUERIES)
 
 
 RULES = {
-    **{"workers": 11, "slots": 1, "routing": "least-loaded", "k": 10, "max_pending": 2000},
+    **{"workers": 11, "slots": 1, "k": 10, "max_pending": 2000},
     **{"group_timeout_ms": 20, "hang_timeout_ms": 3000, "deadline_ms": 5000},
     **{"hedge_share": 0.1, "extra": None},
 }

@@ -176,6 +176,13 @@ def test_a_slow_worker_is_known_by_few_tasks(share: float) -> None:
     assert [s.worker for s in others] == [None] * bool(share)
 
 
+def test_a_slow_worker_among_many_is_known_though_each_has_few_tasks() -> None:
+    given = workers(201, 20, delay=DELAYS["pareto"], factor=3.0)
+    (factor, everybody) = fit(given).stragglers
+    assert (factor.kind, factor.worker, everybody.worker) == ("factor", 0, None)
+    assert factor.factor == pytest.approx(3, rel=0.1)
+
+
 def test_few_stragglers_are_kept_as_measured() -> None:
     times = workers(1, 1000)[0].times
     times[:19] = np.arange(500.0, 519.0)

@@ -295,7 +295,6 @@ class LatencyBench:
             "k": grid.k,
             "r": 1,
             "apart": self.bundle.model.encoder.keeps_apart,
-            "routing": "least-loaded",
             "group_timeout_ms": grid.group_timeout_ms,
             "hang_timeout_ms": grid.hang_timeout_ms,
             "deadline_ms": grid.deadline_ms,

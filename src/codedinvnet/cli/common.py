@@ -183,7 +183,6 @@ def print_report(report: dict[str, Any], as_json: bool) -> None:
 def add_face_options(sub: argparse.ArgumentParser) -> None:
     """Add what `serve` and `gateway` have in common: where they listen, and whom they answer."""
     add = sub.add_argument
-    add("--routing", help="least-loaded or round-robin (least-loaded)")
     add("--host", help="address to listen on (127.0.0.1)")
     add("--port", type=int, help="port; 0: a free one (8000)")
     add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")

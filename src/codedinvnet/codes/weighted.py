@@ -92,30 +92,11 @@ class WeightedCode(LatentCode):
                 mixed = mixed + float(row[i]) * outputs[i]
         return mixed
 
-    def errors(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return `error` of all parities, (B, r, n), of a complete group; None of another."""
+    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
         if any(task not in outputs for task in self.rules.tasks(size)):
             return None
-        return torch.stack([self.error(outputs, size, j) for j in range(self.rules.r)], 1)
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        errors = self.errors(outputs, size)
-        return None if errors is None else errors.square().mean((1, 2)).sqrt()
-
-    def suspect(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return the task of a complete group, (B,), that explains its errors best if it is wrong.
-
-        A wrong member's error lies along its column of the coefficients, and a wrong parity's along
-        its own axis. One parity cannot tell them apart.
-        """
-        errors = self.errors(outputs, size)
-        if errors is None or self.rules.r < 2:
-            return None
-        columns = np.concatenate([self.weights(size), np.eye(self.rules.r)], axis=1)
-        columns /= np.linalg.norm(columns, axis=0)
-        explained = torch.einsum("rt,brn->btn", errors.new_tensor(columns), errors)
-        best = explained.square().sum(2).argmax(1)
-        return torch.where(best < size, best, best - size + self.rules.k)
+        errors = torch.stack([self.error(outputs, size, j) for j in range(self.rules.r)], 1)
+        return errors.square().mean((1, 2)).sqrt()
 
 
 class TwoParities(CodedInvNet):

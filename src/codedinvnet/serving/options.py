@@ -23,7 +23,6 @@ from codedinvnet.serving.rules.settings import (
     CODED,
     MAX_BATCH,
     POLICIES,
-    ROUTINGS,
     hang_limit,
 )
 
@@ -49,7 +48,6 @@ class ServeOptions:
     errors: int = 1
     policy: str | None = None
     """A policy, or one with a method as `served_as` takes it; None: see `policy_of`."""
-    routing: str = "least-loaded"
     worker_batch: int = 1
     extra: float | None = None
     """None: what suits the policy."""
@@ -122,7 +120,6 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"{options.source} is served already: codedinvnet gateway stands before it")
     method = _method(options)
     choices = (
-        ("--routing", options.routing, ROUTINGS),
         ("--engine", options.engine, ENGINES),
         ("--on-corruption", options.on_corruption, ("replace", "report")),
     )
@@ -144,8 +141,6 @@ def check(options: ServeOptions) -> None:
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
     check_extra(options.extra)
-    if options.worker_batch > 1 and options.routing != "least-loaded":
-        raise UserError("--worker-batch goes with --routing least-loaded")
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(
             f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "

@@ -79,7 +79,6 @@ def make_service(options: ServeOptions) -> Service:
         hedge_share=1 / options.k,
         extra=options.extra,
         max_pending=most,
-        routing=options.routing,
         worker_batch=options.worker_batch,
     )
     relied = None

@@ -47,7 +47,6 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
         "rules": {
             "workers": len(scheduler.binding.up),
             "slots": rules.slots,
-            "routing": rules.routing,
             "k": 1 if code is None else code.k,
             "group_timeout_ms": 1000 * rules.group_timeout,
             "hang_timeout_ms": 1000 * rules.hang_timeout,

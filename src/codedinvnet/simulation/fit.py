@@ -165,9 +165,9 @@ def _told_apart(workers: Sequence[WorkerTasks]) -> list[_Worker]:
     def own(worker: WorkerTasks) -> float:  # of an ordinary task, even if the most are late
         return float(np.quantile(worker.times, LOW))
 
-    known = [worker for worker in workers if len(worker.times) >= FEWEST_TASKS]
-    usual = statistics.median_low(map(own, known)) if known else 0.0
-    late = np.concatenate([worker.times for worker in known] or [np.zeros(1)]) > ORDINARY * usual
+    known = [worker for worker in workers if len(worker.times) >= FEWEST_TASKS] or workers
+    usual = statistics.median_low(map(own, known))
+    late = np.concatenate([worker.times for worker in known]) > ORDINARY * usual
     factors = []
     for worker in workers:
         ratio = own(worker) / usual if usual else 1.0

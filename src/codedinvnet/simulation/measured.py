@@ -76,7 +76,6 @@ class MeasuredRun(Section):
     apart: bool = False
     """Whether the code of the bundle keeps the members apart."""
     bundle: str | None = None
-    routing: str = "least-loaded"
     qps: float
     """Images a second."""
     batch: Positive = 1
@@ -138,7 +137,7 @@ class MeasuredArm:
         return reduce(add, (run.latencies for run in self.runs))
 
 
-SETTINGS = ("name", "policy", "workers", "k", "r", "method", "backup", "routing", "stragglers")
+SETTINGS = ("name", "policy", "workers", "k", "r", "method", "backup", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
 LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")

@@ -43,7 +43,6 @@ class SeenRules(Section):
 
     workers: int
     slots: int
-    routing: str
     k: int
     group_timeout_ms: float
     hang_timeout_ms: float

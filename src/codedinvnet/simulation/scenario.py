@@ -24,7 +24,6 @@ from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.serving.rules.settings import (
     MAX_BATCH,
     POLICIES,
-    ROUTINGS,
     Policy,
     Rules,
     hang_limit,
@@ -145,7 +144,6 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     """How many missing answers of a group it makes up for, where that can be chosen."""
-    routing: str = "least-loaded"
     slots: Positive = 1
     """How many tasks a worker is at, at most."""
     worker_batch: Positive = 1
@@ -207,12 +205,11 @@ class Scenario(Section):
             raise ValueError(str(error)) from error
         return value
 
-    @field_validator("policy", "routing")
+    @field_validator("policy")
     @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        known = tuple(POLICIES) if info.field_name == "policy" else ROUTINGS
-        if value not in known:
-            raise ValueError(f"not one of {', '.join(known)}")
+    def _known(cls, value: str) -> str:
+        if value not in POLICIES:
+            raise ValueError(f"not one of {', '.join(POLICIES)}")
         return value
 
     @model_validator(mode="after")
@@ -243,8 +240,8 @@ class Scenario(Section):
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
-        if self.worker_batch > 1 and (self.slots > 1 or self.routing != "least-loaded"):
-            raise ValueError("worker_batch goes with one slot, and with the routing least-loaded")
+        if self.worker_batch > 1 and self.slots > 1:
+            raise ValueError("worker_batch goes with one slot")
         if coded and self.group_timeout_ms >= self.deadline_ms:
             raise ValueError(
                 f"group_timeout_ms {self.group_timeout_ms:g} is not below deadline_ms "
@@ -266,7 +263,6 @@ class Scenario(Section):
             hedge_share=1 / self.k,
             extra=self.extra,
             max_pending=self.max_pending or pending_limit(self.workers),
-            routing=self.routing,
             slots=self.slots,
             worker_batch=self.worker_batch,
         )

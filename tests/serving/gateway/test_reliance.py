@@ -158,7 +158,7 @@ async def test_an_upstream_that_answers_wrongly_is_told(
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
 
-    async with gateway(*servers, protection=finished, routing="round-robin", **SMALL) as (
+    async with gateway(*servers, protection=finished, **SMALL) as (
         address,
         relay,
         _,

@@ -427,6 +427,7 @@ class Model:
         waiting = [a for a in scheduler.attempts.values() if a.started is None]
         assert scheduler.waiting == len(waiting)
         assert all(map(scheduler._needed, waiting)), "nobody needs it"
+        assert {a.worker for a in waiting} <= {NOBODY}, "it was bound before it could begin"
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
         assert 0 <= scheduler.budget.tokens <= BUCKET
@@ -434,8 +435,7 @@ class Model:
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]
-            given = [a.worker for a in own if a.identity in at or a.started is None]
-            assert group.at == Counter(w for w in given if w != NOBODY)
+            assert group.at == Counter(a.worker for a in own if a.identity in at)
             assert group.members, "nobody is in it"
         for query in scheduler.queries.values():
             group = query.group
@@ -462,12 +462,9 @@ class Model:
             slots = self.rules.backup_slots if backup else self.rules.slots
             if index in self.down or len(worker.running) >= slots:
                 continue
-            assert not worker.line, "idle, yet tasks of its own wait"
             for attempt in waiting:
                 if scheduler.binding.is_apart(attempt):
                     assert not backup, "idle, yet a task for it waits"
-                elif self.rules.routing == "round-robin":
-                    assert backup or attempt.worker != NOBODY, "a worker is up"
                 elif scheduler.may_take(index, attempt):
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()

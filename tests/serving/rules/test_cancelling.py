@@ -18,7 +18,6 @@ from tests.serving.rules.situations import (
     know_times,
     own,
     parity,
-    reach,
 )
 
 # Queries that nobody waits for
@@ -128,19 +127,6 @@ def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
     assert model.scheduler.sent == sent
 
 
-def test_it_moves_with_its_group_when_its_worker_dies() -> None:
-    model = busy(2, routing="round-robin")
-    gone, slow = model.submit(2)
-    (task,) = own(model, gone)
-    model.cancel(gone)
-    before = task.worker
-    model.kill(before)
-    assert task.worker != before
-    assert task.identity in model.scheduler.binding.workers[task.worker].line
-    assert slow not in model.ended
-    model.drain()
-
-
 def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
     model = coded(2, spare=1, hang_timeout=100.0)
     gone, lost = model.submit(2)
@@ -154,7 +140,7 @@ def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
 
 
 def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
-    model = busy(3, routing="round-robin")
+    model = busy(3)
     first, gone = model.submit(2)
     model.cancel(gone)
     assert model.new() == [Forget((), (gone,))]
@@ -162,17 +148,20 @@ def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
     tasks = [task for query in (first, *others) for task in own(model, query)]
     tasks.append(parity(model, first))
     assert tasks[-1].group.members == [first, *others]
-    assert len({task.worker for task in tasks}) == 4, "the worker that it leaves is free again"
     finish(model, *tasks[1:])
     assert model.decoding == [first]
     model.drain()
 
 
 def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> None:
-    model = busy(3, routing="round-robin")
+    model = coded(3)
     gone, second = model.submit(2)
-    finish(model, *own(model, second))
+    model.result(*model.data(second))
+    model.kill(*range(4))
+    (lost,) = own(model, gone)
+    assert lost.started is None
     model.cancel(gone)
+    model.up(*range(4))
     third, fourth = model.submit(2)
     model.new()
     finish(model, *own(model, third), parity(model, fourth))
@@ -182,16 +171,17 @@ def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> N
 
 
 def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
-    model = busy(3, "coded+hedge", hedge_share=0.8, group_timeout=1.0, routing="round-robin")
+    model = coded(3, policy="coded+hedge", hedge_share=1.0, group_timeout=1.0)
     know_times(model)
     gone, second = model.submit(2)
-    reach(model, *own(model, second))
     model.wait(0.02)
     original, copy = own(model, second)
-    reach(model, copy)
+    model.release(original.identity)
+    model.kill(*{0, 1, 2, 3} - {copy.worker})
     assert all(attempt.started is None for attempt in own(model, gone))
     model.result(original.identity)
     model.cancel(gone)
+    model.up(*{0, 1, 2, 3} - {copy.worker})
     model.submit(2)
     model.new()
     model.result(copy.identity)

@@ -107,7 +107,6 @@ def happen(model: Model, event: str, n: int) -> None:
 @given(
     setup=st.sampled_from(SETUPS),
     timed=st.booleans(),
-    round_robin=st.booleans(),
     slots=st.sampled_from([1, 1, 2, 3]),
     worker_batch=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
@@ -118,7 +117,6 @@ def happen(model: Model, event: str, n: int) -> None:
 def test_every_query_ends_once_whatever_happens(
     setup: tuple[str, int, CodeRules | None],
     timed: bool,
-    round_robin: bool,
     slots: int,
     worker_batch: int,
     slow: float,
@@ -131,13 +129,12 @@ def test_every_query_ends_once_whatever_happens(
         policy,
         workers,
         code,
-        routing="round-robin" if round_robin else "least-loaded",
         max_losses=max_losses,
         max_pending=20,
         hedge_share=0.8,
         extra=extra,
         slots=slots,
-        worker_batch=1 if round_robin or slots > 1 else worker_batch,
+        worker_batch=1 if slots > 1 else worker_batch,
     )
     if timed:
         know_times(model, slow)

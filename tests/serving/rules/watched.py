@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import Action, Send
-from codedinvnet.serving.rules.group import CodingGroup
 from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt
@@ -59,15 +57,8 @@ class Watched(Scheduler):
         return super().failed(now, attempt, reason)
 
     def _begin(self, now: float, attempt: Attempt) -> Send:
-        if self.rules.routing != "round-robin":
-            assert self.may_take(attempt.worker, attempt), "another worker should take it"
+        assert self.may_take(attempt.worker, attempt), "another worker should take it"
         return super()._begin(now, attempt)
-
-    def _dispatch(self, now: float, group: CodingGroup, task: int, *rest: Any, **kind: Any) -> None:
-        super()._dispatch(now, group, task, *rest, **kind)
-        attempt = list(self.attempts.values())[-1]
-        if attempt.worker != NOBODY:
-            assert self.may_take(attempt.worker, attempt), "another worker should be given it"
 
     def may_take(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
@@ -79,7 +70,7 @@ class Watched(Scheduler):
         busy = {
             i
             for i, found in enumerate(workers)
-            for other in (*found.running.values(), *found.line.values())
+            for other in found.running.values()
             if other.group is attempt.group and other is not attempt
         }
         own = attempt.query.attempts.values() if attempt.query is not None else ()

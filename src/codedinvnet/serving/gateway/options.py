@@ -14,7 +14,6 @@ from codedinvnet.serving.rules.settings import (
     CODED,
     HEDGE,
     POLICIES,
-    ROUTINGS,
     WITH_HEDGE,
     Policy,
     hang_limit,
@@ -52,7 +51,6 @@ class GatewayOptions:
     group_timeout_ms: float = 20.0
     scores: str | None = None
     inputs: tuple[str, ...] = ()
-    routing: str = "least-loaded"
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = None
@@ -89,10 +87,8 @@ def check(options: GatewayOptions) -> None:
     Raises:
         UserError: naming the option.
     """
-    choices = (("--policy", options.policy, OFFERED), ("--routing", options.routing, ROUTINGS))
-    for flag, value, known in choices:
-        if value is not None and value not in known:
-            raise UserError(f"{flag}: {value!r} is not one of {', '.join(known)}")
+    if options.policy is not None and options.policy not in OFFERED:
+        raise UserError(f"--policy: {options.policy!r} is not one of {', '.join(OFFERED)}")
     if not options.name:
         raise UserError("NAME: the model that the upstreams have")
     if not options.upstream and options.upstreams_file is None:

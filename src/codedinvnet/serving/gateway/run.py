@@ -87,7 +87,6 @@ def make_relay(
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=2 * deadline,  # the pool finds them out, call by call
         max_pending=options.max_pending or pending_limit(workers * options.slots),
-        routing=options.routing,
         slots=options.slots,
         backups=backups,
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,

@@ -12,11 +12,9 @@
    task of the line in (normal time) / (their slots). A worker that takes s times as long as normal
    therefore passes by the first (s - 1) x (their slots) tasks. No task is passed by once it has
    waited for as long as the slow worker would lose, (s - 1) x (normal time).
-5. With the routing `round-robin` a task is bound when it comes, to the worker whose turn it is
-   among those that rule 3 prefers. It waits in that worker's own line, whatever the worker is at.
-6. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
+5. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
    these workers take in the order of coming. To the other rules neither exists.
-7. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
+6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
    has a task, those with a data task that are not slow take more of them. Rule 3 holds for these as
    well, and no query is twice in a call. One whose task was lost before is computed alone, since
    others may fail by it. Nothing joins a call that has begun. A worker is free when all of
@@ -47,8 +45,6 @@ class Worker:
 
     running: dict[int, Attempt] = field(default_factory=dict)
     """The tasks that it is at."""
-    line: OrderedDict[int, Attempt] = field(default_factory=OrderedDict)
-    """The tasks that were bound to it before it could begin (rule 5)."""
     turn: int = 0
     """When it was last given a task, for ties."""
 
@@ -57,13 +53,13 @@ class Binding:
     """The workers, and the tasks that wait for one.
 
     Args:
-        rules: how many workers and slots there are, and the routing.
+        rules: how many workers and slots there are.
         pace: which workers are slow.
 
     Attributes:
         workers: all of them.
         waiting: how many tasks no worker is at.
-        needed: how many of them are not extra; those of rule 6 left out.
+        needed: how many of them are not extra; those of rule 5 left out.
         running: how many tasks workers are at.
         load: the share of the slots that queries found busy, of about MEMORY of them.
         up: the workers that are up.
@@ -82,21 +78,18 @@ class Binding:
         self._slots, self._backup_slots = rules.slots, rules.backup_slots
         self._batch = rules.worker_batch
         self._composing: set[int] = set()
-        """The workers whose calls have not begun (rule 7)."""
+        """The workers whose calls have not begun (rule 6)."""
         self._mains = count - rules.backups
         """The workers before this one are no backups."""
         self._mains_up = set(range(self._mains))
         self._pace = pace
-        self._in_turn = rules.routing == "round-robin"
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
-        """The workers with a free slot; with `round-robin` all that are up."""
+        """The workers with a free slot."""
         self._apart: OrderedDict[int, Attempt] = OrderedDict()
-        """The tasks of rule 6 that wait, and below the workers that have a slot for them."""
+        """The tasks of rule 5 that wait, and below the workers that have a slot for them."""
         self._backups = WorkerOrder(count)
-        self._ready: dict[int, None] = {}
-        """The workers that may have a free slot and a task in their own line."""
         self._turn = 0
         for worker in range(count):
             self.reorder(worker)
@@ -113,7 +106,7 @@ class Binding:
         return self._slots * (len(self._mains_up) - len(slow))
 
     def is_apart(self, attempt: Attempt) -> bool:
-        """Tell whether a task is of rule 6."""
+        """Tell whether a task is of rule 5."""
         if self._mains == len(self.workers) or attempt.query is not None:
             return False
         group = attempt.group
@@ -134,11 +127,6 @@ class Binding:
             return
         self.needed += not attempt.extra
         line = self._first if attempt.first else self._rest
-        if self._in_turn and (worker := self._next_in_turn(attempt)) is not None:
-            self._bind(attempt, worker)
-            self.reorder(worker)
-            self._ready[worker] = None
-            line = self.workers[worker].line
         line[attempt.identity] = attempt
 
     def remove(self, attempt: Attempt) -> None:
@@ -147,12 +135,7 @@ class Binding:
         if self._apart.pop(attempt.identity, None) is not None:
             return
         self.needed -= not attempt.extra
-        if attempt.worker != NOBODY:
-            del self.workers[attempt.worker].line[attempt.identity]
-            attempt.group.left(attempt.worker)
-            attempt.worker = NOBODY
-        else:
-            del (self._first if attempt.first else self._rest)[attempt.identity]
+        del (self._first if attempt.first else self._rest)[attempt.identity]
 
     def take(self, now: float) -> Attempt | None:
         """Return a task that its worker begins now; None if no worker can take any."""
@@ -161,7 +144,7 @@ class Binding:
             return None
         attempt = self._for_backup()
         if attempt is None:
-            attempt = self._bound() if self._in_turn else self._choose(now)
+            attempt = self._choose(now)
             if attempt is None:
                 return None
             self.needed -= not attempt.extra
@@ -186,12 +169,10 @@ class Binding:
         self.running -= 1
         attempt.group.left(attempt.worker)
         self.reorder(attempt.worker)
-        if worker.line:
-            self._ready[attempt.worker] = None
         return True
 
     def lose(self, index: int) -> list[Attempt]:
-        """A worker is down: what was bound to it waits anew; return what it was at."""
+        """A worker is down; return what it was at."""
         worker = self.workers[index]
         self.up.discard(index)
         self._mains_up.discard(index)
@@ -201,9 +182,6 @@ class Binding:
         self.reorder(index)
         for attempt in lost:
             attempt.group.left(index)
-        for attempt in list(worker.line.values()):
-            self.remove(attempt)
-            self.add(attempt)
         return lost
 
     def restore(self, index: int) -> None:
@@ -212,10 +190,6 @@ class Binding:
         if index < self._mains:
             self._mains_up.add(index)
         self.reorder(index)
-        if self._in_turn:
-            for attempt in [*self._first.values(), *self._rest.values()]:
-                self.remove(attempt)
-                self.add(attempt)
 
     def reorder(self, index: int) -> None:
         """Take note that a worker's load, turn, health or pace has changed."""
@@ -224,8 +198,6 @@ class Binding:
         if index >= self._mains:
             free = index in self.up and load < self._backup_slots
             self._backups.update(index, (1.0, load, worker.turn) if free else None)
-        elif self._in_turn:
-            self._order.update(index, (1.0, 0, worker.turn) if index in self.up else None)
         elif index in self.up and (load < self._slots or self._takes_more(index, load)):
             late = any(attempt.late for attempt in worker.running.values())
             load += self._slots * late
@@ -233,7 +205,7 @@ class Binding:
         else:
             self._order.update(index, None)
 
-    # Rule 7
+    # Rule 6
 
     def _takes_more(self, index: int, load: int) -> bool:
         composing = index in self._composing and self._pace.slowness(index) == 1.0
@@ -251,7 +223,7 @@ class Binding:
         attempt.worker = worker
         attempt.group.given(worker)
 
-    # Rule 6
+    # Rule 5
 
     def _for_backup(self) -> Attempt | None:
         if not self._apart or (worker := self._backups.first()) is None:
@@ -259,24 +231,6 @@ class Binding:
         attempt = self._apart.popitem(last=False)[1]
         self._bind(attempt, worker)
         return attempt
-
-    # Rule 5
-
-    def _next_in_turn(self, attempt: Attempt) -> int | None:
-        barred = attempt.group.failed | _holders(attempt)
-        found = self._order.first(barred | attempt.group.at.keys())
-        if found is None:
-            found = self._order.first(barred)
-        return self._order.first() if found is None else found
-
-    def _bound(self) -> Attempt | None:
-        while self._ready:
-            index = next(iter(self._ready))
-            worker = self.workers[index]
-            if worker.line and len(worker.running) < self._slots:
-                return worker.line.popitem(last=False)[1]
-            del self._ready[index]
-        return None
 
     # Rules 2 to 4
 
@@ -324,7 +278,7 @@ class Binding:
                 self.recheck = at
 
     def _may(self, worker: int, attempt: Attempt) -> bool:
-        """Tell whether rules 3 and 7 let a worker take a task."""
+        """Tell whether rules 3 and 6 let a worker take a task."""
         at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
         if worker in self._composing and (worker in holders or not _shares(attempt)):
             return False

@@ -75,8 +75,8 @@ class Sending:
     open_group: CodingGroup | None
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        if rules.worker_batch > 1 and (rules.slots > 1 or rules.routing != "least-loaded"):
-            raise ValueError("worker_batch goes with one slot, and with the routing least-loaded")
+        if rules.worker_batch > 1 and rules.slots > 1:
+            raise ValueError("worker_batch goes with one slot")
         self.rules, self.offered = rules, code
         self.budget = Budget()
         self._go_by(rules.policy, code_for(rules.policy, rules.workers, code, rules.backups))
@@ -122,9 +122,8 @@ class Sending:
         return worker in self.binding.up
 
     def load(self, worker: int) -> int:
-        """Return how many tasks a worker is at, or has in a line of its own."""
-        found = self.binding.workers[worker]
-        return len(found.running) + len(found.line)
+        """Return how many tasks a worker is at."""
+        return len(self.binding.workers[worker].running)
 
     def is_at(self, worker: int, attempt: int) -> bool:
         """Tell whether a worker is at an attempt; if not, another may be in its place by now."""

@@ -68,7 +68,6 @@ WITH_HEDGE = "+hedge"
 
 AUTO_EXTRA = 0.2
 """Extra work per query that `auto` may do, if nobody says."""
-ROUTINGS = ("least-loaded", "round-robin")
 LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
 deadline, so that there is time to send its query again, within these. The machine itself may stand
@@ -102,13 +101,12 @@ class Rules:
             are all sent; `auto` has AUTO_EXTRA.
         max_pending: unanswered queries, at most.
         max_losses: a query whose attempts were lost so often is given up.
-        routing: `least-loaded`, ties in turn, or `round-robin`: see `binding`.
         slots: how many tasks a worker may be at.
         backups: the last so many workers compute a small backup's tasks, and nothing else, and the
             others no such task; 0: every worker computes every task.
         backup_slots: how many tasks one of these may be at.
         worker_batch: how many data tasks a worker computes in one call, at most; more than 1 goes
-            with one slot, and with the routing `least-loaded`.
+            with one slot.
     """
 
     workers: int
@@ -119,7 +117,6 @@ class Rules:
     extra: float | None = None
     max_pending: int = 1000
     max_losses: int = 5
-    routing: str = "least-loaded"
     slots: int = 1
     backups: int = 0
     backup_slots: int = 1
