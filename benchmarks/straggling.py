@@ -35,7 +35,7 @@ from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.protect.folder import load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
-from codedinvnet.protect.inputs import read_inputs
+from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.serving.opening import called
@@ -111,7 +111,7 @@ def run(
     Args:
         protection: the folder that `codedinvnet protect` wrote.
         model: of which it is the protection.
-        inputs: as `codedinvnet protect` takes them.
+        inputs: as `codedinvnet protect` takes them; of the protection's own its test inputs alone.
         method: one of the protection's; None: the recommended one.
         scale: factor of pixels 0..255.
         mean: what is subtracted then, by channel.
@@ -136,14 +136,15 @@ def run(
     if workers < needed:
         raise UserError(f"--workers {workers}: {scheme.name} needs {needed}")
     how = Preprocessing(scale=scale, mean=tuple(mean), std=tuple(std))
-    found = read_inputs(inputs, opened.signature, how)
-    drawn = np.random.default_rng(seed).permutation(len(found))[:INPUTS]
+    described = read_description(protection)
+    found = read_inputs(inputs, opened.signature, how).distinct()
+    drawn = np.random.default_rng(seed).permutation(_unseen(found, described))[:INPUTS]
     queries = found.batch(np.sort(drawn))
     parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(drawn))]
     wanted = np.concatenate([scores_of(opened, part).argmax(1) for part in parts])
     sizes = (workers, load, batch, requests, seed)
     place = Place(opened, protection, scheme, queries, wanted, *sizes, log)
-    compute = read_description(protection)["parts"]["the model: a query"]["ms"][0]
+    compute = described["parts"]["the model: a query"]["ms"][0]
     service = _service_ms(compute, workers, load)
     rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
     done = {(row["stragglers"], row["policy"]) for row in rows}
@@ -153,6 +154,14 @@ def run(
         rows.append({"stragglers": straggler, "policy": arm, "method": scheme.name, **figures})
         write_json(out, rows)
     return {"rows": rows, "table": table(rows)}
+
+
+def _unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
+    """Return the rows that nothing of a protection was trained on or chosen by."""
+    settings = described["settings"]
+    if inputs.digest() != settings["inputs"]:
+        return np.arange(len(inputs))
+    return split(len(inputs), settings["seed"]).test
 
 
 def _service_ms(compute: float, workers: int, load: float) -> float:
