@@ -40,7 +40,7 @@ def test_predictions_come_true_and_the_best_policy_is_named() -> None:
     for model in advised.MODELS:
         order, measured, own = advised.order_of(model), dict[str, advised.Late](), []
         for place, policy in enumerate(order):
-            late, _ = simulate_requests(served(policy, model, 1000 + place))
+            late, _ = simulate_requests(served(policy, model, 1000))
             measured[policy] = advised.late_of(late.tolist())
             if place:
                 raw = traffic(served(order[place - 1], model, place), offered=advised.POLICIES)
