@@ -18,10 +18,11 @@ from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpo
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
-from codedinvnet.models import open_model
+from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
+from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
@@ -259,3 +260,27 @@ def test_a_finished_protection_is_not_overwritten(finished: Path, call: Command)
     outcome = call(*arguments("vectors", finished.parent / "x.npy", finished))
     assert outcome.code == 2
     assert "holds a protection already" in outcome.err
+
+
+def test_scores_are_divided_by_less_where_many_classes_would_look_alike() -> None:
+    def temperature(classes: int, height: float) -> float:
+        scores = np.zeros((3, classes), np.float32)
+        scores[:, 0] = height
+        return distil.Lesson(Inputs({}, {}), np.arange(3), np.arange(3), scores).temperature
+
+    assert temperature(10, 1.0) == 1.0  # even then they are alike
+    assert temperature(10, 4.0) == 2.0
+    assert temperature(1000, 8.0) == 1.0
+    assert temperature(1000, 30.0) == 2.0
+
+
+def test_a_backup_is_served_without_onnx_runtime_as_well(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(f"{PLACE}:vectors")
+    x = torch.rand(1, 4, FEATURES)
+    exported = load_protection(finished, model, "small-backup").compute(4, x).output
+    monkeypatch.setattr(runtime, "NEEDED", ("no_such_module",))
+    monkeypatch.setattr(runtime, "session", None)  # nobody may open one
+    found = load_protection(finished, model, "small-backup").compute(4, x).output
+    torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)

@@ -177,7 +177,7 @@ def test_a_library_may_be_installed_by_another_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_export", lambda *_: b"no model")
+    monkeypatch.setattr(runtime, "export", lambda *_: b"no model")
     with pytest.raises(UserError, match="the engine onnxruntime cannot run Identity: "):
         Exported(nn.Identity(), [torch.zeros(1, 3)])
 
