@@ -8,9 +8,9 @@ one straggler in a hundred tasks hits two of them. Of single ones p99 would lie 
 
 A p99 of few requests is itself a draw, so that none could foretell it well. Two things keep it from
 deciding. Every load has thousands of requests, and all of one straggler model have the same
-arrivals. What is left is told: how often one half of a load foretells the p99 of its other half,
-and how often the policy that is best by the first halves is best by the second. No advice does
-much better than that. On a quiet machine it takes 45 minutes, and 5 with --quick.
+arrivals. What is left is told: how often one half of a load foretells the p99 of its other half.
+The best policy by the first halves is compared with that by the second ones, too. No advice does
+much better. On a quiet machine it takes 45 minutes, and 5 with --quick. Finished models are kept.
 """
 
 from __future__ import annotations
@@ -66,24 +66,37 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
         seed: of arrivals, images and faults.
 
     Raises:
-        UserError: if a service does not start, or what it saw is too little.
+        UserError: if a service does not start, what it saw is too little, or the file holds
+            something else.
     """
     check_writable(out)
-    models = QUICK_MODELS if quick else MODELS
-    rows: list[dict[str, Any]] = []
-    for model in models:
-        rows += asyncio.run(_switches(model, quick, seed, out.with_suffix(".log")))
-    report = {
+    head = {
         "schema_version": 1,
         "kind": "advised",
-        **judged(rows),
         "requests": QUICK_REQUESTS if quick else REQUESTS,
-        "rows": rows,
+        "seed": seed,
         "machine": describe_machine(),
         "commit": describe_commit(),
     }
-    write_json(out, report)
+    rows = _kept(out, head)
+    for model in QUICK_MODELS if quick else MODELS:
+        if all(row["stragglers"] != model for row in rows):
+            rows += asyncio.run(switches(model, quick, seed, out.with_suffix(".log")))
+            write_json(out, {**head, **judged(rows), "rows": rows})
+    report = {**head, **judged(rows), "rows": rows}
     return {**report, "table": "\n".join(lines(report))}
+
+
+def _kept(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a run that was interrupted, or is finished; [] if there was none."""
+    if not out.is_file():
+        return []
+    found = read_json(out)
+    if not isinstance(found, dict) or any(
+        found.get(name) != head[name] for name in ("kind", "requests", "seed", "commit")
+    ):
+        raise UserError(f"{out} holds another report: name another file, or move it away")
+    return list(found["rows"])
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -169,7 +182,7 @@ def completed(
     return found
 
 
-async def _switches(model: str, quick: bool, seed: int, log: Path) -> list[dict[str, Any]]:
+async def switches(model: str, quick: bool, seed: int, log: Path) -> list[dict[str, Any]]:
     """Return a row for each switch under a straggler model."""
     faults = schedule(WAIT, K, ParityWait(WAIT, ENCODE), injected(model, SERVICE, BATCH))
     images = sample_images(SERVED).images.numpy()

@@ -175,7 +175,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "help": "straggler models (pareto held slower)",
             },
             **SEED,
-            **out("the rows, JSON; finished runs in it are kept", required=True),
+            **out("the rows, JSON Lines; finished runs in it are kept", required=True),
             "--log": {
                 "type": Path,
                 "default": Path("runs/straggling.log"),

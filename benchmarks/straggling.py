@@ -31,15 +31,16 @@ from codedinvnet.bench.service import (
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.protect.folder import load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.rows import SCHEMA_VERSION, append_row, read_rows
 from codedinvnet.serving.opening import called
 
+KIND = "straggling"
 STRAGGLERS = ("pareto", "held", "slower")
 ARMS = ("hedge", "coded", "coded+hedge")
 SERVICE_MS = 42.0
@@ -122,7 +123,7 @@ def run(
         requests: of a run.
         stragglers: names of straggler models.
         seed: of the arrivals.
-        out: the rows, as JSON.
+        out: the rows, JSON Lines.
         log: the servers'.
 
     Raises:
@@ -138,7 +139,7 @@ def run(
     how = Preprocessing(scale=scale, mean=tuple(mean), std=tuple(std))
     described = read_description(protection)
     found = read_inputs(inputs, opened.signature, how).distinct()
-    drawn = np.random.default_rng(seed).permutation(_unseen(found, described))[:INPUTS]
+    drawn = np.random.default_rng(seed).permutation(unseen(found, described))[:INPUTS]
     queries = found.batch(np.sort(drawn))
     parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(drawn))]
     wanted = np.concatenate([scores_of(opened, part).argmax(1) for part in parts])
@@ -146,17 +147,18 @@ def run(
     place = Place(opened, protection, scheme, queries, wanted, *sizes, log)
     compute = described["parts"]["the model: a query"]["ms"][0]
     service = _service_ms(compute, workers, load)
-    rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
+    rows = read_rows(out)
     done = {(row["stragglers"], row["policy"]) for row in rows}
     todo = [(s, arm) for s in stragglers for arm in ARMS if (s, arm) not in done]
     for straggler, arm in tqdm(todo, unit="run"):
         figures = asyncio.run(_measured(place, straggler, arm, service, compute))
-        rows.append({"stragglers": straggler, "policy": arm, "method": scheme.name, **figures})
-        write_json(out, rows)
+        head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "stragglers": straggler}
+        rows.append({**head, "policy": arm, "method": scheme.name, **figures})
+        append_row(out, rows[-1])
     return {"rows": rows, "table": table(rows)}
 
 
-def _unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
+def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
     """Return the rows that nothing of a protection was trained on or chosen by."""
     settings = described["settings"]
     if inputs.digest() != settings["inputs"]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks import advised
 from benchmarks.advised import (
     MODELS,
     SWITCHES,
@@ -16,6 +20,7 @@ from benchmarks.advised import (
     predicted,
 )
 from codedinvnet.bench.latency_grid import injected
+from codedinvnet.errors import UserError
 from tests.simulation.recording import traffic
 from tests.simulation.scenarios import scenario
 
@@ -88,3 +93,24 @@ def test_advice_that_is_refused_predicts_nothing() -> None:
 def test_twenty_switches_under_models_that_the_service_can_inject() -> None:
     assert sum(SWITCHES[model] for model in MODELS) == 20
     assert all(len(injected(model, 42.0, 10)) == (model != "none") for model in MODELS)
+
+
+def test_finished_models_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def switches(model: str, *_: Any) -> list[dict[str, Any]]:
+        asked.append(model)
+        if asked == ["exponential", "slower"]:
+            raise KeyboardInterrupt
+        late = Late(100.0, (99.0, 101.0))
+        return [{**row(100.0, 100.0, "hedge", hedge=late), "stragglers": model}]
+
+    monkeypatch.setattr(advised, "switches", switches)
+    out = tmp_path / "report.json"
+    with pytest.raises(KeyboardInterrupt):
+        advised.run(out, quick=True)
+    for _ in range(2):
+        assert advised.run(out, quick=True)["best_named"] == 2
+        assert asked == ["exponential", "slower", "slower"]
+    with pytest.raises(UserError, match="holds another report"):
+        advised.run(out, quick=True, seed=1)

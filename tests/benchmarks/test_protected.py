@@ -18,6 +18,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
+from codedinvnet.protect.inputs import Inputs, split
+from codedinvnet.rows import read_rows
 from tests.conftest import Command
 from tests.protect.factories import FEATURES, vectors
 
@@ -87,7 +89,7 @@ def test_a_protected_model_is_served_under_stragglers(
 ) -> None:
     monkeypatch.setattr(straggling, "ARMS", ("coded",))  # each takes a service of its own
     np.save(tmp_path / "x.npy", made.inputs[400:])
-    out = tmp_path / "rows.json"
+    out = tmp_path / "rows.jsonl"
     words = ["straggling", str(made.path.parent / "protection"), str(made.path), "--inputs"]
     words += [str(tmp_path / "x.npy"), "--requests", "60", "--load", "0.3", "--out", str(out)]
     words += ["--stragglers", "held", "--log", str(tmp_path / "log")]
@@ -96,7 +98,7 @@ def test_a_protected_model_is_served_under_stragglers(
     assert main([*words, "--workers", "3"]) == 2
     words += ["--workers", "4"]
     assert main(words) == 0
-    rows = json.loads(out.read_text())
+    rows = read_rows(out)
     assert [found["policy"] for found in rows] == ["coded"]
     for found in rows:
         assert found["errors"] == 0
@@ -186,3 +188,12 @@ def test_what_a_row_lacks_is_told(
     outcome = call_benchmarks("protected", *words, "--out", tmp_path / "out")
     assert outcome.code == 2
     assert told in outcome.err
+
+
+def test_a_protections_own_inputs_are_those_it_was_not_made_with() -> None:
+    inputs = Inputs({"x": np.arange(300.0)[:, None]}, {})
+    settings = {"inputs": inputs.digest(), "seed": 3}
+    found = straggling.unseen(inputs, {"settings": settings})
+    assert set(found) == set(split(300, 3).test)
+    others = Inputs({"x": np.arange(1.0, 31.0)[:, None]}, {})
+    assert len(straggling.unseen(others, {"settings": settings})) == 30
