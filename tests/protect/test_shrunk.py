@@ -12,13 +12,15 @@ import torch
 
 pytest.importorskip("onnx")
 
+from onnx import helper, numpy_helper, save
+
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import costs, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part, save_part
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
-from codedinvnet.protect.students import Shape, ShrunkStudent
+from codedinvnet.protect.students import ImageStudent, Shape, ShrunkStudent
 from tests.conftest import Command
 from tests.protect.conftest import PLACE, arguments
 
@@ -46,11 +48,11 @@ def test_it_costs_no_more_than_it_may(name: str, work: float, tmp_path: Path) ->
     model = open_model(f"{PLACE}:{name}")
     batch = queries(model, 5)
     graph = graph_of(model, batch)
-    shape = shrunk_shape(full_shape(model), graph, work)
+    whole = count_macs(lambda: model.run(queries(model, 1)))
+    shape = shrunk_shape(full_shape(model), graph, int(work * whole))
     student = shape.build()
     assert isinstance(student, ShrunkStudent)
     student.network.load_state_dict(graph.state_dict())
-    whole = count_macs(lambda: model.run(queries(model, 1)))
     assert 0.5 * work < costs.student_macs(student.eval()) / whole <= work
     save_part(tmp_path / WEIGHTS, student)
     x = torch.from_numpy(next(iter(batch.values())))
@@ -67,7 +69,7 @@ def test_a_model_of_one_size_is_refused() -> None:
     model = open_model(f"{PLACE}:large_images")
     batch = {"x": np.zeros((2, 3, 64, 64), np.float32)}
     with pytest.raises(Unsupported, match="one size"):
-        shrunk_shape(full_shape(model), graph_of(model, batch), 0.25)
+        shrunk_shape(full_shape(model), graph_of(model, batch), 250_000)
 
 
 @pytest.mark.parametrize("name", ["picture", "likely_picture"])
@@ -91,3 +93,38 @@ def test_it_is_chosen_where_it_agrees_more_often(call: Command, tmp_path: Path, 
     assert (scores.argmax(1).numpy() == wanted.argmax(1)).mean() >= 0.75
     if name == "likely_picture":
         assert scores.sum(1) == pytest.approx(1.0)
+
+
+def test_a_fresh_network_is_taken_where_the_models_training_diverges(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShrunkStudent, "rates", {"learning_rate": 1e30})
+    np.save(tmp_path / "x.npy", squares(400, last=False))
+    options = ("--scale", "1", "--methods", "small-backup", "--no-flip")
+    outcome = call(*arguments("picture", tmp_path / "x.npy", tmp_path / "out", *options))
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+    assert any("the loss is not finite" in note for note in found["notes"])
+    assert isinstance(load_part(tmp_path / "out" / WEIGHTS), ImageStudent)
+
+
+def test_what_pytorch_cannot_compute_is_refused(tmp_path: Path) -> None:
+    """ONNX joins integers as it joins tensors; here they are lists."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["means"]),
+        helper.make_node("Concat", ["any", "three"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["means", "sizes"], ["y"]),
+    ]
+    shapes: dict[str, list[int | str | None]] = {"x": ["batch", 3, 32, 32], "y": ["batch", 3]}
+    x, y = (helper.make_tensor_value_info(n, 1, shape) for n, shape in shapes.items())
+    sizes = {"any": -1, "three": 3}
+    held = [numpy_helper.from_array(np.array([size]), name) for name, size in sizes.items()]
+    content = helper.make_model(
+        helper.make_graph(nodes, "graph", [x], [y], held),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    save(content, tmp_path / "model.onnx")
+    model = open_model(tmp_path / "model.onnx", scores="y:logits")
+    with pytest.raises(Unsupported, match="cannot be computed here"):
+        graph_of(model, {"x": np.random.default_rng(0).random((4, 3, 32, 32), np.float32)})

@@ -110,6 +110,17 @@ def session(model: bytes | str, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def any_batch(inputs: int) -> tuple[Any, ...]:
+    """Return the option `dynamic_shapes` with which a module of `*tensors` takes any batch.
+
+    Its examples must be of two queries or more: a size of 1 would be taken for one that stays.
+
+    Args:
+        inputs: how many tensors it takes.
+    """
+    return (tuple({0: torch.export.Dim.DYNAMIC} for _ in range(inputs)),)
+
+
 def export(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> bytes:
     """Return a module as ONNX.
 

@@ -28,7 +28,12 @@ from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
 from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs
 from codedinvnet.models.program import load_program
-from codedinvnet.models.runtime import ONNX_RUNTIME, check_installed, exported_session
+from codedinvnet.models.runtime import (
+    ONNX_RUNTIME,
+    any_batch,
+    check_installed,
+    exported_session,
+)
 from codedinvnet.models.specs import Declared, check_told, input_specs
 
 PLATFORM = "pytorch"
@@ -369,13 +374,11 @@ def _exported(network: Network, opened: Opened, where: str) -> Opened:
 
 def _session(network: Network, queries: Arrays, outputs: list[str], free: bool) -> Any:
     """Export a network for one query at a time, or for any number."""
-    # A size of 1 would be taken for one that stays.
     examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
-    axes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in queries),)
     return exported_session(
         network,
         examples,
-        dynamic_shapes=axes if free else None,
+        dynamic_shapes=any_batch(len(examples)) if free else None,
         input_names=list(queries),
         output_names=outputs,
     )

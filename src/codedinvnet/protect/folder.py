@@ -20,7 +20,13 @@ from codedinvnet.files import file_digest, read_json, write_atomically, write_js
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.models.runtime import ONNX_RUNTIME, check_installed, export, is_installed
+from codedinvnet.models.runtime import (
+    ONNX_RUNTIME,
+    any_batch,
+    check_installed,
+    export,
+    is_installed,
+)
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
@@ -35,7 +41,7 @@ SMALL, OWN, EQUAL, CODE = SmallBackup.name, "own-backup", "equal-backup", "code"
 PARTS = {SMALL: WEIGHTS, EQUAL: "equal-backup.safetensors", CODE: "code.safetensors"}
 """The files of what was trained."""
 EXPORTS = {SMALL: "backup.onnx", EQUAL: "equal-backup.onnx"}
-"""The small backups as ONNX Runtime computes them, in half the time that PyTorch takes."""
+"""The small backups as ONNX Runtime computes them, which is faster than PyTorch."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
 """Rows of the code around the frozen model, by what their answers rest on."""
 CLOSE = 1e-2
@@ -243,8 +249,8 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
     """
     if name == OWN:
         source = ModelSource(**found["own_backup"])
-    elif name in found.get("exports", {}) and is_installed(ONNX_RUNTIME):
-        source = exported_source(folder, name, found["exports"][name])
+    elif name in found.get("exports", ()) and is_installed(ONNX_RUNTIME):
+        source = _exported(folder, name)
     else:
         return Answering(load_part(folder / PARTS[name]), "logits", kind)
     other = source.open()
@@ -252,15 +258,8 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
     return Answering(ScoresOf(other), other.signature.scores.kind, kind)
 
 
-def exported_source(folder: Path, name: str, digest: str = "") -> ModelSource:
-    """Return what opens a small backup that was exported.
-
-    Args:
-        folder: the protection's folder.
-        name: SMALL or EQUAL.
-        digest: that of the file; "": any will do.
-    """
-    return ModelSource(str(folder / EXPORTS[name]), scores="logits:logits", digest=digest)
+def _exported(folder: Path, name: str) -> ModelSource:
+    return ModelSource(str(folder / EXPORTS[name]), scores="logits:logits")
 
 
 def export_part(folder: Path, name: str, student: Student) -> OpenModel:
@@ -272,12 +271,15 @@ def export_part(folder: Path, name: str, student: Student) -> OpenModel:
     check_installed(ONNX_RUNTIME)
     batch = probe_inputs(student.shape.inputs)
     examples = tensors(student.shape, batch)
-    free = (tuple({0: torch.export.Dim.DYNAMIC} for _ in examples),)
     content = export(
-        student, examples, input_names=list(batch), output_names=["logits"], dynamic_shapes=free
+        student,
+        examples,
+        input_names=list(batch),
+        output_names=["logits"],
+        dynamic_shapes=any_batch(len(examples)),
     )
     write_atomically(folder / EXPORTS[name], content)
-    found = exported_source(folder, name).open()
+    found = _exported(folder, name).open()
     with torch.inference_mode():
         wanted = student(*examples).numpy()
     scores = found.run(batch)["logits"]

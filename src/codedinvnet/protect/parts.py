@@ -36,12 +36,12 @@ TRIAL = 0.1
 """Share of a part's time for which each of several students is tried."""
 TRIED = 8
 """Inputs for which the model and its graph must agree."""
-NAMES = {"images": "a small network", "shrunk": "the model on smaller images"}
 
 
 class Offer(NamedTuple):
     """What a part may be."""
 
+    title: str
     make: Callable[[], nn.Module]
     """Makes it, untrained."""
     stage: Callable[[nn.Module, PartSettings, float], BudgetStage]
@@ -103,7 +103,7 @@ class Trainer:
         try:
             batch = self.setting.inputs.batch(self.setting.rows.train[:TRIED])
             graph = graph_of(self.setting.model, batch)
-            smaller = shrunk_shape(shape, graph, work)
+            smaller = shrunk_shape(shape, graph, int(self.setting.macs * work))
         except Unsupported as error:
             self._note(f"the backup is not the model on smaller images: {error}")
             return [self._offer(shape)]
@@ -124,25 +124,25 @@ class Trainer:
             assert isinstance(student, Student)
             return DistilStage(student, self.lesson, part, seconds)
 
-        return Offer(make, stage, shape)
+        title = "a fresh network" if graph is None else ShrunkStudent.title
+        return Offer(title, make, stage, shape)
 
     def _better(self, name: str, offers: Sequence[Offer]) -> Offer:
         """Train each for a share of the time, and return the one that agreed more often."""
         path = self.options.out / WORK / f"tried-{name}.json"
         if not path.is_file():
             scores: dict[str, float] = {}
-            for offer in offers:
-                trial = f"{name}-{offer.shape.kind}"
-                share = TRIAL / (self.parts - TRIAL * len(scores))
+            for number, offer in enumerate(offers):
+                share = TRIAL / (self.parts - TRIAL * number)
                 try:
-                    scores[offer.shape.kind] = self._trained(trial, offer, share)[1]
+                    scores[offer.title] = self._trained(f"{name}-{number}", offer, share)[1]
                 except UserError as error:  # there is no time for an epoch, or its loss diverged
-                    self._note(f"{NAMES[offer.shape.kind]} is left out: {error}")
-                    scores[offer.shape.kind] = 0.0
+                    self._note(f"{name}: {offer.title} is left out: {error}")
+                    scores[offer.title] = 0.0
             write_json(path, scores)
         scores = dict(read_json(path))
-        best = max(offers, key=lambda offer: float(scores[offer.shape.kind]))
-        told = ", ".join(f"{NAMES[kind]} {100 * score:.1f} %" for kind, score in scores.items())
+        best = max(offers, key=lambda offer: float(scores[offer.title]))
+        told = ", ".join(f"{title} {100 * score:.1f} %" for title, score in scores.items())
         self._note(f"{name}: validation inputs agreed on after short trainings: {told}")
         return best
 
@@ -177,7 +177,7 @@ class Trainer:
             assert isinstance(made, FrozenCoder)
             return CodingStage(made, scores, self.lesson, k, part, seconds)
 
-        found = self._fitted(CODE, Offer(make, stage, coder(width).shape))
+        found = self._fitted(CODE, Offer(CODE, make, stage, coder(width).shape))
         assert isinstance(found, FrozenCoder)
         return found
 

@@ -82,7 +82,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     notes: list[str] = []
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
-    exports: dict[str, str] = {}
+    exports: list[str] = []
     scores = _with_gradients(options, setting, notes)
     parts = (SMALL in options.methods) + 2 * (scores is not None)
     trainer = Trainer(options, setting, settings, parts, began)
@@ -153,15 +153,15 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
 
 
 def _exported(
-    options: ProtectOptions, name: str, student: Student, exports: dict[str, str], notes: list[str]
+    options: ProtectOptions, name: str, student: Student, exports: list[str], notes: list[str]
 ) -> OpenModel | None:
-    """Export a small backup for ONNX Runtime, and keep its digest; None if that cannot be."""
+    """Export a small backup for ONNX Runtime, and take note; None if that cannot be."""
     try:
         found = export_part(options.out, name, student)
     except UserError as error:
         notes.append(f"{name} is computed by PyTorch, which takes longer: {error}")
         return None
-    exports[name] = found.source.digest
+    exports.append(name)
     return found
 
 

@@ -6,7 +6,6 @@ learnt from a few thousand inputs.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.errors import UserError, one_line
 from codedinvnet.models import OpenModel
 from codedinvnet.models.graph import Graph, Unsupported, read_graph
+from codedinvnet.models.runtime import any_batch, export
+from codedinvnet.protect import costs
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.students import Shape
 from codedinvnet.protect.teacher import scores_of
@@ -58,8 +59,10 @@ def graph_of(model: OpenModel, batch: dict[str, np.ndarray]) -> Graph:
     try:
         with torch.inference_mode():
             scores = graph(torch.from_numpy(array).float())
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise Unsupported("its graph is used in a way that is not known here") from error
+    except Unsupported:
+        raise
+    except Exception as error:  # PyTorch has many for what does not fit
+        raise Unsupported(f"its graph cannot be computed here: {one_line(error)}") from error
     found = (scores.softmax(1) if probabilities else scores).numpy()
     if found.shape != wanted.shape or np.abs(found - wanted).max() > _CLOSE * np.abs(wanted).max():
         raise Unsupported("its graph gives other scores here than where it is served")
@@ -70,15 +73,14 @@ def _exported(model: OpenModel, batch: dict[str, np.ndarray]) -> tuple[Any, str]
     """Export a module as ONNX; return the model and the name of its scores."""
     import onnx
 
-    from codedinvnet.errors import UserError
-    from codedinvnet.models.runtime import export
-
     names = [spec.name for spec in model.signature.outputs]
     (array,) = batch.values()
-    free = ({0: torch.export.Dim.DYNAMIC},)
     try:
         content = export(
-            model.network, [torch.from_numpy(array)], output_names=names, dynamic_shapes=(free,)
+            model.network,
+            [torch.from_numpy(array)],
+            output_names=names,
+            dynamic_shapes=any_batch(1),
         )
     except UserError as error:
         raise Unsupported(str(error)) from error
@@ -86,34 +88,28 @@ def _exported(model: OpenModel, batch: dict[str, np.ndarray]) -> tuple[Any, str]
     return onnx.load_from_string(content), model.signature.scores.output
 
 
-def shrunk_shape(full: Shape, graph: Graph, work: float) -> Shape:
-    """Return the shape with the largest images at which a model's graph costs so much of itself.
+def shrunk_shape(full: Shape, graph: Graph, budget: int) -> Shape:
+    """Return the shape with the largest images at which the model costs no more than allowed.
 
     Args:
         full: a shape of the model's inputs and classes.
         graph: the model's.
-        work: the most that it may cost, in services of the model.
+        budget: multiply-adds for a query.
 
     Raises:
         Unsupported: if it would be too small, or its size cannot be changed.
     """
     (spec,) = full.inputs
-    last = layout(spec)[1]
-    height, width = spec.shape[:2] if last else spec.shape[1:]
-    base = replace(full, kind="shrunk", graph=graph.described)
+    height, width = spec.shape[:2] if layout(spec)[1] else spec.shape[1:]
 
     def at(side: int) -> Shape:
-        return replace(base, size=(side, max(1, round(width * side / height))))
+        size = (side, max(1, round(width * side / height)))
+        return replace(full, graph=graph.described, size=size)
 
-    def cost(shape: Shape) -> int:
-        student = shape.build().eval()
-        return count_macs(lambda: student(torch.zeros(1, *spec.shape)))
-
+    side = height
     try:
-        whole = cost(at(height))
-        side = min(height, math.ceil(height * math.sqrt(work)) + 2)
-        while side >= SMALLEST and cost(at(side)) > work * whole:
-            side -= 1
+        while side >= SMALLEST and (macs := costs.student_macs(at(side).build().eval())) > budget:
+            side = min(side - 1, int(side * (budget / macs) ** 0.5) + 2)  # never too far
     except (RuntimeError, IndexError, ValueError) as error:
         raise Unsupported("it takes images of one size only") from error
     if side < SMALLEST:

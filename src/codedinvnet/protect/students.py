@@ -18,7 +18,7 @@ from codedinvnet.models.graph import Graph
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.protect.images import is_image, layout
 
-Kind: TypeAlias = Literal["images", "vectors", "tokens", "shrunk"]
+Kind: TypeAlias = Literal["images", "vectors", "tokens"]
 FINE, COARSE = 16, 112
 """Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
 DEEP = 48
@@ -39,8 +39,8 @@ class Shape:
         words: the size of the vocabulary, one more than the largest token that was seen.
         quarters: parts of an image's side whose averages are kept apart; where a thing stands
             matters to a model that was not trained with shifted images.
-        graph: the served model's own network, see `codedinvnet.models.graph`.
-        size: height and width of the images that it is given.
+        graph: the served model's own network, as `Graph.described` has it; None: a fresh one.
+        size: height and width of the images that this network is given.
     """
 
     kind: Kind
@@ -54,11 +54,12 @@ class Shape:
 
     def build(self) -> Student:
         """Return the untrained network."""
+        if self.graph is not None:
+            return ShrunkStudent(self)
         networks: Mapping[Kind, type[Student]] = {
             "images": ImageStudent,
             "vectors": VectorStudent,
             "tokens": TokenStudent,
-            "shrunk": ShrunkStudent,
         }
         return networks[self.kind](self)
 

@@ -285,7 +285,7 @@ class FrontEnd:
         self.admission.note(now, len(self.waiting))
         self._do(actions)
         found = await ends(futures, lambda: self._cancel(numbers), gone)
-        return self.times.traffic.ended(now, found, now - (now if began is None else began))
+        return self.times.traffic.ended(now, found, 0.0 if began is None else now - began)
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""
