@@ -160,6 +160,34 @@ def test_copies_are_as_many_as_the_service_sends_where_it_has_no_code() -> None:
     assert 1 < row(advise(seen, OPTIONS), "hedge")["work"] < 1.015
 
 
+@pytest.mark.parametrize(("workers", "model"), [(4, "none"), (11, "pareto")])
+def test_without_a_code_auto_is_simulated_without_one(workers: int, model: str) -> None:
+    given = served("uncoded", model, 5).updated(k=2, workers=workers, qps=9 * workers)
+    seen = traffic(given, code=None, method=None, offered=("hedge", "auto"))
+    seen["rules"]["k"] = 1
+    seen["rules"]["hedge_share"] = 0.1
+    report = advise(seen, OPTIONS)
+    assert [found["policy"] for found in report["simulated"]] == ["hedge", "auto"]
+    assert row(report, "auto")["made_up_share"] == 0
+
+
+def test_a_policy_that_cannot_be_simulated_is_named_and_the_others_are_told() -> None:
+    given = served("uncoded", "exponential", 5).updated(k=2, workers=4, qps=36)
+    code = as_json(METHODS["small-backup"].rules(K))
+    right = {"by": "labels", "normal": 0.99, "made_up": {str(K): 0.9}}
+    offered = ("hedge", "coded", "auto")
+    seen = traffic(given, code=code, method="small-backup", right=right, offered=offered)
+    seen["rules"]["k"] = K
+    report = advise(seen, OPTIONS)
+    assert [found["policy"] for found in report["simulated"]] == ["hedge", "auto"]
+    assert row(report, "auto")["made_up_share"] > 0
+    assert "needs 11" in report["not_simulated"]["coded"]
+    seen["right"] = {**right, "made_up": {"2": 0.9}}
+    report = advise(seen, OPTIONS)
+    assert [found["policy"] for found in report["simulated"]] == ["hedge"]
+    assert "no accuracy is known" in report["not_simulated"]["auto"]
+
+
 def test_a_simulation_that_does_not_fit_says_so() -> None:
     seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
     assert advise(seen, OPTIONS)["notes"] == []

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import from_json
+from codedinvnet.codes.rules import Uncoded, from_json
 from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile, rank_of, rounded
+from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.doubts import overload
@@ -92,7 +93,10 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     wanted = [name for name in offered if name not in left]
     rows = []
     for name in tqdm(wanted, desc="advise", unit="policy", disable=not progress, leave=False):
-        rows.append(simulated(base.updated(policy=name), code, seen))
+        try:
+            rows.append(simulated(under(base, name, code), code, seen))
+        except UserError as error:
+            left[name] = str(error)
     best = chosen(rows, seen.policy, options.by)
     now = measured(seen.after(seen.since_s))
     own = next((row for row in rows if row["policy"] == seen.policy), None)
@@ -128,6 +132,19 @@ def percentiles(latency: np.ndarray) -> dict[str, Any]:
     return found
 
 
+def under(base: Scenario, name: str, code: CodeRules | None) -> Scenario:
+    """Return the scenario of a policy, by the service's own code, which a scenario cannot name.
+
+    Raises:
+        UserError: if the policy does not go with that code, or needs more workers.
+    """
+    try:
+        code_for(POLICIES[name], base.workers, code)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return base.model_copy(update={"policy": name})
+
+
 def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dict[str, Any]:
     """Return the figures of one policy."""
     right = seen.right
@@ -136,7 +153,7 @@ def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dic
         recovered={scenario.r: {scenario.k: 1.0} if right is None else right.made_up},
         guessed=None,
     )
-    records = Simulation(scenario, known, code=code if scenario.coding.takes_code else None).run()
+    records = Simulation(scenario, known, code=code or Uncoded()).run()
     figures = summarise(records, scenario)
     return {
         "policy": scenario.policy,

@@ -108,7 +108,7 @@ class Simulation:
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
-        sizes = range(1, scenario.k + 1) if scenario.coding.takes_code else ()
+        sizes = range(1, self.scheduler.code.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
         self._released = coverages(scenario)
