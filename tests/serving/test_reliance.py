@@ -132,10 +132,11 @@ def test_a_direct_answer_that_came_meanwhile_is_not_rated() -> None:
     assert direct.agreement is None
 
 
-async def begun(scheme: Scheme, relied: Reliance, pool: BundlePool, **rules: Any) -> BundleFront:
-    settings = {"workers": WORKERS, "group_timeout": 0.05, "hang_timeout": 20.0, **rules}
-    rule = Rules(policy=POLICIES["coded"], **settings)
-    front = BundleFront(scheme, pool, rule, deadline=20.0, reliance=relied)
+async def begun(
+    scheme: Scheme, relied: Reliance, pool: BundlePool, policy: str = "coded"
+) -> BundleFront:
+    rules = Rules(WORKERS, POLICIES[policy], group_timeout=0.05, hang_timeout=20.0)
+    front = BundleFront(scheme, pool, rules, deadline=20.0, reliance=relied)
     await front.start()
     return front
 
@@ -276,6 +277,28 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     assert fields["worker"] == 2
     assert fields["requests"]
     assert all(name.startswith("request ") for name in fields["requests"])
+
+
+@pytest.mark.parametrize("policy", ["uncoded", "auto"])
+async def test_a_wrong_workers_requests_are_told_where_no_group_was_coded(
+    policy: str,
+    scheme: Scheme,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    relied, pool = reliance(None), BundlePool(scheme)
+    front = await begun(scheme, relied, pool, policy)
+    try:
+        await front.ask(images[:1], name="a")
+    finally:
+        await front.stop()
+    ((worker, _),) = pool.calls
+    monkeypatch.setattr(relied.liars, "seen", lambda *_: worker)
+    workers = {i: (worker + i) % WORKERS for i in range(K + 1)}
+    relied.compared(Check(K, {}, workers, 0), Facts(None, ((0, 0.9, False),)))
+    (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
+    assert record.__dict__["fields"] == {"worker": worker, "requests": ["a"]}
 
 
 @pytest.mark.parametrize(

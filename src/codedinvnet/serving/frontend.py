@@ -322,8 +322,7 @@ class FrontEnd:
         elif isinstance(action, Answer):
             self.waiting.made_ready((action.query,), "direct")
             if self.reliance is not None:
-                worker = self.scheduler.computed_by.get(action.attempt)
-                self.reliance.answered(worker, self.waiting.get(action.query))
+                self.reliance.answered(action.worker, self.waiting.get(action.query))
             outputs = self._outputs[action.attempt]
             if self.decoding is None or OUTPUT not in outputs:
                 self.waiting.answer(action.query, outputs)

@@ -188,9 +188,9 @@ class Reliance:
         if self.replaces:
             self.lost(worker, WRONG)
 
-    def answered(self, worker: int | None, waiting: Waiting | None) -> None:
+    def answered(self, worker: int, waiting: Waiting | None) -> None:
         """Note whose direct answer a query gets."""
-        if worker is not None and waiting is not None and waiting.request is not None:
+        if waiting is not None and waiting.request is not None:
             self.lately[worker].append(waiting.request)
 
 

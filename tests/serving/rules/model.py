@@ -344,6 +344,7 @@ class Model:
         assert action.attempt in self.outputs
         sent = self.sent[action.attempt]
         assert (sent.members, sent.size) == ((action.query,), 1)
+        assert action.worker == sent.worker
         self.ended[action.query] = action
 
     def _decode(self, action: Decode) -> None:

@@ -86,7 +86,7 @@ def test_an_output_overtakes_a_guess() -> None:
     model.wait(1)
     (late,) = model.data(missing[0])
     model.result(late)
-    assert model.ended == {**model.ended, missing[0]: Answer(missing[0], late)}
+    assert model.ended == {**model.ended, missing[0]: Answer(missing[0], late, model.worker(late))}
     assert model.decoding == missing
     model.drain()
 

@@ -24,7 +24,7 @@ def test_replicate_sends_two_copies_to_two_workers_and_takes_the_first() -> None
     one, other = model.data(query)
     assert model.worker(one) != model.worker(other)
     model.result(other)
-    assert model.ended[query] == Answer(query, other)
+    assert model.ended[query] == Answer(query, other, model.worker(other))
     model.new()
     model.result(one)
     assert Forget((one,)) in model.new()
@@ -44,7 +44,7 @@ def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
     model.wait(1)
     assert model.data(query) == [first, copy]
     model.result(copy)
-    assert model.ended[query] == Answer(query, copy)
+    assert model.ended[query] == Answer(query, copy, model.worker(copy))
     model.drain()
 
 
@@ -100,7 +100,7 @@ def test_an_unsure_decoding_is_checked_by_a_copy() -> None:
     assert model.worker(first) != model.worker(copy)
     assert query not in model.ended
     model.result(copy)
-    assert model.ended[query] == Answer(query, copy)
+    assert model.ended[query] == Answer(query, copy, model.worker(copy))
     model.drain()
 
 
@@ -171,7 +171,7 @@ def test_a_withheld_decoding_waits_for_the_direct_answer() -> None:
     (own,) = model.data(query)
     assert query not in model.ended
     model.result(own)
-    assert model.ended[query] == Answer(query, own)
+    assert model.ended[query] == Answer(query, own, model.worker(own))
     model.drain()
 
 
@@ -182,7 +182,7 @@ def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
     model.fail(own)
     assert query not in model.ended
     model.result(copy)
-    assert model.ended[query] == Answer(query, copy)
+    assert model.ended[query] == Answer(query, copy, model.worker(copy))
     model.drain()
 
 
@@ -193,7 +193,7 @@ def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
     (again,) = model.data(query)
     assert query not in model.ended
     model.result(again)
-    assert model.ended[query] == Answer(query, again)
+    assert model.ended[query] == Answer(query, again, model.worker(again))
     model.drain()
 
 

@@ -103,7 +103,7 @@ def test_a_broken_worker_gets_a_query_once() -> None:
     (again,) = model.data(first)
     assert model.worker(again) != broken
     model.result(again)
-    assert model.ended[first] == Answer(first, again)
+    assert model.ended[first] == Answer(first, again, model.worker(again))
     model.drain()
 
 

@@ -116,7 +116,7 @@ def test_after_the_timeout_one_alone_is_copied() -> None:
     assert (copy.members, copy.size) == ((second,), 1)
     assert len({model.worker(attempt) for attempt in model.data(second)}) == 2
     model.result(copy.attempt)
-    assert model.ended[second] == Answer(second, copy.attempt)
+    assert model.ended[second] == Answer(second, copy.attempt, model.worker(copy.attempt))
     model.drain()
 
 
@@ -204,7 +204,7 @@ def test_a_held_answer_frees_its_worker() -> None:
     model.kill(0)  # the held answer has left it
     model.wait(60)
     model.result(held)
-    assert model.ended[first] == Answer(first, held)
+    assert model.ended[first] == Answer(first, held, model.worker(held))
     model.drain()
 
 
@@ -278,7 +278,7 @@ def test_a_direct_answer_overtakes_a_decoding() -> None:
     assert model.decoding == [second]
     (late,) = model.data(second)
     model.result(late)
-    assert model.ended[second] == Answer(second, late)
+    assert model.ended[second] == Answer(second, late, model.worker(late))
     model.new()
     model.decoded(second)
     assert model.new() == []
@@ -293,7 +293,7 @@ def test_who_does_not_accept_decoded_answers_gets_none() -> None:
     model.fail(*model.data(second))  # a parity is no hope for it
     (again,) = model.data(second)
     model.result(again)
-    assert model.ended[second] == Answer(second, again)
+    assert model.ended[second] == Answer(second, again, model.worker(again))
     model.drain()
 
 

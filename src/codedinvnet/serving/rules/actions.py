@@ -33,6 +33,8 @@ class Answer(NamedTuple):
 
     query: int
     attempt: int
+    worker: int
+    """That computed it."""
 
 
 class Decode(NamedTuple):

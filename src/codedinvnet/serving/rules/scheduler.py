@@ -446,7 +446,7 @@ class Scheduler(Sending):
                     Complete(group.identity, group.size, dict(group.outputs), workers)
                 )
         if query is not None and query.state is not State.DONE:
-            self._end(query, Answer(query.identity, identity))
+            self._end(query, Answer(query.identity, identity, attempt.worker))
         if not first:
             self._actions.append(Forget((identity,)))
         if group.identity in self.groups:
