@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +18,14 @@ from codedinvnet.codes.mean import MeanCode
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving import decoder, decoding
-from codedinvnet.serving.answers import (
-    Answered,
-    QueryFailed,
-)
+from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.decoder import compute, compute_apart
 from codedinvnet.serving.decoding import Job
 from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Complete
 from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.served import PROBABILITIES, Classifier
-from codedinvnet.serving.workers.faults import Fault, Schedule
+from codedinvnet.serving.served import PROBABILITIES, Classifier, Served
+from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
@@ -35,6 +33,7 @@ from tests.serving.front import (
     PATIENCE,
     WORKERS,
     K,
+    Released,
     answered,
     assert_decoded,
     decoded,
@@ -122,31 +121,76 @@ async def test_an_output_that_cannot_be_decoded_is_lost_alone(
 class Absurd(BundlePool):
     """One worker's outputs are finite, and no head can do anything with them."""
 
+    def __init__(self, method: Scheme, absurd: int = 0) -> None:
+        super().__init__(method)
+        self.absurd = absurd
+
     async def _work(self, worker: int, task: Task) -> Result:
         result = await super()._work(worker, task)
-        if worker != 0:
+        if worker != self.absurd:
             return result
         return with_output(result, np.full_like(output(result), 3e38))
 
 
-@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("late", [False, True])
 async def test_an_answer_that_is_not_finite_is_none(
-    decoded: bool, method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    late: bool, method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A late query cannot be decoded of it either, and waits for its own."""
     with caplog.at_level("WARNING", logger.name):
         async with running(method, pool=Absurd(method)) as (front, pool):
-            if decoded:
+            if late:
                 pool.hang(1)
-            found = await front.ask(images[:K], accept_decoded=decoded, name="seven")
-            bad = [f for f in found if isinstance(f, QueryFailed)]
-            assert [str(problem) for problem in bad] == [
-                "decoding failed: the result is not finite"
-            ] * (1 + decoded)
-            for answer in found[1 + decoded :]:
-                assert isinstance(answer, Answered)
+            asked = asyncio.create_task(front.ask(images[:K], accept_decoded=late, name="seven"))
+            if late:
+                await until(lambda: "decoding failed" in caplog.text)
+                assert not asked.done()
+                pool.kill(1)
+            first, *others = await asked
+            assert str(first) == "decoding failed: the result is not finite"
+            for answer in answered(others):
                 assert np.isfinite(probabilities(answer)).all()
-    told = [vars(r)["fields"] for r in caplog.records if r.message == "query failed"]
-    assert [fields["id"] for fields in told] == ["seven"]  # the second one within a second is not
+    told = [(r.message, vars(r)["fields"].get("id")) for r in caplog.records]
+    assert ("query failed", "seven") in told
+    assert (("decoding failed", "seven") in told) == late
+
+
+async def test_a_parity_that_is_no_good_leaves_a_late_query_its_own_answer(
+    method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Fault(kind="slow", worker=1, delay=Delay(ms=300))
+    pool = Absurd(method, absurd=K)
+    async with running(method, pool=pool, schedule=Schedule(faults=(slow,))) as (front, _):
+        answers = answered(await front.ask(images[:K]))
+        assert [answer.outcome for answer in answers] == ["direct"] * K
+    assert "decoding failed" in caplog.text
+
+
+async def test_an_answer_that_comes_while_its_decoding_fails_is_given(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, came, pool = threading.Event(), threading.Event(), Released(method)
+
+    def fails(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[Any]:
+        found = compute_apart(scheme, served, jobs)
+        if any(job.size for job in jobs):
+            begun.set()
+            assert came.wait(30)
+        both = zip(jobs, found, strict=True)
+        return [ValueError("no good") if job.size else one for job, one in both]
+
+    async with running(method, pool=pool) as (front, _):
+        for number in set(pool.gates) - {1}:
+            pool.gates[number].set()
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "compute_apart", fails)
+            asked = asyncio.create_task(front.ask(images[:K]))
+            await until(begun.is_set)
+            pool.gates[1].set()
+            await until(lambda: not front.scheduler.queries)
+            came.set()
+            answers = answered(await asked)
+        assert answers[1].outcome == "direct"
 
 
 async def test_a_parity_of_another_shape_is_lost_and_computed_again(
@@ -368,7 +412,7 @@ class HeadFails(MeanCode):
 
 @pytest.mark.parametrize("hung", [(), (1,)], ids=["direct", "decoded"])
 async def test_a_front_end_that_cannot_compute_says_so(
-    hung: tuple[int, ...], mnist: Bundle, images: np.ndarray
+    hung: tuple[int, ...], mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = HeadFails(mnist.model, K)
     method = replace(scheme_for(mnist, K), code=code)
@@ -377,12 +421,14 @@ async def test_a_front_end_that_cannot_compute_says_so(
         code.broken = True
         for worker in hung:
             pool.hang(worker)
-        found = await asyncio.wait_for(front.ask(images[:K]), 30)
+        asked = asyncio.create_task(front.ask(images[:K]))
+        for worker in hung:
+            await until(lambda: "decoding failed" in caplog.text)
+            pool.kill(worker)
+        found = await asyncio.wait_for(asked, 30)
         assert [type(f) for f in found] == [QueryFailed] * K
         assert "the head is broken" in str(found[0])
         code.broken = False
-        for worker in hung:
-            pool.kill(worker)
         answered(await front.ask(images[:K]))
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -391,9 +391,8 @@ class FrontEnd:
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
         attempts = tuple(send.attempt for send in sends)
-        self._background.spawn(
-            self._call(Sent(first.worker, task, members, attempts, time.monotonic()))
-        )
+        sent = Sent(first.worker, task, members, attempts, time.monotonic())
+        self._background.spawn(self._call(sent))
 
     async def _call(self, sent: Sent) -> None:
         worker, task, attempts = sent.worker, sent.task, sent.attempts
@@ -467,28 +466,30 @@ class FrontEnd:
 
     def _computed(self, job: Job, answers: Mapping[int, Found] | Exception) -> None:
         """Take what was found for a job's queries."""
-        if isinstance(answers, Exception):
-            self._decoding_failed(job.wanted, described(answers))
-            return
-        for query, found in answers.items():
+        for query in job.wanted:
+            found = answers if isinstance(answers, Exception) else answers[query]
+            waiting, trusted = self.waiting.get(query), self.reliance
+            if isinstance(found, Exception):
+                self._decoding_failed(job, query, described(found))
             # A worker's output may be finite and too large for the heads.
-            if not math.isfinite(found.confidence):
-                self._decoding_failed((query,), "the result is not finite")
+            elif not math.isfinite(found.confidence):
+                self._decoding_failed(job, query, "the result is not finite")
             elif job.size == 0:
                 self.waiting.answer(query, found.outputs)
+            elif trusted is not None and not trusted.releases(found, job.size, waiting):
+                self._do(self.scheduler.withheld(time.monotonic(), query))
             else:
-                waiting, trusted = self.waiting.get(query), self.reliance
-                if trusted is not None and not trusted.releases(found, job.size, waiting):
-                    self._do(self.scheduler.withheld(time.monotonic(), query))
-                    continue
                 if waiting is not None:
                     waiting.decoded = found
                 sure = found.confidence >= self.min_confidence
                 self._do(self.scheduler.decoded(time.monotonic(), query, sure))
 
-    def _decoding_failed(self, queries: Iterable[int], reason: str) -> None:
-        """End queries that were to be answered: nobody may wait for them for ever."""
-        for query in queries:
+    def _decoding_failed(self, job: Job, query: int, reason: str) -> None:
+        """Let a late query wait for its own answer; end one that has none to wait for."""
+        if job.size and self.scheduler.systematic:
+            self.waiting.not_decoded(query, reason)
+            self._do(self.scheduler.withheld(time.monotonic(), query))
+        else:
             self.waiting.fail(query, f"decoding failed: {reason}")
             # Over for the rules, too; those answered directly they know no more.
             self._do(self.scheduler.decoded(time.monotonic(), query, True))

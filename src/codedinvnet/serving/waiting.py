@@ -60,7 +60,7 @@ class WaitingQueries(dict[int, Waiting]):
         self.metrics, self.groups, self.admission = metrics, groups, admission
         self.tracing: Tracing | None = None
         """Traces every task that is for them."""
-        self._failed = Quiet()
+        self._failed, self._undecoded = Quiet(), Quiet()
 
     def traced(
         self,
@@ -110,6 +110,12 @@ class WaitingQueries(dict[int, Waiting]):
         self._note(query, waiting, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
         self._failed.log("query failed", logging.WARNING, query=query, reason=reason, **told)
+
+    def not_decoded(self, query: int, reason: str) -> None:
+        """Log why a query that may get its own answer gets no decoded one."""
+        waiting = self.get(query)
+        told = {} if waiting is None or waiting.request is None else {"id": waiting.request}
+        self._undecoded.log("decoding failed", logging.WARNING, query=query, reason=reason, **told)
 
     def cancel(self, queries: Iterable[int]) -> None:
         """End those that are unanswered."""

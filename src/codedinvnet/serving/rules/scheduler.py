@@ -147,7 +147,7 @@ class Scheduler(Sending):
         return self._flush(now)
 
     def withheld(self, now: float, query: int) -> list[Action]:
-        """What was decoded for a query may not be released: its own answer alone will do.
+        """What was decoded for a query is none, or may not be released: its own alone will do.
 
         It waits for the task that it has, with a copy if the policy sends some, or gets another
         first in line.
