@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import decoder, frontend
+from codedinvnet.serving import decoder, frontend, waiting
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -74,6 +75,30 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
             answered(await task)
         answered(await front.ask(images[:8]))
         await refused(front, images[:9])  # all or none
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["cancelled", "late"])
+async def test_idle_time_after_queries_without_an_answer_is_no_slow_work(
+    leaves: bool, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic()]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(frontend, "time", clock)
+    monkeypatch.setattr(waiting, "time", clock)
+    async with running(method, policy="uncoded") as (front, pool):
+        for worker in range(WORKERS):
+            pool.hang(worker)
+        query = asyncio.create_task(front.ask(images[:20], deadline=PATIENCE if leaves else 0.3))
+        await until(lambda: len(pool.calls) == WORKERS)
+        if leaves:
+            query.cancel()
+        await asyncio.wait({query})
+        for worker in range(WORKERS):
+            pool.kill(worker)
+        await until(lambda: front.scheduler.workers_up == WORKERS)
+        now[0] += 1000
+        for found in await asyncio.gather(front.ask(images[:20]), front.ask(images[20:40])):
+            answered(found)
 
 
 async def test_a_decoder_that_falls_behind_is_overload(

@@ -52,7 +52,7 @@ class WaitingQueries(dict[int, Waiting]):
     Args:
         metrics: where their ends are counted.
         groups: where the page finds them.
-        admission: is told of answers.
+        admission: is told of answers, and of queries that end without one.
     """
 
     def __init__(self, metrics: Metrics, groups: GroupViews, admission: Admission) -> None:
@@ -106,6 +106,7 @@ class WaitingQueries(dict[int, Waiting]):
         kind = DeadlinePassed if late else QueryFailed
         waiting.future.set_exception(kind(reason))
         del self[query]
+        self.admission.note(time.monotonic(), len(self))
         self.metrics.queries.labels("deadline" if late else "failed").inc()
         self._note(query, waiting, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
@@ -126,6 +127,7 @@ class WaitingQueries(dict[int, Waiting]):
                 waiting.future.set_exception(QueryFailed("cancelled"))
             self.metrics.queries.labels("cancelled").inc()
             self._note(query, waiting, "cancelled")
+        self.admission.note(time.monotonic(), len(self))
 
     def _note(self, query: int, waiting: Waiting, outcome: str) -> None:
         """Show how a query ended, on the page and in its request's trace."""
