@@ -91,6 +91,19 @@ def test_a_slow_worker_that_is_avoided_is_simulated() -> None:
     assert advise({**seen, "tasks": others}, OPTIONS)["stragglers"] == []
 
 
+def test_losses_from_before_what_is_remembered_are_no_stragglers() -> None:
+    seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
+    begin = min(at for at, *_ in seen["tasks"])
+    old = [(begin - 1000 * (i + 1), i % WORKERS, "died", 300.0) for i in range(200)]
+    assert advise({**seen, "losses": old}, OPTIONS)["stragglers"] == []
+    new = [(begin + 1, 3, "died", 300.0), (begin + 2, 4, "hung", 300.0)]
+    found = advise({**seen, "losses": [*old, *new]}, OPTIONS)["stragglers"]
+    assert {straggler["kind"]: straggler["probability"] for straggler in found} == {
+        "crash": pytest.approx(1 / QUERIES, rel=0.01),
+        "hang": pytest.approx(1 / QUERIES, rel=0.01),
+    }
+
+
 def test_held_answers_are_told_from_slow_workers() -> None:
     queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
     held = served("coded", "held", 5, 10).updated(queries=queries)

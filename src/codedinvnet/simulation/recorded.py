@@ -296,12 +296,16 @@ def held(times: Sequence[float]) -> list[Straggler]:
 
 
 def lost(
-    seen: Recorded, own: Mapping[int, Sequence[Any]], numbers: Mapping[int, int]
+    seen: Recorded, own: Mapping[int, Sequence[Took]], numbers: Mapping[int, int]
 ) -> list[Straggler]:
-    """Return the stragglers that lose workers: those that hang, and those that die."""
+    """Return the stragglers that lose workers: those that hang, and those that die.
+
+    What was lost before the first task that is remembered is of tasks that nobody can count.
+    """
     found = []
+    since = min(took.at for row in own.values() for took in row)
     for kind, reasons in (("hang", ("hung",)), ("crash", ("died", "failing", "wrong"))):
-        victims = [row[1] for row in seen.losses if row[2] in reasons]
+        victims = [row[1] for row in seen.losses if row[2] in reasons and row[0] >= since]
         if not victims:
             continue
         alone = len(victims) > 1 and len(set(victims)) == 1 and victims[0] in numbers
