@@ -330,11 +330,17 @@ def test_a_backup_asks_for_no_more_workers_than_there_are_backups() -> None:
         Model("coded", 1, ErasureCode(3, backup=True))
 
 
-def test_auto_asks_a_backup_for_those_who_wait_for_its_others() -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> None:
     code = ErasureCode(3, backup=True)
     model = Model("auto", 2, code, hang_timeout=100.0)
+    pace = model.scheduler.pace
     for _ in range(FEWEST):
-        model.scheduler.pace.took(0.0, 0, 0, NORMAL)
+        pace.took(0.0, 0, 0, NORMAL)
+        pace.took(0.0, 1, 1, NORMAL / 10)
+    for _ in range(2 * slow):
+        pace.took(0.0, 1, 1, NORMAL)
+    assert (pace.slowness(1) > 1) == slow
     first, second = model.submit(2)
     assert [send.members for send in only(model.new(), Send)] == [(first,)]
     model.wait(LATE)

@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codedinvnet.serving.rules.recent import Recent
+from codedinvnet.serving.rules.tasks import NOBODY
 
 NORMAL, LATE = 0.75, 0.95
 """The shares of tasks that do not take longer than is normal, and than is late."""
@@ -140,11 +141,15 @@ class Pace:
         return known[0] / self.normal if known and self.normal else None
 
     def late(self, kind: int, worker: int) -> float | None:
-        """Return the seconds after which a worker's task is late; None before that is known."""
+        """Return the seconds after which a worker's task is late; None before that is known.
+
+        Of NOBODY's task it is what it would be on a worker that is not slow.
+        """
         if not (known := self._known(kind)):
             return None
         normal, most = known
-        return min(LATE_FACTOR * most, LATEST * normal) * self.slowness(worker)
+        slowness = 1.0 if worker == NOBODY else self.slowness(worker)
+        return min(LATE_FACTOR * most, LATEST * normal) * slowness
 
     def _known(self, kind: int) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
