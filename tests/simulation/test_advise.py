@@ -219,6 +219,7 @@ def test_a_simulation_that_does_not_fit_says_so() -> None:
         ({"requests": []}, "0 requests are too few"),
         ({"tasks": []}, "0 tasks are too few"),
         ({"rules": {**RULES, "worker_batch": 2}}, "no advice with --worker-batch 2"),
+        ({"rules": {**RULES, "backups": 1}}, "no advice where a small backup has workers"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], told: str) -> None:

@@ -79,6 +79,7 @@ def test_overload_is_told_by_the_load_or_by_the_run() -> None:
     assert overload(scenario(qps=50), drifting=True)[0].startswith(
         "Requests seem to wait ever longer"
     )
+    assert overload(scenario(qps=125, slots=2), drifting=False) == []
     (told,) = overload(scenario(qps=125), drifting=True)
     assert told.startswith("Overloaded: data tasks alone keep 1.2 workers busy, and there are 1;")
 

@@ -92,6 +92,11 @@ def test_figures_of_a_run() -> None:
     assert found["drifting"] is False
 
 
+def test_a_worker_is_fully_used_when_all_its_slots_are() -> None:
+    given = scenario(qps=150, slots=2, queries=6000)
+    assert summarise(Simulation(given).run(), given)["utilisation"] == pytest.approx(0.75, rel=0.05)
+
+
 def test_lost_requests_count_as_infinitely_late() -> None:
     given = scenario(qps=200, queries=4000, deadline_ms=50)
     found = summarise(Simulation(given).run(), given)

@@ -20,6 +20,7 @@ from codedinvnet.simulation.plan import (
     Verdict,
     candidates,
     check_target,
+    fewest_workers,
     report,
     table,
 )
@@ -191,6 +192,11 @@ def test_a_load_that_a_short_run_would_hide_is_planned_for() -> None:
     assert probe.figures["p999_ms"] < 3000
     assert probe.lack == "requests seem to wait ever longer"
     assert planner._probe(UNCODED, 180, Draws(6000, 0)).lack == ""
+
+
+def test_workers_of_several_slots_need_to_be_fewer() -> None:
+    assert fewest_workers(scenario(workers=9, qps=750)) == 8
+    assert fewest_workers(scenario(workers=9, qps=750, slots=4)) == 2
 
 
 def test_what_no_number_of_workers_mends() -> None:

@@ -84,6 +84,7 @@ def test_workers_that_the_load_and_the_stragglers_keep_busy() -> None:
 
     slow = {"kind": "slow", "probability": 0.1, "delay": 50}
     assert busy() == pytest.approx(2)
+    assert busy(slots=4) == pytest.approx(0.5)
     assert busy(slow) == pytest.approx(3)
     assert busy({**slow, "per_request": True}) == pytest.approx(2.5)
     assert busy({**slow, "delay": 9000}, deadline_ms=2000) == pytest.approx(2 + 0.1 * 240)

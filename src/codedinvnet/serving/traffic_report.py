@@ -36,7 +36,7 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
     scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
     requests, tasks = tuple(traffic.requests), tuple(traffic.tasks)
     start = min((r.at for r in requests), default=traffic.since)
-    code = scheduler.offered
+    code, mains = scheduler.offered, rules.workers - rules.backups
     return {
         "schema_version": SCHEMA,
         "kind": KIND,
@@ -45,7 +45,8 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
         "since_s": round(traffic.since - start, 3),
         "seconds": round(time.monotonic() - start, 3),
         "rules": {
-            "workers": len(scheduler.binding.up),
+            "workers": sum(worker < mains for worker in tuple(scheduler.binding.up)),
+            "backups": rules.backups,
             "slots": rules.slots,
             "k": 1 if code is None else code.k,
             "group_timeout_ms": 1000 * rules.group_timeout,

@@ -143,7 +143,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         put(name, share_of(values[first:], stretches, count), 6)
     queries = int(records.sizes.sum())
     ideal = queries * scenario.service.mean_ms / 1000
-    utilisation = records.busy / (scenario.workers * records.seconds)
+    utilisation = records.busy / (scenario.workers * scenario.slots * records.seconds)
     return {
         **found,
         "requests": len(records.latency),

@@ -51,6 +51,8 @@ class SeenRules(Section):
     hedge_share: float
     extra: float | None
     worker_batch: int = 1
+    backups: int = 0
+    """Workers that compute a small backup's tasks alone; `workers` are the others."""
 
 
 class Right(Section):
@@ -151,6 +153,8 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     rules = seen.rules
     if rules.worker_batch > 1:
         raise UserError(f"no advice with --worker-batch {rules.worker_batch}: it knows no calls")
+    if rules.backups:
+        raise UserError("no advice where a small backup has workers of its own: none is simulated")
     found = condition(seen)
     requests = sorted(seen.requests)
     gaps = np.diff([row[0] for row in requests], prepend=requests[0][0]).round(3).tolist()
@@ -163,7 +167,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     workers = max(rules.workers, len(found.fitted.workers))
     qps = 1000 * sum(sizes) / max(1e-3, sum(gaps))
     raw: dict[str, Any] = {
-        **rules.model_dump(exclude={"hedge_share"}),
+        **rules.model_dump(exclude={"hedge_share", "backups"}),
         "name": "recorded",
         "seed": seed,
         "queries": queries,

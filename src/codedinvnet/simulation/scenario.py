@@ -345,8 +345,9 @@ class Scenario(Section):
     def busy_workers(self) -> float:
         """How many workers data tasks alone keep busy in the mean, in calls as large as can be.
 
-        Of stragglers those count that hit every worker and do not end; a service with fewer workers
-        cannot keep up, however it makes up for late answers.
+        A worker is busy that has a task in each of its slots. Of stragglers those count that hit
+        every worker and do not end; a service with fewer workers cannot keep up, however it makes
+        up for late answers.
         """
         computing, blocked = self.service.mean_ms, 0.0
         for straggler in self.stragglers:
@@ -362,7 +363,7 @@ class Scenario(Section):
                 blocked += share * self.hang_ms
         size = self.worker_batch
         call = computing * self.call_cost(size) + blocked + self.trip.mean_ms
-        return self.arrivals.qps * call / size / 1000
+        return self.arrivals.qps * call / size / self.slots / 1000
 
     def updated(self, **changes: Any) -> Scenario:
         """Return a copy with some values changed, validated anew; of `arrivals`, too.
