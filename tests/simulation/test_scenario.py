@@ -304,6 +304,13 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
             {"method": "nercc", "policy": "coded+hedge", "workers": 12},
             "nercc has no direct answers: it goes with policy coded only",
         ),
+        (
+            {
+                **{"method": "approxifer", "policy": "coded", "workers": 12},
+                "stragglers": [{"kind": "hold", "delay": 9, "per_request": True}],
+            },
+            "per_request.; approxifer has none",
+        ),
         ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
         ({"policy": "replicate"}, "1 workers are too few: policy replicate needs 2"),
         ({"policy": "coded", "k": 1, "workers": 9}, "k of at least 2"),

@@ -222,7 +222,8 @@ class Scenario(Section):
             raise ValueError(f"{self.method} goes with the policies that have a code")
         if code is not None and not find_method(self.method).chooses and code.r not in (0, self.r):
             raise ValueError(f"{self.method} has r = {code.r}")
-        if code is not None and self.policy != "coded" and not is_systematic(code):
+        mixes = code is not None and not is_systematic(code)
+        if mixes and self.policy != "coded":
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
         needed = workers_for(POLICIES[self.policy], code or Uncoded())
         if self.workers < needed:
@@ -238,6 +239,11 @@ class Scenario(Section):
             named = (straggler.worker or 0) + 1
             if max(named, straggler.workers or 0) > self.workers:
                 raise ValueError(f"a straggler names more than the {self.workers} workers")
+            if mixes and straggler.per_request:
+                raise ValueError(
+                    f"a straggler hits a data task of a request (per_request); {self.method} has "
+                    "none: each of its tasks is a mixture of the whole group"
+                )
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
         if self.worker_batch > 1 and self.slots > 1:
