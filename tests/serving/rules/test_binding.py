@@ -418,6 +418,20 @@ def test_what_was_lost_with_a_call_is_computed_alone() -> None:
     assert all(isinstance(model.ended[query], Answer) for query in queries)
 
 
+def test_a_call_of_which_all_yielded_keeps_nothing_away_from_its_worker() -> None:
+    model = Model("uncoded", 3, worker_batch=2)
+    model.scheduler.pace.excess = 0.0
+    first, second = model.submit(2)
+    assert model.change("replicate")
+    model.submit(1)  # whose copy waits
+    model.fail(*model.data(first))  # its worker, which may not have it again, takes the copy
+    assert model.scheduler.waiting == 1, "the copy yields to what was lost"
+    model.new()
+    model.fail(*model.data(second))
+    assert [send.members for send in only(model.new(), Send)] == [(first,), (second,)]
+    model.drain()
+
+
 def test_a_call_is_late_by_its_size() -> None:
     model = timed("hedge", 2, worker_batch=2)
     a, b = model.submit(2)

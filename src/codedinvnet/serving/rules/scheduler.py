@@ -244,7 +244,7 @@ class Scheduler(Sending):
                     together.append(attempt)
                 else:
                     self._actions.append(self._begin(now, attempt))
-            if together:
+            if self.rules.worker_batch > 1:  # though all that was taken may have yielded
                 self._begin_calls(now, together)
             if (at := binding.recheck) is not None and (
                 self._recheck is None or at < self._recheck
