@@ -14,6 +14,8 @@ from codedinvnet.serving import logs
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.logs import JsonLines, log_event
 from codedinvnet.serving.metrics import SMOOTHING, Metrics
+from codedinvnet.serving.rules.auto import Decision, Seen
+from codedinvnet.serving.rules.settings import HEDGE
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -55,6 +57,17 @@ def test_what_can_be_known_begins_at_zero() -> None:
         ("hedges_total", {}),
     ):
         assert value(metrics, name, **labels) == 0, (name, labels)
+
+
+def test_what_auto_did_is_over_when_the_policy_changes() -> None:
+    metrics = Metrics()
+    metrics.policy_is("auto")
+    assert value(metrics, "auto", policy="hedge") is None
+    metrics.decided(Decision(0.0, HEDGE, "there is no code", Seen(0.01, 0.0, 0.0, 0.0, 0.0)))
+    assert value(metrics, "auto", policy="hedge") == 1
+    metrics.policy_is("hedge")
+    assert value(metrics, "auto", policy="hedge") == 0
+    assert value(metrics, "policy", policy="hedge") == 1
 
 
 def test_the_front_ends_process_is_measured() -> None:

@@ -198,15 +198,18 @@ class Metrics:
         log_event("policy", **decision.told)
 
     def policy_is(self, name: str) -> None:
-        """Take down the policy."""
+        """Take down the policy; what `auto` did until now is over."""
         self._one_of(self.policy, name)
+        self._one_of(self.doing)
 
     @staticmethod
-    def _one_of(gauge: Gauge, name: str) -> None:
+    def _one_of(gauge: Gauge, name: str | None = None) -> None:
+        """Set the gauge of a policy to 1, and the others to 0."""
         for samples in gauge.collect():
             for sample in samples.samples:
                 gauge.labels(sample.labels["policy"]).set(0)
-        gauge.labels(name).set(1)
+        if name is not None:
+            gauge.labels(name).set(1)
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""
