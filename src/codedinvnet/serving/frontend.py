@@ -56,7 +56,7 @@ from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.result import OUTPUT, Abandoned, Computer, Result
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
@@ -392,9 +392,8 @@ class FrontEnd:
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
         attempts = tuple(send.attempt for send in sends)
-        self._background.spawn(
-            self._call(Sent(first.worker, task, members, attempts, time.monotonic()))
-        )
+        sent = Sent(first.worker, task, members, attempts, time.monotonic())
+        self._background.spawn(self._call(sent))
 
     async def _call(self, sent: Sent) -> None:
         worker, task, attempts = sent.worker, sent.task, sent.attempts
@@ -411,6 +410,9 @@ class FrontEnd:
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
             self._task_failed(sent, str(error))
+        except Abandoned as error:  # who is slow is known by it all the same
+            self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
+            self._lose(attempts, str(error))
         except (Exception, asyncio.CancelledError) as error:
             if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
@@ -449,11 +451,9 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
 
     def _take(self, attempt: int, result: Result) -> None:
-        self._outputs[attempt] = result.outputs
-        known = attempt in self.scheduler.attempts
+        if attempt in self.scheduler.attempts:
+            self._outputs[attempt] = result.outputs
         self._do(self.scheduler.result(time.monotonic(), attempt))
-        if not known:
-            self._outputs.pop(attempt, None)
 
     # Workers
 

@@ -337,7 +337,7 @@ async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(canc
 
     async with gateway(slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=4000) as (
         address,
-        _,
+        relay,
         _,
     ):
         slow.delay = 2.0
@@ -346,6 +346,7 @@ async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(canc
         await asyncio.sleep(0.5)
         assert slow.cancelled == cancel
         assert len(slow.seen) == 1
+        assert len(relay.front.times.traffic.tasks) == 1  # what was stopped was not done
 
 
 async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
@@ -360,10 +361,11 @@ async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
         assert [reply.status for reply in replies] == [200] * 4
 
 
-async def test_the_deadline_ends_a_request() -> None:
-    fake = Fake()
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_the_deadline_ends_a_request(kind: type[Fake | GrpcFake]) -> None:
+    fake = kind()
 
-    async with gateway(fake, deadline_ms=500, grpc_port=0) as (address, _, port):
+    async with gateway(fake, deadline_ms=500, grpc_port=0, cancel=True) as (address, _, port):
         fake.delay = 30
         began = time.monotonic()
         assert (await ask(address)).status == 504
@@ -371,6 +373,16 @@ async def test_the_deadline_ends_a_request() -> None:
             await ask_grpc(port, request(bytes(12)), timeout=0.2)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - began < 5
+
+
+async def test_who_hangs_is_set_aside_though_its_clients_have_left() -> None:
+    good, bad = Fake(), Fake()
+
+    async with gateway(good, bad, policy="uncoded", deadline_ms=900) as (address, relay, _):
+        bad.delay = 30
+        await asyncio.gather(*(ask(address) for _ in range(12)))
+        await until(lambda: relay.front.workers[1].deaths > 0)
+        assert relay.front.workers[0].deaths == 0
 
 
 async def test_what_else_there_is() -> None:

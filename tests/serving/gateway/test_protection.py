@@ -215,6 +215,22 @@ async def test_a_job_does_not_fail_for_another() -> None:
     assert answered[7].confidence > 0.99
 
 
+async def test_what_no_upstream_answered_is_not_compared(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    server = Server()
+
+    async with gateway(server, protection=finished, deadline_ms=1000, **SMALL) as (address, _, _):
+        server.hold()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        await asyncio.sleep(1.5)  # it is given up by then
+        server.go()
+    assert "internal error" not in caplog.messages
+
+
 async def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # noqa: F811
     server = Server()
 

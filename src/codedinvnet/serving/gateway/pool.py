@@ -29,7 +29,7 @@ from codedinvnet.serving.metrics import LATENCY_BUCKETS, remember_labels
 from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.result import Abandoned, Result
 
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
@@ -266,7 +266,8 @@ class UpstreamPool:
             if not work.done():
                 self._leave(work)
         if how == STOPPED:
-            return self._over(place, began, STOPPED)
+            self._count(place, STOPPED)
+            raise Abandoned("it was stopped")
         if how not in (ANSWERED, HANGS):
             self._count(place, FAILED)
             raise WorkerDied(how)
@@ -275,8 +276,9 @@ class UpstreamPool:
                 raise Unreachable(f"no answer within {self.hang_timeout:g} s")
             reply = work.result()
         except Unreachable as error:
-            if time.monotonic() >= call.deadline:
-                return self._over(place, began, FAILED)
+            if how == ANSWERED and time.monotonic() >= call.deadline:
+                self._count(place, FAILED)
+                raise Abandoned("its time is over") from None
             raise await self._unreachable(place, str(error)) from None
         seconds = time.monotonic() - began
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
@@ -291,11 +293,6 @@ class UpstreamPool:
     def _count(self, place: Place, result: str) -> None:
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
-
-    def _over(self, place: Place, began: float, result: str) -> Result:
-        """Return a result that nobody waits for."""
-        self._count(place, result)
-        return Result({REPLY: boxed(None)}, time.monotonic() - began)
 
     async def _unreachable(self, place: Place, reason: str) -> WorkerDied | WorkerFailed:
         """Return what became of an upstream that refused a call, broke it off or was silent."""
