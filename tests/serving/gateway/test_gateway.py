@@ -192,6 +192,17 @@ async def test_one_transport_stands_for_the_other() -> None:
         assert (await ask(address, b"{")).status == 400
 
 
+async def test_metadata_of_grpc_say_nothing_of_a_body_over_http() -> None:
+    fake = Fake()
+    theirs: Any = {"accept-encoding": "gzip", "transfer-encoding": "chunked", "x-ours": "1"}
+
+    async with gateway(fake, grpc_port=0) as (_, _, port):
+        await ask_grpc(port, request(bytes(12)), **theirs)
+        _, headers, _ = fake.seen[0]
+        assert headers["x-ours"] == "1"
+        assert headers.keys().isdisjoint({"accept-encoding", "transfer-encoding"})
+
+
 async def test_large_tensors_pass_over_both_transports() -> None:
     http, rpc = Fake(), GrpcFake()
     large = bytes(range(256)) * 6 * 4096
