@@ -307,15 +307,35 @@ async def test_not_all_are_set_aside_at_once() -> None:
         assert (await ask(address)).status == 200
 
 
-async def test_what_all_upstreams_fail_is_not_asked_for_ever() -> None:
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_what_all_upstreams_fail_is_not_asked_for_ever(kind: type[Fake | GrpcFake]) -> None:
     """Retries are a share of the calls, once those that were saved up are spent."""
-    fakes = [Fake() for _ in range(4)]
+    fakes = [kind() for _ in range(4)]
 
-    async with gateway(*fakes, policy="uncoded") as (address, _, _):
+    async with gateway(*fakes, policy="uncoded", grpc_port=0) as (address, _, port):
         for fake in fakes:
-            fake.status = 503
-        await asyncio.gather(*(ask(address) for _ in range(400)))
+            if isinstance(fake, GrpcFake):
+                fake.code, fake.details = grpc.StatusCode.UNAVAILABLE, "overloaded"
+            else:
+                fake.status = 503
+        replies = await asyncio.gather(*(ask(address) for _ in range(400)))
+        assert {reply.status for reply in replies} == {503}
         assert sum(len(fake.seen) for fake in fakes) < 400 + 50 + 0.1 * 600
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask_grpc(port, request(bytes(12)))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_may_have_been_the_connection_is_asked_again() -> None:
+    class Once(GrpcFake):
+        async def _infer(self, message: bytes, context: Any) -> bytes:
+            self.code = grpc.StatusCode.OK if self.seen else grpc.StatusCode.UNAVAILABLE
+            return await super()._infer(message, context)
+
+    fake = Once()
+    async with gateway(fake) as (address, _, _):
+        assert (await ask(address)).status == 200
+        assert len(fake.seen) == 2
 
 
 async def test_a_silent_upstream_is_noticed_without_a_call() -> None:

@@ -271,6 +271,7 @@ class UpstreamPool:
         if how not in (ANSWERED, HANGS):
             self._count(place, FAILED)
             raise WorkerDied(how)
+        seconds, sure = time.monotonic() - began, True
         try:
             if how == HANGS:
                 raise Unreachable(f"no answer within {self.hang_timeout:g} s")
@@ -279,12 +280,11 @@ class UpstreamPool:
             if how == ANSWERED and time.monotonic() >= call.deadline:
                 self._count(place, FAILED)
                 raise Abandoned("its time is over") from None
-            raise await self._unreachable(place, str(error)) from None
-        seconds = time.monotonic() - began
+            reply, sure = await self._refused(place, error), False
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
         place.answered, place.silent = time.monotonic(), 0
         if reply.fails:
-            self._failed(place, call, reply)
+            self._failed(place, call, reply, sure)
         else:
             place.failures, place.on_probation = 0, False
             self._count(place, OK if reply.status in (0, 200) else ERROR)
@@ -294,26 +294,38 @@ class UpstreamPool:
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
 
-    async def _unreachable(self, place: Place, reason: str) -> WorkerDied | WorkerFailed:
-        """Return what became of an upstream that refused a call, broke it off or was silent."""
-        self._count(place, FAILED)
-        reason = f"{place.upstream.url}: {reason}"
-        try:
-            there = not place.on_probation and await place.upstream.is_ready(
-                self.model, PROBE_TIMEOUT
-            )
-        except Unreachable:
-            there = False
-        if there and not self._is_to_blame(place):
-            return WorkerFailed(reason)
-        self._set_aside(place, reason)
-        return WorkerDied(reason)
-
-    def _failed(self, place: Place, call: Call, reply: Reply) -> None:
-        """Take an answer by which an upstream failed; return if it is to go to the client.
+    async def _refused(self, place: Place, error: Unreachable) -> Reply:
+        """Return what an upstream says that refused a call, broke it off or was silent.
 
         Raises:
-            WorkerFailed: if another is to be asked.
+            WorkerFailed: if it says nothing, but is ready.
+            WorkerDied: otherwise, or if it is to blame: it is set aside.
+        """
+        try:
+            asked = error.reply is not None or not place.on_probation
+            there = asked and await place.upstream.is_ready(self.model, PROBE_TIMEOUT)
+        except Unreachable:
+            there = False
+        if there and error.reply is not None:
+            return error.reply
+        self._count(place, FAILED)
+        reason = f"{place.upstream.url}: {error}"
+        if there and not self._is_to_blame(place):
+            raise WorkerFailed(reason) from error
+        self._set_aside(place, reason)
+        raise WorkerDied(reason) from error
+
+    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> None:
+        """Take an answer by which an upstream failed; return if it is to go to the client.
+
+        Args:
+            place: the upstream's.
+            call: that it failed.
+            reply: its answer.
+            sure: whether it said so itself: maybe the connection broke, and it may be asked again.
+
+        Raises:
+            WorkerFailed: if another is to be asked, or the same again.
             WorkerDied: likewise, and the upstream is set aside.
         """
         self._count(place, FAILED)
@@ -322,7 +334,8 @@ class UpstreamPool:
         if self._is_to_blame(place):
             self._set_aside(place, reason)
             raise WorkerDied(reason)
-        if self._retries >= 1 and any(other.up for other in self.places if other is not place):
+        others = any(other.up for other in self.places if other is not place)
+        if self._retries >= 1 and (others or not sure):
             self._retries -= 1
             raise WorkerFailed(reason)
 
