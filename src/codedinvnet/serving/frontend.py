@@ -307,6 +307,7 @@ class FrontEnd:
             except Exception as error:
                 log_error(error)
                 queue.extend(self._give_up(action, described(error)))
+        self.admission.resize(self.scheduler.binding.slots_up)
         try:
             if self.decoding is not None:
                 self.decoding.run()
@@ -346,9 +347,8 @@ class FrontEnd:
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
             self._background.spawn(self._replace(action.worker, action.reason))
-        elif isinstance(action, Complete):
-            if self.decoding is not None:
-                self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Complete) and self.decoding is not None:
+            self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
             self.metrics.decided(action.decision)
 
@@ -417,11 +417,10 @@ class FrontEnd:
             if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
-            told = {"pool": type(self.pool).__name__, "worker": worker, "error": error}
-            self._failed_calls.log(
-                "the pool raised", logging.ERROR, reason=described(error), **told
-            )
-            self._task_failed(sent, described(error))
+            reason, pool = described(error), type(self.pool).__name__
+            told = {"pool": pool, "worker": worker, "reason": reason, "error": error}
+            self._failed_calls.log("the pool raised", logging.ERROR, **told)
+            self._task_failed(sent, reason)
         else:
             self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)

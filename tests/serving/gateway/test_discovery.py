@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,23 @@ async def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) 
         assert len(other.seen) == 1
     await slow.stop()
     await other.stop()
+
+
+async def test_what_upstreams_cannot_do_in_time_is_refused(tmp_path: Path) -> None:
+    """However many others may come."""
+    fake, file = Fake(), tmp_path / "upstreams"
+
+    await fake.start()
+    file.write_text(fake.url)
+    options: dict[str, Any] = {"policy": "uncoded", "slots": 2, "deadline_ms": 2000}
+    async with gateway(upstreams_file=file, **options) as (address, relay, _):
+        await until(lambda: relay.front.scheduler.workers_up == 1)
+        fake.delay = 0.1
+        replies = await asyncio.gather(*(ask(address) for _ in range(200)))
+        statuses = [reply.status for reply in replies]
+        assert statuses.count(503) > 100
+        assert statuses.count(504) < 30
+    await fake.stop()
 
 
 def test_each_address_of_a_name_is_an_upstream() -> None:
