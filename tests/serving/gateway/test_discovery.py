@@ -12,6 +12,7 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.discovery import Discovery
+from codedinvnet.serving.supervisor import ABSENT, STATES, UP
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, until
 
@@ -75,6 +76,38 @@ async def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) 
         assert len(other.seen) == 1
     await slow.stop()
     await other.stop()
+
+
+async def test_a_place_that_is_empty_is_no_worker_that_died(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, file = Fake(), Fake(), tmp_path / "upstreams"
+
+    for fake in (first, second):
+        await fake.start()
+    file.write_text(first.url)
+    async with gateway(upstreams_file=file) as (address, relay, _):
+        front = relay.front
+        value = front.metrics.registry.get_sample_value
+
+        async def become(*urls: str) -> None:
+            file.write_text("\n".join(urls))
+            await until(lambda: front.scheduler.workers_up == len(urls))
+            assert (await ask(address)).status == 200
+
+        await become(first.url, second.url)
+        await become(second.url)
+        await become(first.url, second.url)
+        front.update_gauges()
+        found = {state: value("codedinvnet_workers", {"state": state}) for state in STATES}
+        assert found.pop(UP) == 2
+        assert found.pop(ABSENT) == len(front.workers) - 2
+        assert set(found.values()) == {0}
+        assert value("codedinvnet_worker_restarts_total", {"reason": "died"}) == 0
+        assert list(front.supervisor.losses) == []
+    assert "worker lost" not in caplog.messages
+    for fake in (first, second):
+        await fake.stop()
 
 
 async def test_what_upstreams_cannot_do_in_time_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, remember_labels
 from codedinvnet.serving.served import OUTCOME
+from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
@@ -199,7 +200,7 @@ class UpstreamPool:
         for place, reason in silent.values():  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
         for place in self.places[len(there) :]:
-            loop.call_soon(self._set_aside, place, "no upstream is there")
+            loop.call_soon(self._set_aside, place, NOBODY_THERE)
         self._background.spawn(self._watch_all())
 
     def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
@@ -214,7 +215,7 @@ class UpstreamPool:
             return
         for i, place in enumerate(self.places):
             if place.is_filled and place.upstream.url not in urls:
-                self._set_aside(place, "it is no longer among the upstreams")
+                self._set_aside(place, NOBODY_THERE)
                 self.metrics.up.remove(place.upstream.url)
                 self._background.spawn(place.upstream.close())
                 place = self.places[i] = Place(Nobody(), i, up=False)
