@@ -287,9 +287,12 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(faster) == pytest.approx([0, 0.1, 0.15, 8.65])
     log.write_text("2026-01-31T12:00:00Z GET\n2026-01-31T12:00:02.5Z GET\n")
     assert gaps_of(options) == pytest.approx([0, 2.5])
-    log.write_text("1\ntwo\n")
-    with pytest.raises(UserError, match="line 2: 'two'"):
-        gaps_of(options)
+    log.write_text("2026-01-31 12:00:00.5 GET\n2026-01-31 12:00:03 GET\n")
+    assert gaps_of(options) == pytest.approx([0, 2.5])
+    for line in ("two", "2026-01-31", "2026-01-31 GET", "2026-01-31,20"):
+        log.write_text(f"1\n{line}\n")
+        with pytest.raises(UserError, match=f"line 2: '{line[:10]}' is no time"):
+            gaps_of(options)
 
 
 def test_which_server_and_which_model() -> None:
