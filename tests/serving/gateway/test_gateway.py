@@ -415,6 +415,21 @@ async def test_who_hangs_is_set_aside_though_its_clients_have_left() -> None:
         assert relay.front.workers[0].deaths == 0
 
 
+async def test_no_connection_is_taken_while_requests_over_grpc_end() -> None:
+    fake = Fake()
+
+    async with gateway(fake, grpc_port=0) as (address, relay, port):
+        fake.delay = 1.0
+        asked = asyncio.create_task(ask_grpc(port, request(bytes(12))))
+        await until(lambda: len(fake.seen) == 1)
+        relay.front.announce_draining()  # as SIGTERM does first
+        await asyncio.sleep(0.5)
+        assert not asked.done()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await ask(address)
+        await asked
+
+
 async def test_what_else_there_is() -> None:
     fake = Fake()
 
