@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.supervisor import ABSENT, STATES, UP
 from tests.serving.gateway.fakes import Fake, gateway
@@ -106,6 +107,38 @@ async def test_a_place_that_is_empty_is_no_worker_that_died(
         assert value("codedinvnet_worker_restarts_total", {"reason": "died"}) == 0
         assert list(front.supervisor.losses) == []
     assert "worker lost" not in caplog.messages
+    for fake in (first, second):
+        await fake.stop()
+
+
+async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "FORGOTTEN", 0.1)
+    first, second, file = Fake(), Fake(), tmp_path / "upstreams"
+
+    for fake in (first, second):
+        await fake.start()
+    file.write_text(f"{first.url}\n{second.url}")
+    async with gateway(upstreams_file=file) as (address, relay, _):
+
+        def told() -> str:
+            return relay.front.metrics.render().decode()
+
+        async def are_asked() -> None:
+            first.seen.clear()
+            while not first.seen:
+                assert (await ask(address)).status == 200
+
+        await are_asked()
+        assert first.url in told()
+        file.write_text(second.url)
+        await until(lambda: first.url not in told())
+        file.write_text(f"{first.url}\n{second.url}")
+        await until(lambda: relay.front.scheduler.workers_up == 2)
+        await are_asked()
+        calls = f'codedinvnet_upstream_calls_total{{result="ok",upstream="{first.url}"}}'
+        assert calls in told()
     for fake in (first, second):
         await fake.stop()
 

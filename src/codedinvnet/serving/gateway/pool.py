@@ -25,7 +25,7 @@ from codedinvnet.serving.background import Background
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.metrics import LATENCY_BUCKETS, remember_labels
+from codedinvnet.serving.metrics import LATENCY_BUCKETS, forget_labels, remember_labels
 from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
@@ -49,6 +49,8 @@ LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
 """Seconds for such calls when the gateway stops."""
+FORGOTTEN = 300.0
+"""Seconds after which the figures of an upstream that is gone are told no more."""
 MOST_SILENT = 2
 """Probes in a row without an answer, after which an upstream is set aside."""
 MOST_FAILURES = 3
@@ -125,6 +127,13 @@ class UpstreamMetrics:
         self.up.labels(url)
         for result in RESULTS:
             self.calls.labels(url, result)
+
+    def forget(self, url: str) -> None:
+        """Remove an upstream's labels."""
+        for result in RESULTS:
+            self.calls.remove(url, result)
+        self.seconds.remove(url)
+        forget_labels(self.calls, self.seconds)
 
 
 class UpstreamPool:
@@ -217,7 +226,7 @@ class UpstreamPool:
             if place.is_filled and place.upstream.url not in urls:
                 self._set_aside(place, NOBODY_THERE)
                 self.metrics.up.remove(place.upstream.url)
-                self._background.spawn(place.upstream.close())
+                self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
                 upstream = new.popleft()
@@ -228,6 +237,13 @@ class UpstreamPool:
             log_event("no place for an upstream", logging.WARNING, upstream=upstream.url)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _gone(self, upstream: Upstream) -> None:
+        """Close an upstream, and forget its figures once they have been seen."""
+        await upstream.close()
+        await asyncio.sleep(FORGOTTEN)
+        if all(place.upstream.url != upstream.url for place in self.places):
+            self.metrics.forget(upstream.url)
 
     def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
         """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
@@ -319,11 +335,7 @@ class UpstreamPool:
     def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> None:
         """Take an answer by which an upstream failed; return if it is to go to the client.
 
-        Args:
-            place: the upstream's.
-            call: that it failed.
-            reply: its answer.
-            sure: whether it said so itself: maybe the connection broke, and it may be asked again.
+        If it is not sure that the upstream said so, a lone one may be asked again.
 
         Raises:
             WorkerFailed: if another is to be asked, or the same again.
