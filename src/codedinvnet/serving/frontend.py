@@ -56,7 +56,7 @@ from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.result import OUTPUT, Abandoned, Computer, Result
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
@@ -307,6 +307,7 @@ class FrontEnd:
             except Exception as error:
                 log_error(error)
                 queue.extend(self._give_up(action, described(error)))
+        self.admission.resize(self.scheduler.binding.slots_up)
         try:
             if self.decoding is not None:
                 self.decoding.run()
@@ -345,9 +346,8 @@ class FrontEnd:
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
             self._background.spawn(self._replace(action.worker, action.reason))
-        elif isinstance(action, Complete):
-            if self.decoding is not None:
-                self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Complete) and self.decoding is not None:
+            self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
             self.metrics.decided(action.decision)
 
@@ -409,15 +409,17 @@ class FrontEnd:
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
             self._task_failed(sent, str(error))
+        except Abandoned as error:  # who is slow is known by it all the same
+            self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
+            self._lose(attempts, str(error))
         except (Exception, asyncio.CancelledError) as error:
             if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
-            told = {"pool": type(self.pool).__name__, "worker": worker, "error": error}
-            self._failed_calls.log(
-                "the pool raised", logging.ERROR, reason=described(error), **told
-            )
-            self._task_failed(sent, described(error))
+            reason, pool = described(error), type(self.pool).__name__
+            told = {"pool": pool, "worker": worker, "reason": reason, "error": error}
+            self._failed_calls.log("the pool raised", logging.ERROR, **told)
+            self._task_failed(sent, reason)
         else:
             self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
@@ -447,11 +449,9 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
 
     def _take(self, attempt: int, result: Result) -> None:
-        self._outputs[attempt] = result.outputs
-        known = attempt in self.scheduler.attempts
+        if attempt in self.scheduler.attempts:
+            self._outputs[attempt] = result.outputs
         self._do(self.scheduler.result(time.monotonic(), attempt))
-        if not known:
-            self._outputs.pop(attempt, None)
 
     # Workers
 
