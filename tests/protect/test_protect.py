@@ -206,6 +206,21 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     assert epochs[0] == 2
 
 
+def test_what_another_protection_has_left_is_not_taken(
+    finished: Path, call: Command, tmp_path: Path
+) -> None:
+    """Its backup may have learnt from what are test inputs now."""
+    (tmp_path / "again").mkdir()
+    shutil.copy(finished / WEIGHTS, tmp_path / "again" / WEIGHTS)
+    inputs = queries(tmp_path)
+    more = ("--methods", "small-backup", "--seed", "1")
+    for name in ("clean", "again"):
+        outcome = call(*arguments("vectors", inputs, tmp_path / name, *more))
+        assert outcome.code == 0, outcome.err
+    clean, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("clean", "again"))
+    assert all(torch.equal(clean[key], again[key]) for key in clean)
+
+
 def test_a_machine_that_turns_out_slower_does_fewer_epochs(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

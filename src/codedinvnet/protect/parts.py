@@ -182,8 +182,11 @@ class Trainer:
         return found
 
     def _fitted(self, name: str, offer: Offer) -> nn.Module:
-        """Train a part, or go on with it, or read it if it is finished."""
-        final = self.options.out / PARTS[name]
+        """Train a part, or go on with it, or read it if it is finished.
+
+        It stands beside the settings that it was made with until the protection is finished.
+        """
+        final = self.options.out / WORK / PARTS[name]
         self.parts -= 1
         if final.is_file():  # killed later on
             return load_part(final)

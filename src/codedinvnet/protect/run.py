@@ -27,6 +27,7 @@ from codedinvnet.protect.folder import (
     CODE,
     DESCRIPTION,
     EQUAL,
+    PARTS,
     PICTURE,
     SMALL,
     export_part,
@@ -147,6 +148,9 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     draw(options.out / PICTURE, candidates)
     save_calibration(options.out / CALIBRATION, candidates)
     calibration.save(options.out, candidates, model.source.digest)
+    for name in PARTS.values():
+        if (made := options.out / WORK / name).is_file():
+            write_atomically(options.out / name, made.read_bytes())
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
