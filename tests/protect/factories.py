@@ -51,6 +51,17 @@ def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return TwoInputs(), (torch.zeros(1, 5), torch.zeros(1, 3, dtype=torch.bool))
 
 
+def two_answers() -> tuple[nn.Module, Tensor]:
+    """The scores of `vectors`, and those of the classes in the opposite order."""
+
+    class Both(Applied):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            scores = super().forward(x)
+            return {"main": scores, "aux": scores.flip(1)}
+
+    return Both(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
 def odd() -> tuple[nn.Module, Tensor]:
     """`vectors` with an operator that nobody makes a module of."""
 

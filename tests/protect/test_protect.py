@@ -221,6 +221,29 @@ def test_what_another_protection_has_left_is_not_taken(
     assert all(torch.equal(clean[key], again[key]) for key in clean)
 
 
+def test_an_unfinished_protection_of_another_output_does_not_go_on(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = arguments("two_answers", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
+    words += ["--backup", f"{PLACE}:slower", "--scores"]
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
+        assert call(*words, "aux").code == 130
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.draw", killed)
+        assert call(*words, "main").code == 130
+    refused = call(*words, "aux")
+    assert refused.code == 2
+    assert "'main:logits' -> 'aux:logits'" in refused.err
+    outcome = call(*words, "main")
+    assert outcome.code == 0, outcome.err
+    rows = {row["method"]: row for row in description(tmp_path / "out")["table"]}
+    assert rows["own-backup"]["agreement"][0] == 1.0
+
+
 def test_a_machine_that_turns_out_slower_does_fewer_epochs(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from codedinvnet.codes.base import check_k
 from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_folder, read_json, write_atomically, write_json
+from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
@@ -215,7 +215,9 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
             "alone: give more minutes, or fewer inputs"
         )
     work = options.out / WORK
-    asked = work / f"asked-{model.source.digest}-{inputs.digest()}"
+    assert model.signature.scores is not None
+    output = content_digest(model.signature.scores.output.encode())
+    asked = work / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
@@ -241,7 +243,8 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     Raises:
         UserError: naming the differences.
     """
-    specs = setting.model.signature.inputs
+    specs, scores = setting.model.signature.inputs, setting.model.signature.scores
+    assert scores is not None
     kind = kind_of(specs)
     shift = options.shift
     if shift is None:
@@ -255,6 +258,7 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
             shift = shift if kept >= STEADY else 0
     settings = {
         "model": setting.model.source.digest,
+        "scores": f"{scores.output}:{scores.kind}",
         "inputs": setting.inputs.digest(),
         "k": options.k,
         "minutes": options.minutes,
