@@ -14,7 +14,6 @@ from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models.graph import Graph, Unsupported
-from codedinvnet.nn.resnet import width_of_cost
 from codedinvnet.protect import costs
 from codedinvnet.protect.coding import CodingStage
 from codedinvnet.protect.distil import BudgetStage, DistilStage, Lesson, plan
@@ -163,7 +162,7 @@ class Trainer:
         def coder(width: int) -> FrozenCoder:
             return FrozenCoder(Shape(kind, width, classes, specs), setting.kind).eval()
 
-        width = width_of_cost(lambda w: encoder_macs(coder(w), k), setting.macs or 0)
+        width = costs.largest_width(coder, lambda made: encoder_macs(made, k), setting.macs or 0)
         rows = setting.rows.train[:SAMPLE]
         batch = setting.inputs.batch(rows)
         levels = coder(1).level(torch.from_numpy(setting.scores[rows]))
