@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.codes.rules import BACKUP
@@ -26,8 +27,9 @@ from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
+from tests.models.factories import Value, write_graph
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
-from tests.protect.factories import FEATURES
+from tests.protect.factories import DAY, FEATURES
 
 ROWS = ("small-backup", "code", "code-scores", "code-side", "equal-backup")
 """The rows of what is trained."""
@@ -322,3 +324,50 @@ def test_a_backup_is_served_without_onnx_runtime_as_well(
     monkeypatch.setattr(runtime, "session", None)  # nobody may open one
     found = load_protection(finished, model, "small-backup").compute(4, x).output
     torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)
+
+
+def test_missing_values_are_protected(call: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = np.load(queries(tmp_path))
+    x[generator.random(x.shape) < 0.1] = np.nan
+    x[:, 0] = np.nan
+    np.save(tmp_path / "gaps.npy", x)
+    outcome = call(*arguments("gaps", tmp_path / "gaps.npy", tmp_path / "out"))
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["exports"] == ["small-backup"]
+    scheme = load_protection(tmp_path / "out", open_model(f"{PLACE}:gaps"), "small-backup")
+    queried = torch.from_numpy(x[None, :4])
+    answers = scheme.compute(4, queried).output
+    assert answers.isfinite().all()
+    with torch.inference_mode():
+        wanted = load_part(tmp_path / "out" / WEIGHTS)(queried[0])
+    torch.testing.assert_close(answers.view(4, 3), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_large_integers_are_numbers_and_no_words(call: Command, tmp_path: Path) -> None:
+    seconds = 1_700_000_000 + np.random.default_rng(0).integers(0, DAY, (COUNT, 4))
+    np.save(tmp_path / "x.npy", seconds)
+    outcome = call(*arguments("times", tmp_path / "x.npy", tmp_path / "out"))
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["settings"]["kind"] == "vectors"
+
+
+def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
+    values: list[Value] = [
+        ("x", TensorProto.FLOAT, ["batch", 4]),
+        ("word", TensorProto.STRING, ["batch", 1]),
+    ]
+    path = write_graph(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        values,
+        [("y", TensorProto.FLOAT, ["batch", 3])],
+        {"weights": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)},
+    )
+    x = np.random.default_rng(1).random((COUNT, 4), np.float32)
+    np.savez(tmp_path / "x.npz", x=x, word=np.full((COUNT, 1), "a"))
+    words = ("--inputs", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out"), "--k", "4")
+    outcome = call("protect", str(path), *words)
+    assert outcome.code == 2
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert "texts" in line

@@ -22,7 +22,7 @@ from codedinvnet.protect.frozen import FrozenCoder, encoder_macs
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
-from codedinvnet.protect.students import Shape, ShrunkStudent, Student
+from codedinvnet.protect.students import Shape, ShrunkStudent, Student, words_of
 from codedinvnet.protect.teacher import check_teacher, log_probabilities, teacher_scores
 from codedinvnet.training.loop import LATEST, train_stage
 
@@ -250,7 +250,7 @@ class Trainer:
         path = self.options.out / WORK / f"width-{name}.json"
         words, kind = 0, self.settings["kind"]
         if kind == "tokens":
-            words = 1 + max(int(array.max()) for array in setting.inputs.arrays.values())
+            words = words_of(setting.inputs.arrays)
         classes, specs = setting.scores.shape[1], setting.model.signature.inputs
 
         def shape(width: int) -> Shape:

@@ -42,7 +42,7 @@ from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import TRIED, Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import Student, kind_of
+from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
     check_scores,
@@ -76,6 +76,8 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         raise UserError(
             f"tell which output of {options.source.source} has the class scores: --scores"
         )
+    if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
+        raise UserError(f"{options.source.source} takes texts, which no protection learns from")
     other = _own_backup(options, model)
     setting = _asked(options, model)
     settings = _settings(options, setting)
@@ -246,6 +248,8 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     specs, scores = setting.model.signature.inputs, setting.model.signature.scores
     assert scores is not None
     kind = kind_of(specs)
+    if kind == "tokens" and words_of(setting.inputs.arrays) > MOST_WORDS:
+        kind = "vectors"
     shift = options.shift
     if shift is None:
         height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
