@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from codedinvnet.protect import distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
+from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
 from tests.models.factories import Value, write_graph
@@ -270,6 +272,33 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
     (_, first), (last, total) = epochs[0], epochs[-1]
     assert last == total
     assert int(total) <= 6 < int(first)
+
+
+def test_asking_for_mirrored_images_takes_of_the_minutes(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
+    asking, planned = [], []
+    plan = distil.plan
+
+    def slow(*words: Any, **more: Any) -> np.ndarray:
+        asking.append(100.0)
+        return teacher_scores(*words, **more)
+
+    def noted(make: Any, count: int, seconds: float, rates: Any) -> PartSettings:
+        planned.append(seconds)
+        return plan(make, count, seconds, rates)
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(asking))
+    monkeypatch.setattr("codedinvnet.protect.parts.time", clock)
+    monkeypatch.setattr("codedinvnet.protect.parts.teacher_scores", slow)
+    monkeypatch.setattr("codedinvnet.protect.parts.plan", noted)
+    words = arguments("colours", tmp_path / "x.npy", tmp_path / "out")  # within 300 seconds
+    outcome = call(*words, "--methods", "small-backup")
+    assert outcome.code == 0, outcome.err
+    assert asking == [100.0]
+    assert 100 < planned[0] <= 200
 
 
 @pytest.mark.parametrize(

@@ -201,9 +201,9 @@ class Trainer:
         folder = options.out / WORK / name
         path = folder / "plan.json"
         if not path.is_file():
+            count = len(self.lesson.train)  # mirrored images may be asked for here
             left = 60 * options.minutes - (time.monotonic() - self.began)
             seconds = left * share
-            count = len(self.lesson.train)
             spare = make()
             rates = getattr(part, "rates", {})
             found = plan(lambda p: offer.stage(spare, p, seconds), count, seconds, rates)
