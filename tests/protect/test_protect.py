@@ -17,15 +17,16 @@ import torch
 from onnx import TensorProto, helper
 
 from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpoint
+from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
-from codedinvnet.protect import distil, load_protection
+from codedinvnet.protect import coding, distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
 from codedinvnet.protect.inputs import Inputs
-from codedinvnet.protect.students import Shape
+from codedinvnet.protect.students import Shape, VectorStudent
 from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
@@ -279,7 +280,8 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
 ) -> None:
     generator = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
-    asking, planned = [], []
+    asking: list[float] = []
+    planned: list[float] = []
     plan = distil.plan
 
     def slow(*words: Any, **more: Any) -> np.ndarray:
@@ -400,3 +402,60 @@ def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
     assert outcome.code == 2
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert "texts" in line
+
+
+def test_inputs_that_come_by_class_are_mixed_and_spread(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a folder of class folders do."""
+    x = np.load(queries(tmp_path))
+    answers = open_model(f"{PLACE}:vectors").run({"x": x})["output"].argmax(1)
+    np.save(tmp_path / "x.npy", x[np.argsort(answers, kind="stable")])
+    groups: list[np.ndarray] = []
+    samples: list[np.ndarray] = []
+    tune, decoded, scale = NeRCC.tune, coding.decoded_logits, VectorStudent.learn_scale
+
+    def tuned(code: NeRCC, given: Any, members: Any, labels: torch.Tensor, tried: Any) -> Any:
+        groups.append(labels.numpy())
+        return tune(code, given, members, labels, tried)
+
+    def validated(coder: Any, scores: Any, inputs: Inputs, rows: np.ndarray, *more: Any) -> Any:
+        (batch,) = inputs.batch(rows).values()
+        groups.append(scores(torch.from_numpy(batch)).argmax(1).numpy().reshape(-1, 4))
+        return decoded(coder, scores, inputs, rows, *more)
+
+    def scaled(student: VectorStudent, batch: dict[str, np.ndarray]) -> None:
+        samples.append(batch["x"])
+        scale(student, batch)
+
+    monkeypatch.setattr(NeRCC, "tune", tuned)
+    monkeypatch.setattr(coding, "decoded_logits", validated)
+    monkeypatch.setattr(VectorStudent, "learn_scale", scaled)
+    monkeypatch.setattr("codedinvnet.protect.parts.SAMPLE", 60)
+    words = arguments("vectors", tmp_path / "x.npy", tmp_path / "out")
+    outcome = call(*words, "--methods", "small-backup,code,nercc")
+    assert outcome.code == 0, outcome.err
+    assert len(groups) > 2
+    for found in groups:
+        assert (np.ptp(found, axis=1) > 0).mean() > 0.5
+    for sample in samples:
+        seen = open_model(f"{PLACE}:vectors").run({"x": sample})["output"].argmax(1)
+        assert set(seen) == set(answers)
+
+
+def test_images_by_which_shifting_is_decided_are_spread(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x[np.argsort(x.mean((1, 2)).argmax(1), kind="stable")])
+    seen: list[set[int]] = []
+
+    def shifted(model: Any, inputs: Any, rows: np.ndarray, answers: np.ndarray, _: int) -> float:
+        seen.append(set(answers[rows].tolist()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.protect.run.agreement_when_shifted", shifted)
+    monkeypatch.setattr("codedinvnet.protect.run.SHIFTED", 60)
+    call(*arguments("colours", tmp_path / "x.npy", tmp_path / "out"))
+    assert seen == [{0, 1, 2}]

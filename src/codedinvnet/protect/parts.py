@@ -109,7 +109,7 @@ class Trainer:
         return [self._offer(shape), self._offer(smaller, graph)]
 
     def _offer(self, shape: Shape, graph: Graph | None = None) -> Offer:
-        rows = self.setting.rows.train[:SAMPLE]
+        rows = self.setting.spread(SAMPLE)
 
         def make() -> Student:
             student = shape.build()
@@ -163,7 +163,7 @@ class Trainer:
             return FrozenCoder(Shape(kind, width, classes, specs), setting.kind).eval()
 
         width = costs.largest_width(coder, lambda made: encoder_macs(made, k), setting.macs or 0)
-        rows = setting.rows.train[:SAMPLE]
+        rows = setting.spread(SAMPLE)
         batch = setting.inputs.batch(rows)
         levels = coder(1).level(torch.from_numpy(setting.scores[rows]))
 
@@ -237,7 +237,7 @@ class Trainer:
         return Lesson(
             setting.inputs,
             setting.rows.train,
-            setting.rows.validation,
+            np.random.default_rng(self.options.seed).permutation(setting.rows.validation),
             log_probabilities(setting.scores, setting.kind),
             mirrored,
             settings["flip"],

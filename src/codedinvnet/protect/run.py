@@ -106,8 +106,9 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
             if why:
                 notes.append(f"{name} is left out: {why}")
                 continue
+            rows, answers = setting.rows.validation, setting.answers
             scheme = codes.tuned(
-                name, model, options.k, setting.inputs, setting.rows.validation, setting.answers
+                name, model, options.k, setting.inputs, rows, answers, options.seed
             )
             if "smoothing" in scheme.chosen:
                 smoothing[name] = list(scheme.chosen["smoothing"])
@@ -255,7 +256,7 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
         height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
         shift = height // 8 if height >= 16 else 0
         if shift and {SMALL, CODE} & set(options.methods):
-            rows = setting.rows.train[:SHIFTED]
+            rows = setting.spread(SHIFTED)
             kept = agreement_when_shifted(
                 setting.model, setting.inputs, rows, setting.answers, shift
             )
