@@ -45,6 +45,7 @@ COMMANDS = {
     "latency.jsonl": "codedinvnet bench latency configs/bench/latency.json --data-dir data",
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
     "--measured docs/results/latency.jsonl",
+    "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
     "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
     "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
     "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
@@ -115,6 +116,11 @@ def latency_frame(path: Path) -> DataFrame:
     return tables.latency_frame(read_rows(path, "latency"))
 
 
+def paired(path: Path) -> str:
+    """Return the tails over those of hedging, which needs no training and costs next to nothing."""
+    return tables.markdown(tables.paired(read_rows(path, "latency"), "hedge"))
+
+
 def conditions(path: Path) -> str:
     """Return under which conditions the runs were made."""
     kept = [row for row in current_latency(read_rows(path, "latency")) if row["error"] is None]
@@ -170,9 +176,10 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "published": ("accuracy.jsonl", published),
     "failed": ("accuracy.jsonl", failed),
     "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),
+    "paired": ("latency.jsonl", paired),
     "latency": ("latency.jsonl", lambda path: tables.latency_table(latency_frame(path))),
     "conditions": ("latency.jsonl", conditions),
-    "policies": ("auto.jsonl", lambda path: policies.table(policies.shown(path))),
+    "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "auto": ("auto.jsonl", choosing),
     "off-map": ("off-map.jsonl", choosing),
@@ -229,7 +236,8 @@ def draw(folder: Path = RESULTS) -> None:
     if (folder / "auto.jsonl").is_file():
         frame = sweep.frame_of(sweep.read_rows(folder / "auto.jsonl"))
         draw_map(frame[fixed(frame["policy"])], folder / "map.png")
-        policies.draw(folder / "auto.jsonl")
+    if (folder / "policies.jsonl").is_file():
+        policies.draw(folder / "policies.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

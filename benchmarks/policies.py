@@ -24,10 +24,6 @@ from codedinvnet.simulation import sweep
 from codedinvnet.simulation.figures import latency_of
 from codedinvnet.simulation.picture import colour
 
-LOAD, STRAGGLERS = 0.4, ("pareto", "exponential", "bursts")
-"""The places of the study by which policies are shown, with both sizes of requests."""
-SHOWN = ("uncoded", "hedge", "coded", "coded+hedge", "small-backup", "small-backup+hedge", "auto")
-"""The policies that are shown there."""
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
 SHARES = {"p50_ms": 0.5, "p99_ms": 0.01, "p995_ms": 0.005, "p999_ms": 0.001}
@@ -36,25 +32,20 @@ CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
 
 
-def shown(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the study that are shown, in their order here."""
-    return [
-        row
-        for name in STRAGGLERS
-        for row in sweep.read_rows(path)
-        if (row["cell"]["stragglers"], row["cell"]["load"]) == (name, LOAD)
-        and row["cell"]["policy"] in SHOWN
-    ]
-
-
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return simulated p99.9 in ms and work of the policies, a column for each place."""
+    """Return simulated p99.9 in ms and work of the policies, a column for each place.
+
+    An interval stands behind p99.9 where the run was long enough for one.
+    """
     frame = sweep.frame_of(rows)
-    late = sweep.by_policy(frame).T
-    late.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in late.columns]
+    late, low, high = (sweep.by_policy(frame, name).T for name in ("p999", "low", "high"))
+    texts = late.map("{:.0f}".format) + (
+        " (" + low.map("{:.0f}".format) + "–" + high.map("{:.0f}".format) + ")"
+    ).where(low.notna(), "")
+    texts.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in late.columns]
     work = frame.groupby("policy")["work"].agg(["min", "max"])
-    texts = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[late.index].to_numpy()]
-    return tables.markdown(late.map("{:.0f}".format).assign(work=texts).reset_index(names="policy"))
+    texts["work"] = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[late.index].to_numpy()]
+    return tables.markdown(texts.reset_index(names="policy"))
 
 
 def choice(folder: Path, k: int = 10) -> str:
@@ -62,9 +53,9 @@ def choice(folder: Path, k: int = 10) -> str:
 
     The tail is p99.9 over that of `uncoded`: the geometric mean of all places, and its range.
     """
-    if not (folder / "auto.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
+    if not (folder / "policies.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
         return ""
-    frame = sweep.frame_of(shown(folder / "auto.jsonl"))
+    frame = sweep.frame_of(sweep.read_rows(folder / "policies.jsonl"))
     accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
     right = tables.best_bases(accuracy[(accuracy["k"] == k) & (accuracy["missing"] == 1)])
     right = right[right["corrupt"] == 0].set_index(["method", "dataset"])
@@ -95,8 +86,8 @@ def choice(folder: Path, k: int = 10) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw the rows of the study that are shown as two pictures beside them."""
-    rows = shown(path)
+    """Draw the rows of a study as two pictures beside them."""
+    rows = list(sweep.read_rows(path))
     here = {
         row["cell"]["policy"]: [latency_of(row[name]) for name in SHARES]
         for row in rows

@@ -40,6 +40,36 @@ def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None
             np.testing.assert_array_equal(rows, expected[number])
 
 
+def test_tiny_imagenet_is_read_as_it_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, shape = tmp_path / "tiny-imagenet-200", (8, 8, 3)
+    for number, name in enumerate(["n02", "n01"]):
+        write(source / "train" / name / "images" / f"{name}_0.png", shape, number)
+        (source / "train" / name / f"{name}_boxes.txt").write_text("no image\n")
+    held = [write(source / "val" / "images" / f"val_{i}.png", shape, 5 + i) for i in range(2)]
+    grey = write(source / "train" / "n02" / "images" / "n02_1.png", shape[:2], 8)
+    write(source / "test" / "images" / "test_0.png", shape, 9)  # which nobody has labelled
+    listed = source / "val" / "val_annotations.txt"
+    listed.write_text("val_1.png\tn01\t0\t0\t7\t7\nval_0.png\tn02\t0\t0\t7\t7\n")
+    assert main([str(source), str(tmp_path / "data" / "tiny")]) == 0
+    train = load_images("tiny", "train", data_dir=tmp_path / "data")
+    test = load_images("tiny", "test", data_dir=tmp_path / "data")
+    assert train.classes == test.classes == ("n01", "n02")
+    pixels, labels = train.batch(torch.arange(3))
+    assert labels.tolist() == [0, 1, 1]
+    for channel in pixels[2].numpy():
+        np.testing.assert_array_equal(channel, grey)
+    images, labels = test.batch(torch.arange(2))
+    assert labels.tolist() == [0, 1]
+    for image, shown in zip(images, reversed(held), strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), shown)
+    capsys.readouterr()
+    listed.write_text("val_0.png\tn02\nval_1.png\n")
+    assert main([str(source), str(tmp_path / "other")]) == 2
+    assert f"{listed}, line 2: not FILE, tab, CLASS: val_1.png" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_and_leave_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

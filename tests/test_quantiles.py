@@ -12,6 +12,7 @@ from codedinvnet.quantiles import (
     Histogram,
     around,
     half_width,
+    half_width_within,
     percentile,
     quantiles,
     rank_of,
@@ -87,6 +88,14 @@ def test_a_histogram_is_read_as_it_was_written() -> None:
     written = Histogram.of([0.0, 1.0, 20.0, 20.0, np.inf])
     row = json.loads(json.dumps({"histogram": written.as_json()}))
     assert Histogram.of_row(row) == written
+
+
+def test_an_interval_within_groups_leaves_out_what_groups_differ_by() -> None:
+    half = half_width_within([[1.0, 2.0, 3.0], [101.0, 102.0, 103.0]])
+    assert half == pytest.approx(2.776445 * math.sqrt(2 / 3) / 2)  # t(0.975, 4), s = 1
+    assert half_width_within([[1.0, 1.0], [5.0, 5.0]]) == 0
+    for nothing in ([], [[1.0], [2.0]], [[1.0, 2.0], [3.0]], [[1.0, math.inf]]):
+        assert half_width_within(nothing) is None
 
 
 def test_intervals_are_students_over_repetitions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,26 @@ def half_width(values: Sequence[float], centre: float | None = None) -> float | 
         return None
     scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
     return float(student.ppf(0.975, n - 1)) * scatter
+
+
+def half_width_within(groups: Sequence[Sequence[float]]) -> float | None:
+    """Return half of the 95 % interval around the mean of groups' means.
+
+    Only what repetitions of a group differ by counts: groups are what was chosen to be measured,
+    and no sample of others. None if a group has no two repetitions, or a value is not finite.
+
+    Args:
+        groups: the values of each group's repetitions.
+    """
+    from scipy.stats import t as student
+
+    freedom = sum(len(group) - 1 for group in groups)
+    if any(len(group) < 2 for group in groups) or not freedom:
+        return None
+    if not all(math.isfinite(value) for group in groups for value in group):
+        return None
+    variance = math.fsum(statistics.variance(group) / len(group) for group in groups)
+    return float(student.ppf(0.975, freedom)) * math.sqrt(variance) / len(groups)
 
 
 def around(values: Sequence[float], centre: float) -> tuple[float, float] | None:

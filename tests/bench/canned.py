@@ -78,6 +78,7 @@ def latency_row(
     work: float = 1.11,
     error: str | None = None,
     stragglers: str = "pareto",
+    load: float = 0.4,
     quick: bool = False,
     wait_ms: float = 40.0,
     batch: int = 10,
@@ -86,7 +87,7 @@ def latency_row(
     cores: int = 2,
 ) -> dict[str, Any]:
     """Return a row of `bench latency` whose requests took so long, and some of which were lost."""
-    arm = {"label": label, "batch": batch, "load": 0.4, "straggler_model": stragglers, "run": run}
+    arm = {"label": label, "batch": batch, "load": load, "straggler_model": stragglers, "run": run}
     settings: dict[str, Any] = {"quick": quick, "wait_ms": wait_ms}
     if label == "small-backup":
         settings |= {"backup": {"epochs": 1}, "parity_wait_ms": [0.0, wait_ms / 10]}

@@ -23,8 +23,8 @@ from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
-REAL = ["coded", "small-backup"]
-RUNS = 2
+REAL = ["coded", "small-backup", "auto"]
+RUNS = 3
 
 
 def write_grid(folder: Path, bundle: Path, methods: list[str], /, **changes: Any) -> Path:
@@ -102,7 +102,8 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
     assert 1 < rows["small-backup"]["work_per_query"] < 1.6
     # Its E is dear for so small an f: some groups are answered before their parity is sent.
     assert 0.1 < rows["coded"]["extra_tasks_per_query"] <= 0.25
-    assert rows["small-backup"]["settings"]["parity_wait_ms"] == [0, 2.5]
+    for label in ("small-backup", "auto"):  # a quarter of a data task's wait an image
+        assert rows[label]["settings"]["parity_wait_ms"] == [0, 2.5]
     task, image = rows["coded"]["settings"]["parity_wait_ms"]
     assert task == 10
     assert image > 1

@@ -55,7 +55,7 @@ def test_capacity_is_stated_and_parts_lie_beside_the_grid(tmp_path: Path) -> Non
     assert grid.parts == tmp_path / "accuracy.json"
 
 
-def test_the_shipped_grid_is_the_issues() -> None:
+def test_the_shipped_grid_has_every_method_in_every_setting() -> None:
     grid = load_latency_grid(ROOT / "configs" / "bench" / "latency.json")
     found = list(arms(grid))
     labels = {a.label for a in found}
@@ -66,7 +66,7 @@ def test_the_shipped_grid_is_the_issues() -> None:
         for load in (0.4, 0.7)
         for model in ("held", "pareto", "slower")
         for label in labels
-    }
+    } | {(1, 0.5, model, label) for model in ("none", "held") for label in ("uncoded", "auto")}
     assert grid.runs >= 3
     assert grid.queries >= 10_000
     assert grid.parts.is_file()

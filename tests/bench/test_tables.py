@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,42 @@ def test_tails_are_compared_by_what_ten_requests_of_every_method_lie_beyond() ->
     held = [*three("coded", stragglers="held"), *three("hedge", 1.2, stragglers="held")]
     values = tables.tails(tables.latency_frame([*LATENCY, *single, *held]))
     assert [index[-1] for index in values.index] == ["p995", "p99", "p995"]  # hedge: one run of it
-    found = tables.against_lowest(values, {"coded": 1.1, "hedge": 1.0}).set_index("method")
+    work = values.notna().mul({"coded": 1.1, "hedge": 1.0, "uncoded": 1.0})
+    found = tables.against_lowest(values, work).set_index("method")
     assert list(found.index) == ["hedge", "coded"]  # uncoded is in one place of three
     assert found.loc["coded", "within 5% of the lowest"] == "2 of 3"
     assert float(found.loc["coded", "worst, over the lowest"]) == pytest.approx(2, abs=0.02)
     assert found.loc["hedge", "work"] == "1.00"
+    alone = [*LATENCY[:3], *three("coded", 5.0, work=9.0, load=0.5)]  # without a rival there
+    shown = cells(tables.tails_table(tables.latency_frame([*alone, *three("hedge", 1.2)])))
+    assert {row["method"]: row["work"] for row in shown} == {"hedge": "1.11", "coded": "1.11"}
     lost = pd.DataFrame({"a": [10.0, 20.0], "b": [math.inf, 10.0]})
     told = tables.against_lowest(lost).set_index("method")
     assert told.loc["b", "worst, over the lowest"] == "never"
+
+
+def test_ratios_are_paired_within_runs_of_the_same_arrivals() -> None:
+    rows = []
+    for run, slow in ((1, 1.0), (2, 3.0), (3, 10.0)):  # what all methods meet differs by run
+        for load, half in ((0.4, 0.5), (0.7, 2.0)):
+            rows.append(latency_row("hedge", sample(1, slow), run=run, load=load))
+            rows.append(latency_row("auto", sample(1, half * slow), run=run, load=load))
+        rows.append(latency_row("coded", sample(1, 1.5 * 1.02**run * slow), run=run, load=0.4))
+    rows.append(latency_row("coded", sample(2), run=4, load=0.4))  # whose rival is missing
+    rows.append(latency_row("coded", sample(1, count=980), lost=20, stragglers="held"))
+    rows.append(latency_row("hedge", sample(1), stragglers="held"))
+    found = tables.paired(rows, "hedge").set_index("method")
+    assert list(found.index) == ["coded", "auto"]
+    (batch,) = {row["batch"] for row in rows}
+    shown = {m: re.findall(r"[\d.]+", found.loc[m, f"pareto, {batch}"]) for m in ("coded", "auto")}
+    mean, low, high = map(float, shown["coded"])
+    assert low < mean < high
+    assert mean == pytest.approx(1.5 * 1.02**2, rel=0.02)
+    assert high / low < 1.25  # the runs' own scale is in both
+    mean, low, high = map(float, shown["auto"])
+    assert mean == pytest.approx(1.0, abs=0.02)  # half at one load, double at the other
+    assert high - low < 0.05  # by nothing that runs of a load differ by
+    assert found.loc["coded", f"held, {batch}"] == "never"
 
 
 def test_a_file_of_rows_becomes_tables(tmp_path: Path) -> None:

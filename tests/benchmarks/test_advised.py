@@ -61,7 +61,10 @@ def test_predictions_and_the_best_policy_are_judged_apart() -> None:
         "best_named": 3,
         "halves_within_15_percent": 5,
         "halves_best_named": 0,  # hedge; by the second ones it is coded
+        "one_policy_best": 5,
     }
+    other = {**measured, "uncoded": Late(50.0, (50.0, 50.0))}
+    assert judged([*rows, row(1.0, 1.0, "uncoded", **other)])["one_policy_best"] == 5
     assert "2 of 5" in lines({**found, "rows": rows})[-1]
 
 

@@ -38,8 +38,8 @@ def test_the_pages_are_of_the_rows_beside_them() -> None:
     for picture in (
         "accuracy-late",
         "map",
-        "auto-tail",
-        "auto-work",
+        "policies-tail",
+        "policies-work",
     ):
         assert (RESULTS / f"{picture}.png").is_file()
 
@@ -136,7 +136,7 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
             work = 1.0 if policy == "uncoded" else 1.1 + batch / 100
             figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
             append_row(
-                tmp_path / "auto.jsonl",
+                tmp_path / "policies.jsonl",
                 {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
                 | figures,
             )
@@ -157,14 +157,14 @@ UNENDING = {"stragglers": "pareto", "batch": 10, "load": 0.4, "policy": "uncoded
 
 
 def test_a_policy_that_loses_too_much_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (RESULTS / "auto.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (RESULTS / "policies.jsonl").read_text().splitlines()]
     next(row for row in rows if row["cell"] == UNENDING)["p999_ms"] = None
-    path = tmp_path / "auto.jsonl"
+    path = tmp_path / "policies.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     policies.draw(path)
     assert {found.name for found in tmp_path.glob("*.png")} == {
-        "auto-tail.png",
-        "auto-work.png",
+        "policies-tail.png",
+        "policies-work.png",
     }
 
 

@@ -201,16 +201,18 @@ class LatencyBench:
         return found
 
     def parity_wait(self, arm: Arm) -> ParityWait | None:
-        """Return what a parity waits; None without parities.
+        """Return what a parity waits, or what `auto` asks the small backup; None without those.
 
         E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. What
         takes the images as they are is charged its cost, shared among them.
         """
         grid = self.grid
-        if not arm.served.rules.coded:
+        if not arm.served.rules.takes_code:
             return None
         rules = find_method(arm.served.method).rules(grid.k, bundle=self.bundle.info)
-        extra = rules.tasks(grid.k)[grid.k]
+        extra = rules.tasks(grid.k).get(grid.k)
+        if extra is None:
+            return None
         if not extra.encoded:
             return ParityWait(0.0, round(extra.cost * grid.wait_ms / grid.k, 4))
         return ParityWait(

@@ -7,6 +7,7 @@ repetitions (trainings from other seeds, or runs); without three of them there i
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -19,7 +20,7 @@ from pandas import DataFrame, Series
 from codedinvnet.codes.registry import METHODS, known_method
 from codedinvnet.data.names import KNOWN
 from codedinvnet.files import write_atomically, write_text
-from codedinvnet.quantiles import Histogram, around, half_width, rank_of
+from codedinvnet.quantiles import Histogram, around, half_width, half_width_within, rank_of
 from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows
 from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.figures import QUANTILES, SAME
@@ -212,6 +213,8 @@ def _write(rows_file: Path, sections: Mapping[str, str], frame: DataFrame) -> li
 # Latency
 
 RUN_SETTING = ["dataset", "batch", "load", "stragglers"]
+SAME_RUN = ("batch", "load", "dataset", "run")
+"""What runs of a straggler model have in common that met the same arrivals and faults."""
 MEANS = {"decoded_share": "decoded", "missing_share": "lost", "accuracy": "accuracy"}
 """Figures that are means over runs, and their columns; shares in %."""
 
@@ -288,22 +291,72 @@ def tails(frame: DataFrame) -> DataFrame:
     """
     found = {}
     for setting, own in frame.groupby(RUN_SETTING, sort=False):
-        fewest = own["requests"].min()
-        held = [name for name in TAILS if (1 - QUANTILES[name]) * fewest >= BEYOND]
-        name = held[-1] if held else TAILS[0]
+        name = farthest(own["requests"].min())
         found[(*setting, name)] = own.set_index("method")[name]
     table = DataFrame(found).T
     return table[[name for name in frame["method"].unique() if name in table]]
 
 
-def against_lowest(values: DataFrame, work: Mapping[str, float] = {}) -> DataFrame:
+def farthest(requests: int) -> str:
+    """Return the farthest percentile that ten of so many requests lie beyond, or p99."""
+    held = [name for name in TAILS if (1 - QUANTILES[name]) * requests >= BEYOND]
+    return held[-1] if held else TAILS[0]
+
+
+def paired(rows: Iterable[Row], rival: str) -> DataFrame:
+    """Return how much longer or shorter methods' tails are than a rival's, in the geometric mean.
+
+    Both met the same arrivals and faults in a run of a setting, so each run gives one ratio: of the
+    farthest percentile that ten requests of both lie beyond. The mean is over the loads; the
+    interval says how far it is off by what the runs of each load differ by.
+
+    Args:
+        rows: of `bench latency`.
+        rival: the method in the denominator.
+
+    Returns:
+        A row a method, a column a straggler model and number of images; the text "ratio
+        (low–high)", or "never" where requests were lost.
+    """
+    runs: dict[tuple[Any, ...], dict[str, Histogram]] = {}
+    for row in current_latency(rows):
+        if row["error"] is None:
+            place = tuple(row[key] for key in ("straggler_model", *SAME_RUN))
+            runs.setdefault(place, {})[row["label"]] = Histogram.of_row(row)
+    ratios: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for (model, batch, load, _, _), own in runs.items():
+        for label in own if rival in own else ():
+            if label != rival:
+                both = own[label], own[rival]
+                share = QUANTILES[farthest(min(one.total for one in both))]
+                tail, against = (one.percentile(share) for one in both)
+                loads = ratios.setdefault((label, f"{model}, {batch}"), {})
+                loads.setdefault(load, []).append(tail / against)
+    found: dict[str, dict[str, str]] = {}
+    for (label, column), loads in ratios.items():
+        own_row = found.setdefault(label, {"method": label})
+        own_row[column] = _geometric([*loads.values()])
+    return in_order(DataFrame([*found.values()], dtype=object), method=SERVED)
+
+
+def _geometric(loads: Sequence[Sequence[float]]) -> str:
+    """Return the geometric mean of loads' ratios with its interval; "never" if one has no end."""
+    if not all(math.isfinite(ratio) for runs in loads for ratio in runs):
+        return "never"
+    logs = [[math.log(ratio) for ratio in runs] for runs in loads]
+    mean, half = statistics.fmean(map(statistics.fmean, logs)), half_width_within(logs)
+    ends = "" if half is None else f" ({math.exp(mean - half):.2f}–{math.exp(mean + half):.2f})"
+    return f"{math.exp(mean):.2f}{ends}"
+
+
+def against_lowest(values: DataFrame, work: DataFrame | None = None) -> DataFrame:
     """Return how near methods' tails come to the lowest of each place.
 
     Args:
         values: in ms, a row a place and a column a method; infinite where too many are lost.
             Methods that are in less than half of the places are left out, and then places in which
             a method is missing, or nobody's is finite.
-        work: of each method, for a column of its own.
+        work: in the same places, for a column of its own.
     """
     kept = values.dropna(axis="columns", thresh=math.ceil(len(values) / 2)).dropna()
     kept = kept[kept.min(axis="columns").map(math.isfinite)].astype(float)
@@ -318,7 +371,10 @@ def against_lowest(values: DataFrame, work: Mapping[str, float] = {}) -> DataFra
             "worst, over the lowest": [_ratio(ratios[name].max()) for name in ratios],
         }
     )
-    return table.assign(work=[f"{work[name]:.2f}" for name in ratios]) if work else table
+    if work is None:
+        return table
+    means = work.loc[kept.index].mean()
+    return table.assign(work=[f"{means[name]:.2f}" for name in ratios])
 
 
 def _ratio(value: float) -> str:
@@ -327,7 +383,10 @@ def _ratio(value: float) -> str:
 
 def tails_table(frame: DataFrame) -> str:
     """Return the Markdown table of how near every method's tail comes to the lowest."""
-    return markdown(against_lowest(tails(frame), dict(frame.groupby("method")["work"].mean())))
+    values = tails(frame)
+    work = frame.set_index([*RUN_SETTING, "method"])["work"].unstack()
+    work = work.reindex(values.index.droplevel(-1)).set_axis(values.index)
+    return markdown(against_lowest(values, work))
 
 
 def write_latency(rows_file: Path) -> list[Path]:
