@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running as serve_running
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask
+from tests.serving.gateway.test_tls import make_pair
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -209,15 +211,15 @@ def test_commands_in_the_comments_are_ours() -> None:
         check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))
 
 
-async def test_the_images_health_check() -> None:
+async def test_the_images_health_check(tmp_path: Path) -> None:
     command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
     assert command[0] == "python"
 
-    async def code(port: str) -> int | None:
+    async def code(port: str, scheme: str = "http") -> int | None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command[1:],
-            env={**os.environ, "PORT": port},
+            env={**os.environ, "PORT": port, "SCHEME": scheme},
             stderr=subprocess.DEVNULL,
         )
         return await process.wait()
@@ -225,6 +227,11 @@ async def test_the_images_health_check() -> None:
     async with gateway(Fake()) as (address, _, _):
         assert await code(address.rpartition(":")[2]) == 0
     assert await code(str(free_port())) != 0
+    if shutil.which("openssl"):
+        chain, key = make_pair(tmp_path / "pair")
+        async with gateway(Fake(), tls_cert=chain, tls_key=key) as (address, _, _):
+            port = address.rpartition(":")[2]
+            assert (await code(port), await code(port, "https")) == (1, 0)
 
 
 async def _metrics(address: str) -> str:

@@ -25,7 +25,7 @@ from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_mod
 from codedinvnet.load.run import FIRST, Sender, measure
 from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import read_rows
-from codedinvnet.serving.gateway.calls import Headers, Reply
+from codedinvnet.serving.gateway.calls import Headers, Reply, Unreachable
 from tests.conftest import Command
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.virtual import VirtualLoop
@@ -150,6 +150,21 @@ def test_times_are_exact() -> None:
     assert row["seconds"] == pytest.approx(AHEAD + 0.5 + 0.032, abs=1e-3)
     assert row["answered_per_s"] == pytest.approx(100 / 0.582, rel=1e-3)
     assert row["sent_late_p99_ms"] < 0.01
+
+
+def test_the_rate_is_of_the_time_in_which_answers_came() -> None:
+    class Silent(Still):
+        async def infer(self, *_: Any) -> Reply:
+            if self.seen == FIRST + 20:
+                self.seen += 1
+                await asyncio.sleep(60)
+                raise Unreachable("no answer")
+            return await super().infer()
+
+    row = exactly(Silent())
+    assert (row["answered"], row["errors"]) == (99, {"no answer": 1})
+    assert row["seconds"] > 60
+    assert row["answered_per_s"] == pytest.approx(99 / 0.582, rel=1e-3)
 
 
 def test_servers_are_asked_in_turn_and_answers_are_checked() -> None:
@@ -287,9 +302,12 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(faster) == pytest.approx([0, 0.1, 0.15, 8.65])
     log.write_text("2026-01-31T12:00:00Z GET\n2026-01-31T12:00:02.5Z GET\n")
     assert gaps_of(options) == pytest.approx([0, 2.5])
-    log.write_text("1\ntwo\n")
-    with pytest.raises(UserError, match="line 2: 'two'"):
-        gaps_of(options)
+    log.write_text("2026-01-31 12:00:00.5 GET\n2026-01-31 12:00:03 GET\n")
+    assert gaps_of(options) == pytest.approx([0, 2.5])
+    for line in ("two", "2026-01-31", "2026-01-31 GET", "2026-01-31,20"):
+        log.write_text(f"1\n{line}\n")
+        with pytest.raises(UserError, match=f"line 2: '{line[:10]}' is no time"):
+            gaps_of(options)
 
 
 def test_which_server_and_which_model() -> None:

@@ -281,6 +281,9 @@ async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         assert not any(blamed)
         front.workers[1].failed.clear()  # it has done one
         assert front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
+        front.workers[1].state = supervisor.ABSENT
+        assert not front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
+        front.workers[1].state = supervisor.UP
 
 
 async def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:

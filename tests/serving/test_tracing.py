@@ -130,6 +130,19 @@ async def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExpor
     assert sorted(urls) == sorted(fake.url for fake in fakes)
 
 
+async def test_a_copy_that_is_stopped_is_no_failure(exporter: InMemorySpanExporter) -> None:
+    slow, quick = GrpcFake(), Fake()
+    slow.delay, quick.delay = 3.0, 0.3
+
+    async with traced(slow, quick, policy="replicate", cancel=True) as (address, _):
+        await ask(address)
+        await asyncio.sleep(0.3)
+    _, attempts = split(exporter)
+    by_url = {attributes(span, "codedinvnet.upstream")[0]: span for span in attempts}
+    assert attributes(by_url[slow.url], "codedinvnet.result") == ["stopped"]
+    assert by_url[slow.url].status.status_code is StatusCode.UNSET
+
+
 async def test_a_failure_and_what_made_up_for_it(exporter: InMemorySpanExporter) -> None:
     broken, sound = Fake(), Fake()
     broken.status = 503

@@ -122,7 +122,7 @@ def gaps_of(options: LoadOptions) -> list[float]:
 
 
 def read_times(path: Path) -> Sequence[float]:
-    """Return the times in a log: in seconds, or by date (ISO 8601); first on their line.
+    """Return the times in a log: in seconds, or by date and time (ISO 8601); first on their line.
 
     Raises:
         UserError: naming the line.
@@ -137,7 +137,7 @@ def read_times(path: Path) -> Sequence[float]:
         words = line.partition("#")[0].replace(",", " ").split()
         if words:
             try:
-                found.append(_time(words[0]))
+                found.append(_time(words))
             except ValueError as error:
                 if number == 1:  # a table's head
                     continue
@@ -148,10 +148,15 @@ def read_times(path: Path) -> Sequence[float]:
     return found
 
 
-def _time(word: str) -> float:
+def _time(words: Sequence[str]) -> float:
+    word = words[0]
     try:
         value = float(word)
     except ValueError:
+        if len(word) <= len("2026-01-31"):  # the time of day is the next word, or missing
+            word = "T".join(words[:2])
+            if ":" not in word:
+                raise
         value = datetime.datetime.fromisoformat(word.replace("Z", "+00:00")).timestamp()
     if not math.isfinite(value):
         raise ValueError(word)

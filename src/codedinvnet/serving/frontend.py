@@ -56,7 +56,7 @@ from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
 from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.result import OUTPUT, Abandoned, Computer, Result
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
@@ -307,6 +307,7 @@ class FrontEnd:
             except Exception as error:
                 log_error(error)
                 queue.extend(self._give_up(action, described(error)))
+        self.admission.resize(self.scheduler.binding.slots_up)
         try:
             if self.decoding is not None:
                 self.decoding.run()
@@ -346,9 +347,8 @@ class FrontEnd:
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
             self._background.spawn(self._replace(action.worker, action.reason))
-        elif isinstance(action, Complete):
-            if self.decoding is not None:
-                self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Complete) and self.decoding is not None:
+            self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
             self.metrics.decided(action.decision)
 
@@ -392,9 +392,8 @@ class FrontEnd:
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
         attempts = tuple(send.attempt for send in sends)
-        self._background.spawn(
-            self._call(Sent(first.worker, task, members, attempts, time.monotonic()))
-        )
+        sent = Sent(first.worker, task, members, attempts, time.monotonic())
+        self._background.spawn(self._call(sent))
 
     async def _call(self, sent: Sent) -> None:
         worker, task, attempts = sent.worker, sent.task, sent.attempts
@@ -411,15 +410,17 @@ class FrontEnd:
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
             self._task_failed(sent, str(error))
+        except Abandoned as error:  # who is slow is known by it all the same
+            self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
+            self._lose(attempts, str(error))
         except (Exception, asyncio.CancelledError) as error:
             if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
-            told = {"pool": type(self.pool).__name__, "worker": worker, "error": error}
-            self._failed_calls.log(
-                "the pool raised", logging.ERROR, reason=described(error), **told
-            )
-            self._task_failed(sent, described(error))
+            reason, pool = described(error), type(self.pool).__name__
+            told = {"pool": pool, "worker": worker, "reason": reason, "error": error}
+            self._failed_calls.log("the pool raised", logging.ERROR, **told)
+            self._task_failed(sent, reason)
         else:
             self.workers[worker].failed.clear()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
@@ -449,11 +450,9 @@ class FrontEnd:
             self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
 
     def _take(self, attempt: int, result: Result) -> None:
-        self._outputs[attempt] = result.outputs
-        known = attempt in self.scheduler.attempts
+        if attempt in self.scheduler.attempts:
+            self._outputs[attempt] = result.outputs
         self._do(self.scheduler.result(time.monotonic(), attempt))
-        if not known:
-            self._outputs.pop(attempt, None)
 
     # Workers
 

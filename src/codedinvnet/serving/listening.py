@@ -122,15 +122,24 @@ def server_config(
 
 
 class Server(uvicorn.Server):
-    """A server that tells when it is up, and leaves signals to its caller."""
+    """A server that tells when it is up, stops with its service, and leaves signals to its caller.
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    Args:
+        config: see `server_config`.
+        leaves: tells whether the service is about to stop.
+    """
+
+    def __init__(self, config: uvicorn.Config, leaves: Callable[[], bool]) -> None:
         super().__init__(config)
-        self.up = asyncio.Event()
+        self.leaves, self.up = leaves, asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop: when told, or as soon as requests over gRPC are waited for."""
+        return await super().on_tick(counter) or self.leaves()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -153,7 +162,8 @@ async def listening(
     """
     listener = bind(host, port)
     try:
-        server = Server(server_config(app, deadline_ms, front.rules.workers, certificate))
+        config = server_config(app, deadline_ms, front.rules.workers, certificate)
+        server = Server(config, lambda: front.announced)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())
         try:

@@ -44,9 +44,15 @@ REASONS = ("died", "hung", "failing", "wrong")
 
 
 def remember_labels(*metrics: Counter | Gauge | Histogram) -> None:
-    """Have metrics find the figure of a label at once; no label of theirs may be removed."""
+    """Have metrics find the figure of a label at once; `forget_labels` says that one is gone."""
     for metric in metrics:
         metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
+
+
+def forget_labels(*metrics: Counter | Gauge | Histogram) -> None:
+    """Have metrics that remember labels look for them anew, since some were removed."""
+    for metric in metrics:
+        metric.labels.cache_clear()  # type: ignore[union-attr]
 
 
 class Metrics:

@@ -24,8 +24,12 @@ MOST_STARTS = 10
 """A worker is given up when a user's mistake has kept it from starting so often in a row."""
 MOST_FAILURES = 5
 """A worker that fails so many tasks in a row is replaced, if they are not to blame."""
-STARTING, UP, HUNG, DOWN, GIVEN_UP = STATES = ("starting", "up", "hung", "down", "abandoned")
+STARTING, UP, HUNG, DOWN, GIVEN_UP, ABSENT = STATES = (
+    "starting", "up", "hung", "down", "abandoned", "absent",
+)  # fmt: skip
 """The states of a worker: it is starting before it was up for the first time."""
+NOBODY_THERE = "it is not among the upstreams"
+"""The reason why a worker is absent that may come later: nothing was lost with it."""
 WRONG = "answers wrongly"
 """The reason why a worker is replaced whose answers do not stand up to the code's."""
 LOSSES = 500
@@ -106,15 +110,18 @@ class Supervisor:
         view = self.workers[worker]
         now = time.monotonic()
         view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
-        view.state, view.since = (HUNG if reason == "hung" else DOWN), now
+        absent = reason == NOBODY_THERE
+        view.state = ABSENT if absent else HUNG if reason == "hung" else DOWN
+        view.since = now
         view.failed.clear()
         if self._down_since is None and all(view.state != UP for view in self.workers):
             self._down_since, self._start_failed = now, False
             log_event("no worker is up", logging.ERROR)
         kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
         kind = "failing" if reason.startswith(FAILING) else kind
-        self.metrics.restarts.labels(kind).inc()
-        log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
+        if not absent:
+            self.metrics.restarts.labels(kind).inc()
+            log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
         mistakes = 0
         while True:
             delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]
@@ -133,9 +140,10 @@ class Supervisor:
                 log_event("worker given up", logging.ERROR, worker=worker, starts=mistakes)
                 return False
         view.state, view.since = UP, time.monotonic()
-        view.restarts += 1
         self._down_since = None
-        self.losses.append(Loss(now, worker, kind, view.since - now))
+        if not absent:
+            view.restarts += 1
+            self.losses.append(Loss(now, worker, kind, view.since - now))
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
         return True
 
@@ -151,7 +159,8 @@ class Supervisor:
         failed = self.workers[worker].failed
         if members not in failed:
             failed.append(members)
-        others = [view.failed for i, view in enumerate(self.workers) if i != worker]
+        there = (view for view in self.workers if view.state != ABSENT)
+        others = [view.failed for view in there if view is not self.workers[worker]]
         alone = not any(queries in other for other in others for queries in failed)
         return len(failed) == MOST_FAILURES and alone and not all(others)
 

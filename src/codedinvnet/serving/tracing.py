@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.workers.result import Abandoned
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -163,6 +164,8 @@ class Tracing:
         token = _attempt.set((span, set_span_in_context(span, known[0].context)))
         try:
             return await call
+        except Abandoned:  # the pool has noted how it ended
+            raise
         except BaseException as error:  # the pool's, and its being stopped
             span.set_attribute(RESULT, "failed")
             span.set_status(StatusCode.ERROR, str(error) or type(error).__name__)

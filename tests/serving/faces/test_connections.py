@@ -72,7 +72,7 @@ async def serving(
         log_config=None,
         timeout_keep_alive=timeout_keep_alive,
     )
-    listener, server = bind("127.0.0.1", 0), Server(config)
+    listener, server = bind("127.0.0.1", 0), Server(config, lambda: False)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     writers = []
 

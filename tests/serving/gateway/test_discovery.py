@@ -6,11 +6,14 @@ import asyncio
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
+from codedinvnet.serving.supervisor import ABSENT, STATES, UP
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, until
 
@@ -74,6 +77,87 @@ async def test_what_is_asked_while_an_upstream_goes_is_not_lost(tmp_path: Path) 
         assert len(other.seen) == 1
     await slow.stop()
     await other.stop()
+
+
+async def test_a_place_that_is_empty_is_no_worker_that_died(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, file = Fake(), Fake(), tmp_path / "upstreams"
+
+    for fake in (first, second):
+        await fake.start()
+    file.write_text(first.url)
+    async with gateway(upstreams_file=file) as (address, relay, _):
+        front = relay.front
+        value = front.metrics.registry.get_sample_value
+
+        async def become(*urls: str) -> None:
+            file.write_text("\n".join(urls))
+            await until(lambda: front.scheduler.workers_up == len(urls))
+            assert (await ask(address)).status == 200
+
+        await become(first.url, second.url)
+        await become(second.url)
+        await become(first.url, second.url)
+        front.update_gauges()
+        found = {state: value("codedinvnet_workers", {"state": state}) for state in STATES}
+        assert found.pop(UP) == 2
+        assert found.pop(ABSENT) == len(front.workers) - 2
+        assert set(found.values()) == {0}
+        assert value("codedinvnet_worker_restarts_total", {"reason": "died"}) == 0
+        assert list(front.supervisor.losses) == []
+    assert "worker lost" not in caplog.messages
+    for fake in (first, second):
+        await fake.stop()
+
+
+async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "FORGOTTEN", 0.1)
+    first, second, file = Fake(), Fake(), tmp_path / "upstreams"
+
+    for fake in (first, second):
+        await fake.start()
+    file.write_text(f"{first.url}\n{second.url}")
+    async with gateway(upstreams_file=file) as (address, relay, _):
+
+        def told() -> str:
+            return relay.front.metrics.render().decode()
+
+        async def are_asked() -> None:
+            first.seen.clear()
+            while not first.seen:
+                assert (await ask(address)).status == 200
+
+        await are_asked()
+        assert first.url in told()
+        file.write_text(second.url)
+        await until(lambda: first.url not in told())
+        file.write_text(f"{first.url}\n{second.url}")
+        await until(lambda: relay.front.scheduler.workers_up == 2)
+        await are_asked()
+        calls = f'codedinvnet_upstream_calls_total{{result="ok",upstream="{first.url}"}}'
+        assert calls in told()
+    for fake in (first, second):
+        await fake.stop()
+
+
+async def test_what_upstreams_cannot_do_in_time_is_refused(tmp_path: Path) -> None:
+    """However many others may come."""
+    fake, file = Fake(), tmp_path / "upstreams"
+
+    await fake.start()
+    file.write_text(fake.url)
+    options: dict[str, Any] = {"policy": "uncoded", "slots": 2, "deadline_ms": 2000}
+    async with gateway(upstreams_file=file, **options) as (address, relay, _):
+        await until(lambda: relay.front.scheduler.workers_up == 1)
+        fake.delay = 0.1
+        replies = await asyncio.gather(*(ask(address) for _ in range(200)))
+        statuses = [reply.status for reply in replies]
+        assert statuses.count(503) > 100
+        assert statuses.count(504) < 30
+    await fake.stop()
 
 
 def test_each_address_of_a_name_is_an_upstream() -> None:

@@ -14,12 +14,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.errors import UserError
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
 from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import open_upstream
-from tests.serving.gateway.fakes import ANSWER, TENSORS, Fake, GrpcFake, gateway
+from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway
 
 BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'
 OUTCOME = b'"parameters":{"outcome":"direct"},'
@@ -192,6 +191,17 @@ async def test_one_transport_stands_for_the_other() -> None:
         assert (await ask(address, b"{")).status == 400
 
 
+async def test_metadata_of_grpc_say_nothing_of_a_body_over_http() -> None:
+    fake = Fake()
+    theirs: Any = {"accept-encoding": "gzip", "transfer-encoding": "chunked", "x-ours": "1"}
+
+    async with gateway(fake, grpc_port=0) as (_, _, port):
+        await ask_grpc(port, request(bytes(12)), **theirs)
+        _, headers, _ = fake.seen[0]
+        assert headers["x-ours"] == "1"
+        assert headers.keys().isdisjoint({"accept-encoding", "transfer-encoding"})
+
+
 async def test_large_tensors_pass_over_both_transports() -> None:
     http, rpc = Fake(), GrpcFake()
     large = bytes(range(256)) * 6 * 4096
@@ -296,15 +306,35 @@ async def test_not_all_are_set_aside_at_once() -> None:
         assert (await ask(address)).status == 200
 
 
-async def test_what_all_upstreams_fail_is_not_asked_for_ever() -> None:
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_what_all_upstreams_fail_is_not_asked_for_ever(kind: type[Fake | GrpcFake]) -> None:
     """Retries are a share of the calls, once those that were saved up are spent."""
-    fakes = [Fake() for _ in range(4)]
+    fakes = [kind() for _ in range(4)]
 
-    async with gateway(*fakes, policy="uncoded") as (address, _, _):
+    async with gateway(*fakes, policy="uncoded", grpc_port=0) as (address, _, port):
         for fake in fakes:
-            fake.status = 503
-        await asyncio.gather(*(ask(address) for _ in range(400)))
+            if isinstance(fake, GrpcFake):
+                fake.code, fake.details = grpc.StatusCode.UNAVAILABLE, "overloaded"
+            else:
+                fake.status = 503
+        replies = await asyncio.gather(*(ask(address) for _ in range(400)))
+        assert {reply.status for reply in replies} == {503}
         assert sum(len(fake.seen) for fake in fakes) < 400 + 50 + 0.1 * 600
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask_grpc(port, request(bytes(12)))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_may_have_been_the_connection_is_asked_again() -> None:
+    class Once(GrpcFake):
+        async def _infer(self, message: bytes, context: Any) -> bytes:
+            self.code = grpc.StatusCode.OK if self.seen else grpc.StatusCode.UNAVAILABLE
+            return await super()._infer(message, context)
+
+    fake = Once()
+    async with gateway(fake) as (address, _, _):
+        assert (await ask(address)).status == 200
+        assert len(fake.seen) == 2
 
 
 async def test_a_silent_upstream_is_noticed_without_a_call() -> None:
@@ -337,7 +367,7 @@ async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(canc
 
     async with gateway(slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=4000) as (
         address,
-        _,
+        relay,
         _,
     ):
         slow.delay = 2.0
@@ -346,6 +376,7 @@ async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(canc
         await asyncio.sleep(0.5)
         assert slow.cancelled == cancel
         assert len(slow.seen) == 1
+        assert len(relay.front.times.traffic.tasks) == 1  # what was stopped was not done
 
 
 async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
@@ -360,10 +391,11 @@ async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:
         assert [reply.status for reply in replies] == [200] * 4
 
 
-async def test_the_deadline_ends_a_request() -> None:
-    fake = Fake()
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_the_deadline_ends_a_request(kind: type[Fake | GrpcFake]) -> None:
+    fake = kind()
 
-    async with gateway(fake, deadline_ms=500, grpc_port=0) as (address, _, port):
+    async with gateway(fake, deadline_ms=500, grpc_port=0, cancel=True) as (address, _, port):
         fake.delay = 30
         began = time.monotonic()
         assert (await ask(address)).status == 504
@@ -371,6 +403,31 @@ async def test_the_deadline_ends_a_request() -> None:
             await ask_grpc(port, request(bytes(12)), timeout=0.2)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - began < 5
+
+
+async def test_who_hangs_is_set_aside_though_its_clients_have_left() -> None:
+    good, bad = Fake(), Fake()
+
+    async with gateway(good, bad, policy="uncoded", deadline_ms=900) as (address, relay, _):
+        bad.delay = 30
+        await asyncio.gather(*(ask(address) for _ in range(12)))
+        await until(lambda: relay.front.workers[1].deaths > 0)
+        assert relay.front.workers[0].deaths == 0
+
+
+async def test_no_connection_is_taken_while_requests_over_grpc_end() -> None:
+    fake = Fake()
+
+    async with gateway(fake, grpc_port=0) as (address, relay, port):
+        fake.delay = 1.0
+        asked = asyncio.create_task(ask_grpc(port, request(bytes(12))))
+        await until(lambda: len(fake.seen) == 1)
+        relay.front.announce_draining()  # as SIGTERM does first
+        await asyncio.sleep(0.5)
+        assert not asked.done()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await ask(address)
+        await asked
 
 
 async def test_what_else_there_is() -> None:
@@ -398,65 +455,3 @@ async def test_what_else_there_is() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await ask_grpc(port, message)
             assert refused.value.code() is code
-
-
-async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
-    with pytest.raises(UserError) as error:
-        async with gateway(*fakes, **options):
-            pass
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
-async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
-    wide, lacking, other = Fake(), Fake(), Fake()
-    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
-    wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
-    lacking.metadata = None
-    other.metadata = "<html>"
-    told = await refused(Fake(), wide)
-    assert "inputs 'x'" in told
-    assert "[-1, 4]" in told
-    assert "[-1, 3]" in told
-    assert wide.url in told
-    assert "no model 'm'" in await refused(Fake(), lacking)
-    assert "Open Inference Protocol" in await refused(other)
-    assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
-
-
-async def test_one_that_is_away_at_the_start_comes_later() -> None:
-    good, late = Fake(), Fake()
-
-    await late.start()
-    await late.stop()
-    async with gateway(good, late) as (address, relay, _):
-        await until(lambda: is_up(relay) == [True, False])
-        assert (await ask(address)).status == 200
-        await late.start()
-        await until(lambda: is_up(relay) == [True, True])
-
-
-@pytest.mark.parametrize(
-    ("options", "flag"),
-    [
-        ({"upstream": ()}, "--upstream"),
-        ({"upstream": ("ftp://a",)}, "--upstream"),
-        ({"upstream": ("http://:80",)}, "--upstream"),
-        ({"upstream": ("http://a:b",)}, "--upstream"),
-        ({"upstream": ("grpc://a/b",)}, "--upstream"),
-        ({"upstream": ("http://u:p@a",)}, "--upstream"),
-        ({"upstream": ("http://a", "http://a")}, "--upstream"),
-        ({"upstream": ("http://a",), "policy": "replicate", "slots": 1}, "--upstream"),
-        ({"upstream": ("http://a",), "policy": "coded"}, "--policy"),
-        ({"upstream": ("http://a",), "slots": 0}, "--slots"),
-        ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
-        ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
-    ],
-)
-async def test_bad_options(options: dict[str, Any], flag: str) -> None:
-    assert (await refused(**options)).startswith(f"{flag}: ")
-
-
-async def test_an_address_of_another_protocol_is_not_asked() -> None:
-    assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))

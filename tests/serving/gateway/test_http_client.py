@@ -105,8 +105,10 @@ async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:
             await client.ask("GET", "/", 5)
 
 
-async def test_two_answers_in_one_piece() -> None:
-    async with asking(WHOLE + WHOLE.replace(b"hi", b"no"), WHOLE) as (server, client):
+@pytest.mark.parametrize("second", [WHOLE.replace(b"hi", b"no"), WHOLE[:-2], WHOLE[:1]])
+async def test_two_answers_in_one_piece(second: bytes) -> None:
+    """Though the second may not be whole."""
+    async with asking(WHOLE + second, WHOLE) as (server, client):
         for _ in range(2):
             assert (await client.ask("GET", "/", 5)).body == b"hi"
         assert server.connections == 2

@@ -14,13 +14,21 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.codes.base import Encoded
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
 from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
+from codedinvnet.serving import decoding
+from codedinvnet.serving.decoding import Job, Wiring
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from codedinvnet.serving.gateway.backup import Backing
+from codedinvnet.serving.gateway.pool import boxed
 from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.understanding import Understanding
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.served import OwnModel
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.fakes import Fake, gateway
@@ -28,6 +36,7 @@ from tests.serving.gateway.test_gateway import Got, ask, ask_grpc, until
 
 SMALL = {"method": "small-backup", "policy": "small-backup"}
 MODEL = open_model(f"{PLACE}:vectors")
+SMALLER = open_model(f"{PLACE}:smaller")
 LENGTH = HEADER_LENGTH.lower().replace("-", "_")
 FLAWED = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}'
 
@@ -149,6 +158,77 @@ async def test_late_requests_are_answered_by_the_protections_backup(finished: Pa
             student(finished, queries(1))[0], abs=1e-4
         )
         server.go()
+
+
+async def test_two_backup_workers_give_each_request_its_own_answer(finished: Path) -> None:  # noqa: F811
+    """Each of the two tasks is over some members of the group alone."""
+    server = Server()
+    own = {"method": "own-backup", "policy": "small-backup", "backup_workers": 2}
+
+    async with gateway(server, protection=finished, group_timeout_ms=200, **own) as (
+        address,
+        relay,
+        _,
+    ):
+        assert relay.front.scheduler.code.r == 2
+        server.hold()
+        for sizes in ((1, 3, 2), (2, 1, 4, 3)):  # a group of three, and a full one
+            many = [queries(size, size) for size in sizes]
+            found = await asyncio.gather(*(asked(address, x) for x in many))
+            for x, got in zip(many, found, strict=True):
+                answer, outcome = scores(got)
+                assert outcome == "decoded"
+                assert answer == pytest.approx(SMALLER.run({"x": x})["output"], abs=1e-4)
+        server.go()
+
+
+async def test_answers_of_two_backup_workers_are_compared(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    x = queries(200)
+    labels, same = (model.run({"x": x})["output"].argmax(1) for model in (MODEL, SMALLER))
+    alike = [np.flatnonzero((labels == same) & (labels == label)) for label in np.unique(labels)]
+    agreed = [x[rows[:1]] for rows in alike if len(rows)]
+    assert len(agreed) > 1  # so that another one's answer differs
+    own = {"method": "own-backup", "policy": "small-backup", "backup_workers": 2}
+
+    async with gateway(Server(), protection=finished, **own) as (address, relay, _):
+        metrics = relay.front.metrics
+        for _ in range(5):
+            await asyncio.gather(*(asked(address, agreed[i % len(agreed)]) for i in range(4)))
+        await until(lambda: metrics.live_agreement() is not None)
+        assert metrics.live_agreement() == 1.0
+    assert "internal error" not in caplog.messages
+
+
+async def test_a_job_does_not_fail_for_another() -> None:
+    reads = Understanding(OwnModel("m", MODEL.signature))
+    wiring = Wiring(Metrics(), lambda _: None, lambda *_: None, lambda _: None)
+    queue = Backing(AnswersAll(4), reads).queue(wiring)
+    sound = Job(1, {4: boxed(np.array([[0.0, 9.0, 0.0]], np.float32))}, {7: 0})
+    lost, answered = await queue.answers([Job(1, {}, {6: 0}), sound])
+    assert isinstance(lost, Exception)
+    assert isinstance(answered, dict)
+    assert answered[7].confidence > 0.99
+
+
+async def test_what_no_upstream_answered_is_not_compared(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    server = Server()
+
+    async with gateway(server, protection=finished, deadline_ms=1000, **SMALL) as (address, _, _):
+        server.hold()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        await asyncio.sleep(1.5)  # it is given up by then
+        server.go()
+    assert "internal error" not in caplog.messages
 
 
 async def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None:  # noqa: F811

@@ -88,6 +88,15 @@ def test_the_bound_holds_whatever_the_rate() -> None:
     assert admission.retry_after(10) == 1
 
 
+def test_the_first_rate_is_of_the_workers_that_are_up() -> None:
+    admission = Admission(100, 1000)
+    admission.resize(2)
+    assert admission.takes(3, 36, 2.0)
+    assert not admission.takes(3, 38, 2.0)
+    admission.resize(0)
+    assert admission.takes(1, 500, 0.01)  # nobody is before it
+
+
 def at_rate(rate: int) -> Admission:
     """Return one that saw twenty seconds of full work."""
     admission = Admission(2, 1000)

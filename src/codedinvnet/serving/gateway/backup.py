@@ -206,7 +206,13 @@ class BackupAnswers(Decoding):
         """There is nothing to learn: scores are checked where they come from."""
 
     async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
-        return [self._answered(job) for job in jobs]
+        found: list[Mapping[int, Found] | Exception] = []
+        for job in jobs:
+            try:
+                found.append(self._answered(job))
+            except Exception as error:  # no job fails for another
+                found.append(error)
+        return found
 
     async def check(self, check: Check) -> None:
         compared, members = self.wiring.compared, [check.member]
@@ -226,7 +232,7 @@ class BackupAnswers(Decoding):
         None if the upstream's answer has no scores, or the backup did not understand the request.
         """
         reply: Reply = outputs[member][0]
-        scores = outputs[self.backing.rules.k][member]
+        scores = self._scores(outputs, member)
         if scores is None or reply.fails:
             return None
         try:
@@ -237,13 +243,19 @@ class BackupAnswers(Decoding):
         return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
     def _answered(self, job: Job) -> dict[int, Found] | Exception:
-        answers = job.outputs[self.backing.rules.k]
         found = {}
         for query, member in job.wanted.items():
-            scores = answers[member]
+            scores = self._scores(job.outputs, member)
             if scores is None:
                 return ValueError(f"member {member} was not understood")
             found[query] = Found({SCORES: boxed(scores)}, self._confidence(scores))
+        return found
+
+    def _scores(self, outputs: Mapping[int, np.ndarray], member: int) -> np.ndarray | None:
+        """Return the backup's scores of a request; None if it did not understand that."""
+        rules = self.backing.rules  # of several extra tasks each is over some members alone
+        task, place = rules.k + member % rules.r, member // rules.r
+        found: np.ndarray | None = outputs[task][place]
         return found
 
     def _confidence(self, scores: np.ndarray) -> float:

@@ -35,7 +35,16 @@ HOP_BY_HOP = frozenset(
 
 
 class Unreachable(Exception):
-    """The upstream did not answer: it refused, hung up or was silent."""
+    """The upstream did not answer: it refused, hung up or was silent.
+
+    Args:
+        reason: what is known of it.
+        reply: the upstream's answer after all, if it says that it is ready.
+    """
+
+    def __init__(self, reason: str, reply: Reply | None = None) -> None:
+        super().__init__(reason)
+        self.reply = reply
 
 
 class NotProtocol(Exception):

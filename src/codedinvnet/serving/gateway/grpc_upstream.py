@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, NotProtocol, Reply, Unreachable
-from codedinvnet.serving.gateway.translation import through_grpc
+from codedinvnet.serving.gateway.calls import (
+    OK,
+    Call,
+    Headers,
+    NotProtocol,
+    Reply,
+    Unreachable,
+    http_status,
+)
+from codedinvnet.serving.gateway.translation import problem, through_grpc
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
@@ -57,26 +65,33 @@ class GrpcUpstream:
         """Return the answer to a serialized message.
 
         Raises:
-            Unreachable: if there is none in so many seconds.
+            Unreachable: if there is none in so many seconds, or maybe no connection.
         """
         ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
             body = await ask(message, timeout=seconds, metadata=(*self.headers, *headers))
         except grpc.aio.AioRpcError as error:
-            code: int = error.code().value[0]
-            silent = error.code().name == "DEADLINE_EXCEEDED"
-            if error.code().name in UNREACHABLE or silent:
-                raise Unreachable(error.details() or error.code().name) from error
-            return Reply("grpc", code, message=error.details() or "")
+            name, code = error.code().name, error.code().value[0]
+            reply = Reply("grpc", code, message=error.details() or "")
+            if name in UNREACHABLE:
+                raise Unreachable(reply.message or name, reply) from error
+            if name == "DEADLINE_EXCEEDED":
+                raise Unreachable(reply.message or name) from error
+            return reply
         return Reply("grpc", OK["grpc"], body)
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         async def post(message: bytes, headers: Headers) -> Reply:
             return await self._ask("ModelInfer", message, seconds, headers)
 
-        if call.transport == "http":
+        if call.transport == "grpc":
+            return await post(call.body, call.headers)
+        try:
             return await through_grpc(call, post)
-        return await post(call.body, call.headers)
+        except Unreachable as error:
+            if error.reply is not None:
+                error.reply = problem(http_status(error.reply.status), error.reply.message)
+            raise
 
     async def is_ready(self, model: str, seconds: float) -> bool:
         request = pb.ModelReadyRequest(name=model).SerializeToString()

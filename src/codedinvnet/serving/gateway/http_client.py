@@ -104,6 +104,8 @@ class Connection(asyncio.Protocol):
     # What the parser finds
 
     def on_message_begin(self) -> None:
+        if self.answer is None or self.answer.done():  # nobody had asked for more
+            self.sound = False
         self.headers, self.body = [], []
         self.begun, self.endless = True, False
 

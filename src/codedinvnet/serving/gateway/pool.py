@@ -25,11 +25,12 @@ from codedinvnet.serving.background import Background
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.metrics import LATENCY_BUCKETS, remember_labels
+from codedinvnet.serving.metrics import LATENCY_BUCKETS, forget_labels, remember_labels
 from codedinvnet.serving.served import OUTCOME
+from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.result import Abandoned, Result
 
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
@@ -48,6 +49,8 @@ LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
 """Seconds for such calls when the gateway stops."""
+FORGOTTEN = 300.0
+"""Seconds after which the figures of an upstream that is gone are told no more."""
 MOST_SILENT = 2
 """Probes in a row without an answer, after which an upstream is set aside."""
 MOST_FAILURES = 3
@@ -125,6 +128,13 @@ class UpstreamMetrics:
         for result in RESULTS:
             self.calls.labels(url, result)
 
+    def forget(self, url: str) -> None:
+        """Remove an upstream's labels."""
+        for result in RESULTS:
+            self.calls.remove(url, result)
+        self.seconds.remove(url)
+        forget_labels(self.calls, self.seconds)
+
 
 class UpstreamPool:
     """A pool whose workers are upstreams, each of which may be at several calls.
@@ -199,7 +209,7 @@ class UpstreamPool:
         for place, reason in silent.values():  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
         for place in self.places[len(there) :]:
-            loop.call_soon(self._set_aside, place, "no upstream is there")
+            loop.call_soon(self._set_aside, place, NOBODY_THERE)
         self._background.spawn(self._watch_all())
 
     def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
@@ -214,9 +224,9 @@ class UpstreamPool:
             return
         for i, place in enumerate(self.places):
             if place.is_filled and place.upstream.url not in urls:
-                self._set_aside(place, "it is no longer among the upstreams")
+                self._set_aside(place, NOBODY_THERE)
                 self.metrics.up.remove(place.upstream.url)
-                self._background.spawn(place.upstream.close())
+                self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
                 upstream = new.popleft()
@@ -227,6 +237,13 @@ class UpstreamPool:
             log_event("no place for an upstream", logging.WARNING, upstream=upstream.url)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _gone(self, upstream: Upstream) -> None:
+        """Close an upstream, and forget its figures once they have been seen."""
+        await upstream.close()
+        await asyncio.sleep(FORGOTTEN)
+        if all(place.upstream.url != upstream.url for place in self.places):
+            self.metrics.forget(upstream.url)
 
     def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
         """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
@@ -266,23 +283,25 @@ class UpstreamPool:
             if not work.done():
                 self._leave(work)
         if how == STOPPED:
-            return self._over(place, began, STOPPED)
+            self._count(place, STOPPED)
+            raise Abandoned("it was stopped")
         if how not in (ANSWERED, HANGS):
             self._count(place, FAILED)
             raise WorkerDied(how)
+        seconds, sure = time.monotonic() - began, True
         try:
             if how == HANGS:
                 raise Unreachable(f"no answer within {self.hang_timeout:g} s")
             reply = work.result()
         except Unreachable as error:
-            if time.monotonic() >= call.deadline:
-                return self._over(place, began, FAILED)
-            raise await self._unreachable(place, str(error)) from None
-        seconds = time.monotonic() - began
+            if how == ANSWERED and time.monotonic() >= call.deadline:
+                self._count(place, FAILED)
+                raise Abandoned("its time is over") from None
+            reply, sure = await self._refused(place, error), False
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
         place.answered, place.silent = time.monotonic(), 0
         if reply.fails:
-            self._failed(place, call, reply)
+            self._failed(place, call, reply, sure)
         else:
             place.failures, place.on_probation = 0, False
             self._count(place, OK if reply.status in (0, 200) else ERROR)
@@ -292,31 +311,34 @@ class UpstreamPool:
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
 
-    def _over(self, place: Place, began: float, result: str) -> Result:
-        """Return a result that nobody waits for."""
-        self._count(place, result)
-        return Result({REPLY: boxed(None)}, time.monotonic() - began)
-
-    async def _unreachable(self, place: Place, reason: str) -> WorkerDied | WorkerFailed:
-        """Return what became of an upstream that refused a call, broke it off or was silent."""
-        self._count(place, FAILED)
-        reason = f"{place.upstream.url}: {reason}"
-        try:
-            there = not place.on_probation and await place.upstream.is_ready(
-                self.model, PROBE_TIMEOUT
-            )
-        except Unreachable:
-            there = False
-        if there and not self._is_to_blame(place):
-            return WorkerFailed(reason)
-        self._set_aside(place, reason)
-        return WorkerDied(reason)
-
-    def _failed(self, place: Place, call: Call, reply: Reply) -> None:
-        """Take an answer by which an upstream failed; return if it is to go to the client.
+    async def _refused(self, place: Place, error: Unreachable) -> Reply:
+        """Return what an upstream says that refused a call, broke it off or was silent.
 
         Raises:
-            WorkerFailed: if another is to be asked.
+            WorkerFailed: if it says nothing, but is ready.
+            WorkerDied: otherwise, or if it is to blame: it is set aside.
+        """
+        try:
+            asked = error.reply is not None or not place.on_probation
+            there = asked and await place.upstream.is_ready(self.model, PROBE_TIMEOUT)
+        except Unreachable:
+            there = False
+        if there and error.reply is not None:
+            return error.reply
+        self._count(place, FAILED)
+        reason = f"{place.upstream.url}: {error}"
+        if there and not self._is_to_blame(place):
+            raise WorkerFailed(reason) from error
+        self._set_aside(place, reason)
+        raise WorkerDied(reason) from error
+
+    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> None:
+        """Take an answer by which an upstream failed; return if it is to go to the client.
+
+        If it is not sure that the upstream said so, a lone one may be asked again.
+
+        Raises:
+            WorkerFailed: if another is to be asked, or the same again.
             WorkerDied: likewise, and the upstream is set aside.
         """
         self._count(place, FAILED)
@@ -325,7 +347,8 @@ class UpstreamPool:
         if self._is_to_blame(place):
             self._set_aside(place, reason)
             raise WorkerDied(reason)
-        if self._retries >= 1 and any(other.up for other in self.places if other is not place):
+        others = any(other.up for other in self.places if other is not place)
+        if self._retries >= 1 and (others or not sure):
             self._retries -= 1
             raise WorkerFailed(reason)
 

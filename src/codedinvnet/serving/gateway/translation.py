@@ -13,7 +13,15 @@ from codedinvnet.serving.faces.v2_grpc import (
     response_from_http,
     response_to_http,
 )
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, Reply, grpc_status, http_status
+from codedinvnet.serving.gateway.calls import (
+    OK,
+    Call,
+    Headers,
+    Reply,
+    grpc_status,
+    http_status,
+    passed_on,
+)
 
 Post = Callable[[bytes, Headers], Awaitable[Reply]]
 BODY_HEADERS = frozenset(
@@ -26,7 +34,7 @@ BODY_HEADERS = frozenset(
         "user-agent",
     }
 )
-"""Headers of HTTP that say nothing over gRPC."""
+"""Headers of HTTP about bodies, which are others over the other transport."""
 MOST = 1 << 30
 """Bytes of a decompressed body."""
 
@@ -38,7 +46,11 @@ async def through_http(call: Call, post: Post) -> Reply:
         body, _, _ = request_to_http(call.body)
     except BadRequest as error:
         return Reply("grpc", 3, message=str(error))
-    own = tuple((name, value) for name, value in call.headers if not name.startswith("grpc-"))
+    own = tuple(
+        (name, value)
+        for name, value in passed_on(call.headers)
+        if name not in BODY_HEADERS and not name.startswith("grpc-")
+    )
     kind = "application/json" if body.header_length is None else "application/octet-stream"
     headers: Headers = (*own, ("content-type", kind))
     if body.header_length is not None:

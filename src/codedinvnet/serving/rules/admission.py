@@ -23,7 +23,7 @@ class Admission:
     the workers count as if each had answered one. Times are in seconds, of any clock.
 
     Args:
-        workers: how many tasks they may be at together.
+        workers: how many tasks they may be at together, at first.
         most: unanswered queries, at most, whatever the rate.
     """
 
@@ -32,6 +32,12 @@ class Admission:
         self._time, self._answers = 0.0, float(workers)
         """Of full work, and what was answered in it, both faded."""
         self._at, self._full = 0.0, False
+
+    def resize(self, workers: int) -> None:
+        """Take in how many tasks the workers that are up may be at together."""
+        self.workers = max(1, workers)
+        if not self._time:  # no rate is known yet
+            self._answers = float(self.workers)
 
     def note(self, now: float, pending: int, answered: int = 0) -> None:
         """Take in how many queries are unanswered from now on, and how many just were answered."""

@@ -67,6 +67,7 @@ class WorkerPool(Protocol):
         Raises:
             WorkerDied: if the worker is gone.
             WorkerFailed: if it raised.
+            Abandoned: if there is no result, and nobody waits for one any more.
         """
 
     async def replace(self, worker: int) -> None:

@@ -27,6 +27,10 @@ class Result(NamedTuple):
     """For how many seconds injected faults kept the worker from the task."""
 
 
+class Abandoned(Exception):
+    """There is no result, and nobody waits for one any more: the worker is not to blame."""
+
+
 class Computer(Protocol):
     """What a worker computes tasks with."""
 

@@ -1,0 +1,73 @@
+"""What the gateway refuses at its start, and whom it waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from codedinvnet.errors import UserError
+from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
+from tests.serving.gateway.test_gateway import ask, is_up, until
+
+
+async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        async with gateway(*fakes, **options):
+            pass
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
+    wide, lacking, other = Fake(), Fake(), Fake()
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
+    lacking.metadata = None
+    other.metadata = "<html>"
+    told = await refused(Fake(), wide)
+    assert "inputs 'x'" in told
+    assert "[-1, 4]" in told
+    assert "[-1, 3]" in told
+    assert wide.url in told
+    assert "no model 'm'" in await refused(Fake(), lacking)
+    assert "Open Inference Protocol" in await refused(other)
+    assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
+
+
+async def test_one_that_is_away_at_the_start_comes_later() -> None:
+    good, late = Fake(), Fake()
+
+    await late.start()
+    await late.stop()
+    async with gateway(good, late) as (address, relay, _):
+        await until(lambda: is_up(relay) == [True, False])
+        assert (await ask(address)).status == 200
+        await late.start()
+        await until(lambda: is_up(relay) == [True, True])
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"upstream": ()}, "--upstream"),
+        ({"upstream": ("ftp://a",)}, "--upstream"),
+        ({"upstream": ("http://:80",)}, "--upstream"),
+        ({"upstream": ("http://a:b",)}, "--upstream"),
+        ({"upstream": ("grpc://a/b",)}, "--upstream"),
+        ({"upstream": ("http://u:p@a",)}, "--upstream"),
+        ({"upstream": ("http://a", "http://a")}, "--upstream"),
+        ({"upstream": ("http://a",), "policy": "replicate", "slots": 1}, "--upstream"),
+        ({"upstream": ("http://a",), "policy": "coded"}, "--policy"),
+        ({"upstream": ("http://a",), "slots": 0}, "--slots"),
+        ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
+        ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
+    ],
+)
+async def test_bad_options(options: dict[str, Any], flag: str) -> None:
+    assert (await refused(**options)).startswith(f"{flag}: ")
+
+
+async def test_an_address_of_another_protocol_is_not_asked() -> None:
+    assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))
