@@ -155,7 +155,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             "--inputs": {
                 "type": Path,
                 "required": True,
-                "help": "as `codedinvnet protect` takes them",
+                "help": "those that the protection was made of",
             },
             "--method": {"help": "one of the protection's (the recommended one)"},
             "--scale": {"type": float, "help": "factor of pixels 0..255, as for `protect`"},

@@ -112,7 +112,7 @@ def run(
     Args:
         protection: the folder that `codedinvnet protect` wrote.
         model: of which it is the protection.
-        inputs: as `codedinvnet protect` takes them; of the protection's own its test inputs alone.
+        inputs: those that the protection was made of; its test inputs are asked for.
         method: one of the protection's; None: the recommended one.
         scale: factor of pixels 0..255.
         mean: what is subtracted then, by channel.
@@ -127,7 +127,7 @@ def run(
         log: the servers'.
 
     Raises:
-        UserError: if the model or its protection cannot be served.
+        UserError: if the model or its protection cannot be served, or the inputs are others.
     """
     opened = open_model(model)
     scheme = load_protection(protection, opened, method)
@@ -159,10 +159,17 @@ def run(
 
 
 def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows that nothing of a protection was trained on or chosen by."""
+    """Return the rows that nothing of a protection was trained on or chosen by.
+
+    Raises:
+        UserError: if the inputs are not the protection's own, so that nobody knows which those are.
+    """
     settings = described["settings"]
     if inputs.digest() != settings["inputs"]:
-        return np.arange(len(inputs))
+        raise UserError(
+            "--inputs: these are not what the protection was made of: give the same file, and the "
+            "same --scale, --mean and --std"
+        )
     return split(len(inputs), settings["seed"]).test
 
 

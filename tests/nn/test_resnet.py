@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from codedinvnet.codes.equal_cost import count_macs
-from codedinvnet.nn.resnet import ResNet, width_of_cost
+from codedinvnet.nn.resnet import WIDEST, ResNet, width_of_cost
 
 
 def test_resnet18_has_its_layers_and_parameters() -> None:
@@ -40,3 +40,17 @@ def test_width_of_cost_is_the_largest_within_the_budget() -> None:
     width = width_of_cost(cost, 500_000)
     assert cost(width) <= 500_000 < cost(width + 1)
     assert width_of_cost(cost, 0) == 1
+
+
+@pytest.mark.parametrize("budget", [10**9, 10**12])
+def test_width_of_cost_is_found_in_few_steps(budget: int) -> None:
+    asked = []
+
+    def cost(width: int) -> int:
+        asked.append(width)
+        return width * (width + 3)
+
+    width = width_of_cost(cost, budget)
+    assert len(asked) < 100
+    assert cost(width) <= budget
+    assert width == WIDEST or cost(width + 1) > budget

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 FEATURES = 12
+DAY = 86_400
 
 
 class Applied(nn.Module):
@@ -49,6 +50,37 @@ class TwoInputs(nn.Module):
 
 def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return TwoInputs(), (torch.zeros(1, 5), torch.zeros(1, 3, dtype=torch.bool))
+
+
+def two_answers() -> tuple[nn.Module, Tensor]:
+    """The scores of `vectors`, and those of the classes in the opposite order."""
+
+    class Both(Applied):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            scores = super().forward(x)
+            return {"main": scores, "aux": scores.flip(1)}
+
+    return Both(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+def gaps() -> tuple[nn.Module, Tensor]:
+    """`vectors` that may have missing values."""
+
+    class Gaps(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.nan_to_num(0.5))
+
+    return Gaps(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+def times() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Integers that are seconds, of which the time of the day counts."""
+
+    class Times(Applied):
+        def forward(self, seconds: Tensor) -> Tensor:
+            return super().forward(seconds.remainder(DAY) / DAY)
+
+    return Times(4, 3), {"seconds": torch.zeros(1, 4, dtype=torch.int64)}
 
 
 def odd() -> tuple[nn.Module, Tensor]:

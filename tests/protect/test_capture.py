@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +107,63 @@ def test_a_protection_from_a_running_service(call: Command, tmp_path: Path) -> N
         assert not path.is_file() or sent[-1].tobytes() not in path.read_bytes()
 
 
+def one_array() -> bytes:
+    """Return what `numpy.save` writes."""
+    content = io.BytesIO()
+    np.save(content, np.zeros((KEPT, FEATURES), np.float32))
+    return content.getvalue()
+
+
+def damaged() -> bytes:
+    """Return a file of arrays whose values have changed on the way."""
+    content = bytearray(as_npz({"x": np.zeros((50, FEATURES), np.float32)}))
+    content[1000] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("body", "missing", "status"),
+    [
+        (b"0123456789", 90, 200),  # it stops while it sends
+        (b"{", 90, 500),
+        (b"", 0, 200),
+        (b"<html>", 0, 200),
+        (one_array(), 0, 200),
+        (damaged(), 0, 200),
+    ],
+)
+def test_what_is_no_file_of_arrays_is_told_in_one_line(
+    body: bytes, missing: int, status: int, call: Command, tmp_path: Path
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) + missing))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        words = ("--capture", f"http://127.0.0.1:{server.server_port}", "--out", tmp_path / "out")
+        outcome = call("protect", f"{PLACE}:vectors", *words)
+        server.shutdown()
+        thread.join()
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: --capture: ")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--capture", "http://127.0.0.1:9", "--inputs", "x.npy"), "either --inputs or --capture"),
         ((), "either --inputs or --capture"),
         (("--capture", "127.0.0.1:9"), "is no address"),
+        (("--capture", "http://127.0.0.1:port"), "cannot be read"),
         (("--capture", "http://127.0.0.1:9"), "cannot be read"),
         (("--inputs", "x.npy", "--token-file", "t"), "--token-file: goes with --capture"),
         (("--capture", "http://127.0.0.1:9", "--labels", "y"), "--labels: goes with --inputs"),

@@ -77,6 +77,18 @@ def test_students_are_as_wide_as_they_may_cost(inputs: tuple[TensorSpec, ...], k
         assert student(*tensors(student.shape, batch)).shape == (5, 7)
 
 
+@pytest.mark.timeout(60)
+def test_of_a_large_model_of_vectors_a_student_is_found_that_has_room_in_memory() -> None:
+    spectrogram = (TensorSpec("x", "FP32", (80, 3000)),)
+
+    def shape(width: int) -> Shape:
+        return Shape("vectors", width, 10, spectrogram)
+
+    width = costs.width_by_macs(shape, 10**9)
+    assert width >= 100
+    assert 80 * 3000 * width <= costs.MOST_WEIGHTS
+
+
 def test_where_time_decides_a_student_that_is_free_is_wide() -> None:
     def shape(width: int) -> Shape:
         return Shape("vectors", width, 3, VECTORS[:1])

@@ -51,6 +51,8 @@ def test_answers_that_err_together_count_for_one() -> None:
     together = interval(hits, np.repeat(np.arange(10), 5))
     assert together == pytest.approx(interval(np.arange(10) < 8, np.arange(10)), abs=1e-6)
     assert interval(hits, np.arange(50)).low > together.low
+    alike = interval(np.ones(30, bool), np.repeat(np.arange(3), 10))
+    assert alike == pytest.approx(interval(np.ones(3, bool), np.arange(3)))
 
 
 def test_the_threshold_releases_as_much_as_it_may() -> None:

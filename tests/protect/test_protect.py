@@ -8,26 +8,31 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpoint
+from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
-from codedinvnet.protect import distil, load_protection
+from codedinvnet.protect import coding, distil, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
 from codedinvnet.protect.inputs import Inputs
-from codedinvnet.protect.students import Shape
+from codedinvnet.protect.students import Shape, VectorStudent
+from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
+from tests.models.factories import Value, write_graph
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
-from tests.protect.factories import FEATURES
+from tests.protect.factories import DAY, FEATURES
 
 ROWS = ("small-backup", "code", "code-scores", "code-side", "equal-backup")
 """The rows of what is trained."""
@@ -206,6 +211,44 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     assert epochs[0] == 2
 
 
+def test_what_another_protection_has_left_is_not_taken(
+    finished: Path, call: Command, tmp_path: Path
+) -> None:
+    """Its backup may have learnt from what are test inputs now."""
+    (tmp_path / "again").mkdir()
+    shutil.copy(finished / WEIGHTS, tmp_path / "again" / WEIGHTS)
+    inputs = queries(tmp_path)
+    more = ("--methods", "small-backup", "--seed", "1")
+    for name in ("clean", "again"):
+        outcome = call(*arguments("vectors", inputs, tmp_path / name, *more))
+        assert outcome.code == 0, outcome.err
+    clean, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("clean", "again"))
+    assert all(torch.equal(clean[key], again[key]) for key in clean)
+
+
+def test_an_unfinished_protection_of_another_output_does_not_go_on(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = arguments("two_answers", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
+    words += ["--backup", f"{PLACE}:slower", "--scores"]
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
+        assert call(*words, "aux").code == 130
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.draw", killed)
+        assert call(*words, "main").code == 130
+    refused = call(*words, "aux")
+    assert refused.code == 2
+    assert "'main:logits' -> 'aux:logits'" in refused.err
+    outcome = call(*words, "main")
+    assert outcome.code == 0, outcome.err
+    rows = {row["method"]: row for row in description(tmp_path / "out")["table"]}
+    assert rows["own-backup"]["agreement"][0] == 1.0
+
+
 def test_a_machine_that_turns_out_slower_does_fewer_epochs(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +273,34 @@ def test_a_machine_that_turns_out_slower_does_fewer_epochs(
     (_, first), (last, total) = epochs[0], epochs[-1]
     assert last == total
     assert int(total) <= 6 < int(first)
+
+
+def test_asking_for_mirrored_images_takes_of_the_minutes(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
+    asking: list[float] = []
+    planned: list[float] = []
+    plan = distil.plan
+
+    def slow(*words: Any, **more: Any) -> np.ndarray:
+        asking.append(100.0)
+        return teacher_scores(*words, **more)
+
+    def noted(make: Any, count: int, seconds: float, rates: Any) -> PartSettings:
+        planned.append(seconds)
+        return plan(make, count, seconds, rates)
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(asking))
+    monkeypatch.setattr("codedinvnet.protect.parts.time", clock)
+    monkeypatch.setattr("codedinvnet.protect.parts.teacher_scores", slow)
+    monkeypatch.setattr("codedinvnet.protect.parts.plan", noted)
+    words = arguments("colours", tmp_path / "x.npy", tmp_path / "out")  # within 300 seconds
+    outcome = call(*words, "--methods", "small-backup")
+    assert outcome.code == 0, outcome.err
+    assert asking == [100.0]
+    assert 100 < planned[0] <= 200
 
 
 @pytest.mark.parametrize(
@@ -284,3 +355,107 @@ def test_a_backup_is_served_without_onnx_runtime_as_well(
     monkeypatch.setattr(runtime, "session", None)  # nobody may open one
     found = load_protection(finished, model, "small-backup").compute(4, x).output
     torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)
+
+
+def test_missing_values_are_protected(call: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = np.load(queries(tmp_path))
+    x[generator.random(x.shape) < 0.1] = np.nan
+    x[:, 0] = np.nan
+    np.save(tmp_path / "gaps.npy", x)
+    outcome = call(*arguments("gaps", tmp_path / "gaps.npy", tmp_path / "out"))
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["exports"] == ["small-backup"]
+    scheme = load_protection(tmp_path / "out", open_model(f"{PLACE}:gaps"), "small-backup")
+    queried = torch.from_numpy(x[None, :4])
+    answers = scheme.compute(4, queried).output
+    assert answers.isfinite().all()
+    with torch.inference_mode():
+        wanted = load_part(tmp_path / "out" / WEIGHTS)(queried[0])
+    torch.testing.assert_close(answers.view(4, 3), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_large_integers_are_numbers_and_no_words(call: Command, tmp_path: Path) -> None:
+    seconds = 1_700_000_000 + np.random.default_rng(0).integers(0, DAY, (COUNT, 4))
+    np.save(tmp_path / "x.npy", seconds)
+    outcome = call(*arguments("times", tmp_path / "x.npy", tmp_path / "out"))
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["settings"]["kind"] == "vectors"
+
+
+def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
+    values: list[Value] = [
+        ("x", TensorProto.FLOAT, ["batch", 4]),
+        ("word", TensorProto.STRING, ["batch", 1]),
+    ]
+    path = write_graph(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        values,
+        [("y", TensorProto.FLOAT, ["batch", 3])],
+        {"weights": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)},
+    )
+    x = np.random.default_rng(1).random((COUNT, 4), np.float32)
+    np.savez(tmp_path / "x.npz", x=x, word=np.full((COUNT, 1), "a"))
+    words = ("--inputs", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out"), "--k", "4")
+    outcome = call("protect", str(path), *words)
+    assert outcome.code == 2
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert "texts" in line
+
+
+def test_inputs_that_come_by_class_are_mixed_and_spread(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a folder of class folders do."""
+    x = np.load(queries(tmp_path))
+    answers = open_model(f"{PLACE}:vectors").run({"x": x})["output"].argmax(1)
+    np.save(tmp_path / "x.npy", x[np.argsort(answers, kind="stable")])
+    groups: list[np.ndarray] = []
+    samples: list[np.ndarray] = []
+    tune, decoded, scale = NeRCC.tune, coding.decoded_logits, VectorStudent.learn_scale
+
+    def tuned(code: NeRCC, given: Any, members: Any, labels: torch.Tensor, tried: Any) -> Any:
+        groups.append(labels.numpy())
+        return tune(code, given, members, labels, tried)
+
+    def validated(coder: Any, scores: Any, inputs: Inputs, rows: np.ndarray, *more: Any) -> Any:
+        (batch,) = inputs.batch(rows).values()
+        groups.append(scores(torch.from_numpy(batch)).argmax(1).numpy().reshape(-1, 4))
+        return decoded(coder, scores, inputs, rows, *more)
+
+    def scaled(student: VectorStudent, batch: dict[str, np.ndarray]) -> None:
+        samples.append(batch["x"])
+        scale(student, batch)
+
+    monkeypatch.setattr(NeRCC, "tune", tuned)
+    monkeypatch.setattr(coding, "decoded_logits", validated)
+    monkeypatch.setattr(VectorStudent, "learn_scale", scaled)
+    monkeypatch.setattr("codedinvnet.protect.parts.SAMPLE", 60)
+    words = arguments("vectors", tmp_path / "x.npy", tmp_path / "out")
+    outcome = call(*words, "--methods", "small-backup,code,nercc")
+    assert outcome.code == 0, outcome.err
+    assert len(groups) > 2
+    for found in groups:
+        assert (np.ptp(found, axis=1) > 0).mean() > 0.5
+    for sample in samples:
+        seen = open_model(f"{PLACE}:vectors").run({"x": sample})["output"].argmax(1)
+        assert set(seen) == set(answers)
+
+
+def test_images_by_which_shifting_is_decided_are_spread(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x[np.argsort(x.mean((1, 2)).argmax(1), kind="stable")])
+    seen: list[set[int]] = []
+
+    def shifted(model: Any, inputs: Any, rows: np.ndarray, answers: np.ndarray, _: int) -> float:
+        seen.append(set(answers[rows].tolist()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.protect.run.agreement_when_shifted", shifted)
+    monkeypatch.setattr("codedinvnet.protect.run.SHIFTED", 60)
+    call(*arguments("colours", tmp_path / "x.npy", tmp_path / "out"))
+    assert seen == [{0, 1, 2}]

@@ -79,3 +79,30 @@ def test_the_sums_begin_anew_after_a_worker_was_named() -> None:
     tests = Liars(WORKERS)
     assert groups(tests, 1000, liar=4, changed=0.9)[0] == 4
     assert not tests.sums.any()
+
+
+def twice(tests: Liars, count: int, wrong: float, liar: int = -1) -> int | None:
+    """Feed groups whose workers answer for two members each; return who was named.
+
+    Args:
+        tests: the tests.
+        count: of the groups.
+        wrong: how often the first of a sound worker's two answers disagrees.
+        liar: the worker whose first answer always disagrees.
+    """
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        *own, extra = random.permutation(WORKERS)[: K // 2 + 1].tolist()
+        members = []
+        for worker in own:
+            agrees = worker != liar and bool(random.random() >= wrong)
+            members += [Member(worker, 0.01, agrees), Member(worker, 0.01, True)]
+        found = tests.seen(members, extra)
+        if found is not None:
+            return found
+    return None
+
+
+def test_all_answers_of_a_worker_that_takes_a_second_task_of_a_group_count() -> None:
+    assert twice(Liars(WORKERS), 200, 0.0, liar=4) == 4
+    assert twice(Liars(WORKERS), 3000, 0.3) is None  # all disagree as often

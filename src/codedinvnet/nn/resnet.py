@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from codedinvnet.nn.layers import space_to_depth
 
+WIDEST = 2**16
+"""A search for a width ends here."""
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with batch normalisation beside a shortcut."""
@@ -84,13 +87,20 @@ class ResNet(nn.Module):
 
 
 def width_of_cost(cost: Callable[[int], int], budget: int) -> int:
-    """Return the largest width whose cost is within the budget; at least 1.
+    """Return the largest width whose cost is within the budget; at least 1, at most WIDEST.
 
     Args:
         cost: multiply-adds of a network by its width; rises with it.
         budget: multiply-adds.
     """
-    width = 1
-    while cost(width + 1) <= budget:
-        width += 1
-    return width
+    within, beyond = 1, 2
+    while beyond <= WIDEST and cost(beyond) <= budget:
+        within, beyond = beyond, 2 * beyond
+    beyond = min(beyond, WIDEST + 1)
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        if cost(middle) <= budget:
+            within = middle
+        else:
+            beyond = middle
+    return within

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import urllib.error
 import urllib.request
+import zipfile
 
 import numpy as np
 
@@ -23,7 +25,7 @@ def fetch(url: str, token: str) -> dict[str, np.ndarray]:
         token: the token that the service asks clients for.
 
     Raises:
-        UserError: if it cannot be reached, or refuses.
+        UserError: if it cannot be reached, refuses, or sends something else.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--capture: {url!r} is no address, such as http://127.0.0.1:8000")
@@ -32,19 +34,26 @@ def fetch(url: str, token: str) -> dict[str, np.ndarray]:
     )
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as response:
-            content = response.read()
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-        return {name: found[name] for name in found.files}
+            content, kind = response.read(), response.headers.get_content_type()
     except urllib.error.HTTPError as error:
         with error:
             told = _told(error)
         raise UserError(f"--capture: {url} answered {error.code}: {told}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"--capture: {url} cannot be read: {one_line(error)}") from error
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise UserError(
+            f"--capture: {url} sent {kind} of {len(content)} bytes, and no arrays (.npz)"
+        )
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--capture: {url} sent damaged arrays: {one_line(error)}") from error
 
 
 def _told(error: urllib.error.HTTPError) -> str:
     try:
         return str(parse_json(error.read(), "the answer")["error"])
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, OSError, http.client.HTTPException):
         return str(error.reason)

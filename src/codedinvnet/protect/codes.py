@@ -47,13 +47,29 @@ def _given(model: Model, k: int, smoothing: tuple[float, float] | None = None) -
 
 
 def tuned(
-    name: str, model: Model, k: int, inputs: Inputs, rows: np.ndarray, answers: np.ndarray
+    name: str,
+    model: Model,
+    k: int,
+    inputs: Inputs,
+    rows: np.ndarray,
+    answers: np.ndarray,
+    seed: int,
 ) -> Scheme:
-    """Return the scheme with the regularisers that agree most often on the validation inputs."""
+    """Return the scheme with the regularisers that agree most often on the validation inputs.
+
+    Args:
+        name: the method's name.
+        model: the served model.
+        k: members of a group.
+        inputs: all queries.
+        rows: the validation inputs.
+        answers: the model's to all inputs.
+        seed: the seed of the random groups.
+    """
     method = find_method(name)
     if not method.tuned or len(rows) < k:
         return build(name, model, k)
-    rows = rows[: min(len(rows), TUNED) // k * k]
+    rows = np.random.default_rng(seed).permutation(rows)[: min(len(rows), TUNED) // k * k]
     (batch,) = inputs.batch(rows).values()
     groups = torch.from_numpy(batch).unflatten(0, (-1, k))
     labels = torch.from_numpy(answers[rows]).unflatten(0, (-1, k))

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import OpenModel
@@ -31,9 +32,13 @@ HEAVY = (
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Widths that are tried where time decides."""
+MOST_WEIGHTS = 2**26
+"""Weights of a network at most: for vectors it has about one for each multiply-add."""
 FREE = 1.25
 """A student that takes at most so many times as long as the smallest one is as good as free."""
 TIMED = 15
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Milliseconds(NamedTuple):
@@ -133,7 +138,27 @@ def student_macs(student: Student) -> int:
 
 def width_by_macs(shape: Callable[[int], Shape], budget: int) -> int:
     """Return the largest width of a student that costs no more than so many multiply-adds."""
-    return width_of_cost(lambda width: student_macs(shape(width).build().eval()), budget)
+    return largest_width(lambda width: shape(width).build().eval(), student_macs, budget)
+
+
+def largest_width(
+    make: Callable[[int], Network], macs: Callable[[Network], int], budget: int
+) -> int:
+    """Return the largest width of a network that costs no more, and has no more than MOST_WEIGHTS.
+
+    Args:
+        make: makes the network of a width; its weights take no memory here.
+        macs: counts its multiply-adds.
+        budget: multiply-adds.
+    """
+
+    def cost(width: int) -> int:
+        with torch.device("meta"):
+            network = make(width)
+            weights = sum(weight.numel() for weight in network.parameters())
+            return macs(network) if weights <= MOST_WEIGHTS else budget + 1
+
+    return width_of_cost(cost, budget)
 
 
 def width_by_time(

@@ -41,7 +41,7 @@ class Lesson:
     Attributes:
         inputs: all queries.
         train: rows to train on.
-        validation: rows to score on.
+        validation: rows to score on, in random order: consecutive ones are a group of a code.
         teacher: log-probabilities (N, classes) of all rows.
         mirrored: likewise of the mirrored images; None if they are not mirrored, or as `teacher`.
         flip: mirror half of the images.

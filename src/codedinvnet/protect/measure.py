@@ -123,7 +123,8 @@ def interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
     _, which = np.unique(groups, return_inverse=True)
     sums = np.bincount(which, hits - share)
     spread = share * (1 - share) * count
-    effect = max(1.0, float((sums**2).sum()) / spread) if spread > 0 else 1.0
+    # If all are alike, nothing tells by how much those of a group are: they count for one.
+    effect = max(1.0, float((sums**2).sum()) / spread) if spread > 0 else count / len(sums)
     n = count / effect
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))

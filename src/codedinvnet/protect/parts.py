@@ -14,7 +14,6 @@ from codedinvnet.config import PartSettings
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models.graph import Graph, Unsupported
-from codedinvnet.nn.resnet import width_of_cost
 from codedinvnet.protect import costs
 from codedinvnet.protect.coding import CodingStage
 from codedinvnet.protect.distil import BudgetStage, DistilStage, Lesson, plan
@@ -23,7 +22,7 @@ from codedinvnet.protect.frozen import FrozenCoder, encoder_macs
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
-from codedinvnet.protect.students import Shape, ShrunkStudent, Student
+from codedinvnet.protect.students import Shape, ShrunkStudent, Student, words_of
 from codedinvnet.protect.teacher import check_teacher, log_probabilities, teacher_scores
 from codedinvnet.training.loop import LATEST, train_stage
 
@@ -110,7 +109,7 @@ class Trainer:
         return [self._offer(shape), self._offer(smaller, graph)]
 
     def _offer(self, shape: Shape, graph: Graph | None = None) -> Offer:
-        rows = self.setting.rows.train[:SAMPLE]
+        rows = self.setting.spread(SAMPLE)
 
         def make() -> Student:
             student = shape.build()
@@ -163,8 +162,8 @@ class Trainer:
         def coder(width: int) -> FrozenCoder:
             return FrozenCoder(Shape(kind, width, classes, specs), setting.kind).eval()
 
-        width = width_of_cost(lambda w: encoder_macs(coder(w), k), setting.macs or 0)
-        rows = setting.rows.train[:SAMPLE]
+        width = costs.largest_width(coder, lambda made: encoder_macs(made, k), setting.macs or 0)
+        rows = setting.spread(SAMPLE)
         batch = setting.inputs.batch(rows)
         levels = coder(1).level(torch.from_numpy(setting.scores[rows]))
 
@@ -182,8 +181,11 @@ class Trainer:
         return found
 
     def _fitted(self, name: str, offer: Offer) -> nn.Module:
-        """Train a part, or go on with it, or read it if it is finished."""
-        final = self.options.out / PARTS[name]
+        """Train a part, or go on with it, or read it if it is finished.
+
+        It stands beside the settings that it was made with until the protection is finished.
+        """
+        final = self.options.out / WORK / PARTS[name]
         self.parts -= 1
         if final.is_file():  # killed later on
             return load_part(final)
@@ -199,9 +201,9 @@ class Trainer:
         folder = options.out / WORK / name
         path = folder / "plan.json"
         if not path.is_file():
+            count = len(self.lesson.train)  # mirrored images may be asked for here
             left = 60 * options.minutes - (time.monotonic() - self.began)
             seconds = left * share
-            count = len(self.lesson.train)
             spare = make()
             rates = getattr(part, "rates", {})
             found = plan(lambda p: offer.stage(spare, p, seconds), count, seconds, rates)
@@ -235,7 +237,7 @@ class Trainer:
         return Lesson(
             setting.inputs,
             setting.rows.train,
-            setting.rows.validation,
+            np.random.default_rng(self.options.seed).permutation(setting.rows.validation),
             log_probabilities(setting.scores, setting.kind),
             mirrored,
             settings["flip"],
@@ -248,7 +250,7 @@ class Trainer:
         path = self.options.out / WORK / f"width-{name}.json"
         words, kind = 0, self.settings["kind"]
         if kind == "tokens":
-            words = 1 + max(int(array.max()) for array in setting.inputs.arrays.values())
+            words = words_of(setting.inputs.arrays)
         classes, specs = setting.scores.shape[1], setting.model.signature.inputs
 
         def shape(width: int) -> Shape:

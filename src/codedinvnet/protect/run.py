@@ -16,7 +16,7 @@ from torch import Tensor
 from codedinvnet.codes.base import check_k
 from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_folder, read_json, write_atomically, write_json
+from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
@@ -27,6 +27,7 @@ from codedinvnet.protect.folder import (
     CODE,
     DESCRIPTION,
     EQUAL,
+    PARTS,
     PICTURE,
     SMALL,
     export_part,
@@ -41,7 +42,7 @@ from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import TRIED, Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import Student, kind_of
+from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
     check_scores,
@@ -75,6 +76,8 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         raise UserError(
             f"tell which output of {options.source.source} has the class scores: --scores"
         )
+    if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
+        raise UserError(f"{options.source.source} takes texts, which no protection learns from")
     other = _own_backup(options, model)
     setting = _asked(options, model)
     settings = _settings(options, setting)
@@ -103,8 +106,9 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
             if why:
                 notes.append(f"{name} is left out: {why}")
                 continue
+            rows, answers = setting.rows.validation, setting.answers
             scheme = codes.tuned(
-                name, model, options.k, setting.inputs, setting.rows.validation, setting.answers
+                name, model, options.k, setting.inputs, rows, answers, options.seed
             )
             if "smoothing" in scheme.chosen:
                 smoothing[name] = list(scheme.chosen["smoothing"])
@@ -147,6 +151,9 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     draw(options.out / PICTURE, candidates)
     save_calibration(options.out / CALIBRATION, candidates)
     calibration.save(options.out, candidates, model.source.digest)
+    for name in PARTS.values():
+        if (made := options.out / WORK / name).is_file():
+            write_atomically(options.out / name, made.read_bytes())
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
@@ -211,7 +218,9 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
             "alone: give more minutes, or fewer inputs"
         )
     work = options.out / WORK
-    asked = work / f"asked-{model.source.digest}-{inputs.digest()}"
+    assert model.signature.scores is not None
+    output = content_digest(model.signature.scores.output.encode())
+    asked = work / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
@@ -237,20 +246,24 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     Raises:
         UserError: naming the differences.
     """
-    specs = setting.model.signature.inputs
+    specs, scores = setting.model.signature.inputs, setting.model.signature.scores
+    assert scores is not None
     kind = kind_of(specs)
+    if kind == "tokens" and words_of(setting.inputs.arrays) > MOST_WORDS:
+        kind = "vectors"
     shift = options.shift
     if shift is None:
         height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
         shift = height // 8 if height >= 16 else 0
         if shift and {SMALL, CODE} & set(options.methods):
-            rows = setting.rows.train[:SHIFTED]
+            rows = setting.spread(SHIFTED)
             kept = agreement_when_shifted(
                 setting.model, setting.inputs, rows, setting.answers, shift
             )
             shift = shift if kept >= STEADY else 0
     settings = {
         "model": setting.model.source.digest,
+        "scores": f"{scores.output}:{scores.kind}",
         "inputs": setting.inputs.digest(),
         "k": options.k,
         "minutes": options.minutes,

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from codedinvnet.codes.registry import UNTRAINED
+from codedinvnet.data import spread_rows
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.protect.folder import SMALL
 from codedinvnet.protect.images import Preprocessing
@@ -81,6 +83,10 @@ class Setting:
         """What the scores are."""
         assert self.model.signature.scores is not None
         return self.model.signature.scores.kind
+
+    def spread(self, count: int) -> np.ndarray:
+        """Return so many training rows, evenly spread: the first ones may be of few classes."""
+        return spread_rows(torch.from_numpy(self.rows.train), count).numpy()
 
     @property
     def answers(self) -> np.ndarray:

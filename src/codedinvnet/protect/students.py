@@ -21,6 +21,8 @@ from codedinvnet.protect.images import is_image, layout
 Kind: TypeAlias = Literal["images", "vectors", "tokens"]
 FINE, COARSE = 16, 112
 """Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
+MOST_WORDS = 2**18
+"""Integers of a larger vocabulary are numbers or times, and no words."""
 DEEP = 48
 """From this width on a small network for vectors has two hidden layers."""
 SEGMENTS = 8
@@ -95,6 +97,11 @@ def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
     integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in inputs)
     lengths = {spec.shape for spec in inputs}
     return "tokens" if integers and len(lengths) == 1 and len(inputs[0].shape) == 1 else "vectors"
+
+
+def words_of(arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the size of the vocabulary of some integers, name -> (N, *shape)."""
+    return 1 + max(int(array.max()) for array in arrays.values())
 
 
 class Student(nn.Module, ABC):
@@ -206,7 +213,7 @@ class ShrunkStudent(Student):
 
 
 class VectorStudent(Student):
-    """An MLP of all inputs, flattened."""
+    """An MLP of all inputs, flattened; a missing value (NaN) counts as the mean."""
 
     reduced = False
 
@@ -223,7 +230,11 @@ class VectorStudent(Student):
 
     def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
         x = self.flat(*tensors(self.shape, batch))
-        self.mean, std = x.mean(dim=0), x.std(dim=0)
+        known = x.isfinite()
+        counts = known.sum(dim=0)
+        self.mean = x.masked_fill(~known, 0.0).sum(dim=0) / counts.clamp_min(1)
+        squares = (x - self.mean).masked_fill(~known, 0.0).square().sum(dim=0)
+        std = (squares / (counts - 1).clamp_min(1)).sqrt()
         self.std = torch.where(std > 1e-6, std, 1.0)  # of a feature that never changes
 
     def flat(self, *inputs: Tensor) -> Tensor:
@@ -231,7 +242,8 @@ class VectorStudent(Student):
         return torch.cat([x.flatten(1).float() for x in inputs], dim=1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        x = ((self.flat(*inputs) - self.mean) / self.std).clamp(-10, 10)
+        x = (self.flat(*inputs) - self.mean) / self.std
+        x = x.masked_fill(x.isnan(), 0.0).clamp(-10, 10)
         logits: Tensor = self.network(x)
         return logits
 

@@ -90,13 +90,14 @@ class Liars:
         self.sums[1, extra] = max(0.0, self.sums[1, extra] + ratio)
         if 2 * wrong.sum() <= len(members):
             known = np.maximum(expected, others.max(0)[workers, bins])
-            ratios = _ratios(known, wrong, CHANGED)
-            self.sums[0, workers] = np.maximum(0.0, self.sums[0, workers] + ratios)
+            # A worker may have answered for several members.
+            for worker, ratio in zip(workers, _ratios(known, wrong, CHANGED), strict=True):
+                self.sums[0, worker] = max(0.0, self.sums[0, worker] + ratio)
 
         pairs = ((self._counts, 1), (self._wrong, wrong), (self._expected, expected))
         for sums, values in pairs:
             sums *= MEMORIES
-            sums[:, workers, bins] += values
+            np.add.at(sums, (slice(None), workers, bins), values)  # type: ignore[arg-type]
         highest = self.sums.max(0)
         second, first = np.partition(highest, -2)[-2:]
         if first - second < self.limit:
