@@ -10,6 +10,8 @@ exceeds the highest of any other's by log(1 / false alarms). The rules that tell
 
 - The extra task's worker is tested in every group, by a sum of its own, for changing half of all
   members' labels. If most disagree, it is the likely cause, and the members' sums stand still.
+- A group of one cannot tell the two apart. It counts against the member's worker alone: an extra
+  task's worker that lies disagrees with all workers alike, and none of them stands out then.
 - Under drift all workers disagree more often. What is expected of a worker is therefore at least
   how often the others have disagreed lately, at about the same confidence.
 """
@@ -86,9 +88,11 @@ class Liars:
         )
 
         known = np.maximum(expected, everybody.max(0)[bins])
-        ratio = _ratios(known, wrong, CHANGED_BY_EXTRA).sum()
-        self.sums[1, extra] = max(0.0, self.sums[1, extra] + ratio)
-        if 2 * wrong.sum() <= len(members):
+        alone = len(members) == 1
+        if not alone:
+            ratio = _ratios(known, wrong, CHANGED_BY_EXTRA).sum()
+            self.sums[1, extra] = max(0.0, self.sums[1, extra] + ratio)
+        if alone or 2 * wrong.sum() <= len(members):
             known = np.maximum(expected, others.max(0)[workers, bins])
             # A worker may have answered for several members.
             for worker, ratio in zip(workers, _ratios(known, wrong, CHANGED), strict=True):
