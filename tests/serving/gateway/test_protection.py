@@ -91,9 +91,9 @@ def queries(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((rows, FEATURES), np.float32)
 
 
-async def asked(address: str, x: np.ndarray, **parameters: Any) -> Got:
+async def asked(address: str, x: np.ndarray, identity: str = "mine", **parameters: Any) -> Got:
     head, blobs = described({"x": x}, MODEL.signature.inputs)
-    told = {**json.loads(head), "id": "mine"}
+    told = {**json.loads(head), "id": identity}
     told["parameters"].update(parameters)
     text = json.dumps(told).encode()
     return await ask(address, b"".join([text, *blobs]), **{LENGTH: str(len(text))})
