@@ -34,9 +34,10 @@ def told(got: Got) -> dict[str, Any]:
     return found
 
 
-def message(x: np.ndarray, **limits: float) -> bytes:
+def message(x: np.ndarray, accept_decoded: bool = True, **limits: float) -> bytes:
     request = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    request.parameters["accept_decoded"].bool_param = accept_decoded
     for name, limit in limits.items():
         request.parameters[name].double_param = limit
     found: bytes = request.SerializeToString()
@@ -50,7 +51,7 @@ async def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) 
     assert curve is not None
 
     async with gateway(server, protection=finished, grpc_port=0, **SMALL) as (address, _, port):
-        assert set(told(await asked(address, queries(2)))) == {"outcome"}
+        assert set(told(await asked(address, queries(2), accept_decoded=False))) == {"outcome"}
         server.hold()
         got = await asked(address, queries(3))
         found = told(got)
@@ -65,7 +66,7 @@ async def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) 
         assert parameters["outcome"].string_param == "decoded"
         assert parameters["agreement_probability"].double_param == pytest.approx(expected)
         server.go()
-        body, _ = await ask_grpc(port, message(queries(3)))
+        body, _ = await ask_grpc(port, message(queries(3), accept_decoded=False))
         assert set(pb.ModelInferResponse.FromString(body).parameters) == {"outcome"}
 
 
@@ -136,7 +137,7 @@ async def test_upstreams_that_disagree_stop_the_release(
 
         await groups(30)
         assert reliance.releasing
-        assert (relay.front.metrics.live_agreement() or 0.0) > 0.8
+        assert (relay.front.metrics.live_agreement() or 0.0) > 0.6  # of some thirty answers
         server.model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
         await groups(30)
         assert reliance.releasing is False
