@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,13 @@ from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.training import precision
 
 TRAINING_IMAGES, TEST_IMAGES = 800, 200
+
+hypothesis.settings.register_profile(
+    "patient",  # a busy machine takes long for any example
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("patient")
 
 
 class Outcome(NamedTuple):

@@ -52,17 +52,24 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(interrupted())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert len(below) >= 3  # the server, its fork server, and the worker
-    assert survivors(below, timeout=2) == []
+    assert survivors(below) == []
 
 
 @needs_proc
 def test_processor_time() -> None:
     work = "sum(i * i for i in range(6_000_000))"
-    ending = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{work}']); input()"
-    with subprocess.Popen([sys.executable, "-c", ending], stdin=subprocess.PIPE) as process:
+    begins = "import subprocess, sys; print(flush=True); input()"
+    ending = f"{begins}; subprocess.run([sys.executable, '-c', '{work}']); input()"
+    command = [sys.executable, "-c", ending]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # its start takes a while, too
         before = processor_time(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
         assert wait_until(lambda: len(descendants(process.pid)) == 1)
         assert wait_until(lambda: not descendants(process.pid), timeout=60)
         idle = processor_time(process.pid)

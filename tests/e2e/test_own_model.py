@@ -42,7 +42,11 @@ def test_an_onnx_file_is_served_through_a_worker_that_is_killed(tmp_path: Path) 
             for _ in range(10):
                 found = client.infer("resnet", [asked]).as_numpy("logits")
                 assert found.tobytes() == np.concatenate(own).tobytes()
-        wait_until(lambda: [w["state"] for w in state(process.address)["workers"]] == ["up"] * 3)
+
+        def are_up() -> bool:
+            return [w["state"] for w in state(process.address)["workers"]] == ["up"] * 3
+
+        assert wait_until(are_up, 60)
         page = state(process.address)
         assert page["answers"]["direct"] == 10 * len(images)
         assert (page["k"], page["groups"], page["image_shape"]) == (1, [], None)

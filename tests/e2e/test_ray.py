@@ -68,7 +68,7 @@ def test_a_dead_address_is_told_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=f"cannot connect to Ray at {address}"):
         asyncio.run(pool.start(1))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 async def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import struct
 import time
@@ -213,11 +214,16 @@ def test_what_is_due_while_too_many_are_open_is_not_sent() -> None:
 
 
 def test_errors_do_not_count_as_answers() -> None:
+    numbers = itertools.count()
+
     class Sometimes(Fake):
         async def _infer(self, request: web.Request) -> web.Response:
-            self.status = 503 if len(self.seen) >= 10 and len(self.seen) % 2 else 200
-            self.hangs_up = len(self.seen) == 30
-            return await super()._infer(request)
+            number = next(numbers)
+            reply = await super()._infer(request)
+            if number == 30 and request.transport is not None:
+                request.transport.close()
+            fails = number >= 10 and number % 2
+            return web.Response(status=503, body=self.body) if fails else reply
 
     row = load(Sometimes())
     assert row["answered"] + sum(row["errors"].values()) == 100

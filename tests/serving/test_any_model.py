@@ -16,9 +16,10 @@ from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service, running
 from codedinvnet.serving.service import Request, output_specs
-from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
+from codedinvnet.serving.workers.faults import FaultyPool
 from tests.models import factories
 from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx, save_pt2
+from tests.protect.test_served import HELD, ExtraLast
 
 triton = pytest.importorskip("tritonclient.http")
 aio = pytest.importorskip("tritonclient.http.aio")
@@ -113,16 +114,25 @@ async def test_a_model_is_served_as_it_computes(source: str, policy: str, folder
             await client.close()
 
 
-def answers(options: ServeOptions, inputs: Arrays, hung: int = -1, **request: Any) -> Arrays:
-    """Return all outputs of a service that was asked once, a worker of which may hang."""
+def answers(options: ServeOptions, inputs: Arrays, late: bool = False, **request: Any) -> Arrays:
+    """Return all outputs of a service that was asked once, for one full group.
+
+    Args:
+        options: of the service.
+        inputs: of the request.
+        late: whether the second member is late, and the extra tasks come after the others.
+        request: what else the request has.
+    """
 
     async def ask() -> Arrays:
         service = make_service(options)
+        if late:
+            faulty = cast(FaultyPool, service.front.pool)
+            faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
         await service.front.start()
         try:
-            if hung >= 0:
-                hang = Fault(kind="hold", worker=hung, delay=Delay(ms=1000))
-                cast(FaultyPool, service.front.pool).add(hang)
+            if late:
+                faulty.add(HELD)
             names = [spec.name for spec in output_specs(service.served.signature)]
             wanted = tuple((name, True) for name in request.pop("outputs", names))
             return (await service.answer(Request(inputs, outputs=wanted, **request))).outputs
@@ -155,7 +165,7 @@ def test_a_method_of_ones_own_protects_a_model_of_ones_own(outputs: list[str]) -
     inputs = {"x": np.random.default_rng(2).random((3, 4), np.float32)}
     model = open_model(options.source)
     own = [model.run({"x": inputs["x"][i : i + 1]}) for i in range(3)]
-    found = answers(options, inputs, hung=1, outputs=[*outputs, "outcome"])
+    found = answers(options, inputs, late=True, outputs=[*outputs, "outcome"])
     direct = "label" in outputs  # of which nothing is decoded
     assert found["outcome"].tolist() == [b"direct", b"direct" if direct else b"decoded", b"direct"]
     for i in (0, 1, 2) if direct else (0, 2):

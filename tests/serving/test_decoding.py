@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,7 +158,7 @@ async def test_an_answer_that_is_not_finite_is_none(
 async def test_a_parity_that_is_no_good_leaves_a_late_query_its_own_answer(
     method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow = Fault(kind="slow", worker=1, delay=Delay(ms=300))
+    slow = Fault(kind="slow", worker=1, delay=Delay(ms=1000))
     pool = Absurd(method, absurd=K)
     async with running(method, pool=pool, schedule=Schedule(faults=(slow,))) as (front, _):
         answers = answered(await front.ask(images[:K]))
@@ -373,6 +373,10 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
     assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
 
 
+def parity_workers(residuals: Mapping[tuple[int, str], float]) -> set[int]:
+    return {worker for worker, role in residuals if role == "parity"}
+
+
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,10 +384,12 @@ def test_live_agreement_and_the_residual_of_a_corrupt_worker(
 
     async def run(schedule: Schedule) -> BundleFront:
         async with running(method, schedule=schedule) as (front, _):
-            for start in range(0, 240, 2 * K):
-                answered(await front.ask(images[start : start + 2 * K]))
-            checks = front.metrics.agreement_checks
-            await until(lambda: checks._value.get() >= 20)
+            checks, seen = front.metrics.agreement_checks, front.metrics._residuals
+            for _ in range(10):  # on a busy machine some groups are not checked
+                for start in range(0, 240, 2 * K):
+                    answered(await front.ask(images[start : start + 2 * K]))
+                if checks._value.get() >= 20 and parity_workers(seen) == set(range(WORKERS)):
+                    break
         return front
 
     honest = asyncio.run(run(Schedule()))
@@ -391,7 +397,7 @@ def test_live_agreement_and_the_residual_of_a_corrupt_worker(
     assert agreement is not None
     assert agreement >= 0.9
     fair = honest.metrics._residuals
-    assert {worker for worker, role in fair if role == "parity"} == set(range(WORKERS))
+    assert parity_workers(fair) == set(range(WORKERS))
 
     corrupt = Fault(kind="corrupt", worker=3, scale=5.0)
     lied = asyncio.run(run(Schedule(faults=(corrupt,)))).metrics._residuals

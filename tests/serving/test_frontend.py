@@ -169,11 +169,11 @@ async def test_times_are_split_as_a_scenario_splits_them(
     method: Scheme, images: np.ndarray
 ) -> None:
     """What faults block a worker for is neither computing nor a trip."""
-    slow = Fault(kind="slow", delay=Delay(ms=30))
+    slow = Fault(kind="slow", delay=Delay(ms=200))
 
     async with running(method, schedule=Schedule(faults=(slow,))) as (front, _):
         found = answered(await front.ask(images[:K]))
-        assert all(0.03 <= answer.work_seconds <= answer.seconds for answer in found)
+        assert all(0.2 <= answer.work_seconds <= answer.seconds for answer in found)
         times = front.times  # on a busy machine the last worker comes behind the answers
         await until(lambda: times.service.seen == K and times.encode.seen == 1)
         assert times.trip.seen == K + 1
@@ -181,10 +181,10 @@ async def test_times_are_split_as_a_scenario_splits_them(
         measured = front.metrics.registry.get_sample_value
         encode = measured("codedinvnet_encode_seconds_sum")
         assert times.encode.values == [pytest.approx((encode or 0.0) / K)]
-        assert min(times.trip.values) < 0.03
+        assert min(times.trip.values) < 0.2
         tasks = [task.occupied for task in times.traffic.tasks if not task.members]
         assert len(tasks) == K
-        assert min(tasks) > 0.03  # all that made them late
+        assert min(tasks) > 0.2  # all that made them late
 
 
 async def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray) -> None:

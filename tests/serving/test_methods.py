@@ -308,7 +308,7 @@ def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:
         front = BundleFront(method, pool, rules, deadline=60.0)
         await front.start()
         for _ in range(FEWEST):
-            front.scheduler.pace.took(0.0, 1, 0, 0.05)
+            front.scheduler.pace.took(0.0, 1, 0, 0.5)
         pool.hang(0)
         found = [answer for answer in await front.ask(images) if isinstance(answer, Answered)]
         sent = front.scheduler.sent

@@ -26,7 +26,7 @@ from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running
 from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
-from tests.serving.gateway.test_gateway import ask, ask_grpc, request
+from tests.serving.gateway.test_gateway import ask, ask_grpc, request, until
 from tests.serving.gateway.test_protection import Server, asked, queries, scores
 
 COLLECTOR = "http://127.0.0.1:4318"
@@ -117,11 +117,16 @@ async def test_a_request_without_a_trace_begins_one(exporter: InMemorySpanExport
 
 async def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExporter) -> None:
     fakes = Fake(), Fake()
-    fakes[0].delay = fakes[1].delay = 0.1
+    for fake in fakes:
+        fake.hold()
 
-    async with traced(*fakes, policy="replicate") as (address, _):
-        await ask(address)
-        await asyncio.sleep(0.3)  # for the other one's answer
+    async with gateway(*fakes, traces=COLLECTOR, policy="replicate") as (address, relay, _):
+        asking = asyncio.create_task(ask(address))
+        await until(lambda: all(fake.seen for fake in fakes))
+        for fake in fakes:
+            fake.go()
+        await asking
+        await until(lambda: len(relay.front.times.traffic.tasks) == 2)
     (whole,), (first, copy) = split(exporter)
     assert names([first, copy]) == ["attempt", "hedge"]
     assert linked(copy) == [identity(first)[1]]
@@ -132,11 +137,15 @@ async def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExpor
 
 async def test_a_copy_that_is_stopped_is_no_failure(exporter: InMemorySpanExporter) -> None:
     slow, quick = GrpcFake(), Fake()
-    slow.delay, quick.delay = 3.0, 0.3
+    slow.delay = 30.0
+    quick.hold()
 
     async with traced(slow, quick, policy="replicate", cancel=True) as (address, _):
-        await ask(address)
-        await asyncio.sleep(0.3)
+        asking = asyncio.create_task(ask(address))
+        await until(lambda: len(slow.seen) == 1)
+        quick.go()
+        await asking
+        await until(lambda: slow.cancelled == 1)
     _, attempts = split(exporter)
     by_url = {attributes(span, "codedinvnet.upstream")[0]: span for span in attempts}
     assert attributes(by_url[slow.url], "codedinvnet.result") == ["stopped"]

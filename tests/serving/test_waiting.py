@@ -173,12 +173,12 @@ async def test_at_the_deadline_side_features_answer(
     pool = Released(method)
     async with running(method, pool=pool) as (front, _):
         began = time.monotonic()
-        query = asyncio.create_task(front.ask(images[:K], deadline=0.5))
+        query = asyncio.create_task(front.ask(images[:K], deadline=1.5))
         await until(lambda: len(pool.calls) == K + 1)
         for number in (0, K):
             pool.gates[number].set()
         first, *others = answered(await query)
-        assert time.monotonic() - began >= 0.5, "better answers might have come"
+        assert time.monotonic() - began >= 1.5, "better answers might have come"
         assert first.outcome == "direct"
         assert front.metrics.queries.labels("guessed")._value.get() == K - 1
         side = mnist.encode(torch.from_numpy(images[None, :K])).side

@@ -155,7 +155,7 @@ class TestInfer:
             service.pool.hang(1)
             service.pool.hang(3)
             response = await service.infer(
-                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 1_000_000}
+                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 2_000_000}
             )
             (output,) = response.json()["outputs"]
             assert output["data"] == ["direct", "guessed", "direct", "guessed"]

@@ -26,13 +26,15 @@ TENSORS = {
 
 
 class Fake:
-    """A server over HTTP that answers always the same."""
+    """A server over HTTP that answers always the same, and holds its answers while told to."""
 
     def __init__(self) -> None:
         self.status, self.body = 200, ANSWER
         self.headers: dict[str, str] = {"Content-Type": "application/json"}
         self.metadata: Any = {"name": "m", "versions": ["1"], "platform": "fake", **TENSORS}
         self.delay = 0.0
+        self.held = asyncio.Event()
+        self.go()
         self.ready = True
         self.hangs_up = False
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
@@ -45,10 +47,18 @@ class Fake:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def hold(self) -> None:
+        """Give no answers until `go`."""
+        self.held.clear()
+
+    def go(self) -> None:
+        self.held.set()
+
     async def _infer(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append((request.path, headers, await request.read()))
         await asyncio.sleep(self.delay)
+        await self.held.wait()
         if self.hangs_up and request.transport is not None:
             request.transport.close()
         return web.Response(status=self.status, body=self.body, headers=self.headers)

@@ -70,6 +70,16 @@ def is_up(relay: Relay) -> list[bool]:
     return [place.up for place in relay.pool.places]
 
 
+async def ask_until(condition: Callable[[], bool], address: str) -> None:
+    """Go on asking, though another upstream answers: one that is tried again is found out so."""
+    end = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < end
+        reply = await ask(address)
+        assert (reply.status, reply.body) == (200, ANSWER[:1] + OUTCOME + ANSWER[1:])
+        await asyncio.sleep(0.01)
+
+
 async def test_over_http_all_is_passed_on_as_it_came() -> None:
     fake = Fake()
     fake.headers["X-Theirs"] = "ä"
@@ -105,6 +115,7 @@ async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
     """An upstream that answers twice: the second answer is not the next request's."""
 
     asked = 0
+    again: asyncio.Queue[int] = asyncio.Queue()
 
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal asked
@@ -115,6 +126,7 @@ async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
             writer.write(answer)
             await asyncio.sleep(0.05)
             writer.write(answer)
+            await again.put(asked)
         writer.close()
 
     server = await asyncio.start_server(twice, "127.0.0.1", 0)
@@ -123,7 +135,8 @@ async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
     for number in range(1, 4):
         reply = await upstream.infer(call, 10)
         assert json.loads(reply.body)["number"] == number
-        await asyncio.sleep(0.1)
+        assert await again.get() == number
+        await asyncio.sleep(0.05)  # what came is read meanwhile
     await upstream.close()
     server.close()
     await asyncio.sleep(0.1)
@@ -147,13 +160,14 @@ async def test_the_gateways_own_token_stays_here(tmp_path: Any) -> None:
 async def test_over_grpc_all_is_passed_on_as_it_came() -> None:
     fake = GrpcFake()
 
-    async with gateway(fake, grpc_port=0, cancel=True) as (_, _, port):
+    options = {"grpc_port": 0, "cancel": True, "deadline_ms": 60_000}
+    async with gateway(fake, **options) as (_, _, port):
         message = request(bytes(12)) + b"\xfa\x3f\x03new"  # a field of a newer client
-        body, trailers = await ask_grpc(port, message, timeout=3, traceparent="00-1")
+        body, trailers = await ask_grpc(port, message, timeout=30, traceparent="00-1")
         passed, metadata, left = fake.seen[0]
         assert passed == message
         assert metadata["traceparent"] == "00-1"
-        assert 0 < left < 4  # the deadline is passed on, which gRPC rounds
+        assert 0 < left < 31  # the deadline is passed on, which gRPC rounds
         answer = fake.answer.SerializeToString()
         assert body.startswith(answer)
         assert pb.ModelInferResponse.FromString(body).parameters["outcome"].string_param == "direct"
@@ -235,11 +249,8 @@ async def test_who_fails_everything_is_set_aside_and_tried_again() -> None:
     async with gateway(good, bad, policy="uncoded", slots=1) as (address, relay, _):
         bad.status, bad.body = 500, b"no memory"
         end = time.monotonic() + 2.0
-        while time.monotonic() < end:
-            reply = await ask(address)
-            assert (reply.status, reply.body) == (200, ANSWER[:1] + OUTCOME + ANSWER[1:])
-            await asyncio.sleep(0.01)
-        await until(lambda: is_up(relay) == [True, False])
+        await ask_until(lambda: time.monotonic() > end, address)
+        await ask_until(lambda: is_up(relay) == [True, False], address)
         assert 3 < len(bad.seen) < 9  # three, and then one whenever it is tried again
         bad.status, bad.body = 200, ANSWER
         await until(lambda: is_up(relay) == [True, True])
@@ -256,7 +267,7 @@ async def test_who_hangs_up_is_set_aside_though_it_is_ready() -> None:
         bad.hangs_up = True
         for _ in range(30):
             assert (await ask(address)).status == 200
-        await until(lambda: is_up(relay) == [True, False])
+        await ask_until(lambda: is_up(relay) == [True, False], address)
         assert len(bad.seen) < 20  # each twice: a kept connection may be closed at any time
         bad.hangs_up = False
         await until(lambda: is_up(relay) == [True, True])
@@ -311,7 +322,8 @@ async def test_what_all_upstreams_fail_is_not_asked_for_ever(kind: type[Fake | G
     """Retries are a share of the calls, once those that were saved up are spent."""
     fakes = [kind() for _ in range(4)]
 
-    async with gateway(*fakes, policy="uncoded", grpc_port=0) as (address, _, port):
+    options = {"policy": "uncoded", "grpc_port": 0, "deadline_ms": 60_000}
+    async with gateway(*fakes, **options) as (address, _, port):
         for fake in fakes:
             if isinstance(fake, GrpcFake):
                 fake.code, fake.details = grpc.StatusCode.UNAVAILABLE, "overloaded"
@@ -351,30 +363,32 @@ async def test_a_silent_upstream_is_noticed_without_a_call() -> None:
 async def test_a_late_answer_is_asked_of_another() -> None:
     slow, quick = Fake(), GrpcFake()
 
-    async with gateway(slow, quick, slots=1) as (address, _, _):
+    async with gateway(slow, quick, slots=1, deadline_ms=60_000) as (address, _, _):
         for i in range(40):  # what is late is learnt first
             assert (await ask(address)).status == 200, i
-        slow.delay = 3.0
+        slow.delay = 30.0
         began = time.monotonic()
         replies = await asyncio.gather(*(ask(address) for _ in range(2)))
         assert [reply.status for reply in replies] == [200, 200]
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("cancel", [True, False])
 async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(cancel: bool) -> None:
     slow, quick = GrpcFake(), Fake()
 
-    async with gateway(slow, quick, policy="replicate", cancel=cancel, hang_timeout_ms=4000) as (
-        address,
-        relay,
-        _,
-    ):
-        slow.delay = 2.0
-        quick.delay = 0.5  # it has begun by then
-        await ask(address)
-        await asyncio.sleep(0.5)
-        assert slow.cancelled == cancel
+    async with gateway(slow, quick, policy="replicate", cancel=cancel) as (address, relay, _):
+        slow.delay = 30.0
+        quick.hold()
+        asked = asyncio.create_task(ask(address))
+        await until(lambda: len(slow.seen) == 1)  # it has begun
+        quick.go()
+        await asked
+        if cancel:
+            await until(lambda: slow.cancelled == 1)
+        else:
+            await asyncio.sleep(0.5)
+            assert slow.cancelled == 0
         assert len(slow.seen) == 1
         assert len(relay.front.times.traffic.tasks) == 1  # what was stopped was not done
 
@@ -419,7 +433,7 @@ async def test_no_connection_is_taken_while_requests_over_grpc_end() -> None:
     fake = Fake()
 
     async with gateway(fake, grpc_port=0) as (address, relay, port):
-        fake.delay = 1.0
+        fake.hold()
         asked = asyncio.create_task(ask_grpc(port, request(bytes(12))))
         await until(lambda: len(fake.seen) == 1)
         relay.front.announce_draining()  # as SIGTERM does first
@@ -427,6 +441,7 @@ async def test_no_connection_is_taken_while_requests_over_grpc_end() -> None:
         assert not asked.done()
         with pytest.raises(aiohttp.ClientConnectorError):
             await ask(address)
+        fake.go()
         await asked
 
 

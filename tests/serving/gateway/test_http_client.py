@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.serving.gateway.http_client import HttpClient
+from tests.serving.gateway.test_gateway import until
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: \xc3\xbc\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n"
@@ -118,9 +119,9 @@ async def test_a_silent_server_and_a_header_of_two_lines() -> None:
     silent = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
     async with asking(silent, silent, WHOLE) as (server, client):
         with pytest.raises(asyncio.TimeoutError):
-            await client.ask("GET", "/", 0.2)
+            await client.ask("GET", "/", 0.4)
         asked = asyncio.create_task(client.ask("GET", "/", 5))
-        await asyncio.sleep(0.2)
+        await until(lambda: len(server.seen) == 2)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked

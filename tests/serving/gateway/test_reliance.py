@@ -15,15 +15,16 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
 from codedinvnet.protect.calibration import protection_calibration
-from codedinvnet.serving import decoding
+from codedinvnet.serving import decoding, reliance
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.test_gateway import Got, ask_grpc, until
-from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries
+from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries, scores
 
 LIMIT = 0.2
+ROUNDS = 200
 
 
 def told(got: Got) -> dict[str, Any]:
@@ -33,9 +34,10 @@ def told(got: Got) -> dict[str, Any]:
     return found
 
 
-def message(x: np.ndarray, **limits: float) -> bytes:
+def message(x: np.ndarray, accept_decoded: bool = True, **limits: float) -> bytes:
     request = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    request.parameters["accept_decoded"].bool_param = accept_decoded
     for name, limit in limits.items():
         request.parameters[name].double_param = limit
     found: bytes = request.SerializeToString()
@@ -49,7 +51,7 @@ async def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) 
     assert curve is not None
 
     async with gateway(server, protection=finished, grpc_port=0, **SMALL) as (address, _, port):
-        assert set(told(await asked(address, queries(2)))) == {"outcome"}
+        assert set(told(await asked(address, queries(2), accept_decoded=False))) == {"outcome"}
         server.hold()
         got = await asked(address, queries(3))
         found = told(got)
@@ -64,7 +66,7 @@ async def test_an_approximate_answer_tells_how_likely_it_agrees(finished: Path) 
         assert parameters["outcome"].string_param == "decoded"
         assert parameters["agreement_probability"].double_param == pytest.approx(expected)
         server.go()
-        body, _ = await ask_grpc(port, message(queries(3)))
+        body, _ = await ask_grpc(port, message(queries(3), accept_decoded=False))
         assert set(pb.ModelInferResponse.FromString(body).parameters) == {"outcome"}
 
 
@@ -135,7 +137,7 @@ async def test_upstreams_that_disagree_stop_the_release(
 
         await groups(30)
         assert reliance.releasing
-        assert (relay.front.metrics.live_agreement() or 0.0) > 0.8
+        assert (relay.front.metrics.live_agreement() or 0.0) > 0.6  # of some thirty answers
         server.model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
         await groups(30)
         assert reliance.releasing is False
@@ -152,26 +154,40 @@ async def test_an_upstream_that_answers_wrongly_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """So are the requests that got its answers, and none of those that the backup answered."""
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(reliance, "LATELY", 4 * ROUNDS)  # all are told
     servers = [Server() for _ in range(4)]
+    misled: list[set[str]] = []  # requests of each round that got a wrong answer
 
     def changed(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
 
-    async with gateway(*servers, protection=finished, **SMALL) as (
-        address,
-        relay,
-        _,
-    ):
+    # However long requests take, a round is a group, and nobody hangs.
+    patient = {"group_timeout_ms": 10_000, "deadline_ms": 60_000, "hang_timeout_ms": 50_000}
+    async with gateway(*servers, protection=finished, **patient, **SMALL) as (address, relay, _):
         servers[1].model = SimpleNamespace(signature=MODEL.signature, run=changed)  # type: ignore[assignment]
+        servers[1].hold()  # the backup answers in its place, in the first round
         wrong = relay.front.metrics.wrong_workers
-        for i in range(200):
-            await asyncio.gather(*(asked(address, queries(1, 4 * i + j)) for j in range(4)))
+
+        async def ask(number: int, j: int) -> None:
+            x, name, accepts = queries(1, 4 * number + j), f"{number}.{j}", number % 2 == 0
+            answer, outcome = scores(await asked(address, x, name, accept_decoded=accepts))
+            if outcome == "direct" and not np.allclose(answer, MODEL.run({"x": x})["output"]):
+                misled[-1].add(name)
+
+        for number in range(ROUNDS):
+            misled.append(set())
+            await asyncio.gather(*(ask(number, j) for j in range(4)))
+            servers[1].go()
             if wrong.labels("1")._value.get():
                 break
         assert [wrong.labels(str(i))._value.get() for i in range(4)] == [0, 1, 0, 0]
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
-    assert record.__dict__["fields"]["requests"] == ["mine"]
+    named = set(record.__dict__["fields"]["requests"])
+    earlier = set[str]().union(*misled[:-1])
+    assert earlier
+    assert earlier <= named <= earlier | misled[-1]  # it was found out during the last round
 
 
 @pytest.mark.parametrize(

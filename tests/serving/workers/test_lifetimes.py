@@ -41,7 +41,7 @@ async def test_stop_ends_a_stopped_worker_too() -> None:
     began = time.perf_counter()
     await pool.stop()
     print(f"stopped in {time.perf_counter() - began:.2f} s")
-    assert survivors(pids, 2) == []
+    assert survivors(pids) == []
     with pytest.raises(WorkerDied, match="stopped"):
         await call
     assert deaths == []  # no one is to replace them
@@ -59,7 +59,7 @@ async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stopping
-    assert survivors(pids, 2) == []
+    assert survivors(pids) == []
 
 
 @needs_proc

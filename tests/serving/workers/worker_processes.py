@@ -23,8 +23,8 @@ from tests.processes import survivors
 ROOT = Path(__file__).resolve().parents[3]
 
 
-NOTICED = 0.5
-"""Seconds in which a death must be noticed; an idle machine takes a thousandth of it."""
+NOTICED = 3.0
+"""Seconds in which a death must be noticed; an idle machine takes some milliseconds."""
 
 
 @asynccontextmanager
