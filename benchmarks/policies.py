@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from codedinvnet.bench import tables
 from codedinvnet.bench.plots import STYLE
@@ -30,12 +30,15 @@ SHARES = {"p50_ms": 0.5, "p99_ms": 0.01, "p995_ms": 0.005, "p999_ms": 0.001}
 """Percentile of a row -> the share of requests that take longer."""
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
+APPROXIMATE = "approximate answers, %"
+"""The column of the share of answers that are approximate."""
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return simulated p99.9 in ms and work of the policies, a column for each place.
+    """Return simulated p99.9 in ms of the policies, a column for each place.
 
-    An interval stands behind p99.9 where the run was long enough for one.
+    An interval stands behind p99.9 where the run was long enough for one. The last columns have
+    work and the share of approximate answers, from the least of all places to the most.
     """
     frame = sweep.frame_of(rows)
     late, low, high = (sweep.by_policy(frame, name).T for name in ("p999", "low", "high"))
@@ -45,11 +48,19 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     texts.columns = [f"{Path(model).stem}, {batch}" for model, batch, _ in late.columns]
     work = frame.groupby("policy")["work"].agg(["min", "max"])
     texts["work"] = [f"{low:.2f} to {high:.2f}" for low, high in work.loc[late.index].to_numpy()]
+    texts[APPROXIMATE] = approximate(frame).loc[late.index]
     return tables.markdown(texts.reset_index(names="policy"))
 
 
+def approximate(frame: DataFrame) -> Series:
+    """Return by policy which share of answers is approximate, from the least place to the most."""
+    shares = 100 * frame.groupby("policy")["approximate"].agg(["min", "max"])
+    texts = [f"{low:.1f} to {high:.1f}" if high else "none" for low, high in shares.to_numpy()]
+    return Series(texts, index=shares.index)
+
+
 def choice(folder: Path, k: int = 10) -> str:
-    """Return what policies gain and cost: the tail, work, accuracy, and what is trained.
+    """Return what policies gain and cost: the tail, work, approximate answers, and training.
 
     The tail is p99.9 over that of `uncoded`: the geometric mean of all places, and its range.
     """
@@ -62,6 +73,7 @@ def choice(folder: Path, k: int = 10) -> str:
     late = sweep.by_policy(frame)
     ratios = late.div(late[UNCODED.name], axis="index")
     work = 100 * (frame.groupby("policy")["work"].agg(["min", "max"]) - 1)
+    made_up = approximate(frame)
     names = list(dict.fromkeys(right.index.get_level_values("dataset")))
     lines = []
     for policy in CHOICE:
@@ -76,6 +88,7 @@ def choice(folder: Path, k: int = 10) -> str:
                 "policy": f"`{policy}`",
                 "p99.9, without = 1": f"{mean:.2f} ({own.min():.2f} to {own.max():.2f})",
                 "extra work, %": "{:.1f} to {:.1f}".format(*work.loc[policy]),
+                APPROXIMATE: made_up[policy],
                 f"late answers right, %: {', '.join(names)}": ", ".join(
                     f"{right.loc[(of, name), column]:.1f}" for name in names
                 ),

@@ -4,7 +4,7 @@ A parity is a weighted mean of the group's images. If the classifier were linear
 parity would be the same mean of the members' scores. Missing scores are what fits that best.
 
     METHOD=examples/my_method.py:TwoParities
-    codedinvnet bench accuracy GRID.json --data-dir data --method $METHOD
+    codedinvnet bench accuracy GRID.json --method $METHOD
     codedinvnet serve mnist --k 4 --method $METHOD
     codedinvnet simulate SCENARIO.json --policy $METHOD
     codedinvnet plan mnist --qps 100 --p999-ms 150 --policy $METHOD --accuracy-rows ROWS.jsonl

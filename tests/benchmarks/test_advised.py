@@ -49,23 +49,27 @@ def test_predictions_and_the_best_policy_are_judged_apart() -> None:
     }
     rows = [
         row(114.0, 100.0, "hedge", **measured),
-        row(86.0, 100.0, "coded", **measured),  # as good as hedge
-        row(116.0, 100.0, "uncoded", **measured),
-        row(None, 100.0, None, **measured),
-        row(100.0, None, "hedge", **measured),  # too many were lost
+        row(86.0, 100.0, "coded", **measured) | {"advice": "coded"},  # as good as hedge
+        row(116.0, 100.0, "uncoded", **measured) | {"advice": "uncoded"},
+        row(None, 100.0, None, **measured) | {"advice": None},
+        row(100.0, None, "hedge", **measured) | {"advice": "uncoded"},  # too many were lost
     ]
     found = judged(rows)
     assert found == {
         "switches": 5,
         "within_15_percent": 2,
-        "best_named": 3,
+        "lowest_predicted_best": 3,
+        "advice_best": 2,  # the last one stays with what is slow
         "halves_within_15_percent": 5,
         "halves_best_named": 0,  # hedge; by the second ones it is coded
         "one_policy_best": 5,
     }
     other = {**measured, "uncoded": Late(50.0, (50.0, 50.0))}
     assert judged([*rows, row(1.0, 1.0, "uncoded", **other)])["one_policy_best"] == 5
-    assert "2 of 5" in lines({**found, "rows": rows})[-1]
+    told = lines({**found, "rows": rows})
+    assert told[0].splitlines()[-1].endswith("| hedge | uncoded |")
+    assert "in 2 of 5 switches" in told[-1]
+    assert "lowest prediction was right in 3 of 5, and the advice in 2." in told[-1]
 
 
 def test_halves_tell_what_no_advice_can_foretell() -> None:
@@ -88,7 +92,8 @@ def test_advice_that_is_refused_predicts_nothing() -> None:
         {"uncoded": Late(90.0, (90.0, 90.0)), "hedge": Late(100.0, (100.0, 100.0))},
     )
     scores = judged([whole])
-    assert (scores["within_15_percent"], scores["best_named"]) == (0, 0)
+    assert (scores["within_15_percent"], scores["lowest_predicted_best"]) == (0, 0)
+    assert scores["advice_best"] == 0
     assert (scores["halves_within_15_percent"], scores["halves_best_named"]) == (1, 1)
     assert whole["refused"] in lines({**scores, "rows": [whole]})[0]
 
@@ -113,7 +118,7 @@ def test_finished_models_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         advised.run(out, quick=True)
     for _ in range(2):
-        assert advised.run(out, quick=True)["best_named"] == 2
+        assert advised.run(out, quick=True)["advice_best"] == 2
         assert asked == ["exponential", "slower", "slower"]
     with pytest.raises(UserError, match="holds another report"):
         advised.run(out, quick=True, seed=1)

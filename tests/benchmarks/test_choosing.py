@@ -14,7 +14,7 @@ from benchmarks.choosing import choosing
 def row(policy: str, late: float | None, stragglers: str = "held", **more: Any) -> dict[str, Any]:
     cell = {"stragglers": stragglers, "batch": 10, "load": 0.5, "policy": policy}
     figures = {"p50_ms": 50.0, "p99_ms": 90.0, "p999_ms": late, "p999_ms_95": None}
-    figures["work_per_query"] = 1.0
+    figures |= {"work_per_query": 1.0, "decoded_share": 0.0}
     return {"schema_version": 1, "cell": cell, "scenario": {}, **figures, **more}
 
 

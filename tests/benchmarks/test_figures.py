@@ -135,6 +135,7 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
             cell = {"stragglers": "pareto", "batch": batch, "load": 0.4, "policy": policy}
             work = 1.0 if policy == "uncoded" else 1.1 + batch / 100
             figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
+            figures["decoded_share"] = 0.09 * batch if policy == "small-backup" else 0.0
             append_row(
                 tmp_path / "policies.jsonl",
                 {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
@@ -147,10 +148,31 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
     for line in lines.values():
         assert line["p99.9, without = 1"] == "1.00 (0.50 to 2.00)"
         assert line["extra work, %"] == "11.0 to 20.0"
-    right, trained = ([line[name] for line in lines.values()] for name in list(line)[3:])
+        backup = line["policy"] == "`small-backup`"
+        assert line["approximate answers, %"] == ("9.0 to 90.0" if backup else "none")
+    right, trained = ([line[name] for line in lines.values()] for name in list(line)[4:])
     assert right == ["80.0", "95.0", "80.0", "80.0", "90.0"]
     assert trained[1] == "nothing"
     assert trained[4] == "f, g and E"
+
+
+def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {
+        "schema_version": 1,
+        "scenario": {},
+        "p999_ms": 100.0,
+        "p999_ms_95": [90.0, 110.0],
+    }
+    for policy, shares in (("hedge", (0.0, 0.0)), ("auto", (0.0184, 0.0056))):
+        for batch, share in zip((10, 1), shares, strict=True):
+            cell = {"stragglers": "pareto", "batch": batch, "load": 0.4, "policy": policy}
+            costs = {"work_per_query": 1 + batch / 100, "decoded_share": share}
+            append_row(tmp_path / "policies.jsonl", {"cell": cell, **shared, **costs})
+    hedge, auto = rows_of(section("policies", tmp_path))
+    assert hedge["pareto, 10"] == auto["pareto, 1"] == "100 (90–110)"
+    assert hedge["work"] == auto["work"] == "1.01 to 1.10"
+    assert hedge["approximate answers, %"] == "none"
+    assert auto["approximate answers, %"] == "0.6 to 1.8"
 
 
 UNENDING = {"stragglers": "pareto", "batch": 10, "load": 0.4, "policy": "uncoded"}

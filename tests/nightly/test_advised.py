@@ -51,4 +51,4 @@ def test_predictions_come_true_and_the_best_policy_is_named() -> None:
     print("\n".join(advised.lines({**found, "rows": rows})))
     assert found["switches"] == 20
     assert found["within_15_percent"] >= ENOUGH
-    assert found["best_named"] >= ENOUGH
+    assert found["lowest_predicted_best"] >= ENOUGH

@@ -38,7 +38,7 @@ def row(load: float, policy: str, late: float | None, **cell: Any) -> dict[str, 
     interval = None if late is None else [0.9 * late, 1.1 * late]
     work = {"uncoded": 1.0, "hedge": 1.05, "coded": 1.1}.get(policy, 2.0)
     figures = {"p999_ms": late, "p999_ms_95": interval, "work_per_query": work}
-    return {"cell": place, **figures, "scenario": {}}
+    return {"cell": place, **figures, "decoded_share": 0.0, "scenario": {}}
 
 
 ROWS = [

@@ -175,7 +175,8 @@ PLACE = ["stragglers", "batch", "load"]
 def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
     """Return the frame of a sweep: a line a cell, p99.9 in ms, infinite if more is lost.
 
-    Of rows of one cell the last one counts.
+    `approximate` is the share of answers that are approximate. Of rows of one cell the last one
+    counts.
     """
     lines = {}
     for row in rows:
@@ -186,6 +187,7 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
             "low": low,
             "high": high,
             "work": float(row["work_per_query"]),
+            "approximate": float(row["decoded_share"]),
         }
     return DataFrame(list(lines.values()))
 
