@@ -449,6 +449,7 @@ class FrontEnd:
     # Workers
 
     def _worker_died(self, worker: int, reason: str) -> None:
+        self.supervisor.gone(worker, reason)
         self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
 
     async def _replace(self, worker: int, reason: str) -> None:

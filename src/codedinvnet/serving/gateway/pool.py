@@ -362,11 +362,14 @@ class UpstreamPool:
         return sound and (place.on_probation or place.failures >= MOST_FAILURES)
 
     def _set_aside(self, place: Place, reason: str) -> None:
-        """Send nothing more to an upstream until it is ready again."""
-        if not place.up:
+        """Send nothing more to an upstream until it is ready again.
+
+        The removal of one that is down already is told, too.
+        """
+        if not place.up and reason != NOBODY_THERE:
             return
-        place.up = False
-        if place.is_filled:
+        was_up, place.up = place.up, False
+        if was_up and place.is_filled:
             url = place.upstream.url
             self.metrics.up.labels(url).set(0)
             log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
