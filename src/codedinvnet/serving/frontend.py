@@ -216,8 +216,9 @@ class FrontEnd:
             self.refuse(queries)
 
     def refuse(self, queries: int) -> NoReturn:
-        """Count queries as rejected, and raise Overloaded."""
+        """Count the queries of a request as rejected, and raise Overloaded."""
         self.metrics.queries.labels("rejected").inc(queries)
+        self.times.traffic.refused()
         raise Overloaded(self.admission.retry_after(len(self.waiting)))
 
     async def infer(
@@ -275,8 +276,8 @@ class FrontEnd:
             raise
         self.admission.note(now, len(self.waiting))
         self._do(actions)
-        found = await ends(futures, lambda: self._cancel(numbers), gone)
-        return self.times.traffic.ended(now, found, 0.0 if began is None else now - began)
+        ending = ends(futures, lambda: self._cancel(numbers), gone)
+        return await self.times.traffic.follow(now, ending, 0.0 if began is None else now - began)
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""
