@@ -30,7 +30,7 @@ from codedinvnet.files import read_json
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)
-ROWS = "equal-cost.jsonl"
+FILES = ("accuracy.jsonl", "equal-cost.jsonl")
 DEAR = 1.4
 """What f and E of a code cost together for a group of ten."""
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
@@ -61,10 +61,13 @@ class Results:
         """(data set, method, k) -> the recovered accuracy of each training."""
         self.normal: dict[tuple[str, str], float] = {}
         """(data set, base model) -> the accuracy of direct answers."""
-        for name in ("accuracy.jsonl", ROWS):
-            for row in current_accuracy(read_rows(folder / name, "accuracy")):
-                if row["error"] is None and not row["settings"]["quick"]:
-                    self._add(row)
+        self.rows: dict[tuple[str, str, int], Row] = {}
+        """(data set, method, k) -> the last row of the recovered accuracies."""
+        both = [row for name in FILES for row in read_rows(folder / name, "accuracy")]
+        both.sort(key=lambda row: str(row.get("began", "")))  # the latest row says what counts
+        for row in current_accuracy(both):
+            if row["error"] is None and not row["settings"]["quick"]:
+                self._add(row)
         self.datasets = sorted({place[0] for place in self.recovered}, key=_order)
         for dataset in self.datasets:
             self._add_other_seed(dataset)
@@ -75,24 +78,57 @@ class Results:
         if (row["base"], row["missing"], row["corrupt"]) == ("invertible", 1, 0):
             place = (row["dataset"], row["label"], row["k"])
             self.recovered.setdefault(place, []).append(100 * row["recovered"])
+            self.rows[place] = row
 
     def _add_other_seed(self, dataset: str) -> None:
-        path = self.folder / f"seed-{dataset}.json"
-        found = read_json(path) if path.is_file() else {}
+        """Add a bundle's training from another seed, where it was measured as the rows were.
+
+        Its file does not say with which settings it was trained, nor its weights.
+        """
+        found = self._read(f"seed-{dataset}.json")
+        settings = self._info(dataset).get("provenance", {}).get("settings", {})
+        if settings and settings["seed"] == found.get("training_seed"):
+            return  # the bundle itself
         for k in SIZES:
-            own = self.recovered.get((dataset, CodedInvNet.name, k))
-            if own is not None and f"test_k{k}" in found:
-                own.append(100 * found[f"test_k{k}"]["recovered_accuracy"])
+            place = (dataset, CodedInvNet.name, k)
+            report = found.get(f"test_k{k}")
+            if place in self.rows and report and _measured_alike(self.rows[place], report):
+                self.recovered[place].append(100 * report["recovered_accuracy"])
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        found: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return found
+
+    def _info(self, dataset: str) -> dict[str, Any]:
+        """Return what `info` says of a data set's bundle; nothing if that is not known."""
+        found: dict[str, Any] = self._read(f"{dataset}.json").get("info", {})
+        return found
 
     def spent(self, dataset: str) -> str:
         """Return what f and E of a bundle cost for each group size; "" if that is not known."""
-        path = self.folder / f"{dataset}.json"
-        info: dict[str, Any] = read_json(path).get("info", {}) if path.is_file() else {}
+        info = self._info(dataset)
         if any(f"encoder_macs_k{k}" not in info for k in SIZES):
             return ""
         query = info["embedding_macs"] + info["head_macs"]
         rest = info["embedding_macs"] + info["reading_macs"]
         return " / ".join(f"{(rest + info[f'encoder_macs_k{k}']) / query:.2f}" for k in SIZES)
+
+
+def _measured_alike(row: Row, report: Mapping[str, Any]) -> bool:
+    """Tell whether an evaluation of a bundle is of the groups that a row of it is of."""
+    settings = row["settings"]
+    same = {
+        "dataset": row["dataset"],
+        "split": "test",
+        "evidence": "both",
+        "parity": "encoder",
+        "k": row["k"],
+        "images": settings.get("test_images"),
+        "groupings": settings.get("groupings"),
+        "seed": settings.get("grouping_seed"),
+    }
+    return all(report.get(name) == value for name, value in same.items())
 
 
 def _order(dataset: str) -> tuple[int, str]:
