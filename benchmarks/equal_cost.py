@@ -17,11 +17,11 @@ from pandas import DataFrame
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
-from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.parm import ConcatParM, ParM
 from codedinvnet.codes.plain import Plain
 from codedinvnet.codes.superposition import Superposition
@@ -37,7 +37,8 @@ BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
 GROUPS: Mapping[float, tuple[str, ...]] = {
     1.0: (
         *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name, ConcatParM.name),
-        *(AverageImage.name, ApproxIFER.name, NeRCC.name),
+        *(AverageImage.name, ApproxIFER.name, ClosedApproxIFER.name),
+        *(NeRCC.name, ClosedNeRCC.name),
     ),
     DEAR: (
         *(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),

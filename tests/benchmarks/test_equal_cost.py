@@ -152,3 +152,17 @@ def test_the_bundles_own_seed_is_no_second_training(tmp_path: Path) -> None:
         own = {"info": {"provenance": {"settings": {"seed": seed}}}}
         (tmp_path / "mnist.json").write_text(json.dumps(own))
         assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
+
+
+def test_codes_without_training_have_their_better_points(tmp_path: Path) -> None:
+    for label, values in {
+        "approxifer": {2: 0.80, 4: 0.7, 10: 0.6},
+        "approxifer-closed": {2: 0.85, 4: 0.6},
+        "nercc-closed": {2: 0.75},
+    }.items():
+        for k, value in values.items():
+            append_row(tmp_path / "accuracy.jsonl", row(label, value, k=k))
+    text = equal_cost.table(tmp_path)
+    assert lines(text, "approxifer")[0][-3:] == ["80.00 (1)", "70.00 (1)", "60.00 (1)"]
+    assert lines(text, "approxifer-closed")[0][-3:] == ["85.00 (1)", "60.00 (1)", "not measured"]
+    assert lines(text, "nercc-closed")[0][-3:] == ["75.00 (1)", "not measured", "not measured"]
