@@ -3,6 +3,9 @@
 They are made of `accuracy.jsonl` and `equal-cost.jsonl`, and of what the bundles' trainings from
 another seed reached (`seed-NAME.json`). The unit of cost is a query of the served model, in
 multiply-adds. All of it is on the bundles' own f and g, with one worker missing.
+
+What a method may spend is not what it spends: a network's width is a whole number, and a code's f
+and E have the cost that they have. So the multiply-adds of each are counted.
 """
 
 from __future__ import annotations
@@ -10,29 +13,39 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pandas import DataFrame
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
 from codedinvnet.codes.collage import Collage
+from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
+from codedinvnet.codes.method import given_by
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.parm import ConcatParM, ParM
 from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.superposition import Superposition
+from codedinvnet.config import PixelFusionSettings
 from codedinvnet.data.names import KNOWN
 from codedinvnet.files import read_json
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")
+SPENDS = "spends, " + " / ".join(f"k = {k}" if k == SIZES[0] else str(k) for k in SIZES)
 DEAR = 1.4
-"""What f and E of a code cost together for a group of ten."""
+"""What f and E of a code cost together for a group of ten, about."""
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
 GROUPS: Mapping[float, tuple[str, ...]] = {
     1.0: (
@@ -106,14 +119,52 @@ class Results:
         found: dict[str, Any] = self._read(f"{dataset}.json").get("info", {})
         return found
 
-    def spent(self, dataset: str) -> str:
-        """Return what f and E of a bundle cost for each group size; "" if that is not known."""
+    def spent(self, dataset: str, method: str, k: int) -> float:
+        """Return what the extra worker computes for a full group, in queries of g(f(x)).
+
+        NaN if that was not measured or is not known.
+        """
+        row = self.rows.get((dataset, method, k))
+        if row is None:
+            return math.nan
         info = self._info(dataset)
-        if any(f"encoder_macs_k{k}" not in info for k in SIZES):
-            return ""
-        query = info["embedding_macs"] + info["head_macs"]
-        rest = info["embedding_macs"] + info["reading_macs"]
-        return " / ".join(f"{(rest + info[f'encoder_macs_k{k}']) / query:.2f}" for k in SIZES)
+        if method == CodedInvNet.name and f"encoder_macs_k{k}" in info:  # with a mosaic's reading
+            parts = ("embedding_macs", "reading_macs", f"encoder_macs_k{k}")
+            whole: int = info["embedding_macs"] + info["head_macs"]
+            return float(sum(info[part] for part in parts) / whole)
+        if row["bundle"] not in shipped_bundles():
+            return math.nan
+        bundle, scheme = _bundle(row["bundle"]), scheme_of(row)
+        if row.get("parameters") not in (None, scheme.parameters):
+            return math.nan  # it was trained with another width
+        return extra_macs(scheme) / served_macs(bundle.model)
+
+
+@cache
+def _bundle(name: str) -> Bundle:
+    return load_bundle(name)
+
+
+def scheme_of(row: Row) -> Scheme:
+    """Return the scheme of a row's method around a bundle that ships, with an untrained part."""
+    method, given = find_method(row["method"]), given_by(_bundle(row["bundle"]), row["k"])
+    if method.part:
+        stored = row["settings"].get(method.part)
+        paper = method.part == PaperInvNet.part
+        made_with = method.made_with(given, PixelFusionSettings(**stored) if paper else stored)
+        given = replace(given, part=method.untrained(given, made_with).eval())
+    return method.made(given)
+
+
+def extra_macs(scheme: Scheme) -> int:
+    """Return the multiply-adds of the extra tasks of a full group, encoding included."""
+    k = scheme.rules.k
+    groups = {
+        number: torch.zeros(1, len(task.members), *scheme.shape)
+        for number, task in scheme.rules.tasks(k).items()
+        if number >= k
+    }
+    return count_macs(lambda: [scheme.compute(number, group) for number, group in groups.items()])
 
 
 def _measured_alike(row: Row, report: Mapping[str, Any]) -> bool:
@@ -155,7 +206,7 @@ def half_width(*samples: Sequence[float]) -> float:
 
 
 def table(folder: Path) -> str:
-    """Return what methods recover at each cost and group size, and over how many trainings.
+    """Return what methods spend and recover at each group size, and over how many trainings.
 
     A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
     which nothing was measured are left out.
@@ -168,9 +219,14 @@ def table(folder: Path) -> str:
                 own = [results.recovered.get((dataset, method, k)) for k in SIZES]
                 if not any(own):
                     continue
-                spends = results.spent(dataset) if method == CodedInvNet.name else f"{cost:g}"
-                cells = {f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)}
-                lines.append({"data set": dataset, "spends": spends, "method": method, **cells})
+                spent = [results.spent(dataset, method, k) for k in SIZES]
+                lines.append(
+                    {
+                        **{"data set": dataset, "may spend": f"{cost:g}", "method": method},
+                        SPENDS: " / ".join("–" if math.isnan(s) else f"{s:.2f}" for s in spent),
+                        **{f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)},
+                    }
+                )
     return tables.markdown(DataFrame(lines)) if lines else ""
 
 
