@@ -73,6 +73,8 @@ class Results:
         self.folder = folder
         self.recovered: dict[tuple[str, str, int], list[float]] = {}
         """(data set, method, k) -> the recovered accuracy of each training."""
+        self.around_resnet: dict[tuple[str, str, int], list[float]] = {}
+        """The same of what makes up for late answers of the plain ResNet."""
         self.normal: dict[tuple[str, str], float] = {}
         """(data set, base model) -> the accuracy of direct answers."""
         self.rows: dict[tuple[str, str, int], Row] = {}
@@ -89,10 +91,13 @@ class Results:
     def _add(self, row: Row) -> None:
         if row["label"] == Plain.name:
             self.normal[row["dataset"], row["base"]] = 100 * row["normal"]
-        if (row["base"], row["missing"], row["corrupt"]) == ("invertible", 1, 0):
+        if (row["missing"], row["corrupt"]) == (1, 0):
             place = (row["dataset"], row["label"], row["k"])
-            self.recovered.setdefault(place, []).append(100 * row["recovered"])
-            self.rows[place] = row
+            own = row["base"] == "invertible"
+            found = self.recovered if own else self.around_resnet
+            found.setdefault(place, []).append(100 * row["recovered"])
+            if own:
+                self.rows[place] = row
 
     def _add_other_seed(self, dataset: str) -> None:
         """Add a bundle's training from another seed, where it was measured as the rows were.
@@ -242,7 +247,8 @@ def margins(folder: Path) -> str:
     """Return how far the code is ahead of the backups, and where it pays for its f.
 
     A plain ResNet of f's cost answers directly more often right than f and g: that is the price of
-    f. The dearest backup that was measured stands for what else could be had.
+    f. Whoever keeps the ResNet has a backup of it, so the dearest of these that was measured is
+    what the code must be ahead of. Until one was measured, the dearest of f and g stands for it.
     """
     results = Results(folder)
     lines = []
@@ -257,7 +263,9 @@ def margins(folder: Path) -> str:
                 if code and (theirs := results.recovered.get((dataset, name, k)))
             }
             if found:
-                last = _difference(*list(found.values())[-1])
+                ours, rival = list(found.values())[-1]
+                for name in BACKUPS.values():
+                    rival = results.around_resnet.get((dataset, name, k), rival)
                 lines.append(
                     {
                         **{"data set": dataset, "k": str(k)},
@@ -266,7 +274,7 @@ def margins(folder: Path) -> str:
                             for name in (f"code − {backup}" for backup in BACKUPS.values())
                         },
                         "price of f": f"{price:.2f}",
-                        "pays from": _pays(price, last),
+                        "pays from": _pays(price, _difference(ours, rival)),
                     }
                 )
     return tables.markdown(DataFrame(lines)) if lines else ""

@@ -190,3 +190,15 @@ def test_what_a_part_of_another_size_spends_is_not_said(tmp_path: Path) -> None:
     append_row(tmp_path / "accuracy.jsonl", row("parm", 0.9, dataset="elsewhere"))
     text = equal_cost.table(tmp_path)
     assert [lines(text, name)[0][3] for name in ("small-backup", "parm")] == ["– / – / –"] * 2
+
+
+def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
+    """It decides where the code pays, as soon as it was measured."""
+    write(tmp_path, code=(0.93,), backup=(0.90,))
+    share = [lines(equal_cost.margins(tmp_path), "mnist")[0][-1]]
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.92, base="resnet", k=4))
+    share.append(lines(equal_cost.margins(tmp_path), "mnist")[0][-1])
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.92, base="resnet"))
+    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
+    assert [*share, line[-1]] == ["25 % late answers"] * 2 + ["50 % late answers"]
+    assert line[2] == "+3.00 (one training)"
