@@ -3,6 +3,9 @@
 They are made of `accuracy.jsonl` and `equal-cost.jsonl`, and of what the bundles' trainings from
 another seed reached (`seed-NAME.json`). The unit of cost is a query of the served model, in
 multiply-adds. All of it is on the bundles' own f and g, with one worker missing.
+
+What a method may spend is not what it spends: a network's width is a whole number, and a code's f
+and E have the cost that they have. So the multiply-adds of each are counted.
 """
 
 from __future__ import annotations
@@ -10,34 +13,45 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pandas import DataFrame
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
 from codedinvnet.codes.collage import Collage
+from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
-from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.parm import ConcatParM, ParM
 from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.superposition import Superposition
+from codedinvnet.config import PixelFusionSettings
 from codedinvnet.data.names import KNOWN
 from codedinvnet.files import read_json
+from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)
-ROWS = "equal-cost.jsonl"
+FILES = ("accuracy.jsonl", "equal-cost.jsonl")
+SPENDS = "spends, " + " / ".join(f"k = {k}" if k == SIZES[0] else str(k) for k in SIZES)
 DEAR = 1.4
-"""What f and E of a code cost together for a group of ten."""
+"""What f and E of a code cost together for a group of ten, about."""
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
 GROUPS: Mapping[float, tuple[str, ...]] = {
     1.0: (
         *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name, ConcatParM.name),
-        *(AverageImage.name, ApproxIFER.name, NeRCC.name),
+        *(AverageImage.name, ApproxIFER.name, ClosedApproxIFER.name),
+        *(NeRCC.name, ClosedNeRCC.name),
     ),
     DEAR: (
         *(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),
@@ -59,12 +73,17 @@ class Results:
         self.folder = folder
         self.recovered: dict[tuple[str, str, int], list[float]] = {}
         """(data set, method, k) -> the recovered accuracy of each training."""
+        self.around_resnet: dict[tuple[str, str, int], list[float]] = {}
+        """The same of what makes up for late answers of the plain ResNet."""
         self.normal: dict[tuple[str, str], float] = {}
         """(data set, base model) -> the accuracy of direct answers."""
-        for name in ("accuracy.jsonl", ROWS):
-            for row in current_accuracy(read_rows(folder / name, "accuracy")):
-                if row["error"] is None and not row["settings"]["quick"]:
-                    self._add(row)
+        self.rows: dict[tuple[str, str, int], Row] = {}
+        """(data set, method, k) -> the last row of the recovered accuracies."""
+        both = [row for name in FILES for row in read_rows(folder / name, "accuracy")]
+        both.sort(key=lambda row: str(row.get("began", "")))  # the latest row says what counts
+        for row in current_accuracy(both):
+            if row["error"] is None and not row["settings"]["quick"]:
+                self._add(row)
         self.datasets = sorted({place[0] for place in self.recovered}, key=_order)
         for dataset in self.datasets:
             self._add_other_seed(dataset)
@@ -72,27 +91,101 @@ class Results:
     def _add(self, row: Row) -> None:
         if row["label"] == Plain.name:
             self.normal[row["dataset"], row["base"]] = 100 * row["normal"]
-        if (row["base"], row["missing"], row["corrupt"]) == ("invertible", 1, 0):
+        if (row["missing"], row["corrupt"]) == (1, 0):
             place = (row["dataset"], row["label"], row["k"])
-            self.recovered.setdefault(place, []).append(100 * row["recovered"])
+            own = row["base"] == "invertible"
+            found = self.recovered if own else self.around_resnet
+            found.setdefault(place, []).append(100 * row["recovered"])
+            if own:
+                self.rows[place] = row
 
     def _add_other_seed(self, dataset: str) -> None:
-        path = self.folder / f"seed-{dataset}.json"
-        found = read_json(path) if path.is_file() else {}
-        for k in SIZES:
-            own = self.recovered.get((dataset, CodedInvNet.name, k))
-            if own is not None and f"test_k{k}" in found:
-                own.append(100 * found[f"test_k{k}"]["recovered_accuracy"])
+        """Add a bundle's training from another seed, where it was measured as the rows were.
 
-    def spent(self, dataset: str) -> str:
-        """Return what f and E of a bundle cost for each group size; "" if that is not known."""
-        path = self.folder / f"{dataset}.json"
-        info: dict[str, Any] = read_json(path).get("info", {}) if path.is_file() else {}
-        if any(f"encoder_macs_k{k}" not in info for k in SIZES):
-            return ""
-        query = info["embedding_macs"] + info["head_macs"]
-        rest = info["embedding_macs"] + info["reading_macs"]
-        return " / ".join(f"{(rest + info[f'encoder_macs_k{k}']) / query:.2f}" for k in SIZES)
+        Its file does not say with which settings it was trained, nor its weights.
+        """
+        found = self._read(f"seed-{dataset}.json")
+        settings = self._info(dataset).get("provenance", {}).get("settings", {})
+        if settings and settings["seed"] == found.get("training_seed"):
+            return  # the bundle itself
+        for k in SIZES:
+            place = (dataset, CodedInvNet.name, k)
+            report = found.get(f"test_k{k}")
+            if place in self.rows and report and _measured_alike(self.rows[place], report):
+                self.recovered[place].append(100 * report["recovered_accuracy"])
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        found: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return found
+
+    def _info(self, dataset: str) -> dict[str, Any]:
+        """Return what `info` says of a data set's bundle; nothing if that is not known."""
+        found: dict[str, Any] = self._read(f"{dataset}.json").get("info", {})
+        return found
+
+    def spent(self, dataset: str, method: str, k: int) -> float:
+        """Return what the extra worker computes for a full group, in queries of g(f(x)).
+
+        NaN if that was not measured or is not known.
+        """
+        row = self.rows.get((dataset, method, k))
+        if row is None:
+            return math.nan
+        info = self._info(dataset)
+        if method == CodedInvNet.name and f"encoder_macs_k{k}" in info:  # with a mosaic's reading
+            parts = ("embedding_macs", "reading_macs", f"encoder_macs_k{k}")
+            whole: int = info["embedding_macs"] + info["head_macs"]
+            return float(sum(info[part] for part in parts) / whole)
+        if row["bundle"] not in shipped_bundles():
+            return math.nan
+        bundle, scheme = _bundle(row["bundle"]), scheme_of(row)
+        if row.get("parameters") not in (None, scheme.parameters):
+            return math.nan  # it was trained with another width
+        return extra_macs(scheme) / served_macs(bundle.model)
+
+
+@cache
+def _bundle(name: str) -> Bundle:
+    return load_bundle(name)
+
+
+def scheme_of(row: Row) -> Scheme:
+    """Return the scheme of a row's method around a bundle that ships, with an untrained part."""
+    method, given = find_method(row["method"]), given_by(_bundle(row["bundle"]), row["k"])
+    if method.part:
+        stored = row["settings"].get(method.part)
+        paper = method.part == PaperInvNet.part
+        made_with = method.made_with(given, PixelFusionSettings(**stored) if paper else stored)
+        given = replace(given, part=method.untrained(given, made_with).eval())
+    return method.made(given)
+
+
+def extra_macs(scheme: Scheme) -> int:
+    """Return the multiply-adds of the extra tasks of a full group, encoding included."""
+    k = scheme.rules.k
+    groups = {
+        number: torch.zeros(1, len(task.members), *scheme.shape)
+        for number, task in scheme.rules.tasks(k).items()
+        if number >= k
+    }
+    return count_macs(lambda: [scheme.compute(number, group) for number, group in groups.items()])
+
+
+def _measured_alike(row: Row, report: Mapping[str, Any]) -> bool:
+    """Tell whether an evaluation of a bundle is of the groups that a row of it is of."""
+    settings = row["settings"]
+    same = {
+        "dataset": row["dataset"],
+        "split": "test",
+        "evidence": "both",
+        "parity": "encoder",
+        "k": row["k"],
+        "images": settings.get("test_images"),
+        "groupings": settings.get("groupings"),
+        "seed": settings.get("grouping_seed"),
+    }
+    return all(report.get(name) == value for name, value in same.items())
 
 
 def _order(dataset: str) -> tuple[int, str]:
@@ -118,7 +211,7 @@ def half_width(*samples: Sequence[float]) -> float:
 
 
 def table(folder: Path) -> str:
-    """Return what methods recover at each cost and group size, and over how many trainings.
+    """Return what methods spend and recover at each group size, and over how many trainings.
 
     A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
     which nothing was measured are left out.
@@ -131,9 +224,14 @@ def table(folder: Path) -> str:
                 own = [results.recovered.get((dataset, method, k)) for k in SIZES]
                 if not any(own):
                     continue
-                spends = results.spent(dataset) if method == CodedInvNet.name else f"{cost:g}"
-                cells = {f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)}
-                lines.append({"data set": dataset, "spends": spends, "method": method, **cells})
+                spent = [results.spent(dataset, method, k) for k in SIZES]
+                lines.append(
+                    {
+                        **{"data set": dataset, "may spend": f"{cost:g}", "method": method},
+                        SPENDS: " / ".join("–" if math.isnan(s) else f"{s:.2f}" for s in spent),
+                        **{f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)},
+                    }
+                )
     return tables.markdown(DataFrame(lines)) if lines else ""
 
 
@@ -149,7 +247,8 @@ def margins(folder: Path) -> str:
     """Return how far the code is ahead of the backups, and where it pays for its f.
 
     A plain ResNet of f's cost answers directly more often right than f and g: that is the price of
-    f. The dearest backup that was measured stands for what else could be had.
+    f. Whoever keeps the ResNet has a backup of it, so the dearest of these that was measured is
+    what the code must be ahead of. Until one was measured, the dearest of f and g stands for it.
     """
     results = Results(folder)
     lines = []
@@ -164,7 +263,9 @@ def margins(folder: Path) -> str:
                 if code and (theirs := results.recovered.get((dataset, name, k)))
             }
             if found:
-                last = _difference(*list(found.values())[-1])
+                ours, rival = list(found.values())[-1]
+                for name in BACKUPS.values():
+                    rival = results.around_resnet.get((dataset, name, k), rival)
                 lines.append(
                     {
                         **{"data set": dataset, "k": str(k)},
@@ -173,7 +274,7 @@ def margins(folder: Path) -> str:
                             for name in (f"code − {backup}" for backup in BACKUPS.values())
                         },
                         "price of f": f"{price:.2f}",
-                        "pays from": _pays(price, last),
+                        "pays from": _pays(price, _difference(ours, rival)),
                     }
                 )
     return tables.markdown(DataFrame(lines)) if lines else ""

@@ -133,7 +133,7 @@ def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> Non
 def test_parities_wait_as_long_as_they_cost(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    labels = ["uncoded", "replicate", "hedge", "coded", "small-backup"]
+    labels = ["uncoded", "replicate", "hedge", "coded", "small-backup", "parm", "collage@1.4"]
     grid = load_latency_grid(write_grid(tmp_path, bundle_folder, labels))
     bench = latency.LatencyBench(grid, False, tmp_path, data_dir, False, tmp_path / "log")
     waited: dict[str, list[float]] = {}
@@ -154,6 +154,8 @@ def test_parities_wait_as_long_as_they_cost(
     assert waited["small-backup"] == pytest.approx([10, 10, 2.5, 7.5])
     coded = [10, 10, 10 * (1 + share / 4), 10 * (1 + 3 * share / 4)]
     assert waited["coded"] == pytest.approx(coded, abs=1e-3)
+    assert waited["parm"] == [10] * 4  # the average image is no E of a bundle
+    assert waited["collage@1.4"] == pytest.approx([10, 10, 14, 14])
 
 
 def test_finished_runs_and_parts_are_kept(

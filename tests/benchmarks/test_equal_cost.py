@@ -12,10 +12,18 @@ from scipy import stats
 
 from benchmarks import equal_cost
 from benchmarks.equal_cost import half_width
+from codedinvnet.codes.backup import backup_network, backup_width
+from codedinvnet.codes.equal_cost import macs, served_macs
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import append_row
 from tests.bench.canned import row
 
 SPENT = {"embedding_macs": 90, "head_macs": 10, "reading_macs": 0}
+AGAIN = {
+    **{"dataset": "mnist", "split": "test", "evidence": "both", "parity": "encoder", "k": 10},
+    **{"images": 1000, "groupings": 5, "seed": 0, "recovered_accuracy": 0.92},
+}
+"""What evaluating a training from another seed found, measured as the rows were."""
 
 
 def write(folder: Path, **seeds: tuple[float, ...]) -> None:
@@ -29,7 +37,7 @@ def write(folder: Path, **seeds: tuple[float, ...]) -> None:
     for name, values in seeds.items():
         label, file = labels[name]
         for seed, value in enumerate(values, start=1):
-            append_row(folder / f"{file}.jsonl", row(label, value, seed=seed))
+            append_row(folder / f"{file}.jsonl", row(label, value, seed=seed, groupings=5))
     for base, normal in (("invertible", 0.95), ("resnet", 0.96)):
         found: dict[str, Any] = {**row("none", 0.1, base=base), "normal": normal}
         append_row(folder / "accuracy.jsonl", found)
@@ -55,13 +63,13 @@ def test_intervals_are_over_the_trainings(tmp_path: Path) -> None:
 
 def test_a_bundle_from_another_seed_is_a_training_too(tmp_path: Path) -> None:
     write(tmp_path, code=(0.9,))
-    other = {"test_k10": {"recovered_accuracy": 0.92}}
+    other = {"test_k10": AGAIN}
     (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
     costs = {f"encoder_macs_k{k}": 4 * k for k in equal_cost.SIZES}
     (tmp_path / "mnist.json").write_text(json.dumps({"info": SPENT | costs}))
     (code,) = lines(equal_cost.table(tmp_path), "coded-invnet")
     half = stats.t.ppf(0.975, 1) * 1.0
-    assert code[1] == "0.98 / 1.06 / 1.30"
+    assert (code[1], code[3]) == ("1.4", "– / – / 1.30")
     assert code[-1] == f"91.00 ± {half:.2f} (2)"
 
 
@@ -96,3 +104,101 @@ def test_quick_rows_and_other_bases_are_left_out(tmp_path: Path) -> None:
     append_row(tmp_path / "equal-cost.jsonl", row("collage", 0.5, k=4, missing=2))
     append_row(tmp_path / "equal-cost.jsonl", {**row("collage", 0.5, error="no")})
     assert equal_cost.table(tmp_path) == equal_cost.margins(tmp_path) == ""
+
+
+def test_rows_of_both_files_are_of_one_bundle(tmp_path: Path) -> None:
+    """Whichever file the latest one stands in: rows of other weights are not comparable."""
+
+    def append(file: str, label: str, weights: str, day: int) -> None:
+        found = row(label, 0.9, weights=weights)
+        append_row(tmp_path / f"{file}.jsonl", {**found, "began": f"2026-11-{day}T10:00:00"})
+
+    append("accuracy", "small-backup", "first", 20)
+    append("equal-cost", "collage", "first", 21)
+    assert lines(equal_cost.table(tmp_path), "small-backup")
+    append("accuracy", "coded-invnet", "second", 22)
+    text = equal_cost.table(tmp_path)
+    assert lines(text, "coded-invnet")
+    assert not lines(text, "small-backup")
+    assert not lines(text, "collage")
+    append("equal-cost", "superposition", "third", 23)
+    text = equal_cost.table(tmp_path)
+    assert lines(text, "superposition")
+    assert not lines(text, "coded-invnet")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"groupings": 1},
+        {"images": 100},
+        {"seed": 1},
+        {"dataset": "fashion"},
+        {"split": "validation"},
+        {"evidence": "side"},
+        {"parity": "pixel mean"},
+        {"k": 4},
+    ],
+)
+def test_another_seed_counts_if_it_was_measured_as_the_rows_were(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    write(tmp_path, code=(0.9,))
+    (tmp_path / "seed-mnist.json").write_text(json.dumps({"test_k10": AGAIN | other}))
+    assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1] == "90.00 (1)"
+
+
+def test_the_bundles_own_seed_is_no_second_training(tmp_path: Path) -> None:
+    write(tmp_path, code=(0.9,))
+    (tmp_path / "seed-mnist.json").write_text(json.dumps({"training_seed": 2, "test_k10": AGAIN}))
+    for seed, trainings in ((2, "90.00 (1)"), (1, "(2)")):
+        own = {"info": {"provenance": {"settings": {"seed": seed}}}}
+        (tmp_path / "mnist.json").write_text(json.dumps(own))
+        assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
+
+
+def test_codes_without_training_have_their_better_points(tmp_path: Path) -> None:
+    for label, values in {
+        "approxifer": {2: 0.80, 4: 0.7, 10: 0.6},
+        "approxifer-closed": {2: 0.85, 4: 0.6},
+        "nercc-closed": {2: 0.75},
+    }.items():
+        for k, value in values.items():
+            append_row(tmp_path / "accuracy.jsonl", row(label, value, k=k))
+    text = equal_cost.table(tmp_path)
+    assert lines(text, "approxifer")[0][-3:] == ["80.00 (1)", "70.00 (1)", "60.00 (1)"]
+    assert lines(text, "approxifer-closed")[0][-3:] == ["85.00 (1)", "60.00 (1)", "not measured"]
+    assert lines(text, "nercc-closed")[0][-3:] == ["75.00 (1)", "not measured", "not measured"]
+
+
+def test_what_a_network_of_a_whole_width_spends_is_counted(tmp_path: Path) -> None:
+    model = load_bundle("mnist").model
+    network = backup_network(model, backup_width(model, 10)).eval()
+    spent = 10 * macs(network, model) / served_macs(model)
+    write(tmp_path, backup=(0.9,), dear=(0.9,))
+    append_row(tmp_path / "accuracy.jsonl", row("approxifer", 0.8))
+    text = equal_cost.table(tmp_path)
+    (backup,), (dear,) = lines(text, "small-backup"), lines(text, "small-backup@1.4")
+    assert 0.8 < spent < 0.9  # of the 1 that it may
+    assert backup[1:4] == ["1", "small-backup", f"– / – / {spent:.2f}"]
+    assert (dear[1], dear[3]) == ("1.4", "– / – / 1.21")
+    assert lines(text, "approxifer")[0][3] == "– / – / 1.00"
+
+
+def test_what_a_part_of_another_size_spends_is_not_said(tmp_path: Path) -> None:
+    append_row(tmp_path / "accuracy.jsonl", {**row("small-backup", 0.9), "parameters": 7})
+    append_row(tmp_path / "accuracy.jsonl", row("parm", 0.9, dataset="elsewhere"))
+    text = equal_cost.table(tmp_path)
+    assert [lines(text, name)[0][3] for name in ("small-backup", "parm")] == ["– / – / –"] * 2
+
+
+def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
+    """It decides where the code pays, as soon as it was measured."""
+    write(tmp_path, code=(0.93,), backup=(0.90,))
+    share = [lines(equal_cost.margins(tmp_path), "mnist")[0][-1]]
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.92, base="resnet", k=4))
+    share.append(lines(equal_cost.margins(tmp_path), "mnist")[0][-1])
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.92, base="resnet"))
+    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
+    assert [*share, line[-1]] == ["25 % late answers"] * 2 + ["50 % late answers"]
+    assert line[2] == "+3.00 (one training)"

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
+import numpy as np
 import pytest
 
-from codedinvnet.serving.answers import Answered, QueryFailed
-from codedinvnet.serving.traffic import OWN, REQUESTS, TASKS, Traffic
+from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.serving.answers import Answered, Overloaded, QueryFailed
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.traffic import CANCELLED, OWN, REFUSED, REQUESTS, TASKS, Traffic
+from codedinvnet.serving.traffic_report import Known, told
+from codedinvnet.serving.workers.pool import Death, Task
+from codedinvnet.serving.workers.result import Result
 
 
 def ended(traffic: Traffic, *seconds: float, at: float | None = None) -> None:
@@ -30,8 +40,9 @@ def test_a_request_takes_as_long_as_its_last_answer() -> None:
     assert (late.at, late.seconds, late.besides) == pytest.approx((6.5, 1.0, 0.7))
     traffic.ended(8.0, [found[0], QueryFailed("lost")])
     assert traffic.requests[-1].seconds is None
-    traffic.ended(9.0, [QueryFailed("cancelled")])
+    traffic.ended(9.0, [QueryFailed("cancelled")], read=0.5)
     assert len(traffic.requests) == 3
+    assert list(traffic.unserved) == [(8.5, CANCELLED)]
 
 
 def test_memory_is_bounded() -> None:
@@ -69,3 +80,49 @@ def test_what_came_lately() -> None:
     found = traffic.lately(5.0, 0.1)
     assert found == {"p50": 200.0, "p99": 200.0, "work": 0.51}
     assert traffic.lately(5.0, 0.0) is None  # what a task takes is not known yet
+
+
+class Silent:
+    """A pool whose workers never answer."""
+
+    on_death: Death | None = None
+
+    async def start(self, size: int) -> None:
+        """There is nothing to start."""
+
+    async def call(self, worker: int, task: Task) -> Result:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def replace(self, worker: int) -> None:
+        """There is nothing to replace."""
+
+    async def stop(self) -> None:
+        """There is nothing to stop."""
+
+    def pid(self, worker: int) -> int | None:
+        return None
+
+
+async def test_what_is_refused_or_cancelled_is_told() -> None:
+    spec = TensorSpec("x", "FP32", (1,))
+    model = OwnModel("m", Signature((spec,), (spec,)))
+    front = FrontEnd(model, Silent(), Rules(1, POLICIES["uncoded"], max_pending=2), deadline=60.0)
+    await front.start()
+    query = {"x": np.zeros((1, 1), np.float32)}
+    gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    one = asyncio.create_task(front.infer([query]))
+    other = asyncio.create_task(front.infer([query], gone=gone))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await front.infer([query])
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
+    gone.set_result(None)
+    (failed,) = await other
+    assert isinstance(failed, QueryFailed)
+    found = told(front, Known())
+    assert [why for _, why in found["unserved"]] == [REFUSED, CANCELLED, CANCELLED]
+    assert found["requests"] == []
+    await front.stop()

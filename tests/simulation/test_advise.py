@@ -104,6 +104,19 @@ def test_losses_from_before_what_is_remembered_are_no_stragglers() -> None:
     }
 
 
+def test_requests_that_were_refused_or_cancelled_are_told_of() -> None:
+    seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
+    times = [at for at, *_ in seen["requests"]]
+    lost = [(at, "refused" if i % 3 else "cancelled") for i, at in enumerate(times[::2])]
+    (note,) = advise({**seen, "unserved": lost}, OPTIONS)["notes"]
+    assert "2000 of 9000 requests were refused, and 1000 were cancelled" in note
+    late = times[QUERIES // 2]
+    early = [row for row in lost if row[0] < late]
+    lately = replace(OPTIONS, seconds=seen["seconds"] - late / 1000)
+    for few, options in ((early, lately), (lost[:50], OPTIONS)):
+        assert advise({**seen, "unserved": few}, options)["notes"] == []
+
+
 def test_held_answers_are_told_from_slow_workers() -> None:
     queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
     held = served("coded", "held", 5, 10).updated(queries=queries)

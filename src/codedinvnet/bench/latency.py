@@ -203,21 +203,22 @@ class LatencyBench:
     def parity_wait(self, arm: Arm) -> ParityWait | None:
         """Return what a parity waits, or what `auto` asks the small backup; None without those.
 
-        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. What
-        takes the images as they are is charged its cost, shared among them.
+        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. Methods
+        around any model have no E: what mixes their images costs next to nothing. What takes the
+        images as they are is charged its cost, shared among them.
         """
         grid = self.grid
         if not arm.served.rules.takes_code:
             return None
-        rules = find_method(arm.served.method).rules(grid.k, bundle=self.bundle.info)
+        method = find_method(arm.served.method)
+        rules = method.rules(grid.k, bundle=self.bundle.info)
         extra = rules.tasks(grid.k).get(grid.k)
         if extra is None:
             return None
         if not extra.encoded:
             return ParityWait(0.0, round(extra.cost * grid.wait_ms / grid.k, 4))
-        return ParityWait(
-            extra.cost * grid.wait_ms, round(self.encode_share * grid.wait_ms / grid.k, 4)
-        )
+        share = self.encode_share if method.of_bundle else 0.0
+        return ParityWait(extra.cost * grid.wait_ms, round(share * grid.wait_ms / grid.k, 4))
 
     def schedule(self, arm: Arm, faults: Sequence[Fault]) -> list[Fault]:
         """Return the waits of an arm's tasks, and what else goes wrong."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from codedinvnet.serving.alarm import Alarm
+from codedinvnet.serving.alarm import LAG_PERIOD, Alarm, watch
 from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
@@ -62,8 +62,6 @@ if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
     from codedinvnet.serving.reliance import Reliance
 
-LAG_PERIOD = 0.5
-"""Seconds between two looks at the event loop, and at the timer."""
 GRACE = 1.0
 """Seconds beyond their deadline for which draining waits for queries."""
 
@@ -151,7 +149,7 @@ class FrontEnd:
             self._computer = None  # which may hold a model
         await self.supervisor.start()
         self.started = True
-        self._background.spawn(self._watch_loop())
+        self._background.spawn(watch(self.metrics.loop_lag, lambda: self._do(())))
         seconds = time.monotonic() - began
         log_event("ready", workers=self.rules.workers, seconds=round(seconds, 3))
 
@@ -187,13 +185,6 @@ class FrontEnd:
         if self.started:  # otherwise a line says why it did not start
             log_event("stopped")
 
-    async def _watch_loop(self) -> None:
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(LAG_PERIOD)
-            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - began - LAG_PERIOD))
-            self._do(())  # sets a timer that could not be set before
-
     def change_policy(self, policy: Policy) -> None:
         """Go on by another policy of `choices`; see `Scheduler.change_policy`."""
         before = self.scheduler.chosen.name
@@ -225,8 +216,9 @@ class FrontEnd:
             self.refuse(queries)
 
     def refuse(self, queries: int) -> NoReturn:
-        """Count queries as rejected, and raise Overloaded."""
+        """Count the queries of a request as rejected, and raise Overloaded."""
         self.metrics.queries.labels("rejected").inc(queries)
+        self.times.traffic.refused()
         raise Overloaded(self.admission.retry_after(len(self.waiting)))
 
     async def infer(
@@ -284,8 +276,8 @@ class FrontEnd:
             raise
         self.admission.note(now, len(self.waiting))
         self._do(actions)
-        found = await ends(futures, lambda: self._cancel(numbers), gone)
-        return self.times.traffic.ended(now, found, 0.0 if began is None else now - began)
+        ending = ends(futures, lambda: self._cancel(numbers), gone)
+        return await self.times.traffic.follow(now, ending, 0.0 if began is None else now - began)
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""
@@ -401,6 +393,7 @@ class FrontEnd:
         try:
             call = self.pool.call(worker, task)
             result = await self.waiting.traced(call, worker, task, sent.members, kind)
+            self._alarm.heard(sent.began)
             own = [self.outputs.sound(task, each) for each in split(result, len(attempts))]
         except WorkerDied as error:
             if self.scheduler.is_at(worker, task.attempt):
@@ -438,6 +431,7 @@ class FrontEnd:
                 self._take(attempt, each)
 
     def _task_failed(self, sent: Sent, reason: str) -> None:
+        self._alarm.heard(sent.began)
         self.metrics.task_failures.labels(str(sent.worker)).inc()
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
         if at_it and self.supervisor.is_broken(sent.worker, sent.members):
@@ -456,6 +450,7 @@ class FrontEnd:
     # Workers
 
     def _worker_died(self, worker: int, reason: str) -> None:
+        self.supervisor.gone(worker, reason)
         self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
 
     async def _replace(self, worker: int, reason: str) -> None:

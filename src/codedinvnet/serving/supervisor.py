@@ -139,6 +139,7 @@ class Supervisor:
                 view.state = GIVEN_UP
                 log_event("worker given up", logging.ERROR, worker=worker, starts=mistakes)
                 return False
+        absent = view.state == ABSENT  # perhaps only since it was lost
         view.state, view.since = UP, time.monotonic()
         self._down_since = None
         if not absent:
@@ -146,6 +147,15 @@ class Supervisor:
             self.losses.append(Loss(now, worker, kind, view.since - now))
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
         return True
+
+    def gone(self, worker: int, reason: str) -> None:
+        """Take down that the place of a lost worker is empty now: it is absent, not lost.
+
+        Whoever comes there later does not end its loss.
+        """
+        view = self.workers[worker]
+        if reason == NOBODY_THERE and view.state in (HUNG, DOWN):
+            view.state, view.since, view.deaths = ABSENT, time.monotonic(), 1
 
     def is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
         """Take a failure to a worker's record; return whether it is the worker that is to blame.

@@ -6,8 +6,10 @@ avoided and may have none of these. So the newest OWN data tasks of each worker 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict, deque
+from collections.abc import Awaitable
 from typing import NamedTuple, TypeVar
 
 from codedinvnet.quantiles import rank_of
@@ -19,6 +21,8 @@ OWN = 20
 """How many of each worker are kept, however long ago they were."""
 NEWEST = 3000
 """Of them so many are looked at for the chart of the page."""
+REFUSED, CANCELLED = "refused", "cancelled"
+"""Why a request is none of those that ended."""
 T = TypeVar("T")
 
 
@@ -33,6 +37,15 @@ class SeenRequest(NamedTuple):
     """The part of that for which no worker was waited for: reading it, and making the answer."""
     made_up: int
     """Its answers that were decoded or guessed."""
+
+
+class Unserved(NamedTuple):
+    """A request that was not answered, or that nobody waited for any more."""
+
+    at: float
+    """When it came, or was refused."""
+    why: str
+    """`refused` or `cancelled`."""
 
 
 class SeenTask(NamedTuple):
@@ -54,20 +67,37 @@ class Traffic:
     Attributes:
         requests: the newest ones, by when they ended.
         tasks: likewise.
+        unserved: the newest requests that were refused or cancelled; none is among `requests`.
         own: of each worker its newest data tasks, some of which may be older than all of `tasks`.
     """
 
     def __init__(self) -> None:
         self.requests: deque[SeenRequest] = deque(maxlen=REQUESTS)
+        self.unserved: deque[Unserved] = deque(maxlen=REQUESTS)
         self.tasks: deque[SeenTask] = deque(maxlen=TASKS)
         self.own: defaultdict[int, deque[SeenTask]] = defaultdict(lambda: deque(maxlen=OWN))
         self.since = time.monotonic()
         """When the policy was changed last."""
 
+    def refused(self) -> None:
+        """Take in a request that is refused now."""
+        self.unserved.append(Unserved(time.monotonic(), REFUSED))
+
+    async def follow(
+        self, began: float, ending: Awaitable[list[Answered | QueryFailed]], read: float = 0.0
+    ) -> list[Answered | QueryFailed]:
+        """Wait until the queries of a request have ended, and take in how; see `ended`."""
+        try:
+            found = await ending
+        except asyncio.CancelledError:
+            self._cancelled(began - read)
+            raise
+        return self.ended(began, found, read)
+
     def ended(
         self, began: float, found: list[Answered | QueryFailed], read: float = 0.0
     ) -> list[Answered | QueryFailed]:
-        """Take in how the queries of a request ended; one that was cancelled tells nothing.
+        """Take in how the queries of a request ended; one that was cancelled tells nothing else.
 
         Args:
             began: when its queries were taken (`time.monotonic()`).
@@ -82,7 +112,12 @@ class Traffic:
             whole = read + seconds if len(answers) == len(found) else None
             besides = read + max(0.0, seconds - work)
             self.requests.append(SeenRequest(began - read, len(found), whole, besides, made_up))
+        else:
+            self._cancelled(began - read)
         return found
+
+    def _cancelled(self, at: float) -> None:
+        self.unserved.append(Unserved(at, CANCELLED))
 
     def lately(self, seconds: float, normal: float) -> dict[str, float] | None:
         """Return p50 and p99 of the requests that ended in the last seconds, in ms, and the work.

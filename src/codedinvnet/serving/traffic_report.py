@@ -35,6 +35,7 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
     """Return what `GET /traffic` says. May be called in a thread while the service goes on."""
     scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
     requests, tasks = tuple(traffic.requests), tuple(traffic.tasks)
+    unserved = tuple(traffic.unserved)
     start = min((r.at for r in requests), default=traffic.since)
     code, mains = scheduler.offered, rules.workers - rules.backups
     return {
@@ -69,6 +70,9 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
                 r.made_up,
             ]
             for r in requests
+        ],
+        "unserved": [
+            [round(1000 * (lost.at - start), 2), lost.why] for lost in unserved if lost.at >= start
         ],
         "tasks": [_row(task, start) for task in tasks],
         "earlier": [_row(task, start) for task in traffic.earlier()],

@@ -18,7 +18,7 @@ from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.traffic_report import KIND, SCHEMA
-from codedinvnet.simulation.doubts import overload
+from codedinvnet.simulation.doubts import left_out, overload
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import aligned, counted, latency_of, summarise
 from codedinvnet.simulation.recorded import FEWEST_REQUESTS, Recorded, scenario_of
@@ -101,6 +101,7 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     now = measured(seen.after(seen.since_s))
     own = next((row for row in rows if row["policy"] == seen.policy), None)
     notes = overload(base, drifting=False)
+    notes += left_out(len(seen.requests), [why for _, why in seen.unserved])
     if base.extra == seen.rules.extra:
         notes += doubts(now, own, options.by)
     else:

@@ -86,6 +86,8 @@ class Recorded(Section):
     requests: tuple[tuple[float, int, float | None, float, int], ...]
     """When it came, its queries, how long it took, what of it the front end did, answers made up;
     times in ms."""
+    unserved: tuple[tuple[float, str], ...] = ()
+    """When a request came that was refused or cancelled, in ms, and which of these it was."""
     tasks: tuple[tuple[float, int, int, float, float], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
     earlier: tuple[tuple[float, int, int, float, float], ...] = ()
@@ -98,7 +100,7 @@ class Recorded(Section):
         late = 1000 * seconds
         kept = {
             name: tuple(row for row in getattr(self, name) if row[0] >= late)
-            for name in ("requests", "tasks", "losses")
+            for name in ("requests", "unserved", "tasks", "losses")
         }
         own: dict[int, list[Any]] = {}
         for row in sorted([*self.earlier, *(row for row in self.tasks if not row[2])]):

@@ -13,7 +13,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
-from codedinvnet.serving.supervisor import ABSENT, STATES, UP
+from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, until
 
@@ -108,6 +108,36 @@ async def test_a_place_that_is_empty_is_no_worker_that_died(
         assert list(front.supervisor.losses) == []
     assert "worker lost" not in caplog.messages
     for fake in (first, second):
+        await fake.stop()
+
+
+async def test_an_upstream_that_died_and_is_removed_is_absent(tmp_path: Path) -> None:
+    """Whoever has its place later has not been down for so long."""
+    first, second, third = Fake(), Fake(), Fake()
+    file = tmp_path / "upstreams"
+
+    for fake in (first, second, third):
+        await fake.start()
+    file.write_text(f"{first.url}\n{second.url}")
+    async with gateway(upstreams_file=file) as (_, relay, _):
+        front = relay.front
+        value = front.metrics.registry.get_sample_value
+
+        def states() -> dict[str, float | None]:
+            front.update_gauges()
+            found = {state: value("codedinvnet_workers", {"state": state}) for state in STATES}
+            return {state: count for state, count in found.items() if count}
+
+        empty = len(front.workers) - 2
+        await until(lambda: states() == {UP: 2, ABSENT: empty})
+        await second.stop()
+        await until(lambda: states() == {UP: 1, DOWN: 1, ABSENT: empty})
+        file.write_text(first.url)
+        await until(lambda: states() == {UP: 1, ABSENT: empty + 1})
+        file.write_text(f"{first.url}\n{third.url}")
+        await until(lambda: states() == {UP: 2, ABSENT: empty})
+        assert list(front.supervisor.losses) == []
+    for fake in (first, third):
         await fake.stop()
 
 

@@ -9,7 +9,6 @@ says about a request (a status below 500) is an answer.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
@@ -21,12 +20,12 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.alarm import CatchUp
 from codedinvnet.serving.background import Background
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
-from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
+from codedinvnet.serving.gateway.upstreams import Nobody, Upstream, difference
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import LATENCY_BUCKETS, forget_labels, remember_labels
-from codedinvnet.serving.served import OUTCOME
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -35,8 +34,6 @@ from codedinvnet.serving.workers.result import Abandoned, Result
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
 """How calls end, for the metrics."""
-OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
-"""Outputs that `codedinvnet serve` adds to those of a model."""
 ANSWERED, HANGS = "answered", "hangs"
 """How a wait for an upstream ends, beside its being stopped or lost."""
 CALL, REPLY = "call", "reply"
@@ -178,6 +175,7 @@ class UpstreamPool:
         self._left: set[asyncio.Task[Reply]] = set()
         """Calls that nobody waits for."""
         self._retries = MOST_RETRIES
+        self._catch_up = CatchUp()
         self._changed = asyncio.Event()
         """Is set, and replaced, when upstreams have come or gone."""
         self._background = Background()
@@ -270,7 +268,7 @@ class UpstreamPool:
         work = loop.create_task(place.upstream.infer(asked, left))
         work.add_done_callback(lambda _: ends(ANSWERED))
         work.add_done_callback(self._ended)
-        timer = loop.call_later(self.hang_timeout, ends, HANGS)
+        timer = loop.call_later(self.hang_timeout, self._catch_up.put_off, lambda: ends(HANGS))
         self._calls[worker].add(fate)
         if self.cancels and place.upstream.stops:
             call.running.add(fate)
@@ -282,6 +280,10 @@ class UpstreamPool:
             self._calls[worker].discard(fate)
             if not work.done():
                 self._leave(work)
+        if how == HANGS and work.done():  # after all
+            how = ANSWERED
+        if how == ANSWERED:
+            self._catch_up.heard(began)
         if how == STOPPED:
             self._count(place, STOPPED)
             raise Abandoned("it was stopped")
@@ -360,11 +362,14 @@ class UpstreamPool:
         return sound and (place.on_probation or place.failures >= MOST_FAILURES)
 
     def _set_aside(self, place: Place, reason: str) -> None:
-        """Send nothing more to an upstream until it is ready again."""
-        if not place.up:
+        """Send nothing more to an upstream until it is ready again.
+
+        The removal of one that is down already is told, too.
+        """
+        if not place.up and reason != NOBODY_THERE:
             return
-        place.up = False
-        if place.is_filled:
+        was_up, place.up = place.up, False
+        if was_up and place.is_filled:
             url = place.upstream.url
             self.metrics.up.labels(url).set(0)
             log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
@@ -474,24 +479,3 @@ class UpstreamPool:
 
     def pid(self, worker: int) -> int | None:
         return None
-
-
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return in which inputs or outputs two models' metadata differ, or "".
-
-    The outcome that `codedinvnet serve` adds to a model's outputs is no difference.
-    """
-    for key in ("inputs", "outputs"):
-        mine, theirs = (
-            {t["name"]: (t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]}
-            for metadata in (one, other)
-        )
-        for name in {**theirs, **mine}:
-            added = name in OWN_OUTPUTS and None in (mine.get(name), theirs.get(name))
-            if mine.get(name) != theirs.get(name) and not added:
-                told = [
-                    "nothing" if t.get(name) is None else f"{t[name][0]} {json.dumps(t[name][1])}"
-                    for t in (theirs, mine)
-                ]
-                return f"{key} {name!r}: {told[0]} and {told[1]}"
-    return ""

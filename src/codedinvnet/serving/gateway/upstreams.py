@@ -20,9 +20,12 @@ from codedinvnet.serving.gateway.calls import (
     passed_on,
 )
 from codedinvnet.serving.gateway.http_client import Answer, HttpClient
+from codedinvnet.serving.served import OUTCOME
 
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
+OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
+"""Outputs that `codedinvnet serve` adds to those of a model."""
 
 
 class Upstream(Protocol):
@@ -210,3 +213,24 @@ class HttpUpstream:
 
     async def close(self) -> None:
         self._client.close()
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return in which inputs or outputs two models' metadata differ, or "".
+
+    The outcome that `codedinvnet serve` adds to a model's outputs is no difference.
+    """
+    for key in ("inputs", "outputs"):
+        mine, theirs = (
+            {t["name"]: (t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]}
+            for metadata in (one, other)
+        )
+        for name in {**theirs, **mine}:
+            added = name in OWN_OUTPUTS and None in (mine.get(name), theirs.get(name))
+            if mine.get(name) != theirs.get(name) and not added:
+                told = [
+                    "nothing" if t.get(name) is None else f"{t[name][0]} {json.dumps(t[name][1])}"
+                    for t in (theirs, mine)
+                ]
+                return f"{key} {name!r}: {told[0]} and {told[1]}"
+    return ""

@@ -1,0 +1,139 @@
+"""What is overdue waits for answers that came while the event loop stood still."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.serving import alarm
+from codedinvnet.serving.alarm import TURNS, Alarm
+from codedinvnet.serving.answers import Answered
+from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.workers.pool import Death, Task
+from codedinvnet.serving.workers.result import Result
+
+WORKERS = 4
+MODEL = OwnModel("m", Signature((TensorSpec("x", "FP32", (1,)),), (TensorSpec("y", "FP32", (1,)),)))
+QUERY = {"x": np.zeros((1, 1), np.float32)}
+RUNNERS = pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+
+
+class Sockets:
+    """A pool whose workers answer when they are told to."""
+
+    def __init__(self) -> None:
+        self.on_death: Death | None = None
+        self.workers: list[socket.socket] = []
+        self.answers: list[asyncio.Future[None]] = []
+        self.listeners: list[asyncio.Task[None]] = []
+
+    async def start(self, size: int) -> None:
+        for worker in range(size):
+            ours, theirs = socket.socketpair()
+            self.workers.append(theirs)
+            self.answers.append(asyncio.get_running_loop().create_future())
+            self.listeners.append(asyncio.create_task(self._listen(worker, ours)))
+
+    async def _listen(self, worker: int, ours: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        while await reader.read(1):
+            time.sleep(0.01)  # it takes in a large answer
+            self.answers[worker].set_result(None)
+        writer.close()
+
+    async def call(self, worker: int, task: Task) -> Result:
+        await self.answers[worker]
+        return Result({"y": np.zeros((1, 1), np.float32)}, 0.01)
+
+    async def replace(self, worker: int) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        await asyncio.gather(*self.listeners)
+
+    def pid(self, worker: int) -> int | None:
+        return None
+
+
+@RUNNERS
+def test_answers_that_take_long_to_read_come_from_no_hung_workers(
+    runner: Callable[[Any], None],
+) -> None:
+    async def run() -> None:
+        pool = Sockets()
+        rules = Rules(WORKERS, POLICIES["uncoded"], hang_timeout=0.6)
+        front = FrontEnd(MODEL, pool, rules, deadline=60.0)
+        await front.start()
+        asked = asyncio.create_task(front.infer([QUERY] * WORKERS))
+        while sum(map(front.scheduler.load, range(WORKERS))) < WORKERS:
+            await asyncio.sleep(0.01)
+        for worker in pool.workers:
+            worker.send(b"y")
+        time.sleep(1.3)  # longer than a worker may be silent
+        found = await asyncio.wait_for(asked, 30)
+        assert all(isinstance(answer, Answered) for answer in found)
+        assert [(view.state, view.deaths) for view in front.workers] == [("up", 0)] * WORKERS
+        await front.stop()
+
+    runner(run())
+
+
+class TestOverdue:
+    """An alarm that is set to a time long ago."""
+
+    async def test_it_rings_once_no_answer_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(alarm, "LONGEST", 60.0)
+        rung: list[float] = []
+        clock, began = Alarm(rung.append), time.monotonic()
+        clock.set(began - 1.0)
+        for _ in range(5 * TURNS):
+            clock.heard(began - 2.0)
+            await asyncio.sleep(0.001)
+        assert rung == []
+        while not rung:
+            await asyncio.sleep(0.001)
+        clock.set(time.monotonic())  # as good as ever
+        while len(rung) < 2:
+            await asyncio.sleep(0.001)
+
+    async def test_answers_to_what_began_since_do_not_put_it_off(self) -> None:
+        rung: list[float] = []
+        clock = Alarm(rung.append)
+        clock.set(time.monotonic() - 1.0)
+        await asyncio.sleep(0.001)
+        for _ in range(5 * TURNS):
+            clock.heard(time.monotonic())
+            await asyncio.sleep(0.001)
+        assert len(rung) == 1
+
+    async def test_it_is_not_put_off_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(alarm, "LONGEST", 0.2)
+        rung: list[float] = []
+        clock, began = Alarm(rung.append), time.monotonic()
+        clock.set(began - 1.0)
+        while not rung:
+            clock.heard(began - 2.0)
+            await asyncio.sleep(0.001)
+        assert rung[0] - began > 0.19
+
+    async def test_it_may_be_cancelled_meanwhile(self) -> None:
+        rung: list[float] = []
+        clock = Alarm(rung.append)
+        clock.set(time.monotonic() - 1.0)
+        await asyncio.sleep(0.001)
+        clock.cancel()
+        for _ in range(5 * TURNS):
+            await asyncio.sleep(0.001)
+        assert rung == []
