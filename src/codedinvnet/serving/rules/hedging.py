@@ -3,7 +3,8 @@
 1. A data task is late if it began longer ago than tasks of its kind normally take, though its
    answer may be on the way (`Pace.late`). If every attempt of its query is late, a copy is sent. It
    waits first in the line.
-2. A copy may be late as well: a query has COPIES of them at most.
+2. A copy may be late as well: a query has COPIES of them at most. One that is lost is followed by
+   another at once, or as soon as that can be paid.
 3. A parity, a small backup's task, and what is sent twice from the start are *extra*: others may
    answer in their place. An extra task whose turn has come is dropped if many needed tasks wait
    behind it. How many depends on what stragglers cost (`Pace.excess`), and on the share of the

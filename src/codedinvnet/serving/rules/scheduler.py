@@ -160,8 +160,8 @@ class Scheduler(Sending):
                 self._settle(now, found.group)
             elif not found.attempts:
                 self._send_data(now, found, first=True)
-            elif self.policy.hedged and len(found.attempts) < 2:
-                self._copy(now, found)
+            elif len(found.attempts) > 1 or not self.policy.hedged or not self._copy(now, found):
+                self._copy_again(now, found)
         return self._flush(now)
 
     def cancel(self, queries: Iterable[int]) -> list[Action]:
@@ -473,7 +473,9 @@ class Scheduler(Sending):
             group.retries += 1
             self._send_extra(now, group, attempt.task, first=True, urgent=not attempt.extra)
         self._settle(now, group)
-        if query is not None and query.state is State.WAITING and not query.attempts:
+        if query is not None and query.attempts:
+            self._copy_again(now, query)
+        elif query is not None and query.state is State.WAITING:
             self.timers.set(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 

@@ -349,6 +349,17 @@ class Sending:
         self._send_data(now, query, first=True, paid=1.0)
         return True
 
+    def _copy_again(self, now: float, query: Query) -> None:
+        """Copy a query that has none but late attempts left, or look at it again as long after.
+
+        Its copy was lost, or what was decoded for it was withheld: no timer may be left that looks.
+        """
+        if not self.policy.hedged or not query.attempts or not wants_copy(query):
+            return
+        rescued = query.accept_decoded and self._is_rescued(query.group)
+        if rescued or not self._copy(now, query):
+            self._watch(now, next(iter(query.attempts.values())))
+
     # Not needed any more
 
     def _drop(self, attempt: Attempt) -> None:
