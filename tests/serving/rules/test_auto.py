@@ -296,6 +296,32 @@ def test_an_extra_task_costs_what_it_takes() -> None:
     model.drain()
 
 
+def test_rescues_are_sent_though_all_that_were_timed_took_long() -> None:
+    model = Model("auto", 4, AnswersAll(3), extra=0.2)
+    know_times(model)
+    pace = model.scheduler.pace
+    for worker in [0, 1, 2, 3] * 5:
+        pace.took(0.0, worker, 1, 30 * 0.015)
+    for _ in range(60):  # the budget is full
+        model.submit()
+        model.result(*list(model.at))
+    spent = model.scheduler.budget.spent
+    (query,) = model.submit()
+    model.wait(LATE)
+    (rescue,) = model.parities()
+    assert model.scheduler.budget.spent - spent == 1.0  # as for a copy
+    model.result(rescue)
+    model.decoded(query)
+    for worker in [0, 1, 2, 3] * 25:
+        pace.took(0.0, worker, 1, RESCUE_TIME)
+    model.result(*list(model.at))
+    spent = model.scheduler.budget.spent
+    model.submit()
+    model.wait(LATE)
+    assert model.scheduler.budget.spent - spent == pytest.approx(RESCUE_TIME / 0.015)
+    model.drain()
+
+
 def test_what_no_worker_was_given_is_paid_back() -> None:
     model = Model("replicate", 2, extra=2.0)
     (query,) = model.submit()

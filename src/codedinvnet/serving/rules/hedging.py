@@ -12,8 +12,9 @@
    nobody straggles, extra tasks are computed only while none waits.
 4. Extra work is paid from one budget, in service times of the served model. Every query adds
    `Rules.extra` to it, and it holds BUCKET at most. A copy costs one. Another extra task costs what
-   such tasks take (`Pace.cost`), or what its code says before that is known. One that is dropped
-   before a worker has it is paid back.
+   such tasks take (`Pace.cost`), or what its code says before that is known. A rescue costs no more
+   than a copy: when all workers stall, only rescues that take long are measured, and none would
+   ever be paid again. What is dropped before a worker has it is paid back.
 5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
    after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
 6. While stragglers cost more than RESCUES_EARLY, a query gets its rescue (`auto`) before it is

@@ -210,6 +210,8 @@ class Sending:
         work = 0.0
         if self._bounded and (query is not None or not self.rules.backups):
             work = 1.0 if query is not None else self._cost(group, task)
+            if self.policy.rescued:  # all of whose times may be of one bad moment
+                work = min(work, 1.0)
             if not self.budget.pay(work, 0.0 if urgent else RESERVE):
                 return False
         self._dispatch(now, group, task, query, first=first, extra=not urgent, paid=work)
