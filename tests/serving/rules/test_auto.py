@@ -11,7 +11,8 @@ from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Se
 from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE, Rules
 from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.situations import know_times
 
@@ -267,6 +268,27 @@ def test_it_looks_again_after_so_many_queries() -> None:
     assert not auto.is_due(LOOK - 1)
     assert auto.is_due(1)
     assert not auto.is_due(1)
+
+
+def test_the_extra_work_that_it_tells_is_of_the_last_queries() -> None:
+    scheduler = Scheduler(Rules(5, AUTO), ErasureCode(3))
+    scheduler.pace.excess = 0.0
+
+    def serve(queries: int) -> None:
+        for _ in range(queries):
+            taken = scheduler.submit(0.0, 1, 1e6)
+            assert taken is not None
+            for send in only(taken[1], Send):
+                scheduler.result(0.0, send.attempt)
+
+    serve(LOOK)
+    assert scheduler.decision is not None
+    assert all(scheduler.budget.pay(1.0) for _ in range(8))
+    serve(3000)
+    scheduler.pace.excess = 2 * CODES
+    serve(LOOK)
+    assert scheduler.decision.policy == CODED | HEDGE
+    assert scheduler.decision.seen.extra < 0.001
 
 
 def test_one_budget_binds_copies_and_parities() -> None:

@@ -40,6 +40,8 @@ RESCUES_EARLY = 0.005
 """Stragglers must cost more (`Pace.excess`) for queries to be rescued before they are late."""
 IDLE = 2.0
 """So many roots of their number of slots must be idle for that."""
+MEMORY = 500
+"""How many queries the extra work that is told is an average of."""
 RESERVE = 1.0
 """What extra tasks leave in the budget that nobody is late for yet."""
 WORTH, MOST = 130.0, 4.0
@@ -54,6 +56,7 @@ class Budget:
         tokens: what may be spent now.
         spent: what was spent in all.
         queries: those that came.
+        recent: what was spent for each query, of about MEMORY of them.
     """
 
     def __init__(self) -> None:
@@ -61,10 +64,15 @@ class Budget:
         self.tokens = 0.0
         self.spent = 0.0
         self.queries = 0
+        self.recent = 0.0
+        self._counted = 0.0
+        """What of `spent` is in `recent`."""
 
     def earn(self) -> None:
         """A query has come."""
         self.queries += 1
+        self.recent += (self.spent - self._counted - self.recent) / min(self.queries, MEMORY)
+        self._counted = self.spent
         self.tokens = min(BUCKET, self.tokens + self.share)
 
     def pay(self, work: float, left: float = 0.0) -> bool:

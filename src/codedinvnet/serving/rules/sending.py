@@ -141,8 +141,8 @@ class Sending:
         auto, binding = self.auto, self.binding
         binding.meets(count)
         if auto is not None and auto.is_due(count):
-            extra = self.budget.spent / max(1, self.budget.queries)
-            decision = auto.decide(now, auto.seen(self.pace, binding.load, extra))
+            seen = auto.seen(self.pace, binding.load, self.budget.recent)
+            decision = auto.decide(now, seen)
             if self.decision is None or decision.policy != self.policy:
                 self.policy, self.decision = decision.policy, decision
                 self._actions.append(Decided(decision))
