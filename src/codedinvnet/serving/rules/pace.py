@@ -140,6 +140,19 @@ class Pace:
         known = self._known(kind)
         return known[0] / self.normal if known and self.normal else None
 
+    def call_time(self, tasks: int) -> float:
+        """Return the seconds that a call of so many data tasks normally takes, or less.
+
+        Known calls of fewer tasks take as many times as long at most, and those of more no less. It
+        is 0 before any are known.
+        """
+        known = (
+            times.quantiles[0] * max(1.0, tasks / (1 - kind))
+            for kind, times in self._kinds.items()
+            if kind <= 0 and times.quantiles
+        )
+        return min(known, default=0.0)
+
     def late(self, kind: int, worker: int) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known.
 
