@@ -11,10 +11,12 @@
    slots that is idle (`Binding.load`): WORTH times both for every slot, and MOST at most. Where
    nobody straggles, extra tasks are computed only while none waits.
 4. Extra work is paid from one budget, in service times of the served model. Every query adds
-   `Rules.extra` to it, and it holds BUCKET at most. A copy costs one. Another extra task costs what
-   such tasks take (`Pace.cost`), or what its code says before that is known. A rescue costs no more
-   than a copy: when all workers stall, only rescues that take long are measured, and none would
-   ever be paid again. What is dropped before a worker has it is paid back.
+   `Rules.extra` to it, and it holds BUCKET at most. A copy costs one, or its share of it if queries
+   differ in bulk (`Pace.price`). Another extra task costs what such tasks take (`Pace.cost`), or
+   what its code says before that is known. A rescue costs no more than a copy: when all workers
+   stall, only rescues that take long are measured, and none would ever be paid again. What costs
+   more than BUCKET is sent when that is full, and paid off before anything else is. What is
+   dropped before a worker has it is paid back.
 5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
    after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
 6. While stragglers cost more than RESCUES_EARLY, a query gets its rescue (`auto`) before it is
@@ -53,7 +55,7 @@ class Budget:
 
     Attributes:
         share: for each query.
-        tokens: what may be spent now.
+        tokens: what may be spent now; below 0 if something that cost more than BUCKET was sent.
         spent: what was spent in all.
         queries: those that came.
         recent: what was spent for each query, of about MEMORY of them.
@@ -76,8 +78,8 @@ class Budget:
         self.tokens = min(BUCKET, self.tokens + self.share)
 
     def pay(self, work: float, left: float = 0.0) -> bool:
-        """Spend so much if so much is left then; return whether it was."""
-        if self.tokens < work + left:
+        """Spend so much if so much is left then, or all is there; return whether it was."""
+        if self.tokens < min(work + left, BUCKET):
             return False
         self.tokens -= work
         self.spent += work
