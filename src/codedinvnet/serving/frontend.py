@@ -150,8 +150,7 @@ class FrontEnd:
         await self.supervisor.start()
         self.started = True
         self._background.spawn(watch(self.metrics.loop_lag, lambda: self._do(())))
-        seconds = time.monotonic() - began
-        log_event("ready", workers=self.rules.workers, seconds=round(seconds, 3))
+        log_event("ready", workers=self.rules.workers, seconds=round(time.monotonic() - began, 3))
 
     def announce_draining(self) -> None:
         """Log, once, that a started service is about to stop, and for how many queries it waits."""
@@ -231,6 +230,7 @@ class FrontEnd:
         gone: asyncio.Future[Any] | None = None,
         name: str | None = None,
         limit: float | None = None,
+        bulk: int = 0,
     ) -> list[Answered | QueryFailed]:
         """Answer the queries of a request.
 
@@ -239,10 +239,10 @@ class FrontEnd:
             accept_decoded: whether approximate answers will do.
             deadline: seconds; at most the service's own.
             began: when they are counted from (`time.monotonic()`); None: now.
-            gone: done as soon as the caller no longer waits; what is unanswered is then cancelled,
-                as it is when this call is.
+            gone: done once nobody waits; that cancels what is unanswered, as ending this call does.
             name: of the request, for the log.
             limit: on disagreement, if the request has one.
+            bulk: how large each query is, as a class, where they differ.
 
         Returns:
             For each query its answer, or why there is none.
@@ -256,7 +256,7 @@ class FrontEnd:
         if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))
             return [DeadlinePassed(DEADLINE) for _ in queries]
-        taken = self.scheduler.submit(now, len(queries), until, accept_decoded)
+        taken = self.scheduler.submit(now, len(queries), until, accept_decoded, bulk)
         if taken is None:
             self.refuse(len(queries))
         numbers, actions = taken

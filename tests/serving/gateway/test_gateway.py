@@ -18,6 +18,7 @@ from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
 from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import open_upstream
+from codedinvnet.serving.rules.recent import FEWEST
 from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway
 
 BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'
@@ -371,6 +372,17 @@ async def test_a_late_answer_is_asked_of_another() -> None:
         replies = await asyncio.gather(*(ask(address) for _ in range(2)))
         assert [reply.status for reply in replies] == [200, 200]
         assert time.monotonic() - began < 20
+
+
+async def test_a_large_request_is_not_late_because_small_ones_take_less_time() -> None:
+    large = BODY + b" " * 5000
+    async with gateway(one := Fake(), other := Fake()) as (address, _, _):
+        for _ in range(FEWEST + 5):
+            await ask(address)
+        one.delay = other.delay = 0.5
+        await ask(address, large)
+        bodies = [body for fake in (one, other) for _, _, body in fake.seen]
+        assert bodies.count(large) == 1
 
 
 @pytest.mark.parametrize("cancel", [True, False])

@@ -81,13 +81,19 @@ class Model:
         """What was paid for tasks that workers were given."""
         self.earned = 0.0
         """What queries added to the budget."""
+        self.unequal = False
+        """Whether queries differ in bulk, so that a copy may cost more or less than one."""
+        self.dearest = BUCKET
+        """The most that was paid at once, or could be saved up."""
         self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self._new: list[Action] = []
 
     # Events
 
-    def offer(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int] | None:
-        taken = self.scheduler.submit(self.now, count, self.now + timeout, accept)
+    def offer(
+        self, count: int = 1, timeout: float = LONG, accept: bool = True, bulk: int = 0
+    ) -> list[int] | None:
+        taken = self.scheduler.submit(self.now, count, self.now + timeout, accept, bulk)
         full = len(self.asked) - len(self.ended) + count > self.rules.max_pending
         assert (taken is None) == full
         if taken is None:
@@ -106,8 +112,10 @@ class Model:
         self.do(actions)
         return numbers
 
-    def submit(self, count: int = 1, timeout: float = LONG, accept: bool = True) -> list[int]:
-        numbers = self.offer(count, timeout, accept)
+    def submit(
+        self, count: int = 1, timeout: float = LONG, accept: bool = True, bulk: int = 0
+    ) -> list[int]:
+        numbers = self.offer(count, timeout, accept, bulk)
         assert numbers is not None
         return numbers
 
@@ -312,7 +320,7 @@ class Model:
             assert paid, "nobody pays for it"
         elif self.bounded and attempt.query is not None:
             asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
-            assert not asked_twice or attempt.paid == 1
+            assert not asked_twice or attempt.paid == 1 or (attempt.paid > 0 and self.unequal)
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
@@ -431,8 +439,10 @@ class Model:
         assert {a.worker for a in waiting} <= {NOBODY}, "it was bound before it could begin"
         self.check_idle(waiting)
         assert scheduler.sent == len(self.sent)
-        assert 0 <= scheduler.budget.tokens <= BUCKET
-        assert self.extra_work <= self.earned + 1e-6, "more than the budget"
+        self.dearest = max([self.dearest, *(a.paid for a in scheduler.attempts.values())])
+        overdrawn = self.dearest - BUCKET + 1e-6  # by one task that costs more than can be saved
+        assert -overdrawn <= scheduler.budget.tokens <= BUCKET
+        assert self.extra_work <= self.earned + overdrawn, "more than the budget"
         assert self.outputs >= set(scheduler.computed_by)
         for group in scheduler.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]

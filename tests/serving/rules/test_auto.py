@@ -11,7 +11,8 @@ from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Se
 from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE, Rules
 from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.situations import know_times
 
@@ -269,6 +270,27 @@ def test_it_looks_again_after_so_many_queries() -> None:
     assert not auto.is_due(1)
 
 
+def test_the_extra_work_that_it_tells_is_of_the_last_queries() -> None:
+    scheduler = Scheduler(Rules(5, AUTO), ErasureCode(3))
+    scheduler.pace.excess = 0.0
+
+    def serve(queries: int) -> None:
+        for _ in range(queries):
+            taken = scheduler.submit(0.0, 1, 1e6)
+            assert taken is not None
+            for send in only(taken[1], Send):
+                scheduler.result(0.0, send.attempt)
+
+    serve(LOOK)
+    assert scheduler.decision is not None
+    assert all(scheduler.budget.pay(1.0) for _ in range(8))
+    serve(3000)
+    scheduler.pace.excess = 2 * CODES
+    serve(LOOK)
+    assert scheduler.decision.policy == CODED | HEDGE
+    assert scheduler.decision.seen.extra < 0.001
+
+
 def test_one_budget_binds_copies_and_parities() -> None:
     model = Model("coded+hedge", 40, ErasureCode(2), extra=0.5, max_pending=1000)
     know_times(model)
@@ -293,6 +315,32 @@ def test_an_extra_task_costs_what_it_takes() -> None:
         model.scheduler.pace.took(0.0, worker, 2, 0.0075)
     model.submit(2)
     assert model.scheduler.budget.spent == 1.5
+    model.drain()
+
+
+def test_rescues_are_sent_though_all_that_were_timed_took_long() -> None:
+    model = Model("auto", 4, AnswersAll(3), extra=0.2)
+    know_times(model)
+    pace = model.scheduler.pace
+    for worker in [0, 1, 2, 3] * 5:
+        pace.took(0.0, worker, 1, 30 * 0.015)
+    for _ in range(60):  # the budget is full
+        model.submit()
+        model.result(*list(model.at))
+    spent = model.scheduler.budget.spent
+    (query,) = model.submit()
+    model.wait(LATE)
+    (rescue,) = model.parities()
+    assert model.scheduler.budget.spent - spent == 1.0  # as for a copy
+    model.result(rescue)
+    model.decoded(query)
+    for worker in [0, 1, 2, 3] * 25:
+        pace.took(0.0, worker, 1, RESCUE_TIME)
+    model.result(*list(model.at))
+    spent = model.scheduler.budget.spent
+    model.submit()
+    model.wait(LATE)
+    assert model.scheduler.budget.spent - spent == pytest.approx(RESCUE_TIME / 0.015)
     model.drain()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.serving.rules.actions import Answer, Call, Send
+from codedinvnet.serving.rules.actions import Answer, Call, Replace, Send
 from codedinvnet.serving.rules.hedging import COPIES, MOST, WORTH, yields
 from codedinvnet.serving.rules.pace import LATE_FACTOR
 from codedinvnet.serving.rules.recent import FEWEST
@@ -445,6 +445,21 @@ def test_a_call_is_late_by_its_size() -> None:
     model.result(*model.data(alone))
     model.wait(LATE)
     assert [len(model.data(query)) for query in call] == [2, 2]
+
+
+def test_no_call_is_so_long_that_its_worker_would_soon_count_as_hung() -> None:
+    model = timed("uncoded", 1, worker_batch=8, hang_timeout=0.1)
+    queries = model.submit(16)
+    assert calls_of(model) == [queries[:5]]  # of 10 ms each, if none is saved by the call
+    model.wait(0.09)
+    assert not only(model.new(), Replace)
+    model.result(*list(model.at))
+    model.new()
+    for _ in range(FEWEST):
+        model.scheduler.pace.took(0.0, 0, -4, 0.03)  # five take so long
+    model.result(*list(model.at))
+    assert calls_of(model) == [queries[10:]]
+    model.drain()
 
 
 def test_a_slow_worker_gets_one_task_a_call() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import POLICIES
 from tests.serving.rules.model import ErasureCode, Model
 from tests.serving.rules.situations import know_times
@@ -67,11 +68,12 @@ EVENTS = st.tuples(
 WAITS = (0.001, 0.005, 0.01, 0.03, 0.06, 0.2, 0.5, 1.0, 2.0, 3.1, 4.0, 7.0)
 
 
-def happen(model: Model, event: str, n: int) -> None:
+def happen(model: Model, event: str, n: int, bulks: int) -> None:
     """Let something happen, if it can."""
     pending = [*model.at, *model.held]
     if event == "submit":
-        model.offer((1, 1, 2, 3)[n % 4], (1e6, 1e6, 0.04, 1.0)[n // 3 % 4], accept=n % 5 != 4)
+        timeout = (1e6, 1e6, 0.04, 1.0)[n // 3 % 4]
+        model.offer((1, 1, 2, 3)[n % 4], timeout, accept=n % 5 != 4, bulk=n % bulks)
     elif event == "result" and pending:
         model.result(pending[n % len(pending)])
     elif event == "release" and model.at:
@@ -110,6 +112,7 @@ def happen(model: Model, event: str, n: int) -> None:
     slots=st.sampled_from([1, 1, 2, 3]),
     worker_batch=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
+    bulks=st.sampled_from([1, 1, 3]),
     max_losses=st.sampled_from([1, 3, 5]),
     extra=st.sampled_from([None, None, 0.0, 0.3, 1.0]),
     events=st.lists(EVENTS, min_size=20, max_size=100),
@@ -120,6 +123,7 @@ def test_every_query_ends_once_whatever_happens(
     slots: int,
     worker_batch: int,
     slow: float,
+    bulks: int,
     max_losses: int,
     extra: float | None,
     events: list[tuple[str, int]],
@@ -136,9 +140,13 @@ def test_every_query_ends_once_whatever_happens(
         slots=slots,
         worker_batch=1 if slots > 1 else worker_batch,
     )
+    model.unequal = bulks > 1
     if timed:
+        for bulk in range(1, bulks):
+            for _ in range(FEWEST):
+                model.scheduler.pace.took(0.0, 0, 0, 0.015 * 10**bulk, bulk)
         know_times(model, slow)
     with patch("codedinvnet.serving.rules.auto.LOOK", 3):
         for event, n in events:
-            happen(model, event, n)
+            happen(model, event, n, bulks)
         model.drain()

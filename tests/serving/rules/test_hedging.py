@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
@@ -13,7 +15,7 @@ from codedinvnet.serving.rules.actions import (
 )
 from codedinvnet.serving.rules.hedging import BUCKET
 from tests.serving.rules.model import ErasureCode, Model
-from tests.serving.rules.situations import coded, hedging
+from tests.serving.rules.situations import coded, hedging, know_times
 
 # Copies
 
@@ -45,6 +47,40 @@ def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
     assert model.data(query) == [first, copy]
     model.result(copy)
     assert model.ended[query] == Answer(query, copy, model.worker(copy))
+    model.drain()
+
+
+@pytest.mark.parametrize("how", ["failed", "died"])
+def test_a_lost_copy_is_followed_by_another_at_once(how: str) -> None:
+    model = hedging(workers=3)
+    (query,) = model.submit()
+    model.wait(0.0215)
+    first, copy = model.data(query)
+    if how == "failed":
+        model.fail(copy)
+    else:
+        model.kill(model.worker(copy))
+    _, again = model.data(query)
+    assert len({model.worker(attempt) for attempt in (first, copy, again)}) == 3
+    assert model.scheduler.hedges == 2
+    model.result(again)
+    assert model.ended[query] == Answer(query, again, model.worker(again))
+    model.drain()
+
+
+def test_a_lost_copy_is_followed_by_another_as_soon_as_that_can_be_paid() -> None:
+    model = hedging(workers=3, hedge_share=0.06)  # one copy saved up
+    (query,) = model.submit()
+    model.wait(0.0215)
+    first, copy = model.data(query)
+    model.fail(copy)
+    assert model.data(query) == [first]
+    for _ in range(15):
+        (other,) = model.submit()
+        model.result(*model.data(other))
+    assert model.data(query) == [first]
+    model.wait(0.0215)
+    assert len(model.data(query)) == 2
     model.drain()
 
 
@@ -153,16 +189,21 @@ def test_without_hedging_every_decoding_is_taken() -> None:
 # Decodings that are withheld
 
 
+def withhold(model: Model, query: int) -> None:
+    """Let a query's decoded answer be withheld."""
+    model.decoding.remove(query)
+    model.decoded_ones.add(query)
+    model.new()
+    model.do(model.scheduler.withheld(model.now, query))
+
+
 def withheld(policy: str, **options: Any) -> tuple[Model, int]:
     """Return a model in which a member's decoded answer was withheld, and the member."""
     settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}
     model = Model(policy, **settings)
     first, second = model.submit(2, timeout=5.0)
     model.result(*model.parities(), *model.data(first))
-    model.decoding.remove(second)
-    model.decoded_ones.add(second)
-    model.new()
-    model.do(model.scheduler.withheld(model.now, second))
+    withhold(model, second)
     return model, second
 
 
@@ -201,4 +242,21 @@ def test_a_withheld_decoding_is_not_taken_at_the_deadline() -> None:
     model, query = withheld("coded+hedge", hang_timeout=100.0)
     model.wait(6.0)
     assert isinstance(model.ended[query], Fail)
+    model.drain()
+
+
+def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> None:
+    model = Model("coded+hedge", 4, ErasureCode(2), hedge_share=0.3, hang_timeout=100.0)
+    know_times(model)
+    first, query = model.submit(2)
+    (own,) = model.data(query)
+    model.result(*model.parities(), *model.data(first))
+    model.wait(0.02)  # it is late while it is being decoded
+    withhold(model, query)
+    assert model.data(query) == [own]
+    model.submit(2)
+    model.result(*(attempt for attempt in list(model.at) if attempt != own))
+    assert model.data(query) == [own]
+    model.wait(0.02)
+    assert len(model.data(query)) == 2
     model.drain()

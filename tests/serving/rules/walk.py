@@ -69,7 +69,8 @@ def timers_of(model: Model) -> AnyOrder:
 def service(policy: str, worker_batch: int = 1) -> Model:
     """Return a service that knows what is late, since every task so far took a second."""
     code = ErasureCode(K)
-    model = Model(policy, WORKERS, code, hedge_share=0.5, worker_batch=worker_batch)
+    rules = {"hedge_share": 0.5, "worker_batch": worker_batch, "hang_timeout": 10.0}
+    model = Model(policy, WORKERS, code, **rules)
     scheduler = model.scheduler
     for _ in range(FEWEST):
         scheduler.pace.took(0.0, 0, 0, 1.0)

@@ -132,6 +132,7 @@ class Relay:
                 gone=gone,
                 name=None if request is None else request.name,
                 limit=None if request is None else request.max_disagreement,
+                bulk=len(body).bit_length(),
             )
         finally:
             call.finish()

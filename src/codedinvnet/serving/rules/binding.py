@@ -17,8 +17,9 @@
 6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
    has a task, those with a data task that are not slow take more of them. Rule 3 holds for these as
    well, and no query is twice in a call. One whose task was lost before is computed alone, since
-   others may fail by it. Nothing joins a call that has begun. A worker is free when all of
-   its call is over.
+   others may fail by it. A call gets only as many as a worker that takes SLOW times as long as is
+   normal can do without being taken for hung. Nothing joins a call that has begun. A worker is free
+   when all of its call is over.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dataclasses import dataclass, field
 
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.serving.rules.order import WorkerOrder
-from codedinvnet.serving.rules.pace import MOST_AT_ONCE, Pace
+from codedinvnet.serving.rules.pace import MOST_AT_ONCE, SLOW, Pace
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt
 
@@ -76,7 +77,7 @@ class Binding:
         self.load = 0.0
         self.recheck: float | None = None
         self._slots, self._backup_slots = rules.slots, rules.backup_slots
-        self._batch = rules.worker_batch
+        self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
         """The workers whose calls have not begun (rule 6)."""
         self._mains = count - rules.backups
@@ -208,8 +209,9 @@ class Binding:
     # Rule 6
 
     def _takes_more(self, index: int, load: int) -> bool:
-        composing = index in self._composing and self._pace.slowness(index) == 1.0
-        return composing and load < self._batch
+        if index not in self._composing or self._pace.slowness(index) > 1.0:
+            return False
+        return load < self._batch and SLOW * self._pace.call_time(load + 1) <= self._hang_timeout
 
     def close_calls(self) -> None:
         """Let the calls begin that were put together."""

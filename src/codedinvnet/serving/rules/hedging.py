@@ -3,16 +3,20 @@
 1. A data task is late if it began longer ago than tasks of its kind normally take, though its
    answer may be on the way (`Pace.late`). If every attempt of its query is late, a copy is sent. It
    waits first in the line.
-2. A copy may be late as well: a query has COPIES of them at most.
+2. A copy may be late as well: a query has COPIES of them at most. One that is lost is followed by
+   another at once, or as soon as that can be paid.
 3. A parity, a small backup's task, and what is sent twice from the start are *extra*: others may
    answer in their place. An extra task whose turn has come is dropped if many needed tasks wait
    behind it. How many depends on what stragglers cost (`Pace.excess`), and on the share of the
    slots that is idle (`Binding.load`): WORTH times both for every slot, and MOST at most. Where
    nobody straggles, extra tasks are computed only while none waits.
 4. Extra work is paid from one budget, in service times of the served model. Every query adds
-   `Rules.extra` to it, and it holds BUCKET at most. A copy costs one. Another extra task costs what
-   such tasks take (`Pace.cost`), or what its code says before that is known. One that is dropped
-   before a worker has it is paid back.
+   `Rules.extra` to it, and it holds BUCKET at most. A copy costs one, or its share of it if queries
+   differ in bulk (`Pace.price`). Another extra task costs what such tasks take (`Pace.cost`), or
+   what its code says before that is known. A rescue costs no more than a copy: when all workers
+   stall, only rescues that take long are measured, and none would ever be paid again. What costs
+   more than BUCKET is sent when that is full, and paid off before anything else is. What is
+   dropped before a worker has it is paid back.
 5. What the budget cannot pay is not sent. A late query without a copy is looked at again, as long
    after. Copies, and what is sent to a late query, come first: other extra tasks leave RESERVE.
 6. While stragglers cost more than RESCUES_EARLY, a query gets its rescue (`auto`) before it is
@@ -38,6 +42,8 @@ RESCUES_EARLY = 0.005
 """Stragglers must cost more (`Pace.excess`) for queries to be rescued before they are late."""
 IDLE = 2.0
 """So many roots of their number of slots must be idle for that."""
+MEMORY = 500
+"""How many queries the extra work that is told is an average of."""
 RESERVE = 1.0
 """What extra tasks leave in the budget that nobody is late for yet."""
 WORTH, MOST = 130.0, 4.0
@@ -49,9 +55,10 @@ class Budget:
 
     Attributes:
         share: for each query.
-        tokens: what may be spent now.
+        tokens: what may be spent now; below 0 if something that cost more than BUCKET was sent.
         spent: what was spent in all.
         queries: those that came.
+        recent: what was spent for each query, of about MEMORY of them.
     """
 
     def __init__(self) -> None:
@@ -59,15 +66,20 @@ class Budget:
         self.tokens = 0.0
         self.spent = 0.0
         self.queries = 0
+        self.recent = 0.0
+        self._counted = 0.0
+        """What of `spent` is in `recent`."""
 
     def earn(self) -> None:
         """A query has come."""
         self.queries += 1
+        self.recent += (self.spent - self._counted - self.recent) / min(self.queries, MEMORY)
+        self._counted = self.spent
         self.tokens = min(BUCKET, self.tokens + self.share)
 
     def pay(self, work: float, left: float = 0.0) -> bool:
-        """Spend so much if so much is left then; return whether it was."""
-        if self.tokens < work + left:
+        """Spend so much if so much is left then, or all is there; return whether it was."""
+        if self.tokens < min(work + left, BUCKET):
             return False
         self.tokens -= work
         self.spent += work

@@ -3,7 +3,9 @@
 1. Tasks are timed by kind: data tasks by how many are in their call, every other task by the size
    of its group. Before times are known of calls of n tasks, n times those of one are. A worker with
    several slots may compute them in turn. There a data task that began as one of n is compared with
-   those that began as one of n or more.
+   those that began as one of n or more. Queries of another *bulk* (how large they are, as a class)
+   are timed apart. Before times of a bulk are known, those of the next larger one are that is. What
+   is larger than all that are known is never late.
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
@@ -11,7 +13,8 @@
    smaller of the two ratios says how slow. One late task alone shows nothing.
 4. The *excess* is what stragglers cost: how much longer than normal answers of data tasks took, in
    normal times a task. It is an average over about MEMORY answers, in which those count that took
-   SLOW times as long or longer. What is normal for a slow worker is as much longer.
+   SLOW times as long or longer. What is normal for a slow worker is as much longer. Where bulks
+   differ, a normal time in general is the average over about MEMORY data tasks.
 5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
    took. Each further slow task doubles that time; a task in normal time ends it. Tasks that a
    worker was at when it was found slow are of one trial, and count once.
@@ -33,7 +36,7 @@ LATEST = 3.0
 SLOW = 2.0
 """How many times as long as normal a slow worker takes."""
 MEMORY = 500
-"""How many answers the excess is an average of."""
+"""How many answers the excess is an average of, and how many tasks the normal time."""
 FIRST_EXCESS = 0.03
 """The excess before anything is known."""
 MOST_EXCESS = 10.0
@@ -72,18 +75,32 @@ class Pace:
 
     def __init__(self, workers: int, slots: int = 1) -> None:
         self._slots = slots
-        self._kinds: dict[int, Recent] = {}
+        self._kinds: dict[tuple[int, int], Recent] = {}
+        """By bulk and kind."""
+        self._bulks: set[int] = set()
+        """Those of data tasks."""
+        self._mean = 0.0
+        """What is normal for the bulk of a data task, on average."""
+        self._tasks = 0
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
         self.excess = FIRST_EXCESS
 
-    def took(self, now: float, worker: int, kind: int, seconds: float) -> float | None:
+    def took(
+        self, now: float, worker: int, kind: int, seconds: float, bulk: int = 0
+    ) -> float | None:
         """Take a running time in; return when the worker is to be tried again if it is slow."""
         seen = self._workers[worker]
-        known = self._known(kind)
+        known = self._known(kind, bulk)
         ratio = seconds / known[0] if known and known[0] > 0 else 1.0
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
-            self._kinds.setdefault(each, Recent(NORMAL, LATE)).add(seconds)
+            self._kinds.setdefault((bulk, each), Recent(NORMAL, LATE)).add(seconds)
+        if kind <= 0:
+            self._bulks.add(bulk)
+            self._tasks += 1
+            own = self._kinds.get((bulk, 0))
+            usual = own.quantiles[0] if own is not None and own.quantiles else seconds
+            self._mean += (usual - self._mean) / min(self._tasks, MEMORY)
         slowness = min(seen.ratio, ratio)
         seen.ratio = ratio
         if slowness < SLOW:
@@ -100,9 +117,9 @@ class Pace:
         self.slow.add(worker)
         return seen.until
 
-    def answered(self, worker: int, seconds: float, kind: int = 0) -> None:
+    def answered(self, worker: int, seconds: float, kind: int = 0, bulk: int = 0) -> None:
         """Take in how long after its beginning a data task's answer was here."""
-        known = self._known(kind)
+        known = self._known(kind, bulk)
         if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
             excess = min(ratio - 1.0, MOST_EXCESS) if ratio >= SLOW else 0.0
@@ -132,28 +149,52 @@ class Pace:
     @property
     def normal(self) -> float:
         """The seconds that a data task normally runs; 0 before that is known."""
-        known = self._known(0)
+        if len(self._bulks) > 1:
+            return self._mean
+        known = self._known(0, min(self._bulks, default=0))
         return known[0] if known else 0.0
 
-    def cost(self, kind: int) -> float | None:
+    def price(self, bulk: int) -> float:
+        """Return what a data task of a bulk normally takes, in data tasks of all bulks."""
+        known = self._known(0, bulk) if len(self._bulks) > 1 else ()
+        return known[0] / self._mean if known and self._mean > 0 else 1.0
+
+    def cost(self, kind: int, bulk: int = 0) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
-        known = self._known(kind)
+        known = self._known(kind, bulk)
         return known[0] / self.normal if known and self.normal else None
 
-    def late(self, kind: int, worker: int) -> float | None:
+    def call_time(self, tasks: int) -> float:
+        """Return the seconds that a call of so many data tasks normally takes, or less.
+
+        Known calls of fewer tasks take as many times as long at most, and those of more no less. It
+        is 0 before any are known.
+        """
+        known = (
+            times.quantiles[0] * max(1.0, tasks / (1 - kind))
+            for (_, kind), times in self._kinds.items()
+            if kind <= 0 and times.quantiles
+        )
+        return min(known, default=0.0)
+
+    def late(self, kind: int, worker: int, bulk: int = 0) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known.
 
         Of NOBODY's task it is what it would be on a worker that is not slow.
         """
-        if not (known := self._known(kind)):
+        if not (known := self._known(kind, bulk)):
             return None
         normal, most = known
         slowness = 1.0 if worker == NOBODY else self.slowness(worker)
         return min(LATE_FACTOR * most, LATEST * normal) * slowness
 
-    def _known(self, kind: int) -> tuple[float, ...]:
+    def _known(self, kind: int, bulk: int) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
-        times = self._kinds.get(kind)
+        times = self._kinds.get((bulk, kind))
         if times is not None and times.quantiles:
             return times.quantiles
-        return tuple((1 - kind) * each for each in self._known(0)) if kind < 0 else ()
+        if kind < 0:
+            return tuple((1 - kind) * each for each in self._known(0, bulk))
+        same = {other: times for (other, each), times in self._kinds.items() if each == kind}
+        larger = [other for other, times in same.items() if other > bulk and times.quantiles]
+        return same[min(larger)].quantiles if larger else ()

@@ -65,7 +65,7 @@ class Scheduler(Sending):
     # Events
 
     def submit(
-        self, now: float, count: int, deadline: float, accept_decoded: bool = True
+        self, now: float, count: int, deadline: float, accept_decoded: bool = True, bulk: int = 0
     ) -> tuple[list[int], list[Action]] | None:
         """Take the queries of one request; None if there are too many already.
 
@@ -76,6 +76,7 @@ class Scheduler(Sending):
             count: how many.
             deadline: when they are guessed or fail, absolute.
             accept_decoded: whether a decoded answer will do.
+            bulk: how large each is, see `Query`.
 
         Returns:
             The queries' numbers and what to do.
@@ -90,7 +91,7 @@ class Scheduler(Sending):
             group = self._new_group() if size == k else None
             for _ in range(size):
                 target = group or self._joinable(now)
-                numbers.append(self._add(now, deadline, accept_decoded, target))
+                numbers.append(self._add(now, deadline, accept_decoded, bulk, target))
                 if group is None and target.is_full:
                     self.open_group = None
                     self._seal(now, target)
@@ -160,8 +161,8 @@ class Scheduler(Sending):
                 self._settle(now, found.group)
             elif not found.attempts:
                 self._send_data(now, found, first=True)
-            elif self.policy.hedged and len(found.attempts) < 2:
-                self._copy(now, found)
+            elif len(found.attempts) > 1 or not self.policy.hedged or not self._copy(now, found):
+                self._copy_again(now, found)
         return self._flush(now)
 
     def cancel(self, queries: Iterable[int]) -> list[Action]:
@@ -268,9 +269,9 @@ class Scheduler(Sending):
                 self.timers.set(now + self.rules.group_timeout, "group", self.open_group.identity)
         return self.open_group
 
-    def _add(self, now: float, deadline: float, accept: bool, group: CodingGroup) -> int:
+    def _add(self, now: float, deadline: float, accept: bool, bulk: int, group: CodingGroup) -> int:
         identity = self._next()
-        query = Query(identity, accept, deadline, group, group.join(identity))
+        query = Query(identity, accept, deadline, group, group.join(identity, bulk), bulk)
         self.queries[identity] = query
         self.timers.set(deadline, "deadline", identity)
         self.budget.earn()
@@ -333,9 +334,8 @@ class Scheduler(Sending):
                     query.state = State.DECODING
                     wanted[query.identity] = query.member
             if wanted:
-                self._actions.append(
-                    Decode(group.identity, group.size, dict(group.outputs), wanted)
-                )
+                outputs = dict(group.outputs)
+                self._actions.append(Decode(group.identity, group.size, outputs, wanted))
             self._guess([query for query in waiting if query.late])
         stranded = [q for q in waiting if q.state is State.WAITING and not q.attempts]
         hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
@@ -431,7 +431,8 @@ class Scheduler(Sending):
         if query is not None:
             query.attempts.pop(identity, None)
             if attempt.started is not None:
-                self.pace.answered(attempt.worker, now - attempt.started, attempt.kind)
+                seconds = now - attempt.started
+                self.pace.answered(attempt.worker, seconds, attempt.kind, attempt.bulk)
             if self.policy.guessing:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
@@ -442,9 +443,8 @@ class Scheduler(Sending):
             self.computed_by[identity] = attempt.worker
             if group.is_complete and group.code.r:
                 workers = {t: self.computed_by[a] for t, a in group.outputs.items() if a != FILLER}
-                self._actions.append(
-                    Complete(group.identity, group.size, dict(group.outputs), workers)
-                )
+                outputs = dict(group.outputs)
+                self._actions.append(Complete(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE:
             self._end(query, Answer(query.identity, identity, attempt.worker))
         if not first:
@@ -473,7 +473,9 @@ class Scheduler(Sending):
             group.retries += 1
             self._send_extra(now, group, attempt.task, first=True, urgent=not attempt.extra)
         self._settle(now, group)
-        if query is not None and query.state is State.WAITING and not query.attempts:
+        if query is not None and query.attempts:
+            self._copy_again(now, query)
+        elif query is not None and query.state is State.WAITING:
             self.timers.set(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 

@@ -141,8 +141,8 @@ class Sending:
         auto, binding = self.auto, self.binding
         binding.meets(count)
         if auto is not None and auto.is_due(count):
-            extra = self.budget.spent / max(1, self.budget.queries)
-            decision = auto.decide(now, auto.seen(self.pace, binding.load, extra))
+            seen = auto.seen(self.pace, binding.load, self.budget.recent)
+            decision = auto.decide(now, seen)
             if self.decision is None or decision.policy != self.policy:
                 self.policy, self.decision = decision.policy, decision
                 self._actions.append(Decided(decision))
@@ -177,7 +177,7 @@ class Sending:
         group.sent(attempt.number, attempt.identity)
         self.binding.add(attempt)
         if self.rules.backups and self.policy.rescued and query is not None:
-            late = self.pace.late(attempt.kind, NOBODY)
+            late = self.pace.late(attempt.kind, NOBODY, attempt.bulk)
             if late is not None:
                 self.timers.set(now + late, "waits", attempt.identity)
 
@@ -209,7 +209,10 @@ class Sending:
         """
         work = 0.0
         if self._bounded and (query is not None or not self.rules.backups):
-            work = 1.0 if query is not None else self._cost(group, task)
+            copy = self.pace.price(group.bulk if query is None else query.bulk)
+            work = self._cost(group, task) if query is None else copy
+            if self.policy.rescued:  # all of whose times may be of one bad moment
+                work = min(work, copy)
             if not self.budget.pay(work, 0.0 if urgent else RESERVE):
                 return False
         self._dispatch(now, group, task, query, first=first, extra=not urgent, paid=work)
@@ -217,7 +220,8 @@ class Sending:
 
     def _cost(self, group: CodingGroup, task: int) -> float:
         """Return what an extra task of a code costs, in service times."""
-        return self.pace.cost(group.size) or group.tasks[task].cost
+        told = group.tasks[task].cost * self.pace.price(group.bulk)
+        return self.pace.cost(group.size, group.bulk) or told
 
     def _begin_calls(self, now: float, attempts: Sequence[Attempt]) -> None:
         """Workers begin tasks, and compute in one call what they were given together."""
@@ -260,7 +264,8 @@ class Sending:
         if self.rules.worker_batch > 1 and self.binding.workers[attempt.worker].running:
             return  # the last of a call tells how long it took
         worker, before = attempt.worker, self.pace.slowness(attempt.worker)
-        retry = self.pace.took(now, worker, attempt.kind, now - attempt.started)
+        seconds = now - attempt.started
+        retry = self.pace.took(now, worker, attempt.kind, seconds, attempt.bulk)
         if self.pace.slowness(worker) != before:
             self.binding.reorder(worker)
         if retry is not None:
@@ -270,13 +275,14 @@ class Sending:
 
     def _watch(self, since: float, attempt: Attempt) -> None:
         """Look at a task again when it is late, counted from when it began or was seen."""
-        late = self.pace.late(attempt.kind, attempt.worker)
+        late = self.pace.late(attempt.kind, attempt.worker, attempt.bulk)
         if self.policy.hedged and late is not None:
             self.timers.set(since + late, "late", attempt.identity)
 
     def _watch_early(self, now: float, attempt: Attempt) -> None:
         """Look at a task when its rescue, sent then, would be here as soon as the task is late."""
-        group, late = attempt.group, self.pace.late(attempt.kind, attempt.worker)
+        group = attempt.group
+        late = self.pace.late(attempt.kind, attempt.worker, attempt.bulk)
         if late is not None and group.code.r and not group.is_open:
             rescue = self._cost(group, group.code.k) * self.pace.normal
             self.timers.set(now + max(0.0, late - rescue), "early", attempt.identity)
@@ -342,12 +348,24 @@ class Sending:
 
     def _copy(self, now: float, query: Query) -> bool:
         """Send a copy of a query if the budget allows; return whether it does."""
-        if not self.systematic or not self.budget.pay(1.0):
+        work = self.pace.price(query.bulk)
+        if not self.systematic or not self.budget.pay(work):
             return False
         query.copies += 1
         self.hedges += 1
-        self._send_data(now, query, first=True, paid=1.0)
+        self._send_data(now, query, first=True, paid=work)
         return True
+
+    def _copy_again(self, now: float, query: Query) -> None:
+        """Copy a query that has none but late attempts left, or look at it again as long after.
+
+        Its copy was lost, or what was decoded for it was withheld: no timer may be left that looks.
+        """
+        if not self.policy.hedged or not query.attempts or not wants_copy(query):
+            return
+        rescued = query.accept_decoded and self._is_rescued(query.group)
+        if rescued or not self._copy(now, query):
+            self._watch(now, next(iter(query.attempts.values())))
 
     # Not needed any more
 

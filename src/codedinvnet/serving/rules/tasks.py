@@ -28,6 +28,8 @@ class Query:
     deadline: float
     group: CodingGroup
     member: int
+    bulk: int = 0
+    """How large it is, as a class, since those of one take about as long; 0 if all are alike."""
     state: State = State.WAITING
     attempts: dict[int, Attempt] = field(default_factory=dict)
     """The live attempts of its own data task."""
@@ -78,3 +80,8 @@ class Attempt:
     def kind(self) -> int:
         """What it is timed with: the size of the group, 0 of a data task, -n of one with n more."""
         return 1 - self.together if self.query is not None else self.group.size
+
+    @property
+    def bulk(self) -> int:
+        """How large its queries are, as a class; that of the largest."""
+        return self.query.bulk if self.query is not None else self.group.bulk

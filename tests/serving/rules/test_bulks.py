@@ -1,0 +1,158 @@
+"""Queries that differ in how long they take, as a gateway's requests with their batches do."""
+
+from __future__ import annotations
+
+import heapq
+import random
+
+import pytest
+
+from codedinvnet.serving.rules.actions import Action, Send
+from codedinvnet.serving.rules.pace import LATE_FACTOR, Pace
+from codedinvnet.serving.rules.recent import FEWEST
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.serving.rules.settings import HEDGE, Rules
+from tests.serving.rules.model import Model
+
+ROW = 0.01
+SMALL, LARGE = 1, 32
+"""Rows of nine tenths of the requests, and of the others."""
+WORKERS, LOAD = 4, 0.4
+LEARNT = 600
+"""Requests after which the times of both are known."""
+
+
+class Upstreams:
+    """Workers that take ROW seconds a row, and are never late.
+
+    Args:
+        slots: how many requests each may be at.
+        in_turn: whether it computes them one after the other.
+    """
+
+    def __init__(self, slots: int, in_turn: bool) -> None:
+        self.scheduler = Scheduler(Rules(WORKERS, HEDGE, hang_timeout=10.0, slots=slots))
+        self.in_turn = in_turn
+        self.now = self.work = self.asked = 0.0
+        self.called_slow = 0
+        self._free = [0.0] * WORKERS
+        self._rows: dict[int, int] = {}
+        self._due: list[tuple[float, int]] = []
+        self._random = random.Random(0)
+
+    def serve(self, requests: int) -> None:
+        """Answer so many requests."""
+        scheduler, mean = self.scheduler, ROW * (0.9 * SMALL + 0.1 * LARGE)
+        for _ in range(requests):
+            self._pass(self._random.expovariate(LOAD * WORKERS / mean))
+            rows = LARGE if self._random.random() < 0.1 else SMALL
+            taken = scheduler.submit(self.now, 1, self.now + 60.0, bulk=rows.bit_length())
+            assert taken is not None
+            self._rows[taken[0][0]] = rows
+            self.asked += ROW * rows
+            self._carry_out(taken[1])
+            self.called_slow += len(scheduler.pace.slow)
+
+    def _pass(self, seconds: float) -> None:
+        """Let time pass, and what is due happen."""
+        until = self.now + seconds
+        while True:
+            timer = self.scheduler.next_timer()
+            done = self._due[0][0] if self._due else until
+            at = min(done, until if timer is None else max(timer, self.now))
+            if at >= until:
+                break
+            self.now = at
+            if at == done:
+                attempt = heapq.heappop(self._due)[1]
+                self._carry_out(self.scheduler.result(at, attempt))
+            else:
+                self._carry_out(self.scheduler.on_timer(at))
+        self.now = until
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                seconds = ROW * self._rows[action.members[0]]
+                self.work += seconds
+                began = max(self.now, self._free[action.worker]) if self.in_turn else self.now
+                self._free[action.worker] = began + seconds
+                heapq.heappush(self._due, (began + seconds, action.attempt))
+
+
+@pytest.mark.parametrize(("slots", "in_turn"), [(1, False), (4, False), (4, True)])
+def test_large_requests_among_small_ones_are_not_late(slots: int, in_turn: bool) -> None:
+    upstreams = Upstreams(slots, in_turn)
+    upstreams.serve(LEARNT)
+    copies, upstreams.called_slow = upstreams.scheduler.hedges, 0
+    upstreams.serve(1000)
+    copies = upstreams.scheduler.hedges - copies
+    assert copies <= 10 * in_turn, "a hundredth of what a fixed budget would send"
+    assert upstreams.called_slow <= 0.02 * 1000 * WORKERS * in_turn
+    assert upstreams.work <= 1.02 * upstreams.asked
+
+
+def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
+    pace = Pace(2)
+    for _ in range(FEWEST):
+        pace.took(0.0, 0, 0, 0.02, 2)
+    assert pace.late(0, 1, 3) is None, "nobody knows how long it takes"
+    for bulk in (1, 2):
+        assert pace.late(0, 1, bulk) == pytest.approx(LATE_FACTOR * 0.02)
+    for _ in range(2):
+        pace.took(0.0, 1, 0, 0.01, 1)
+        pace.took(0.0, 1, 0, 0.5, 3)
+    assert not pace.slow
+    for _ in range(FEWEST):
+        pace.took(0.0, 0, 0, 0.01, 1)
+    assert pace.late(0, 1, 1) == pytest.approx(LATE_FACTOR * 0.01)
+
+
+def knowing(large: float, **rules: float) -> Model:
+    """Return a model that knows requests of 10 ms, and as many of another bulk."""
+    model = Model("hedge", 5, hang_timeout=1000.0, **rules)
+    model.unequal = True
+    for _ in range(FEWEST):
+        for bulk, seconds in ((1, 0.01), (9, large)):
+            model.scheduler.pace.took(0.0, 0, 0, seconds, bulk)
+    return model
+
+
+@pytest.mark.parametrize(("bulk", "seconds", "cost"), [(1, 0.01, 0.5), (9, 0.03, 1.5)])
+def test_a_copy_costs_what_its_bulk_takes(bulk: int, seconds: float, cost: float) -> None:
+    model = knowing(0.03, hedge_share=5.0)
+    (query,) = model.submit(bulk=bulk)
+    model.wait(LATE_FACTOR * seconds - 0.0001)
+    assert len(model.data(query)) == 1
+    model.wait(0.001)
+    assert len(model.data(query)) == 2
+    assert model.scheduler.budget.spent == pytest.approx(cost)
+    model.drain()
+
+
+def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others() -> None:
+    model = knowing(0.5, hedge_share=1.0)
+    for _ in range(100):
+        for bulk, seconds in ((1, 0.01),) * 29 + ((9, 0.5),):
+            model.scheduler.pace.took(0.0, 0, 0, seconds, bulk)
+
+    def answer(requests: int) -> None:
+        for _ in range(requests):
+            (other,) = model.submit(bulk=1)
+            model.result(*model.data(other))
+
+    (query,) = model.submit(bulk=9)
+    answer(5)
+    model.wait(1.0)
+    assert len(model.data(query)) == 1
+    answer(5)  # no more can be saved up
+    model.wait(1.0)
+    assert len(model.data(query)) == 2
+    assert model.scheduler.budget.tokens < 0
+    (late,) = model.submit(bulk=1)
+    model.wait(0.02)
+    assert len(model.data(late)) == 1
+    answer(15)
+    model.wait(0.02)
+    assert len(model.data(late)) > 1
+    model.drain()
