@@ -72,7 +72,10 @@ def hard(frame: DataFrame) -> DataFrame:
 
 
 def late(path: Path) -> str:
-    """Return how often direct and late answers are right in the hard case, data sets across."""
+    """Return how often direct and late answers are right in the hard case, data sets across.
+
+    And how many extra workers a group has for that: with two parities there are two.
+    """
     best = hard(accuracy_frame(path)).set_index("dataset")
     direct = best[best["method"] == OURS]["normal"]
     columns = {"direct": direct} | {
@@ -80,10 +83,11 @@ def late(path: Path) -> str:
         for name in best["method"].unique()
         if _is_brief(name)
     }
-    table = DataFrame(columns).reindex(direct.index).T
-    return tables.markdown(
-        table.map("{:.2f}".format, na_action="ignore").reset_index(names="answer, % right")
-    )
+    table = DataFrame(columns).reindex(direct.index).T.map("{:.2f}".format, na_action="ignore")
+    shares = zip(best["method"], best["extra"], strict=True)
+    workers = {"direct": "none"} | {name: f"{share * HARD / 100:.0f}" for name, share in shares}
+    table.insert(0, "extra workers", [workers[name] for name in table.index])
+    return tables.markdown(table.reset_index(names="answer, % right"))
 
 
 def _is_brief(name: str) -> bool:

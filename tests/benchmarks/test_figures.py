@@ -116,6 +116,7 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
         row("approxifer", 0.7, systematic=False),
         row("nercc", 0.5),
         row("nercc", 0.5, dataset="cifar10", error="no luck"),
+        {**row("coded-invnet-r2", 0.6), "r": 2},
         row("parm", 0.4, k=4),
     ):
         append_row(path, one)
@@ -124,9 +125,12 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
     assert late == {
         "direct": ("95.00", "95.00"),
         "coded-invnet": ("90.00", "80.00"),
+        "coded-invnet-r2": ("60.00", ""),
         "approxifer": ("70.00", ""),
         "nercc": ("50.00", ""),
     }
+    workers = {line["answer, % right"]: line["extra workers"] for line in lines}
+    assert workers == dict.fromkeys(late, "1") | {"direct": "none", "coded-invnet-r2": "2"}
 
 
 def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:

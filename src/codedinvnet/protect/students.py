@@ -116,7 +116,7 @@ class Student(nn.Module, ABC):
     last = False
     """Whether channels are the last axis of its images."""
     reduced = True
-    """Whether it is trained faster in bfloat16, where the processor computes that."""
+    """Whether it is trained faster in bfloat16, on processors where convolutions are."""
     rates: Mapping[str, float] = {}
     """Its learning rate and weight decay, where they are not those of all parts."""
 
