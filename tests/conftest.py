@@ -30,6 +30,7 @@ hypothesis.settings.register_profile(
     "patient",  # a busy machine takes long for any example
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,  # what fails, fails again
 )
 hypothesis.settings.load_profile("patient")
 
