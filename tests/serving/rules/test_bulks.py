@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
     assert pace.late(0, 1, 1) == pytest.approx(LATE_FACTOR * 0.01)
 
 
-def knowing(large: float, **rules: float) -> Model:
+def knowing(large: float, **rules: Any) -> Model:
     """Return a model that knows requests of 10 ms, and as many of another bulk."""
     model = Model("hedge", 5, hang_timeout=1000.0, **rules)
     model.unequal = True
