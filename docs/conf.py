@@ -34,7 +34,7 @@ autodoc_default_options = {"members": True}
 exclude_patterns = [
     f"results/{page.name}"  # tables that `bench` writes beside its rows
     for page in (HERE / "results").glob("*.md")
-    if page.stem not in ("summary", "tables")
+    if page.stem not in ("summary", "tables", "protected")
 ]
 
 OUTSIDE = re.compile(
