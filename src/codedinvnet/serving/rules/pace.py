@@ -94,7 +94,10 @@ class Pace:
         known = self._known(kind, bulk)
         ratio = seconds / known[0] if known and known[0] > 0 else 1.0
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
-            self._kinds.setdefault((bulk, each), Recent(NORMAL, LATE)).add(seconds)
+            times = self._kinds.get((bulk, each))
+            if times is None:
+                times = self._kinds[bulk, each] = Recent(NORMAL, LATE)
+            times.add(seconds)
         if kind <= 0:
             self._bulks.add(bulk)
             self._tasks += 1
@@ -149,10 +152,11 @@ class Pace:
     @property
     def normal(self) -> float:
         """The seconds that a data task normally runs; 0 before that is known."""
-        if len(self._bulks) > 1:
+        if len(self._bulks) != 1:
             return self._mean
-        known = self._known(0, min(self._bulks, default=0))
-        return known[0] if known else 0.0
+        (bulk,) = self._bulks
+        times = self._kinds.get((bulk, 0))
+        return times.quantiles[0] if times is not None and times.quantiles else 0.0
 
     def price(self, bulk: int) -> float:
         """Return what a data task of a bulk normally takes, in data tasks of all bulks."""
