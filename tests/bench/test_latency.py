@@ -98,10 +98,10 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
     # Where others compute, too, a group may be answered before its backup task is sent.
     sent = 80 * rows["small-backup"]["extra_tasks_per_query"]
     assert sent == pytest.approx(round(sent), abs=0.01)
-    assert 10 <= sent <= 20  # of twenty groups
+    assert 15 <= sent <= 20  # of twenty groups
     assert 1 < rows["small-backup"]["work_per_query"] < 1.6
     # Its E is dear for so small an f: some groups are answered before their parity is sent.
-    assert 0.05 < rows["coded"]["extra_tasks_per_query"] <= 0.25
+    assert 0.1 < rows["coded"]["extra_tasks_per_query"] <= 0.25
     for label in ("small-backup", "auto"):  # a quarter of a data task's wait an image
         assert rows[label]["settings"]["parity_wait_ms"] == [0, 2.5]
     task, image = rows["coded"]["settings"]["parity_wait_ms"]
@@ -109,7 +109,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
     assert image > 1
     waits = (task + 4 * image) / rows["coded"]["mean_service_ms"]
     work = 1 + rows["coded"]["extra_tasks_per_query"] * waits
-    assert work < rows["coded"]["work_per_query"] < 1.3 * work  # the rest is computing
+    assert work < rows["coded"]["work_per_query"] < 1.1 * work
     assert rows["small-backup"]["backup"]
     assert rows["small-backup"]["policy"] == "coded"
 
