@@ -47,8 +47,9 @@ from codedinvnet.serving.rules.actions import (
 )
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.rules.scheduler import OVERTIME, Scheduler
+from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.serving.rules.settings import Policy, Rules
+from codedinvnet.serving.rules.settling import OVERTIME
 from codedinvnet.serving.sent import Sent, split
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.supervisor import FAILING, Supervisor

@@ -23,8 +23,8 @@ from codedinvnet.serving.rules.actions import (
 )
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import BUCKET
-from codedinvnet.serving.rules.scheduler import OVERTIME
 from codedinvnet.serving.rules.settings import POLICIES, Rules
+from codedinvnet.serving.rules.settling import OVERTIME
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, State
 from tests.serving.rules.watched import ErasureCode as ErasureCode
 from tests.serving.rules.watched import Watched

@@ -13,7 +13,8 @@ from codedinvnet.serving.rules.actions import (
     Decode,
     Fail,
 )
-from codedinvnet.serving.rules.scheduler import OVERTIME, PATIENCE
+from codedinvnet.serving.rules.scheduler import PATIENCE
+from codedinvnet.serving.rules.settling import OVERTIME
 from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.situations import coded, hedging
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Answer,
@@ -166,6 +167,26 @@ def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> Non
     model.result(parity)
     (decode,) = only(model.new(), Decode)
     assert (decode.outputs, decode.wanted) == ({0: output, 2: parity}, {second: 1})
+    model.drain()
+
+
+def test_an_extra_task_whose_members_are_all_answered_is_not_sent() -> None:
+    model = Model("coded", 6, AnswersAll(4, r=2))
+    first, second = model.submit(2)
+    model.result(*model.data(first))
+    third, fourth = model.submit(2)
+    assert {send.members for send in only(model.new(), Send) if send.group_size} == {
+        (first, third),
+        (second, fourth),
+    }
+    model.drain()
+    model = Model("coded", 6, AnswersAll(4, r=2))
+    first, second, third = model.submit(3)
+    model.result(*model.data(second))
+    model.result(*model.data(first), *model.data(third))
+    (fourth,) = model.submit()
+    (extra,) = (send for send in only(model.new(), Send) if send.group_size)
+    assert extra.members == (second, fourth)
     model.drain()
 
 

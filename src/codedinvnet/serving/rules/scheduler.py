@@ -3,13 +3,13 @@
 A deterministic state machine. Events come in as method calls with the time `now` in seconds, what
 is to be done comes out as actions, and `next_timer` says when to call `on_timer`. The front end
 carries the actions out on real workers, the simulator on imagined ones. Which worker takes which
-task is said in `binding`, when a copy is sent in `hedging`, what a group determines in `group`, and
-what becomes of a task on its way in `sending`.
+task is said in `binding`, when a copy is sent in `hedging`, what a group determines in `group`,
+who is answered by it in `settling`, and what becomes of a task on its way in `sending`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from codedinvnet.codes.rules import Rules as CodeRules
 from codedinvnet.codes.rules import is_systematic
@@ -17,18 +17,16 @@ from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
     Answer,
-    AnswerDecoded,
     Complete,
-    Decode,
-    Fail,
     Forget,
     Replace,
 )
 from codedinvnet.serving.rules.group import FILLER, CodingGroup
 from codedinvnet.serving.rules.hedging import yields
 from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.sending import Sending, code_for
+from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import Policy, Rules
+from codedinvnet.serving.rules.settling import Settling
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
 from codedinvnet.serving.rules.timers import Timers
 
@@ -36,14 +34,12 @@ GUESS_QUANTILE = 0.95
 """A query that takes longer than this share of recent ones may be guessed."""
 PARITY_RETRIES = 2
 """A group's lost parity tasks are sent again so often."""
-OVERTIME = 0.5
-"""Seconds beyond its deadline for which what is being decoded for a query is waited for."""
 PATIENCE = 0.1
 """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
 a worker that hangs."""
 
 
-class Scheduler(Sending):
+class Scheduler(Settling):
     """The rules.
 
     Args:
@@ -287,7 +283,7 @@ class Scheduler(Sending):
         for task in group.seal():
             if not self.systematic:
                 self._dispatch(now, group, task)
-            elif task >= group.code.k and self._backs_all:
+            elif task >= group.code.k and self._backs_all and self._is_wanted(group, task):
                 self._send_extra(now, group, task)
         if group.code.k == 1:
             return
@@ -315,97 +311,6 @@ class Scheduler(Sending):
         group.uncode()
         for query in late:  # a group of one is plainly copied
             self._send_extra(now, group, query.member, query)
-        self._close_if_over(group)
-
-    def _settle(self, now: float, group: CodingGroup) -> None:
-        """Decode what can be decoded, and send again what has no hope left."""
-        waiting = [
-            query
-            for identity in group.members
-            if (query := self.queries.get(identity)) is not None and query.state is State.WAITING
-        ]
-        if not waiting:
-            return
-        if self._determines(group):
-            determined = group.determined()
-            wanted = {}
-            for query in waiting:
-                if query.member in determined and query.accept_decoded and not query.fallback:
-                    query.state = State.DECODING
-                    wanted[query.identity] = query.member
-            if wanted:
-                outputs = dict(group.outputs)
-                self._actions.append(Decode(group.identity, group.size, outputs, wanted))
-            self._guess([query for query in waiting if query.late])
-        stranded = [q for q in waiting if q.state is State.WAITING and not q.attempts]
-        hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
-        for query in stranded:
-            if not group.is_open and query.member in hopeful and query.accept_decoded:
-                if query.fallback:
-                    self._accept_decoded(query)
-                continue
-            if self.systematic:
-                self._send_data(now, query, first=True)
-            elif not group.is_open:
-                for task in group.missing():
-                    self._dispatch(now, group, task, first=True)
-                break
-
-    def _determines(self, group: CodingGroup) -> bool:
-        """Tell whether outputs may determine members that have no answer of their own."""
-        return not group.is_open and (group.has_extra or not self.systematic)
-
-    def _guess(self, queries: Sequence[Query]) -> None:
-        """Let those of a group's queries be guessed that wait for anything and can be."""
-        wanted = {}
-        for query in queries:
-            waiting = query.state is State.WAITING and query.accept_decoded and not query.fallback
-            if waiting and query.group.guessable():
-                query.state, query.last = State.DECODING, True
-                wanted[query.identity] = query.member
-        if wanted:
-            group = queries[0].group
-            outputs = dict(group.outputs)
-            self._actions.append(Decode(group.identity, group.size, outputs, wanted, guess=True))
-
-    def _time_over(self, now: float, query: Query) -> None:
-        """End a query at its deadline, or wait a little for what is decoded, or guessed, for it."""
-        if not query.overtime:
-            members = [self.queries[m] for m in query.group.members if m in self.queries]
-            self._guess([q for q in members if q.deadline <= now])  # together: that costs no more
-        if query.overtime or query.state is State.WAITING:
-            self._give_up(query, DEADLINE)
-        else:
-            query.overtime = query.last = True
-            self.timers.set(now + OVERTIME, "deadline", query.identity)
-
-    def _give_up(self, query: Query, reason: str) -> None:
-        """End a query: with a decoded answer of low confidence, if there is one, or an error."""
-        if query.fallback:
-            self._accept_decoded(query)
-        else:
-            self._end(query, Fail(query.identity, reason))
-
-    def _accept_decoded(self, query: Query) -> None:
-        self._end(query, AnswerDecoded(query.identity))
-
-    def _end(self, query: Query, action: Action) -> None:
-        """Answer or fail a query, once, and drop what is queued for it."""
-        self._actions.append(action)
-        self._finish(query)
-
-    def _finish(self, query: Query) -> None:
-        """Strike a query off, and drop what is queued for it."""
-        query.state = State.DONE
-        del self.queries[query.identity]
-        group = query.group
-        group.pending -= 1
-        if not group.pending:
-            self._drop_queued(a for attempts in group.live.values() for a in attempts)
-        elif not group.is_open and group.code.r > 1:  # extra tasks may be of some members alone
-            extra = [a for task, found in group.live.items() if task >= group.code.k for a in found]
-            self._drop_queued(extra)
-        self._drop_queued(query.attempts)
         self._close_if_over(group)
 
     def _cancel(self, query: Query) -> None:

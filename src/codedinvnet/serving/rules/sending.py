@@ -1,6 +1,6 @@
 """Tasks on their way: from being wanted until a worker is done with them, or nobody needs them.
 
-The lower half of the rules; `scheduler` says what is wanted, and what becomes of the outputs.
+The lowest part of the rules; `settling` says whom the outputs answer, `scheduler` what is wanted.
 """
 
 from __future__ import annotations
@@ -155,8 +155,13 @@ class Sending:
         if attempt.query is not None and not attempt.shared:
             return attempt.query.state is not State.DONE
         group = attempt.group
-        needing = group.needs(attempt.number) if attempt.query is None else group.members
-        return any(member in self.queries for member in needing)
+        if attempt.query is None:
+            return self._is_wanted(group, attempt.number)
+        return any(member in self.queries for member in group.members)
+
+    def _is_wanted(self, group: CodingGroup, task: int) -> bool:
+        """Tell whether a member that a sealed group's task needs has no answer yet."""
+        return any(member in self.queries for member in group.needs(task))
 
     def _dispatch(
         self,
