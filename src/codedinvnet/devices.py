@@ -26,13 +26,19 @@ def use_whole_float32() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def flush_denormals() -> None:
-    """Have this process take numbers below 1e-38 for zero on the CPU, from now on.
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Have the CPU take numbers below 1e-38 for zero for a time; not for several threads at once.
 
-    Gradients get that small as a network learns, and a processor computes with such numbers many
-    times as slowly as with others.
+    Gradients behind a GELU get that small, and a processor computes with such numbers many times
+    as slowly as with others.
     """
+    before = not torch.full((8,), 1e-30).mul(1e-10).any()
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 @contextmanager

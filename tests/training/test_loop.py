@@ -119,6 +119,24 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def smallest() -> float:
+    return float((torch.full((8,), 1e-30) * 1e-10).sum())
+
+
+def test_numbers_that_a_processor_is_slow_with_are_zero_in_training_alone(tmp_path: Path) -> None:
+    seen = []
+
+    class Tiny(Scripted):
+        def step(self, epoch: int, index: int) -> Mapping[str, float]:
+            seen.append(smallest())
+            return super().step(epoch, index)
+
+    supported = torch.set_flush_denormal(False)
+    run(Tiny([0.5]), tmp_path)
+    assert seen == [0, 0] or not supported
+    assert smallest() > 0
+
+
 def test_starting_over_sets_the_old_checkpoints_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ from codedinvnet.checkpoint import (
     save_checkpoint,
 )
 from codedinvnet.config import with_defaults
-from codedinvnet.devices import flush_denormals
+from codedinvnet.devices import denormals_flushed
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
 from codedinvnet.progress import Progress
@@ -108,6 +108,7 @@ def set_aside(folder: Path) -> None:
         Progress.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
 
 
+@denormals_flushed()
 def train_stage(
     stage: Stage,
     folder: Path,
@@ -139,7 +140,6 @@ def train_stage(
         UserError: if the checkpoint to resume is missing or does not fit, or if the loss is not
             finite in some epoch.
     """
-    flush_denormals()
     last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
     origin = {
