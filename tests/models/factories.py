@@ -118,6 +118,7 @@ def _two_heads(x: Tensor) -> dict[str, Any]:
 
 
 two_headed = applied(_two_heads)
+faint = applied(lambda x: x * 1e-10)
 model_output = applied(lambda x: ModelOutput(loss=None, logits=x * 2, hidden=(x, x + 1)))
 one_at_a_time = applied(_one_at_a_time)
 mixes = applied(lambda x: x - x.mean(0) * (len(x) > 1))

@@ -106,6 +106,7 @@ def session(model: bytes | str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # `flush_denormals`
     options.log_severity_level = 4  # what goes wrong is raised
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

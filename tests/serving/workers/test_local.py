@@ -22,13 +22,15 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
-from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Computer, run_task
+from tests.models.factories import PLACE, faint, save_onnx
 from tests.processes import needs_proc, state, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
@@ -136,6 +138,21 @@ async def test_a_stopped_worker_is_replaced() -> None:
         assert survivors(pids) == []
         again = await pool.call(0, data_task(3, 5))
         np.testing.assert_array_equal(output(again), output(expected))
+
+
+@pytest.mark.parametrize("kind", ["module", "onnx"])
+async def test_numbers_that_a_processor_is_slow_with_are_zero(kind: str, tmp_path: Path) -> None:
+    module = kind == "module"
+    place = f"{PLACE}:faint" if module else str(save_onnx(faint, tmp_path / "faint.onnx"))
+    name = "x" if module else "images"
+    pool = ProcessPool(ModelSpec(open_model(place).source))
+    await pool.start(1)
+    try:
+        x = np.array([[1e-30, 1e-20, -1e-30, 1]], np.float32)
+        (found,) = (await pool.call(0, Task(1, 0, {name: x}))).outputs.values()
+    finally:
+        await pool.stop()
+    assert found == pytest.approx(np.array([[0, 1e-30, 0, 1e-10]]), rel=1e-6, abs=0)
 
 
 async def test_a_task_that_raises_leaves_the_worker_ready() -> None:

@@ -18,6 +18,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 from codedinvnet.collector import freeze_loaded
+from codedinvnet.devices import flush_denormals
 from codedinvnet.serving.tensors import pack, unpack
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
@@ -90,6 +91,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     # first, then closes the streams.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    flush_denormals()
     try:
         computer = preload.load(spec)
     except Exception as error:

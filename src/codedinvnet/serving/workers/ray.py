@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.collector import freeze_loaded
+from codedinvnet.devices import flush_denormals
 from codedinvnet.errors import UserError
 from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.serving.logs import Quiet, log_event
@@ -78,6 +79,7 @@ class RayWorker:
 
     def compute(self, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
         """Compute a task."""
+        flush_denormals()  # it is the thread's
         own = {name: np.array(array) for name, array in inputs.items()}  # Ray's are read-only
         return run_task(self.computer, number, own)
 
