@@ -5,7 +5,8 @@ another seed reached (`seed-NAME.json`). The unit of cost is a query of the serv
 multiply-adds. All of it is on the bundles' own f and g, with one worker missing.
 
 What a method may spend is not what it spends: a network's width is a whole number, and a code's f
-and E have the cost that they have. So the multiply-adds of each are counted.
+and E have the cost that they have. So the multiply-adds of each are counted. Those of decoding are
+not: they are the front end's, one to five hundredths of a query for each answer that is missing.
 """
 
 from __future__ import annotations
@@ -144,6 +145,11 @@ class Results:
             return math.nan  # it was trained with another width
         return extra_macs(scheme) / served_macs(bundle.model)
 
+    def spends(self, dataset: str, k: int, rival: str) -> str:
+        """Return what the code and a rival of it spend, for a table's cell; "" if not known."""
+        pair = [self.spent(dataset, method, k) for method in (CodedInvNet.name, rival)]
+        return "" if any(map(math.isnan, pair)) else "; {:.2f} against {:.2f}".format(*pair)
+
 
 @cache
 def _bundle(name: str) -> Bundle:
@@ -247,8 +253,9 @@ def margins(folder: Path) -> str:
     """Return how far the code is ahead of the backups, and where it pays for its f.
 
     A plain ResNet of f's cost answers directly more often right than f and g: that is the price of
-    f. Whoever keeps the ResNet has a backup of it, so the dearest of these that was measured is
-    what the code must be ahead of. Until one was measured, the dearest of f and g stands for it.
+    f. Whoever keeps the ResNet has a backup of it. So the code must be ahead of the dearest backup,
+    of the ResNet where that was measured, else of f and g. Behind each margin stands what the two
+    spend: a code's f and E cost what they cost, at every group size.
     """
     results = Results(folder)
     lines = []
@@ -263,18 +270,21 @@ def margins(folder: Path) -> str:
                 if code and (theirs := results.recovered.get((dataset, name, k)))
             }
             if found:
-                ours, rival = list(found.values())[-1]
-                for name in BACKUPS.values():
-                    rival = results.around_resnet.get((dataset, name, k), rival)
+                dearest = list(found)[-1]
+                ours, rival = found[dearest]
+                rival = results.around_resnet.get((dataset, dearest.split(" − ")[1], k), rival)
                 lines.append(
                     {
                         **{"data set": dataset, "k": str(k)},
                         **{
-                            name: _margin(*found[name]) if name in found else "not measured"
-                            for name in (f"code − {backup}" for backup in BACKUPS.values())
+                            f"code − {backup}": _margin(*found[f"code − {backup}"])
+                            + results.spends(dataset, k, backup)
+                            if f"code − {backup}" in found
+                            else "not measured"
+                            for backup in BACKUPS.values()
                         },
                         "price of f": f"{price:.2f}",
-                        "pays from": _pays(price, _difference(ours, rival)),
+                        "pays from": _pays(price, ours, rival),
                     }
                 )
     return tables.markdown(DataFrame(lines)) if lines else ""
@@ -292,8 +302,11 @@ def _margin(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{margin:+.2f} ± {half:.2f} ({verdict})"
 
 
-def _pays(price: float, margin: float) -> str:
-    """Return which share of late answers makes up for the price of f."""
+def _pays(price: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return which share of late answers makes up for the price of f, if the code is ahead."""
+    margin, half = _difference(ours, theirs), half_width(ours, theirs)
     if margin <= 0 or math.isnan(price):
         return "nowhere"
+    if not margin > half:
+        return "open"
     return f"{100 * price / (price + margin):.0f} % late answers" if price > 0 else "everywhere"

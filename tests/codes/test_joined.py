@@ -38,9 +38,8 @@ def test_every_erasure_pattern_has_an_answer(given: Given, size: int) -> None:
     model = scheme.code.model
     tasks = scheme.rules.tasks(size)
     outputs = {t: scheme.compute(t, images[:, list(s.members)]).output for t, s in tasks.items()}
-    latents = model.embed(images.flatten(0, 1)).reshape(3, size, -1)
     with torch.inference_mode():
-        both, alone = answer_all(model, images, images, latents)
+        both, alone = answer_all(model, images)
         direct = given.classifier(images.flatten(0, 1)).unflatten(0, (3, size))
     for count in range(size + 2):
         for lost in combinations(outputs, count):

@@ -187,7 +187,7 @@ def test_decoded_is_what_the_learned_code_decodes(
         nn.init.normal_(parameter, std=0.1)
     stage = LearnedCodeStage(coder, classifier, *taught(classifier, source), k, PART)
     places = torch.arange(9).view(3, k)
-    images, logits, _ = stage.groups(stage.validation, places)
+    images, logits, _ = stage.validation.groups(places, stage.device)
     with torch.no_grad():
         decoded = stage.decoded(images, logits)
     method = made(LearnedParM, classifier, k, part=coder)

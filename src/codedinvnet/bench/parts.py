@@ -263,6 +263,7 @@ class DataSet:
             "base": trial.base,
             "k": trial.k,
             **self._images(trial.base),
+            **method.versions(),
             **method.made_with(given, settings),
         }
         if trial.base == "resnet":

@@ -55,7 +55,9 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
         )
         texts = ["" if math.isnan(value) else f"{value:.1f}" for value in own["recovered"]]
         axis.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
-        axis.axvline(own["normal"].max(), color="#333333", linestyle="--", linewidth=1)
+        axis.axvline(
+            own["normal"].get(OURS, math.nan), color="#333333", linestyle="--", linewidth=1
+        )
         axis.set(title=f"{name}, k = {one['k'].max()}", xlabel="late answers right, %")
         axis.set_xlim(0, 100)
         axis.grid(axis="y", visible=False)

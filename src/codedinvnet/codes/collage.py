@@ -11,13 +11,13 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.codes.backup import BLOCKS
+from codedinvnet.codes.backup import BLOCKS, SQUEEZE
 from codedinvnet.codes.grouped import GroupMethod, GroupNetwork
 from codedinvnet.codes.method import Given
 from codedinvnet.nn.resnet import ResNet
 
-STRIDE = 2 ** (len(BLOCKS) - 1)
-"""How many pixels a place of the last maps stands for; cells are as many of them."""
+STRIDE = SQUEEZE * 2 ** (len(BLOCKS) - 1)
+"""How many pixels a place of the last maps stands for; a cell's side is a multiple of it."""
 
 
 def collage_grid(k: int) -> tuple[int, int]:
@@ -29,8 +29,10 @@ def collage_grid(k: int) -> tuple[int, int]:
 class CollageNetwork(GroupNetwork):
     """A residual network over the collage, which classifies every cell of its last maps.
 
-    A collage has about as many pixels as one image: a cell's side is that of an image over √k,
-    rounded up to what the network's maps can tell apart. Cells without a member are black.
+    A collage is larger than an image, as the published ones are. Pixels become channels first, as
+    in the small backup, so that the network has about as many places as one image has pixels. A
+    cell's side is then twice that of an image over √k, rounded up to what the last maps can tell
+    apart; it is at most the image's own. Cells without a member are black.
 
     Args:
         k: members of a group.
@@ -43,8 +45,9 @@ class CollageNetwork(GroupNetwork):
         super().__init__(k)
         channels, *sides = shape
         self.grid = collage_grid(k)
-        self.cell = tuple(STRIDE * math.ceil(side / math.sqrt(k) / STRIDE) for side in sides)
-        self.network = ResNet(channels, classes, width=width, blocks=BLOCKS)
+        share = min(1.0, SQUEEZE / math.sqrt(k))
+        self.cell = tuple(STRIDE * math.ceil(share * side / STRIDE) for side in sides)
+        self.network = ResNet(channels, classes, width=width, blocks=BLOCKS, squeeze=SQUEEZE)
 
     def collage(self, groups: Tensor) -> Tensor:
         """Return the collages (B, C, rows · h, columns · w) of groups (B, k, C, H, W)."""
@@ -67,10 +70,12 @@ class CollageNetwork(GroupNetwork):
 class Collage(GroupMethod):
     """One network reads a collage of the group and answers for everybody.
 
-    The paper's network is as deep as the served one. This one is as wide as its cost allows.
+    The published network is a detector, much larger than the served one. This one is built as the
+    small backup, and as wide as its cost allows.
     """
 
     name = "collage"
+    version = 2
 
     def network(self, given: Given, width: int) -> GroupNetwork:
         return CollageNetwork(given.k, given.shape, given.classes, width)

@@ -85,7 +85,7 @@ class GroupMethod(Method):
         return self.network(given, int(made_with["width"]))
 
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
-        return lessons.members_stage(part, lambda views, images, known: [part(views)], given.k)
+        return lessons.members_stage(part, lambda views: [part(views)], given.k)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

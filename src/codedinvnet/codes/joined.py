@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, served_macs, width_within
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import SERVED, Parities, Rules
+from codedinvnet.codes.rules import SERVED, Costs, Parities, Rules
 from codedinvnet.data import spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from codedinvnet.training.loop import Stage
 
 HIDDEN = 256
-"""Of the head, as in the bundles."""
+"""Of the head, around a bundle whose recovery head has no hidden layer."""
 
 
 class BackedMean(FusionEncoder):
@@ -59,10 +60,11 @@ class BackupAndCode(Method):
     name = "backup-and-code"
     of_bundle = True
     part = "backup"
+    version = 2
     cost = 1.4
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
-        return Parities(k, guesses=True)
+        return Parities(k, guesses=True, cost=Costs(group=1.0, member=(self.cost - 1) / k))
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
         super().check(k, shape, bundle)
@@ -78,7 +80,10 @@ class BackupAndCode(Method):
         model = given.coded
         encoder = BackedMean(backup_network(model, int(made_with["width"])))
         head = RecoveryHead(
-            model.latent_shape, given.classes, hidden=HIDDEN, side_features=encoder.side_features
+            model.latent_shape,
+            given.classes,
+            hidden=model.settings.head_hidden or HIDDEN,
+            side_features=encoder.side_features,
         )
         return nn.ModuleDict({"encoder": encoder, "head": head})
 
@@ -90,10 +95,7 @@ class BackupAndCode(Method):
             images = lessons.train.batch(rows)[0].to(lessons.device)
             cast(RecoveryHead, model.recovery_head).norm.initialise(embed(images))
 
-        def answers(views: Tensor, images: Tensor, known: Tensor) -> Sequence[Tensor]:
-            return answer_all(model, views, images, known)
-
-        return lessons.members_stage(part, answers, given.k, nn.Sequential(embed, nn.Flatten()))
+        return lessons.members_stage(part, partial(answer_all, model), given.k)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
@@ -108,24 +110,22 @@ class BackupAndCode(Method):
         return model
 
 
-def answer_all(
-    model: CodedModel, views: Tensor, images: Tensor, latents: Tensor
-) -> tuple[Tensor, Tensor]:
+def answer_all(model: CodedModel, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return every member's logits as if it alone were missing, and those without a latent.
 
     Args:
         model: f, g, the backup and the head.
-        views: the images of groups as the backup sees them, (B, k, C, H, W).
-        images: the images, for the parity.
-        latents: f of the images, flattened, (B, k, n).
+        images: of groups, (B, k, C, H, W).
     """
     batch, k = images.shape[:2]
-    side = model.fuse(views).side.float().flatten(0, 1)
+    side = model.fuse(images).side.float().flatten(0, 1)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        parity = model.network(model.prepare(images.mean(dim=1))).flatten(1)
+        both = torch.cat([images.flatten(0, 1), images.mean(dim=1)])
+        embedded = model.network(model.prepare(both)).flatten(1)
+        latents, parity = embedded[: batch * k].unflatten(0, (batch, k)), embedded[batch * k :]
         # All members share one error: decoded z_i = z_i + (k·z_p − Σ z_j).
         error = k * parity - latents.sum(dim=1)
         decoded = (latents + error[:, None]).view(batch * k, *model.latent_shape)
     with torch.autocast(images.device.type, enabled=False):
-        both = model.recover(decoded, side, k), model.recover_from_side(side)
-    return both[0].unflatten(0, (batch, k)), both[1].unflatten(0, (batch, k))
+        found = model.recover(decoded, side, k), model.recover_from_side(side)
+    return found[0].unflatten(0, (batch, k)), found[1].unflatten(0, (batch, k))

@@ -112,35 +112,24 @@ class Lessons:
             Taught(self.train, self.validation_rows, self.logits("validation")),
         )
 
-    def members_stage(
-        self, module: nn.Module, answers: Answers, k: int, known: nn.Module | None = None
-    ) -> Stage:
+    def members_stage(self, module: nn.Module, answers: Answers, k: int) -> Stage:
         """Return the training of what answers for all members at once, as `classifier_stage`'s.
 
-        A step sees as many images as a classifier's.
+        A step sees as many images as a classifier's, which are 1/k as many groups.
 
         Args:
             module: what is trained.
             answers: see `MembersStage`.
             k: members of a group.
-            known: maps images to what `answers` is told of them.
         """
-        from codedinvnet.training.classifier import all_logits
         from codedinvnet.training.parity import MembersStage
 
-        options, taught = self.served.training, self.taught()
-        if known is not None:
-            told = "what is known of the images"
-            taught = tuple(  # type: ignore[assignment]
-                one._replace(known=all_logits(known, one.source, one.rows, description=told))
-                for one in taught
-            )
-        part = self.settings
+        options, part = self.served.training, self.settings
         part = part.model_copy(update={"batch_size": max(2, part.batch_size // k)})
         return MembersStage(
             module,
             answers,
-            *taught,
+            *self.taught(),
             k,
             part,
             flip=options.flip,
@@ -215,6 +204,8 @@ class Method(ABC):
     cost: ClassVar[float | None] = None
     """What the extra worker may spend on a full group, in queries of the served model, where it can
     be chosen (`at`); it is what the method spends if nobody says."""
+    version: ClassVar[int] = 1
+    """Of its part and how that is trained: rows and trainings of another version do not count."""
     file: str = ""
     """The file of a user's own method."""
     digest: str = ""
@@ -271,8 +262,8 @@ class Method(ABC):
     # others need not. `lacking` tells which are missing, and the registry refuses such a class.
 
     def versions(self) -> Mapping[str, Any]:
-        """Return what a row's settings state of the training's version."""
-        return {}
+        """Return what a row's settings, and a part's, state of versions; nothing of the first."""
+        return {"version": self.version} if self.version > 1 else {}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
         """Return what else its part depends on, for the header of the part's file."""

@@ -25,9 +25,9 @@ from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
 
 BATCH = 250
-Answers: TypeAlias = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""Maps views of groups' images (B, k, C, H, W), the images themselves, and what is known of each
-(B, k, n) to one or more answers for all members, logits (B, k, classes)."""
+Answers: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+"""Maps groups' images (B, k, C, H, W) to one or more answers for all members, logits
+(B, k, classes)."""
 
 
 class Taught(NamedTuple):
@@ -38,8 +38,6 @@ class Taught(NamedTuple):
     """Rows of the source, (N,)."""
     logits: Tensor
     """(N, classes), on the CPU."""
-    known: Tensor | None = None
-    """What else is known of each image, (N, n), on the CPU."""
 
     def groups(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
@@ -81,15 +79,11 @@ class GroupStage(PartStage):
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return every member's logits (B, k, classes) as if it alone were missing."""
 
-    def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `Taught.groups` on the module's device."""
-        return taught.groups(places, self.device)
-
     def batch_loss(self, index: int) -> Tensor:
         count = len(self.train.rows)
         size = min(self.part.batch_size, count // self.k)
         places = torch.randperm(count, generator=self.generator)[: size * self.k]
-        return self.loss(*self.groups(self.train, places.view(size, self.k)))
+        return self.loss(*self.train.groups(places.view(size, self.k), self.device))
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
@@ -99,7 +93,7 @@ class GroupStage(PartStage):
         correct = 0
         batches = zip(drawn.members.split(per_batch), drawn.counted.split(per_batch), strict=True)
         for members, counted in batches:
-            images, logits, labels = self.groups(self.validation, members)
+            images, logits, labels = self.validation.groups(members, self.device)
             with torch.no_grad():
                 hits = self.decoded(images, logits).argmax(2) == labels
             correct += int((hits.cpu() & counted).sum())
@@ -221,26 +215,17 @@ class MembersStage(GroupStage):
     ) -> None:
         super().__init__(module, train, validation, k, part)
         self.answers, self.flip, self.shift, self.precision = answers, flip, shift, precision
-        self.classes = train.logits.shape[1]
-
-    def groups(self, taught: Taught, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `GroupStage.groups`, with what is known of the images behind their logits."""
-        images, logits, labels = super().groups(taught, places)
-        if taught.known is not None:
-            logits = torch.cat([logits, taught.known[places].to(self.device)], dim=2)
-        return images, logits, labels
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        teacher, known = logits[..., : self.classes], logits[..., self.classes :]
         views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
         with autocast(self.precision, self.device):
-            found = self.answers(views.view_as(images), images, known)
+            found = self.answers(views.view_as(images))
         losses = []
         for answer in found:
             own = answer.float().flatten(0, 1)
             loss = F.cross_entropy(own, labels.flatten())
-            losses.append(distilled(loss, own, teacher.flatten(0, 1)))
+            losses.append(distilled(loss, own, logits.flatten(0, 1)))
         return torch.stack(losses).sum()
 
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
-        return self.answers(images, images, logits[..., self.classes :])[0]
+        return self.answers(images)[0]
