@@ -36,14 +36,21 @@ def flush_denormals() -> None:
 
 
 @contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Do what `flush_denormals` does for a time: gradients behind a GELU get that small."""
-    before = not torch.full((8,), 1e-30).mul(1e-10).any()
-    flush_denormals()
+def denormals_kept() -> Iterator[None]:
+    """Let this thread take denormal numbers in the end as it did before, whatever happens."""
+    flushed = not torch.full((8,), 1e-30).mul(1e-10).any()
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(flushed)
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Do what `flush_denormals` does for a time: gradients behind a GELU get that small."""
+    with denormals_kept():
+        flush_denormals()
+        yield
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -339,3 +341,16 @@ def test_weights_that_do_not_fit(state: dict[str, Tensor], told: str, tmp_path: 
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=told):
         open_model(f"{PLACE}:mlp", weights=tmp_path / "w.safetensors")
+
+
+def test_opening_a_model_changes_nothing_of_this_processs_arithmetic(tmp_path: Path) -> None:
+    """ONNX Runtime's first session of a process does, for good, so another process opens it."""
+    path = factories.save_onnx(factories.faint, tmp_path / "faint.onnx")
+    code = (
+        "import sys, torch; from codedinvnet.models import open_model; "
+        "open_model(sys.argv[1]); print(float(torch.full((8,), 1e-30).mul(1e-10).sum()))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) > 0

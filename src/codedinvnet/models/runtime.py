@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from codedinvnet import nn as nn_code
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.data.finding import cache_dir
+from codedinvnet.devices import denormals_kept
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import file_digest, write_atomically
 
@@ -106,9 +107,11 @@ def session(model: bytes | str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # `flush_denormals`
+    # For threads of its own; the calling one decides for itself (`devices.flush_denormals`).
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 4  # what goes wrong is raised
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with denormals_kept():
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def any_batch(inputs: int) -> tuple[Any, ...]:

@@ -91,7 +91,6 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     # first, then closes the streams.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    flush_denormals()
     try:
         computer = preload.load(spec)
     except Exception as error:
@@ -99,6 +98,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
         stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
         return
     freeze_loaded()
+    flush_denormals()  # whatever a user's model did while it was loaded
     try:
         stream.sendall(REPLY.pack(0, READY, 0.0, 0.0, 0))
         while True:
