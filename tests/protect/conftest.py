@@ -11,6 +11,8 @@ from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from tests.conftest import once
+from tests.models.factories import save_pt2
+from tests.protect import factories
 from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
@@ -52,5 +54,6 @@ def protect(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 60)
         methods = ("--methods", "small-backup,code,approxifer,nercc")
-        more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json", *methods)
+        smaller = save_pt2(factories.smaller, folder / "smaller.pt2")
+        more = ("--labels", str(labels), "--backup", str(smaller), "--json", *methods)
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0

@@ -96,8 +96,8 @@ def odd() -> tuple[nn.Module, Tensor]:
 def smaller() -> tuple[nn.Module, Tensor]:
     """`vectors` with 16 of its 40 hidden units."""
     module = Applied(FEATURES, 3)
-    module.first = nn.Parameter(module.first[:, :16].detach())
-    module.second = nn.Parameter(module.second[:16].detach())
+    module.first = nn.Parameter(module.first[:, :16].detach().clone())
+    module.second = nn.Parameter(module.second[:16].detach().clone())
     return module, torch.zeros(1, FEATURES)
 
 

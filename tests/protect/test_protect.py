@@ -24,13 +24,22 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import coding, distil, load_protection
-from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
+from codedinvnet.protect.folder import (
+    DESCRIPTION,
+    EXPORTS,
+    PARTS,
+    WEIGHTS,
+    load_part,
+    open_backup,
+    save_part,
+)
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape, VectorStudent
 from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
-from tests.models.factories import Value, write_graph
+from tests.models.factories import Value, save_pt2, write_graph
+from tests.protect import factories
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
 from tests.protect.factories import DAY, FEATURES
 
@@ -105,7 +114,8 @@ def test_another_models_protection_is_refused(finished: Path) -> None:
 def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     call: Command, tmp_path: Path
 ) -> None:
-    more = ("--methods", "approxifer", "--backup", f"{PLACE}:slower")
+    slower = save_pt2(factories.slower, tmp_path / "slower.pt2")
+    more = ("--methods", "approxifer", "--backup", str(slower))
     outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
     assert outcome.code == 0, outcome.err
     found = description(tmp_path / "out")
@@ -113,6 +123,30 @@ def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     assert found["recommended"] != "own-backup"
     with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
         load_protection(tmp_path / "out", open_model(f"{PLACE}:vectors"), "own-backup")
+
+
+def test_a_backup_of_other_inputs_is_refused(call: Command, tmp_path: Path) -> None:
+    other = save_pt2(factories.other_inputs, tmp_path / "other.pt2")
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--backup", str(other))
+    outcome = call(*words)
+    assert outcome.code == 2
+    assert "error: --backup: " in outcome.err
+
+
+@pytest.mark.parametrize("source", ["{}/mine.py:make", "http://127.0.0.1:9/v2/models/m", None])
+def test_a_folder_of_somebodys_runs_no_code(
+    finished: Path, tmp_path: Path, source: str | None
+) -> None:
+    (tmp_path / "mine.py").write_text("from pathlib import Path\nPath(__file__ + '.ran').touch()\n")
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    named = source and {"source": source.format(tmp_path)}
+    changed = {**description(copy), "recommended": "own-backup", "own_backup": named}
+    (copy / DESCRIPTION).write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"own backup|as its backup"):
+        load_protection(copy, open_model(f"{PLACE}:vectors"))
+    with pytest.raises(UserError, match=r"own backup|as its backup"):  # the gateway's workers
+        open_backup(copy, changed, "own-backup", "logits")
+    assert not (tmp_path / "mine.py.ran").exists()
 
 
 def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) -> None:
@@ -233,7 +267,7 @@ def test_an_unfinished_protection_of_another_output_does_not_go_on(
         raise KeyboardInterrupt
 
     words = arguments("two_answers", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
-    words += ["--backup", f"{PLACE}:slower", "--scores"]
+    words += ["--backup", str(save_pt2(factories.slower, tmp_path / "slower.pt2")), "--scores"]
     with monkeypatch.context() as changed:
         changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
         assert call(*words, "aux").code == 130
@@ -310,7 +344,8 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
         ("vectors", ("--methods", "magic"), "--methods"),
         ("vectors", ("--k", "1"), "k must be"),
         ("vectors", ("--k", "61"), "--k 61: of 400 inputs 60"),
-        ("vectors", ("--backup", f"{PLACE}:other_inputs"), "--backup"),
+        ("vectors", ("--backup", f"{PLACE}:smaller"), "--backup: "),
+        ("vectors", ("--backup", "http://127.0.0.1:9/v2/models/m"), "--backup: "),
         ("vectors", ("--scores", "nothing"), "--scores"),
         ("at_random", (), "not deterministic"),
         ("constant", (), "class 0 to all inputs"),

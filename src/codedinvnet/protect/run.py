@@ -29,6 +29,7 @@ from codedinvnet.protect.folder import (
     EQUAL,
     PARTS,
     PICTURE,
+    PLAIN,
     SMALL,
     export_part,
     fingerprint,
@@ -176,11 +177,17 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     """Open the user's own smaller model.
 
     Raises:
-        UserError: if its inputs or classes are others.
+        UserError: if it is no file, or its inputs or classes are others.
     """
     if options.backup is None:
         return None
-    other = ModelSource(options.backup, threads=options.source.threads).open()
+    source = ModelSource(options.backup, threads=options.source.threads)
+    if source.kind not in PLAIN:
+        raise UserError(
+            f"--backup: {options.backup} is no file: give .onnx, .pt2 or a bundle, since whoever "
+            "opens the protection runs no code that it names"
+        )
+    other = source.open()
     mine, its = (
         [(spec.name, spec.datatype, spec.shape) for spec in m.signature.inputs]
         for m in (model, other)
