@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from codedinvnet.errors import UserError, one_line
-from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.base import DATATYPES, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
 
@@ -87,7 +87,8 @@ class Connection:
         A kept connection may have been closed meanwhile: the question is asked twice then.
 
         Raises:
-            UserError: if there is none, or it is an error.
+            Unreachable: if there is none.
+            UserError: if it is an error.
         """
         for attempt in range(2):
             try:
@@ -98,7 +99,7 @@ class Connection:
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if attempt or isinstance(error, ConnectionRefusedError | TimeoutError):
-                    raise UserError(f"{self.url} does not answer: {one_line(error)}") from error
+                    raise Unreachable(f"{self.url} does not answer: {one_line(error)}") from error
         if answer.status != 200:
             said = data[:200].decode(errors="replace").strip()
             raise UserError(f"{self.url} answers with HTTP status {answer.status}: {said}")
