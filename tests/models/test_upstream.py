@@ -32,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     metadata: Any = METADATA
     as_json = False
+    json_alone = False
+    misunderstood = 0
     hangs_up = 0
     most = 8
     asked: tuple[int, ...] = ()
@@ -53,9 +55,16 @@ class Handler(BaseHTTPRequestHandler):
             type(self).hangs_up -= 1
             self.close_connection = True
             return
-        length = int(self.headers["Inference-Header-Content-Length"])
+        length = int(self.headers["Inference-Header-Content-Length"] or len(body))
+        if self.json_alone and (
+            length < len(body) or self.headers["Content-Type"] != "application/json"
+        ):
+            type(self).misunderstood += 1
+            self._send(422, b'{"error": "no JSON"}')
+            return
         (tensor,) = json.loads(body[:length])["inputs"]
-        x = np.frombuffer(body[length:], "<f4").reshape(tensor["shape"])
+        data = tensor.get("data", np.frombuffer(body[length:], "<f4"))
+        x = np.array(data, np.float32).reshape(tensor["shape"])
         if len(x) > self.most or (x < 0).any():
             self._send(400, b'{"error": "too many, or negative"}')
             return
@@ -105,6 +114,17 @@ def test_a_servers_model_is_a_model(as_json: bool) -> None:
         assert model.source.digest == open_model(url).source.digest
         with pytest.raises(UserError, match=r"status 400: .*too many"):
             model.run({"x": -x})
+
+
+def test_a_server_that_takes_json_alone_is_asked_so() -> None:
+    x = np.random.default_rng(0).random((8, 3), np.float32)
+    with server(as_json=True, json_alone=True) as (url, kind):
+        model = open_model(url)
+        for _ in range(3):
+            assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        with pytest.raises(UserError, match=r"status 400: .*negative"):
+            model.run({"x": -x})
+        assert kind.misunderstood == 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 8, 40])
