@@ -36,6 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     misunderstood = 0
     hangs_up = 0
     most = 8
+    weights = WEIGHTS
     asked: tuple[int, ...] = ()
 
     def _send(self, status: int, body: bytes, length: int | None = None) -> None:
@@ -69,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(400, b'{"error": "too many, or negative"}')
             return
         type(self).asked += (len(x),)
-        y = x @ WEIGHTS
+        y = x @ self.weights
         told: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": list(y.shape)}
         word: dict[str, Any] = {"name": "word", "datatype": "BYTES", "shape": [len(x), 1]}
         if self.as_json:

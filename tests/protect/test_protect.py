@@ -39,6 +39,7 @@ from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
 from tests.models.factories import Value, save_pt2, write_graph
+from tests.models.test_upstream import server
 from tests.protect import factories
 from tests.protect.conftest import COUNT, PLACE, arguments, queries
 from tests.protect.factories import DAY, FEATURES
@@ -281,6 +282,31 @@ def test_an_unfinished_protection_of_another_output_does_not_go_on(
     assert outcome.code == 0, outcome.err
     rows = {row["method"]: row for row in description(tmp_path / "out")["table"]}
     assert rows["own-backup"]["agreement"][0] == 1.0
+
+
+def test_a_servers_other_weights_are_noticed_when_it_goes_on(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its metadata, which are its digest, are the same."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((COUNT, 3), np.float32))
+    words = arguments("", tmp_path / "x.npy", tmp_path / "out", "--methods", "small-backup")
+    with server() as (url, kind):
+        words[1] = url
+        with monkeypatch.context() as changed:
+            changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
+            assert call(*words).code == 130
+        kind.weights = kind.weights[::-1].copy()
+        refused = call(*words)
+        assert refused.code == 2
+        (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+        assert str(tmp_path / "out" / "work") in line
+        shutil.rmtree(tmp_path / "out" / "work")
+        outcome = call(*words)
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_machine_that_turns_out_slower_does_fewer_epochs(
