@@ -363,6 +363,20 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
     assert 100 < planned[0] <= 200
 
 
+def test_more_minutes_are_taken_where_there_was_no_time_for_an_epoch(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+    monkeypatch.setattr("codedinvnet.protect.parts.time", clock)
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--methods", "small-backup")
+    outcome = call(*words)  # within 300 seconds
+    assert outcome.code == 2
+    assert "give more" in outcome.err
+    outcome = call(*words, "--minutes", "30")
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["settings"]["minutes"] == 30
+
+
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [

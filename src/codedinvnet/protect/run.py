@@ -139,7 +139,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "notes": notes,
         "smoothing": smoothing,
         "exports": exports,
-        "settings": settings,
+        "settings": {**settings, "minutes": options.minutes},
         "split": {part: len(rows) for part, rows in setting.rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
         "processor_seconds": round(time.process_time() - computed, 1),
@@ -250,6 +250,8 @@ def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
 def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     """Return what the protection depends on; refuse an unfinished one that depends on other things.
 
+    Other minutes count for what is not planned yet: an epoch may have had no time.
+
     Raises:
         UserError: naming the differences.
     """
@@ -273,7 +275,6 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
         "scores": f"{scores.output}:{scores.kind}",
         "inputs": setting.inputs.digest(),
         "k": options.k,
-        "minutes": options.minutes,
         "seed": options.seed,
         "kind": kind,
         "flip": options.flip and kind == "images",
