@@ -204,7 +204,7 @@ def test_pixels_of_more_than_a_byte_are_not_cut_off(
 def test_an_archive_and_an_array_are_told_by_their_content(tmp_path: Path) -> None:
     for name, save in (("x.npz", np.save), ("x.npy", np.savez)):
         with (tmp_path / name).open("wb") as file:
-            save(file, np.zeros((2, 5)))  # type: ignore[operator]
+            save(file, np.zeros((2, 5)))
     assert len(read_inputs(tmp_path / "x.npz", VECTOR, Preprocessing())) == 2
     with pytest.raises(UserError, match="no array 'x'"):
         read_inputs(tmp_path / "x.npy", VECTOR, Preprocessing())

@@ -22,6 +22,7 @@ from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
 from codedinvnet.protect.capture import fetch
+from codedinvnet.protect.distil import batch_size
 from codedinvnet.protect.folder import (
     CALIBRATION,
     CODE,
@@ -40,7 +41,7 @@ from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs, captured, read_inputs, split
 from codedinvnet.protect.measure import Candidate
-from codedinvnet.protect.parts import TRIED, Trainer
+from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
@@ -301,9 +302,14 @@ def _with_gradients(
     why, scores = codes.refusal(setting.model.signature), None
     if not why and setting.macs is None:
         why = "nobody can count the model's multiply-adds, which its encoder's cost is set by"
+    batch = batch_size(len(setting.rows.train))
+    most = min(batch, len(setting.rows.validation))
+    if not why and options.k > most:
+        why = f"it learns with groups of at most {most} from so many inputs, and --k is {options.k}"
     if not why:
+        groups = setting.rows.train[: batch // 2]  # of two at least
         try:
-            scores = frozen_scores(setting.model, setting.inputs.batch(setting.rows.train[:TRIED]))
+            scores = frozen_scores(setting.model, setting.inputs.batch(groups))
         except Unsupported as error:
             why = f"it learns through the model, and {error}"
     if why:
