@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
+from codedinvnet.protect.folder import DESCRIPTION
 from tests.conftest import once
 from tests.models.factories import save_pt2
 from tests.protect import factories
@@ -36,6 +39,12 @@ def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
     """Return a command line, with k = 4."""
     base = ["protect", f"{PLACE}:{model}", "--inputs", str(inputs), "--out", str(out), "--k", "4"]
     return [*base, "--minutes", "5", *more]
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Return what a protection is."""
+    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    return found
 
 
 @pytest.fixture(scope="session")
