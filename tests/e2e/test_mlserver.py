@@ -22,6 +22,7 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import triton
+from codedinvnet.models import open_model
 from codedinvnet.processes import free_port
 from tests.e2e.test_triton import Gateway, calls
 from tests.processes import served, wait_until
@@ -215,6 +216,11 @@ def check_kserves_client(server: Any, ways: list[str], gateway: Gateway, folder:
 
 def test_kserves_client(server: MLServer, gateway: Gateway, tmp_path: Path) -> None:
     check_kserves_client(server, ["json", "grpc"], gateway, tmp_path)
+
+
+def test_it_is_a_model_that_can_be_protected(server: MLServer) -> None:
+    model = open_model(f"http://127.0.0.1:{server.http}/v2/models/{NAME}")
+    assert model.run({"input": X})["output"] == pytest.approx(Y, rel=1e-6)
 
 
 needs_triton = pytest.mark.skipif(

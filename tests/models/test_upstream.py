@@ -29,9 +29,15 @@ WEIGHTS = np.array([[1, 2], [3, -4], [-5, 6]], np.float32)
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     metadata: Any = METADATA
     as_json = False
+    json_alone = False
+    misunderstood = 0
     hangs_up = 0
+    most = 8
+    weights = WEIGHTS
+    asked: tuple[int, ...] = ()
 
     def _send(self, status: int, body: bytes, length: int | None = None) -> None:
         self.send_response(status)
@@ -50,13 +56,21 @@ class Handler(BaseHTTPRequestHandler):
             type(self).hangs_up -= 1
             self.close_connection = True
             return
-        length = int(self.headers["Inference-Header-Content-Length"])
-        (tensor,) = json.loads(body[:length])["inputs"]
-        x = np.frombuffer(body[length:], "<f4").reshape(tensor["shape"])
-        if len(x) > 8:
-            self._send(400, b'{"error": "too many"}')
+        length = int(self.headers["Inference-Header-Content-Length"] or len(body))
+        if self.json_alone and (
+            length < len(body) or self.headers["Content-Type"] != "application/json"
+        ):
+            type(self).misunderstood += 1
+            self._send(422, b'{"error": "no JSON"}')
             return
-        y = x @ WEIGHTS
+        (tensor,) = json.loads(body[:length])["inputs"]
+        data = tensor.get("data", np.frombuffer(body[length:], "<f4"))
+        x = np.array(data, np.float32).reshape(tensor["shape"])
+        if len(x) > self.most or (x < 0).any():
+            self._send(400, b'{"error": "too many, or negative"}')
+            return
+        type(self).asked += (len(x),)
+        y = x @ self.weights
         told: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": list(y.shape)}
         word: dict[str, Any] = {"name": "word", "datatype": "BYTES", "shape": [len(x), 1]}
         if self.as_json:
@@ -100,7 +114,35 @@ def test_a_servers_model_is_a_model(as_json: bool) -> None:
         assert (signature.scores.output, signature.scores.kind) == ("y", "logits")
         assert model.source.digest == open_model(url).source.digest
         with pytest.raises(UserError, match=r"status 400: .*too many"):
-            model.run({"x": np.zeros((9, 3), np.float32)})
+            model.run({"x": -x})
+
+
+def test_a_server_that_takes_json_alone_is_asked_so() -> None:
+    x = np.random.default_rng(0).random((8, 3), np.float32)
+    with server(as_json=True, json_alone=True) as (url, kind):
+        model = open_model(url)
+        for _ in range(3):
+            assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        with pytest.raises(UserError, match=r"status 400: .*negative"):
+            model.run({"x": -x})
+        assert kind.misunderstood == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 8, 40])
+def test_more_queries_than_a_server_takes_are_asked_in_turn(most: int) -> None:
+    x = np.random.default_rng(0).random((33, 3), np.float32)
+    with server(most=most) as (url, kind):
+        model = open_model(url)
+        for _ in range(2):
+            kind.asked = ()
+            assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        assert sum(kind.asked) == 33
+        assert min(most, 33) / 2 < max(kind.asked) <= most
+        kind.asked = ()
+        with pytest.raises(UserError, match="negative"):
+            model.run({"x": -x})
+        assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        assert min(most, 33) / 2 < max(kind.asked)  # an error of another kind changes nothing
 
 
 def test_another_model_has_another_digest() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ import pytest
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
+from codedinvnet.protect.folder import DESCRIPTION
 from tests.conftest import once
+from tests.models.factories import save_pt2
+from tests.protect import factories
 from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
@@ -36,6 +41,12 @@ def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
     return [*base, "--minutes", "5", *more]
 
 
+def description(folder: Path) -> dict[str, Any]:
+    """Return what a protection is."""
+    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    return found
+
+
 @pytest.fixture(scope="session")
 def finished(shared: Path) -> Path:
     """A protection of `vectors` by all methods, with labels and an own backup."""
@@ -52,5 +63,6 @@ def protect(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 60)
         methods = ("--methods", "small-backup,code,approxifer,nercc")
-        more = ("--labels", str(labels), "--backup", f"{PLACE}:smaller", "--json", *methods)
+        smaller = save_pt2(factories.smaller, folder / "smaller.pt2")
+        more = ("--labels", str(labels), "--backup", str(smaller), "--json", *methods)
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0

@@ -19,7 +19,7 @@ class Applied(nn.Module):
         self.second = nn.Parameter(scale * torch.randn(40, classes, generator=generator) / 40**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.flatten(1).float() @ self.first).relu() @ self.second
+        return (x.flatten(1).to(self.first.dtype) @ self.first).relu() @ self.second
 
 
 class Random(Applied):
@@ -36,6 +36,14 @@ class Constant(Applied):
 
 def vectors() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+def half() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 3).half(), torch.zeros(1, FEATURES, dtype=torch.float16)
+
+
+def double() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 3).double(), torch.zeros(1, FEATURES, dtype=torch.float64)
 
 
 class TwoInputs(nn.Module):
@@ -96,8 +104,8 @@ def odd() -> tuple[nn.Module, Tensor]:
 def smaller() -> tuple[nn.Module, Tensor]:
     """`vectors` with 16 of its 40 hidden units."""
     module = Applied(FEATURES, 3)
-    module.first = nn.Parameter(module.first[:, :16].detach())
-    module.second = nn.Parameter(module.second[:16].detach())
+    module.first = nn.Parameter(module.first[:, :16].detach().clone())
+    module.second = nn.Parameter(module.second[:16].detach().clone())
     return module, torch.zeros(1, FEATURES)
 
 

@@ -24,7 +24,7 @@ from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
 from codedinvnet.protect.teacher import scores_of
 from tests.conftest import Command
-from tests.models.factories import save_onnx
+from tests.models.factories import save_onnx, save_pt2
 from tests.protect import factories
 from tests.protect.conftest import PLACE, arguments, queries
 from tests.protect.factories import FEATURES
@@ -157,3 +157,35 @@ def test_a_model_without_gradients_gets_no_code(call: Command, tmp_path: Path) -
     outcome = call(*words[:-1], "code", "--out", str(tmp_path / "other"))
     assert outcome.code == 2
     assert "none of these can protect this model: code" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["half", "double"])
+def test_a_model_of_another_precision_gets_a_code(name: str, call: Command, tmp_path: Path) -> None:
+    words = arguments(name, queries(tmp_path), tmp_path / "out", "--methods", "code")
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    model = open_model(f"{PLACE}:{name}")
+    x = np.random.default_rng(1).random((K, FEATURES), np.float32)
+    scheme = load_protection(tmp_path / "out", model, CODE)
+    outputs = {
+        number: scheme.compute(number, torch.from_numpy(x[list(task.members)])[None]).output
+        for number, task in scheme.rules.tasks(K).items()
+        if number != 1
+    }
+    assert scheme.decode(outputs, K)[1].isfinite().all()
+
+
+def test_a_model_that_takes_one_query_gets_no_code(call: Command, tmp_path: Path) -> None:
+    model = save_pt2(factories.vectors, tmp_path / "model.pt2", batch=None)
+    words = arguments("", queries(tmp_path), tmp_path / "out", "--methods", "code,approxifer")
+    words[1] = str(model)
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    assert "code is left out: " in outcome.out
+
+
+def test_groups_that_fill_no_batch_get_no_code(call: Command, tmp_path: Path) -> None:
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--k", "33")
+    outcome = call(*words, "--methods", "code,approxifer")
+    assert outcome.code == 0, outcome.err
+    assert "code is left out: " in outcome.out

@@ -167,6 +167,66 @@ def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_
         read_inputs(given, IMAGE, Preprocessing())
 
 
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    """Its first block of pixels is sound, and its second one is not."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png", compress_level=0)
+    content = (tmp_path / "x.png").read_bytes()
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    (tmp_path / "x.png").write_bytes(content[:second] + b"\0\0\0\0" + content[second + 4 :])
+    with pytest.raises(UserError, match=r"x\.png cannot be read"):
+        read_inputs(tmp_path, IMAGE, Preprocessing())
+
+
+def test_files_that_are_no_images_are_left_out(tmp_path: Path) -> None:
+    pixels = write_images(tmp_path)
+    for name in ("a.pdf", "b.h5", "c.mpg", "D.PDF"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert len(read_inputs(tmp_path, IMAGE, Preprocessing())) == len(pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_of_more_than_a_byte_are_not_cut_off(
+    channels: int, dtype: type[np.generic], tmp_path: Path
+) -> None:
+    pixels = np.arange(24).reshape(4, 6).astype(dtype) * 1000
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    image = Signature((TensorSpec("x", "FP32", (channels, 4, 6)),), ())
+    with pytest.raises(UserError, match=r"deep\.tiff: .*--preprocess"):
+        read_inputs(tmp_path, image, Preprocessing())
+    code = "import numpy as np\ndef f(image):\n    return np.asarray(image, 'f4')[0, :5]\n"
+    (tmp_path / "mine.py").write_text(code)
+    how = Preprocessing(function=f"{tmp_path / 'mine.py'}:f")
+    np.testing.assert_array_equal(whole(read_inputs(tmp_path, VECTOR, how))[0], pixels[0, :5])
+
+
+def test_an_archive_and_an_array_are_told_by_their_content(tmp_path: Path) -> None:
+    for name, save in (("x.npz", np.save), ("x.npy", np.savez)):
+        with (tmp_path / name).open("wb") as file:
+            save(file, np.zeros((2, 5)))
+    assert len(read_inputs(tmp_path / "x.npz", VECTOR, Preprocessing())) == 2
+    with pytest.raises(UserError, match="no array 'x'"):
+        read_inputs(tmp_path / "x.npy", VECTOR, Preprocessing())
+
+
+def test_a_damaged_part_of_an_archive_is_told(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).random((40, 5)))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_inputs(tmp_path / "x.npz", VECTOR, Preprocessing())
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels.txt"])
+def test_damaged_labels_are_told(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 5)))
+    (tmp_path / name).write_bytes(b"" if name.endswith("npy") else b"\xff\xfe")
+    with pytest.raises(UserError, match="--labels"):
+        read_inputs(tmp_path / "x.npy", VECTOR, Preprocessing(), tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

@@ -1,4 +1,4 @@
-"""The command from end to end: what it leaves, what it refuses, and how it goes on."""
+"""The command from end to end: what it leaves and what it refuses."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import coding, distil, load_protection
-from codedinvnet.protect.folder import DESCRIPTION, EXPORTS, PARTS, WEIGHTS, load_part, save_part
+from codedinvnet.protect.folder import (
+    DESCRIPTION,
+    EXPORTS,
+    PARTS,
+    WEIGHTS,
+    load_part,
+    open_backup,
+    save_part,
+)
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape, VectorStudent
 from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
-from tests.models.factories import Value, write_graph
-from tests.protect.conftest import COUNT, PLACE, arguments, queries
+from tests.models.factories import Value, save_pt2, write_graph
+from tests.protect import factories
+from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
 from tests.protect.factories import DAY, FEATURES
 
 ROWS = ("small-backup", "code", "code-scores", "code-side", "equal-backup")
 """The rows of what is trained."""
-
-
-def description(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    return found
 
 
 def test_the_folder_is_whole(finished: Path) -> None:
@@ -105,7 +109,8 @@ def test_another_models_protection_is_refused(finished: Path) -> None:
 def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     call: Command, tmp_path: Path
 ) -> None:
-    more = ("--methods", "approxifer", "--backup", f"{PLACE}:slower")
+    slower = save_pt2(factories.slower, tmp_path / "slower.pt2")
+    more = ("--methods", "approxifer", "--backup", str(slower))
     outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
     assert outcome.code == 0, outcome.err
     found = description(tmp_path / "out")
@@ -113,6 +118,30 @@ def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     assert found["recommended"] != "own-backup"
     with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
         load_protection(tmp_path / "out", open_model(f"{PLACE}:vectors"), "own-backup")
+
+
+def test_a_backup_of_other_inputs_is_refused(call: Command, tmp_path: Path) -> None:
+    other = save_pt2(factories.other_inputs, tmp_path / "other.pt2")
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--backup", str(other))
+    outcome = call(*words)
+    assert outcome.code == 2
+    assert "error: --backup: " in outcome.err
+
+
+@pytest.mark.parametrize("source", ["{}/mine.py:make", "http://127.0.0.1:9/v2/models/m", None])
+def test_a_folder_of_somebodys_runs_no_code(
+    finished: Path, tmp_path: Path, source: str | None
+) -> None:
+    (tmp_path / "mine.py").write_text("from pathlib import Path\nPath(__file__ + '.ran').touch()\n")
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    named = source and {"source": source.format(tmp_path)}
+    changed = {**description(copy), "recommended": "own-backup", "own_backup": named}
+    (copy / DESCRIPTION).write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"own backup|as its backup"):
+        load_protection(copy, open_model(f"{PLACE}:vectors"))
+    with pytest.raises(UserError, match=r"own backup|as its backup"):  # the gateway's workers
+        open_backup(copy, changed, "own-backup", "logits")
+    assert not (tmp_path / "mine.py.ran").exists()
 
 
 def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) -> None:
@@ -170,83 +199,6 @@ def test_a_small_backup_of_before_the_parts_of_an_image_is_read(tmp_path: Path) 
     save_checkpoint(tmp_path / "old", module_tensors({"part": old}), {"shape": told})
     with torch.inference_mode():
         assert torch.equal(load_part(tmp_path / "old")(x), old(x))
-
-
-def test_a_killed_training_goes_on_as_if_it_had_not_been(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = queries(tmp_path)
-    more = ("--methods", "small-backup")
-    assert call(*arguments("vectors", inputs, tmp_path / "whole", *more)).code == 0
-    asked = 0
-    validate = distil.DistilStage.validate
-
-    def killed(stage: distil.DistilStage) -> Any:
-        nonlocal asked
-        asked += 1
-        if asked == 4:  # the first one is of the plan
-            raise KeyboardInterrupt
-        return validate(stage)
-
-    monkeypatch.setattr(distil.DistilStage, "validate", killed)
-    outcome = call(*arguments("vectors", inputs, tmp_path / "killed", *more))
-    assert outcome.code == 130
-    assert "the same command goes on" in outcome.err
-    assert not (tmp_path / "killed" / DESCRIPTION).exists()
-    changed = call(*arguments("vectors", inputs, tmp_path / "killed", *more, "--seed", "1"))
-    assert changed.code == 2
-    assert "seed 0 -> 1" in changed.err
-    monkeypatch.setattr(distil.DistilStage, "validate", validate)
-    epochs = []
-    start = distil.DistilStage.start_epoch
-
-    def started(stage: distil.DistilStage, epoch: int, generator: torch.Generator) -> None:
-        epochs.append(epoch)
-        start(stage, epoch, generator)
-
-    monkeypatch.setattr(distil.DistilStage, "start_epoch", started)
-    assert call(*arguments("vectors", inputs, tmp_path / "killed", *more)).code == 0
-    whole, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
-    assert epochs[0] == 2
-
-
-def test_what_another_protection_has_left_is_not_taken(
-    finished: Path, call: Command, tmp_path: Path
-) -> None:
-    """Its backup may have learnt from what are test inputs now."""
-    (tmp_path / "again").mkdir()
-    shutil.copy(finished / WEIGHTS, tmp_path / "again" / WEIGHTS)
-    inputs = queries(tmp_path)
-    more = ("--methods", "small-backup", "--seed", "1")
-    for name in ("clean", "again"):
-        outcome = call(*arguments("vectors", inputs, tmp_path / name, *more))
-        assert outcome.code == 0, outcome.err
-    clean, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("clean", "again"))
-    assert all(torch.equal(clean[key], again[key]) for key in clean)
-
-
-def test_an_unfinished_protection_of_another_output_does_not_go_on(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    words = arguments("two_answers", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
-    words += ["--backup", f"{PLACE}:slower", "--scores"]
-    with monkeypatch.context() as changed:
-        changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
-        assert call(*words, "aux").code == 130
-    with monkeypatch.context() as changed:
-        changed.setattr("codedinvnet.protect.run.draw", killed)
-        assert call(*words, "main").code == 130
-    refused = call(*words, "aux")
-    assert refused.code == 2
-    assert "'main:logits' -> 'aux:logits'" in refused.err
-    outcome = call(*words, "main")
-    assert outcome.code == 0, outcome.err
-    rows = {row["method"]: row for row in description(tmp_path / "out")["table"]}
-    assert rows["own-backup"]["agreement"][0] == 1.0
 
 
 def test_a_machine_that_turns_out_slower_does_fewer_epochs(
@@ -310,7 +262,8 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
         ("vectors", ("--methods", "magic"), "--methods"),
         ("vectors", ("--k", "1"), "k must be"),
         ("vectors", ("--k", "61"), "--k 61: of 400 inputs 60"),
-        ("vectors", ("--backup", f"{PLACE}:other_inputs"), "--backup"),
+        ("vectors", ("--backup", f"{PLACE}:smaller"), "--backup: "),
+        ("vectors", ("--backup", "http://127.0.0.1:9/v2/models/m"), "--backup: "),
         ("vectors", ("--scores", "nothing"), "--scores"),
         ("at_random", (), "not deterministic"),
         ("constant", (), "class 0 to all inputs"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,20 @@ def test_it_is_chosen_where_it_agrees_more_often(call: Command, tmp_path: Path, 
     assert (scores.argmax(1).numpy() == wanted.argmax(1)).mean() >= 0.75
     if name == "likely_picture":
         assert scores.sum(1) == pytest.approx(1.0)
+
+
+def test_with_more_minutes_both_are_tried_anew(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+    monkeypatch.setattr("codedinvnet.protect.parts.time", clock)
+    np.save(tmp_path / "x.npy", squares(400, last=False))
+    options = ("--scale", "1", "--methods", "small-backup", "--no-flip")
+    words = arguments("picture", tmp_path / "x.npy", tmp_path / "out", *options)
+    assert call(*words).code == 2  # within 300 seconds
+    outcome = call(*words, "--minutes", "30")
+    assert outcome.code == 0, outcome.err
+    assert isinstance(load_part(tmp_path / "out" / WEIGHTS), ShrunkStudent)
 
 
 def test_a_fresh_network_is_taken_where_the_models_training_diverges(

@@ -65,7 +65,7 @@ def add_commands(commands: Commands) -> None:
         help="pixels by which images are shifted in training (an eighth of the height if the model "
         "keeps its answers, else 0)",
     )
-    add("--backup", metavar="MODEL", help="a smaller model of your own, for the same inputs (none)")
+    add("--backup", metavar="MODEL", help="a smaller model's file, for the same inputs (none)")
     add(
         "--methods",
         help="what is trained and measured, names with commas; there is also code (a small backup "

@@ -29,6 +29,10 @@ DATATYPES: Mapping[str, np.dtype[np.generic]] = {
 FLOATING = ("FP16", "FP32", "FP64")
 
 
+class Unreachable(UserError):
+    """A server does not answer: it makes no difference how much it is asked for."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor that a model takes or returns.

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import Signature
-from codedinvnet.models.probe import Compute, Opened, find_scores, in_turn, probe
+from codedinvnet.models.base import Signature, Unreachable
+from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
 from codedinvnet.models.specs import parse_input
 
 Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory", "upstream"]
@@ -132,6 +132,8 @@ class OpenModel:
     ) -> None:
         self.source, self.network = source, network
         self._signature, self._compute = signature, compute
+        self._at_once = signature.max_batch
+        self._worked = min(ROWS, signature.max_batch or ROWS)  # as the probe has seen
 
     @property
     def signature(self) -> Signature:
@@ -139,8 +141,25 @@ class OpenModel:
         return self._signature
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute a batch; more queries than the model takes at once are computed in turn."""
-        return in_turn(self._compute, inputs, self._signature.max_batch)
+        """Compute a batch; more queries than the model takes at once are computed in turn.
+
+        Not every model tells how many it takes. Where a larger batch fails than any before, halves
+        of it are tried, and what works then is the most from there on.
+        """
+        size = len(next(iter(inputs.values())))
+        at_once = most = min(size, self._at_once or size)
+        while True:
+            try:
+                found = in_turn(self._compute, inputs, at_once)
+                break
+            except Exception as error:  # whatever the model raises
+                if at_once <= self._worked or isinstance(error, Unreachable):
+                    raise
+                at_once = max(at_once // 2, self._worked)
+        if at_once < most:
+            self._at_once = at_once
+        self._worked = max(self._worked, at_once)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return what a user wants to know of the model, as JSON has it."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from codedinvnet.errors import UserError, one_line
-from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.base import DATATYPES, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
 
@@ -48,6 +48,19 @@ def declared_inputs(
         for tensor in metadata["inputs"]
     ]
     return input_specs(inputs, told, where)
+
+
+class Refused(UserError):
+    """A server answers with an error.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, url: str, status: int, body: bytes) -> None:
+        said = body[:200].decode(errors="replace").strip()
+        super().__init__(f"{url} answers with HTTP status {status}: {said}")
+        self.status = status
 
 
 class Connection:
@@ -87,7 +100,8 @@ class Connection:
         A kept connection may have been closed meanwhile: the question is asked twice then.
 
         Raises:
-            UserError: if there is none, or it is an error.
+            Unreachable: if there is none.
+            Refused: if it is an error.
         """
         for attempt in range(2):
             try:
@@ -98,10 +112,9 @@ class Connection:
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if attempt or isinstance(error, ConnectionRefusedError | TimeoutError):
-                    raise UserError(f"{self.url} does not answer: {one_line(error)}") from error
+                    raise Unreachable(f"{self.url} does not answer: {one_line(error)}") from error
         if answer.status != 200:
-            said = data[:200].decode(errors="replace").strip()
-            raise UserError(f"{self.url} answers with HTTP status {answer.status}: {said}")
+            raise Refused(self.url, answer.status, data)
         return {name.lower(): value for name, value in answer.getheaders()}, data
 
 
@@ -134,17 +147,72 @@ def open_upstream_model(url: str, told: Sequence[TensorSpec]) -> Opened:
         raise UserError(f"{url} takes texts, which are not asked for")
     digest = hashlib.sha256(json.dumps([name, *tensors]).encode()).hexdigest()[:16]
 
-    def compute(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        head, blobs = described({spec.name: arrays[spec.name] for spec in inputs}, inputs)
-        headers, data = connection.ask(
-            "POST", "/infer", b"".join([head, *blobs]), {JSON_LENGTH: str(len(head))}
-        )
-        try:
-            return outputs_of(data, headers.get(JSON_LENGTH.lower()))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{url} answers what is not the protocol: {error}") from error
+    return Opened(inputs, most, platform, digest, Asking(connection, inputs).compute)
 
-    return Opened(inputs, most, platform, digest, compute)
+
+class Asking:
+    """Asks a server's model, with binary tensors if the server takes them, else as JSON.
+
+    Args:
+        connection: to the model.
+        inputs: of one query.
+    """
+
+    def __init__(self, connection: Connection, inputs: Sequence[TensorSpec]) -> None:
+        self.connection, self.inputs = connection, inputs
+        self.ways = [binary_request, json_request]
+        """Those that the server may take: one, once it has answered."""
+
+    def compute(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the model's answers to a batch.
+
+        Raises:
+            Unreachable: if the server does not answer.
+            UserError: if it answers with an error, or what it says is not the protocol.
+        """
+        first: Refused | None = None
+        for way in self.ways:
+            body, told = way(arrays, self.inputs)
+            try:
+                headers, data = self.connection.ask("POST", "/infer", body, told)
+            except Refused as error:
+                if not 400 <= error.status < 500:
+                    raise
+                first = first or error
+                continue
+            try:
+                found = outputs_of(data, headers.get(JSON_LENGTH.lower()))
+            except (ValueError, TypeError, KeyError) as error:
+                where = self.connection.url
+                raise UserError(f"{where} answers what is not the protocol: {error}") from error
+            self.ways = [way]
+            return found
+        assert first is not None
+        raise first
+
+
+def binary_request(
+    arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body of a request with binary tensors, and its headers."""
+    head, blobs = described(arrays, specs)
+    return b"".join([head, *blobs]), {JSON_LENGTH: str(len(head))}
+
+
+def json_request(
+    arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body of a request in JSON alone, and its headers: some servers take no other."""
+    inputs = [
+        {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": list(arrays[spec.name].shape),
+            "data": arrays[spec.name].astype(DATATYPES[spec.datatype]).ravel().tolist(),
+        }
+        for spec in specs
+    ]
+    return json.dumps({"inputs": inputs}).encode(), {"Content-Type": "application/json"}
 
 
 def described(

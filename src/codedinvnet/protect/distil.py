@@ -174,6 +174,11 @@ def student_scores(student: Student, inputs: Inputs, rows: np.ndarray) -> np.nda
     return np.asarray(torch.cat(found).numpy())
 
 
+def batch_size(count: int) -> int:
+    """Return the batch with which so many inputs are trained on."""
+    return 128 if count >= 4000 else 64 if count >= 1000 else 32
+
+
 def plan(
     make: Callable[[PartSettings], BudgetStage],
     count: int,
@@ -191,7 +196,7 @@ def plan(
     Raises:
         UserError: if there is no time for an epoch.
     """
-    batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
+    batch = batch_size(count)
     steps = max(FEWEST_STEPS, count // batch)
     part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch, **dict(rates))
     stage = make(part)

@@ -44,6 +44,8 @@ EXPORTS = {SMALL: "backup.onnx", EQUAL: "equal-backup.onnx"}
 """The small backups as ONNX Runtime computes them, which is faster than PyTorch."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
 """Rows of the code around the frozen model, by what their answers rest on."""
+PLAIN = ("onnx", "pt2", "bundle")
+"""Kinds of models that a description may name: files that run no code of anybody's."""
 CLOSE = 1e-2
 """Share of the largest score by which another machine's answers may differ."""
 
@@ -192,7 +194,8 @@ def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> Row:
     """Return a method of a protection's table.
 
     Raises:
-        UserError: if there is no such method, or it costs too much to serve with.
+        UserError: if there is no such method, it costs too much to serve with, or it is a model
+            that a description may not name.
     """
     name = method or found["recommended"]
     if name is None:
@@ -207,7 +210,28 @@ def row_of(folder: Path, found: Mapping[str, Any], method: str | None) -> Row:
             f"{folder}: {name} costs {work:.2f} of the model for each query: a copy by the model "
             "itself does better (policy hedge)"
         )
+    if name == OWN:
+        own_backup(folder, found)
     return Row(name, work, k, backups)
+
+
+def own_backup(folder: Path, found: Mapping[str, Any]) -> ModelSource:
+    """Return what opens the user's own smaller model, which is a file that runs no code.
+
+    Raises:
+        UserError: if the description names none, or a factory or a URL.
+    """
+    try:
+        source = ModelSource(**found["own_backup"])
+        kind = source.kind
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} names no own backup: make it anew") from error
+    if kind not in PLAIN:
+        raise UserError(
+            f"{folder / DESCRIPTION} names {source.source!r} as its backup, which is not opened, "
+            "since a folder may be anybody's: make the protection anew with a file (.onnx, .pt2)"
+        )
+    return source
 
 
 def scheme_of(folder: Path, found: Mapping[str, Any], model: Model, method: str | None) -> Scheme:
@@ -246,9 +270,12 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
         found: its description.
         name: SMALL, EQUAL or OWN.
         kind: the kind that its scores are to have, "logits" or "probabilities".
+
+    Raises:
+        UserError: if it cannot be opened, or is a model that a description may not name.
     """
     if name == OWN:
-        source = ModelSource(**found["own_backup"])
+        source = own_backup(folder, found)
     elif name in found.get("exports", ()) and is_installed(ONNX_RUNTIME):
         source = _exported(folder, name)
     else:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Encoded, ScoresCode
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.codes.rules import Parities
+from codedinvnet.errors import one_line
 from codedinvnet.models import OpenModel
 from codedinvnet.models.base import scores_tensor
+from codedinvnet.models.graph import Unsupported
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, LeanFusion, weighted_mean
 from codedinvnet.nn.head import RecoveryHead
 from codedinvnet.protect.images import layout
@@ -121,6 +123,7 @@ class FrozenCoder(nn.Module):
 
     def level(self, scores: Tensor) -> Tensor:
         """Return what is averaged and subtracted: log-probabilities around their mean."""
+        scores = scores.float()  # the model's may be of 16 or 64 bits
         logs = scores.clamp_min(LEAST).log() if self.scores == "probabilities" else scores
         return logs - logs.mean(dim=-1, keepdim=True)
 
@@ -176,7 +179,7 @@ class FrozenCode(ScoresCode):
         return self._scores(self.coder.answer(decoded, side, size, self.evidence))
 
     def _side(self, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        side = outputs[self.rules.k][:, self.coder.shape.classes :]
+        side = outputs[self.rules.k][:, self.coder.shape.classes :].float()
         return side.reshape(len(side), size, -1)
 
     def _scores(self, logits: Tensor) -> Tensor:
@@ -184,11 +187,11 @@ class FrozenCode(ScoresCode):
 
 
 def frozen_scores(model: OpenModel, batch: dict[str, np.ndarray]) -> Callable[[Tensor], Tensor]:
-    """Return what maps queries (B, *shape) to scores, with gradients.
+    """Return what maps queries (B, *shape), floats, to scores, with gradients.
 
     Args:
         model: the served model; ONNX Runtime has no gradients, so its graph is computed here.
-        batch: some queries.
+        batch: as many queries as there will be at once; they are tried, and so is one alone.
 
     Raises:
         Unsupported: if that cannot be; the message says why.
@@ -198,12 +201,28 @@ def frozen_scores(model: OpenModel, batch: dict[str, np.ndarray]) -> Callable[[T
         graph = graph_of(model, batch).requires_grad_(False)
         assert model.signature.scores is not None
         probabilities = model.signature.scores.kind == "probabilities"
-        return lambda queries: graph(queries).softmax(1) if probabilities else graph(queries)
+        return _tried(lambda q: graph(q).softmax(1) if probabilities else graph(q), batch)
+    (array,) = batch.values()
+    dtype = torch.from_numpy(array).dtype
 
     def scores(queries: Tensor) -> Tensor:
-        found: Tensor = network.named([queries])[output]
+        found: Tensor = network.named([queries.to(dtype)])[output]
         return found
 
+    return _tried(scores, batch)
+
+
+def _tried(
+    scores: Callable[[Tensor], Tensor], batch: Mapping[str, np.ndarray]
+) -> Callable[[Tensor], Tensor]:
+    """Return the function if gradients flow through it: a module's batch may be fixed, for one."""
+    (array,) = batch.values()
+    try:
+        for count in (1, len(array)):
+            queries = torch.from_numpy(array[:count]).float().requires_grad_()
+            torch.autograd.grad(scores(queries).float().sum(), queries)
+    except Exception as error:  # PyTorch has many for what does not fit
+        raise Unsupported(f"that has no gradients of a batch: {one_line(error)}") from error
     return scores
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec
@@ -17,6 +17,10 @@ from codedinvnet.models.torch import user_module
 Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Makes a batch of the model's input of a batch that is kept."""
 CHANNELS = (1, 3)
+DEEP = ("I", "F")
+"""How the names of Pillow's modes of more than a byte a channel begin: 16 or 32 bits."""
+NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PDF")
+"""Formats whose names Pillow knows without reading them."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,19 @@ class Preprocessing:
         """Return an image in bytes, in the model's size and layout.
 
         Raises:
-            UserError: if it is smaller than what is cut out.
+            UserError: if it is smaller than what is cut out, or its pixels are no bytes.
         """
         channels, last = layout(spec)
         height, width = self.size(spec)
-        image = image.convert("L" if channels == 1 else "RGB")
+        if image.mode.startswith(DEEP):
+            raise UserError(
+                f"its pixels are no bytes (Pillow's mode {image.mode}), and nobody knows their "
+                "scale: --preprocess"
+            )
+        try:
+            image = image.convert("L" if channels == 1 else "RGB")
+        except ValueError as error:  # of LAB, for one
+            raise UserError(f"{one_line(error)}: --preprocess") from error
         if self.resize is not None:
             factor = self.resize / min(image.size)
             new = (
@@ -146,7 +158,7 @@ def read_folder(
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in Image.EXTENSION and path.is_file()
+        if Image.EXTENSION.get(path.suffix.lower()) not in (None, *NO_IMAGES) and path.is_file()
     )
     if not paths:
         raise UserError(f"--inputs: {folder} has no image that Pillow reads")
@@ -159,7 +171,7 @@ def read_folder(
         try:
             with Image.open(path) as image:
                 image.load()
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow has many for what is damaged
             raise UserError(f"--inputs: {path} cannot be read: {one_line(error)}") from error
         if own is None:
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.errors import UserError, nearest
+from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.files import parse_json
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
 from codedinvnet.progress import Progress
@@ -183,13 +182,15 @@ def read_inputs(
 def _arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     try:
         loaded = np.load(path, allow_pickle=False)
-        found = {key: loaded[key] for key in loaded.files} if path.suffix == ".npz" else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--inputs: {path} is damaged, or holds objects: {error}") from error
-    if found is None:
+        found = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
+    except Exception as error:  # NumPy has many for what is damaged
+        raise UserError(
+            f"--inputs: {path} is damaged, or holds objects: {one_line(error)}"
+        ) from error
+    if isinstance(found, np.ndarray):
         if len(names) > 1:
             raise UserError(f"--inputs: the model takes {', '.join(names)}: give them in an .npz")
-        return {names[0]: loaded}
+        return {names[0]: found}
     if len(names) == 1 and names[0] not in found and IMAGES in found:
         found[names[0]] = found.pop(IMAGES)
     for name in names:
@@ -255,9 +256,9 @@ def _labels(path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
         return np.array([int(word) for word in path.read_text().split()])
-    except (OSError, ValueError) as error:
+    except Exception as error:  # NumPy has many for what is damaged
         raise UserError(
-            f"--labels: {path} is neither .npy nor an integer a line: {error}"
+            f"--labels: {path} is neither .npy nor an integer a line: {one_line(error)}"
         ) from error
 
 

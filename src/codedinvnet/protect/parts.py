@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,12 @@ class Trainer:
             work: the most that it may cost for a query, in services of the model.
         """
         offers = self._offers(name, work)
-        found = self._fitted(name, offers[0] if len(offers) == 1 else self._better(name, offers))
+        try:
+            offer = offers[0] if len(offers) == 1 else self._better(name, offers)
+            found = self._fitted(name, offer)
+        except UserError:  # with more minutes they are tried anew
+            self._tried(name).unlink(missing_ok=True)
+            raise
         assert isinstance(found, Student)
         return found
 
@@ -128,7 +134,7 @@ class Trainer:
 
     def _better(self, name: str, offers: Sequence[Offer]) -> Offer:
         """Train each for a share of the time, and return the one that agreed more often."""
-        path = self.options.out / WORK / f"tried-{name}.json"
+        path = self._tried(name)
         if not path.is_file():
             scores: dict[str, float] = {}
             for number, offer in enumerate(offers):
@@ -144,6 +150,9 @@ class Trainer:
         told = ", ".join(f"{title} {100 * score:.1f} %" for title, score in scores.items())
         self._note(f"{name}: validation inputs agreed on after short trainings: {told}")
         return best
+
+    def _tried(self, name: str) -> Path:
+        return self.options.out / WORK / f"tried-{name}.json"
 
     def _note(self, line: str) -> None:
         if line not in self.notes:

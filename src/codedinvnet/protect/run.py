@@ -22,6 +22,7 @@ from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
 from codedinvnet.protect.capture import fetch
+from codedinvnet.protect.distil import batch_size
 from codedinvnet.protect.folder import (
     CALIBRATION,
     CODE,
@@ -29,6 +30,7 @@ from codedinvnet.protect.folder import (
     EQUAL,
     PARTS,
     PICTURE,
+    PLAIN,
     SMALL,
     export_part,
     fingerprint,
@@ -39,7 +41,7 @@ from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs, captured, read_inputs, split
 from codedinvnet.protect.measure import Candidate
-from codedinvnet.protect.parts import TRIED, Trainer
+from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
@@ -138,7 +140,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "notes": notes,
         "smoothing": smoothing,
         "exports": exports,
-        "settings": settings,
+        "settings": {**settings, "minutes": options.minutes},
         "split": {part: len(rows) for part, rows in setting.rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
         "processor_seconds": round(time.process_time() - computed, 1),
@@ -176,11 +178,17 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     """Open the user's own smaller model.
 
     Raises:
-        UserError: if its inputs or classes are others.
+        UserError: if it is no file, or its inputs or classes are others.
     """
     if options.backup is None:
         return None
-    other = ModelSource(options.backup, threads=options.source.threads).open()
+    source = ModelSource(options.backup, threads=options.source.threads)
+    if source.kind not in PLAIN:
+        raise UserError(
+            f"--backup: {options.backup} is no file: give .onnx, .pt2 or a bundle, since whoever "
+            "opens the protection runs no code that it names"
+        )
+    other = source.open()
     mine, its = (
         [(spec.name, spec.datatype, spec.shape) for spec in m.signature.inputs]
         for m in (model, other)
@@ -243,6 +251,8 @@ def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
 def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     """Return what the protection depends on; refuse an unfinished one that depends on other things.
 
+    Other minutes count for what is not planned yet: an epoch may have had no time.
+
     Raises:
         UserError: naming the differences.
     """
@@ -266,7 +276,6 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
         "scores": f"{scores.output}:{scores.kind}",
         "inputs": setting.inputs.digest(),
         "k": options.k,
-        "minutes": options.minutes,
         "seed": options.seed,
         "kind": kind,
         "flip": options.flip and kind == "images",
@@ -293,9 +302,14 @@ def _with_gradients(
     why, scores = codes.refusal(setting.model.signature), None
     if not why and setting.macs is None:
         why = "nobody can count the model's multiply-adds, which its encoder's cost is set by"
+    batch = batch_size(len(setting.rows.train))
+    most = min(batch, len(setting.rows.validation))
+    if not why and options.k > most:
+        why = f"it learns with groups of at most {most} from so many inputs, and --k is {options.k}"
     if not why:
+        groups = setting.rows.train[: batch // 2]  # of two at least
         try:
-            scores = frozen_scores(setting.model, setting.inputs.batch(setting.rows.train[:TRIED]))
+            scores = frozen_scores(setting.model, setting.inputs.batch(groups))
         except Unsupported as error:
             why = f"it learns through the model, and {error}"
     if why:

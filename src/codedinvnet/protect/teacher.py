@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,12 @@ BATCH = 32
 SHARD = 2048
 """Inputs whose scores are kept in one file: what a kill costs at most."""
 TWICE = 16
-"""Inputs that a model is asked twice."""
+"""Inputs that a model is asked twice: at first, and those whose scores were kept."""
 _LEAST = 1e-7
 _CLOSE = 1e-4
 """Share of the largest score by which two answers to one query may differ."""
+_SAME = 1e-2
+"""Likewise of a kept answer, which may be of another batch, and of before a restart."""
 
 
 def log_probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
@@ -74,6 +77,8 @@ def teacher_scores(
 ) -> np.ndarray:
     """Return the model's scores (N, classes) of all inputs; what was asked before is kept.
 
+    Some of what is kept is asked again: nobody tells whether a server has other weights now.
+
     Args:
         model: the served model.
         inputs: the queries.
@@ -81,29 +86,35 @@ def teacher_scores(
         mirrored: the axis of batches along which images are mirrored first; None: they are not.
 
     Raises:
-        UserError: if scores are not finite.
+        UserError: if scores are not finite, or others than those that were kept.
     """
+
+    def asked(rows: np.ndarray) -> np.ndarray:
+        batch = inputs.batch(rows)
+        if mirrored is not None:
+            batch = {
+                key: np.ascontiguousarray(np.flip(array, mirrored)) for key, array in batch.items()
+            }
+        return scores_of(model, batch)
+
     parts = []
     name = "scores" if mirrored is None else "mirrored"
+    paths = {begin: folder / f"{name}-{begin:08}.npy" for begin in range(0, len(inputs), SHARD)}
+    kept = {begin: np.load(path) for begin, path in paths.items() if path.is_file()}
+    if kept:
+        _check_kept(kept, asked, folder)
     with Progress(
         total=len(inputs), desc=f"the model: {name}", unit="input", file=sys.stderr
     ) as bar:
-        for begin in range(0, len(inputs), SHARD):
+        for begin, path in paths.items():
             rows = np.arange(begin, min(begin + SHARD, len(inputs)))
-            path = folder / f"{name}-{begin:08}.npy"
-            if path.is_file():
-                parts.append(np.load(path))
+            if begin in kept:
+                parts.append(kept[begin])
                 bar.update(len(rows))
                 continue
             found = []
             for part in np.split(rows, range(BATCH, len(rows), BATCH)):
-                batch = inputs.batch(part)
-                if mirrored is not None:
-                    batch = {
-                        key: np.ascontiguousarray(np.flip(array, mirrored))
-                        for key, array in batch.items()
-                    }
-                found.append(scores_of(model, batch))
+                found.append(asked(part))
                 bar.update(len(part))
             scores = np.concatenate(found).astype(np.float32)
             if not np.isfinite(scores).all():
@@ -113,6 +124,24 @@ def teacher_scores(
             write_atomically(path, content.getvalue())
             parts.append(scores)
     return np.concatenate(parts)
+
+
+def _check_kept(
+    kept: Mapping[int, np.ndarray], ask: Callable[[np.ndarray], np.ndarray], folder: Path
+) -> None:
+    """Ask a model again for some of what was kept, first row -> scores (N, classes).
+
+    Raises:
+        UserError: if it gives other scores now.
+    """
+    rows = np.concatenate([begin + np.arange(len(scores)) for begin, scores in kept.items()])
+    some = np.linspace(0, len(rows) - 1, min(TWICE, len(rows))).astype(int)
+    before, now = np.concatenate(list(kept.values()))[some], ask(rows[some])
+    if not np.abs(now - before).max() <= _SAME * max(float(np.abs(before).max()), 1e-6):
+        raise UserError(
+            f"--out: the model gives other scores now than {folder.parent} has of it: name another "
+            f"folder, or delete {folder.parent}"
+        )
 
 
 def agreement_when_shifted(
