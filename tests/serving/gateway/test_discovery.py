@@ -13,9 +13,10 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
+from codedinvnet.serving.gateway.upstreams import open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
-from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, until
+from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
 async def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
@@ -139,6 +140,53 @@ async def test_an_upstream_that_died_and_is_removed_is_absent(tmp_path: Path) ->
         assert list(front.supervisor.losses) == []
     for fake in (first, third):
         await fake.stop()
+
+
+async def test_an_upstream_that_is_removed_while_it_is_probed_leaves_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    steady, away, later = Fake(), GrpcFake(), Fake()
+
+    for fake in (away, later):
+        await fake.start()
+    await away.stop()
+    away.held.clear()
+    async with gateway(steady, away) as (_, relay, _):
+        await until(lambda: is_up(relay) == [True, False])
+        await away.start()
+        await until(lambda: away.probes == 1)
+        relay.pool.change([steady.url], open_upstream)
+        relay.pool.change([steady.url, later.url], open_upstream)
+        await until(lambda: is_up(relay) == [True, True])
+    await later.stop()
+
+
+async def test_others_are_watched_after_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
+    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    steady, going = Fake(), GrpcFake()
+
+    async with gateway(steady, going) as (_, relay, _):
+        going.held.clear()
+        before = going.probes
+        await until(lambda: going.probes > before)
+        relay.pool.change([steady.url], open_upstream)
+        before = steady.probes
+        await until(lambda: steady.probes > before + 2)
+
+
+async def test_others_are_watched_though_one_answers_nonsense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
+    steady, strange = Fake(), GrpcFake()
+
+    strange.ready = b"\xff"
+    async with gateway(steady, strange):
+        await until(lambda: strange.probes > 2)
+        before = steady.probes
+        await until(lambda: steady.probes > before + 2)
 
 
 async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.alarm import CatchUp
-from codedinvnet.serving.background import Background
+from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream, difference
 from codedinvnet.serving.logs import log_event
@@ -433,7 +433,10 @@ class UpstreamPool:
             await asyncio.sleep(PROBE_PERIOD)
             now = time.monotonic()
             quiet = [p for p in self.places if p.up and now - p.answered > PROBE_PERIOD]
-            await asyncio.gather(*map(self._look, quiet))
+            looks = await asyncio.gather(*map(self._look, quiet), return_exceptions=True)
+            for error in looks:  # the others are looked at all the same
+                if error is not None:
+                    log_error(error)
 
     async def _look(self, place: Place) -> None:
         """Ask an upstream that has not answered for a while whether it is ready."""
@@ -470,9 +473,10 @@ class UpstreamPool:
 
     async def stop(self) -> None:
         await self._background.stop()
-        for place in self.places:
-            if place.probe is not None:
-                place.probe.cancel()
+        probes = [place.probe for place in self.places if place.probe is not None]
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
         if self._left:
             await asyncio.wait(self._left, timeout=LAST_WAIT)
         await asyncio.gather(*(place.upstream.close() for place in self.places))
