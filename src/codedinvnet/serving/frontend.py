@@ -122,7 +122,7 @@ class FrontEnd:
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
         self.decoding = None if queue is None else queue(wiring)
-        self.started = self.draining = self.announced = self.stopped = False
+        self.started = self.draining = self.announced = self.stopped = self._ending = False
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
@@ -177,6 +177,7 @@ class FrontEnd:
             return
         self.stopped = True
         await self.drain()
+        self._ending = True
         await self._background.stop()
         self._alarm.cancel()
         await self.pool.stop()
@@ -407,7 +408,7 @@ class FrontEnd:
             self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
             self._lose(attempts, str(error))
         except (Exception, asyncio.CancelledError) as error:
-            if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
+            if self._ending or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
             reason, pool = described(error), type(self.pool).__name__
