@@ -31,6 +31,7 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
+from tests.serving.faces.requests import share_memory
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import Got, ask, ask_grpc, until
 
@@ -362,6 +363,17 @@ async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: st
         mixed = [body for body in sent if not any(row.tobytes() in body for row in x)]
         assert len(mixed) > len(x)
         servers[2].go()
+
+
+async def test_over_a_code_http_and_grpc_share_the_memory_for_requests() -> None:
+    x = queries(1)
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    options: dict[str, Any] = {"deadline_ms": 60_000, "max_body_memory": 1 / 16, "grpc_port": 0}
+    servers = [Server() for _ in range(3)]
+
+    async with gateway(*servers, method="approxifer", **options) as (address, _, port):
+        await share_memory(address, port, message)
 
 
 async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
