@@ -13,7 +13,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
-from codedinvnet.serving.gateway.upstreams import open_upstream
+from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.serving.gateway.test_gateway import ask, is_up, until
@@ -160,6 +160,28 @@ async def test_an_upstream_that_is_removed_while_it_is_probed_leaves_its_place(
         relay.pool.change([steady.url, later.url], open_upstream)
         await until(lambda: is_up(relay) == [True, True])
     await later.stop()
+
+
+async def test_upstreams_without_a_place_wait_for_one(caplog: pytest.LogCaptureFixture) -> None:
+    """They are looked for every second, and opened and told of once."""
+    first, second, third = Fake(), Fake(), Fake()
+    opened: list[str] = []
+
+    def open_one(url: str) -> Upstream:
+        opened.append(url)
+        return open_upstream(url)
+
+    await third.start()
+    async with gateway(first, second) as (_, relay, _):
+        for _ in range(3):
+            relay.pool.change([first.url, second.url, third.url, "http://127.0.0.1:9"], open_one)
+        assert opened == []
+        told = [vars(r)["fields"] for r in caplog.records if r.message.startswith("no place")]
+        assert told == [{"upstream": third.url}, {"upstream": "http://127.0.0.1:9"}]
+        relay.pool.change([first.url, third.url], open_one)
+        assert opened == [third.url]
+        await until(lambda: is_up(relay) == [True, True])
+    await third.stop()
 
 
 async def test_others_are_watched_after_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
