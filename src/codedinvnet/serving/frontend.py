@@ -376,11 +376,8 @@ class FrontEnd:
         first = sends[0]
         members = tuple(query for send in sends for query in send.members)
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
-        waiting = self.waiting.get(members[0]) if not first.group_size else None
-        origin = None
-        if waiting is not None:  # of its first sending: a copy meets a fate of its own
-            origin, waiting.origin = waiting.origin, None
-        task = Task(first.attempt, first.task, inputs, origin)
+        origins = () if first.group_size else self.waiting.origins(members)
+        task = Task(first.attempt, first.task, inputs, origins)
         self.workers[first.worker].tasks += len(sends)
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
