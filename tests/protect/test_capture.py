@@ -51,6 +51,16 @@ def test_the_last_inputs_are_kept_in_their_order() -> None:
     assert sorted(again.files) == ["a", "b"]
 
 
+def test_images_are_kept_as_bytes_however_they_came() -> None:
+    capture = Capture(signature(TensorSpec("images", "UINT8", (1, 16, 16))), 2)
+    image = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    capture.keep({"images": image})
+    capture.keep({"images": image.astype(np.float32) / 255})
+    first, second = capture.queries()["images"]
+    assert np.array_equal(first, image[0])
+    assert np.array_equal(second, image[0])
+
+
 def test_texts_are_not_kept() -> None:
     with pytest.raises(UserError, match="takes texts"):
         Capture(signature(TensorSpec("a", "BYTES", (1,))), 3)

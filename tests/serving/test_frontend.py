@@ -20,6 +20,8 @@ from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.rules.actions import Action
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
+from codedinvnet.serving.workers.pool import Origin, Task
+from codedinvnet.serving.workers.result import Result
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 from tests.serving.front import (
     PATIENCE,
@@ -251,6 +253,33 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         for answer, row in zip(answered(await asked), direct(mnist, batch), strict=False):
             np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
         assert len(pool.calls) == 6  # each is computed alone
+
+
+async def test_each_query_of_a_call_meets_the_fate_of_its_request_once(
+    method: Scheme, images: np.ndarray
+) -> None:
+    class Noting(BundlePool):
+        def __init__(self, method: Scheme) -> None:
+            super().__init__(method)
+            self.origins: list[tuple[Origin, ...]] = []
+
+        async def call(self, worker: int, task: Task) -> Result:
+            self.origins.append(task.origins)
+            return await super().call(worker, task)
+
+    pool = Noting(method)
+    rules: dict[str, Any] = {"policy": "uncoded", "workers": 1, "worker_batch": 4}
+    async with running(method, pool=pool, **rules) as (front, _):
+        pool.hang(0)
+        asked = asyncio.create_task(front.ask(images[:2]))
+        await until(lambda: len(pool.calls) == 1)
+        pool.kill(0)
+        answered(await asked)
+        await front.ask(images[:1])
+    ask, again, other, next_one = pool.origins
+    assert [(origin.position, origin.size) for origin in ask] == [(0, 2), (1, 2)]
+    assert again == other == ()  # they are sent for the second time
+    assert [origin.position for origin in next_one] == [0]
 
 
 async def test_a_query_that_cannot_be_computed_fails_alone(

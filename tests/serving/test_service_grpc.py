@@ -24,6 +24,7 @@ from codedinvnet.serving.gateway.run import running as gateway
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import running
 from tests.models.factories import PLACE
+from tests.serving.faces.requests import share_memory
 
 SOURCE = f"{PLACE}:mlp"
 ROWS = np.random.default_rng(3).random((3, 16), np.float32)
@@ -132,6 +133,13 @@ async def test_the_token_is_needed(tmp_path: Path) -> None:
         assert error.value.status() == "StatusCode.UNAUTHENTICATED"
         headers = {"authorization": "Bearer secret"}
         await client.infer("mlp", [tensor()], headers=headers)
+
+
+async def test_http_and_grpc_share_the_memory_for_requests() -> None:
+    message = pb.ModelInferRequest(model_name="mlp", raw_input_contents=[ROWS.tobytes()])
+    message.inputs.add(name="input", datatype="FP32", shape=ROWS.shape)
+    async with asking(deadline_ms=60_000, max_body_memory=1 / 16) as (_, address, url):
+        await share_memory(url, int(address.split(":")[1]), message)
 
 
 async def test_a_port_that_is_taken() -> None:

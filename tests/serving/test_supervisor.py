@@ -343,6 +343,53 @@ async def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
         answered(await front.ask(images[:K]))
 
 
+class EarlyLoss(BundlePool):
+    """Loses some workers before its start returns."""
+
+    def __init__(self, method: Scheme, lost: range) -> None:
+        super().__init__(method)
+        self.lost, self.go = lost, asyncio.Event()
+
+    async def start(self, size: int) -> None:
+        await super().start(size)
+        assert self.on_death is not None
+        for worker in self.lost:
+            self.on_death(worker, "it was never there")
+        await asyncio.sleep(0.01)  # so long that they are known as lost
+
+    async def replace(self, worker: int) -> None:
+        await self.go.wait()
+        await super().replace(worker)
+
+
+async def test_workers_lost_during_the_start_do_not_count_as_up(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SOON", 0.0)
+
+    pool = EarlyLoss(method, range(2))
+    async with running(method, pool=pool) as (front, _):
+        states = [view.state for view in front.workers]
+        assert states == [supervisor.DOWN] * 2 + [supervisor.UP] * (WORKERS - 2)
+        assert front.ready
+        answered(await front.ask(images[:K]))
+        pool.go.set()
+        await until(lambda: all(view.state == supervisor.UP for view in front.workers))
+
+
+async def test_a_service_that_lost_all_workers_during_its_start_is_down_until_one_is_back(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SOON", 0.0)
+
+    pool = EarlyLoss(method, range(WORKERS))
+    async with running(method, pool=pool) as (front, _):
+        assert not front.ready
+        pool.go.set()
+        await until(lambda: front.ready)
+        answered(await front.ask(images[:K]))
+
+
 class TestDown:
     """No worker is up, and none comes back."""
 

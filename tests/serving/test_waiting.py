@@ -137,6 +137,29 @@ async def test_drain(method: Scheme, images: np.ndarray) -> None:
         answered(await query)
 
 
+@pytest.mark.parametrize("error", [ValueError("a frame"), asyncio.CancelledError("a call")])
+async def test_what_a_pool_raises_in_the_drain_costs_no_answer(
+    error: BaseException, method: Scheme, images: np.ndarray
+) -> None:
+    class Raising(Released):
+        async def call(self, worker: int, task: Task) -> Result:
+            if not self.calls:
+                self.calls.append((worker, task.number))
+                await self.gates[0].wait()
+                raise error
+            return await super().call(worker, task)
+
+    pool = Raising(method)
+    async with running(method, pool=pool, policy="uncoded") as (front, _):
+        query = asyncio.create_task(front.ask(images[:1]))
+        await until(lambda: len(pool.calls) == 1)
+        stopped = asyncio.create_task(front.stop())
+        await until(lambda: front.draining)
+        pool.gates[0].set()
+        answered(await asyncio.wait_for(query, 10))
+        await stopped
+
+
 async def test_draining_is_announced_once_and_at_the_signal(
     method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:

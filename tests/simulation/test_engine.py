@@ -120,6 +120,16 @@ def test_uniform_arrivals_do_not_wait() -> None:
     assert 1000 * found.latency == pytest.approx(10, abs=1e-6)
 
 
+@pytest.mark.parametrize(("probability", "share"), [(0.1, 1 - 0.9**4), (1.0, 1.0)])
+def test_a_call_straggles_once_for_any_of_its_queries(probability: float, share: float) -> None:
+    hold = {"kind": "hold", "probability": probability, "per_request": True, "delay": 100_000}
+    given: dict[str, Any] = {"queries": 8000, "worker_batch": 4, "deadline_ms": 1e9}
+    found = run(qps=1e6, max_pending=8000, stragglers=[hold], **given)
+    late = found.latency > 100
+    assert late.mean() == pytest.approx(share, abs=0.03)
+    assert found.latency.max() < 190  # 80 s of computing at most, and one hold
+
+
 # The code
 
 

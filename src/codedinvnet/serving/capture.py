@@ -35,9 +35,14 @@ class Capture:
             raise UserError("--capture: the model takes texts, which no protection learns from")
 
     def keep(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Keep the queries of an answered request, name -> (B, *shape)."""
+        """Keep the queries of an answered request, name -> (B, *shape).
+
+        Images that came as floats in 0..1, where the model has bytes, are kept as bytes.
+        """
         for name, kept in self._kept.items():
             rows = inputs[name][-self.count :]
+            if kept.dtype == np.uint8 and np.issubdtype(rows.dtype, np.floating):
+                rows = (rows * 255).round()
             begin = self.seen + len(inputs[name]) - len(rows)
             kept[(begin + np.arange(len(rows))) % self.count] = rows
         self.seen += len(next(iter(inputs.values())))

@@ -122,7 +122,7 @@ class FrontEnd:
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
         self.decoding = None if queue is None else queue(wiring)
-        self.started = self.draining = self.announced = self.stopped = False
+        self.started = self.draining = self.announced = self.stopped = self._ending = False
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
@@ -177,6 +177,7 @@ class FrontEnd:
             return
         self.stopped = True
         await self.drain()
+        self._ending = True
         await self._background.stop()
         self._alarm.cancel()
         await self.pool.stop()
@@ -375,11 +376,8 @@ class FrontEnd:
         first = sends[0]
         members = tuple(query for send in sends for query in send.members)
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
-        waiting = self.waiting.get(members[0]) if not first.group_size else None
-        origin = None
-        if waiting is not None:  # of its first sending: a copy meets a fate of its own
-            origin, waiting.origin = waiting.origin, None
-        task = Task(first.attempt, first.task, inputs, origin)
+        origins = () if first.group_size else self.waiting.origins(members)
+        task = Task(first.attempt, first.task, inputs, origins)
         self.workers[first.worker].tasks += len(sends)
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
@@ -407,7 +405,7 @@ class FrontEnd:
             self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
             self._lose(attempts, str(error))
         except (Exception, asyncio.CancelledError) as error:
-            if self.stopped or getattr(asyncio.current_task(), "cancelling", int)():
+            if self._ending or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             # The pool's own mistake, which is no sign that the worker hangs.
             reason, pool = described(error), type(self.pool).__name__

@@ -151,12 +151,13 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
     service = make_service(options)
     torch.set_num_threads(1)  # heads are small, and the workers need the cores
     shown = app_options(options, service.served)
-    app = build_app(service, shown, starts=False)
+    memory = BodyMemory(shown.body_memory, service.front.refuse)
+    app = build_app(service, shown, memory=memory, starts=False)
     address = (options.host, options.port)
     async with (
         tracing_of(service.front, app, options.traces),
         listening(app, *address, options.deadline_ms, service.front) as url,
-        grpc_listening(options, service, shown),
+        grpc_listening(options, service, shown, memory),
     ):
         await service.front.start()  # now that it answers that it is alive, and not ready
         yield url, service
@@ -164,7 +165,7 @@ async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
 
 @asynccontextmanager
 async def grpc_listening(
-    options: ServeOptions, service: Service, shown: AppOptions
+    options: ServeOptions, service: Service, shown: AppOptions, memory: BodyMemory
 ) -> AsyncIterator[None]:
     """Serve over gRPC as well while the body runs, if that is asked for."""
     if options.grpc_port is None:
@@ -175,7 +176,7 @@ async def grpc_listening(
 
     face = GrpcFace(
         traced(ServiceBackend(service, shown.max_batch), service.front.waiting.tracing),
-        BodyMemory(shown.body_memory, service.front.refuse),
+        memory,
         token=shown.token,
         max_message=shown.max_body,
     )

@@ -99,11 +99,12 @@ class Supervisor:
         return not hopeless and time.monotonic() - self._down_since <= self.down_timeout
 
     async def start(self) -> None:
-        """Start all workers, and return when all are ready."""
+        """Start all workers, and return when all are ready, but for those lost meanwhile."""
         await self.pool.start(len(self.workers))
         now = time.monotonic()
         for view in self.workers:
-            view.state, view.since = UP, now
+            if view.state == STARTING:
+                view.state, view.since = UP, now
 
     async def replace(self, worker: int, reason: str) -> bool:
         """Start a lost worker again, as often as it takes; return whether it is up."""
@@ -114,7 +115,8 @@ class Supervisor:
         view.state = ABSENT if absent else HUNG if reason == "hung" else DOWN
         view.since = now
         view.failed.clear()
-        if self._down_since is None and all(view.state != UP for view in self.workers):
+        none_left = all(view.state not in (STARTING, UP) for view in self.workers)
+        if self._down_since is None and none_left:
             self._down_since, self._start_failed = now, False
             log_event("no worker is up", logging.ERROR)
         kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")

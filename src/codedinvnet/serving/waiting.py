@@ -77,6 +77,19 @@ class WaitingQueries(dict[int, Waiting]):
         requests = [None if found is None else found.trace for found in waiting]
         return self.tracing.attempt(call, kind, worker, task.number, queries, requests)
 
+    def origins(self, queries: Iterable[int]) -> tuple[Origin, ...]:
+        """Return the origins of queries that are sent for the first time.
+
+        Later they have none: a copy meets a fate of its own.
+        """
+        found = []
+        for query in queries:
+            waiting = self.get(query)
+            if waiting is not None and waiting.origin is not None:
+                found.append(waiting.origin)
+                waiting.origin = None
+        return tuple(found)
+
     def made_ready(self, queries: Iterable[int], outcome: str) -> None:
         """Take down that all is here that their answers are made of."""
         now = time.monotonic()

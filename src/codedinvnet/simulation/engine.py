@@ -244,21 +244,21 @@ class Simulation:
         computing = next(self._service) * spec.cost
         if spec.encoded:
             computing += next(self._encode) * action.size
-        query = None if action.group_size else action.members[0]
-        self._start(worker, (action.attempt,), query, computing)
+        queries = () if action.group_size else action.members
+        self._start(worker, (action.attempt,), queries, computing)
 
     def _call(self, action: Call) -> None:
         attempts = tuple(send.attempt for send in action.sends)
         computing = next(self._service) * self.scenario.call_cost(len(attempts))
-        first = action.sends[0]
-        self._start(first.worker, attempts, first.members[0], computing)
+        queries = tuple(query for send in action.sends for query in send.members)
+        self._start(action.sends[0].worker, attempts, queries, computing)
 
     def _start(
-        self, worker: int, attempts: tuple[int, ...], query: int | None, computing: float
+        self, worker: int, attempts: tuple[int, ...], queries: tuple[int, ...], computing: float
     ) -> None:
-        """Let a worker begin a call, which meets the fate of its first task."""
+        """Let a worker begin a call, which meets one fate."""
         self._computing += computing
-        fate = self._fates.of(worker, query, self.clock.now)
+        fate = self._fates.of(worker, queries, self.clock.now)
         self._began[worker][attempts[0]] = self.clock.now
         life = self._lives[worker]
         if fate is None:

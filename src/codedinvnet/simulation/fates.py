@@ -93,12 +93,16 @@ class Fates:
             chosen = burst.workers.choice(self._workers, count, replace=False)
             burst.slowed, burst.until = frozenset(chosen.tolist()), now + next(burst.delays)
 
-    def of(self, worker: int, query: int | None, now: float) -> Fate | None:
-        """Return what happens to a task that a worker begins; `query`: of a data task."""
+    def of(self, worker: int, queries: Sequence[int], now: float) -> Fate | None:
+        """Return what happens to a call that a worker begins; `queries`: of its data tasks.
+
+        What hits several of them hits the call once.
+        """
         hit = [cause for cause in self._by_task if cause.strikes(worker, now)]
-        if query is not None and query in self._doomed:
-            doomed = self._doomed.pop(query)
-            hit += [cause for cause in doomed if cause.straggler.hits(worker, now)]
+        for query in queries:
+            for cause in self._doomed.pop(query, ()):
+                if cause not in hit and cause.straggler.hits(worker, now):
+                    hit.append(cause)
         if not hit:
             return None
         factor, blocked, held = 1.0, 0.0, 0.0

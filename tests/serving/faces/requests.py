@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
+from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.serving.faces.v2 import (
-    parse_request,
-)
+from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, parse_request
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Request, Response
 
@@ -32,6 +35,49 @@ def at_most(limit: int) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
+
+
+@asynccontextmanager
+async def half_sent(address: str, model: str, size: int) -> AsyncIterator[None]:
+    """Send so many bytes of a body over HTTP, of which the last never comes."""
+    host, port = address.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {host}\r\n"
+        f"Content-Length: {size + 1}\r\n{HEADER_LENGTH}: 10\r\n\r\n"
+    )
+    writer.write(head.encode() + bytes(size))
+    try:
+        await writer.drain()
+        yield
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def ask_until(
+    code: grpc.StatusCode, target: str, message: pb.ModelInferRequest, seconds: float = 30.0
+) -> None:
+    """Ask over gRPC until the answer has a status."""
+    end = time.monotonic() + seconds
+    async with grpc.aio.insecure_channel(target) as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        while True:
+            call = ask(message.SerializeToString())
+            if await call.code() is code:
+                return
+            assert time.monotonic() < end, await call.details()
+            await asyncio.sleep(0.02)
+
+
+async def share_memory(address: str, port: int | None, message: pb.ModelInferRequest) -> None:
+    """Check that HTTP and gRPC share 64 KiB for requests, with a message that is made longer."""
+    message.id = "7" * 40_000
+    target = f"127.0.0.1:{port}"
+    await ask_until(grpc.StatusCode.OK, target, message)
+    async with half_sent(address, message.model_name, len(message.id)):
+        await ask_until(grpc.StatusCode.UNAVAILABLE, target, message)
+    await ask_until(grpc.StatusCode.OK, target, message)
 
 
 def tensor(**changes: Any) -> dict[str, Any]:

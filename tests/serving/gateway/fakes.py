@@ -102,6 +102,11 @@ class GrpcFake:
         self.code, self.details = grpc.StatusCode.OK, ""
         self.delay = 0.0
         self.cancelled = 0
+        self.probes = 0
+        self.held = asyncio.Event()
+        self.held.set()
+        self.ready = pb.ModelReadyResponse(ready=True).SerializeToString()
+        """What it says to a probe, once it is not held."""
         self.seen: list[tuple[bytes, dict[str, str], float]] = []
         """The message, the metadata and the time left of every inference request."""
         self.port = 0
@@ -124,7 +129,9 @@ class GrpcFake:
         return found
 
     async def _ready(self, _: bytes, __: Any) -> bytes:
-        found: bytes = pb.ModelReadyResponse(ready=True).SerializeToString()
+        self.probes += 1
+        await self.held.wait()
+        found: bytes = self.ready
         return found
 
     async def _metadata(self, _: bytes, __: Any) -> bytes:

@@ -13,9 +13,10 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway import pool
 from codedinvnet.serving.gateway.discovery import Discovery
+from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
-from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, until
+from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
 async def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
@@ -139,6 +140,75 @@ async def test_an_upstream_that_died_and_is_removed_is_absent(tmp_path: Path) ->
         assert list(front.supervisor.losses) == []
     for fake in (first, third):
         await fake.stop()
+
+
+async def test_an_upstream_that_is_removed_while_it_is_probed_leaves_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    steady, away, later = Fake(), GrpcFake(), Fake()
+
+    for fake in (away, later):
+        await fake.start()
+    await away.stop()
+    away.held.clear()
+    async with gateway(steady, away) as (_, relay, _):
+        await until(lambda: is_up(relay) == [True, False])
+        await away.start()
+        await until(lambda: away.probes == 1)
+        relay.pool.change([steady.url], open_upstream)
+        relay.pool.change([steady.url, later.url], open_upstream)
+        await until(lambda: is_up(relay) == [True, True])
+    await later.stop()
+
+
+async def test_upstreams_without_a_place_wait_for_one(caplog: pytest.LogCaptureFixture) -> None:
+    """They are looked for every second, and opened and told of once."""
+    first, second, third = Fake(), Fake(), Fake()
+    opened: list[str] = []
+
+    def open_one(url: str) -> Upstream:
+        opened.append(url)
+        return open_upstream(url)
+
+    await third.start()
+    async with gateway(first, second) as (_, relay, _):
+        for _ in range(3):
+            relay.pool.change([first.url, second.url, third.url, "http://127.0.0.1:9"], open_one)
+        assert opened == []
+        told = [vars(r)["fields"] for r in caplog.records if r.message.startswith("no place")]
+        assert told == [{"upstream": third.url}, {"upstream": "http://127.0.0.1:9"}]
+        relay.pool.change([first.url, third.url], open_one)
+        assert opened == [third.url]
+        await until(lambda: is_up(relay) == [True, True])
+    await third.stop()
+
+
+async def test_others_are_watched_after_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
+    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    steady, going = Fake(), GrpcFake()
+
+    async with gateway(steady, going) as (_, relay, _):
+        going.held.clear()
+        before = going.probes
+        await until(lambda: going.probes > before)
+        relay.pool.change([steady.url], open_upstream)
+        before = steady.probes
+        await until(lambda: steady.probes > before + 2)
+
+
+async def test_others_are_watched_though_one_answers_nonsense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
+    steady, strange = Fake(), GrpcFake()
+
+    strange.ready = b"\xff"
+    async with gateway(steady, strange):
+        await until(lambda: strange.probes > 2)
+        before = steady.probes
+        await until(lambda: steady.probes > before + 2)
 
 
 async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(

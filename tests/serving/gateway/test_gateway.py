@@ -217,6 +217,19 @@ async def test_metadata_of_grpc_say_nothing_of_a_body_over_http() -> None:
         assert headers.keys().isdisjoint({"accept-encoding", "transfer-encoding"})
 
 
+async def test_headers_that_grpc_does_not_take_stay_behind() -> None:
+    rpc = GrpcFake()
+    dropped = {"x-trace-bin": "YQ==", "x!y": "1", "grpc-timeout": "1n", "x-far": "\u00e9"}
+
+    async with gateway(rpc) as (address, *_):
+        reply = await ask(address, **dropped, **{"X-Kept.1": "a b", "x-empty": ""})
+        assert reply.status == 200
+        ((_, metadata, _),) = rpc.seen
+        assert metadata["x-kept.1"] == "a b"
+        assert metadata["x-empty"] == ""
+        assert metadata.keys().isdisjoint(dropped)
+
+
 async def test_large_tensors_pass_over_both_transports() -> None:
     http, rpc = Fake(), GrpcFake()
     large = bytes(range(256)) * 6 * 4096

@@ -20,7 +20,7 @@ from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
 from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
-from codedinvnet.serving import decoding, traffic_report
+from codedinvnet.serving import decoding, supervisor, traffic_report
 from codedinvnet.serving.decoding import Job, Wiring
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.backup import Backing
@@ -31,6 +31,7 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
+from tests.serving.faces.requests import share_memory
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import Got, ask, ask_grpc, until
 
@@ -309,6 +310,42 @@ def test_a_backup_may_be_an_upstream() -> None:
     asyncio.run(all_of_it())
 
 
+@pytest.mark.parametrize("among", ["silent", "free places"])
+@pytest.mark.parametrize("backup", ["trained", "upstream"])
+async def test_who_is_not_there_at_the_start_takes_nobody_down(
+    backup: str,
+    among: str,
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The backup starts only after the upstreams, some of whom are known as lost by then."""
+    monkeypatch.setattr(supervisor, "SOON", 0.0)
+    server, small, away = Server(), Server(f"{PLACE}:smaller"), Server()
+    options: dict[str, Any] = {"protection": finished, **SMALL}
+
+    for each in (server, small, away):
+        await each.start()
+    await away.stop()
+    if backup == "upstream":
+        options = {"backup_upstream": f"{small.url}/v2/models/m", "policy": "small-backup"}
+    if among == "silent":
+        options["upstream"] = (away.url, server.url)
+    else:
+        options["upstreams_file"] = tmp_path / "upstreams"
+        options["upstreams_file"].write_text(server.url)
+    try:
+        async with gateway(server, **options) as (address, relay, _):
+            front = relay.front
+            front.update_gauges()
+            value = front.metrics.registry.get_sample_value
+            assert value("codedinvnet_workers", {"state": "up"}) == 2
+            assert front.ready
+            assert scores(await asked(address, queries(1)))[1] == "direct"
+    finally:
+        await small.stop()
+
+
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
 async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> None:
     """Upstreams compute what the gateway has encoded, and one of them never answers."""
@@ -326,6 +363,17 @@ async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: st
         mixed = [body for body in sent if not any(row.tobytes() in body for row in x)]
         assert len(mixed) > len(x)
         servers[2].go()
+
+
+async def test_over_a_code_http_and_grpc_share_the_memory_for_requests() -> None:
+    x = queries(1)
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    options: dict[str, Any] = {"deadline_ms": 60_000, "max_body_memory": 1 / 16, "grpc_port": 0}
+    servers = [Server() for _ in range(3)]
+
+    async with gateway(*servers, method="approxifer", **options) as (address, _, port):
+        await share_memory(address, port, message)
 
 
 async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811

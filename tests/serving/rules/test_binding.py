@@ -7,7 +7,8 @@ import pytest
 from codedinvnet.serving.rules.actions import Answer, Call, Replace, Send
 from codedinvnet.serving.rules.hedging import COPIES, MOST, WORTH, yields
 from codedinvnet.serving.rules.pace import LATE_FACTOR
-from codedinvnet.serving.rules.recent import FEWEST
+from codedinvnet.serving.rules.recent import FEWEST, KEPT
+from codedinvnet.serving.rules.tasks import NOBODY
 from tests.serving.rules.model import ErasureCode, Model, only
 
 NORMAL = 0.01
@@ -347,6 +348,31 @@ def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> Non
     assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(1, 3)]
     model.result(next(attempt for attempt, worker in model.at.items() if worker == 1))
     assert [send.members for send in only(model.new(), Send)] == [(second,)]
+    model.drain()
+
+
+def test_a_late_task_stays_late_when_it_would_have_waited_for_long() -> None:
+    """Tasks became much faster since it came; its query gets a copy beside a rescue that lasts."""
+    code = ErasureCode(3, backup=True)
+    model = Model("auto", 3, code, hang_timeout=100.0, extra=2.0)
+    pace = model.scheduler.pace
+    for _ in range(FEWEST):
+        pace.took(0.0, 0, 0, 10 * NORMAL)
+    waits = pace.late(0, NOBODY)
+    *others, query = model.submit(3)
+    for _ in range(KEPT):
+        pace.took(0.0, 0, 0, NORMAL)
+    late = pace.late(0, NOBODY)
+    assert waits is not None
+    assert late is not None
+    model.wait(waits - 1.5 * late)
+    for other in others:
+        model.result(*model.data(other))
+    model.new()
+    model.wait(1.1 * late)
+    assert [(send.worker, send.members) for send in only(model.new(), Send)] == [(2, (query,))]
+    model.wait(late)  # meanwhile it would have waited for too long
+    assert [(send.group_size, send.members) for send in only(model.new(), Send)] == [(0, (query,))]
     model.drain()
 
 

@@ -96,8 +96,8 @@ def run(
     return asyncio.run(main())
 
 
-def task(attempt: int, origin: Origin | None = None) -> Task:
-    return Task(attempt, 0, INPUTS, origin)
+def task(attempt: int, *origins: Origin) -> Task:
+    return Task(attempt, 0, INPUTS, origins)
 
 
 def held(*faults: dict[str, Any], tasks: list[tuple[int, Task]], seed: int = 1) -> list[float]:
@@ -405,6 +405,17 @@ def test_per_request_hits_one_position_of_some_requests() -> None:
     assert np.array_equal(hits, again)
     other = np.array(held(fault, tasks=tasks, seed=2)).reshape(requests, size) > 0
     assert not np.array_equal(hits, other)
+
+
+def test_per_request_hits_a_call_of_several_queries_once() -> None:
+    fault = {"kind": "hold", "probability": 1.0, "per_request": True, "delay": MS_100}
+    both, alone = Origin(1, 0, 1), Origin(2, 0, 1)
+    (victim,) = [
+        place for place in range(4) if held(fault, tasks=[(0, task(1, Origin(3, place, 4)))])[0]
+    ]
+    others = [Origin(3, place, 4) for place in range(4) if place != victim]
+    tasks = [task(1, both, alone), task(2, *others, Origin(3, victim, 4)), task(3, *others)]
+    assert held(fault, tasks=[(0, each) for each in tasks]) == [0.1, 0.1, 0]
 
 
 def test_per_request_leaves_parities_alone() -> None:

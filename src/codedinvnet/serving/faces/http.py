@@ -229,19 +229,27 @@ def protocol_app(
     return app
 
 
-def build_app(service: Service, options: AppOptions, *, starts: bool = True) -> Starlette:
+def build_app(
+    service: Service,
+    options: AppOptions,
+    *,
+    memory: BodyMemory | None = None,
+    starts: bool = True,
+) -> Starlette:
     """Return the application; it stops the service's front end in the end.
 
     Args:
         service: answers the requests.
         options: see `AppOptions`.
+        memory: bounds the bytes of all requests that are here, over another face as well; None: of
+            this one's alone.
         starts: start the front end, too, before anything is answered. Otherwise the caller does,
             and until then queries are refused.
     """
     front, served = service.front, service.served
     # Reading and writing what is large hold the interpreter for a while, and take memory.
     large = asyncio.Semaphore(1)
-    memory = BodyMemory(options.body_memory, front.refuse)
+    memory = memory or BodyMemory(options.body_memory, front.refuse)
 
     def check_model(request: Request) -> None:
         name = request.path_params["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from codedinvnet.serving.gateway.translation import problem, through_grpc
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
+CLOSED = "its connection was closed"
+"""Why there is no answer from an upstream that was removed."""
 OPTIONS = (
     *UNLIMITED,
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -47,6 +50,7 @@ class GrpcUpstream:
     ) -> None:
         self.url, self.target, self.secure, self.roots = url, target, secure, roots
         self._channel: Any = None
+        self._closed = False
 
     @property
     def channel(self) -> Any:
@@ -67,6 +71,8 @@ class GrpcUpstream:
         Raises:
             Unreachable: if there is none in so many seconds, or maybe no connection.
         """
+        if self._closed:
+            raise Unreachable(CLOSED)
         ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
             body = await ask(message, timeout=seconds, metadata=(*self.headers, *headers))
@@ -78,6 +84,11 @@ class GrpcUpstream:
             if name == "DEADLINE_EXCEEDED":
                 raise Unreachable(reply.message or name) from error
             return reply
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            # gRPC cancels what is asked over a channel that is closed, and so would its asker be.
+            if not self._closed or getattr(asyncio.current_task(), "cancelling", int)():
+                raise
+            raise Unreachable(CLOSED) from error
         return Reply("grpc", OK["grpc"], body)
 
     async def infer(self, call: Call, seconds: float) -> Reply:
@@ -120,5 +131,6 @@ class GrpcUpstream:
         }
 
     async def close(self) -> None:
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()

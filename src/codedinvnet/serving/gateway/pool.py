@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.alarm import CatchUp
-from codedinvnet.serving.background import Background
+from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream, difference
 from codedinvnet.serving.logs import log_event
@@ -176,6 +176,8 @@ class UpstreamPool:
         """Calls that nobody waits for."""
         self._retries = MOST_RETRIES
         self._catch_up = CatchUp()
+        self._left_out: set[str] = set()
+        """Upstreams for which there is no place."""
         self._changed = asyncio.Event()
         """Is set, and replaced, when upstreams have come or gone."""
         self._background = Background()
@@ -211,13 +213,19 @@ class UpstreamPool:
         self._background.spawn(self._watch_all())
 
     def change(self, urls: Sequence[str], open_one: Callable[[str], Upstream]) -> None:
-        """Have these upstreams from now on, and no others.
+        """Have these upstreams from now on, and no others; the last have none if places lack.
 
         Raises:
             UserError: if one cannot be; all is left as it was.
         """
         here = {place.upstream.url for place in self.places if place.is_filled}
-        new = deque(open_one(url) for url in urls if url not in here)
+        coming = [url for url in urls if url not in here]
+        free = len(self.places) - len(here.intersection(urls))
+        new = deque(map(open_one, coming[:free]))
+        for url in coming[free:]:
+            if url not in self._left_out:
+                log_event("no place for an upstream", logging.WARNING, upstream=url)
+        self._left_out = set(coming[free:])
         if here.issubset(urls) and not new:
             return
         for i, place in enumerate(self.places):
@@ -231,8 +239,6 @@ class UpstreamPool:
                 self.places[i] = Place(upstream, i, up=False)
                 self.metrics.expect(upstream.url)
                 log_event("upstream added", upstream=upstream.url)
-        for upstream in new:
-            log_event("no place for an upstream", logging.WARNING, upstream=upstream.url)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -433,7 +439,10 @@ class UpstreamPool:
             await asyncio.sleep(PROBE_PERIOD)
             now = time.monotonic()
             quiet = [p for p in self.places if p.up and now - p.answered > PROBE_PERIOD]
-            await asyncio.gather(*map(self._look, quiet))
+            looks = await asyncio.gather(*map(self._look, quiet), return_exceptions=True)
+            for error in looks:  # the others are looked at all the same
+                if error is not None:
+                    log_error(error)
 
     async def _look(self, place: Place) -> None:
         """Ask an upstream that has not answered for a while whether it is ready."""
@@ -470,9 +479,10 @@ class UpstreamPool:
 
     async def stop(self) -> None:
         await self._background.stop()
-        for place in self.places:
-            if place.probe is not None:
-                place.probe.cancel()
+        probes = [place.probe for place in self.places if place.probe is not None]
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
         if self._left:
             await asyncio.wait(self._left, timeout=LAST_WAIT)
         await asyncio.gather(*(place.upstream.close() for place in self.places))

@@ -166,7 +166,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     else:
         most = body_limit(relay.service.served, MAX_BATCH, memory.most)
         how = AppOptions(MAX_BATCH, most, memory.most, token, hosts=hosts, guarded=guarded)
-        app = build_app(relay.service, how, starts=False)
+        app = build_app(relay.service, how, memory=memory, starts=False)
     deadline = options.deadline_ms
     async with (
         tracing_of(relay.front, app, options.traces),

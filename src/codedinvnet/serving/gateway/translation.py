@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 
 from codedinvnet.serving.answers import BadRequest
@@ -35,6 +36,8 @@ BODY_HEADERS = frozenset(
     }
 )
 """Headers of HTTP about bodies, which are others over the other transport."""
+NAMES = re.compile("[0-9a-z_.-]+")
+"""Names that metadata of gRPC may have; `grpc-` is its own, and `-bin` is for bytes."""
 MOST = 1 << 30
 """Bytes of a decompressed body."""
 
@@ -75,11 +78,7 @@ async def through_grpc(call: Call, post: Post) -> Reply:
         )
     except BadRequest as error:
         return problem(413 if isinstance(error, TooLarge) else 400, str(error))
-    own = tuple(
-        (name, value)
-        for name, value in call.headers
-        if name not in BODY_HEADERS and value.isascii() and value.isprintable()
-    )
+    own = tuple(h for h in call.headers if h[0] not in BODY_HEADERS and is_metadata(*h))
     reply = await post(message, own)
     if reply.status != OK["grpc"]:
         return problem(http_status(reply.status), reply.message)
@@ -94,6 +93,12 @@ async def through_grpc(call: Call, post: Post) -> Reply:
             (HEADER_LENGTH.lower(), str(body.header_length)),
         )
     return Reply("http", 200, body.data, headers)
+
+
+def is_metadata(name: str, value: str) -> bool:
+    """Return whether gRPC takes a header of HTTP as it is: it refuses the call for any other."""
+    taken = NAMES.fullmatch(name) is not None and not name.startswith("grpc-")
+    return taken and not name.endswith("-bin") and value.isascii() and value.isprintable()
 
 
 def problem(status: int, message: str) -> Reply:

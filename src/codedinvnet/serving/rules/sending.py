@@ -303,7 +303,7 @@ class Sending:
         attempt = self.attempts.get(identity)
         if attempt is None or not self.policy.hedged:
             return
-        again, attempt.late = attempt.late, runs
+        again, attempt.late = attempt.late, attempt.late or runs
         if runs:
             self.binding.reorder(attempt.worker)
         if attempt.query is None:

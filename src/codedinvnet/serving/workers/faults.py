@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerPool
+from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
 from codedinvnet.serving.workers.result import Result
 
 
@@ -251,12 +251,13 @@ class FaultyPool:
     def _drawn(self, place: int, fault: Fault, generator: random.Random, task: Task) -> bool:
         if not fault.per_request:
             return generator.random() < fault.probability
-        if task.origin is None:
-            return False
-        request, position, size = task.origin
+        return any(self._doomed(place, fault, origin) for origin in task.origins)
+
+    def _doomed(self, place: int, fault: Fault, origin: Origin) -> bool:
+        """Tell whether a fault hits the query that has this place in its request."""
         own = f"/{place}" if place else ""  # each has its victims
-        fate = random.Random(f"{self.schedule.seed}/request/{request}{own}")
-        return fate.random() < fault.probability and fate.randrange(size) == position
+        fate = random.Random(f"{self.schedule.seed}/request/{origin.request}{own}")
+        return fate.random() < fault.probability and fate.randrange(origin.size) == origin.position
 
     async def replace(self, worker: int) -> None:
         self.replaced[worker].set()

@@ -39,9 +39,9 @@ class Task(NamedTuple):
     """The task's number in its coding group."""
     inputs: Mapping[str, np.ndarray]
     """Name -> (members, *shape), of the members that the task needs."""
-    origin: Origin | None = None
-    """The query's place in its request, at its first sending; None later. Faults that hit requests
-    need it."""
+    origins: tuple[Origin, ...] = ()
+    """The places in their requests of data tasks' queries that are sent for the first time. Faults
+    that hit requests need them."""
 
     @property
     def members(self) -> int:
