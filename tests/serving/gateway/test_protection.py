@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
+from codedinvnet.models.base import Scores, Signature
 from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
+from codedinvnet.protect.teacher import log_probabilities
 from codedinvnet.serving import decoding, traffic_report
 from codedinvnet.serving.decoding import Job, Wiring
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
-from codedinvnet.serving.gateway.backup import Backing
+from codedinvnet.serving.gateway.backup import Backing, BackupAnswers
 from codedinvnet.serving.gateway.pool import boxed
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.understanding import Understanding
@@ -196,10 +199,23 @@ async def test_answers_of_two_backup_workers_are_compared(
     assert "internal error" not in caplog.messages
 
 
-async def test_a_job_does_not_fail_for_another() -> None:
-    reads = Understanding(OwnModel("m", MODEL.signature))
+def queue_of(signature: Signature) -> BackupAnswers:
     wiring = Wiring(Metrics(), lambda _: None, lambda *_: None, lambda _: None)
-    queue = Backing(AnswersAll(4), reads).queue(wiring)
+    return Backing(AnswersAll(4), Understanding(OwnModel("m", signature))).queue(wiring)
+
+
+async def test_an_answers_confidence_is_the_calibrated_one() -> None:
+    """Also of probabilities that do not sum to 1, or that are negative."""
+    signature = replace(MODEL.signature, scores=Scores("output", "probabilities"))
+    odd = np.array([[0.8, 0.5, -0.3], [1.2, -0.1, -0.1]], np.float32)
+    (found,) = await queue_of(signature).answers([Job(1, {4: boxed(odd)}, {7: 0})])
+    assert isinstance(found, dict)
+    expected = np.exp(log_probabilities(odd, "probabilities").max(1).min())
+    assert found[7].confidence == pytest.approx(expected)
+
+
+async def test_a_job_does_not_fail_for_another() -> None:
+    queue = queue_of(MODEL.signature)
     sound = Job(1, {4: boxed(np.array([[0.0, 9.0, 0.0]], np.float32))}, {7: 0})
     lost, answered = await queue.answers([Job(1, {}, {6: 0}), sound])
     assert isinstance(lost, Exception)

@@ -22,11 +22,10 @@ from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, 
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.trust.confidence import LEAST, confidences
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
-LEAST = 1e-7
-"""The probability below which none is told from another, as a logit."""
 LONGEST = 60.0
 """Seconds for an upstream that is the backup."""
 
@@ -261,4 +260,4 @@ class BackupAnswers(Decoding):
     def _confidence(self, scores: np.ndarray) -> float:
         """Return the least confidence of a request's queries."""
         kind = self.backing.understanding.served.kind
-        return float(converted(scores, kind, "probabilities").max(axis=1).min())
+        return float(confidences(scores, kind).min())
