@@ -53,7 +53,8 @@ async def open_guard(
     model = await understand(upstreams, options.name, options.scores, told)
     served = OwnModel(options.name, model.signature)
     if options.backup_upstream is not None:
-        return await _upstream_backup(options, served, roots, metrics)
+        reads = Understanding(served, model.version)
+        return await _upstream_backup(options, reads, roots, metrics)
     from codedinvnet.codes.method import ONE
     from codedinvnet.serving.workers.computing import scheme_of
 
@@ -96,7 +97,7 @@ async def _protected(
         return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
-    reads = Understanding(served)
+    reads = Understanding(served, model.version)
     pool = ProcessPool(spec)
     return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
 
@@ -113,14 +114,14 @@ def _coded(
 
 
 async def _upstream_backup(
-    options: GatewayOptions, served: OwnModel, roots: bytes | None, metrics: UpstreamMetrics
+    options: GatewayOptions, reads: Understanding, roots: bytes | None, metrics: UpstreamMetrics
 ) -> Backup:
     """Return a smaller model of a server elsewhere as the backup.
 
     Raises:
         UserError: if it takes other inputs than the upstreams' model, or has other classes.
     """
-    url, k = options.backup_upstream or "", options.k or MOST_K
+    served, url, k = reads.served, options.backup_upstream or "", options.k or MOST_K
     server, _, name = url.partition(PATH)
     if not name or "/" in name:
         raise UserError(f"--backup-upstream: {url!r} is not http://HOST:PORT{PATH}NAME")
@@ -149,4 +150,4 @@ async def _upstream_backup(
     pool = UpstreamPool([upstream], name, options.hang_seconds, metrics, cancels=options.cancel)
     backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, k)
     rules = AnswersAll(k, BACKUP)
-    return Backup(rules, Understanding(served), backup, 1, options.slots)
+    return Backup(rules, reads, backup, 1, options.slots)

@@ -71,13 +71,19 @@ class AskedModel:
         name: the model's.
         signature: its own.
         flag: which option has the upstreams, for messages.
+        version: the only one that they have; "" if there are several, or nobody says.
     """
 
     def __init__(
-        self, upstreams: Sequence[Upstream], name: str, signature: Signature, flag: str
+        self,
+        upstreams: Sequence[Upstream],
+        name: str,
+        signature: Signature,
+        flag: str,
+        version: str = "",
     ) -> None:
         self.upstreams, self.name, self.signature = upstreams, name, signature
-        self.flag = flag
+        self.flag, self.version = flag, version
         self._loop = asyncio.get_running_loop()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,7 +152,9 @@ async def understand(
     platform = str(metadata.get("platform") or "")
     signature = Signature(inputs, probed.outputs, probed.max_batch, found, platform)
     scores_tensor(signature)
-    return AskedModel(upstreams, name, signature, flag)
+    versions = metadata.get("versions") or ()
+    version = str(versions[0]) if len(versions) == 1 else ""
+    return AskedModel(upstreams, name, signature, flag, version)
 
 
 class Understanding:
@@ -154,10 +162,11 @@ class Understanding:
 
     Args:
         served: the upstreams' model, whose scores are known.
+        version: the one that is known so; "" if that has no name.
     """
 
-    def __init__(self, served: OwnModel) -> None:
-        self.served = served
+    def __init__(self, served: OwnModel, version: str = "") -> None:
+        self.served, self.version = served, version
         self.outcome = outcome_name(served.signature)
         self.scores = scores_tensor(served.signature)
 
@@ -165,8 +174,11 @@ class Understanding:
         """Read a request.
 
         Raises:
-            BadRequest: if the model has no such tensors, or it is not the protocol's.
+            BadRequest: if the model has no such tensors, it is not the protocol's, or it is for a
+                version of which nothing is known.
         """
+        if call.version not in ("", self.version):
+            raise BadRequest(f"version {call.version!r}: nothing is known of it")
         if call.transport == "grpc":
             from codedinvnet.serving.faces.v2_grpc import request_to_http
 
@@ -198,7 +210,7 @@ class Understanding:
         outputs = {self.scores.name: scores.astype(DATATYPES[self.scores.datatype])}
         wanted = tuple(pair for pair in request.outputs if pair[0] != self.outcome)
         told = replace(request, outputs=wanted, parameters={})
-        data, length = render_response(told, Response(outputs, 0.0), self.served)
+        data, length = render_response(told, Response(outputs, 0.0), self.served, self.version)
         if call.transport == "grpc":
             from codedinvnet.serving.faces.v2_grpc import response_from_http
 
