@@ -181,6 +181,11 @@ class UpstreamPool:
         self._background = Background()
         """What else is going on: the watch, and connections that are closed."""
 
+    @property
+    def translates(self) -> bool:
+        """Whether calls over HTTP may be written anew, for an upstream over gRPC."""
+        return any(place.upstream.translates for place in self.places)
+
     async def start(self, size: int) -> None:
         """Ask all upstreams for the model.
 

@@ -45,7 +45,6 @@ from codedinvnet.serving.service import Service
 if TYPE_CHECKING:
     from codedinvnet.serving.reliance import Reliance
 
-MIB = 2**20
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 
@@ -100,22 +99,22 @@ def make_relay(
         metrics=metrics[0],
         reliance=_reliance(options, guard, rules.workers),
     )
-    plain = PassThrough(options.name)
+    plain, most = PassThrough(options.name), options.body_memory
     try:
         if guard is None:
-            return Relay(front(served=plain, pool=pool), pool)
+            return Relay(front(served=plain, pool=pool), pool, most=most)
         if isinstance(guard, Backup):
             reads = guard.understanding
             both = ProtectedPool(pool, guard.pool, reads.scores.shape)
             backing = Backing(guard.rules, reads)
-            return Relay(front(served=plain, pool=both, scheme=backing), pool, reads)
+            return Relay(front(served=plain, pool=both, scheme=backing), pool, reads, most=most)
         if not is_systematic(guard.scheme.rules) and policy != CODED:
             raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
         from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
-        return Relay(made, pool, service=Service(made, guard.served, tells=True))
+        return Relay(made, pool, service=Service(made, guard.served, tells=True), most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
 
@@ -157,7 +156,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     except BaseException:
         await asyncio.gather(*(upstream.close() for upstream in upstreams))
         raise
-    memory = BodyMemory(int(options.max_body_memory * MIB), relay.front.refuse)
+    memory = BodyMemory(options.body_memory, relay.front.refuse)
     hosts = (options.host, *options.allowed_host)
     guarded = bool(token) or options.host in LOOPBACK
     if relay.service is None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge, decompress
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
     request_from_http,
     request_to_http,
@@ -35,8 +35,6 @@ BODY_HEADERS = frozenset(
     }
 )
 """Headers of HTTP about bodies, which are others over the other transport."""
-MOST = 1 << 30
-"""Bytes of a decompressed body."""
 
 
 async def through_http(call: Call, post: Post) -> Reply:
@@ -69,9 +67,8 @@ async def through_grpc(call: Call, post: Post) -> Reply:
     """Return the answer to a call over HTTP, of an upstream that is reached over gRPC."""
     found = dict(call.headers)
     try:
-        plain = decompress(call.body, found.get("content-encoding"), MOST)
         message, wanted = request_from_http(
-            plain, found.get(HEADER_LENGTH.lower()), call.model, call.version
+            await call.unpacked(), found.get(HEADER_LENGTH.lower()), call.model, call.version
         )
     except BadRequest as error:
         return problem(413 if isinstance(error, TooLarge) else 400, str(error))

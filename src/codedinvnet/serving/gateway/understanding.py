@@ -23,7 +23,7 @@ from codedinvnet.serving.service import Request, Response, outcome_name
 
 LENGTH = HEADER_LENGTH.lower()
 MOST = 1 << 30
-"""Bytes of a decompressed body."""
+"""Bytes of a decompressed answer."""
 TIMEOUT = 20.0
 """Seconds for an answer while the gateway starts."""
 
@@ -170,8 +170,12 @@ class Understanding:
         self.outcome = outcome_name(served.signature)
         self.scores = scores_tensor(served.signature)
 
-    def request(self, call: Call) -> Request:
+    def request(self, call: Call, body: bytes) -> Request:
         """Read a request.
+
+        Args:
+            call: has it.
+            body: its body, unpacked.
 
         Raises:
             BadRequest: if the model has no such tensors, it is not the protocol's, or it is for a
@@ -182,12 +186,10 @@ class Understanding:
         if call.transport == "grpc":
             from codedinvnet.serving.faces.v2_grpc import request_to_http
 
-            found, _, _ = request_to_http(call.body)
+            found, _, _ = request_to_http(body)
             length = None if found.header_length is None else str(found.header_length)
             return parse_request(found.data, length, self.served, MAX_BATCH)
-        headers = dict(call.headers)
-        body = decompress(call.body, headers.get("content-encoding"), MOST)
-        return parse_request(body, headers.get(LENGTH), self.served, MAX_BATCH)
+        return parse_request(body, dict(call.headers).get(LENGTH), self.served, MAX_BATCH)
 
     def accepts(self, request: Request) -> bool:
         """Tell whether an approximate answer will do: it has nothing but scores."""
