@@ -46,7 +46,8 @@ async def test_packed_requests_hold_what_they_are_unpacked() -> None:
 async def test_packed_requests_are_unpacked_once_and_beside_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fakes, threads = (GrpcFake(), GrpcFake()), []
+    fakes = GrpcFake(), GrpcFake()
+    threads: list[int] = []
 
     def unpacked(*words: Any) -> bytes:
         threads.append(threading.get_ident())
