@@ -13,6 +13,7 @@ import numpy as np
 from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import TensorSpec, scores_tensor
+from codedinvnet.models.probe import ROWS, probe_inputs
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
 from codedinvnet.serving.gateway.backup import UpstreamBackup, converted
@@ -138,6 +139,7 @@ async def _upstream_backup(
             )
         if its.max_batch == 1:
             raise UserError(f"--backup-upstream: {url} takes one query at a time, not {k}")
+        most = await asyncio.to_thread(_taken, small, min(k, its.max_batch or k))
     except BaseException:
         await upstream.close()
         raise
@@ -148,6 +150,28 @@ async def _upstream_backup(
         return converted(scores.astype(np.float32), kind, served.kind)
 
     pool = UpstreamPool([upstream], name, options.hang_seconds, metrics, cancels=options.cancel)
-    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, k)
+    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most)
     rules = AnswersAll(k, BACKUP)
     return Backup(rules, reads, backup, 1, options.slots)
+
+
+def _taken(model: AskedModel, most: int) -> int:
+    """Return how many queries a model takes at once: half of what it refuses.
+
+    Args:
+        model: has answered to ROWS queries, or to as many as it says that it takes.
+        most: queries that there may be at once.
+
+    Raises:
+        UserError: if it does not answer to ROWS any more.
+    """
+    queries, least = probe_inputs(model.signature.inputs), min(ROWS, most)
+    while True:
+        try:
+            model.compute({n: np.resize(a, (most, *a.shape[1:])) for n, a in queries.items()})
+        except UserError:
+            if most == least:
+                raise
+            most = max(least, most // 2)
+        else:
+            return most
