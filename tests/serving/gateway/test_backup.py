@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,16 @@ from aiohttp import web
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.test_protection import Server, asked, queries, refused, scores
+from tests.serving.gateway.test_gateway import until
+from tests.serving.gateway.test_protection import (
+    MODEL,
+    SMALL,
+    Server,
+    asked,
+    queries,
+    refused,
+    scores,
+)
 
 
 class Bounded(Server):
@@ -70,6 +81,75 @@ async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
             server.go()
     finally:
         await small.stop()
+
+
+def other(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Another model with the tensors of `vectors`."""
+    return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
+
+
+CHANGED = SimpleNamespace(signature=MODEL.signature, run=other)
+
+
+async def test_the_backup_of_another_model_does_not_answer(
+    finished: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An upstream is checked again whenever it comes back."""
+    server = Server()
+
+    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+
+        async def come_back(model: Any) -> None:
+            await server.stop()
+            meanwhile = asyncio.create_task(asked(address, queries(1)))
+            await until(lambda: not relay.pool.places[0].up)
+            server.model = model
+            await server.start()
+            await until(lambda: relay.pool.places[0].up)
+            scores(await meanwhile)
+
+        differs = relay.pool.metrics.differs.labels(server.url)
+        assert differs._value.get() == 0
+        await come_back(CHANGED)
+        assert differs._value.get() == 1
+        assert "upstream has another model: the small backup does not answer" in caplog.messages
+        server.hold()
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        server.go()
+        assert scores(await late)[1] == "direct"
+        await come_back(MODEL)
+        assert differs._value.get() == 0
+        server.hold()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        server.go()
+
+
+async def test_each_upstream_is_checked_at_the_start(finished: Path) -> None:  # noqa: F811
+    servers = [Server(), Server()]
+    servers[1].model = CHANGED  # type: ignore[assignment]
+
+    async with gateway(*servers, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+        differs = [relay.pool.metrics.differs.labels(server.url) for server in servers]
+        assert [gauge._value.get() for gauge in differs] == [0, 1]
+        for server in servers:
+            server.hold()
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        for server in servers:
+            server.go()
+        assert scores(await late)[1] == "direct"
 
 
 async def test_an_upstream_that_takes_one_query_at_a_time_is_no_backup() -> None:

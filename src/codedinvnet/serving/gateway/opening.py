@@ -16,11 +16,19 @@ from codedinvnet.models.base import TensorSpec, scores_tensor
 from codedinvnet.models.probe import ROWS, probe_inputs
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
+from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.backup import UpstreamBackup, converted
+from codedinvnet.serving.gateway.calls import Unreachable
 from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.options import MOST_K, GatewayOptions
-from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
-from codedinvnet.serving.gateway.understanding import AskedModel, Understanding, understand
+from codedinvnet.serving.gateway.pool import UpstreamPool
+from codedinvnet.serving.gateway.understanding import (
+    AskedModel,
+    NoAnswer,
+    Understanding,
+    understand,
+)
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.served import OwnModel
 
@@ -100,7 +108,21 @@ async def _protected(
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served, model.version)
     pool = ProcessPool(spec)
-    return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
+
+    async def differs(upstream: Upstream) -> str:
+        asked = AskedModel([upstream], options.name, model.signature, "--upstream")
+        try:
+            await asyncio.to_thread(check_fingerprint, folder, found, asked, options.name)
+        except NoAnswer as error:
+            raise Unreachable(str(error)) from error
+        except UserError as error:
+            return str(error)
+        except (LookupError, ValueError) as error:  # it has other outputs by now
+            return described(error)
+        return ""
+
+    workers = options.backup_workers
+    return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs)
 
 
 def _coded(

@@ -192,6 +192,8 @@ class Relay:
         """
         if self.understanding is None:
             return True
+        if not self.pool.is_protected:
+            return False
         call.request = self.understanding.request(call, body)
         if call.request.max_disagreement is not None and self._limit is None:
             return False  # a limit that nobody keeps is kept by the model's own answer alone

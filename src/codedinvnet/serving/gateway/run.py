@@ -27,8 +27,9 @@ from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.http_face import build_gateway_app
 from codedinvnet.serving.gateway.opening import open_guard
 from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, read_roots
-from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
+from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.listening import (
     body_limit,
@@ -75,6 +76,7 @@ def make_relay(
         metrics[1],
         cancels=options.cancel,
         places=places,
+        differs=guard.differs if isinstance(guard, Backup) else None,
     )
     usual = AUTO if isinstance(guard, Backup) else HEDGE if guard is None else CODED
     policy = usual if options.policy is None else OFFERED[options.policy]

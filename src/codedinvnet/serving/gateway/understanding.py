@@ -63,6 +63,10 @@ def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
         raise BadRequest(f"it is not the protocol's: {error}") from error
 
 
+class NoAnswer(UserError):
+    """No upstream answers a question of the gateway's own."""
+
+
 class AskedModel:
     """A model that upstreams have, for threads beside the event loop.
 
@@ -90,7 +94,8 @@ class AskedModel:
         """Return the outputs of a batch.
 
         Raises:
-            UserError: if no upstream answers, or with an error.
+            NoAnswer: if no upstream answers.
+            UserError: if one answers with an error.
         """
         return in_turn(self.compute, inputs, self.signature.max_batch)
 
@@ -103,12 +108,15 @@ class AskedModel:
         for upstream in self.upstreams:
             call = call_of(self.name, inputs, self.signature.inputs, TIMEOUT)
             try:
-                return arrays_of(await upstream.infer(call, TIMEOUT))
+                reply = await upstream.infer(call, TIMEOUT)
+                if not reply.fails:
+                    return arrays_of(reply)
+                told.append(f"{upstream.url}: {reply}")
             except Unreachable as error:
                 told.append(f"{upstream.url}: {error}")
             except BadRequest as error:
                 raise UserError(f"{self.flag}: {upstream.url}: {error}") from error
-        raise UserError(f"{self.flag}: none answers: {'; '.join(told)}")
+        raise NoAnswer(f"{self.flag}: none answers: {'; '.join(told)}")
 
 
 async def understand(
