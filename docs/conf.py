@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from sphinx.application import Sphinx
 
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.serving.gateway.pool import UpstreamMetrics
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.metrics import Metrics
 
 HERE = Path(__file__).resolve().parent

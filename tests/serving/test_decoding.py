@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.data import sample_images
+from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.protect.measure import answers_of
 from codedinvnet.serving import decoder, decoding
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.decoder import compute, compute_apart
@@ -24,10 +26,11 @@ from codedinvnet.serving.decoding import Job
 from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Complete
 from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.served import PROBABILITIES, Classifier, Served
+from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
+from codedinvnet.trust.confidence import log_probabilities
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 from tests.serving.front import (
     PATIENCE,
@@ -44,6 +47,7 @@ from tests.serving.front import (
     until,
 )
 
+ScoreKind = Literal["logits", "probabilities"]
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"))
 
 
@@ -92,6 +96,21 @@ def test_a_job_does_not_fail_for_another(method: Scheme, outputs: dict[int, np.n
     assert isinstance(found[0], dict)
     assert found[0].keys() == {7}
     assert isinstance(found[1], Exception)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_a_served_confidence_is_the_calibrated_one(kind: ScoreKind) -> None:
+    """Decoded probabilities sum to 1, but may be negative, or above 1."""
+    random = np.random.default_rng(0).normal(0.1, 0.4, (50, 10)).astype(np.float32)
+    decoded = random / random.sum(1, keepdims=True)
+    assert decoded.min() < 0
+    assert decoded.max() > 1
+    calibrated = answers_of(log_probabilities(decoded, kind), np.arange(50), np.zeros(50), None)
+    tensors = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (10,))
+    served = OwnModel("m", Signature(tensors[:1], tensors[1:], scores=Scores("y", kind)))
+    found = [answer.confidence for answer in decoder.answers(served, torch.from_numpy(decoded))]
+    assert found == pytest.approx(calibrated.confidence)
+    assert max(found) <= 1
 
 
 @pytest.mark.parametrize("wrong", ["shape", "nan"])

@@ -20,7 +20,8 @@ from codedinvnet.protect.frozen import FrozenCode, FrozenCoder, encoder_macs
 from codedinvnet.protect.measure import Answers, Candidate, answers_of
 from codedinvnet.protect.setting import ProtectOptions, Setting
 from codedinvnet.protect.students import Student, tensors
-from codedinvnet.protect.teacher import BATCH, log_probabilities, scores_of
+from codedinvnet.protect.teacher import BATCH, scores_of
+from codedinvnet.trust.confidence import log_probabilities
 
 Scores = Callable[[np.ndarray], np.ndarray]
 """Rows of the inputs -> scores."""

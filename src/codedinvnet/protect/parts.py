@@ -24,8 +24,9 @@ from codedinvnet.protect.images import layout
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
 from codedinvnet.protect.students import Shape, ShrunkStudent, Student, words_of
-from codedinvnet.protect.teacher import check_teacher, log_probabilities, teacher_scores
+from codedinvnet.protect.teacher import check_teacher, teacher_scores
 from codedinvnet.training.loop import LATEST, train_stage
+from codedinvnet.trust.confidence import log_probabilities
 
 MIRRORED_SHARE = 0.25
 """Share of the minutes that asking the model for mirrored images may take."""

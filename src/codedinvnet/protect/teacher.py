@@ -24,26 +24,10 @@ SHARD = 2048
 """Inputs whose scores are kept in one file: what a kill costs at most."""
 TWICE = 16
 """Inputs that a model is asked twice: at first, and those whose scores were kept."""
-_LEAST = 1e-7
 _CLOSE = 1e-4
 """Share of the largest score by which two answers to one query may differ."""
 _SAME = 1e-2
 """Likewise of a kept answer, which may be of another batch, and of before a restart."""
-
-
-def log_probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
-    """Return the logarithms of probabilities (N, classes) of a model's scores.
-
-    Args:
-        scores: (N, classes).
-        kind: "logits" or "probabilities".
-    """
-    scores = scores.astype(np.float32)
-    if kind == "probabilities":
-        scores = np.log(np.maximum(scores, _LEAST))
-    scores = scores - scores.max(axis=1, keepdims=True)
-    found: np.ndarray = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return found
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wir
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.workers.result import Computer
+from codedinvnet.trust.confidence import confidences
 
 T = TypeVar("T")
 FEW = 2
@@ -120,9 +121,8 @@ def compute_apart(
 
 def answers(served: Served, scores: Tensor) -> list[Found]:
     """Return the answers that rows of scores (B, classes) are."""
-    probabilities = scores.softmax(1) if served.kind == "logits" else scores
-    confidences = probabilities.amax(1).tolist()
-    return [Found(*row) for row in zip(served.answer(scores), confidences, strict=True)]
+    sure = confidences(scores.float().cpu().numpy(), served.kind).tolist()
+    return [Found(*row) for row in zip(served.answer(scores), sure, strict=True)]
 
 
 def check_group(

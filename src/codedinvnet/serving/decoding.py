@@ -63,8 +63,10 @@ class Facts(NamedTuple):
     """The members that the extra tasks alone answer for: each with confidence and agreement."""
 
 
+Answers: TypeAlias = "Mapping[int, Found | Exception]"
+"""Query -> what was found for it, or why nothing was."""
 Compared: TypeAlias = "Callable[[Check, Facts], None]"
-Finished: TypeAlias = "Callable[[Job, Mapping[int, Found] | Exception], None]"
+Finished: TypeAlias = "Callable[[Job, Answers | Exception], None]"
 """Called with a job, and what was found for each of its queries, or why nothing was."""
 
 
@@ -142,7 +144,7 @@ class Decoding(ABC):
         """Let what knows the tasks' outputs see one of each kind, before the first job."""
 
     @abstractmethod
-    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Answers | Exception]:
         """Return for each job what was found for its queries, or why nothing was."""
 
     @abstractmethod

@@ -28,7 +28,7 @@ from codedinvnet.serving.answers import (
 )
 from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.decoding import Answerer, Found, Job, Wiring
+from codedinvnet.serving.decoding import Answerer, Answers, Job, Wiring
 from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import (
@@ -458,7 +458,7 @@ class FrontEnd:
 
     # Heads and decoding
 
-    def _computed(self, job: Job, answers: Mapping[int, Found] | Exception) -> None:
+    def _computed(self, job: Job, answers: Answers | Exception) -> None:
         """Take what was found for a job's queries."""
         for query in job.wanted:
             found = answers if isinstance(answers, Exception) else answers[query]

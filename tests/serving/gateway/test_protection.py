@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
+from codedinvnet.models.base import Scores, Signature
 from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from codedinvnet.serving import decoding, supervisor, traffic_report
 from codedinvnet.serving.decoding import Job, Wiring
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
-from codedinvnet.serving.gateway.backup import Backing
+from codedinvnet.serving.gateway.backup import Backing, BackupAnswers
 from codedinvnet.serving.gateway.pool import boxed
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
+from codedinvnet.trust.confidence import log_probabilities
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.faces.requests import share_memory
@@ -84,12 +87,24 @@ def queries(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((rows, FEATURES), np.float32)
 
 
-async def asked(address: str, x: np.ndarray, identity: str = "mine", **parameters: Any) -> Got:
+def message(x: np.ndarray, version: str = "") -> bytes:
+    request = pb.ModelInferRequest(
+        model_name="m", model_version=version, id="9", raw_input_contents=[x.tobytes()]
+    )
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    found: bytes = request.SerializeToString()
+    return found
+
+
+async def asked(
+    address: str, x: np.ndarray, identity: str = "mine", version: str = "", **parameters: Any
+) -> Got:
     head, blobs = described({"x": x}, MODEL.signature.inputs)
     told = {**json.loads(head), "id": identity}
     told["parameters"].update(parameters)
     text = json.dumps(told).encode()
-    return await ask(address, b"".join([text, *blobs]), **{LENGTH: str(len(text))})
+    path = f"/v2/models/m{version and f'/versions/{version}'}/infer"
+    return await ask(address, b"".join([text, *blobs]), path, **{LENGTH: str(len(text))})
 
 
 def scores(got: Got) -> tuple[np.ndarray, str]:
@@ -137,11 +152,7 @@ async def test_late_requests_are_answered_by_the_protections_backup(finished: Pa
         got = await ask(address, json.dumps(text).encode())
         told = json.loads(got.body)
         assert told["outputs"][0]["data"] == pytest.approx(student(finished, queries(1))[0])
-        message = pb.ModelInferRequest(
-            model_name="m", id="9", raw_input_contents=[queries(1).tobytes()]
-        )
-        message.inputs.add(name="x", datatype="FP32", shape=[1, FEATURES])
-        body, trailers = await ask_grpc(port, message.SerializeToString())
+        body, trailers = await ask_grpc(port, message(queries(1)))
         reply = pb.ModelInferResponse.FromString(body)
         assert (reply.id, trailers["codedinvnet-outcome"]) == ("9", "decoded")
         assert reply.parameters["outcome"].string_param == "decoded"
@@ -197,10 +208,23 @@ async def test_answers_of_two_backup_workers_are_compared(
     assert "internal error" not in caplog.messages
 
 
-async def test_a_job_does_not_fail_for_another() -> None:
-    reads = Understanding(OwnModel("m", MODEL.signature))
+def queue_of(signature: Signature) -> BackupAnswers:
     wiring = Wiring(Metrics(), lambda _: None, lambda *_: None, lambda _: None)
-    queue = Backing(AnswersAll(4), reads).queue(wiring)
+    return Backing(AnswersAll(4), Understanding(OwnModel("m", signature))).queue(wiring)
+
+
+async def test_an_answers_confidence_is_the_calibrated_one() -> None:
+    """Also of probabilities that do not sum to 1, or that are negative."""
+    signature = replace(MODEL.signature, scores=Scores("output", "probabilities"))
+    odd = np.array([[0.8, 0.5, -0.3], [1.2, -0.1, -0.1]], np.float32)
+    (found,) = await queue_of(signature).answers([Job(1, {4: boxed(odd)}, {7: 0})])
+    assert isinstance(found, dict)
+    expected = np.exp(log_probabilities(odd, "probabilities").max(1).min())
+    assert found[7].confidence == pytest.approx(expected)
+
+
+async def test_a_job_does_not_fail_for_another() -> None:
+    queue = queue_of(MODEL.signature)
     sound = Job(1, {4: boxed(np.array([[0.0, 9.0, 0.0]], np.float32))}, {7: 0})
     lost, answered = await queue.answers([Job(1, {}, {6: 0}), sound])
     assert isinstance(lost, Exception)
@@ -242,6 +266,37 @@ async def test_who_wants_no_approximate_answer_gets_none(finished: Path) -> None
         server.go()
         assert scores(await exact)[1] == "direct"
         assert (await strange).status == 400
+
+
+@pytest.mark.parametrize("versions", [["3"], ["2", "3"], None])
+async def test_a_request_for_another_version_waits_for_an_upstream(
+    versions: list[str] | None,
+    finished: Path,  # noqa: F811
+) -> None:
+    """The backup is made of the version that is asked without a name."""
+    server = Server()
+    server.metadata["versions"] = versions
+    same_outcome = "decoded" if versions == ["3"] else "direct"
+
+    async with gateway(server, protection=finished, grpc_port=0, **SMALL) as (address, _, port):
+        server.hold()
+        before = len(server.seen)
+        other = asyncio.create_task(asked(address, queries(1), version="2"))
+        over_grpc = asyncio.create_task(ask_grpc(port, message(queries(1), version="2")))
+        same = asyncio.create_task(asked(address, queries(1), version="3"))
+        got = await asked(address, queries(1))
+        told = json.loads(got.body[: int(got.headers[HEADER_LENGTH])])
+        assert scores(got)[1] == "decoded"
+        assert told.get("model_version") == ("3" if versions == ["3"] else None)
+        if same_outcome == "decoded":
+            assert scores(await same)[1] == same_outcome
+        await until(lambda: len(server.seen) >= before + 3)
+        assert not other.done()
+        assert not over_grpc.done()
+        server.go()
+        assert scores(await other)[1] == "direct"
+        assert (await over_grpc)[1]["codedinvnet-outcome"] == "direct"
+        assert scores(await same)[1] == same_outcome
 
 
 async def test_the_backup_answers_while_no_upstream_does(finished: Path) -> None:  # noqa: F811

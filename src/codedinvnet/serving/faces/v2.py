@@ -405,9 +405,15 @@ def wanted_outputs(parsed: InferBody, served: Served) -> tuple[tuple[str, bool],
 
 
 def render_response(
-    request: Request, response: Response, served: Served
+    request: Request, response: Response, served: Served, version: str = VERSION
 ) -> tuple[bytes, int | None]:
     """Return a response's body, and the length of its JSON part if binary data follows.
+
+    Args:
+        request: says which outputs are wanted, and how.
+        response: has them.
+        served: the model.
+        version: of the model; "" is not told.
 
     Raises:
         BadRequest: if JSON cannot carry an output's values.
@@ -431,7 +437,9 @@ def render_response(
             except BadTensor as error:
                 raise BadRequest(f"outputs: {name!r}: {error}: ask for binary_data") from error
         outputs.append(entry)
-    reply: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
+    reply: dict[str, Any] = {"model_name": served.name}
+    if version:
+        reply["model_version"] = version
     if request.identity is not None:
         reply["id"] = request.identity
     if parameters := {**request.parameters, **response.parameters}:

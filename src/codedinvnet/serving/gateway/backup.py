@@ -15,18 +15,17 @@ import numpy as np
 from codedinvnet.codes.rules import SMALL_BACKUP, Rules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wiring
+from codedinvnet.serving.decoding import Answers, Check, Decoding, Facts, Found, Job, Wiring
 from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.trust.confidence import LEAST, confidences
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
-LEAST = 1e-7
-"""The probability below which none is told from another, as a logit."""
 LONGEST = 60.0
 """Seconds for an upstream that is the backup."""
 
@@ -38,8 +37,9 @@ def converted(scores: np.ndarray, given: str, wanted: str) -> np.ndarray:
     if wanted == "logits":
         logits: np.ndarray = np.log(scores.clip(min=LEAST))
         return logits
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of what is not finite, neither is the result
+        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+        found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
     return found
 
 
@@ -106,6 +106,8 @@ class UpstreamBackup:
 class ProtectedPool:
     """Upstreams, and behind them the workers of a small backup.
 
+    A member of a group has no scores (None) if it was not understood, or if they are not finite.
+
     Args:
         upstreams: the first workers.
         backup: the others.
@@ -141,13 +143,15 @@ class ProtectedPool:
         result = await self.backup.call(worker - self.mains, task._replace(inputs=inputs))
         scores = result.outputs[OUTPUT]
         rows = len(next(iter(inputs.values())))
-        if scores.shape != (rows, *self.scores) or not np.isfinite(scores).all():
-            raise WorkerFailed(f"the backup's scores have shape {scores.shape}, or are not finite")
+        if scores.shape != (rows, *self.scores):
+            raise WorkerFailed(f"the backup's scores have shape {scores.shape}")
         place = 0
         for member, request in enumerate(requests):
             if request is not None:
                 size = len(next(iter(request.inputs.values())))
-                answers[member] = scores[place : place + size]
+                own = scores[place : place + size]
+                if np.isfinite(own).all():  # otherwise the request is to blame, and has no answer
+                    answers[member] = own
                 place += size
         return result._replace(outputs={OUTPUT: answers})
 
@@ -205,8 +209,8 @@ class BackupAnswers(Decoding):
     async def learn(self, outputs: Outputs, computer: Computer) -> None:
         """There is nothing to learn: scores are checked where they come from."""
 
-    async def answers(self, jobs: Sequence[Job]) -> Sequence[Mapping[int, Found] | Exception]:
-        found: list[Mapping[int, Found] | Exception] = []
+    async def answers(self, jobs: Sequence[Job]) -> Sequence[Answers | Exception]:
+        found: list[Answers | Exception] = []
         for job in jobs:
             try:
                 found.append(self._answered(job))
@@ -229,7 +233,7 @@ class BackupAnswers(Decoding):
     def _compare(self, outputs: Mapping[int, np.ndarray], member: int) -> tuple[float, bool] | None:
         """Return the confidence for a request, and whether one of its answers agrees.
 
-        None if the upstream's answer has no scores, or the backup did not understand the request.
+        None if the upstream's answer or the backup's has no scores.
         """
         reply: Reply = outputs[member][0]
         scores = self._scores(outputs, member)
@@ -242,17 +246,18 @@ class BackupAnswers(Decoding):
         query = self._random.randrange(len(scores))
         return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
-    def _answered(self, job: Job) -> dict[int, Found] | Exception:
-        found = {}
+    def _answered(self, job: Job) -> Answers:
+        found: dict[int, Found | Exception] = {}
         for query, member in job.wanted.items():
             scores = self._scores(job.outputs, member)
             if scores is None:
-                return ValueError(f"member {member} was not understood")
-            found[query] = Found({SCORES: boxed(scores)}, self._confidence(scores))
+                found[query] = ValueError("the small backup has no finite scores of it")
+            else:
+                found[query] = Found({SCORES: boxed(scores)}, self._confidence(scores))
         return found
 
     def _scores(self, outputs: Mapping[int, np.ndarray], member: int) -> np.ndarray | None:
-        """Return the backup's scores of a request; None if it did not understand that."""
+        """Return the backup's scores of a request; None if it has none."""
         rules = self.backing.rules  # of several extra tasks each is over some members alone
         task, place = rules.k + member % rules.r, member // rules.r
         found: np.ndarray | None = outputs[task][place]
@@ -261,4 +266,4 @@ class BackupAnswers(Decoding):
     def _confidence(self, scores: np.ndarray) -> float:
         """Return the least confidence of a request's queries."""
         kind = self.backing.understanding.served.kind
-        return float(converted(scores, kind, "probabilities").max(axis=1).min())
+        return float(confidences(scores, kind).min())

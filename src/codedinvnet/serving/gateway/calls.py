@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.v2 import decompress
 from codedinvnet.serving.service import Request
 
 Transport: TypeAlias = Literal["http", "grpc"]
@@ -65,6 +67,8 @@ class Call:
         request: what was read of it; None if nobody has, or could.
         refusal: the last answer by which an upstream failed, if there was one.
         running: futures of the calls to upstreams that can be told to stop.
+        most: bytes that the body may have unpacked.
+        plain: the body unpacked, or why that cannot be; None if nobody has tried.
     """
 
     model: str
@@ -76,6 +80,40 @@ class Call:
     request: Request | None = None
     refusal: Reply | None = None
     running: set[asyncio.Future[str]] = field(default_factory=set)
+    most: int = 1 << 30
+    plain: bytes | BadRequest | None = None
+
+    @property
+    def encoding(self) -> str | None:
+        """The Content-Encoding of an HTTP body; None if it is not packed."""
+        found = dict(self.headers).get("content-encoding", "identity")
+        return None if self.transport == "grpc" or found.lower() == "identity" else found
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds: as it came, unpacked, and as tensors."""
+        plain = len(self.plain) if isinstance(self.plain, bytes) else 0
+        return len(self.body) + plain + (0 if self.request is None else self.request.size)
+
+    async def unpacked(self) -> bytes:
+        """Return the body without its Content-Encoding, which is undone once, in a thread.
+
+        Raises:
+            BadRequest: if the encoding is unknown, or the body is damaged.
+            TooLarge: if it has more than `most` bytes.
+        """
+        if self.encoding is None:
+            return self.body
+        if self.plain is None:
+            try:
+                self.plain = await asyncio.to_thread(
+                    decompress, self.body, self.encoding, self.most
+                )
+            except BadRequest as error:
+                self.plain = error
+        if isinstance(self.plain, BadRequest):
+            raise self.plain
+        return self.plain
 
     def finish(self) -> None:
         """Tell upstreams that are still at it to stop: nobody needs another answer."""

@@ -41,7 +41,7 @@ class GrpcUpstream:
         roots: certificates to trust, PEM; None: those that gRPC carries.
     """
 
-    stops = True
+    stops = translates = True
     headers: Headers = ()
     tries = 1
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from codedinvnet.codes.rules import SMALL_BACKUP, Rules
 from codedinvnet.serving.gateway.understanding import Understanding
+from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.workers.pool import WorkerPool
 
@@ -28,6 +30,7 @@ class Backup:
         slots: how many tasks each of them may be at.
         method: what the protection calls it.
         calibration: of the protection; None if it has none.
+        differs: see `UpstreamPool`.
     """
 
     rules: Rules
@@ -37,6 +40,7 @@ class Backup:
     slots: int
     method: str = SMALL_BACKUP
     calibration: Calibration | None = None
+    differs: Callable[[Upstream], Awaitable[str]] | None = None
 
 
 @dataclass(frozen=True)

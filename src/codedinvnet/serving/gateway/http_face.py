@@ -67,7 +67,7 @@ def build_gateway_app(
             gone = asyncio.create_task(departure(request.receive))
             try:
                 answer = await relay.answer(
-                    model_version, "http", body, headers, began=began, gone=gone
+                    model_version, "http", body, headers, began=began, gone=gone, hold=hold
                 )
             except QueryFailed:
                 if gone.done():

@@ -13,13 +13,22 @@ import numpy as np
 from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs, is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import TensorSpec, scores_tensor
+from codedinvnet.models.probe import ROWS, probe_inputs
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
+from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.backup import UpstreamBackup, converted
+from codedinvnet.serving.gateway.calls import Unreachable
 from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.options import MOST_K, GatewayOptions
-from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
-from codedinvnet.serving.gateway.understanding import AskedModel, Understanding, understand
+from codedinvnet.serving.gateway.pool import UpstreamPool
+from codedinvnet.serving.gateway.understanding import (
+    AskedModel,
+    NoAnswer,
+    Understanding,
+    understand,
+)
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.served import OwnModel
 
@@ -53,7 +62,8 @@ async def open_guard(
     model = await understand(upstreams, options.name, options.scores, told)
     served = OwnModel(options.name, model.signature)
     if options.backup_upstream is not None:
-        return await _upstream_backup(options, served, roots, metrics)
+        reads = Understanding(served, model.version)
+        return await _upstream_backup(options, reads, roots, metrics)
     from codedinvnet.codes.method import ONE
     from codedinvnet.serving.workers.computing import scheme_of
 
@@ -96,9 +106,23 @@ async def _protected(
         return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
-    reads = Understanding(served)
+    reads = Understanding(served, model.version)
     pool = ProcessPool(spec)
-    return Backup(rules, reads, pool, options.backup_workers, 1, row.name, calibration)
+
+    async def differs(upstream: Upstream) -> str:
+        asked = AskedModel([upstream], options.name, model.signature, "--upstream")
+        try:
+            await asyncio.to_thread(check_fingerprint, folder, found, asked, options.name)
+        except NoAnswer as error:
+            raise Unreachable(str(error)) from error
+        except UserError as error:
+            return str(error)
+        except (LookupError, ValueError) as error:  # it has other outputs by now
+            return described(error)
+        return ""
+
+    workers = options.backup_workers
+    return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs)
 
 
 def _coded(
@@ -113,14 +137,14 @@ def _coded(
 
 
 async def _upstream_backup(
-    options: GatewayOptions, served: OwnModel, roots: bytes | None, metrics: UpstreamMetrics
+    options: GatewayOptions, reads: Understanding, roots: bytes | None, metrics: UpstreamMetrics
 ) -> Backup:
     """Return a smaller model of a server elsewhere as the backup.
 
     Raises:
         UserError: if it takes other inputs than the upstreams' model, or has other classes.
     """
-    url, k = options.backup_upstream or "", options.k or MOST_K
+    served, url, k = reads.served, options.backup_upstream or "", options.k or MOST_K
     server, _, name = url.partition(PATH)
     if not name or "/" in name:
         raise UserError(f"--backup-upstream: {url!r} is not http://HOST:PORT{PATH}NAME")
@@ -137,6 +161,7 @@ async def _upstream_backup(
             )
         if its.max_batch == 1:
             raise UserError(f"--backup-upstream: {url} takes one query at a time, not {k}")
+        most = await asyncio.to_thread(_taken, small, min(k, its.max_batch or k))
     except BaseException:
         await upstream.close()
         raise
@@ -147,6 +172,28 @@ async def _upstream_backup(
         return converted(scores.astype(np.float32), kind, served.kind)
 
     pool = UpstreamPool([upstream], name, options.hang_seconds, metrics, cancels=options.cancel)
-    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, k)
+    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most)
     rules = AnswersAll(k, BACKUP)
-    return Backup(rules, Understanding(served), backup, 1, options.slots)
+    return Backup(rules, reads, backup, 1, options.slots)
+
+
+def _taken(model: AskedModel, most: int) -> int:
+    """Return how many queries a model takes at once: half of what it refuses.
+
+    Args:
+        model: has answered to ROWS queries, or to as many as it says that it takes.
+        most: queries that there may be at once.
+
+    Raises:
+        UserError: if it does not answer to ROWS any more.
+    """
+    queries, least = probe_inputs(model.signature.inputs), min(ROWS, most)
+    while True:
+        try:
+            model.compute({n: np.resize(a, (most, *a.shape[1:])) for n, a in queries.items()})
+        except UserError:
+            if most == least:
+                raise
+            most = max(least, most // 2)
+        else:
+            return most

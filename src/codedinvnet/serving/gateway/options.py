@@ -25,6 +25,7 @@ OFFERED: Mapping[str, Policy] = {
     SMALL_BACKUP + WITH_HEDGE: CODED | HEDGE,
 }
 """The policies by name. A small backup is what `coded` means where there is one."""
+MIB = 2**20
 MOST_K = 10
 """Members of a group, at most, if nobody says."""
 
@@ -74,6 +75,11 @@ class GatewayOptions:
     def makes_up(self) -> bool:
         """Whether there is something that answers in place of an upstream."""
         return any((self.protection, self.method, self.backup_upstream))
+
+    @property
+    def body_memory(self) -> int:
+        """Bytes of all requests that are here."""
+        return int(self.max_body_memory * MIB)
 
     @property
     def hang_seconds(self) -> float:

@@ -12,28 +12,24 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.alarm import CatchUp
 from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.gateway.upstream_metrics import ERROR, FAILED, OK, UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream, difference
 from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.metrics import LATENCY_BUCKETS, forget_labels, remember_labels
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 
-OK, ERROR, FAILED = "ok", "error", "failed"
-RESULTS = (OK, ERROR, FAILED, STOPPED)
-"""How calls end, for the metrics."""
 ANSWERED, HANGS = "answered", "hangs"
 """How a wait for an upstream ends, beside its being stopped or lost."""
 CALL, REPLY = "call", "reply"
@@ -68,6 +64,7 @@ class Place:
         failures: calls in a row that it failed.
         answered: when it last answered anything.
         silent: probes in a row that it did not answer.
+        differs: whether its model is another one than the small backup stands for.
         probe: the question whether it is ready, while it is asked.
     """
 
@@ -78,6 +75,7 @@ class Place:
     failures: int = 0
     answered: float = 0.0
     silent: int = 0
+    differs: bool = False
     probe: asyncio.Task[None] | None = None
 
     @property
@@ -93,46 +91,6 @@ def boxed(content: object) -> np.ndarray:
     return array
 
 
-class UpstreamMetrics:
-    """What operators see of each upstream."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.calls = Counter(
-            "codedinvnet_upstream_calls",
-            "Calls by upstream and result: ok, error (its answer to a bad request), failed, "
-            "stopped.",
-            ["upstream", "result"],
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "codedinvnet_upstream_seconds",
-            "From sending a call to an upstream until its answer.",
-            ["upstream"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.up = Gauge(
-            "codedinvnet_upstream_up",
-            "1 if calls are sent to the upstream, 0 if it is set aside.",
-            ["upstream"],
-            registry=registry,
-        )
-        remember_labels(self.calls, self.seconds)
-
-    def expect(self, url: str) -> None:
-        """Create an upstream's labels."""
-        self.up.labels(url)
-        for result in RESULTS:
-            self.calls.labels(url, result)
-
-    def forget(self, url: str) -> None:
-        """Remove an upstream's labels."""
-        for result in RESULTS:
-            self.calls.remove(url, result)
-        self.seconds.remove(url)
-        forget_labels(self.calls, self.seconds)
-
-
 class UpstreamPool:
     """A pool whose workers are upstreams, each of which may be at several calls.
 
@@ -145,6 +103,8 @@ class UpstreamPool:
             none is. Otherwise what nobody waits for is left to end by itself: some versions of
             Triton crash when requests are cancelled.
         places: how many upstreams there may be later; None: as many as now.
+        differs: says how an upstream's model differs from the one that a small backup stands for
+            (""); it raises Unreachable if nobody can tell. None: nobody asks.
     """
 
     def __init__(
@@ -156,8 +116,9 @@ class UpstreamPool:
         *,
         cancels: bool = False,
         places: int | None = None,
+        differs: Callable[[Upstream], Awaitable[str]] | None = None,
     ) -> None:
-        self.cancels = cancels
+        self.cancels, self._differs = cancels, differs
         self.model, self.hang_timeout = model, hang_timeout
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
@@ -183,6 +144,31 @@ class UpstreamPool:
         self._background = Background()
         """What else is going on: the watch, and connections that are closed."""
 
+    @property
+    def translates(self) -> bool:
+        """Whether calls over HTTP may be written anew, for an upstream over gRPC."""
+        return any(place.upstream.translates for place in self.places)
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether a small backup may answer: no upstream is known to have another model."""
+        return not any(place.differs for place in self.places)
+
+    async def _check(self, place: Place) -> None:
+        """Find out whether an upstream has the model that a small backup stands for.
+
+        Raises:
+            Unreachable: if it does not answer.
+        """
+        told = "" if self._differs is None else await self._differs(place.upstream)
+        if bool(told) != place.differs and place is self.places[place.worker]:
+            place.differs = bool(told)
+            url, event = place.upstream.url, "upstream has the protected model again"
+            if told:
+                event = "upstream has another model: the small backup does not answer"
+            self.metrics.differs.labels(url).set(place.differs)
+            log_event(event, logging.WARNING if told else logging.INFO, upstream=url, reason=told)
+
     async def start(self, size: int) -> None:
         """Ask all upstreams for the model.
 
@@ -202,6 +188,12 @@ class UpstreamPool:
                 raise answer
             elif told := self._compare(place, answer):
                 raise UserError(f"--upstream: {told}")
+        for place in there:
+            if place.upstream.url not in silent:
+                try:
+                    await self._check(place)
+                except Unreachable as error:
+                    silent[place.upstream.url] = (place, str(error))
         if len(silent) == len(there):
             told = "; ".join(f"{url}: {reason}" for url, (_, reason) in silent.items())
             raise UserError(f"--upstream: none answers: {told}")
@@ -232,6 +224,7 @@ class UpstreamPool:
             if place.is_filled and place.upstream.url not in urls:
                 self._set_aside(place, NOBODY_THERE)
                 self.metrics.up.remove(place.upstream.url)
+                self.metrics.differs.remove(place.upstream.url)
                 self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
@@ -424,6 +417,7 @@ class UpstreamPool:
                 metadata = await place.upstream.metadata(self.model, "", PROBE_TIMEOUT)
                 if told := self._compare(place, metadata):
                     raise NotProtocol(told)
+                await self._check(place)
         except (Unreachable, NotProtocol) as error:
             self._set_aside(place, str(error))
             raise

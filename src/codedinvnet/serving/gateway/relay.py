@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,8 @@ from codedinvnet.serving.gateway.backup import SCORES
 from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
+from codedinvnet.serving.listening import body_limit
+from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Relay:
         pool: the upstreams.
         understanding: reads requests for a small backup; None without one.
         service: answers in the relay's place where a code mixes queries.
+        most: bytes that a body may have unpacked.
     """
 
     def __init__(
@@ -82,9 +85,13 @@ class Relay:
         pool: UpstreamPool,
         understanding: Understanding | None = None,
         service: Service | None = None,
+        *,
+        most: int,
     ) -> None:
-        self.front, self.pool = front, pool
+        self.front, self.pool, self.most = front, pool, most
         self.understanding, self.service = understanding, service
+        # Reading what is large holds the interpreter for a while, and takes memory.
+        self._large = asyncio.Semaphore(1)
 
     @property
     def is_ready(self) -> bool:
@@ -101,6 +108,7 @@ class Relay:
         began: float | None = None,
         seconds: float | None = None,
         gone: asyncio.Future[Any] | None = None,
+        hold: Callable[[int], None] = lambda _: None,
     ) -> Answer:
         """Return what an upstream says to a request.
 
@@ -112,6 +120,7 @@ class Relay:
             began: when the request came (`time.monotonic()`); None: now.
             seconds: until the client waits no longer; at most the gateway's own deadline.
             gone: see `FrontEnd.infer`.
+            hold: is told how many bytes the request holds, as a body and as tensors, and may raise.
 
         Raises:
             DeadlinePassed: if none answered in time.
@@ -120,8 +129,10 @@ class Relay:
         """
         began = time.monotonic() if began is None else began
         limit = min(self.front.deadline, seconds or self.front.deadline)
-        call = Call(self.pool.model, version, transport, body, headers, began + limit)
-        accepts = await self._read(call)
+        until = began + limit
+        call = Call(self.pool.model, version, transport, body, headers, until, most=self.most)
+        accepts = await self._read(call, gone)
+        hold(call.size)
         query, request = {CALL: boxed(call)}, call.request
         try:
             (found,) = await self.front.infer(
@@ -148,20 +159,42 @@ class Relay:
             raise found
         return Answer(call.refusal, FAILED)
 
-    async def _read(self, call: Call) -> bool:
-        """Read a call for the backup; return whether its answer will do.
+    async def _read(self, call: Call, gone: asyncio.Future[Any] | None) -> bool:
+        """Unpack a call, and read it for the backup, if need be; return whether that may answer.
 
-        What is not understood is for the upstreams alone to judge.
+        What is not understood is for the upstreams alone to judge. What is large or packed is read
+        in a thread, one request at a time.
+        """
+        translated = call.encoding is not None and self.pool.translates
+        if self.understanding is None and not translated:
+            return True
+        if self.understanding is not None and not translated:
+            call.most = body_limit(self.understanding.served, MAX_BATCH, self.most)
+        try:
+            if call.encoding is None and len(call.body) < LARGE_BODY:
+                return self._accepts(call, call.body)
+            async with self._large:
+                if (gone is not None and gone.done()) or time.monotonic() > call.deadline:
+                    return False  # nobody waits for it any more
+                body = await call.unpacked()
+                return await asyncio.to_thread(self._accepts, call, body)
+        except BadRequest:
+            return False
+        finally:
+            if not translated:
+                call.plain, call.most = None, self.most
+
+    def _accepts(self, call: Call, body: bytes) -> bool:
+        """Read a call for the backup, if there is one; return whether that may answer.
+
+        Raises:
+            BadRequest: if it is not understood.
         """
         if self.understanding is None:
             return True
-        try:
-            if len(call.body) < LARGE_BODY:
-                call.request = self.understanding.request(call)
-            else:
-                call.request = await asyncio.to_thread(self.understanding.request, call)
-        except BadRequest:
+        if not self.pool.is_protected:
             return False
+        call.request = self.understanding.request(call, body)
         if call.request.max_disagreement is not None and self._limit is None:
             return False  # a limit that nobody keeps is kept by the model's own answer alone
         return self.understanding.accepts(call.request)

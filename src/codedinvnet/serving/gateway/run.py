@@ -27,8 +27,9 @@ from codedinvnet.serving.gateway.guard import Backup, Coded
 from codedinvnet.serving.gateway.http_face import build_gateway_app
 from codedinvnet.serving.gateway.opening import open_guard
 from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, read_roots
-from codedinvnet.serving.gateway.pool import UpstreamMetrics, UpstreamPool
+from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.listening import (
     body_limit,
@@ -45,7 +46,6 @@ from codedinvnet.serving.service import Service
 if TYPE_CHECKING:
     from codedinvnet.serving.reliance import Reliance
 
-MIB = 2**20
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 
@@ -76,6 +76,7 @@ def make_relay(
         metrics[1],
         cancels=options.cancel,
         places=places,
+        differs=guard.differs if isinstance(guard, Backup) else None,
     )
     usual = AUTO if isinstance(guard, Backup) else HEDGE if guard is None else CODED
     policy = usual if options.policy is None else OFFERED[options.policy]
@@ -100,22 +101,22 @@ def make_relay(
         metrics=metrics[0],
         reliance=_reliance(options, guard, rules.workers),
     )
-    plain = PassThrough(options.name)
+    plain, most = PassThrough(options.name), options.body_memory
     try:
         if guard is None:
-            return Relay(front(served=plain, pool=pool), pool)
+            return Relay(front(served=plain, pool=pool), pool, most=most)
         if isinstance(guard, Backup):
             reads = guard.understanding
             both = ProtectedPool(pool, guard.pool, reads.scores.shape)
             backing = Backing(guard.rules, reads)
-            return Relay(front(served=plain, pool=both, scheme=backing), pool, reads)
+            return Relay(front(served=plain, pool=both, scheme=backing), pool, reads, most=most)
         if not is_systematic(guard.scheme.rules) and policy != CODED:
             raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
         from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
-        return Relay(made, pool, service=Service(made, guard.served, tells=True))
+        return Relay(made, pool, service=Service(made, guard.served, tells=True), most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
 
@@ -157,7 +158,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     except BaseException:
         await asyncio.gather(*(upstream.close() for upstream in upstreams))
         raise
-    memory = BodyMemory(int(options.max_body_memory * MIB), relay.front.refuse)
+    memory = BodyMemory(options.body_memory, relay.front.refuse)
     hosts = (options.host, *options.allowed_host)
     guarded = bool(token) or options.host in LOOPBACK
     if relay.service is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge, decompress
+from codedinvnet.serving.faces.http import LARGE_BODY
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
     request_from_http,
     request_to_http,
@@ -24,6 +27,7 @@ from codedinvnet.serving.gateway.calls import (
     passed_on,
 )
 
+Result = TypeVar("Result")
 Post = Callable[[bytes, Headers], Awaitable[Reply]]
 BODY_HEADERS = frozenset(
     {
@@ -38,15 +42,20 @@ BODY_HEADERS = frozenset(
 """Headers of HTTP about bodies, which are others over the other transport."""
 NAMES = re.compile("[0-9a-z_.-]+")
 """Names that metadata of gRPC may have; `grpc-` is its own, and `-bin` is for bytes."""
-MOST = 1 << 30
-"""Bytes of a decompressed body."""
+
+
+async def beside(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns, in a thread if it reads a large body: the loop goes on."""
+    if size < LARGE_BODY:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 async def through_http(call: Call, post: Post) -> Reply:
     """Return the answer to a call over gRPC, of an upstream that is reached over HTTP."""
     length = HEADER_LENGTH.lower()
     try:
-        body, _, _ = request_to_http(call.body)
+        body, _, _ = await beside(len(call.body), request_to_http, call.body)
     except BadRequest as error:
         return Reply("grpc", 3, message=str(error))
     own = tuple(
@@ -62,7 +71,8 @@ async def through_http(call: Call, post: Post) -> Reply:
     if reply.status != 200:
         return Reply("grpc", grpc_status(reply.status), message=told(reply.body))
     try:
-        message = response_from_http(reply.body, dict(reply.headers).get(length))
+        own_length = dict(reply.headers).get(length)
+        message = await beside(len(reply.body), response_from_http, reply.body, own_length)
     except BadRequest as error:
         return Reply("grpc", 13, message=f"the upstream's answer: {error}")
     return Reply("grpc", OK["grpc"], message)
@@ -70,11 +80,11 @@ async def through_http(call: Call, post: Post) -> Reply:
 
 async def through_grpc(call: Call, post: Post) -> Reply:
     """Return the answer to a call over HTTP, of an upstream that is reached over gRPC."""
-    found = dict(call.headers)
+    stated = dict(call.headers).get(HEADER_LENGTH.lower())
     try:
-        plain = decompress(call.body, found.get("content-encoding"), MOST)
-        message, wanted = request_from_http(
-            plain, found.get(HEADER_LENGTH.lower()), call.model, call.version
+        plain = await call.unpacked()
+        message, wanted = await beside(
+            len(plain), request_from_http, plain, stated, call.model, call.version
         )
     except BadRequest as error:
         return problem(413 if isinstance(error, TooLarge) else 400, str(error))
@@ -83,7 +93,7 @@ async def through_grpc(call: Call, post: Post) -> Reply:
     if reply.status != OK["grpc"]:
         return problem(http_status(reply.status), reply.message)
     try:
-        body = response_to_http(reply.body, wanted)
+        body = await beside(len(reply.body), response_to_http, reply.body, wanted)
     except BadRequest as error:
         return problem(400, str(error))
     headers: Headers = (("content-type", "application/json"),)

@@ -23,7 +23,7 @@ from codedinvnet.serving.service import Request, Response, outcome_name
 
 LENGTH = HEADER_LENGTH.lower()
 MOST = 1 << 30
-"""Bytes of a decompressed body."""
+"""Bytes of a decompressed answer."""
 TIMEOUT = 20.0
 """Seconds for an answer while the gateway starts."""
 
@@ -63,6 +63,10 @@ def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
         raise BadRequest(f"it is not the protocol's: {error}") from error
 
 
+class NoAnswer(UserError):
+    """No upstream answers a question of the gateway's own."""
+
+
 class AskedModel:
     """A model that upstreams have, for threads beside the event loop.
 
@@ -71,20 +75,27 @@ class AskedModel:
         name: the model's.
         signature: its own.
         flag: which option has the upstreams, for messages.
+        version: the only one that they have; "" if there are several, or nobody says.
     """
 
     def __init__(
-        self, upstreams: Sequence[Upstream], name: str, signature: Signature, flag: str
+        self,
+        upstreams: Sequence[Upstream],
+        name: str,
+        signature: Signature,
+        flag: str,
+        version: str = "",
     ) -> None:
         self.upstreams, self.name, self.signature = upstreams, name, signature
-        self.flag = flag
+        self.flag, self.version = flag, version
         self._loop = asyncio.get_running_loop()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs of a batch.
 
         Raises:
-            UserError: if no upstream answers, or with an error.
+            NoAnswer: if no upstream answers.
+            UserError: if one answers with an error.
         """
         return in_turn(self.compute, inputs, self.signature.max_batch)
 
@@ -97,12 +108,15 @@ class AskedModel:
         for upstream in self.upstreams:
             call = call_of(self.name, inputs, self.signature.inputs, TIMEOUT)
             try:
-                return arrays_of(await upstream.infer(call, TIMEOUT))
+                reply = await upstream.infer(call, TIMEOUT)
+                if not reply.fails:
+                    return arrays_of(reply)
+                told.append(f"{upstream.url}: {reply}")
             except Unreachable as error:
                 told.append(f"{upstream.url}: {error}")
             except BadRequest as error:
                 raise UserError(f"{self.flag}: {upstream.url}: {error}") from error
-        raise UserError(f"{self.flag}: none answers: {'; '.join(told)}")
+        raise NoAnswer(f"{self.flag}: none answers: {'; '.join(told)}")
 
 
 async def understand(
@@ -146,7 +160,9 @@ async def understand(
     platform = str(metadata.get("platform") or "")
     signature = Signature(inputs, probed.outputs, probed.max_batch, found, platform)
     scores_tensor(signature)
-    return AskedModel(upstreams, name, signature, flag)
+    versions = metadata.get("versions") or ()
+    version = str(versions[0]) if len(versions) == 1 else ""
+    return AskedModel(upstreams, name, signature, flag, version)
 
 
 class Understanding:
@@ -154,28 +170,34 @@ class Understanding:
 
     Args:
         served: the upstreams' model, whose scores are known.
+        version: the one that is known so; "" if that has no name.
     """
 
-    def __init__(self, served: OwnModel) -> None:
-        self.served = served
+    def __init__(self, served: OwnModel, version: str = "") -> None:
+        self.served, self.version = served, version
         self.outcome = outcome_name(served.signature)
         self.scores = scores_tensor(served.signature)
 
-    def request(self, call: Call) -> Request:
+    def request(self, call: Call, body: bytes) -> Request:
         """Read a request.
 
+        Args:
+            call: has it.
+            body: its body, unpacked.
+
         Raises:
-            BadRequest: if the model has no such tensors, or it is not the protocol's.
+            BadRequest: if the model has no such tensors, it is not the protocol's, or it is for a
+                version of which nothing is known.
         """
+        if call.version not in ("", self.version):
+            raise BadRequest(f"version {call.version!r}: nothing is known of it")
         if call.transport == "grpc":
             from codedinvnet.serving.faces.v2_grpc import request_to_http
 
-            found, _, _ = request_to_http(call.body)
+            found, _, _ = request_to_http(body)
             length = None if found.header_length is None else str(found.header_length)
             return parse_request(found.data, length, self.served, MAX_BATCH)
-        headers = dict(call.headers)
-        body = decompress(call.body, headers.get("content-encoding"), MOST)
-        return parse_request(body, headers.get(LENGTH), self.served, MAX_BATCH)
+        return parse_request(body, dict(call.headers).get(LENGTH), self.served, MAX_BATCH)
 
     def accepts(self, request: Request) -> bool:
         """Tell whether an approximate answer will do: it has nothing but scores."""
@@ -198,7 +220,7 @@ class Understanding:
         outputs = {self.scores.name: scores.astype(DATATYPES[self.scores.datatype])}
         wanted = tuple(pair for pair in request.outputs if pair[0] != self.outcome)
         told = replace(request, outputs=wanted, parameters={})
-        data, length = render_response(told, Response(outputs, 0.0), self.served)
+        data, length = render_response(told, Response(outputs, 0.0), self.served, self.version)
         if call.transport == "grpc":
             from codedinvnet.serving.faces.v2_grpc import response_from_http
 

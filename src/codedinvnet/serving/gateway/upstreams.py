@@ -41,6 +41,10 @@ class Upstream(Protocol):
         """Its address, as the user gave it."""
 
     @property
+    def translates(self) -> bool:
+        """Whether calls over HTTP are written anew for it."""
+
+    @property
     def stops(self) -> bool:
         """Whether it can be told to stop working at a call."""
 
@@ -73,7 +77,7 @@ class Upstream(Protocol):
 class Nobody:
     """Stands where an upstream may come later."""
 
-    url, stops = "", False
+    url, stops, translates = "", False, False
     headers: Headers = ()
     tries = 1
 
@@ -144,7 +148,7 @@ class HttpUpstream:
         roots: see `open_upstream`.
     """
 
-    stops = False
+    stops = translates = False
     headers: Headers = ()
     tries = 2
 

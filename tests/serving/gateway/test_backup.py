@@ -1,0 +1,162 @@
+"""A gateway's small backup: what it does not answer for, and how it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from tests.protect.conftest import PLACE, finished  # noqa: F401
+from tests.serving.gateway.fakes import gateway
+from tests.serving.gateway.test_gateway import until
+from tests.serving.gateway.test_protection import (
+    MODEL,
+    SMALL,
+    Server,
+    asked,
+    queries,
+    refused,
+    scores,
+)
+
+
+class Bounded(Server):
+    """Takes so many queries at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{PLACE}:smaller")
+        self.most = most
+        self.sizes: list[int] = []
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        head = (await request.read())[: int(request.headers[HEADER_LENGTH])]
+        self.sizes.append(json.loads(head)["inputs"][0]["shape"][0])
+        if self.sizes[-1] > self.most:
+            return web.json_response({"error": "the batch is too large"}, status=400)
+        return await super()._infer(request)
+
+
+async def test_a_request_without_finite_scores_takes_nobody_elses_answer(finished: Path) -> None:  # noqa: F811
+    """It waits for an upstream, and the backup goes on."""
+    server, nan = Server(), np.full_like(queries(2), np.nan)
+    own = {"method": "own-backup", "policy": "small-backup", "backup_workers": 2, "slots": 64}
+    patient = {"group_timeout_ms": 10_000, "deadline_ms": 60_000, "hang_timeout_ms": 50_000}
+
+    async with gateway(server, protection=finished, **own, **patient) as (address, relay, _):
+        server.hold()
+        odd = []
+        for _ in range(6):
+            odd.append(asyncio.create_task(asked(address, nan)))
+            found = await asyncio.gather(*(asked(address, queries(1, i)) for i in range(3)))
+            assert {scores(got)[1] for got in found} == {"decoded"}
+        assert not any(each.done() for each in odd)
+        assert all(view.restarts == 0 for view in relay.front.workers)
+        server.go()
+        assert {scores(got)[1] for got in await asyncio.gather(*odd)} == {"direct"}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(8, [5, 4]), (4, [4, 4, 1]), (10, [9])])
+async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
+    most: int, sizes: list[int]
+) -> None:
+    server, small = Server(), Bounded(most)
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        async with gateway(server, backup_upstream=url, policy="small-backup") as (address, _, _):
+            server.hold()
+            before = len(small.sizes)
+            answer, outcome = scores(await asked(address, queries(9)))
+            assert outcome == "decoded"
+            expected = small.model.run({"x": queries(9)})["output"]
+            assert answer == pytest.approx(expected, abs=1e-5)
+            assert sorted(small.sizes[before:], reverse=True) == sizes
+            server.go()
+    finally:
+        await small.stop()
+
+
+def other(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Another model with the tensors of `vectors`."""
+    return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
+
+
+CHANGED = SimpleNamespace(signature=MODEL.signature, run=other)
+
+
+async def test_the_backup_of_another_model_does_not_answer(
+    finished: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An upstream is checked again whenever it comes back."""
+    server = Server()
+
+    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+
+        async def come_back(model: Any) -> None:
+            await server.stop()
+            meanwhile = asyncio.create_task(asked(address, queries(1)))
+            await until(lambda: not relay.pool.places[0].up)
+            server.model = model
+            await server.start()
+            await until(lambda: relay.pool.places[0].up)
+            scores(await meanwhile)
+
+        differs = relay.pool.metrics.differs.labels(server.url)
+        assert differs._value.get() == 0
+        await come_back(CHANGED)
+        assert differs._value.get() == 1
+        assert "upstream has another model: the small backup does not answer" in caplog.messages
+        server.hold()
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        server.go()
+        assert scores(await late)[1] == "direct"
+        await come_back(MODEL)
+        assert differs._value.get() == 0
+        server.hold()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        server.go()
+
+
+async def test_each_upstream_is_checked_at_the_start(finished: Path) -> None:  # noqa: F811
+    servers = [Server(), Server()]
+    servers[1].model = CHANGED  # type: ignore[assignment]
+
+    async with gateway(*servers, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+        differs = [relay.pool.metrics.differs.labels(server.url) for server in servers]
+        assert [gauge._value.get() for gauge in differs] == [0, 1]
+        for server in servers:
+            server.hold()
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        for server in servers:
+            server.go()
+        assert scores(await late)[1] == "direct"
+
+
+async def test_an_upstream_that_takes_one_query_at_a_time_is_no_backup() -> None:
+    small = Bounded(1)
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        await refused("takes one query at a time", Server(), backup_upstream=url)
+    finally:
+        await small.stop()
