@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from codedinvnet.serving.gateway.pool import FAILED, OK
+from codedinvnet.serving.gateway.upstream_metrics import FAILED, OK
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, is_up, until
 

@@ -160,7 +160,7 @@ async def understand(
     platform = str(metadata.get("platform") or "")
     signature = Signature(inputs, probed.outputs, probed.max_batch, found, platform)
     scores_tensor(signature)
-    versions = metadata.get("versions") or ()
+    versions = list(metadata.get("versions") or ())
     version = str(versions[0]) if len(versions) == 1 else ""
     return AskedModel(upstreams, name, signature, flag, version)
 
