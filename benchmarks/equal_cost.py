@@ -45,6 +45,8 @@ from codedinvnet.rows import Row, current_accuracy, read_rows
 SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")
 SPENDS = "spends, " + " / ".join(f"k = {k}" if k == SIZES[0] else str(k) for k in SIZES)
+OWN = ("name", "seed")
+"""Settings in which a training from another seed differs."""
 DEAR = 1.4
 """What f and E of a code cost together for a group of ten, about."""
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
@@ -103,12 +105,18 @@ class Results:
     def _add_other_seed(self, dataset: str) -> None:
         """Add a bundle's training from another seed, where it was measured as the rows were.
 
-        Its file does not say with which settings it was trained, nor its weights.
+        Where both state their settings, these may differ in name and seed alone. Older files state
+        none.
         """
         found = self._read(f"seed-{dataset}.json")
         settings = self._info(dataset).get("provenance", {}).get("settings", {})
         if settings and settings["seed"] == found.get("training_seed"):
             return  # the bundle itself
+        others = found.get("settings", settings)
+        if settings and any(
+            value != settings.get(key) for key, value in others.items() if key not in OWN
+        ):
+            return
         for k in SIZES:
             place = (dataset, CodedInvNet.name, k)
             report = found.get(f"test_k{k}")

@@ -356,8 +356,9 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     """Run all stages that are not finished, evaluate on the test split, and complete the bundle.
 
     Returns:
-        Where the bundle lies, the seed and the seconds of its training, and `evaluation_report`
-        for groups of `members` and each of the sizes 2, 4 and 10 that it serves.
+        Where the bundle lies, the seed, settings and seconds of its training, and
+        `evaluation_report` for groups of `members` and each of the sizes 2, 4 and 10 that it
+        serves.
     """
     source = run.images("test")  # before the hours of training
     trained_on = run.images("train")
@@ -382,6 +383,7 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     return {
         "bundle": str(folder),
         "training_seed": run.settings.seed,
+        "settings": run.settings.model_dump(mode="json"),
         "seconds": round(bundle.info.provenance.seconds + sampling, 1),
         **figures,
     }

@@ -157,6 +157,19 @@ def test_the_bundles_own_seed_is_no_second_training(tmp_path: Path) -> None:
         assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
 
 
+@pytest.mark.parametrize(("epochs", "trainings"), [(3, "(2)"), (4, "(1)")])
+def test_a_training_with_other_settings_is_no_second_one(
+    tmp_path: Path, epochs: int, trainings: str
+) -> None:
+    write(tmp_path, code=(0.9,))
+    own = {"info": {"provenance": {"settings": {"name": "a", "seed": 1, "epochs": 3}}}}
+    (tmp_path / "mnist.json").write_text(json.dumps(own))
+    settings = {"name": "a-seed2", "seed": 2, "epochs": epochs}
+    other = {"training_seed": 2, "settings": settings, "test_k10": AGAIN}
+    (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
+    assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
+
+
 def test_codes_without_training_have_their_better_points(tmp_path: Path) -> None:
     for label, values in {
         "approxifer": {2: 0.80, 4: 0.7, 10: 0.6},

@@ -18,7 +18,7 @@ from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 
-REPORTED = ("bundle", "training_seed", "seconds", "test_guessed")
+REPORTED = ("bundle", "training_seed", "settings", "seconds", "test_guessed")
 
 
 def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     assert first.code == 0, first.err
     report = json.loads(first.out)  # one object, and nothing else on standard output
     assert report.keys() == {*REPORTED, "test_k2", "test_k4"}
-    assert report["training_seed"] == tiny_settings()["seed"]
+    assert report["training_seed"] == report["settings"]["seed"] == tiny_settings()["seed"]
     folder = tmp_path / "runs" / "tiny-recovery"
     checkpoints = [*folder.rglob("last.safetensors"), *folder.rglob("best.safetensors")]
     assert len(checkpoints) == 6
