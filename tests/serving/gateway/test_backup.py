@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from codedinvnet.serving import supervisor
 from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
@@ -158,5 +159,41 @@ async def test_an_upstream_that_takes_one_query_at_a_time_is_no_backup() -> None
     try:
         url = f"{small.url}/v2/models/m"
         await refused("takes one query at a time", Server(), backup_upstream=url)
+    finally:
+        await small.stop()
+
+
+@pytest.mark.parametrize("among", ["silent", "free places"])
+@pytest.mark.parametrize("backup", ["trained", "upstream"])
+async def test_who_is_not_there_at_the_start_takes_nobody_down(
+    backup: str,
+    among: str,
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The backup starts only after the upstreams, some of whom are known as lost by then."""
+    monkeypatch.setattr(supervisor, "SOON", 0.0)
+    server, small, away = Server(), Server(f"{PLACE}:smaller"), Server()
+    options: dict[str, Any] = {"protection": finished, **SMALL}
+
+    for each in (server, small, away):
+        await each.start()
+    await away.stop()
+    if backup == "upstream":
+        options = {"backup_upstream": f"{small.url}/v2/models/m", "policy": "small-backup"}
+    if among == "silent":
+        options["upstream"] = (away.url, server.url)
+    else:
+        options["upstreams_file"] = tmp_path / "upstreams"
+        options["upstreams_file"].write_text(server.url)
+    try:
+        async with gateway(server, **options) as (address, relay, _):
+            front = relay.front
+            front.update_gauges()
+            value = front.metrics.registry.get_sample_value
+            assert value("codedinvnet_workers", {"state": "up"}) == 2
+            assert front.ready
+            assert scores(await asked(address, queries(1)))[1] == "direct"
     finally:
         await small.stop()
