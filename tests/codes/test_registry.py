@@ -26,6 +26,7 @@ from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.options import ServeOptions
@@ -81,6 +82,33 @@ def test_the_example_is_evaluated_tabled_and_drawn(
     assert "| two-parities | invertible |" in out.with_suffix(".md").read_text()
     assert list(tmp_path.glob("*.png"))
     assert json.loads(call(*words, "--json").out)["kept"] == 1
+
+
+TRAINED = """
+from codedinvnet.codes.backup import SmallBackup
+class Mine(SmallBackup):
+    name = "mine"
+    def stage(self, part, given, lessons):
+        return super().stage(part, given, lessons)  # {}
+"""
+
+
+def test_the_part_of_a_method_whose_file_changed_is_trained_anew(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    """The file says how it is trained: weights of the old one are not those of the new one."""
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    out = tmp_path / "rows.jsonl"
+    words: tuple[Any, ...] = ("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
+    words += ("--save-dir", tmp_path / "runs", "--json")
+    folder = tmp_path / "runs" / "bench" / "tiny" / "mnist" / "mine-of-invertible-k4"
+    for state, trained in (("first", 1), ("second", 2), ("second", 2)):
+        path = tmp_path / state / "mine.py"  # a process reads a file once
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(TRAINED.replace("{}", state))
+        assert call(*words, "--method", f"{path}:Mine").code == 0
+        assert len(list(folder.iterdir())) == len(read_rows(out)) == trained
+    assert (folder / "seed1-before-1").is_dir()
 
 
 def test_the_example_is_simulated_and_planned(tmp_path: Path, call: Command) -> None:
@@ -195,6 +223,7 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_method("good")
     assert (found.name, found.file) == ("good", "installed_method:Good")
     assert find_method("good") is found
+    assert found.digest == file_digest(tmp_path / "installed_method.py")
     assert is_foreign("good")
     assert not is_foreign("parm")
     assert not is_foreign("nobody")

@@ -268,6 +268,8 @@ class DataSet:
         }
         if trial.base == "resnet":
             depends["classifier"] = self.settings.classifier.model_dump(mode="json")
+        if method.digest:
+            depends["digest"] = method.digest
 
         def make() -> nn.Module:
             return method.untrained(given, depends)

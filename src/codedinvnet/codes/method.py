@@ -209,7 +209,7 @@ class Method(ABC):
     file: str = ""
     """The file of a user's own method."""
     digest: str = ""
-    """The digest of that file, so that a method that was changed is measured anew."""
+    """The digest of that file, so that a method that was changed is trained and measured anew."""
 
     @property
     def label(self) -> str:

@@ -79,7 +79,7 @@ def find_method(text: str) -> Method:
         if point.name == text:
             with blamed(f"the method {text}", point.value):
                 loaded = point.load()
-            return _keep(text, _made(loaded, point.value))
+            return _keep(text, _made(loaded, point.value, _source_of(loaded)))
     known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
     raise UserError(
         f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
@@ -123,17 +123,32 @@ def _in_file(path: Path, name: str) -> Method:
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")
-    method = _made(getattr(module, name), str(path))
-    method.digest = file_digest(path)
-    return method
+    return _made(getattr(module, name), str(path), path)
 
 
-def _made(kind: object, whose: str) -> Method:
+def _source_of(loaded: object) -> Path | None:
+    """Return the file that an installed class stands in; None if there is no such file."""
+    module = sys.modules.get(getattr(loaded, "__module__", ""))
+    path = getattr(module, "__file__", None)
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def _made(kind: object, whose: str, source: Path | None) -> Method:
+    """Make a user's own method.
+
+    Args:
+        kind: what was loaded.
+        whose: what names it in errors.
+        source: the file whose changes make it another method.
+
+    Raises:
+        UserError: if it is no whole subclass of `Method`, or cannot be made.
+    """
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
     if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()
-    method.file = whose
+    method.file, method.digest = whose, file_digest(source) if source else ""
     return method
