@@ -17,6 +17,7 @@ from benchmarks import command_line
 from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.simulation.sweep import parse_sweep
+from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
@@ -125,6 +126,24 @@ def test_a_sweep_without_a_file_for_its_rows_would_be_noticed() -> None:
     check_rows("codedinvnet simulate configs/bench/simulate-pareto.json")
     with pytest.raises(AssertionError, match="needs --out"):
         check_rows("codedinvnet simulate configs/bench/simulate-policies.json")
+
+
+METHOD_PAGE = DOCUMENTED["how-to/add-a-method.md"]
+
+
+def test_the_page_on_methods_simulates_and_measures_one(
+    tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands in short; tests/codes/test_registry.py serves the example."""
+    monkeypatch.chdir(ROOT)
+    (line,) = (line for line in METHOD_PAGE if line.startswith("codedinvnet simulate "))
+    ran = call(*shlex.split(line)[1:], "--queries", "2000", "--json")
+    assert json.loads(ran.out)["decoded_share"] > 0
+    (line, *_) = (line for line in METHOD_PAGE if line.startswith("codedinvnet bench accuracy "))
+    words = [*shlex.split(line)[1:], "--dataset", "mnist", "--out", tmp_path / "rows.jsonl"]
+    with pytest.warns(UserWarning, match="only what needs no training"):
+        ran = call(*words, "--data-dir", tmp_path, "--save-dir", tmp_path, "--json")
+    assert json.loads(ran.out)["done"] == 3
 
 
 @pytest.mark.parametrize("line", PAPER)
