@@ -342,6 +342,28 @@ def test_mistakes_are_told_before_any_work(
     assert not out.exists()
 
 
+def test_a_method_of_ones_own_needs_settings_of_its_part_where_it_is_tried(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Of the data sets that are asked for alone."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from codedinvnet.codes.backup import SmallBackup\n"
+        "class Mine(SmallBackup):\n"
+        "    name, part = 'mine-of-parities', 'parities'\n"
+    )
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    raw = json.loads(grid.read_text())
+    mnist = raw["datasets"]["mnist"]
+    raw["datasets"]["fashion"] = {k: v for k, v in mnist.items() if k != "parities"}
+    grid.write_text(json.dumps(raw))
+    mine = [f"{path}:Mine"]
+    told = r"grid\.json: missing key 'datasets\.fashion\.parities' for mine-of-parities"
+    with pytest.raises(UserError, match=told):
+        run(grid, tmp_path, data_dir, methods=mine)
+    assert run(grid, tmp_path, data_dir, methods=mine, only=["mnist"])["done"] == 1
+
+
 def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_work(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

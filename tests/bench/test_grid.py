@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench.grid import check_possible, load_grid, trained, trials
+from codedinvnet.bench.grid import DataSetSettings, check_possible, load_grid, trained, trials
+from codedinvnet.codes.method import PARTS
 from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_info
@@ -185,6 +186,10 @@ def test_the_papers_encoder_needs_its_settings(tmp_path: Path) -> None:
     grid["blocks"][0]["datasets"] = ["mnist"]
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     load_grid(tmp_path / "grid.json")
+
+
+def test_every_part_has_a_key_of_a_data_set() -> None:
+    assert {*PARTS, "bundle"} == {*DataSetSettings.model_fields}
 
 
 def test_a_data_sets_bundle_is_a_name_as_it_stands(tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ class Nameless:
     pass
 class Bare(Method):
     part, tuned = "backup", True
+class Own(Plain):
+    name, part = "own", "own"
+    stage = untrained = Plain.build
 class Half(Plain):
     name, part = "half", "backup"
     def stage(self, part, given, lessons):
@@ -184,6 +187,7 @@ class Half(Plain):
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
         ("{}:Bare", "mine.py: Bare lacks build, name, rules, stage, tune, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
+        ("{}:Own", "Own.part is 'own'; a grid has classifier, backup, parity, parities, paper"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],
 )

@@ -16,6 +16,7 @@ from codedinvnet.bench.erasures import Score, score
 from codedinvnet.bench.grid import (
     AccuracyGrid,
     Trial,
+    check_parts,
     check_possible,
     is_foreign,
     load_grid,
@@ -141,6 +142,7 @@ def run(
         if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
             raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
     wanted = [trial for trial in wanted if not asked or trial.method in asked]
+    check_parts(grid, wanted, grid_file)
     check_trials(grid, wanted)
     check_writable(out)
     check_folder(save_dir, "--save-dir")

@@ -152,9 +152,7 @@ def load_grid(path: Path) -> AccuracyGrid:
             if not _takes_bundle(method) and block.bundle is not None:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
-                if method.part and getattr(grid.datasets[dataset], method.part, None) is None:
-                    key = f"datasets.{dataset}.{method.part}"
-                    raise UserError(f"{path}: missing key {key!r} for {name}")
+                _check_part(grid, method, dataset, path)
             label, means = block.label or method.label, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(
@@ -162,6 +160,24 @@ def load_grid(path: Path) -> AccuracyGrid:
                     f"tables: name {_described(*means)} otherwise"
                 )
     return grid
+
+
+def check_parts(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None:
+    """Refuse trials of methods whose part the grid does not say how to train.
+
+    `load_grid` did so for the grid's own methods; these may have come by `with_methods`.
+
+    Raises:
+        UserError: one line, with the key that is missing.
+    """
+    for trial in wanted:
+        _check_part(grid, find_method(trial.method), trial.dataset, path)
+
+
+def _check_part(grid: AccuracyGrid, method: Method, dataset: str, path: Path) -> None:
+    if method.part and getattr(grid.datasets[dataset], method.part) is None:
+        key = f"datasets.{dataset}.{method.part}"
+        raise UserError(f"{path}: missing key {key!r} for {method.name}")
 
 
 def _described(method: str, bundle: str | None) -> str:

@@ -34,6 +34,8 @@ class Tolerance(NamedTuple):
 
 
 ONE = Tolerance()
+PARTS = ("classifier", "backup", "parity", "parities", "paper")
+"""The keys by which a grid of `bench accuracy` says how a part is trained, for each data set."""
 MOST_COST = 100
 """The most that an extra worker may spend on a group, in queries of the served model."""
 
@@ -185,8 +187,7 @@ class Method(ABC):
     of_bundle: ClassVar[bool] = False
     """Whether it is made around f and g of a bundle, and not around any classifier."""
     part: ClassVar[str] = ""
-    """The key of the data set's settings, in a grid of `bench accuracy`, by which its part is
-    trained; "" for a method without a trained part."""
+    """Which of PARTS says how its part is trained; "" for a method without a trained part."""
     tuned: ClassVar[bool] = False
     """Whether `tune` chooses something on validation images."""
     chooses: ClassVar[tuple[str, ...]] = ()

@@ -14,7 +14,7 @@ from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxI
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
-from codedinvnet.codes.method import Method
+from codedinvnet.codes.method import PARTS, Method
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
@@ -148,6 +148,10 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
     if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
+    if kind.part and kind.part not in PARTS:
+        raise UserError(
+            f"{whose}: {kind.__name__}.part is {kind.part!r}; a grid has {', '.join(PARTS)}"
+        )
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()
     method.file, method.digest = whose, file_digest(source) if source else ""
