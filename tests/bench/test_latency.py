@@ -377,6 +377,15 @@ def test_a_backup_of_another_bundle_is_refused(
         run(grid, tmp_path, data_dir)
 
 
+def test_parts_that_nobody_trains_are_told(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path, bundle_folder, ["coded-invnet-r2"], workers=6)
+    told = r"parts\.json: missing key 'datasets\.mnist\.parities' for coded-invnet-r2"
+    with pytest.raises(UserError, match=told):
+        run(grid, tmp_path, data_dir)
+
+
 def reply(milliseconds: float, labels: list[int], outcomes: list[str], status: int = 200) -> Reply:
     rows = tuple(range(len(labels)))
     return Reply(

@@ -320,7 +320,8 @@ def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
 
 
 def test_a_mosaic_needs_a_latent_that_its_cells_divide() -> None:
-    with pytest.raises(UserError, match="4x4 cells divide, got 2x2: change the network's strides"):
+    told = "4x4 cells divide, got 2x2: change data.image_size, data.padding or the network's"
+    with pytest.raises(UserError, match=told):
         CodedModel(mosaic_settings(blocks=(1, 1, 1), strides=(1, 2, 2), hidden=(8, 8, 8)))
     settings = mosaic_settings().model_copy(update={"head_hidden": 0})
     with pytest.raises(UserError, match="set head_hidden"):

@@ -152,7 +152,7 @@ def load_grid(path: Path) -> AccuracyGrid:
             if not _takes_bundle(method) and block.bundle is not None:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
-                _check_part(grid, method, dataset, path)
+                check_part(grid, method, dataset, path)
             label, means = block.label or method.label, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(
@@ -171,10 +171,15 @@ def check_parts(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None
         UserError: one line, with the key that is missing.
     """
     for trial in wanted:
-        _check_part(grid, find_method(trial.method), trial.dataset, path)
+        check_part(grid, find_method(trial.method), trial.dataset, path)
 
 
-def _check_part(grid: AccuracyGrid, method: Method, dataset: str, path: Path) -> None:
+def check_part(grid: AccuracyGrid, method: Method, dataset: str, path: Path) -> None:
+    """Refuse a method whose part a data set of the grid does not say how to train.
+
+    Raises:
+        UserError: one line, with the key that is missing.
+    """
     if method.part and getattr(grid.datasets[dataset], method.part) is None:
         key = f"datasets.{dataset}.{method.part}"
         raise UserError(f"{path}: missing key {key!r} for {method.name}")

@@ -22,7 +22,7 @@ import torch
 
 from codedinvnet import study
 from codedinvnet.bench import accuracy
-from codedinvnet.bench.grid import AccuracyGrid, Trial, load_grid
+from codedinvnet.bench.grid import AccuracyGrid, Trial, check_part, load_grid
 from codedinvnet.bench.latency_grid import (
     Arm,
     LatencyGrid,
@@ -162,16 +162,21 @@ class LatencyBench:
         self.images, self.labels = images.numpy(), labels.numpy()
         self.encode_share = encoder_share(self.bundle.model, grid.k)
         self.parts: dict[str, Path] = {}
-        with_parts = any(find_method(served_as(name).method).part for name in names)
-        self.part_settings = self._part_settings() if with_parts else None
+        methods = [find_method(served_as(name).method) for name in names]
+        with_parts = [method for method in methods if method.part]
+        self.part_settings = self._part_settings(with_parts) if with_parts else None
 
     def _load(self, split: Split) -> ImageSource:
         """Read the bundle's image set, as large as it was trained on."""
         data = self.bundle.info.provenance.settings.data
         return images_of(data, split, self.data_dir, self.download)
 
-    def _part_settings(self) -> AccuracyGrid:
-        """Return the grid of `bench accuracy` that trains parts."""
+    def _part_settings(self, methods: Iterable[Method]) -> AccuracyGrid:
+        """Return the grid of `bench accuracy` that trains the parts of methods.
+
+        Raises:
+            UserError: if it does not say how, or has another bundle.
+        """
         grid = load_grid(self.grid.parts)
         found = grid.datasets.get(self.dataset)
         if found is None or found.bundle != self.grid.bundle:
@@ -179,6 +184,8 @@ class LatencyBench:
                 f"{self.grid.parts}: datasets.{self.dataset} must have the bundle "
                 f"{self.grid.bundle!r}, for parts to be trained by it"
             )
+        for method in methods:
+            check_part(grid, method, self.dataset, self.grid.parts)
         return accuracy.quick_grid(grid) if self.quick else grid
 
     def settings(self, arm: Arm) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
     if settings.kind != "unet":
         if height % 8 or width % 8:
             raise UserError(
-                f"the {settings.kind} encoder needs sides divisible by 8, got {height}x{width}"
+                f"the {settings.kind} encoder needs sides divisible by 8, got {height}x{width}: "
+                "change data.padding or data.image_size"
             )
         sizes = {
             "width": settings.width,
@@ -206,7 +207,8 @@ class CodedModel(nn.Module):
             if height % rows or width % columns:
                 raise UserError(
                     f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
-                    f"got {height}x{width}: change the network's strides"
+                    f"got {height}x{width}: change data.image_size, data.padding or the "
+                    "network's strides"
                 )
             return MosaicHead(
                 self.latent_shape, classes, hidden=settings.head_hidden, side_features=side
