@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pandas import DataFrame, Series
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.rules import SMALL_BACKUP
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, UNCODED
+from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 from codedinvnet.simulation import sweep
 
 NOTHING = f"{AUTO.name}+none"
 """`auto` with no code at hand."""
-RIVALS = (HEDGE.name, SMALL_BACKUP)
-"""What coding competes with."""
+RIVALS: Mapping[str, tuple[str, ...]] = {
+    CODED.name: (HEDGE.name, SMALL_BACKUP),
+    (CODED | HEDGE).name: (HEDGE.name, SMALL_BACKUP, SMALL_BACKUP + WITH_HEDGE),
+}
+"""A policy that codes, and what it competes with: one that hedges, too, with another that does."""
 NEAR = 1.1
 """A p99.9 of so many times the lowest is as good."""
 QUIET = "none"
@@ -51,12 +55,14 @@ def choosing(path: Path) -> str:
             f"`{NOTHING}`, within {NEAR - 1:.0%} of the lower of `uncoded` and `hedge`: "
             f"{(two <= NEAR).sum()} of {len(two)}; farthest: {_farthest(two)}."
         )
-    if {CODED.name, *RIVALS} <= {*late}:
-        two = _over(late[CODED.name], late[[*RIVALS]].min(axis="columns"))
-        text.append(
-            f"`{CODED.name}` is lower than both `{RIVALS[0]}` and `{RIVALS[1]}` in "
-            f"{(two < 1).sum()} of {len(two)}, and {two.min():.2f} times the lower of them at best."
-        )
+    for name, rivals in RIVALS.items():
+        if {name, *rivals} <= {*late}:
+            ratios = _over(late[name], late[[*rivals]].min(axis="columns"))
+            those = ", ".join(f"`{rival}`" for rival in rivals)
+            text.append(
+                f"`{name}` is lower than each of {those} in {(ratios < 1).sum()} of "
+                f"{len(ratios)}; {ratios.min():.3f} times their lowest at best."
+            )
     return "\n\n".join([*text, *_quiet(path)])
 
 

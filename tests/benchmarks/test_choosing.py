@@ -52,7 +52,11 @@ def test_policies_beside_the_lowest_fixed_one(tmp_path: Path) -> None:
 
 def test_coding_is_compared_with_what_it_competes_with(tmp_path: Path) -> None:
     found = section(tmp_path, [*ROWS, row("coded", 90.0), row("coded", 55.0, "none")])
-    assert "`coded` is lower than both `hedge` and `small-backup` in 1 of 2, and 0.90" in found
+    assert "`coded` is lower than each of `hedge`, `small-backup` in 1 of 2; 0.900 times" in found
+    hedged = [row("coded+hedge", 95.0), row("coded+hedge", 51.0, "none")]
+    both = [row("small-backup+hedge", 97.0), row("small-backup+hedge", 51.0, "none")]
+    found = section(tmp_path, [*ROWS, *hedged, *both])
+    assert "`small-backup+hedge` in 1 of 2; 0.979 times" in found
 
 
 def test_places_where_all_are_lost_and_rows_without_auto(tmp_path: Path) -> None:
