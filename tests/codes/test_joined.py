@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -51,6 +53,14 @@ def test_every_erasure_pattern_has_an_answer(given: Given, size: int) -> None:
                 made_up = both if len(missing) == 1 else alone
                 expected = (made_up if i in missing else direct)[:, i]
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_width_does_not_depend_on_where_f_is(given: Given) -> None:
+    """A network of the meta device takes no image of another one's, as one of a GPU does not."""
+    elsewhere = copy.deepcopy(given.coded).to("meta")
+    method = BackupAndCode()
+    found = method.made_with(replace(given, model=elsewhere), None)
+    assert found == method.made_with(given, None)
 
 
 def test_f_and_the_backup_together_cost_what_they_may(given: Given) -> None:

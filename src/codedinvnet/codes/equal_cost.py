@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
@@ -53,14 +53,14 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 
 def macs(network: nn.Module, model: CodedModel) -> int:
-    """Return the multiply-adds of a network on the CPU for one padded image of a model."""
-    return count_macs(lambda: network(torch.rand(1, *model.input_shape)))
+    """Return the multiply-adds of a network, wherever it is, for one padded image of a model."""
+    device = first_tensor(network).device
+    return count_macs(lambda: network(torch.rand(1, *model.input_shape, device=device)))
 
 
 def served_macs(model: CodedModel) -> int:
     """Return those of g(f(x)) for one image."""
-    own = copy.deepcopy(model).to("cpu")
-    return macs(nn.Sequential(own.network, own.head), own)
+    return macs(nn.Sequential(model.network, model.head), model)
 
 
 def width_within(make: Callable[[int], nn.Module], model: CodedModel, budget: int) -> int:
