@@ -36,6 +36,8 @@ N = 41
 class Brightness(nn.Module):
     """Logits of 4 classes by the images' brightness, linear; shifted, it is wrong for some."""
 
+    classes = len(CLASSES)
+
     def __init__(self, shift: float = 0.0, factor: float = 1.0) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.tensor(shift))

@@ -78,9 +78,9 @@ def made(
     part: nn.Module | None = None,
     **chosen: Any,
 ) -> Scheme:
-    """Return the scheme of a method around a classifier of SHAPE and CLASSES."""
-    tolerance = Tolerance(stragglers, errors)
-    given = Given(k, classifier, SHAPE, CLASSES, tolerance=tolerance, part=part, chosen=chosen)
+    """Return the scheme of a method around a classifier of SHAPE, and CLASSES or its own."""
+    classes, tolerance = getattr(classifier, "classes", CLASSES), Tolerance(stragglers, errors)
+    given = Given(k, classifier, SHAPE, classes, tolerance=tolerance, part=part, chosen=chosen)
     return kind().build(given)
 
 

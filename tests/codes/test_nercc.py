@@ -20,7 +20,7 @@ from codedinvnet.codes.nercc import (
 )
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
-from tests.codes.linear import CLASSES, SHAPE, Linear, images, made, outputs_of, without
+from tests.codes.linear import SHAPE, Linear, images, made, outputs_of, without
 
 
 def nodes_of(scheme: Scheme) -> Tensor:
@@ -148,13 +148,15 @@ def test_points_are_those_of_approxifer() -> None:
 class Steps(nn.Module):
     """A classifier with sharp steps, for which smoothing matters."""
 
+    classes = 5
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.double().mean(dim=(1, 2, 3))
-        levels = torch.linspace(0, 1, 5, dtype=torch.float64)
+        levels = torch.linspace(0, 1, self.classes, dtype=torch.float64)
         return -self.weight * 100 * (brightness[:, None] - levels).abs()
 
 
@@ -183,7 +185,7 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
     def make(encoder: float, decoder: float) -> Scheme:
         return made(kind, classifier, 4, stragglers=stragglers, smoothing=(encoder, decoder))
 
-    given = Given(4, classifier, SHAPE, CLASSES, tolerance=Tolerance(stragglers))
+    given = Given(4, classifier, SHAPE, classifier.classes, tolerance=Tolerance(stragglers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next test looks at it
         chosen = kind().tune(given, group, labels, candidates)
@@ -196,7 +198,7 @@ def test_a_best_regulariser_at_the_end_of_the_candidates_is_told() -> None:
     group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
     classifier = Steps()
     labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
-    given = Given(4, classifier, SHAPE, CLASSES)
+    given = Given(4, classifier, SHAPE, classifier.classes)
     with pytest.warns(UserWarning, match=r"of the .*coder, 1, is at the end .*\(1 to 10\)"):
         chosen = NeRCC().tune(given, group, labels, (1.0, 10.0))
     assert 1.0 in chosen["smoothing"]

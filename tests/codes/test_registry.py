@@ -250,6 +250,33 @@ def test_what_decoding_raises_is_told_once(
     assert capsys.readouterr().err.count("the method clumsy of mine.py raised:") == told
 
 
+class Misshapen(CopyCode):
+    """Answers member 0 with the shape that it was given."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(Uncoded(2))
+        self.answer = torch.zeros(shape)
+
+    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
+        return {0: self.answer}
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (5, 1), (5, 3, 1)])
+def test_answers_of_another_shape_are_the_methods_mistake(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row for five groups would count for all of them."""
+    monkeypatch.setattr(base, "_told", set())
+    models = {SERVED: Linear()}
+    outputs = {0: torch.zeros(5, 3)}
+    scheme = Scheme("odd", Misshapen(shape), models, SHAPE, whose="mine.py", classes=3)
+    told = rf"odd of mine\.py raised ValueError: .* {re.escape(str(shape))}, not \(5, 3\)$"
+    with pytest.raises(UserError, match=told):
+        scheme.decode(outputs, 2)
+    whole = Scheme("odd", Misshapen((5, 3)), models, SHAPE, whose="mine.py", classes=3)
+    assert whole.decode(outputs, 2)[0].shape == (5, 3)
+
+
 def test_methods_are_named_in_their_own_files_alone() -> None:
     package = Path(codedinvnet.__file__).parent
     named = re.compile(rf"\b({'|'.join(name for name in METHODS if name not in WORDS)})\b")

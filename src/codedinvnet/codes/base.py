@@ -152,6 +152,7 @@ class Scheme:
         shape: the shape of one query.
         chosen: what the method chose on validation images, as its result row states it.
         whose: the file of a method that is not this package's; "" of its own.
+        classes: how many scores an answer has; 0 if that is not known.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Scheme:
     shape: tuple[int, ...]
     chosen: Mapping[str, Any] = field(default_factory=dict)
     whose: str = ""
+    classes: int = 0
 
     @property
     def rules(self) -> Rules:
@@ -218,9 +220,21 @@ class Scheme:
 
     @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        """Return `Code.decode`."""
+        """Return `Code.decode`.
+
+        Raises:
+            ValueError: if an answer has not the shape that it should have.
+        """
         with self._blamed():
-            return self.code.decode(outputs, size)
+            answers = self.code.decode(outputs, size)
+            rows = len(next(iter(outputs.values()))) if outputs else 0
+            for member, scores in answers.items():
+                if scores.ndim != 2 or scores.shape != (rows, self.classes or scores.shape[1]):
+                    raise ValueError(
+                        f"decode answers member {member} with scores {tuple(scores.shape)}, "
+                        f"not ({rows}, {self.classes or 'classes'})"
+                    )
+            return answers
 
     @torch.inference_mode()
     def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:

@@ -311,7 +311,9 @@ class Method(ABC):
     def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
         """Return a scheme of a code and models by role; the served one is the classifier."""
         own = {SERVED: given.classifier, **models}
-        return Scheme(self.name, code, own, given.shape, given.chosen, self.file)
+        return Scheme(
+            self.name, code, own, given.shape, given.chosen, self.file, classes=given.classes
+        )
 
     def made(self, given: Given) -> Scheme:
         """Return `build`'s scheme; what a user's own method raises is told as its own."""
