@@ -17,9 +17,11 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import append_row, current_accuracy, newest, read_rows
+from codedinvnet.stages import evaluation_images
 from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
@@ -362,6 +364,28 @@ def test_a_method_of_ones_own_needs_settings_of_its_part_where_it_is_tried(
     with pytest.raises(UserError, match=told):
         run(grid, tmp_path, data_dir, methods=mine)
     assert run(grid, tmp_path, data_dir, methods=mine, only=["mnist"])["done"] == 1
+
+
+def test_validation_images_are_scored_in_rows_of_their_own(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["coded-invnet"]}])
+    words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path]
+    validation, test = tmp_path / "validation.jsonl", tmp_path / "test.jsonl"
+    assert call(*words, "--split", "validation", "--out", validation).code == 0
+    assert call(*words, "--out", test).code == 0
+    (row,), (other,) = read_rows(validation), read_rows(test)
+    bundle = load_bundle(bundle_folder)
+    images = evaluation_images(bundle, "validation", data_dir)
+    found = evaluate(scheme_for(bundle, 4), images, k=4, groupings=2, seed=0, progress=False)
+    assert row["normal"] == pytest.approx(found.normal_accuracy, abs=1e-6)
+    assert row["recovered"] == pytest.approx(found.recovered_accuracy, abs=1e-6)
+    assert [total for _, total in row["counts"]] == [len(images)] * 2
+    assert row["key"] != other["key"]
+    assert "# Accuracy on validation images, %" in validation.with_suffix(".md").read_text()
+    outcome = call(*words, "--out", validation)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "has rows of the validation split: name another file (--out)" in outcome.err
 
 
 def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_work(

@@ -24,7 +24,7 @@ from codedinvnet.bench.grid import (
     trials,
     with_methods,
 )
-from codedinvnet.bench.parts import DataSet
+from codedinvnet.bench.parts import DataSet, Scored
 from codedinvnet.codes.base import ScoresCode
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
@@ -98,6 +98,7 @@ def run(
     quick: bool = False,
     only: Collection[str] = (),
     methods: Collection[str] = (),
+    split: Scored = "test",
 ) -> dict[str, Any]:
     """Do the trials of a grid that are not done yet, one row each.
 
@@ -116,6 +117,7 @@ def run(
             which the package has images, if there are any.
         methods: methods to try. One of a user's own (FILE.py:CLASS) that the grid does not name
             is tried where its first block's are. If it is empty, all of the grid's.
+        split: what methods are scored on. Rows of another split are others, in another file.
 
     Returns:
         How many trials the grid has, were done now, were kept, and failed.
@@ -127,6 +129,9 @@ def run(
     """
     grid = with_methods(load_grid(grid_file), methods)
     done = newest(read_rows(out, "accuracy"))
+    for row in done.values():
+        if (other := row["settings"].get("split", "test")) != split:
+            raise UserError(f"{out} has rows of the {other} split: name another file (--out)")
     if quick:
         grid = quick_grid(grid)
     folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
@@ -157,7 +162,9 @@ def run(
                 if trial.dataset != name or not needs_training_images(trial)
             ]
         limit = QUICK_TRAINING_IMAGES if quick else None
-        datasets[name] = DataSet(name, grid.datasets[name], train, test, folder, device, limit)
+        datasets[name] = DataSet(
+            name, grid.datasets[name], train, test, folder, device, limit, split
+        )
     for trial in wanted:
         datasets[trial.dataset].check(trial)
     bench = _Bench(grid, quick)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from codedinvnet.codes.equal_cost import plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
-from codedinvnet.data import ImageSource, random_groups, split_indices, spread_rows
+from codedinvnet.data import ImageSet, ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
@@ -40,6 +40,7 @@ from codedinvnet.training.loop import (
     train_stage,
 )
 
+Scored = Literal["test", "validation"]
 TUNING_IMAGES = 1000
 """Validation images on which a method is tuned."""
 
@@ -55,10 +56,11 @@ class DataSet:
         folder: where trained parts lie.
         device: what to compute on.
         limit: most training images, and a tenth of it validation images, that are used.
+        split: what methods are scored on: the test images, or the validation images in their place.
 
     Raises:
         UserError: if the bundle does not exist, does not take these images, or was trained on
-            other ones.
+            other ones; or if there are no training images to take validation images from.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class DataSet:
         folder: Path,
         device: torch.device,
         limit: int | None = None,
+        split: Scored = "test",
     ) -> None:
-        self.name, self.settings, self.device = name, settings, device
+        self.name, self.settings, self.device, self.split = name, settings, device, split
         self._train, self.test, self.folder = train, test, folder / name
         self.bundles: dict[str, Bundle] = {}
         self.bundle = self.load(settings.bundle)
@@ -87,6 +90,9 @@ class DataSet:
         if limit is not None:
             self.train_rows = spread_rows(self.train_rows, limit)
             self.validation_rows = spread_rows(self.validation_rows, max(1, limit // 10))
+        if split == "validation":
+            images, labels = self.train.batch(self.validation_rows)
+            self.test = ImageSet(name, test.classes, images, labels, "the validation images")
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
         self._logits: dict[tuple[Base, int, str], Tensor] = {}
@@ -335,6 +341,8 @@ class DataSet:
             "test_images": len(self.test),
             "train_images": len(self.train_rows),
         }
+        if self.split != "test":
+            found["split"] = self.split
         if trial.missing > 1:
             bundle = self.load(trial.bundle).info
             if method.rules(trial.k, bundle=bundle).guesses:

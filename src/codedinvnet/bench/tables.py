@@ -193,8 +193,9 @@ def write_accuracy(rows_file: Path) -> list[Path]:
     if not rows:
         return []
     frame = accuracy_frame(rows)
+    split = rows[-1]["settings"].get("split")
     sections = {
-        "Accuracy, %": accuracy_table(frame),
+        f"Accuracy on {split} images, %" if split else "Accuracy, %": accuracy_table(frame),
         "Published figures": markdown(published(frame), PUBLISHED_FORMATS),
         "Failed trials": markdown(failures(current_accuracy(rows), FAILED_TRIAL)),
     }

@@ -47,6 +47,12 @@ def _add_accuracy(benches: Commands) -> None:
         default=[],
         help="only this method of the grid, or one that it does not name; repeatable (all)",
     )
+    add(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="which images to score on (test); while you choose, validation",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     _add_shared(sub, "accuracy", "minutes: short trainings, 1,000 images")
 
@@ -78,13 +84,15 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import accuracy, plots, tables
     from codedinvnet.stages import choose_device
 
-    shared = _shared(arguments, "accuracy")
+    validation = arguments.split == "validation"
+    shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
     out = shared["out"]
     report = accuracy.run(
         arguments.grid,
         device=choose_device(arguments.device),
         only=arguments.dataset,
         methods=arguments.method,
+        split=arguments.split,
         **shared,
     )
     written = [*tables.write_accuracy(out), *plots.draw_accuracy(out)]
