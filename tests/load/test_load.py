@@ -337,6 +337,12 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(options) == pytest.approx([0, 2.5])
     log.write_text("2026-01-31 12:00:00.5 GET\n2026-01-31 12:00:03 GET\n")
     assert gaps_of(options) == pytest.approx([0, 2.5])
+    log.write_text("2026-01-31 12:00:00,123 INFO a\n2026-01-31 12:00:01,623 INFO b\n")
+    assert gaps_of(options) == pytest.approx([0, 1.5])  # as Python's logging writes it
+    log.write_text("2026-01-31T12:00:00,100Z a\n2026-01-31T12:00:00,900Z\n")
+    assert gaps_of(options) == pytest.approx([0, 0.8])
+    log.write_text("2026-01-31T12:00:00,200,GET\n2026-01-31T12:00:02,404,GET\n")
+    assert gaps_of(options) == pytest.approx([0, 2])  # columns of a table
     for line in ("two", "2026-01-31", "2026-01-31 GET", "2026-01-31,20"):
         log.write_text(f"1\n{line}\n")
         with pytest.raises(UserError, match=f"line 2: '{line[:10]}' is no time"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from codedinvnet.errors import UserError
 
 POISSON, CONSTANT = "poisson", "constant"
 MODELS = "/v2/models/"
+FRACTION = re.compile(r"^(\d{4}-\d\d-\d\d[T,\s]+\d\d:\d\d:\d\d),(?=\d+(?:[Z+\s-]|$))")
+"""A date and a time with a fraction of a second behind a comma, as Python's logs have it."""
 RATE = 10.0
 """Requests a second, if nobody says."""
 
@@ -134,7 +137,8 @@ def read_times(path: Path) -> Sequence[float]:
         raise UserError(f"--arrivals: cannot read {path}: {reason}") from error
     found = []
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].replace(",", " ").split()
+        text = FRACTION.sub(r"\1.", line.partition("#")[0].strip())
+        words = text.replace(",", " ").split()
         if words:
             try:
                 found.append(_time(words))
