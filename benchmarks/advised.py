@@ -6,6 +6,9 @@ runs, and is loaded again. A prediction is made before the switch, and judged by
 measures after it. Requests are of two images: enough of them lie beyond p99 in a short load, and
 one straggler in a hundred tasks hits two of them. Of single ones p99 would lie at an edge.
 
+Four policies are offered. Neither `auto`, `replicate` nor a small backup is tested, of which
+`advise` tells as well, and no bursts.
+
 A p99 of few requests is itself a draw, so that none could foretell it well. Two things keep it from
 deciding. Every load has thousands of requests, and all of one straggler model have the same
 arrivals. What is left is told: how often one half of a load foretells the p99 of its other half.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pandas import DataFrame, Series
+import numpy as np
+from pandas import DataFrame, Series, isna
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.rules import SMALL_BACKUP
@@ -21,6 +22,8 @@ RIVALS: Mapping[str, tuple[str, ...]] = {
 """A policy that codes, and what it competes with: one that hedges, too, with another that does."""
 NEAR = 1.1
 """A p99.9 of so many times the lowest is as good."""
+STRAGGLING = ("held", "exponential", "pareto", "bursts")
+"""Straggler models whose delays come and go, and are no worker's own."""
 QUIET = "none"
 """The straggler model in which nobody straggles."""
 
@@ -64,6 +67,31 @@ def choosing(path: Path) -> str:
                 f"{len(ratios)}; {ratios.min():.3f} times their lowest at best."
             )
     return "\n\n".join([*text, *_quiet(path)])
+
+
+def beside_hedge(path: Path) -> str:
+    """Return the p99.9 of `auto` over that of `hedge`, by load, and its means where tasks straggle.
+
+    A mean is the geometric one over STRAGGLING.
+    """
+    late = sweep.by_policy(sweep.frame_of(sweep.read_rows(path))).astype(float)
+    if not {AUTO.name, HEDGE.name} <= {*late}:
+        return ""
+    ratios = _over(late[AUTO.name], late[HEDGE.name]).unstack("load")
+    lines = [
+        {"stragglers": model, "images of a request": batch, **_by_load(row)}
+        for (model, batch), row in ratios.sort_index(level="batch", sort_remaining=False).iterrows()
+    ]
+    some = ratios[ratios.index.get_level_values("stragglers").isin(STRAGGLING)]
+    for batch, own in some.groupby(level="batch"):
+        mean = np.exp(np.log(own).mean())
+        named = f"mean of {', '.join(own.index.get_level_values('stragglers'))}"
+        lines.append({"stragglers": named, "images of a request": batch, **_by_load(mean)})
+    return tables.markdown(DataFrame(lines))
+
+
+def _by_load(ratios: Series) -> dict[str, str]:
+    return {f"{load:.0%}": "" if isna(r) else f"{r:.2f}" for load, r in ratios.items()}
 
 
 def _quiet(path: Path) -> list[str]:

@@ -25,7 +25,7 @@ from pandas import DataFrame
 
 from benchmarks import ablation, advised, bundles, drift, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
-from benchmarks.choosing import choosing, fixed
+from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import OURS, known_method
@@ -186,6 +186,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "auto": ("auto.jsonl", choosing),
+    "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),
     "validation": ("validation.json", validation),
     "liars": ("liars.json", liars.table),

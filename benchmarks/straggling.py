@@ -1,7 +1,8 @@
 """`python -m benchmarks straggling`: a protected model against hedging, under straggler models.
 
-Every arm gets the same arrivals on real processes, and no more extra work than one task a group.
-Workers share this machine's processors, so a wait beside the computing makes them behave as
+Every arm gets the same arrivals on real processes. `hedge` copies a k-th of the queries at most,
+`coded` adds the code's tasks to every group, and `coded+hedge` does both: its work has no common
+limit. Workers share this machine's processors, so a wait beside the computing makes them behave as
 machines of their own (docs/explanation/protocol.md).
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.choosing import choosing
+from benchmarks.choosing import beside_hedge, choosing
 
 
 def row(policy: str, late: float | None, stragglers: str = "held", **more: Any) -> dict[str, Any]:
@@ -48,6 +48,26 @@ def test_policies_beside_the_lowest_fixed_one(tmp_path: Path) -> None:
     assert lines["hedge"].startswith("| hedge | 2 of 2 | 1.04")
     assert "1 of 2; farthest: 1.11 (held, 10, 50%)" in found
     assert "in 1 places at most: p50 1.000, p99 1.030, work 1.010" in found
+
+
+def test_auto_is_compared_with_a_hedge_by_load(tmp_path: Path) -> None:
+    def at(load: float, stragglers: str, hedge: float, auto: float) -> list[dict[str, Any]]:
+        rows = [row("hedge", hedge, stragglers), row("auto", auto, stragglers)]
+        return [{**one, "cell": {**one["cell"], "load": load}} for one in rows]
+
+    rows = [*at(0.3, "held", 100.0, 40.0), *at(0.3, "pareto", 100.0, 90.0)]
+    rows += [*at(0.3, "none", 50.0, 51.0), *at(0.8, "held", 200.0, 190.0)]
+    path = tmp_path / "auto.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    _, _, *lines = beside_hedge(path).strip().splitlines()
+    assert lines == [
+        "| held | 10 | 0.40 | 0.95 |",
+        "| none | 10 | 1.02 |  |",
+        "| pareto | 10 | 0.90 |  |",
+        "| mean of held, pareto | 10 | 0.60 | 0.95 |",
+    ]
+    path.write_text(json.dumps(row("hedge", 100.0)) + "\n")
+    assert beside_hedge(path) == ""
 
 
 def test_coding_is_compared_with_what_it_competes_with(tmp_path: Path) -> None:

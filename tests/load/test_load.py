@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import struct
 import time
 from collections.abc import Mapping
@@ -166,6 +167,8 @@ def test_the_rate_is_of_the_time_in_which_answers_came() -> None:
     assert (row["answered"], row["errors"]) == (99, {"no answer": 1})
     assert row["seconds"] > 60
     assert row["answered_per_s"] == pytest.approx(99 / 0.582, rel=1e-3)
+    assert (row["p50_ms"], row["p99_ms"]) == pytest.approx((32, 32), rel=1e-3)
+    assert (row["p999_ms"], row["max_ms"], Histogram.of_row(row).lost) == (None, None, 1)
 
 
 def test_servers_are_asked_in_turn_and_answers_are_checked() -> None:
@@ -189,7 +192,8 @@ def test_servers_are_asked_in_turn_and_answers_are_checked() -> None:
 
     asyncio.run(send())
     assert asked == [(0, 0), (1, 1), (0, 2), (1, 0), (0, 1), (1, 2)]
-    assert (sender.ends.wrong, len(sender.ends.latency)) == (1, 5)
+    assert (sender.ends.wrong, sender.ends.answered) == (1, 5)
+    assert [number for number, ms in enumerate(sender.ends.latency) if math.isinf(ms)] == [3]
 
 
 def test_who_stands_still_makes_those_late_that_wait() -> None:
@@ -211,6 +215,29 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
 def test_what_is_due_while_too_many_are_open_is_not_sent() -> None:
     row = exactly(Still(), max_open=2)
     assert (row["answered"], row["unsent"]) == (30, 70)
+    assert Histogram.of_row(row).lost == 70  # they are infinitely late
+    assert [row[name] for name in ("p50_ms", "p999_ms", "mean_ms", "max_ms")] == [None] * 4
+
+
+async def test_a_percentile_among_requests_without_an_answer_is_printed_as_never(
+    call: Command,
+) -> None:
+    numbers = itertools.count()
+
+    class Shedding(Fake):
+        async def _infer(self, request: web.Request) -> web.Response:
+            fails = next(numbers) >= FIRST + 40
+            return web.Response(status=503) if fails else await super()._infer(request)
+
+    fake = Shedding()
+    await fake.start()
+    words = ["load", f"{fake.url}/v2/models/m", "--rate", "200", "--duration", "0.25"]
+    outcome = await asyncio.to_thread(call, *words, "--arrivals", "constant")
+    await fake.stop()
+    told = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
+    assert (told["answered"], told["errors"]) == ("40", '{"http 503": 10}')
+    assert float(told["p50_ms"]) < 1000
+    assert (told["p90_ms"], told["max_ms"]) == ("never", "never")
 
 
 def test_errors_do_not_count_as_answers() -> None:
@@ -310,6 +337,14 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(options) == pytest.approx([0, 2.5])
     log.write_text("2026-01-31 12:00:00.5 GET\n2026-01-31 12:00:03 GET\n")
     assert gaps_of(options) == pytest.approx([0, 2.5])
+    log.write_text("2026-01-31 12:00:00,123 INFO a\n2026-01-31 12:00:01,623 INFO b\n")
+    assert gaps_of(options) == pytest.approx([0, 1.5])  # as Python's logging writes it
+    log.write_text("2026-01-31T12:00:00,100Z a\n2026-01-31T12:00:00,900Z\n")
+    assert gaps_of(options) == pytest.approx([0, 0.8])
+    log.write_text("2026-01-31T12:00:00,200,GET\n2026-01-31T12:00:02,404,GET\n")
+    assert gaps_of(options) == pytest.approx([0, 2])  # columns of a table
+    log.write_text("2026-01-31T12:00:00,200\n2026-01-31T12:00:02,1404\n")
+    assert gaps_of(options) == pytest.approx([0, 2])
     for line in ("two", "2026-01-31", "2026-01-31 GET", "2026-01-31,20"):
         log.write_text(f"1\n{line}\n")
         with pytest.raises(UserError, match=f"line 2: '{line[:10]}' is no time"):

@@ -52,6 +52,27 @@ def test_memory_is_bounded() -> None:
     assert len(traffic.requests) == REQUESTS
 
 
+def test_a_slow_request_does_not_bring_back_a_time_of_which_the_others_are_forgotten() -> None:
+    spec = TensorSpec("x", "FP32", (1,))
+    model = OwnModel("m", Signature((spec,), (spec,)))
+    front = FrontEnd(model, Silent(), Rules(1, POLICIES["uncoded"]), deadline=60.0)
+    traffic, base = front.times.traffic, time.monotonic() - 100
+    for number in range(8 * REQUESTS // 5):  # a thousand a second
+        if number == 15_000:
+            ended(traffic, 10.0, at=base + 5)
+        ended(traffic, 0.05, at=base + number / 1000)
+    times = [row[0] for row in told(front, Known())["requests"]]
+    assert REQUESTS - 1 <= len(times) <= REQUESTS
+    assert max(np.diff(np.sort(times))) < 2.0
+
+
+def test_requests_that_all_take_long_are_all_told() -> None:
+    traffic = Traffic()
+    for number in range(REQUESTS + 10):
+        ended(traffic, 60.0, at=number / 1000)
+    assert len(traffic.gapless()) >= REQUESTS - 1
+
+
 def test_a_worker_that_is_avoided_is_remembered() -> None:
     traffic = Traffic()
     for number in range(OWN + 5):

@@ -269,7 +269,7 @@ def test_every_code_is_the_same_after_a_trip() -> None:
 
 def test_recorded_arrivals_come_in_stretches() -> None:
     gaps, sizes = [float(i + 1) for i in range(200)], [i + 1 for i in range(200)]
-    raw = {"kind": "recorded", "qps": 1, "gaps_ms": gaps, "sizes": sizes}
+    raw = {"kind": "recorded", "qps": 1000, "gaps_ms": gaps, "sizes": sizes}
     times, images = Arrivals.model_validate(raw).draw(np.random.default_rng(0), 1000)
     assert (np.diff(times) * 1000).round(6).tolist() == images[1:].tolist()
     following = np.diff(images)

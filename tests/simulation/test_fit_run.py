@@ -56,6 +56,7 @@ def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -
     base.write_text(json.dumps({**raw, "policy": "uncoded"}))
     outcome = call("fit", tasks, "--out", out, "--scenario", base)
     assert outcome.code == 0, outcome.err
+    assert "without waiting" in outcome.out  # what the times must be, and what a copy is
     told = [line for line in outcome.out.splitlines() if line.startswith("straggler")]
     assert ['"factor": 1.999' in told[0], "(worker 3)" in told[0], '"slow"' in told[1]] == [
         True

@@ -209,6 +209,20 @@ def test_plan_takes_a_k_between_those_measured_and_any_share_of_copies(call: Com
     ]
 
 
+def test_plan_ranks_auto_with_a_method_at_hand_and_without_any(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "10", "--p999-ms", "300", "--queries", "1000", "--json"]
+    words += ["--service-ms", "10", "--encode-ms", "1", "--stragglers", "none"]
+    policies = ["--policy", "auto+coded-invnet", "--policy", "auto+none", "--policy", "uncoded"]
+    for more in ((), ("--extra", "0.05"), ("--max-disagreement", "0.01")):
+        report = json.loads(call(*words, *policies, *more).out)
+        workers = {row["method"]: row["workers"] for row in report["ranking"]}
+        assert workers == {
+            **{f"auto+coded-invnet, k = {k}, r = 1": k + 1 for k in (2, 4, 10)},
+            **dict.fromkeys(("auto+none", "uncoded"), 1),
+        }
+        assert report["not_ranked"] == {}
+
+
 def test_plan_ranks_no_code_that_the_bundle_has_not(file: Path, call: Command) -> None:
     guessed = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "guessed": 0.8}
     file.write_text(json.dumps({**SCENARIO, "accuracy": guessed}))

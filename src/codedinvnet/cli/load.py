@@ -34,7 +34,7 @@ def add_commands(commands: Commands) -> None:
         "--arrivals",
         metavar="HOW",
         help="poisson, constant, or a log: a file whose lines begin with a time, in seconds or as "
-        "2026-01-31 12:00:00.5 (poisson)",
+        "2026-01-31 12:00:00.500, behind a point or a comma (poisson)",
     )
     add("--batch", type=int, help="queries of a request (1)")
     add(

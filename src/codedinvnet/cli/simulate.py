@@ -137,7 +137,9 @@ def _add_fit(commands: Commands) -> None:
     add(
         "times",
         type=Path,
-        help="the answer of GET /traffic (JSON), or lines of worker,ms (a name that ends in .csv)",
+        help="the answer of GET /traffic (JSON), or lines of worker,ms (a name that ends in .csv): "
+        "ms is from when the worker began to when it ended, without waiting; a delay is taken to "
+        "be the worker's and not the input's",
     )
     add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
     add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")

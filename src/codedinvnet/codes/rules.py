@@ -242,7 +242,10 @@ KINDS: Mapping[str, type] = {
 
 
 def as_json(rules: Rules) -> dict[str, Any] | None:
-    """Return rules as a JSON object; None of a kind that is not this file's."""
+    """Return rules as a JSON object; None of a kind that is not this file's.
+
+    Its `costs` are of the first extra task of a group of each size.
+    """
     if type(rules) not in KINDS.values():
         return None
     sizes = (rules.k,) if rules.fixed_size else range(1, rules.k + 1)
@@ -266,6 +269,10 @@ def from_json(raw: Mapping[str, Any]) -> Rules:
     if "costs" in raw:
         costs = {int(size): float(cost) for size, cost in raw["costs"].items()}
         options["cost"] = costs.__getitem__
+        if raw["kind"] == AnswersAll.__name__:
+            k, r = int(raw["k"]), int(raw.get("r", 1))
+            # It asks by the task's members, and the first of r tasks has size / r, rounded up.
+            options["cost"] = lambda count: costs[min(k, count * r)]
     rules: Rules = KINDS[raw["kind"]](**options)
     return rules
 

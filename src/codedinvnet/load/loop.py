@@ -15,7 +15,7 @@ AHEAD = 0.05
 
 
 async def open_loop(
-    call: Callable[[int, float], Awaitable[None]],
+    call: Callable[[int, float], Awaitable[object]],
     gaps: Sequence[float],
     label: str,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from codedinvnet.errors import UserError
 
 POISSON, CONSTANT = "poisson", "constant"
 MODELS = "/v2/models/"
+FRACTION = re.compile(r"^(\d{4}-\d\d-\d\d[T,\s]+\d\d:\d\d:\d\d),(?=\d{3}(?:\d{3})?(?:[Z+\s-]|$))")
+"""A date and a time with a fraction of a second behind a comma, as Python's logs have it."""
 RATE = 10.0
 """Requests a second, if nobody says."""
 
@@ -132,9 +135,12 @@ def read_times(path: Path) -> Sequence[float]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--arrivals: cannot read {path}: {reason}") from error
+    texts = [line.partition("#")[0].strip() for line in lines]
+    if all(FRACTION.match(text) for text in texts[1:] if text):  # else it is a table's next column
+        texts = [FRACTION.sub(r"\1.", text) for text in texts]
     found = []
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].replace(",", " ").split()
+    for number, text in enumerate(texts, 1):
+        words = text.replace(",", " ").split()
         if words:
             try:
                 found.append(_time(words))
@@ -157,6 +163,7 @@ def _time(words: Sequence[str]) -> float:
             word = "T".join(words[:2])
             if ":" not in word:
                 raise
+        word = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", word)  # as Python 3.10 reads
         value = datetime.datetime.fromisoformat(word.replace("Z", "+00:00")).timestamp()
     if not math.isfinite(value):
         raise ValueError(word)

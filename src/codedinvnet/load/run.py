@@ -1,13 +1,15 @@
 """Sends requests when they are due, whether or not others were answered, and tells how it went.
 
 Latency counts from when a request was due: a server that stands still makes those that wait late,
-too. A histogram of it is in the row, and may be added to those of other runs.
+too. A request without a right answer is infinitely late, so that a server gains nothing by shedding
+load. A histogram is in the row, and may be added to those of other runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -21,7 +23,7 @@ from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
 from codedinvnet.provenance import describe_machine
-from codedinvnet.quantiles import Histogram, percentile
+from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
@@ -36,11 +38,11 @@ LATE_MS = 5.0
 """A client that sends later than this cannot keep up."""
 
 
-def percentiles(latencies: Sequence[float]) -> dict[str, float]:
-    """Return percentiles of latencies in ms, and their mean and maximum."""
+def percentiles(latencies: Sequence[float]) -> dict[str, float | None]:
+    """Return percentiles of latencies in ms, and their mean and maximum; None: infinite."""
     found = {name: percentile(latencies, share) for name, share in PERCENTILES.items()}
     found |= {"mean": fmean(latencies), "max": max(latencies)}
-    return {f"{name}_ms": round(value, 3) for name, value in found.items()}
+    return {f"{name}_ms": rounded(value, 3) for name, value in found.items()}
 
 
 @dataclass
@@ -48,9 +50,10 @@ class Ends:
     """How the requests of a load ended."""
 
     latency: list[float] = field(default_factory=list)
-    """Of answers, from when they were due, in ms."""
+    """From when requests were due, in ms; infinite without a right answer."""
     late: list[float] = field(default_factory=list)
     """How late requests were sent, in ms."""
+    answered: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     """Answers that are not what was expected."""
@@ -87,8 +90,13 @@ class Sender:
         self.upstreams, self.calls, self.timeout = upstreams, calls, timeout
         self.expected, self.ends = expected, Ends()
 
-    async def send(self, number: int, due: float) -> None:
-        """Send a request and wait for its answer."""
+    async def send(self, number: int, due: float) -> float:
+        """Send a request; return its latency in ms, infinite if no right answer came."""
+        latency = await self._answered(number, due)
+        self.ends.latency.append(latency)
+        return latency
+
+    async def _answered(self, number: int, due: float) -> float:
         ends = self.ends
         ends.late.append(1000 * (time.perf_counter() - due))
         try:
@@ -96,16 +104,17 @@ class Sender:
             reply = await upstream.infer(self.calls[number % len(self.calls)], self.timeout)
         except Unreachable as error:
             ends.failed("no answer", str(error))
-            return
+            return math.inf
         if reply.status != OK[reply.transport]:
             ends.failed(f"{reply.transport} {reply.status}", str(reply))
-            return
+            return math.inf
         if self.expected is not None and not self.expected(number, reply):
             ends.wrong += 1
-            return
+            return math.inf
+        ends.answered += 1
         ends.last = time.perf_counter()
-        ends.latency.append(1000 * (ends.last - due))
         ends.outcomes.update(value for name, value in reply.headers if name == OUTCOME_HEADER)
+        return 1000 * (ends.last - due)
 
 
 def calls_of(
@@ -182,9 +191,9 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     finally:
         await upstream.close()
     ends = sender.ends
-    answered = len(ends.latency)
-    if not answered:
+    if not ends.answered:
         raise UserError(f"{options.url}: no request was answered: {ends.example or 'none sent'}")
+    latency = ends.latency + unsent * [math.inf]
     settings = {
         "url": url,
         "model": model,
@@ -204,16 +213,16 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "requests": len(gaps),
         "seconds": round(seconds, 3),
-        "answered": answered,
-        "answered_per_s": round(answered / (ends.last - began), 3),
+        "answered": ends.answered,
+        "answered_per_s": round(ends.answered / (ends.last - began), 3),
         "unsent": unsent,
         "errors": dict(ends.errors),
         "outcomes": dict(ends.outcomes),
-        **percentiles(ends.latency),
-        "sent_late_p99_ms": percentiles(ends.late)["p99_ms"],
+        **percentiles(latency),
+        "sent_late_p99_ms": round(percentile(ends.late, 0.99), 3),
         "first_error": ends.example or None,
         "error": None,
-        "histogram": Histogram.of(ends.latency).as_json(),
+        "histogram": Histogram.of(latency).as_json(),
     }
 
 
@@ -233,6 +242,7 @@ def run_load(options: LoadOptions) -> None:
         print(json.dumps(row))
         return
     shown = {**row["settings"], **row}
+    shown |= {name: "never" for name, ms in row.items() if name.endswith("_ms") and ms is None}
     for name in ("schema_version", "key", "settings", "bench", "histogram"):
         del shown[name]
     width = max(map(len, shown))

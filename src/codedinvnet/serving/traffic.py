@@ -79,6 +79,20 @@ class Traffic:
         self.since = time.monotonic()
         """When the policy was changed last."""
 
+    def gapless(self) -> list[SeenRequest]:
+        """Return the newest requests, without those that came when others have been forgotten.
+
+        The oldest by their end are forgotten first. One that took long came among many of these:
+        the time from its coming until theirs would look like one in which nothing came.
+        """
+        requests = list(self.requests)
+        seconds = [r.seconds for r in requests if r.seconds is not None]
+        if len(requests) < REQUESTS or not seconds:
+            return requests
+        ended = min(r.at + r.seconds for r in requests if r.seconds is not None)
+        since = ended - min(seconds)  # what is forgotten took as long, and has ended before
+        return [request for request in requests if request.at >= since]
+
     def refused(self) -> None:
         """Take in a request that is refused now."""
         self.unserved.append(Unserved(time.monotonic(), REFUSED))

@@ -34,7 +34,7 @@ class Known:
 def told(front: FrontEnd, known: Known) -> dict[str, Any]:
     """Return what `GET /traffic` says. May be called in a thread while the service goes on."""
     scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
-    requests, tasks = tuple(traffic.requests), tuple(traffic.tasks)
+    requests, tasks = traffic.gapless(), tuple(traffic.tasks)
     unserved = tuple(traffic.unserved)
     start = min((r.at for r in requests), default=traffic.since)
     code, mains = scheduler.offered, rules.workers - rules.backups

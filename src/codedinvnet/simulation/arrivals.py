@@ -22,8 +22,8 @@ class Arrivals(Section):
     rate is `burst_factor` times the calm one, and the mean over both is `qps`. `uneven` has gaps of
     the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
     the rate in mid-run: it is `qps` times each of `steps` for as many requests. `recorded` draws
-    stretches of BLOCK requests that a service has seen, as they came. Then `qps` and `batch` are
-    their means.
+    stretches of BLOCK requests that a service has seen, as they came, but faster or slower so that
+    `qps` is their mean. `batch` is that of their sizes then, and changes nothing.
     """
 
     kind: Literal["poisson", "uniform", "bursts", "uneven", "steps", "recorded"] = "poisson"
@@ -55,7 +55,9 @@ class Arrivals(Section):
             return self.times(generator, count), np.full(count, self.batch)
         starts = generator.integers(len(self.sizes), size=math.ceil(count / BLOCK))
         places = (starts[:, None] + np.arange(BLOCK)).ravel()[:count] % len(self.sizes)
-        return np.cumsum(np.array(self.gaps_ms)[places]) / 1000, np.array(self.sizes)[places]
+        recorded = 1000 * sum(self.sizes) / max(1e-3, sum(self.gaps_ms))
+        gaps = np.array(self.gaps_ms)[places] * (recorded / self.qps)
+        return np.cumsum(gaps) / 1000, np.array(self.sizes)[places]
 
     @model_validator(mode="after")
     def _gaps_are_poisson(self) -> Arrivals:

@@ -11,6 +11,9 @@ slow if it would hardly be late so often by the share of late tasks that all oth
 
 Nothing is said of when tasks were late: delays that come together (bursts) are fitted as if each
 came alone, and tasks that never ended are in no sample.
+
+A delay is taken to be the worker's, so that a copy of a late task has a draw of its own. Where
+inputs are slow themselves it would not help. Waiting that is in the times is simulated once more.
 """
 
 from __future__ import annotations

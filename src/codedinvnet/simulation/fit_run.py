@@ -28,6 +28,10 @@ SHOWN = (0.5, 0.9, 0.99, 0.995, 0.999)
 """Quantiles that the report compares."""
 MAY_BE_ZERO = {"encode", "front_end", "decode"}
 """Of a scenario: `plan` takes one that is not said for what is usual, so that 0 is written, too."""
+ASSUMED = (
+    "taken for granted: a time is from when the worker began to when it ended, without waiting;",
+    "a delay is the worker's and not the input's, so that a copy has a draw of its own",
+)
 LOAD = 0.5
 """Of capacity, where no scenario says the load."""
 
@@ -165,4 +169,5 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         "",
         f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
         f"differ by {report['late_distance']:.3f} at most",
+        *ASSUMED,
     ]

@@ -12,6 +12,7 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.policies import SERVED, served_as
+from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.releasing import coverages
@@ -43,11 +44,10 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         served = served_as(self.policy)
-        if served.by_name:
-            return f"{self.policy}, k = {self.k}"
-        if served.rules.coded:
-            return f"{self.policy}, k = {self.k}, r = {self.r}"
-        if served.rules.hedged:
+        if served.makes_up:
+            r = "" if served.by_name else f", r = {self.r}"
+            return f"{self.policy}, k = {self.k}{r}"
+        if served.rules.hedged and not served.rules.adapts:
             share = 1 / self.k if self.extra is None else self.extra
             return f"{self.policy}, at most {100 * share:.0f} % copies"
         return self.policy
@@ -55,16 +55,18 @@ class Candidate(NamedTuple):
     @property
     def sized(self) -> bool:
         """Whether k means anything to it."""
-        policy = served_as(self.policy).rules
-        return policy.coded or (policy.hedged and self.extra is None)
+        served = served_as(self.policy)
+        shared = served.rules.hedged and not served.rules.adapts and self.extra is None
+        return served.makes_up or shared
 
     @property
     def fewest(self) -> int:
         """Workers that it needs at any load."""
         served = served_as(self.policy)
-        if not served.rules.coded:
+        if not served.rules.takes_code:
             return served.rules.copies
-        return len(find_method(served.method).rules(self.k, Tolerance(self.r)).tasks(self.k))
+        code = find_method(served.method).rules(self.k, Tolerance(self.r))
+        return workers_for(served.rules, code)
 
 
 def calibrated(
@@ -138,20 +140,20 @@ def candidates(
     found = []
     for policy in policies:
         served = served_as(policy)
-        if served.by_name:
+        if served.by_name and served.makes_up:
             known = by_method.get(find_method(served.method).name, ())
             found += [Candidate(policy, k, 1) for k in sorted(known) if not sizes or k in sizes]
         elif served.rules.guessing and accuracy.guessed is None:
             continue
-        elif served.rules.coded:
+        elif served.makes_up:
             found += [Candidate(policy, k, r) for k, r in coded]
-        elif served.rules.hedged and extra is not None:
+        elif not served.rules.hedged or served.rules.adapts:
+            found.append(Candidate(policy, 10, 1))
+        elif extra is not None:
             found.append(Candidate(policy, 10, 1, extra))
-        elif served.rules.hedged:
+        else:
             shares = set(sizes) or {k for k, _ in coded} or {10}
             found += [Candidate(policy, k, 1) for k in sorted(shares)]
-        else:
-            found.append(Candidate(policy, 10, 1))
     return found
 
 
@@ -261,9 +263,9 @@ class Planner:
         """Return the accuracy of the best answers, direct or made up, that a candidate can give."""
         policy, k, r, _ = candidate
         found, served = [self.accuracy.normal], served_as(policy)
-        if served.by_name:
+        if served.by_name and served.makes_up:
             found.append(self.base.method_accuracy[find_method(served.method).name][k])
-        elif served.rules.coded:
+        elif served.makes_up:
             found += self.accuracy.recovered.get(r, {}).values()
         return max(found)
 

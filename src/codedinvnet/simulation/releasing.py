@@ -20,7 +20,7 @@ def coverages(scenario: Scenario) -> dict[int, Coverage]:
         UserError: if the scenario has a limit on disagreement, and its code is not calibrated.
     """
     sizes, limit = range(scenario.k + 1), scenario.max_disagreement
-    if limit is None or not scenario.coding.takes_code:
+    if limit is None or scenario.code is None or not scenario.code.r:
         return dict.fromkeys(sizes, ALL)
     if scenario.bundle is None:
         raise UserError(f"{scenario.name}: max_disagreement needs a bundle that is calibrated")

@@ -375,8 +375,14 @@ class Scenario(Section):
         """Return a copy with some values changed, validated anew; of `arrivals`, too.
 
         Raises:
-            UserError: if they do not fit.
+            UserError: if they do not fit, or recorded requests would have another `batch`.
         """
+        batch = changes.get("batch", self.arrivals.batch)
+        if self.arrivals.kind == "recorded" and batch != self.arrivals.batch:
+            raise UserError(
+                f"batch {batch}: the recorded requests of {self.name} have sizes of their own, "
+                f"{self.arrivals.batch} in the mean: leave it out"
+            )
         raw = self.model_dump()
         for key in ("qps", "batch", "kind", "gaps_seed"):
             if key in changes:

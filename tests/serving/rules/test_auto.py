@@ -221,6 +221,7 @@ def test_who_wants_direct_answers_gets_a_copy_in_place_of_a_rescue() -> None:
 
 def test_the_late_alone_need_no_worker_for_each_task_of_a_group() -> None:
     assert workers_for(AUTO, AnswersAll(10)) == 1
+    assert workers_for(AUTO, Uncoded(10)) == 1
     assert workers_for(AUTO, Parities(10)) == workers_for(CODED, AnswersAll(10)) == 11
     model = Model("auto", 2, AnswersAll(10), extra=2.0)
     know_times(model)

@@ -141,5 +141,5 @@ def rescues(code: CodeRules) -> bool:
 
 def workers_for(policy: Policy, code: CodeRules) -> int:
     """Return the fewest workers: one a task of a group, unless the late alone get an extra one."""
-    alone = policy.adapts and rescues(code)
+    alone = policy.adapts and (rescues(code) or not code.r)
     return 1 if alone else max(policy.copies, len(code.tasks(code.k)))
