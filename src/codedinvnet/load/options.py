@@ -163,7 +163,8 @@ def _time(words: Sequence[str]) -> float:
             word = "T".join(words[:2])
             if ":" not in word:
                 raise
-        word = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", word)  # as Python 3.10 reads
+        # Python 3.10 reads fractions of three or six digits alone.
+        word = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", word)
         value = datetime.datetime.fromisoformat(word.replace("Z", "+00:00")).timestamp()
     if not math.isfinite(value):
         raise ValueError(word)
