@@ -185,12 +185,13 @@ def test_a_protection_from_a_running_service(call: Command, tmp_path: Path) -> N
 
     async def run() -> list[Any]:
         async with running(options) as (url, service):
+            early = await asyncio.to_thread(protect, url, "vectors", "right", "a")
             for begin in range(0, len(sent), 20):
                 await service.answer(
                     Request({"x": sent[begin : begin + 20]}, outputs=(("output", True),))
                 )
             keep = ("--keep-inputs", str(tmp_path / "inputs.npz"))
-            return [
+            return [early] + [
                 await asyncio.to_thread(protect, url, *what)
                 for what in (
                     ("vectors", "wrong", "a"),
@@ -200,7 +201,9 @@ def test_a_protection_from_a_running_service(call: Command, tmp_path: Path) -> N
                 )
             ]
 
-    refused, other, made, kept = asyncio.run(run())
+    early, refused, other, made, kept = asyncio.run(run())
+    assert early.code == 2
+    assert "--capture: 0 different inputs are too few" in early.err
     assert refused.code == 2
     assert "401: a bearer token is needed" in refused.err
     assert other.code == 2
@@ -209,6 +212,7 @@ def test_a_protection_from_a_running_service(call: Command, tmp_path: Path) -> N
     found = json.loads((tmp_path / "c" / "protection.json").read_text())
     assert sum(found["split"].values()) == KEPT
     assert kept.code == 0, kept.err
+    assert (tmp_path / "inputs.npz").stat().st_mode & 0o777 == 0o600
     with np.load(tmp_path / "inputs.npz") as arrays:
         assert np.array_equal(arrays["x"], sent[-KEPT:])
     for path in (tmp_path / "c").rglob("*"):  # nothing of the inputs is on the disk
@@ -277,6 +281,10 @@ def test_what_is_no_file_of_arrays_is_told_in_one_line(
         (("--capture", "http://127.0.0.1:9"), "cannot be read"),
         (("--inputs", "x.npy", "--token-file", "t"), "--token-file: goes with --capture"),
         (("--capture", "http://127.0.0.1:9", "--labels", "y"), "--labels: goes with --inputs"),
+        (
+            ("--capture", "http://127.0.0.1:9", "--scale", "2", "--crop", "3"),
+            "--crop, --scale: goes with images",
+        ),
     ],
 )
 def test_mistakes(words: tuple[str, ...], told: str, call: Command, tmp_path: Path) -> None:
