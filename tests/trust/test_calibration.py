@@ -132,6 +132,21 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
         assert error == pytest.approx(row["calibration_error"], abs=1e-3)
 
 
+def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
+    copy: Path, tmp_path: Path, call: Command
+) -> None:
+    """The images are not even looked for."""
+    (copy / FILE).mkdir()
+    outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere")
+    assert outcome.code == 2
+    assert f"cannot write to {copy / FILE}: it is a folder: name another file by --out" in (
+        outcome.err
+    )
+    outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere", "--out", tmp_path)
+    assert outcome.code == 2
+    assert f"cannot write to {tmp_path}: it is a folder\n" in outcome.err
+
+
 @pytest.mark.parametrize("limit", ["0", "1", "-0.1", "nan", "x"])
 def test_limits_outside_0_and_1_are_refused(limit: str, call: Command) -> None:
     refused = call("trust", "mnist", f"--max-disagreement={limit}")

@@ -63,13 +63,20 @@ def add_commands(commands: Commands) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.trust import calibrate
+    from codedinvnet.files import check_writable
     from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
     from codedinvnet.trust.calibration import FILE
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
     path = arguments.out or bundle.folder / FILE
+    try:
+        check_writable(path)
+    except UserError as error:
+        if arguments.out is not None:
+            raise
+        raise UserError(f"{error}: name another file by --out") from error
+    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
     calibration = calibrate(bundle, held_out, arguments.seed)
     calibration.save(path)
     curves = [
