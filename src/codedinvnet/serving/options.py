@@ -39,7 +39,8 @@ class ServeOptions:
 
     source: str
     """A bundle's name or folder, or a model of a user's own."""
-    k: int = 10
+    k: int | None = None
+    """None: see `members`."""
     workers: int | None = None
     method: str | None = None
     """None: this package's own code for a bundle, none for other models."""
@@ -89,6 +90,11 @@ class ServeOptions:
     """None: what the source is called."""
     protection: Path | None = None
     """The folder of `codedinvnet protect`; `method` then is one of its table."""
+
+    @property
+    def members(self) -> int:
+        """Queries in a group, unless a protection has its own number."""
+        return 10 if self.k is None else self.k
 
 
 def told_apart(options: ServeOptions) -> ServeOptions:
@@ -202,6 +208,8 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
             if getattr(options, name) is not None:
                 raise UserError(f"--{name}: is for a model of your own, not for a bundle")
         return
+    if options.protection is not None and options.k is not None:
+        raise UserError("--k: goes without --protection, which has its own")
     if options.part is not None:
         raise UserError("--part: is for a bundle, not for a model of your own")
     policy = POLICIES[policy_of(options)]

@@ -76,7 +76,7 @@ def make_service(options: ServeOptions) -> Service:
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
-        hedge_share=1 / options.k,
+        hedge_share=1 / (options.members if scheme is None else scheme.rules.k),
         extra=options.extra,
         max_pending=most,
         worker_batch=options.worker_batch,
@@ -197,10 +197,11 @@ async def _serve(options: ServeOptions) -> None:
             yield address, service.front
 
     def line(address: str, front: FrontEnd) -> str:
-        rules = front.rules
+        rules, choices = front.rules, front.choices
+        size = "" if choices.method is None else f", k = {choices.size}"
         return (
             f"serving {options.source} on {address}: {rules.workers} workers, policy "
-            f"{rules.policy.name}, k = {options.k}"
+            f"{rules.policy.name}{size}"
         )
 
     await until_told(serving(), line)
