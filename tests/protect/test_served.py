@@ -209,6 +209,16 @@ def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_pat
         (f"{PLACE}:vectors", {"method": "oracle"}, "no method 'oracle'"),
         (f"{PLACE}:vectors", {"policy": "hedge"}, "--protection: goes with a coded policy"),
         ("mnist", {}, "--protection: is for a model of your own"),
+        (
+            f"{PLACE}:vectors",
+            {"method": "own-backup", "on_corruption": "replace"},
+            "--on-corruption replace: wrong workers are not noticed: groups of own-backup have",
+        ),
+        (
+            f"{PLACE}:vectors",
+            {"method": "nercc", "on_corruption": "replace"},
+            "--on-corruption replace: wrong workers are not noticed: no calibration says",
+        ),
         (f"{PLACE}:vectors", {"k": 4}, "--k: goes without --protection, which has its own"),
     ],
 )

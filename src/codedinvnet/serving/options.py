@@ -188,10 +188,15 @@ def check(options: ServeOptions) -> None:
     if options.min_confidence > 0 and not (policy.hedged and policy.takes_code):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     calibrated = not own or options.protection is not None
-    if limit is not None and not (calibrated and policy.takes_code):
-        raise UserError(
-            "--max-disagreement: goes with a coded policy, and a calibrated bundle or a protection"
-        )
+    relies = {
+        "--max-disagreement": limit is not None,
+        "--on-corruption replace": options.on_corruption == "replace",
+    }
+    for flag, asked in relies.items():
+        if asked and not (calibrated and policy.takes_code):
+            raise UserError(
+                f"{flag}: goes with a coded policy, and a calibrated bundle or a protection"
+            )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)

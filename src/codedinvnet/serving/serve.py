@@ -39,7 +39,7 @@ from codedinvnet.serving.options import (
     policy_of,
     told_apart,
 )
-from codedinvnet.serving.reliance import reliance_of
+from codedinvnet.serving.reliance import REPLACE, reliance_of, unnoticed
 from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
@@ -92,6 +92,11 @@ def make_service(options: ServeOptions) -> Service:
             str(options.protection or options.source),
             options.on_corruption,
         )
+    why = unnoticed(scheme, policy, relied)
+    if why and options.on_corruption == REPLACE:
+        raise UserError(f"--on-corruption replace: wrong workers are not noticed: {why}")
+    if why:
+        log_event("wrong workers are not noticed", reason=why)
     pool = make_pool(options, opened.spec)
     if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
         check_per_request(pool.faults, scheme.name)
