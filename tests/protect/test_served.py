@@ -191,6 +191,17 @@ def test_trust_checks_a_protection(finished: Path, call: Command) -> None:
         assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
 
 
+@pytest.mark.parametrize(
+    "words", [("--k", "4"), ("--data-dir", "x"), ("--download",), ("--device", "cpu")]
+)
+def test_trust_asks_no_model_of_a_protection(
+    words: tuple[str, ...], finished: Path, call: Command
+) -> None:
+    outcome = call("trust", finished, *words)
+    assert outcome.code == 2
+    assert f"{words[0]}: is for a bundle" in outcome.err
+
+
 def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "old")
     (folder / FILE).unlink()

@@ -212,6 +212,8 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         for name in ("weights", "scores", "name", "protection"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name}: is for a model of your own, not for a bundle")
+        if options.inputs:
+            raise UserError("--input: is for a model of your own, not for a bundle")
         return
     if options.protection is not None and options.k is not None:
         raise UserError("--k: goes without --protection, which has its own")
