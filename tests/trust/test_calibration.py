@@ -120,6 +120,11 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
     report = json.loads(trusted.out)
     (row,) = report["rows"]
     assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
+    curve = load_calibration(copy, load_bundle(copy).digest()).curve("coded-invnet", 2)
+    assert curve is not None
+    place = curve.thresholds.tolist().index(row["stored_threshold"])
+    own = curve.disagreed[place] / curve.released[place]
+    assert row["stored_disagreement"] == pytest.approx(own, abs=1e-5)
     told = {row["answer"]: row for row in report["reliability"]}
     assert set(told) == {DECODED, GUESSED}
     for row in told.values():
