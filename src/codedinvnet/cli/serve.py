@@ -110,7 +110,7 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--on-corruption",
-        help="replace or report a worker that answers wrongly (report)",
+        help="replace or report a worker that answers wrongly; needs a calibration (report)",
     )
     add(
         "--max-pending",
