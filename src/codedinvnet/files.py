@@ -23,21 +23,26 @@ ABANDONED = 3600.0
 """A temporary file that is older than this many seconds was left by a killed writer."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     Of a symbolic link it is the target that is written.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        mode: who may do what with it, less what the umask takes away.
 
     Raises:
         OSError: of this path, if it cannot be written.
     """
     try:
-        _write_atomically(path.resolve(), content)
+        _write_atomically(path.resolve(), content, mode)
     except OSError as error:  # of the temporary file, perhaps, which the user never named
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
@@ -46,7 +51,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
                 left.unlink()
     name = path.parent / f"{prefix}{secrets.token_hex(4)}"
     # The kernel takes the umask from this mode; mkstemp's would be the owner's alone.
-    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

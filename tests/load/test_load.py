@@ -288,6 +288,36 @@ async def test_rows_are_kept_and_their_histograms_added(tmp_path: Path, call: Co
     assert both.percentile(1.0) == pytest.approx(max(row["max_ms"] for row in rows), rel=0.01)
 
 
+async def test_a_file_that_takes_no_row_is_refused_before_the_load(
+    tmp_path: Path, call: Command
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes\n")
+    fake = Fake()
+    await fake.start()
+    for out in (notes, tmp_path, notes / "rows.jsonl"):
+        words = ["load", f"{fake.url}/v2/models/m", "--duration", "0.1", "--out", str(out)]
+        outcome = await asyncio.to_thread(call, *words)
+        assert outcome.code == 2
+        (line,) = outcome.err.splitlines()
+        assert str(out) in line
+    await fake.stop()
+    assert fake.seen == []
+    assert notes.read_text() == "my notes\n"
+
+
+async def test_a_row_that_cannot_be_kept_is_printed(tmp_path: Path, call: Command) -> None:
+    fake, out = Fake(), tmp_path / "rows.jsonl"
+    await fake.start()
+    words = ["load", f"{fake.url}/v2/models/m", "--rate", "100", "--duration", "0.1"]
+    words += ["--arrivals", "constant", "--out", str(out), "--json"]
+    with patch("codedinvnet.load.run.append_row", side_effect=OSError(28, "No space left")):
+        outcome = await asyncio.to_thread(call, *words)
+    await fake.stop()
+    assert outcome.code != 0
+    assert json.loads(outcome.out)["answered"] > 0
+
+
 def test_inputs_from_a_file(tmp_path: Path) -> None:
     queries = np.arange(30, dtype=np.float32).reshape(10, 3)
     np.savez(tmp_path / "x.npz", x=queries)

@@ -128,6 +128,12 @@ def test_a_split_has_every_input_once() -> None:
         split(FEWEST - 1, seed=0)
 
 
+def test_no_inputs_are_too_few() -> None:
+    nothing = Inputs({"x": np.zeros((0, 5))}, {}, np.zeros(0, int)).distinct()
+    with pytest.raises(UserError, match="--inputs: 0 different inputs are too few"):
+        split(len(nothing), seed=0)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -243,6 +249,46 @@ def test_preprocessing_that_does_not_fit_is_refused(
 ) -> None:
     write_images(tmp_path)
     with pytest.raises(UserError, match=message):
+        read_inputs(tmp_path, IMAGE, how)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.jsonl"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("how", "option"),
+    [
+        (Preprocessing(resize=6), "--resize"),
+        (Preprocessing(crop=6), "--crop"),
+        (Preprocessing(function="mine.py:f"), "--preprocess"),
+        (Preprocessing(scale=2.0), "--scale"),
+        (Preprocessing(mean=(0.5,)), "--mean"),
+        (Preprocessing(std=(0.5,)), "--std"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    how: Preprocessing, option: str, dtype: str, name: str, tmp_path: Path
+) -> None:
+    """Arrays have no whole images, and only pixels in bytes have a scale."""
+    path = tmp_path / name
+    array = np.zeros((2, 6, 6, 3) if dtype == "uint8" else (2, 3, 6, 6), dtype)
+    if name == "x.jsonl":
+        tensor = {"name": "x", "shape": [1, 3, 6, 6], "data": [0.5] * 108}
+        path.write_text(json.dumps({"inputs": [tensor]}))
+    else:
+        np.save(path, array) if name == "x.npy" else np.savez(path, x=array)
+    square = Signature((TensorSpec("x", "FP32", (3, 6, 6)),), ())
+    assert len(read_inputs(path, square, Preprocessing())) > 0
+    if name.startswith("x.np") and dtype == "uint8" and option in ("--scale", "--mean", "--std"):
+        assert len(read_inputs(path, square, how)) == 2
+        return
+    with pytest.raises(UserError, match=rf"^{option}: goes with"):
+        read_inputs(path, square, how)
+
+
+def test_what_a_users_own_function_does_is_asked_of_nobody_else(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    how = Preprocessing(resize=6, std=(2.0,), function="mine.py:f")
+    with pytest.raises(UserError, match=r"^--resize, --std: goes without --preprocess"):
         read_inputs(tmp_path, IMAGE, how)
 
 

@@ -39,6 +39,11 @@ def candidate(name: str, wrong: int, cost: float, count: int = 2000, shift: int 
     return Candidate(name, cost, made(agrees), made(agrees))
 
 
+def test_methods_that_look_the_same_are_told_apart() -> None:
+    twins = [candidate("a", 20, 0.1), candidate("a", 20, 0.1)]
+    assert recommend(twins, 0).method == "a"
+
+
 def test_the_interval_is_wilsons() -> None:
     hits = np.arange(10) < 8
     found = interval(hits, np.arange(10))

@@ -268,6 +268,11 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
         ("at_random", (), "not deterministic"),
         ("constant", (), "class 0 to all inputs"),
         ("images", (), "shape"),
+        ("images", ("--shift", "-1"), "--shift: images of 16x16 pixels are shifted by 0 to 15"),
+        ("images", ("--shift", "16"), "--shift: images of 16x16 pixels"),
+        ("vectors", ("--shift", "1"), "--shift: "),
+        ("vectors", ("--methods", "nercc,approxifer,nercc"), "--methods: nercc is there twice"),
+        ("vectors", ("--crop", "3", "--resize", "3"), "--resize, --crop: goes with a folder"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -19,6 +19,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.protect.folder import WEIGHTS, load_part
+from codedinvnet.serving import serve as serving
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request
@@ -107,6 +108,40 @@ def test_a_dear_backup_is_shared_by_workers(finished: Path) -> None:
     assert found["output"][1:2] == pytest.approx(own, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("protected", "more", "told", "share"),
+    [
+        (True, {}, ", k = 4", 1 / 4),
+        (False, {"policy": "hedge"}, "", 1 / 10),
+        (False, {"policy": "hedge", "k": 5}, "", 1 / 5),
+        (False, {"method": "nercc", "k": 3, "policy": "coded"}, ", k = 3", 1 / 3),
+    ],
+)
+def test_the_size_of_a_group_is_that_of_the_code(
+    protected: bool,
+    more: dict[str, Any],
+    told: str,
+    share: float,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines, shares = [], []
+
+    async def once(up: Any, line: Any) -> None:
+        async with up as (_, front):
+            lines.append(line("HERE", front))
+            shares.append(front.rules.hedge_share)
+
+    monkeypatch.setattr(serving, "until_told", once)
+    more = {"method": "small-backup", "protection": finished} if protected else more
+    options = ServeOptions(f"{PLACE}:vectors", workers=7, pool=POOL, port=0, **more)
+    asyncio.run(serving._serve(options))
+    assert len(lines) == 1
+    policy = more.get("policy", "auto" if not protected else "coded")
+    assert lines[0].endswith(f"on HERE: 7 workers, policy {policy}{told}")
+    assert shares == [share]
+
+
 def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     numbers = generator.random((COUNT, 5), np.float32)
@@ -156,6 +191,17 @@ def test_trust_checks_a_protection(finished: Path, call: Command) -> None:
         assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
 
 
+@pytest.mark.parametrize(
+    "words", [("--k", "4"), ("--data-dir", "x"), ("--download",), ("--device", "cpu")]
+)
+def test_trust_asks_no_model_of_a_protection(
+    words: tuple[str, ...], finished: Path, call: Command
+) -> None:
+    outcome = call("trust", finished, *words)
+    assert outcome.code == 2
+    assert f"{words[0]}: is for a bundle" in outcome.err
+
+
 def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "old")
     (folder / FILE).unlink()
@@ -174,6 +220,17 @@ def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_pat
         (f"{PLACE}:vectors", {"method": "oracle"}, "no method 'oracle'"),
         (f"{PLACE}:vectors", {"policy": "hedge"}, "--protection: goes with a coded policy"),
         ("mnist", {}, "--protection: is for a model of your own"),
+        (
+            f"{PLACE}:vectors",
+            {"method": "own-backup", "on_corruption": "replace"},
+            "--on-corruption replace: wrong workers are not noticed: groups of own-backup have",
+        ),
+        (
+            f"{PLACE}:vectors",
+            {"method": "nercc", "on_corruption": "replace"},
+            "--on-corruption replace: wrong workers are not noticed: no calibration says",
+        ),
+        (f"{PLACE}:vectors", {"k": 4}, "--k: goes without --protection, which has its own"),
     ],
 )
 def test_what_a_protection_does_not_go_with(

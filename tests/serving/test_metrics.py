@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from codedinvnet.serving import logs
 from codedinvnet.serving import metrics as module
+from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
 from codedinvnet.serving.logs import JsonLines, log_event
 from codedinvnet.serving.metrics import SMOOTHING, Metrics
 from codedinvnet.serving.rules.auto import Decision, Seen
@@ -225,3 +227,14 @@ def test_a_flood_of_events_is_logged_once_a_second(
         (2, 499),
         (3, None),
     ]
+
+
+def test_an_upstream_is_shown_from_the_start_until_it_is_forgotten() -> None:
+    registry = CollectorRegistry()
+    metrics, url = UpstreamMetrics(registry), {"upstream": "http://a:1"}
+    metrics.expect(url["upstream"])
+    for name, labels in (("calls_total", {"result": OK}), ("seconds_count", {})):
+        assert registry.get_sample_value(f"codedinvnet_upstream_{name}", {**url, **labels}) == 0
+    metrics.forget(url["upstream"])  # which was never asked
+    for name, labels in (("calls_total", {"result": OK}), ("seconds_count", {})):
+        assert registry.get_sample_value(f"codedinvnet_upstream_{name}", {**url, **labels}) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from typing import Any
 from unittest.mock import Mock
@@ -309,6 +310,7 @@ async def test_a_wrong_workers_requests_are_told_where_no_group_was_coded(
         ({"max_disagreement": math.nan}, "--max-disagreement: must lie between"),
         ({"max_disagreement": 0.01, "policy": "hedge"}, "--max-disagreement: goes with"),
         ({"on_corruption": "x"}, "--on-corruption"),
+        ({"on_corruption": "replace", "policy": "hedge"}, "--on-corruption replace: goes with"),
     ],
 )
 def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], message: str) -> None:
@@ -316,7 +318,26 @@ def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], message
         check(ServeOptions("mnist", **options))
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, False),
+        ({"on_corruption": "replace"}, False),
+        ({"policy": "hedge"}, False),
+        ({"method": "nercc"}, True),
+    ],
+)
+def test_a_start_tells_if_wrong_workers_are_not_noticed(
+    options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "codedinvnet.serving")
+    make_service(ServeOptions("mnist", **options))
+    assert ("wrong workers are not noticed" in caplog.messages) == told
+
+
 def test_a_method_without_calibration_is_refused_a_limit() -> None:
+    with pytest.raises(UserError, match=r"--on-corruption replace: .* average-image alone"):
+        make_service(ServeOptions("mnist", method="average-image", on_corruption="replace"))
     with pytest.raises(UserError, match="is not calibrated for average-image"):
         make_service(ServeOptions("mnist", method="average-image", max_disagreement=0.01))
     service = make_service(ServeOptions("mnist", max_disagreement=0.01))

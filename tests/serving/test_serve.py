@@ -105,6 +105,7 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     ("options", "told"),
     [
         (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
+        (ServeOptions("mnist", inputs=("x:FP32:3",)), "--input: is for a model of your own"),
         (
             ServeOptions("mnist", policy="coded", min_confidence=0.5),
             "--min-confidence: goes with a policy that",

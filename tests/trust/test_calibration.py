@@ -120,6 +120,11 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
     report = json.loads(trusted.out)
     (row,) = report["rows"]
     assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
+    curve = load_calibration(copy, load_bundle(copy).digest()).curve("coded-invnet", 2)
+    assert curve is not None
+    place = curve.thresholds.tolist().index(row["stored_threshold"])
+    own = curve.disagreed[place] / curve.released[place]
+    assert row["stored_disagreement"] == pytest.approx(own, abs=1e-5)
     told = {row["answer"]: row for row in report["reliability"]}
     assert set(told) == {DECODED, GUESSED}
     for row in told.values():
@@ -130,6 +135,21 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
         )
         error = np.average(np.abs(means[:, 0] - means[:, 1]), weights=means[:, 2])
         assert error == pytest.approx(row["calibration_error"], abs=1e-3)
+
+
+def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
+    copy: Path, tmp_path: Path, call: Command
+) -> None:
+    """The images are not even looked for."""
+    (copy / FILE).mkdir()
+    outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere")
+    assert outcome.code == 2
+    assert f"cannot write to {copy / FILE}: it is a folder: name another file by --out" in (
+        outcome.err
+    )
+    outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere", "--out", tmp_path)
+    assert outcome.code == 2
+    assert f"cannot write to {tmp_path}: it is a folder\n" in outcome.err
 
 
 @pytest.mark.parametrize("limit", ["0", "1", "-0.1", "nan", "x"])

@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--k",
         type=int,
-        help="queries in a group, 2 to 10 of shipped bundles (10)",
+        help="queries in a group, 2 to 10 of shipped bundles (10; a --protection has its own)",
     )
     add(
         "--workers",
@@ -110,7 +110,7 @@ def add_commands(commands: Commands) -> None:
     )
     add(
         "--on-corruption",
-        help="replace or report a worker that answers wrongly (report)",
+        help="replace or report a worker that answers wrongly; needs a calibration (report)",
     )
     add(
         "--max-pending",

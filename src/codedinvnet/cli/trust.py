@@ -56,20 +56,27 @@ def add_commands(commands: Commands) -> None:
         action="append",
         help="share of the released answers that may disagree; repeatable (0.005, 0.01, 0.02)",
     )
-    sub.add_argument("--k", type=int, default=10, help="group size (10)")
+    sub.add_argument("--k", type=int, help="group size (10; a protection has its own)")
     sub.add_argument("--splits", type=int, default=200, help="random splits (200)")
     sub.add_argument("--seed", type=seed, default=0, help="of groups and splits (0)")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.trust import calibrate
+    from codedinvnet.files import check_writable
     from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
     from codedinvnet.trust.calibration import FILE
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
     path = arguments.out or bundle.folder / FILE
+    try:
+        check_writable(path)
+    except UserError as error:
+        if arguments.out is not None:
+            raise
+        raise UserError(f"{error}: name another file by --out") from error
+    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
     calibration = calibrate(bundle, held_out, arguments.seed)
     calibration.save(path)
     curves = [
@@ -91,11 +98,13 @@ def _trust(arguments: argparse.Namespace) -> None:
         raise UserError(f"--splits: must be at least 1, got {arguments.splits}")
     limits = arguments.max_disagreement or LIMITS
     if (Path(arguments.bundle) / DESCRIPTION).is_file():
+        _check_unneeded(arguments)
         how = {"seed": arguments.seed, "splits": arguments.splits}
         _tell(*protection_rows(Path(arguments.bundle), limits, **how), as_json=arguments.json)
         return
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    bundle.info.check_size("k", arguments.k)
+    k = 10 if arguments.k is None else arguments.k
+    bundle.info.check_size("k", k)
     held_out, test = (
         evaluation_images(bundle, split, arguments.data_dir, arguments.download)
         for split in ("validation", "test")
@@ -105,12 +114,24 @@ def _trust(arguments: argparse.Namespace) -> None:
         held_out,
         test,
         limits,
-        k=arguments.k,
+        k=k,
         seed=arguments.seed,
         splits=arguments.splits,
     )
-    reliability = reliability_rows(bundle, test, k=arguments.k, seed=arguments.seed)
+    reliability = reliability_rows(bundle, test, k=k, seed=arguments.seed)
     _tell(rows, reliability, as_json=arguments.json)
+
+
+def _check_unneeded(arguments: argparse.Namespace) -> None:
+    """Refuse options that tell how a bundle is asked: a protection has its answers."""
+    given = {
+        "--k": arguments.k is not None,
+        "--data-dir": arguments.data_dir is not None,
+        "--download": arguments.download,
+        "--device": arguments.device != "auto",
+    }
+    for flag in (flag for flag, is_there in given.items() if is_there):
+        raise UserError(f"{flag}: is for a bundle, not for the protection {arguments.bundle}")
 
 
 def _tell(rows: list[dict[str, Any]], reliability: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -57,8 +57,9 @@ def trust_rows(
     """Check the bound for each method and limit.
 
     Groups of the held-out and the test images are split at random into halves: one calibrates, of
-    the other the released answers are counted. What the bundle's own calibration releases of the
-    test images is told beside it.
+    the other the released answers are counted. What the bundle's own calibration releases is told
+    beside it, of its own images and of the test images: its own have chosen the checkpoint, and may
+    disagree less often than others.
 
     Raises:
         UserError: if the bundle has no calibration.
@@ -97,6 +98,7 @@ def split_row(
         "coverage": round(float(coverage.mean()), 4),
         "oracle_coverage": round(float(oracle.mean()), 4),
         "stored_threshold": None if math.isinf(threshold) else threshold,
+        "stored_disagreement": round(curve.coverage(limit).disagreement, 5),
         "test_disagreement": round(shipped[0], 5),
         "test_coverage": round(shipped[1], 4),
     }

@@ -13,18 +13,19 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable
 from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
 from codedinvnet.provenance import describe_machine
 from codedinvnet.quantiles import Histogram, percentile, rounded
-from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of
+from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
@@ -230,11 +231,18 @@ def run_load(options: LoadOptions) -> None:
     """Send a load and print what came of it; add its row to a file, if there is one.
 
     Raises:
-        UserError: see `measure`.
+        UserError: see `measure`; or if the file cannot be written, or holds no rows.
     """
+    if options.out is not None:
+        check_writable(options.out)
+        read_rows(options.out)
     row = asyncio.run(measure(options))
+    _tell(row, options)
     if options.out is not None:
         append_row(options.out, row)
+
+
+def _tell(row: Mapping[str, Any], options: LoadOptions) -> None:
     if row["sent_late_p99_ms"] > LATE_MS:
         told = f"warning: this client is too slow: 1 % were sent {row['sent_late_p99_ms']} ms late"
         print(told, file=sys.stderr)

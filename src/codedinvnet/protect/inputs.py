@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Inputs:
         seen: dict[bytes, int] = {}
         for row in range(len(self)):
             seen.setdefault(self._row_digest(row), row)
-        rows = np.array(list(seen.values()))
+        rows = np.array(list(seen.values()), np.intp)
         arrays = {name: array[rows] for name, array in self.arrays.items()}
         return Inputs(arrays, self.finish, None if self.labels is None else self.labels[rows])
 
@@ -91,21 +91,73 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def split(count: int, seed: int) -> Split:
+def split(count: int, seed: int, option: str = "--inputs") -> Split:
     """Return a random split of so many inputs.
+
+    Args:
+        count: how many there are.
+        seed: of the split.
+        option: that named them, for errors.
 
     Raises:
         UserError: if they are too few.
     """
     if count < FEWEST:
         raise UserError(
-            f"--inputs: {count} different inputs are too few: at least {FEWEST} are needed"
+            f"{option}: {count} different inputs are too few: at least {FEWEST} are needed"
         )
     order = np.random.default_rng((seed, STREAM)).permutation(count)
     sizes = [min(most, round(share * count)) for share, most in SHARES.values()]
     *parts, train = np.split(order, np.cumsum(sizes))
     validation, calibration, test = (np.sort(part) for part in parts)
     return Split(np.sort(train), validation, calibration, test)
+
+
+OF_FOLDERS = {"--preprocess": "function", "--resize": "resize", "--crop": "crop"}
+"""Options that make images of a folder into a model's input."""
+OF_BYTES = {name: name[2:] for name in ("--scale", "--mean", "--std")}
+"""Options of all images in bytes."""
+
+
+def check_given(how: Preprocessing, options: Mapping[str, str], why: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        how: what was asked for.
+        options: those options, and the fields that hold them.
+        why: what they are of, and what there is instead.
+
+    Raises:
+        UserError: naming all of them that were given.
+    """
+    unset = Preprocessing()
+    given = [
+        name for name, field in options.items() if getattr(how, field) != getattr(unset, field)
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: {why}")
+
+
+def check_preparation(how: Preprocessing, path: Path | None) -> None:
+    """Refuse options for images that this kind of inputs has no use for, before they are read.
+
+    Args:
+        how: what was asked for.
+        path: see `read_inputs`; None: they are those of a service.
+
+    Raises:
+        UserError: naming the options.
+    """
+    if path is not None and path.is_dir():
+        if how.function:
+            why = "goes without --preprocess, which makes the whole query"
+            check_given(replace(how, function=""), {**OF_FOLDERS, **OF_BYTES}, why)
+        return
+    where = "those of --capture" if path is None else f"those of {path}"
+    if path is None or path.suffix == ".jsonl":
+        why = f"goes with images, and {where} are queries as the model takes them"
+        check_given(how, {**OF_FOLDERS, **OF_BYTES}, why)
+    check_given(how, OF_FOLDERS, f"goes with a folder of images, and {path} is none")
 
 
 def captured(arrays: Mapping[str, np.ndarray], signature: Signature, where: str) -> Inputs:
@@ -147,6 +199,7 @@ def read_inputs(
     specs = {spec.name: spec for spec in signature.inputs}
     if not path.exists():
         raise UserError(f"--inputs: there is no {path}")
+    check_preparation(how, path)
     finish: dict[str, Finish] = {}
     told: np.ndarray | None = None
     if path.is_dir():
@@ -167,6 +220,9 @@ def read_inputs(
         for name, spec in specs.items():
             arrays[name], done = _fitted(found[name], spec, how, path)
             finish.update({name: done} if done else {})
+        if not finish:
+            kinds = ", ".join(str(found[name].dtype) for name in specs)
+            check_given(how, OF_BYTES, f"goes with images in bytes (uint8), and {path} has {kinds}")
     elif path.suffix == ".jsonl":
         arrays = _requests(path, specs)
     else:

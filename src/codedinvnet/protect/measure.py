@@ -58,9 +58,9 @@ class Answers:
         return agrees
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """A method that may be recommended.
+    """A method that may be recommended. Each is equal to itself alone.
 
     Attributes:
         name: the method's name.

@@ -39,7 +39,7 @@ from codedinvnet.protect.folder import (
 )
 from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
-from codedinvnet.protect.inputs import Inputs, captured, read_inputs, split
+from codedinvnet.protect.inputs import Inputs, captured, check_preparation, read_inputs, split
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
@@ -70,6 +70,8 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     for name in options.methods:
         if name not in known:
             raise UserError(f"--methods: {name!r} is not one of {', '.join(known)}")
+        if options.methods.count(name) > 1:
+            raise UserError(f"--methods: {name} is there twice")
     check_folder(options.out, "--out")
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} holds a protection already: name another folder")
@@ -80,6 +82,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         )
     if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
         raise UserError(f"{options.source.source} takes texts, which no protection learns from")
+    _check_shift(options, model)
     other = _own_backup(options, model)
     setting = _asked(options, model)
     settings = _settings(options, setting)
@@ -209,6 +212,21 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     return other
 
 
+def _check_shift(options: ProtectOptions, model: OpenModel) -> None:
+    """Refuse a shift by which nothing of an image is left, or that there is no image for."""
+    if options.shift is None:
+        return
+    if kind_of(model.signature.inputs) != "images":
+        raise UserError(f"--shift: {model.source.source} does not take one image")
+    (spec,) = model.signature.inputs
+    height, width = spec.shape[:2] if layout(spec)[1] else spec.shape[1:]
+    if not 0 <= options.shift < min(height, width):
+        raise UserError(
+            f"--shift: images of {height}x{width} pixels are shifted by 0 to "
+            f"{min(height, width) - 1}, not by {options.shift}"
+        )
+
+
 def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     """Read the inputs, and ask the model for its scores of them."""
     inputs = _inputs(options, model)
@@ -216,7 +234,7 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     inputs = inputs.distinct()
     if len(inputs) < count:
         print(f"{count - len(inputs)} of {count} inputs are repetitions: left out", file=sys.stderr)
-    rows = split(len(inputs), options.seed)
+    rows = split(len(inputs), options.seed, "--inputs" if options.capture is None else "--capture")
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
     seconds = check_teacher(model, inputs) * len(inputs)
@@ -239,12 +257,13 @@ def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
     if options.capture is None:
         assert options.inputs is not None
         return read_inputs(options.inputs, model.signature, options.how, options.labels)
+    check_preparation(options.how, None)
     arrays = fetch(options.capture, options.token)
     found = captured(arrays, model.signature, options.capture)
     if options.keep is not None:
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
-        write_atomically(options.keep, content.getvalue())
+        write_atomically(options.keep, content.getvalue(), 0o600)  # they are clients' own
     return found
 
 

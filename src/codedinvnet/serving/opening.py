@@ -72,13 +72,13 @@ def _open_bundle(options: ServeOptions) -> Opened:
     tolerance = Tolerance(options.stragglers, options.errors)
     name = method_of(options)
     bundle = load_bundle(options.source)
-    scheme = scheme_for(bundle, options.k, name, options.part, tolerance)
+    scheme = scheme_for(bundle, options.members, name, options.part, tolerance)
     part = options.part
     if part is None:
-        part = part_beside(bundle_folder(options.source), find_method(name), options.k)
+        part = part_beside(bundle_folder(options.source), find_method(name), options.members)
     spec = BundleSpec(
         options.source,
-        options.k,
+        options.members,
         options.device,
         options.threads_per_worker,
         name,
@@ -92,11 +92,11 @@ def _open_bundle(options: ServeOptions) -> Opened:
     info = bundle.info
     dataset = info.provenance.settings.data.name
     served = Classifier(info.name, info.input.shape, info.classes, dataset)
-    tasks = scheme.rules.tasks(options.k)
+    tasks = scheme.rules.tasks(options.members)
     calibration = None
     if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
         calibration = load_calibration(bundle.folder, bundle.digest())
-    computer, known = SchemeComputer(scheme), known_of(bundle, name, options.k)
+    computer, known = SchemeComputer(scheme), known_of(bundle, name, options.members)
     return Opened(served, spec, scheme, computer, len(tasks), calibration, known)
 
 
@@ -121,7 +121,7 @@ def method_of(options: ServeOptions) -> str:
         return options.method
     small = METHODS[SmallBackup.name]
     free = options.part is None and POLICIES[policy_of(options)].adapts
-    beside = free and part_beside(bundle_folder(options.source), small, options.k) is not None
+    beside = free and part_beside(bundle_folder(options.source), small, options.members) is not None
     return small.name if beside else OURS
 
 
@@ -136,7 +136,7 @@ def _open_model(options: ServeOptions) -> Opened:
             OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
         )
     tolerance = (options.stragglers, options.errors)
-    spec = ModelSpec(model.source, options.method or "", options.k, *tolerance)
+    spec = ModelSpec(model.source, options.method or "", options.members, *tolerance)
     if options.protection is not None:
         spec = replace(
             spec,

@@ -39,7 +39,8 @@ class ServeOptions:
 
     source: str
     """A bundle's name or folder, or a model of a user's own."""
-    k: int = 10
+    k: int | None = None
+    """None: see `members`."""
     workers: int | None = None
     method: str | None = None
     """None: this package's own code for a bundle, none for other models."""
@@ -89,6 +90,11 @@ class ServeOptions:
     """None: what the source is called."""
     protection: Path | None = None
     """The folder of `codedinvnet protect`; `method` then is one of its table."""
+
+    @property
+    def members(self) -> int:
+        """Queries in a group, unless a protection has its own number."""
+        return 10 if self.k is None else self.k
 
 
 def told_apart(options: ServeOptions) -> ServeOptions:
@@ -182,10 +188,15 @@ def check(options: ServeOptions) -> None:
     if options.min_confidence > 0 and not (policy.hedged and policy.takes_code):
         raise UserError("--min-confidence: goes with a policy that can send a copy, coded+hedge")
     calibrated = not own or options.protection is not None
-    if limit is not None and not (calibrated and policy.takes_code):
-        raise UserError(
-            "--max-disagreement: goes with a coded policy, and a calibrated bundle or a protection"
-        )
+    relies = {
+        "--max-disagreement": limit is not None,
+        "--on-corruption replace": options.on_corruption == "replace",
+    }
+    for flag, asked in relies.items():
+        if asked and not (calibrated and policy.takes_code):
+            raise UserError(
+                f"{flag}: goes with a coded policy, and a calibrated bundle or a protection"
+            )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, got {options.workers}")
     check_ports(options.port, options.grpc_port)
@@ -201,7 +212,11 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         for name in ("weights", "scores", "name", "protection"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name}: is for a model of your own, not for a bundle")
+        if options.inputs:
+            raise UserError("--input: is for a model of your own, not for a bundle")
         return
+    if options.protection is not None and options.k is not None:
+        raise UserError("--k: goes without --protection, which has its own")
     if options.part is not None:
         raise UserError("--part: is for a bundle, not for a model of your own")
     policy = POLICIES[policy_of(options)]

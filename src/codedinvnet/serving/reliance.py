@@ -6,7 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -14,12 +14,16 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.rules.settings import Policy
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration
 from codedinvnet.trust.liars import Liars, Member
 from codedinvnet.trust.watch import Watch
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
 
 REPLACE, REPORT = CORRUPTION = ("replace", "report")
 """What is done about a worker that answers wrongly."""
@@ -192,6 +196,24 @@ class Reliance:
         """Note whose direct answer a query gets."""
         if waiting is not None and waiting.request is not None:
             self.lately[worker].append(waiting.request)
+
+
+def unnoticed(scheme: Scheme | None, policy: Policy, relied: Reliance | None) -> str:
+    """Return why workers that answer wrongly are not noticed; "" if they are.
+
+    Args:
+        scheme: that the workers know; None if they know none.
+        policy: what the service goes by.
+        relied: what it relies on.
+    """
+    if scheme is None or not policy.takes_code:
+        return f"the policy {policy.name} computes nothing that answers are compared with"
+    k = scheme.rules.k
+    if relied is None or relied.curves[k, GUESSED] is None:
+        return f"no calibration says what the extra task of {scheme.name} alone answers at k = {k}"
+    if len(scheme.rules.tasks(k)) != k + 1:
+        return f"groups of {scheme.name} have several extra tasks, and one is compared with"
+    return ""
 
 
 def reliance_of(

@@ -39,7 +39,7 @@ from codedinvnet.serving.options import (
     policy_of,
     told_apart,
 )
-from codedinvnet.serving.reliance import reliance_of
+from codedinvnet.serving.reliance import REPLACE, reliance_of, unnoticed
 from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
@@ -76,7 +76,7 @@ def make_service(options: ServeOptions) -> Service:
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
         hang_timeout=hang_timeout(options),
-        hedge_share=1 / options.k,
+        hedge_share=1 / (options.members if scheme is None else scheme.rules.k),
         extra=options.extra,
         max_pending=most,
         worker_batch=options.worker_batch,
@@ -92,6 +92,11 @@ def make_service(options: ServeOptions) -> Service:
             str(options.protection or options.source),
             options.on_corruption,
         )
+    why = unnoticed(scheme, policy, relied)
+    if why and options.on_corruption == REPLACE:
+        raise UserError(f"--on-corruption replace: wrong workers are not noticed: {why}")
+    if why and scheme is not None and policy.takes_code:  # elsewhere nobody expects it
+        log_event("wrong workers are not noticed", reason=why)
     pool = make_pool(options, opened.spec)
     if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
         check_per_request(pool.faults, scheme.name)
@@ -197,10 +202,11 @@ async def _serve(options: ServeOptions) -> None:
             yield address, service.front
 
     def line(address: str, front: FrontEnd) -> str:
-        rules = front.rules
+        rules, choices = front.rules, front.choices
+        size = "" if choices.method is None else f", k = {choices.size}"
         return (
             f"serving {options.source} on {address}: {rules.workers} workers, policy "
-            f"{rules.policy.name}, k = {options.k}"
+            f"{rules.policy.name}{size}"
         )
 
     await until_told(serving(), line)

@@ -18,14 +18,23 @@ from tests.serving.faces.service import (
 
 
 class TestToken:
-    OPEN = ("/v2/health/live", "/v2/health/ready", "/")
+    OPEN = (
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/mnist/ready",
+        "/v2/models/mnist/versions/1/ready",
+        "/",
+    )
     CLOSED = (
         "/v2",
+        "/v2/models/mnist/versions/1",
         "/v2/models/mnist",
         "/metrics",
         "/page/state",
         "/demo/requests",
         "/times",
+        "/policy",
+        "/traffic",
         "/nowhere",
     )
 

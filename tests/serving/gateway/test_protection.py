@@ -458,6 +458,12 @@ async def test_the_protection_of_another_model_is_refused(
     await refused("older release", Server(), protection=tmp_path)
 
 
+async def test_a_code_of_a_protection_has_no_backup_workers(finished: Path) -> None:  # noqa: F811
+    servers = [Server() for _ in range(5)]
+    options = {"protection": finished, "method": "nercc", "backup_workers": 2}
+    await refused("--backup-workers: nercc is computed by the upstreams", *servers, **options)
+
+
 async def test_a_backup_for_other_inputs_is_refused() -> None:
     server, small = Server(), Server(f"{PLACE}:other_inputs")
     await small.start()

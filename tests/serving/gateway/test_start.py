@@ -63,6 +63,19 @@ async def test_one_that_is_away_at_the_start_comes_later() -> None:
         ({"upstream": ("http://a",), "slots": 0}, "--slots"),
         ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
         ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "k": 3}, "--k"),
+        ({"upstream": ("http://a",), "scores": "y"}, "--scores"),
+        ({"upstream": ("http://a",), "inputs": ("x:FP32:3",)}, "--input"),
+        ({"upstream": ("http://a",), "backup_workers": 5}, "--backup-workers"),
+        ({"upstream": ("http://a",), "protection": "p", "scores": "y"}, "--scores"),
+        (
+            {
+                "upstream": ("http://a",),
+                "backup_upstream": "http://b/v2/models/m",
+                "backup_workers": 1,
+            },
+            "--backup-workers",
+        ),
     ],
 )
 async def test_bad_options(options: dict[str, Any], flag: str) -> None:

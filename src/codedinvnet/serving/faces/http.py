@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -19,8 +19,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from codedinvnet.serving.answers import (
     BadRequest,
@@ -31,7 +32,6 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
-from codedinvnet.serving.capture import as_npz
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
@@ -249,6 +249,7 @@ def build_app(
     front, served = service.front, service.served
     # Reading and writing what is large hold the interpreter for a while, and take memory.
     large = asyncio.Semaphore(1)
+    fetching = asyncio.Lock()
     memory = memory or BodyMemory(options.body_memory, front.refuse)
 
     def check_model(request: Request) -> None:
@@ -351,11 +352,11 @@ def build_app(
     async def captured(_: Request) -> Response:
         if service.capture is None:
             raise HTTPException(404, "this service keeps no inputs: serve it with --capture")
-        queries = service.capture.queries()
-        async with large:
-            content = await asyncio.to_thread(as_npz, queries)
-        kind = "application/octet-stream"
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-store"})
+        if fetching.locked():
+            message = "another client fetches the kept inputs: try again later"
+            raise HTTPException(409, message, {"Retry-After": str(RETRY_AFTER)})
+        await fetching.acquire()
+        return KeptInputs(service.capture.file(), fetching)
 
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
@@ -385,6 +386,27 @@ def build_app(
         guarded=options.guarded,
         starts=starts,
     )
+
+
+class KeptInputs(StreamingResponse):
+    """Sends the inputs that a service keeps; slices are made in a thread, as the client reads.
+
+    Args:
+        slices: the file.
+        turn: released in the end, even if the client has left.
+    """
+
+    def __init__(self, slices: Iterator[bytes], turn: asyncio.Lock) -> None:
+        kind = "application/octet-stream"
+        super().__init__(slices, media_type=kind, headers={"Cache-Control": "no-store"})
+        self.turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.turn.release()
 
 
 async def written_in_a_thread(report: Callable[[], Mapping[str, Any]]) -> Response:

@@ -56,9 +56,10 @@ class HostCheck:
 
 
 class TokenCheck:
-    """Let requests through that carry the token; health checks and the bare page need none."""
+    """Let requests through that carry the token; probes and the bare page need none."""
 
-    OPEN = ("/v2/health/live", "/v2/health/ready", "/")
+    OPEN = re.compile(r"/|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+    """As over gRPC (`ServerLive`, `ServerReady`, `ModelReady`), and the page."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
@@ -66,7 +67,7 @@ class TokenCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] == "http" and scope["path"] not in self.OPEN:
+        if scope["type"] == "http" and not self.OPEN.fullmatch(scope["path"]):
             given = dict(scope["headers"]).get(b"authorization", b"")
             scheme, _, token = given.partition(b" ")
             right = hmac.compare_digest(token.strip(), self.expected)

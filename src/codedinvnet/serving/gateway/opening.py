@@ -103,6 +103,8 @@ async def _protected(
     row = row_of(folder, found, options.method)
     calibration = calibration_if_any(folder, options.max_disagreement is not None)
     if row.name not in (SMALL, EQUAL, OWN):
+        if options.backup_workers is not None:
+            raise UserError(f"--backup-workers: {row.name} is computed by the upstreams alone")
         return _coded(model, served, scheme_of(folder, found, model, row.name), calibration)
     spec = BackupSpec(folder, row.name, served.kind, model.signature.inputs, digest)
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
@@ -121,7 +123,7 @@ async def _protected(
             return described(error)
         return ""
 
-    workers = options.backup_workers
+    workers = options.backup_workers or 1
     return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs)
 
 

@@ -44,7 +44,8 @@ class GatewayOptions:
     """The folder of `codedinvnet protect`; `method` then is one of its table."""
     method: str | None = None
     backup_upstream: str | None = None
-    backup_workers: int = 1
+    backup_workers: int | None = None
+    """None: one."""
     k: int | None = None
     """None: the protection's, or what suits the upstreams."""
     max_disagreement: float | None = None
@@ -110,6 +111,7 @@ def check(options: GatewayOptions) -> None:
             raise UserError(f"--policy: {options.policy} needs {needed}")
         if options.makes_up and not policy.takes_code:
             raise UserError(f"--policy: {options.policy} goes without {needed}")
+    check_used(options)
     if options.k is not None and (options.protection is not None or options.k < 2):
         raise UserError("--k: must be at least 2, and goes without --protection, which has its own")
     check_limit(options.max_disagreement)
@@ -123,6 +125,21 @@ def check(options: GatewayOptions) -> None:
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
     check_ports(options.port, options.grpc_port)
+
+
+def check_used(options: GatewayOptions) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UserError: naming the option, and what it goes with.
+    """
+    for name, value in (("k", options.k), ("scores", options.scores), ("input", options.inputs)):
+        if value and not options.makes_up:
+            raise UserError(f"--{name}: goes with a --protection, --backup-upstream or --method")
+    if options.scores is not None and options.protection is not None:
+        raise UserError("--scores: goes without --protection, which says it itself")
+    if options.backup_workers is not None and options.protection is None:
+        raise UserError("--backup-workers: goes with --protection, whose small backup they compute")
 
 
 def read_roots(path: Path | None) -> bytes | None:

@@ -45,7 +45,8 @@ class UpstreamMetrics:
         remember_labels(self.calls, self.seconds)
 
     def expect(self, url: str) -> None:
-        """Create an upstream's labels."""
+        """Create an upstream's labels, those that `forget` removes among them."""
+        self.seconds.labels(url)
         self.up.labels(url)
         self.differs.labels(url)
         for result in RESULTS:
