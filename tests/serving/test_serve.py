@@ -71,6 +71,8 @@ def test_a_taken_port_is_told() -> None:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
             bind("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"cannot listen on a\.\.b:0"):
+        bind("a..b", 0)
 
 
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
