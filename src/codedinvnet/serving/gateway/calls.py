@@ -96,6 +96,8 @@ class Call:
         deadline: when nobody waits any longer, of the monotonic clock.
         request: what was read of it; None if nobody has, or could.
         refusal: the last answer by which an upstream failed, if there was one.
+        backed: seconds until a small backup is asked about it, once it is lost; None: none is.
+        is_lost: whether it is left to the backup, since an upstream failed it.
         running: waits for upstreams that can be told to stop.
         is_over: whether nobody needs another answer.
         has_hung: whether it was sent to another upstream because one did not answer in time.
@@ -111,6 +113,8 @@ class Call:
     deadline: float
     request: Request | None = None
     refusal: Reply | None = None
+    backed: float | None = None
+    is_lost: bool = False
     running: set[Fate] = field(default_factory=set)
     is_over: bool = False
     has_hung: bool = False

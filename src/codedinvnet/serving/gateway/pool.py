@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import Death, GivenUp, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 
 CALL, REPLY = "call", "reply"
@@ -99,6 +99,8 @@ class UpstreamPool:
             metrics.up.labels(upstream.url).set(1)
             metrics.expect(upstream.url)
         self.on_death: Death | None = None
+        self.on_late: Callable[[int], None] | None = None
+        """Called with an attempt that a small backup may answer, and has no answer in time."""
         self._calls: list[set[Fate]] = [set() for _ in self.places]
         """The waits for what each is at."""
         self._left: set[asyncio.Task[Reply]] = set()
@@ -178,6 +180,10 @@ class UpstreamPool:
 
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
+        if call.is_lost:
+            await asyncio.sleep(call.backed or 0.0)
+            if call.is_over or not self._retries.take():
+                raise WorkerFailed("no more retries: it waits for the small backup")
         began = time.monotonic()
         self._retries.earn()
         left = max(call.deadline - began, 0.001 if self.cancels else LONGEST)
@@ -193,6 +199,8 @@ class UpstreamPool:
         try:
             await self._turn(fate, self.hang_timeout)
             if not fate.how and not work.done():
+                if call.backed is not None and self.on_late is not None:
+                    self.on_late(task.attempt)
                 await self._late(place, call, fate, began)
         finally:
             call.running.discard(fate)
@@ -221,9 +229,8 @@ class UpstreamPool:
         place.has_answered(began)
         if reply.fails:
             self._failed(place, call, reply, sure)
-        else:
-            place.failures, place.on_probation = 0, False
-            self._count(place, OK if reply.status in (0, 200) else ERROR)
+        place.failures, place.on_probation = 0, False
+        self._count(place, OK if reply.status in (0, 200) else ERROR)
         return Result({REPLY: boxed(reply)}, seconds)
 
     async def _turn(self, fate: Fate, seconds: float) -> None:
@@ -312,14 +319,16 @@ class UpstreamPool:
         self._set_aside(place, reason)
         raise WorkerDied(reason) from error
 
-    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> None:
-        """Take an answer by which an upstream failed; return if it is to go to the client.
+    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> NoReturn:
+        """Take an answer by which an upstream failed.
 
-        If it is not sure that the upstream said so, a lone one may be asked again.
+        If it is not sure that the upstream said so, a lone one may be asked again. What a small
+        backup answers for is left to it, and only asked again out of the retries' budget.
 
         Raises:
-            WorkerFailed: if another is to be asked, or the same again.
+            WorkerFailed: if another is to be asked, or the same again, or the backup.
             WorkerDied: likewise, and the upstream is set aside.
+            GivenUp: if the answer is to go to the client.
         """
         self._count(place, FAILED)
         call.refusal = reply
@@ -328,8 +337,12 @@ class UpstreamPool:
         if place.is_to_blame(others):
             self._set_aside(place, reason)
             raise WorkerDied(reason)
+        if call.backed is not None:
+            call.is_lost = True
+            raise WorkerFailed(reason)
         if (others or not sure) and self._retries.take():
             raise WorkerFailed(reason)
+        raise GivenUp(reason)
 
     def _others(self, place: Place) -> list[Place]:
         """Return what else is up."""
@@ -373,6 +386,8 @@ class UpstreamPool:
             Unreachable: if it is not.
             NotProtocol: if it has the model no longer, or another one.
         """
+        if self.places[worker].up:  # not found out here, but by others
+            self._set_aside(self.places[worker], "it failed, or was silent for too long")
         self._give_up(worker, "it is lost")
         while not self.places[worker].is_filled:
             await self._changed.wait()
