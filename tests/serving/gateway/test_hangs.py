@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from aiohttp import web
 
+from codedinvnet.serving.gateway import pool
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, ask_until, is_up, until
 
@@ -53,6 +55,16 @@ async def test_what_takes_longer_than_the_limit_is_answered() -> None:
         assert [reply.status for reply in replies] == [200] * 8
         assert len(alone.seen) == 8
         assert is_up(relay) == [True]
+
+
+async def test_a_deadline_may_be_longer_than_what_nobody_waits_for_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "LONGEST", 0.2)
+    async with gateway(fake := Fake(), policy="uncoded", deadline_ms=60_000) as (address, *_):
+        fake.delay = 0.6
+        assert (await ask(address)).status == 200
+        assert len(fake.seen) == 1
 
 
 async def test_what_waits_its_turn_at_a_busy_upstream_is_not_asked_of_another() -> None:
