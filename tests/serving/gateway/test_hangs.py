@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -115,3 +116,19 @@ async def test_a_request_that_is_stuck_is_asked_of_another() -> None:
         assert [reply.status for reply in replies] == [200] * 12
         assert len(good.seen) + len(stuck.seen) == 13
         assert is_up(relay) == [True, True]
+
+
+async def test_whoever_finds_out_that_an_upstream_is_lost_it_is_set_aside(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Here the rules do, after twice the deadline."""
+    caplog.set_level(logging.INFO, "codedinvnet.serving")
+    options = {"deadline_ms": 300, "hang_timeout_ms": 60_000}
+
+    async with gateway(fake := Fake(), **options) as (address, relay, _):
+        fake.hold()
+        assert (await ask(address)).status == 504
+        await until(lambda: relay.front.workers[0].deaths == 1)
+        await until(lambda: "upstream is back" in caplog.messages)
+        assert "upstream set aside" in caplog.messages
+        fake.go()

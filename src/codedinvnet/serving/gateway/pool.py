@@ -290,7 +290,8 @@ class UpstreamPool:
             max(0.0, end - time.monotonic()), fate.end, OVER
         )
         try:
-            await fate.turn()
+            while not fate.how:
+                await fate.turn()
         finally:
             over.cancel()
 
