@@ -177,6 +177,7 @@ def test_urls_that_are_none() -> None:
         ("http://127.0.0.1:9/v2/models/m", "does not answer: .*refused"),
         ("http://127.0.0.1:9", "is not http://HOST:PORT/v2/models/NAME"),
         ("http://a:b/v2/models/m", "is no URL"),
+        ("http://a..b:8000/v2/models/m", "'a..b' is no host's name"),
     ):
         with pytest.raises(UserError, match=told):
             open_model(url)

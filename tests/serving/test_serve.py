@@ -71,6 +71,8 @@ def test_a_taken_port_is_told() -> None:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
             bind("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"cannot listen on a\.\.b:0"):
+        bind("a..b", 0)
 
 
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
@@ -136,7 +138,7 @@ def test_a_batch_that_could_never_be_taken() -> None:
     ("deadline", "given", "seconds", "told"),
     [
         (5000, None, 3.0, False),
-        (60_000, None, 3.0, False),
+        (60_000, None, 36.0, False),
         (2000, None, 1.2, False),
         (300, None, 1.0, False),  # the machine may stand still for so long
         (2000, 1999, 1.999, False),

@@ -20,6 +20,7 @@ from codedinvnet.serving.answers import (
 )
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.logs import logger
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers.faults import Fault, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
@@ -285,6 +286,16 @@ async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         front.workers[1].state = supervisor.ABSENT
         assert not front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
         front.workers[1].state = supervisor.UP
+
+
+def test_what_a_backup_gets_done_says_nothing_of_the_others(method: Scheme) -> None:
+    mains, seen = 2, range(100)
+    view = supervisor.Supervisor(BundlePool(method), mains + 1, Metrics(), backups=1)
+    assert not any(view.is_broken(query % mains, (query,)) for query in seen)
+    view.workers[1].failed.clear()  # it has done one
+    assert view.is_broken(0, (1000,))
+    blamed = [view.is_broken(2, (2000 + query,)) for query in range(supervisor.MOST_FAILURES)]
+    assert blamed[-1]  # the backup, by what the others get done
 
 
 async def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:

@@ -95,7 +95,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--hang-timeout-ms",
         type=float,
-        help="until a silent worker goes (0.6 of the deadline, 1000 to 3000)",
+        help="until a silent worker goes (0.6 of the deadline, at least 1000)",
     )
     add(
         "--min-confidence",

@@ -98,7 +98,7 @@ def _add_plan(commands: Commands) -> None:
     add(
         "--hang-timeout-ms",
         type=float,
-        help="as serve's (the scenario's, else 0.6 of the deadline, within 1000 to 3000)",
+        help="as serve's (the scenario's, else 0.6 of the deadline, at least 1000)",
     )
     add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add(

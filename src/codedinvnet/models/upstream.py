@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from codedinvnet.errors import UserError, one_line
+from codedinvnet.errors import UserError, is_host, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
@@ -82,6 +82,8 @@ class Connection:
             raise UserError(f"{url!r} is no URL: {error}") from error
         if not host or not parts.path.rpartition(PATH)[2] or parts.query:
             raise UserError(f"{url!r} is not http://HOST:PORT{PATH}NAME")
+        if not is_host(host):
+            raise UserError(f"{url!r} is no URL: {host!r} is no host's name")
         self.url, self.path = url, parts.path.rstrip("/")
         self._connection = (
             http.client.HTTPSConnection(

@@ -114,7 +114,7 @@ class FrontEnd:
         self.metrics.expect(rules.workers, self._k)
         self.metrics.policy_is(rules.policy.name)
         self.times, self.scheduler = Times(), Scheduler(rules, code)
-        self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout)
+        self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout, rules.backups)
         self.workers = self.supervisor.workers
         self._background = Background()
         self.groups, self.reliance = GroupViews(), reliance
@@ -400,7 +400,7 @@ class FrontEnd:
             self._lose(attempts, str(error))
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
-            self._task_failed(sent, str(error))
+            self._task_failed(sent, str(error), error.final)
         except Abandoned as error:  # who is slow is known by it all the same
             self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
             self._lose(attempts, str(error))
@@ -429,22 +429,26 @@ class FrontEnd:
             for attempt, each in zip(attempts, own, strict=True):
                 self._take(attempt, each)
 
-    def _task_failed(self, sent: Sent, reason: str) -> None:
+    def _task_failed(self, sent: Sent, reason: str, final: bool = False) -> None:
         self._alarm.heard(sent.began)
         self.metrics.task_failures.labels(str(sent.worker)).inc()
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
         if at_it and self.supervisor.is_broken(sent.worker, sent.members):
             self._worker_died(sent.worker, f"{FAILING}: {reason}")
-        self._lose(sent.attempts, reason)
+        self._lose(sent.attempts, reason, final)
 
-    def _lose(self, attempts: Sequence[int], reason: str) -> None:
+    def _lose(self, attempts: Sequence[int], reason: str, final: bool = False) -> None:
         for attempt in attempts:
-            self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
+            self._do(self.scheduler.failed(time.monotonic(), attempt, reason, final))
 
     def _take(self, attempt: int, result: Result) -> None:
         if attempt in self.scheduler.attempts:
             self._outputs[attempt] = result.outputs
         self._do(self.scheduler.result(time.monotonic(), attempt))
+
+    def late(self, attempt: int) -> None:
+        """Take note that an attempt is late, though nobody may know what is normal for its kind."""
+        self._do(self.scheduler.late(time.monotonic(), attempt))
 
     # Workers
 

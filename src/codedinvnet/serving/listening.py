@@ -83,9 +83,10 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen()  # now, since two that only bind do not notice each other
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
         listener.close()
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {reason}") from error
     return listener
 
 

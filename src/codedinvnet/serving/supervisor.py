@@ -70,12 +70,19 @@ class Supervisor:
         size: the number of workers.
         metrics: where replacements are counted.
         down_timeout: seconds without any worker after which the service is no longer live.
+        backups: how many of them, the last, compute a small backup's tasks alone.
     """
 
     def __init__(
-        self, pool: WorkerPool, size: int, metrics: Metrics, down_timeout: float = 30.0
+        self,
+        pool: WorkerPool,
+        size: int,
+        metrics: Metrics,
+        down_timeout: float = 30.0,
+        backups: int = 0,
     ) -> None:
         self.pool, self.metrics, self.down_timeout = pool, metrics, down_timeout
+        self.mains = size - backups
         self.workers = [WorkerView() for _ in range(size)]
         self.losses: deque[Loss] = deque(maxlen=LOSSES)
         """The last workers that were lost, and are up again."""
@@ -162,7 +169,8 @@ class Supervisor:
     def is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
         """Take a failure to a worker's record; return whether it is the worker that is to blame.
 
-        It is not if the same queries fail elsewhere, too, or if nobody gets anything done.
+        It is not if the same queries fail elsewhere, too, or if nobody gets anything done. What a
+        small backup gets done says nothing of those that compute the model itself.
 
         Args:
             worker: its number.
@@ -171,7 +179,8 @@ class Supervisor:
         failed = self.workers[worker].failed
         if members not in failed:
             failed.append(members)
-        there = (view for view in self.workers if view.state != ABSENT)
+        kin = self.workers[: self.mains] if worker < self.mains else self.workers
+        there = (view for view in kin if view.state != ABSENT)
         others = [view.failed for view in there if view is not self.workers[worker]]
         alone = not any(queries in other for other in others for queries in failed)
         return len(failed) == MOST_FAILURES and alone and not all(others)

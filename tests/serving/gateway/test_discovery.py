@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.gateway import pool
+from codedinvnet.serving.gateway import discovery, pool, run
 from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
@@ -260,6 +260,38 @@ async def test_what_upstreams_cannot_do_in_time_is_refused(tmp_path: Path) -> No
     await fake.stop()
 
 
+@pytest.mark.parametrize("mistake", ["a name", "our own"])
+async def test_upstreams_are_looked_for_after_a_mistake(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discovery, "PERIOD", 0.05)
+    first, second, file = Fake(), Fake(), tmp_path / "upstreams"
+    fails: list[Exception] = []
+
+    class Failing(Discovery):
+        async def urls(self) -> list[str]:
+            if fails:
+                raise fails.pop()
+            return await super().urls()
+
+    for fake in (first, second):
+        await fake.start()
+    file.write_text(first.url)
+    monkeypatch.setattr(run, "Discovery", Failing)
+    async with gateway(upstreams_file=file) as (_, relay, _):
+        if mistake == "a name":
+            file.write_text(f"{first.url}\ndns+http://triton..svc:8000")
+        else:
+            fails.append(ValueError("it is ours"))
+        await until(lambda: "upstreams are kept" in caplog.messages)
+        file.write_text(f"{first.url}\n{second.url}")
+        await until(lambda: relay.front.scheduler.workers_up == 2)
+    told = next(r for r in caplog.records if r.message == "upstreams are kept")
+    assert (told.exc_info is not None) == (mistake == "our own")
+    for fake in (first, second):
+        await fake.stop()
+
+
 def test_each_address_of_a_name_is_an_upstream() -> None:
     found = ["10.0.0.1", "10.0.0.2", "fd00::1"]
 
@@ -269,17 +301,18 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return found
 
-    discovery = Discovery(["http://a:1", "dns+grpc://triton"], resolve=resolve)
-    assert discovery.changes
+    found_by = Discovery(["http://a:1", "dns+grpc://triton"], resolve=resolve)
+    assert found_by.changes
     wanted = ["http://a:1", "grpc://10.0.0.1:8001", "grpc://10.0.0.2:8001", "grpc://[fd00::1]:8001"]
-    assert asyncio.run(discovery.urls()) == wanted
+    assert asyncio.run(found_by.urls()) == wanted
     found.clear()
     with pytest.raises(UserError, match="--upstream: triton has no address: Name or service"):
-        asyncio.run(discovery.urls())
+        asyncio.run(found_by.urls())
 
 
 @pytest.mark.parametrize(
-    "url", ["dns+https://a", "dns+http://", "dns+http://a:b", "dns+ftp://a", "dns+"]
+    "url",
+    ["dns+https://a", "dns+http://", "dns+http://a:b", "dns+ftp://a", "dns+", "dns+http://a..b:8"],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(UserError, match="--upstream: "):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.serving.gateway import http_client
 from codedinvnet.serving.gateway.http_client import HttpClient
 from tests.serving.gateway.test_gateway import until
 
@@ -25,10 +26,12 @@ class Server:
     def __init__(self, *answers: bytes) -> None:
         self.answers, self.seen, self.connections = list(answers), list[bytes](), 0
         self.at_it: set[Any] = set()
+        self.open: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.at_it.add(asyncio.current_task())
+        self.open.add(writer)
         with contextlib.suppress(ConnectionError):
             while head := await reader.read(65536):
                 self.seen.append(head)
@@ -36,6 +39,7 @@ class Server:
                 writer.write(answer)
                 if answer == HUNG_UP or b"\r\nContent-Length" not in answer:
                     break
+        self.open.discard(writer)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -104,6 +108,19 @@ async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:
         assert server.connections == 2
         with pytest.raises(ConnectionError):
             await client.ask("GET", "/", 5)
+
+
+async def test_connections_that_are_not_needed_any_more_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_client, "LONGEST_IDLE", 0.5)
+    async with asking(*[WHOLE] * 100) as (server, client):
+        await asyncio.gather(*(client.ask("GET", "/", 5) for _ in range(4)))
+        assert len(server.open) == server.connections == 4
+        for _ in range(20):  # one is enough from now on
+            await client.ask("GET", "/", 5)
+            await asyncio.sleep(0.05)
+        await until(lambda: len(server.open) == 1)
 
 
 @pytest.mark.parametrize("second", [WHOLE.replace(b"hi", b"no"), WHOLE[:-2], WHOLE[:1]])

@@ -62,6 +62,15 @@ def test_who_is_to_blame(status: int, fails: int) -> None:
         (b'{"model_name":"m","outputs":[]}', {"outcome": "direct"}),
         (b'{"parameters":{"a":1},"outputs":[]}', {"outcome": "direct", "a": 1}),
         (b'{"parameters" : { },"outputs":[]}', {"outcome": "direct"}),
+        (
+            b'{"outputs":[{"parameters":{"b":1}}],"parameters":{"a":1}}',
+            {"outcome": "direct", "a": 1},
+        ),
+        (
+            b'{"outputs":[{"data":["]}\\"parameters\\":{"]}],"parameters" :{}}',
+            {"outcome": "direct"},
+        ),
+        (b'{"outputs":[{"parameters":{"b":1}}],"id":"parameters"}', {"outcome": "direct"}),
         (b'{"id":"parameters","outputs":[]}', {"outcome": "direct"}),
         (b'{"id":"\\"outputs\\":","outputs":[{"parameters":{"b":1}}]}', {"outcome": "direct"}),
     ],

@@ -87,4 +87,4 @@ async def test_packed_requests_are_read_and_hold_what_they_are_unpacked(finished
         await waits
         await until(lambda: not relay.front.waiting)
         large = await ask(address, gzip.compress(bytes(1 << 20)), **packed)
-        assert large.headers["codedinvnet-outcome"] == "direct"  # the upstream's own error
+        assert large.headers["codedinvnet-outcome"] == "failed"  # the upstream's own error

@@ -313,11 +313,8 @@ async def test_the_backup_answers_while_no_upstream_does(finished: Path) -> None
 async def test_auto_asks_the_backup_for_what_is_late_or_lost(finished: Path) -> None:  # noqa: F811
     server = Server()
 
-    async with gateway(server, protection=finished, method="small-backup", deadline_ms=20000) as (
-        address,
-        _,
-        _,
-    ):
+    options = {"method": "small-backup", "deadline_ms": 20_000, "hang_timeout_ms": 1000}
+    async with gateway(server, protection=finished, **options) as (address, _, _):
         for i in range(40):  # what is normal is known then
             assert scores(await asked(address, queries(1, i)))[1] == "direct"
         server.hold()

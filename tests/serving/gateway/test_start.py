@@ -55,6 +55,8 @@ async def test_one_that_is_away_at_the_start_comes_later() -> None:
         ({"upstream": ("ftp://a",)}, "--upstream"),
         ({"upstream": ("http://:80",)}, "--upstream"),
         ({"upstream": ("http://a:b",)}, "--upstream"),
+        ({"upstream": ("http://a..b:8000",)}, "--upstream"),
+        ({"upstream": ("http://127.0.0.1:1", f"grpc://{64 * 'a'}:8001")}, "--upstream"),
         ({"upstream": ("grpc://a/b",)}, "--upstream"),
         ({"upstream": ("http://u:p@a",)}, "--upstream"),
         ({"upstream": ("http://a", "http://a")}, "--upstream"),

@@ -34,6 +34,9 @@ LONG = 1e6
 
 T = TypeVar("T")
 
+FINAL = "for good"
+"""Why a task is lost that nobody is to be given again."""
+
 
 class Model:
     """Carries actions out as `FrontEnd` does and knows what may be asked of it.
@@ -137,11 +140,12 @@ class Model:
             if not known:
                 self.outputs.remove(attempt)
 
-    def fail(self, *attempts: int) -> None:
+    def fail(self, *attempts: int, final: bool = False) -> None:
         for attempt in attempts:
             if self._free(attempt) is None:
                 (self.held if attempt in self.held else self.lost).remove(attempt)
-            self.do(self.scheduler.failed(self.now, attempt, "raised"))
+            reason = FINAL if final else "raised"
+            self.do(self.scheduler.failed(self.now, attempt, reason, final))
 
     def kill(self, *workers: int) -> None:
         for worker in workers:
@@ -388,7 +392,7 @@ class Model:
         if action.reason == DEADLINE:
             decoding = action.query in self.decoding
             assert self.now >= self.deadlines[action.query] + decoding * OVERTIME
-        else:
+        elif action.reason != FINAL:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
         if self.asked[action.query] and action.query not in self.decoding:

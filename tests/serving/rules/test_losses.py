@@ -11,7 +11,7 @@ from codedinvnet.serving.rules.actions import (
     Send,
 )
 from codedinvnet.serving.rules.scheduler import PARITY_RETRIES
-from tests.serving.rules.model import Model, only
+from tests.serving.rules.model import FINAL, Model, only
 from tests.serving.rules.situations import coded
 
 # Losses
@@ -52,6 +52,31 @@ def test_a_lost_task_is_sent_again_if_the_code_cannot_help() -> None:
         assert len(model.data(query)) == 1
     model.result(*model.data(first), *model.data(third), *model.parities())
     model.decoded(second)
+    model.drain()
+
+
+def test_what_is_lost_for_good_ends_its_query() -> None:
+    model = Model("uncoded", 2)
+    (query,) = model.submit()
+    model.fail(*model.data(query), final=True)
+    assert model.ended == {query: Fail(query, FINAL)}
+    model.drain()
+
+
+def test_what_is_lost_for_good_is_left_to_what_is_under_way() -> None:
+    model = Model("replicate", 2)
+    (query,) = model.submit()
+    first, second = model.data(query)
+    model.fail(first, final=True)
+    model.result(second)
+    assert isinstance(model.ended[query], Answer)
+    model.drain()
+    model = coded(3)
+    first, *others = model.submit(3)
+    model.fail(*model.data(first), final=True)
+    model.result(*model.parities(), *(task for query in others for task in model.data(query)))
+    model.decoded(first)
+    assert model.ended[first] == AnswerDecoded(first)
     model.drain()
 
 

@@ -51,10 +51,10 @@ class Watched(Scheduler):
         self.failed_on: dict[int, set[int]] = {}
         """Group -> workers that failed a task of it."""
 
-    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
+    def failed(self, now: float, attempt: int, reason: str, final: bool = False) -> list[Action]:
         if (found := self.attempts.get(attempt)) is not None:
             self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
-        return super().failed(now, attempt, reason)
+        return super().failed(now, attempt, reason, final)
 
     def _begin(self, now: float, attempt: Attempt) -> Send:
         assert self.may_take(attempt.worker, attempt), "another worker should take it"

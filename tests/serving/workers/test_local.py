@@ -309,6 +309,51 @@ class TelltaleSpec(BundleSpec):
         return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
 
 
+class Unloadable(BundleSpec):
+    """Cannot be loaded while there is a file."""
+
+    def load(self) -> Computer:
+        assert self.part is not None
+        if self.part.exists():
+            kinds = {"memory": MemoryError, "mistake": UserError}
+            raise kinds[self.part.read_text()]("no room")
+        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("memory", WorkerDied), ("mistake", UserError)])
+async def test_only_a_users_mistake_is_one(
+    kind: str, error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of the worker before is told once, however often the next one does not start."""
+    reason = tmp_path / "reason"
+    spec = Unloadable("mnist", 4, part=reason)
+    reason.write_text(kind)
+    with pytest.raises(UserError, match=r"^worker 0 cannot start: \w+Error: no room"):
+        await ProcessPool(spec).start(1)
+    reason.unlink()
+    pool = ProcessPool(spec)
+    await pool.start(1)
+    try:
+        reason.write_text(kind)
+        os.kill(pool.pid(0) or 0, signal.SIGKILL)
+        await until(lambda: pool.connections[0].dead != "")
+        for _ in range(2):
+            with pytest.raises(error, match="no room"):
+                await pool.replace(0)
+        reason.unlink()
+        await pool.replace(0)
+        ends = [r for r in caplog.records if r.msg == "worker ended"]
+        assert [end.__dict__["fields"]["exit"] for end in ends] == ["SIGKILL"]
+        caplog.clear()
+        reason.write_text(kind)
+        for _ in range(2):  # which ends one that is well
+            with pytest.raises(error, match="no room"):
+                await pool.replace(0)
+        assert "worker ended" not in caplog.messages
+    finally:
+        await asyncio.wait_for(pool.stop(), 20)
+
+
 @needs_proc
 async def test_workers_neither_pause_nor_interrupt() -> None:
     pool = ProcessPool(TelltaleSpec("mnist", 4))

@@ -15,6 +15,8 @@ Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
+ANSWERED, OVER = "answered", "over"
+"""How a wait for an upstream ends as well; otherwise why the upstream is lost."""
 OK = {"http": 200, "grpc": 0}
 """The status of success."""
 BLAMED_HTTP = frozenset({408, 429})
@@ -53,6 +55,34 @@ class NotProtocol(Exception):
     """The upstream answered what is not the protocol, or does not have the model."""
 
 
+class Fate:
+    """How a wait for an upstream's answer ends.
+
+    Attributes:
+        how: what ended it first; "" while it goes on.
+    """
+
+    def __init__(self) -> None:
+        self.how = ""
+        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, how: str) -> None:
+        """End the wait, if nothing has."""
+        self.how = self.how or how
+        self.look()
+
+    def look(self) -> None:
+        """Let whoever waits look at something else meanwhile."""
+        if not self._turn.done():
+            self._turn.set_result(None)
+
+    async def turn(self) -> None:
+        """Return when the wait ends, or there is something to look at."""
+        if not self.how:
+            await self._turn
+            self._turn = asyncio.get_running_loop().create_future()
+
+
 @dataclass
 class Call:
     """A client's inference request.
@@ -66,7 +96,11 @@ class Call:
         deadline: when nobody waits any longer, of the monotonic clock.
         request: what was read of it; None if nobody has, or could.
         refusal: the last answer by which an upstream failed, if there was one.
-        running: futures of the calls to upstreams that can be told to stop.
+        backed: seconds until a small backup is asked about it, once it is lost; None: none is.
+        is_lost: whether it is left to the backup, since an upstream failed it.
+        running: waits for upstreams that can be told to stop.
+        is_over: whether nobody needs another answer.
+        has_hung: whether it was sent to another upstream because one did not answer in time.
         most: bytes that the body may have unpacked.
         plain: the body unpacked, or why that cannot be; None if nobody has tried.
     """
@@ -79,7 +113,11 @@ class Call:
     deadline: float
     request: Request | None = None
     refusal: Reply | None = None
-    running: set[asyncio.Future[str]] = field(default_factory=set)
+    backed: float | None = None
+    is_lost: bool = False
+    running: set[Fate] = field(default_factory=set)
+    is_over: bool = False
+    has_hung: bool = False
     most: int = 1 << 30
     plain: bytes | BadRequest | None = None
 
@@ -117,9 +155,9 @@ class Call:
 
     def finish(self) -> None:
         """Tell upstreams that are still at it to stop: nobody needs another answer."""
+        self.is_over = True
         for fate in self.running:
-            if not fate.done():
-                fate.set_result(STOPPED)
+            fate.end(STOPPED)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from codedinvnet.models.base import DATATYPES, Signature, mixed_tensor, scores_t
 from codedinvnet.serving.answers import BadRequest, described
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed
+from codedinvnet.serving.workers.pool import Death, GivenUp, Task, WorkerFailed
 from codedinvnet.serving.workers.result import OUTPUT, Result, floated
 
 
@@ -76,7 +76,10 @@ class CodedPool:
                 raise WorkerFailed(told) from error
             encoding = time.perf_counter() - began
         call = call_of(self.upstreams.model, inputs, self.signature.inputs, self.deadline)
-        result = await self.upstreams.call(worker, task._replace(inputs={CALL: boxed(call)}))
+        try:
+            result = await self.upstreams.call(worker, task._replace(inputs={CALL: boxed(call)}))
+        except GivenUp as error:  # one task of several: the code may make up for it
+            raise WorkerFailed(str(error)) from error
         try:
             outputs = arrays_of(result.outputs[REPLY][0])
             scores = outputs[self.scores.name].astype(np.float32).reshape(1, -1)

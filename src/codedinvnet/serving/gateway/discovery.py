@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, is_host
+from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
 from codedinvnet.serving.logs import Quiet
@@ -90,6 +91,8 @@ class Discovery:
         if parts.scheme not in RESOLVED or parts.hostname is None or port is None:
             known = " or ".join(f"{DNS}{scheme}://NAME:PORT" for scheme in RESOLVED)
             raise UserError(f"--upstream: {url!r} is not {known}")
+        if not is_host(parts.hostname):
+            raise UserError(f"--upstream: {url!r} is no URL: {parts.hostname!r} is no host's name")
         try:
             found = await self.resolve(parts.hostname, port)
         except OSError as error:
@@ -110,3 +113,6 @@ async def follow(
             pool.change(await discovery.urls(), open_one)
         except UserError as error:
             quiet.log("upstreams are kept", logging.WARNING, reason=str(error))
+        except Exception as error:  # our own mistake, of which the next look may know nothing
+            told = {"reason": described(error), "error": error}
+            quiet.log("upstreams are kept", logging.ERROR, **told)

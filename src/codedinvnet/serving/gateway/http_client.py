@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from typing import NamedTuple
 
 import aiohappyeyeballs
@@ -133,6 +134,12 @@ class Connection(asyncio.Protocol):
         self.body = []
 
 
+def _is_usable(connection: Connection) -> bool:
+    """Tell whether an idle connection may be used again."""
+    idle = asyncio.get_running_loop().time() - connection.since
+    return connection.sound and idle < LONGEST_IDLE
+
+
 class HttpClient:
     """Sends requests to one server; its idle connections are kept.
 
@@ -146,7 +153,7 @@ class HttpClient:
         self.host, self.port, self.context = host, port, context
         named = f"[{host}]" if ":" in host else host
         self._host = named if port == (80 if context is None else 443) else f"{named}:{port}"
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()
         """The one that was used last is the last."""
         self._closed = False
 
@@ -195,16 +202,21 @@ class HttpClient:
                 raise
             finally:
                 if connection.sound and not self._closed:
-                    self._idle.append(connection)
+                    self._keep(connection)
                 else:
                     connection.transport.abort()
 
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for another request, and close those that were idle for too long."""
+        self._idle.append(connection)
+        while self._idle and not _is_usable(self._idle[0]):
+            self._idle.popleft().transport.abort()
+
     def _kept(self) -> Connection | None:
         """Return an idle connection, which is used no longer than it may be idle."""
-        oldest = asyncio.get_running_loop().time() - LONGEST_IDLE
         while self._idle:
             connection = self._idle.pop()
-            if connection.sound and connection.since > oldest:
+            if _is_usable(connection):
                 return connection
             connection.transport.abort()
         return None

@@ -173,7 +173,10 @@ async def _upstream_backup(
     def convert(scores: np.ndarray) -> np.ndarray:
         return converted(scores.astype(np.float32), kind, served.kind)
 
-    pool = UpstreamPool([upstream], name, options.hang_seconds, metrics, cancels=options.cancel)
+    deadline = options.deadline_ms / 1000
+    pool = UpstreamPool(
+        [upstream], name, options.hang_seconds, metrics, patience=deadline, cancels=options.cancel
+    )
     backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most)
     rules = AnswersAll(k, BACKUP)
     return Backup(rules, reads, backup, 1, options.slots)

@@ -84,7 +84,7 @@ class GatewayOptions:
 
     @property
     def hang_seconds(self) -> float:
-        """Seconds without an answer after which another upstream is asked."""
+        """Seconds without an answer after which another upstream may be asked."""
         return (self.hang_timeout_ms or hang_limit(self.deadline_ms)) / 1000
 
 

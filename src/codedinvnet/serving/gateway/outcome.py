@@ -13,6 +13,8 @@ from codedinvnet.serving.gateway.calls import Headers, Reply
 
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')
 PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*\{\s*')
+TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+"""What tells the depth of a place in JSON."""
 
 
 def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> Reply:
@@ -30,11 +32,12 @@ def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> 
     packed = found.get("content-encoding", "identity") != "identity"
     if reply.status != 200 or packed:
         return Reply("http", reply.status, reply.body, headers)
-    place, text = _insertion(reply.body, {"outcome": outcome, **told})
+    length = HEADER_LENGTH.lower()
+    size = int(found[length]) if found.get(length, "").isdigit() else len(reply.body)
+    place, text = _insertion(reply.body, size, {"outcome": outcome, **told})
     if not text:
         return Reply("http", reply.status, reply.body, headers)
     body = b"".join([reply.body[:place], text, reply.body[place:]])
-    length = HEADER_LENGTH.lower()
     if found.get(length, "").isdigit():
         headers = tuple(
             (name, str(int(value) + len(text)) if name == length else value)
@@ -43,17 +46,39 @@ def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> 
     return Reply("http", reply.status, body, headers)
 
 
-def _insertion(body: bytes, told: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return where text is inserted into an answer's JSON, and which; "" if it is none."""
+def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return where text is inserted into an answer's JSON, and which; "" if it is none.
+
+    Args:
+        body: the JSON, and maybe tensors behind it.
+        size: of the JSON.
+        told: what the text tells.
+    """
     outputs = OUTPUTS.search(body)
     if outputs is None or not body.startswith(b"{"):
         return 0, b""
-    own = PARAMETERS.search(body, 0, outputs.start())
+    own = PARAMETERS.search(body, 0, outputs.start()) or _behind(body, outputs.end(), size)
     entry = b",".join(b'"%b":%b' % (name.encode(), to_json(value)) for name, value in told.items())
     if own is None:
         return 1, b'"parameters":{%b},' % entry
     following = b"" if body[own.end() : own.end() + 1] == b"}" else b","
     return own.end(), entry + following
+
+
+def _behind(body: bytes, begin: int, end: int) -> re.Match[bytes] | None:
+    """Return the beginning of an answer's own parameters behind its outputs, which have others."""
+    if body.find(b'"parameters"', begin, end) < 0:
+        return None
+    depth = 1
+    for token in TOKENS.finditer(body, begin, end):
+        found = token.group()
+        if found in b"{[":
+            depth += 1
+        elif found in b"}]":
+            depth -= 1
+        elif depth == 1 and (own := PARAMETERS.match(body, token.start(), end)):
+            return own
+    return None
 
 
 def outcome_field(outcome: str, told: Mapping[str, float] = {}) -> bytes:

@@ -13,31 +13,37 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 
-from codedinvnet.errors import UserError
 from codedinvnet.serving.alarm import CatchUp
 from codedinvnet.serving.background import Background, log_error
-from codedinvnet.serving.gateway.calls import STOPPED, Call, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.gateway.agreement import START_TIMEOUT, Agreement
+from codedinvnet.serving.gateway.calls import (
+    ANSWERED,
+    OVER,
+    STOPPED,
+    Call,
+    Fate,
+    NotProtocol,
+    Reply,
+    Unreachable,
+)
+from codedinvnet.serving.gateway.places import Place, Retries
 from codedinvnet.serving.gateway.upstream_metrics import ERROR, FAILED, OK, UpstreamMetrics
-from codedinvnet.serving.gateway.upstreams import Nobody, Upstream, difference
+from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.tracing import note, outgoing
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import Death, GivenUp, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 
-ANSWERED, HANGS = "answered", "hangs"
-"""How a wait for an upstream ends, beside its being stopped or lost."""
 CALL, REPLY = "call", "reply"
 """Names of the one input and the one output of every task."""
 PROBE_PERIOD, PROBE_TIMEOUT = 1.0, 1.0
 """Seconds between two looks at upstreams that have not answered since, and for an answer."""
-START_TIMEOUT = 5.0
-"""Seconds for an answer about the model."""
 LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
@@ -46,42 +52,6 @@ FORGOTTEN = 300.0
 """Seconds after which the figures of an upstream that is gone are told no more."""
 MOST_SILENT = 2
 """Probes in a row without an answer, after which an upstream is set aside."""
-MOST_FAILURES = 3
-"""Failed calls in a row, likewise, unless all upstreams fail."""
-RETRY_SHARE, MOST_RETRIES = 0.1, 50.0
-"""Calls that upstreams failed may be sent to others: a share of all calls, saved up at most."""
-
-
-@dataclass
-class Place:
-    """An upstream and what is known of it.
-
-    Attributes:
-        upstream: the server.
-        worker: its number in the pool.
-        up: whether calls are sent to it.
-        on_probation: whether it has answered no call since it was set aside.
-        failures: calls in a row that it failed.
-        answered: when it last answered anything.
-        silent: probes in a row that it did not answer.
-        differs: whether its model is another one than the small backup stands for.
-        probe: the question whether it is ready, while it is asked.
-    """
-
-    upstream: Upstream
-    worker: int
-    up: bool = True
-    on_probation: bool = False
-    failures: int = 0
-    answered: float = 0.0
-    silent: int = 0
-    differs: bool = False
-    probe: asyncio.Task[None] | None = None
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether there is an upstream."""
-        return not isinstance(self.upstream, Nobody)
 
 
 def boxed(content: object) -> np.ndarray:
@@ -97,8 +67,9 @@ class UpstreamPool:
     Args:
         upstreams: the servers.
         model: the name of the model that all of them have.
-        hang_timeout: seconds without an answer after which another upstream is asked.
+        hang_timeout: seconds without an answer after which another upstream may be asked.
         metrics: where its calls are counted.
+        patience: seconds after which an upstream may be at something else than a call.
         cancels: whether upstreams over gRPC are told by when an answer is needed, and to stop when
             none is. Otherwise what nobody waits for is left to end by itself: some versions of
             Triton crash when requests are cancelled.
@@ -114,12 +85,13 @@ class UpstreamPool:
         hang_timeout: float,
         metrics: UpstreamMetrics,
         *,
+        patience: float = LONGEST,
         cancels: bool = False,
         places: int | None = None,
         differs: Callable[[Upstream], Awaitable[str]] | None = None,
     ) -> None:
-        self.cancels, self._differs = cancels, differs
-        self.model, self.hang_timeout = model, hang_timeout
+        self.cancels, self.agreement = cancels, Agreement(model, metrics, differs)
+        self.model, self.hang_timeout, self.patience = model, hang_timeout, patience
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
         self.metrics = metrics
@@ -127,15 +99,13 @@ class UpstreamPool:
             metrics.up.labels(upstream.url).set(1)
             metrics.expect(upstream.url)
         self.on_death: Death | None = None
-        self.metadata: Mapping[str, Any] = {}
-        """The model's, on which all upstreams agree."""
-        self._first = ""
-        """The upstream that said so first."""
-        self._calls: list[set[asyncio.Future[str]]] = [set() for _ in self.places]
-        """What each is at: futures that say why nobody waits for the answer any more."""
+        self.on_late: Callable[[int], None] | None = None
+        """Called with an attempt that a small backup may answer, and has no answer in time."""
+        self._calls: list[set[Fate]] = [set() for _ in self.places]
+        """The waits for what each is at."""
         self._left: set[asyncio.Task[Reply]] = set()
         """Calls that nobody waits for."""
-        self._retries = MOST_RETRIES
+        self._retries = Retries()
         self._catch_up = CatchUp()
         self._left_out: set[str] = set()
         """Upstreams for which there is no place."""
@@ -154,21 +124,6 @@ class UpstreamPool:
         """Whether a small backup may answer: no upstream is known to have another model."""
         return not any(place.differs for place in self.places)
 
-    async def _check(self, place: Place) -> None:
-        """Find out whether an upstream has the model that a small backup stands for.
-
-        Raises:
-            Unreachable: if it does not answer.
-        """
-        told = "" if self._differs is None else await self._differs(place.upstream)
-        if bool(told) != place.differs and place is self.places[place.worker]:
-            place.differs = bool(told)
-            url, event = place.upstream.url, "upstream has the protected model again"
-            if told:
-                event = "upstream has another model: the small backup does not answer"
-            self.metrics.differs.labels(url).set(place.differs)
-            log_event(event, logging.WARNING if told else logging.INFO, upstream=url, reason=told)
-
     async def start(self, size: int) -> None:
         """Ask all upstreams for the model.
 
@@ -176,29 +131,9 @@ class UpstreamPool:
             UserError: if none answers, one does not have the model, or theirs differ.
         """
         there = [place for place in self.places if place.is_filled]
-        asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in there]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        silent = {}
-        for place, answer in zip(there, found, strict=True):
-            if isinstance(answer, Unreachable):
-                silent[place.upstream.url] = (place, str(answer))
-            elif isinstance(answer, NotProtocol):
-                raise UserError(f"--upstream: {place.upstream.url}: {answer}")
-            elif isinstance(answer, BaseException):
-                raise answer
-            elif told := self._compare(place, answer):
-                raise UserError(f"--upstream: {told}")
-        for place in there:
-            if place.upstream.url not in silent:
-                try:
-                    await self._check(place)
-                except Unreachable as error:
-                    silent[place.upstream.url] = (place, str(error))
-        if len(silent) == len(there):
-            told = "; ".join(f"{url}: {reason}" for url, (_, reason) in silent.items())
-            raise UserError(f"--upstream: none answers: {told}")
+        silent = await self.agreement.begin(there)
         loop = asyncio.get_running_loop()
-        for place, reason in silent.values():  # once they count as started
+        for place, reason in silent:  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
         for place in self.places[len(there) :]:
             loop.call_soon(self._set_aside, place, NOBODY_THERE)
@@ -225,6 +160,7 @@ class UpstreamPool:
                 self._set_aside(place, NOBODY_THERE)
                 self.metrics.up.remove(place.upstream.url)
                 self.metrics.differs.remove(place.upstream.url)
+                place.is_gone = True
                 self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
@@ -242,78 +178,129 @@ class UpstreamPool:
         if all(place.upstream.url != upstream.url for place in self.places):
             self.metrics.forget(upstream.url)
 
-    def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
-        """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
-        if not self.metadata:
-            self.metadata, self._first = metadata, place.upstream.url
-        told = difference(self.metadata, metadata)
-        both = f"{place.upstream.url} and {self._first} have different models"
-        return f"{both}: {told}" if told else ""
-
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
+        if call.is_lost:
+            await asyncio.sleep(call.backed or 0.0)
+            if call.is_over or not self._retries.take():
+                raise WorkerFailed("no more retries: it waits for the small backup")
         began = time.monotonic()
-        self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
-        left = max(call.deadline - began, 0.001) if self.cancels else LONGEST
+        self._retries.earn()
+        left = max(call.deadline - began, 0.001 if self.cancels else LONGEST)
         headers = outgoing(call.headers, place.upstream.url)
         asked = call if headers is call.headers else replace(call, headers=headers)
-        loop = asyncio.get_running_loop()
-        fate: asyncio.Future[str] = loop.create_future()
-
-        def ends(how: str) -> None:
-            if not fate.done():
-                fate.set_result(how)
-
+        loop, fate = asyncio.get_running_loop(), Fate()
         work = loop.create_task(place.upstream.infer(asked, left))
-        work.add_done_callback(lambda _: ends(ANSWERED))
+        work.add_done_callback(lambda _: fate.end(ANSWERED))
         work.add_done_callback(self._ended)
-        timer = loop.call_later(self.hang_timeout, self._catch_up.put_off, lambda: ends(HANGS))
         self._calls[worker].add(fate)
         if self.cancels and place.upstream.stops:
             call.running.add(fate)
         try:
-            how = await fate
+            await self._turn(fate, self.hang_timeout)
+            if not fate.how and not work.done():
+                if call.backed is not None and self.on_late is not None:
+                    self.on_late(task.attempt)
+                await self._late(place, call, fate, began)
         finally:
-            timer.cancel()
             call.running.discard(fate)
             self._calls[worker].discard(fate)
             if not work.done():
                 self._leave(work)
-        if how == HANGS and work.done():  # after all
-            how = ANSWERED
-        if how == ANSWERED:
+        if work.done() and fate.how in ("", ANSWERED):
             self._catch_up.heard(began)
-        if how == STOPPED:
+        elif fate.how == STOPPED:
             self._count(place, STOPPED)
             raise Abandoned("it was stopped")
-        if how not in (ANSWERED, HANGS):
+        else:
             self._count(place, FAILED)
-            raise WorkerDied(how)
+            if fate.how == OVER:
+                raise Abandoned("its time is over")
+            raise WorkerDied(fate.how)
         seconds, sure = time.monotonic() - began, True
         try:
-            if how == HANGS:
-                raise Unreachable(f"no answer within {self.hang_timeout:g} s")
             reply = work.result()
         except Unreachable as error:
-            if how == ANSWERED and time.monotonic() >= call.deadline:
+            if time.monotonic() >= call.deadline:
                 self._count(place, FAILED)
                 raise Abandoned("its time is over") from None
             reply, sure = await self._refused(place, error), False
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
-        place.answered, place.silent = time.monotonic(), 0
+        place.has_answered(began)
         if reply.fails:
             self._failed(place, call, reply, sure)
-        else:
-            place.failures, place.on_probation = 0, False
-            self._count(place, OK if reply.status in (0, 200) else ERROR)
+        place.failures, place.on_probation = 0, False
+        self._count(place, OK if reply.status in (0, 200) else ERROR)
         return Result({REPLY: boxed(reply)}, seconds)
+
+    async def _turn(self, fate: Fate, seconds: float) -> None:
+        """Wait for a call's end for so long at most, or until there is something to look at."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, self._catch_up.put_off, fate.look)
+        try:
+            await fate.turn()
+        finally:
+            timer.cancel()
+
+    async def _late(self, place: Place, call: Call, fate: Fate, began: float) -> None:
+        """Wait on for an answer that is not here in time; return once that wait has ended.
+
+        The upstream keeps the call, and its slot, unless another may be asked: what is given up
+        is computed all the same, beside what comes in its place.
+
+        Raises:
+            WorkerFailed: if another is to be asked, which happens once in a call.
+            WorkerDied: likewise, and the upstream is set aside: it is to blame, or not ready.
+        """
+        end = began + self.patience
+        while (now := time.monotonic()) < (due := place.due(began, self.hang_timeout)):
+            if now >= end:
+                fate.end(OVER)
+            else:
+                await self._turn(fate, min(due, end) - now)
+            if fate.how:
+                return
+        ready = False
+
+        async def probe() -> None:
+            nonlocal ready
+            try:
+                ready = await place.upstream.is_ready(self.model, PROBE_TIMEOUT)
+            except Unreachable:
+                pass
+            finally:
+                fate.look()
+
+        self._background.spawn(probe())
+        await fate.turn()
+        if fate.how:
+            return
+        reason = f"{place.upstream.url}: no answer within {self.hang_timeout:g} s"
+        others = self._others(place)
+        if not ready or place.is_to_blame(others):
+            self._count(place, FAILED)
+            self._set_aside(place, reason)
+            raise WorkerDied(reason)
+        is_needed = not call.is_over and time.monotonic() < call.deadline
+        if is_needed and others and not call.has_hung and self._retries.take():
+            self._count(place, FAILED)
+            call.has_hung = True
+            raise WorkerFailed(reason)
+        over = asyncio.get_running_loop().call_later(
+            max(0.0, end - time.monotonic()), fate.end, OVER
+        )
+        try:
+            while not fate.how:
+                await fate.turn()
+        finally:
+            over.cancel()
 
     def _count(self, place: Place, result: str) -> None:
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
 
     async def _refused(self, place: Place, error: Unreachable) -> Reply:
-        """Return what an upstream says that refused a call, broke it off or was silent.
+        """Return what an upstream says that refused a call or broke it off.
 
         Raises:
             WorkerFailed: if it says nothing, but is ready.
@@ -328,37 +315,39 @@ class UpstreamPool:
             return error.reply
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
-        if there and not self._is_to_blame(place):
+        if there and not place.is_to_blame(self._others(place)):
             raise WorkerFailed(reason) from error
         self._set_aside(place, reason)
         raise WorkerDied(reason) from error
 
-    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> None:
-        """Take an answer by which an upstream failed; return if it is to go to the client.
+    def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> NoReturn:
+        """Take an answer by which an upstream failed.
 
-        If it is not sure that the upstream said so, a lone one may be asked again.
+        If it is not sure that the upstream said so, a lone one may be asked again. What a small
+        backup answers for is left to it, and only asked again out of the retries' budget.
 
         Raises:
-            WorkerFailed: if another is to be asked, or the same again.
+            WorkerFailed: if another is to be asked, or the same again, or the backup.
             WorkerDied: likewise, and the upstream is set aside.
+            GivenUp: if the answer is to go to the client.
         """
         self._count(place, FAILED)
         call.refusal = reply
         reason = f"{place.upstream.url}: {reply}"
-        if self._is_to_blame(place):
+        others = self._others(place)
+        if place.is_to_blame(others):
             self._set_aside(place, reason)
             raise WorkerDied(reason)
-        others = any(other.up for other in self.places if other is not place)
-        if self._retries >= 1 and (others or not sure):
-            self._retries -= 1
+        if call.backed is not None:
+            call.is_lost = True
             raise WorkerFailed(reason)
+        if (others or not sure) and self._retries.take():
+            raise WorkerFailed(reason)
+        raise GivenUp(reason)
 
-    def _is_to_blame(self, place: Place) -> bool:
-        """Take down a failure; return whether to set the upstream aside, as others are sound."""
-        place.failures += 1
-        others = (other for other in self.places if other is not place and other.up)
-        sound = any(other.failures == 0 for other in others)
-        return sound and (place.on_probation or place.failures >= MOST_FAILURES)
+    def _others(self, place: Place) -> list[Place]:
+        """Return what else is up."""
+        return [other for other in self.places if other is not place and other.up]
 
     def _set_aside(self, place: Place, reason: str) -> None:
         """Send nothing more to an upstream until it is ready again.
@@ -378,8 +367,7 @@ class UpstreamPool:
     def _give_up(self, worker: int, reason: str) -> None:
         """Wait no longer for what a worker is at."""
         for fate in self._calls[worker]:
-            if not fate.done():
-                fate.set_result(reason)
+            fate.end(reason)
 
     def _leave(self, work: asyncio.Task[Reply]) -> None:
         """Let a call end by itself, or cancel it."""
@@ -399,6 +387,8 @@ class UpstreamPool:
             Unreachable: if it is not.
             NotProtocol: if it has the model no longer, or another one.
         """
+        if self.places[worker].up:  # not found out here, but by others
+            self._set_aside(self.places[worker], "it failed, or was silent for too long")
         self._give_up(worker, "it is lost")
         while not self.places[worker].is_filled:
             await self._changed.wait()
@@ -414,10 +404,7 @@ class UpstreamPool:
             if not await place.upstream.is_ready(self.model, PROBE_TIMEOUT):
                 raise Unreachable("it is not ready")
             if not place.up:
-                metadata = await place.upstream.metadata(self.model, "", PROBE_TIMEOUT)
-                if told := self._compare(place, metadata):
-                    raise NotProtocol(told)
-                await self._check(place)
+                await self.agreement.check(place, PROBE_TIMEOUT)
         except (Unreachable, NotProtocol) as error:
             self._set_aside(place, str(error))
             raise
@@ -449,8 +436,7 @@ class UpstreamPool:
             place.silent, place.answered = 0, time.monotonic()
             return
         place.silent += 1
-        others = any(other.up for other in self.places if other is not place)
-        if others and place.silent >= MOST_SILENT:
+        if self._others(place) and place.silent >= MOST_SILENT:
             self._set_aside(place, reason)
 
     async def model_metadata(self, version: str) -> Mapping[str, Any]:
@@ -461,7 +447,7 @@ class UpstreamPool:
             Unreachable: if none answers.
         """
         if not version:
-            return self.metadata
+            return self.agreement.metadata
         reason = "no upstream is up"
         for place in self.places:
             if place.up:

@@ -90,6 +90,7 @@ class Relay:
     ) -> None:
         self.front, self.pool, self.most = front, pool, most
         self.understanding, self.service = understanding, service
+        pool.on_late = front.late
         # Reading what is large holds the interpreter for a while, and takes memory.
         self._large = asyncio.Semaphore(1)
 
@@ -132,6 +133,7 @@ class Relay:
         until = began + limit
         call = Call(self.pool.model, version, transport, body, headers, until, most=self.most)
         accepts = await self._read(call, gone)
+        call.backed = self._backed() if accepts else None
         hold(call.size)
         query, request = {CALL: boxed(call)}, call.request
         try:
@@ -198,6 +200,19 @@ class Relay:
         if call.request.max_disagreement is not None and self._limit is None:
             return False  # a limit that nobody keeps is kept by the model's own answer alone
         return self.understanding.accepts(call.request)
+
+    def _backed(self) -> float | None:
+        """Return in how many seconds the small backup is asked about a lost call; None: it is not.
+
+        It may be down, or the policy may go without it.
+        """
+        front, mains = self.front, len(self.pool.places)
+        rules, policy = front.rules, front.scheduler.policy
+        if not any(map(front.scheduler.is_up, range(mains, rules.workers))):
+            return None
+        if policy.coded:
+            return rules.group_timeout
+        return 0.0 if policy.rescued else None
 
     @property
     def _limit(self) -> float | None:

@@ -74,6 +74,7 @@ def make_relay(
         options.name,
         options.hang_seconds,
         metrics[1],
+        patience=options.deadline_ms / 1000,
         cancels=options.cancel,
         places=places,
         differs=guard.differs if isinstance(guard, Backup) else None,

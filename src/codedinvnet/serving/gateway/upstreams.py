@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, is_host
 from codedinvnet.serving.gateway.calls import (
     Call,
     Headers,
@@ -113,6 +113,8 @@ def open_upstream(url: str, roots: bytes | None = None, flag: str = "--upstream"
     if found.scheme not in SCHEMES or not found.hostname or found.query or found.fragment:
         known = ", ".join(f"{scheme}://HOST:PORT" for scheme in SCHEMES)
         raise UserError(f"{flag}: {url!r} is not one of {known}")
+    if not is_host(found.hostname):
+        raise UserError(f"{flag}: {url!r} is no URL: {found.hostname!r} is no host's name")
     if found.username is not None:
         raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname

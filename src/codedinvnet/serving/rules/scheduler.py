@@ -110,13 +110,25 @@ class Scheduler(Settling):
             self._result(now, found)
         return self._flush(now)
 
-    def failed(self, now: float, attempt: int, reason: str) -> list[Action]:
-        """An attempt raised on its worker, or its answer was lost on the way."""
+    def failed(self, now: float, attempt: int, reason: str, final: bool = False) -> list[Action]:
+        """An attempt raised on its worker, or its answer was lost on the way.
+
+        Args:
+            now: the time.
+            attempt: its number.
+            reason: why.
+            final: whether its query ends by that, unless something is under way that may answer it.
+        """
         found = self.attempts.get(attempt)
         if found is not None:
             found.group.failed.add(found.worker)
             self.binding.release(found)
-            self._lose(now, found, reason)
+            self._lose(now, found, reason, final)
+        return self._flush(now)
+
+    def late(self, now: float, attempt: int) -> list[Action]:
+        """An attempt takes so long that something is to be done about it, if the policy does."""
+        self._late(now, attempt)
         return self._flush(now)
 
     def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
@@ -359,8 +371,8 @@ class Scheduler(Settling):
                 self._settle(now, group)
             self._close_if_over(group)
 
-    def _lose(self, now: float, attempt: Attempt, reason: str) -> None:
-        """An attempt will never answer."""
+    def _lose(self, now: float, attempt: Attempt, reason: str, final: bool = False) -> None:
+        """An attempt will never answer; see `failed`."""
         self.attempts.pop(attempt.identity, None)
         query, group = attempt.query, attempt.group
         group.lost(attempt.number, attempt.identity)
@@ -368,7 +380,7 @@ class Scheduler(Settling):
             query.attempts.pop(attempt.identity, None)
             if self.policy.rescued:
                 self._rescue(now, attempt)
-            self._blame(query, reason)
+            self._blame(query, reason, final)
         elif not self.systematic:
             hopeful = group.hopeful()  # what the code makes up for is nobody's loss
             for query in [self.queries[m] for m in group.members if m in self.queries]:
@@ -384,10 +396,11 @@ class Scheduler(Settling):
             self.timers.set(now + PATIENCE, "resend", query.identity)
         self._close_if_over(group)
 
-    def _blame(self, query: Query, reason: str) -> None:
-        """Count a loss; a query that workers keep failing on is given up."""
+    def _blame(self, query: Query, reason: str, final: bool = False) -> None:
+        """Count a loss; a query that workers keep failing on is given up, or at once if told so."""
         query.losses += 1
-        if query.state is not State.WAITING or query.losses < self.rules.max_losses:
+        over = final or query.losses >= self.rules.max_losses
+        if query.state is not State.WAITING or not over:
             return
         group = query.group
         hopeful = query.accept_decoded and not group.is_open and query.member in group.hopeful()
@@ -395,7 +408,7 @@ class Scheduler(Settling):
             return
         self._guess([query])
         if query.state is State.WAITING:
-            self._give_up(query, f"lost {query.losses} times: {reason}")
+            self._give_up(query, reason if final else f"lost {query.losses} times: {reason}")
 
     def _lose_worker(self, now: float, index: int, reason: str) -> None:
         if not self.is_up(index):

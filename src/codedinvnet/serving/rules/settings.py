@@ -68,10 +68,10 @@ WITH_HEDGE = "+hedge"
 
 AUTO_EXTRA = 0.2
 """Extra work per query that `auto` may do, if nobody says."""
-LONGEST_HANG, SHORTEST_HANG, HANG_SHARE = 3000.0, 1000.0, 0.6
+SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
-deadline, so that there is time to send its query again, within these. The machine itself may stand
-still for less than the shortest."""
+deadline, so that there is time to send its query again, and no less than these. The machine itself
+may stand still for so long."""
 MAX_BATCH = 256
 """Images of one request, at most, if nobody says."""
 
@@ -83,7 +83,7 @@ def pending_limit(workers: int) -> int:
 
 def hang_limit(deadline_ms: float) -> float:
     """Return the ms that a worker may be at one task before it is replaced, if nobody says."""
-    return max(SHORTEST_HANG, min(LONGEST_HANG, HANG_SHARE * deadline_ms))
+    return max(SHORTEST_HANG, HANG_SHARE * deadline_ms)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from codedinvnet.serving.tensors import unpack
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.process import FAILED, READY, REPLY, pack_request, worker_main
+from codedinvnet.serving.workers.process import (
+    FAILED,
+    MISTAKEN,
+    READY,
+    REPLY,
+    pack_request,
+    worker_main,
+)
 from codedinvnet.serving.workers.result import Result
 
 START_TIMEOUT = 120.0
@@ -113,6 +120,8 @@ class Connection:
     listener: asyncio.Task[None] | None = None
     dead: str = ""
     """Why, once it is."""
+    replaced: bool = False
+    """Whether another was to take its place: how it ended is told, or was our doing."""
 
 
 class ProcessPool:
@@ -157,6 +166,8 @@ class ProcessPool:
                 await self.stop()
                 if isinstance(problem, UserError) or not isinstance(problem, Exception):
                     raise problem
+                if isinstance(problem, WorkerDied):
+                    raise UserError(str(problem)) from problem
                 reason = f"{type(problem).__name__}: {problem}"
                 raise UserError(f"the workers cannot start: {reason}") from problem
         for worker, connection in enumerate(self.connections):
@@ -212,7 +223,13 @@ class ProcessPool:
         return connection
 
     async def _greet(self, worker: int, connection: Connection) -> None:
-        """Wait for a worker's first word."""
+        """Wait for a worker's first word.
+
+        Raises:
+            UserError: if that tells of a user's mistake.
+            WorkerDied: if it does not come, or the worker cannot start for another reason, which
+                may pass: memory that the one before has not given back yet, for one.
+        """
         reader = connection.reader
         try:
             head = await asyncio.wait_for(reader.readexactly(REPLY.size), START_TIMEOUT)
@@ -221,7 +238,8 @@ class ProcessPool:
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
             raise WorkerDied(f"worker {worker} did not start") from error
         if status != READY:
-            raise UserError(f"worker {worker} cannot start: {' '.join(message.split())}")
+            kind = UserError if status == MISTAKEN else WorkerDied
+            raise kind(f"worker {worker} cannot start: {' '.join(message.split())}")
 
     async def _listen(self, worker: int, connection: Connection) -> None:
         reader, reason = connection.reader, "its process ended"
@@ -268,9 +286,10 @@ class ProcessPool:
 
     async def replace(self, worker: int) -> None:
         old = self.connections[worker]
-        if old.dead:  # by itself, and noticed before its exit code is known
+        if old.dead and not old.replaced:  # by itself, and noticed before its exit code is known
             how = await _exit_of(old.process)
             log_event("worker ended", logging.WARNING, worker=worker, exit=how)
+        old.replaced = True
         self._kill(old)
         self._bury(worker, old, "replaced")
         self.connections[worker] = await self._spawn(worker)

@@ -22,6 +22,15 @@ class WorkerDied(Exception):
 class WorkerFailed(Exception):
     """The worker raised on this task and is ready for the next."""
 
+    final = False
+    """Whether no worker is to be given the task again."""
+
+
+class GivenUp(WorkerFailed):
+    """Likewise, and its query ends by that, unless something is under way that may answer it."""
+
+    final = True
+
 
 class Origin(NamedTuple):
     """A query's place in the request that it came in."""
@@ -67,6 +76,7 @@ class WorkerPool(Protocol):
         Raises:
             WorkerDied: if the worker is gone.
             WorkerFailed: if it raised.
+            GivenUp: likewise, if its query is to be sent to nobody again.
             Abandoned: if there is no result, and nobody waits for one any more.
         """
 

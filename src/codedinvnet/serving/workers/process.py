@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 from codedinvnet.collector import freeze_loaded
 from codedinvnet.devices import flush_denormals
+from codedinvnet.errors import UserError
 from codedinvnet.serving.tensors import pack, unpack
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
@@ -30,7 +31,9 @@ REQUEST = struct.Struct("<QIQ")
 REPLY = struct.Struct("<QBddQ")
 """attempt, status, seconds in all, seconds of encoding, bytes that follow: the outputs' message, or
 what went wrong."""
-OK, FAILED, READY = range(3)
+OK, FAILED, READY, MISTAKEN = range(4)
+"""The statuses: of an output, of a task or a start that failed, of a worker that has started, and
+of a start that failed by a user's mistake."""
 
 
 def pack_request(task: Task) -> bytes:
@@ -95,7 +98,8 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
         computer = preload.load(spec)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()
-        stream.sendall(REPLY.pack(0, FAILED, 0.0, 0.0, len(message)) + message)
+        status = MISTAKEN if isinstance(error, UserError) else FAILED
+        stream.sendall(REPLY.pack(0, status, 0.0, 0.0, len(message)) + message)
         return
     freeze_loaded()
     flush_denormals()  # whatever a user's model did while it was loaded

@@ -1,0 +1,108 @@
+"""Upstreams that fail requests: who answers then, and how that is told and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from codedinvnet.serving.gateway.relay import Relay
+from tests.protect.conftest import PLACE
+from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.test_gateway import ask, is_up
+from tests.serving.gateway.test_protection import Server, asked, queries, scores
+
+
+@asynccontextmanager
+async def backed(*servers: Server, **options: Any) -> AsyncIterator[tuple[str, Relay, Server]]:
+    """A gateway with a smaller model on a server of its own."""
+    small = Server(f"{PLACE}:smaller")
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        async with gateway(*servers, backup_upstream=url, **options) as (address, relay, _):
+            yield address, relay, small
+    finally:
+        await small.stop()
+
+
+def counted(relay: Relay, outcome: str) -> float:
+    value = relay.front.metrics.registry.get_sample_value
+    return value("codedinvnet_queries_total", {"outcome": outcome}) or 0.0
+
+
+@pytest.mark.parametrize("upstreams", [1, 2])
+async def test_the_error_of_the_last_upstream_is_a_failure(upstreams: int) -> None:
+    fakes = [Fake() for _ in range(upstreams)]
+
+    async with gateway(*fakes) as (address, relay, _):
+        for fake in fakes:
+            fake.status, fake.body = 500, b'{"error":"no memory"}'
+        for _ in range(70):  # more than all retries that are saved up
+            reply = await ask(address)
+            assert (reply.status, reply.body) == (500, fakes[0].body)
+            assert reply.headers["codedinvnet-outcome"] == "failed"
+        assert (counted(relay, "failed"), counted(relay, "direct")) == (70, 0)
+
+
+async def test_one_that_is_still_at_it_may_answer_what_another_fails() -> None:
+    bad, slow = Fake(), Fake()
+
+    async with gateway(bad, slow, policy="replicate", deadline_ms=60_000) as (address, relay, _):
+        bad.status, slow.delay = 500, 0.03
+        replies = [await ask(address) for _ in range(60)]
+        assert {reply.status for reply in replies} == {200}
+        assert counted(relay, "failed") == 0
+
+
+@pytest.mark.parametrize("policy", ["auto", "small-backup"])
+@pytest.mark.parametrize("upstreams", [1, 2])
+async def test_the_backup_answers_what_all_upstreams_fail(policy: str, upstreams: int) -> None:
+    servers = [Server() for _ in range(upstreams)]
+
+    async with backed(*servers, policy=policy, deadline_ms=60_000) as (address, relay, _):
+        for server in servers:
+            server.status = 500
+        exact = [await asked(address, queries(1), accept_decoded=False) for _ in range(70)]
+        assert {(got.status, got.headers["codedinvnet-outcome"]) for got in exact} == {
+            (500, "failed")
+        }
+        outcomes = Counter([scores(await asked(address, queries(1)))[1] for _ in range(20)])
+        assert outcomes == {"decoded": 20}
+        assert is_up(relay) == [True] * upstreams
+        assert [view.deaths for view in relay.front.workers] == [0] * (upstreams + 1)
+
+
+async def test_a_slow_backup_lets_no_upstream_be_asked_for_ever() -> None:
+    """What waits for it is sent again only out of the retries' budget, which is spent here."""
+    servers, requests = [Server(), Server()], 10
+
+    async with backed(*servers, deadline_ms=60_000) as (address, _, small):
+        for server in servers:
+            server.status = 500
+        for _ in range(70):
+            await asked(address, queries(1), accept_decoded=False)
+            before = sum(len(server.seen) for server in servers)
+        small.hold()
+        late = [asyncio.create_task(asked(address, queries(1))) for _ in range(requests)]
+        await asyncio.sleep(1.0)
+        small.go()
+        assert {scores(reply)[1] for reply in await asyncio.gather(*late)} == {"decoded"}
+        seen = sum(len(server.seen) for server in servers) - before
+        assert requests <= seen <= requests + 3
+
+
+async def test_the_backup_answers_what_takes_too_long_for_an_upstream() -> None:
+    """Of the first request nobody knows what is normal."""
+    server, options = Server(), {"deadline_ms": 60_000, "hang_timeout_ms": 300}
+
+    async with backed(server, **options) as (address, relay, _):
+        server.hold()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        assert [view.tasks for view in relay.front.workers] == [1, 1]
+        assert is_up(relay) == [True]
+        server.go()
