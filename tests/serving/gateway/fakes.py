@@ -32,6 +32,7 @@ class Fake:
         self.status, self.body = 200, ANSWER
         self.headers: dict[str, str] = {"Content-Type": "application/json"}
         self.metadata: Any = {"name": "m", "versions": ["1"], "platform": "fake", **TENSORS}
+        self.metadata_status = 200
         self.delay = 0.0
         self.held = asyncio.Event()
         self.go()
@@ -69,7 +70,9 @@ class Fake:
 
     async def _metadata(self, _: web.Request) -> web.Response:
         text = self.metadata if isinstance(self.metadata, str) else json.dumps(self.metadata)
-        return web.Response(text=text, status=404 if self.metadata is None else 200)
+        return web.Response(
+            text=text, status=404 if self.metadata is None else self.metadata_status
+        )
 
     async def start(self) -> None:
         app = web.Application(client_max_size=1 << 30)
@@ -100,6 +103,7 @@ class GrpcFake:
         self.answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\x07"])
         self.answer.outputs.add(name="y", datatype="INT8", shape=[1])
         self.code, self.details = grpc.StatusCode.OK, ""
+        self.metadata_code = grpc.StatusCode.OK
         self.delay = 0.0
         self.cancelled = 0
         self.probes = 0
@@ -134,7 +138,9 @@ class GrpcFake:
         found: bytes = self.ready
         return found
 
-    async def _metadata(self, _: bytes, __: Any) -> bytes:
+    async def _metadata(self, _: bytes, context: Any) -> bytes:
+        if self.metadata_code is not grpc.StatusCode.OK:
+            await context.abort(self.metadata_code, "")
         found: bytes = pb.ModelMetadataResponse(name="m", **TENSORS).SerializeToString()
         return found
 

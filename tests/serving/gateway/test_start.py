@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
@@ -46,6 +49,40 @@ async def test_one_that_is_away_at_the_start_comes_later() -> None:
         assert (await ask(address)).status == 200
         await late.start()
         await until(lambda: is_up(relay) == [True, True])
+
+
+async def test_one_that_fails_at_the_start_comes_later() -> None:
+    """As a proxy without a server behind it does, or a server that loads its model."""
+    good, loading, busy = Fake(), Fake(), GrpcFake()
+    loading.ready, loading.metadata_status = False, 503
+    busy.ready, busy.metadata_code = b"", grpc.StatusCode.INTERNAL
+
+    async with gateway(good, loading, busy) as (address, relay, _):
+        await until(lambda: is_up(relay) == [True, False, False])
+        assert (await ask(address)).status == 200
+        loading.ready, loading.metadata_status = True, 200
+        busy.ready = pb.ModelReadyResponse(ready=True).SerializeToString()
+        busy.metadata_code = grpc.StatusCode.OK
+        await until(lambda: is_up(relay) == [True, True, True])
+    alone = Fake()
+    alone.metadata_status = 502
+    assert "status 502" in await refused(alone)
+
+
+async def test_another_is_asked_for_metadata_where_one_fails() -> None:
+    failing, good = Fake(), Fake()
+
+    async with gateway(failing, good) as (address, *_):
+        failing.metadata_status = 503
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+                assert reply.status == 200
+            good.metadata_status = 502
+            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+                assert reply.status == 503
+            failing.metadata = None
+            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+                assert reply.status == 404
 
 
 @pytest.mark.parametrize(

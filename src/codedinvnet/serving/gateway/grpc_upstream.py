@@ -11,12 +11,12 @@ from codedinvnet.serving.gateway.calls import (
     OK,
     Call,
     Headers,
-    NotProtocol,
     Reply,
     Unreachable,
     http_status,
 )
 from codedinvnet.serving.gateway.translation import problem, through_grpc
+from codedinvnet.serving.gateway.upstreams import no_metadata
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
@@ -114,7 +114,7 @@ class GrpcUpstream:
         request = pb.ModelMetadataRequest(name=model, version=version).SerializeToString()
         reply = await self._ask("ModelMetadata", request, seconds)
         if reply.status != OK["grpc"]:
-            raise NotProtocol(f"it has no model {model!r}: {reply}")
+            raise no_metadata(model, reply)
         found = pb.ModelMetadataResponse.FromString(reply.body)
 
         def tensors(messages: Any) -> list[dict[str, Any]]:

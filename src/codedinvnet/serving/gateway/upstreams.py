@@ -66,7 +66,7 @@ class Upstream(Protocol):
         """Return the model's metadata.
 
         Raises:
-            Unreachable: if it says nothing.
+            Unreachable: if it says nothing, or fails: a proxy before it, or while it loads.
             NotProtocol: if it has no such model, or what it says is no metadata.
         """
 
@@ -132,6 +132,13 @@ def model_path(model: str, version: str) -> str:
     """Return a model's path in the protocol."""
     versions = f"/versions/{quote(version, safe='')}" if version else ""
     return f"/v2/models/{quote(model, safe='')}{versions}"
+
+
+def no_metadata(model: str, reply: Reply) -> Unreachable | NotProtocol:
+    """Return what an error means that an upstream answers when asked for a model's metadata."""
+    if reply.fails:
+        return Unreachable(str(reply))
+    return NotProtocol(f"it has no model {model!r}: {reply}")
 
 
 def described(error: OSError) -> str:
@@ -204,8 +211,7 @@ class HttpUpstream:
     async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
         status, _, body = await self._ask("GET", model_path(model, version), seconds)
         if status != 200:
-            said = body[:200].decode(errors="replace").strip()
-            raise NotProtocol(f"it has no model {model!r}: HTTP status {status}: {said}")
+            raise no_metadata(model, Reply("http", status, body.strip()))
         try:
             found: Mapping[str, Any] = json.loads(body)
             for tensor in (*found["inputs"], *found["outputs"]):
