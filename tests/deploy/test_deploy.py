@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from codedinvnet.serving.listening import DRAIN_TIMEOUT
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running as serve_running
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask
+from tests.serving.gateway.test_gateway import ask, until
 from tests.serving.gateway.test_tls import make_pair
 
 ROOT = Path(__file__).parents[2]
@@ -101,10 +102,8 @@ def test_services_and_budgets_find_the_gateway() -> None:
 
 
 async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
-    probes = {
-        name: CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")
-    }
-    assert all(PORTS[probe["port"]] == 8000 for probe in probes.values())
+    readiness = CONTAINER["readinessProbe"]["httpGet"]
+    assert PORTS[readiness["port"]] == 8000
     metrics = POD["metadata"]["annotations"]["prometheus.io/path"]
 
     async def status(address: str, path: str, **headers: str) -> int:
@@ -120,16 +119,31 @@ async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) ->
     options = dataclasses.replace(config, upstream=(fake.url,), port=0, grpc_port=0, name="m")
     async with gateway_running(options) as (address, _, _):
         address = address.replace("0.0.0.0", "127.0.0.1")
-        for probe in probes.values():
-            assert await status(address, probe["path"]) == 200
+        assert await status(address, readiness["path"]) == 200
         assert await status(address, metrics) == 200
         for name in options.allowed_host:
             assert await status(address, "/v2", Host=f"{name}:8000") == 200
         assert await status(address, "/v2", Host="elsewhere:8000") == 421
         await fake.stop()
         await ask(address)  # which nobody answers
-        assert await status(address, probes["readiness"]["path"]) == 503
-        assert await status(address, probes["liveness"]["path"]) == 200
+        assert await status(address, readiness["path"]) == 503
+
+
+async def test_no_pod_is_killed_for_want_of_upstreams(
+    config: GatewayOptions, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams"
+    file.write_text("")
+    options = dataclasses.replace(
+        config, upstream=(), upstreams_file=file, port=0, grpc_port=0, down_timeout_ms=1
+    )
+    async with gateway_running(options) as (address, relay, _):
+        await until(lambda: relay.front.scheduler.workers_up == 0)
+        for name in ("startup", "liveness"):
+            probe = CONTAINER[f"{name}Probe"]
+            assert PORTS[probe["tcpSocket"]["port"]] == 8000
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):
+                pass
 
 
 def test_a_pod_may_drain_before_it_is_killed(config: GatewayOptions) -> None:

@@ -308,6 +308,9 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
     found.clear()
     with pytest.raises(UserError, match="--upstream: triton has no address: Name or service"):
         asyncio.run(found_by.urls())
+    there, lacking = asyncio.run(found_by.first())
+    assert there == ["http://a:1"]
+    assert "triton has no address" in lacking
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -67,6 +68,39 @@ async def test_one_that_fails_at_the_start_comes_later() -> None:
     alone = Fake()
     alone.metadata_status = 502
     assert "status 502" in await refused(alone)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_where_others_may_come_nobody_need_be_there_at_the_start(
+    listed: bool, tmp_path: Path
+) -> None:
+    """Else an outage of all upstreams would end gateways for longer than it lasts."""
+    late, file = Fake(), tmp_path / "upstreams"
+
+    await late.start()
+    await late.stop()
+    file.write_text(late.url if listed else "# none yet")
+    async with gateway(upstreams_file=file) as (address, relay, _), aiohttp.ClientSession() as web:
+
+        async def status(path: str) -> int:
+            async with web.get(address + path) as reply:
+                return reply.status
+
+        await until(lambda: relay.front.scheduler.workers_up == 0)
+        assert await status("/v2/health/ready") == 503
+        assert await status("/v2/models/m") == 503
+        await until(lambda: relay.front.supervisor.is_down)
+        assert (await ask(address)).status == 503
+        await late.start()
+        file.write_text(late.url)
+        await until(lambda: relay.front.scheduler.workers_up == 1)
+        assert await status("/v2/health/ready") == 200
+        assert await status("/v2/models/m") == 200
+        assert (await ask(address)).status == 200
+    await late.stop()
+    assert "no upstream" in await refused(
+        upstreams_file=Path("/dev/null"), backup_upstream="http://a/v2/models/m"
+    )
 
 
 async def test_another_is_asked_for_metadata_where_one_fails() -> None:

@@ -45,7 +45,7 @@ class Agreement:
         """Ask all for the model, and return who did not answer, and why.
 
         Raises:
-            UserError: if none answers, one does not have the model, or theirs differ.
+            UserError: if one does not have the model, or theirs differ.
         """
         asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in places]
         found = await asyncio.gather(*asked, return_exceptions=True)
@@ -65,9 +65,6 @@ class Agreement:
                     await self._check(place)
                 except Unreachable as error:
                     silent[place.upstream.url] = (place, str(error))
-        if len(silent) == len(places):
-            told = "; ".join(f"{url}: {reason}" for url, (_, reason) in silent.items())
-            raise UserError(f"--upstream: none answers: {told}")
         return list(silent.values())
 
     async def check(self, place: Place, seconds: float) -> None:

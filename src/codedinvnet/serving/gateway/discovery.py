@@ -25,6 +25,11 @@ RESOLVED = ("http", "grpc")
 PERIOD = 1.0
 """Seconds between two looks."""
 
+
+class NoneYet(UserError):
+    """There is no upstream, but one may come."""
+
+
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -62,14 +67,35 @@ class Discovery:
         """Return the upstreams of now, each once.
 
         Raises:
-            UserError: if there are none, or nobody can tell.
+            NoneYet: if there are none, or a name has no address.
+            UserError: if nobody can tell.
         """
+        found, lacking = await self._looked_up()
+        if lacking:
+            raise lacking[0]
+        return found
+
+    async def first(self) -> tuple[list[str], str]:
+        """Return the upstreams to begin with, and why some or all are not there yet ("").
+
+        Raises:
+            UserError: if nobody can tell.
+        """
+        found, lacking = await self._looked_up()
+        return found, "; ".join(map(str, lacking))
+
+    async def _looked_up(self) -> tuple[list[str], list[NoneYet]]:
+        """Return the upstreams of now, each once, and what is wanting."""
         found: list[str] = []
+        lacking: list[NoneYet] = []
         for url in (*self.given, *self._of_file()):
-            found += await self._resolved(url) if url.startswith(DNS) else [url]
-        if not found:
-            raise UserError(f"--upstreams-file: {self.file} has no upstream")
-        return list(dict.fromkeys(found))
+            try:
+                found += await self._resolved(url) if url.startswith(DNS) else [url]
+            except NoneYet as error:
+                lacking.append(error)
+        if not found and not lacking:
+            lacking.append(NoneYet(f"--upstreams-file: {self.file} has no upstream"))
+        return list(dict.fromkeys(found)), lacking
 
     def _of_file(self) -> list[str]:
         if self.file is None:
@@ -97,7 +123,7 @@ class Discovery:
             found = await self.resolve(parts.hostname, port)
         except OSError as error:
             told = f"--upstream: {parts.hostname} has no address: {error.strerror}"
-            raise UserError(told) from error
+            raise NoneYet(told) from error
         hosts = [f"[{host}]" if ":" in host else host for host in found]
         return [f"{parts.scheme}://{host}:{port}{parts.path}" for host in hosts]
 

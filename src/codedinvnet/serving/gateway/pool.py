@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from codedinvnet.errors import UserError
 from codedinvnet.serving.alarm import CatchUp
 from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.agreement import START_TIMEOUT, Agreement
@@ -73,7 +74,8 @@ class UpstreamPool:
         cancels: whether upstreams over gRPC are told by when an answer is needed, and to stop when
             none is. Otherwise what nobody waits for is left to end by itself: some versions of
             Triton crash when requests are cancelled.
-        places: how many upstreams there may be later; None: as many as now.
+        places: how many upstreams there may be later; None: as many as now. With a number the pool
+            starts even if none answers yet.
         differs: says how an upstream's model differs from the one that a small backup stands for
             (""); it raises Unreachable if nobody can tell. None: nobody asks.
     """
@@ -92,6 +94,7 @@ class UpstreamPool:
     ) -> None:
         self.cancels, self.agreement = cancels, Agreement(model, metrics, differs)
         self.model, self.hang_timeout, self.patience = model, hang_timeout, patience
+        self._waits = places is not None
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
         self.metrics = metrics
@@ -128,10 +131,14 @@ class UpstreamPool:
         """Ask all upstreams for the model.
 
         Raises:
-            UserError: if none answers, one does not have the model, or theirs differ.
+            UserError: if one does not have the model, theirs differ, or none answers and no
+                others may come.
         """
         there = [place for place in self.places if place.is_filled]
         silent = await self.agreement.begin(there)
+        if len(silent) == len(there) and not self._waits:
+            told = "; ".join(f"{place.upstream.url}: {reason}" for place, reason in silent)
+            raise UserError(f"--upstream: none answers: {told}")
         loop = asyncio.get_running_loop()
         for place, reason in silent:  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
@@ -444,9 +451,11 @@ class UpstreamPool:
 
         Raises:
             NotProtocol: if the first upstream that answers has none.
-            Unreachable: if none answers.
+            Unreachable: if none answers, or has answered since the start.
         """
         if not version:
+            if not self.agreement.metadata:
+                raise Unreachable("no upstream has been up yet")
             return self.agreement.metadata
         reason = "no upstream is up"
         for place in self.places:

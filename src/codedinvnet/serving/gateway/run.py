@@ -149,7 +149,12 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     certificate = read_certificate(options.tls_cert, options.tls_key)
     open_one = partial(open_upstream, roots=roots)
     discovery = Discovery(options.upstream, options.upstreams_file)
-    upstreams = [open_one(url) for url in await discovery.urls()]
+    urls, lacking = await discovery.first()
+    if lacking and not urls and options.makes_up:
+        raise UserError(lacking)  # what makes up for them is made for what they say
+    if lacking:
+        log_event("upstreams are looked for", logging.WARNING, reason=lacking)
+    upstreams = [open_one(url) for url in urls]
     places = max(PLACES, len(upstreams)) if discovery.changes else None
     metrics = Metrics()
     both = metrics, UpstreamMetrics(metrics.registry)
