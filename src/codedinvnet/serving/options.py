@@ -288,3 +288,11 @@ def hang_timeout(options: ServeOptions) -> float:
 def is_open(options: ServeOptions) -> bool:
     """Tell whether others than this machine's reach the port, and need no token."""
     return options.token_file is None and options.host not in LOOPBACK
+
+
+def tell_open(host: str, demo: bool = False) -> None:
+    """Log what others may do who reach the port, and need no token."""
+    open_to = "whoever reaches the port may send queries, and sees the last ones' images"
+    if demo:
+        open_to += " and stops workers"
+    log_event("no token", logging.WARNING, host=host, reason=open_to)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -37,6 +36,7 @@ from codedinvnet.serving.options import (
     hang_timeout,
     is_open,
     policy_of,
+    tell_open,
     told_apart,
 )
 from codedinvnet.serving.reliance import REPLACE, reliance_of, unnoticed
@@ -191,10 +191,7 @@ async def grpc_listening(
 
 async def _serve(options: ServeOptions) -> None:
     if is_open(options):
-        open_to = "whoever reaches the port may send queries, and sees the last ones' images"
-        if options.demo:
-            open_to += " and stops workers"
-        log_event("no token", logging.WARNING, host=options.host, reason=open_to)
+        tell_open(options.host, options.demo)
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, FrontEnd]]:
