@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
+from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.faces.tls import Certificate
@@ -135,8 +136,27 @@ class Server(uvicorn.Server):
         self.leaves, self.up = leaves, asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Begin to listen; over TLS a handshake may take as long as a request's headers."""
+        context = self.config.ssl
+        await super().startup(sockets if context is None else [])
+        if context is not None:
+            loop = asyncio.get_running_loop()
+            for listener in sockets or ():
+                server = await loop.create_server(
+                    self._connection,
+                    sock=listener,
+                    ssl=context,
+                    ssl_handshake_timeout=connections.HEAD_TIMEOUT,
+                    backlog=self.config.backlog,
+                )
+                self.servers.append(server)
         self.up.set()
+
+    def _connection(self) -> asyncio.Protocol:
+        kind: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return kind(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop: when told, or as soon as requests over gRPC are waited for."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import ssl
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running
@@ -57,6 +60,20 @@ async def test_both_sides(pair: tuple[Path, Path]) -> None:
             async with running(options):
                 pass
     assert len(fake.seen) == 2
+
+
+async def test_clients_that_begin_no_handshake(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+    chain, key = pair
+
+    async with gateway(Fake(), tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
+        for number in (int(url.rpartition(":")[2]), port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", number)
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
 
 
 def test_certificates_that_do_not_match(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from codedinvnet.serving.answers import (
     Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 from codedinvnet.serving.faces.tls import Certificate
 from codedinvnet.serving.faces.v2 import server_metadata
@@ -145,6 +146,7 @@ class GrpcFace:
             **dict(UNLIMITED),
             "grpc.max_receive_message_length": self.max_message,
             "grpc.so_reuseport": 0,
+            "grpc.server_handshake_timeout_ms": round(1000 * connections.HEAD_TIMEOUT),
         }
         server = grpc.aio.server(
             options=tuple(options.items()), maximum_concurrent_rpcs=MOST_REQUESTS
