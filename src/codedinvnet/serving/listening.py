@@ -17,10 +17,11 @@ from starlette.applications import Starlette
 from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES
+from codedinvnet.serving.background import Background
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
 from codedinvnet.serving.faces.http import LARGE_BODY
-from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.tls import Certificate, follow
 from codedinvnet.serving.faces.traced import TracedRequests
 from codedinvnet.serving.faces.v2 import TEXT_LENGTH, json_bytes
 from codedinvnet.serving.frontend import FrontEnd
@@ -187,15 +188,19 @@ async def listening(
         server = Server(config, lambda: front.announced)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())
+        background = Background()
         try:
             await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
             if not up.done():
                 raise UserError(f"the server on {host}:{port} ended while starting")
+            if certificate is not None and config.ssl is not None:
+                background.spawn(follow(certificate, config.ssl, "HTTP"))
             name, number = listener.getsockname()[:2]
             scheme = "http" if certificate is None else "https"
             yield f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
         finally:
             up.cancel()
+            await background.stop()
             server.should_exit = True
             await task
     finally:

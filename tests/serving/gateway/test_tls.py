@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import aiohttp
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.faces import connections
+from codedinvnet.serving.faces import connections, tls
 from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask
+from tests.serving.gateway.test_gateway import ask, until
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 
@@ -60,6 +61,39 @@ async def test_both_sides(pair: tuple[Path, Path]) -> None:
             async with running(options):
                 pass
     assert len(fake.seen) == 2
+
+
+async def test_a_renewed_certificate_is_served(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is no pair, as between two writes, changes nothing."""
+    monkeypatch.setattr(tls, "PERIOD", 0.02)
+    chain, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    for target, source in zip((chain, key), pair, strict=True):
+        shutil.copy(source, target)
+    later = make_pair(tmp_path / "later")
+
+    async with gateway(Fake(), tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
+        ports = int(url.rpartition(":")[2]), port
+
+        async def served() -> list[str]:
+            return [
+                await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", number))
+                for number in ports
+            ]
+
+        old, new = (file.read_text() for file in (pair[0], later[0]))
+        assert await served() == [old, old]
+        shutil.copy(later[0], chain)
+        await until(lambda: "the old certificate is kept" in caplog.messages)
+        assert await served() == [old, old]
+        shutil.copy(later[1], key)
+        end = time.monotonic() + 20
+        while await served() != [new, new]:
+            assert time.monotonic() < end
 
 
 async def test_clients_that_begin_no_handshake(

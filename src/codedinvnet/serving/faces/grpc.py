@@ -23,7 +23,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
-from codedinvnet.serving.faces.tls import Certificate
+from codedinvnet.serving.faces.tls import Certificate, Renewal
 from codedinvnet.serving.faces.v2 import server_metadata
 from codedinvnet.serving.logs import log_event
 
@@ -159,8 +159,7 @@ class GrpcFace:
             if certificate is None:
                 bound = server.add_insecure_port(address)
             else:
-                pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
-                bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                bound = server.add_secure_port(address, renewed_credentials(certificate))
         except RuntimeError as error:
             raise UserError(f"--grpc-port: cannot listen on {address}") from error
         await server.start()
@@ -254,6 +253,23 @@ class GrpcFace:
     async def _no_stream(self, _: Any, context: Any) -> None:
         told = "ModelStreamInfer is not supported: send each request by ModelInfer"
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, told)
+
+
+def renewed_credentials(certificate: Certificate) -> Any:
+    """Return a server's credentials: each connection begins with what the files have then."""
+
+    def configuration() -> Any:
+        pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    found: list[Any] = []
+    renewal = Renewal(certificate, lambda: found.append(configuration()), "gRPC")
+
+    def news() -> Any:  # called in threads of gRPC's
+        renewal.look()
+        return found.pop() if found else None
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), news)
 
 
 def spec_of(spec: Mapping[str, Any]) -> dict[str, Any]:
