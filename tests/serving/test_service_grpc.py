@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,12 +21,15 @@ from tritonclient.utils import InferenceServerException
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port
+from codedinvnet.serving import serve, service_grpc
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.faces.v2 import parse_request, render_response
+from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running as gateway
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import running
-from tests.models.factories import PLACE
+from tests.models.factories import PLACE, TOKENS
 from tests.serving.faces.requests import share_memory
 
 SOURCE = f"{PLACE}:mlp"
@@ -31,13 +37,15 @@ ROWS = np.random.default_rng(3).random((3, 16), np.float32)
 
 
 @asynccontextmanager
-async def asking(**options: Any) -> AsyncIterator[tuple[triton.InferenceServerClient, str, str]]:
+async def asking(
+    source: str = SOURCE, **options: Any
+) -> AsyncIterator[tuple[triton.InferenceServerClient, str, str]]:
     """Serve the model in this process; yield a client, and both addresses."""
     port = free_port()
     settings = {"pool": "examples/my_pool.py:Pool", "workers": 2, "port": 0, **options}
     address = f"127.0.0.1:{port}"
     async with (
-        running(ServeOptions(SOURCE, grpc_port=port, **settings)) as (url, _),
+        running(ServeOptions(source, grpc_port=port, **settings)) as (url, _),
         triton.InferenceServerClient(address) as client,
     ):
         yield client, address, url
@@ -140,6 +148,78 @@ async def test_http_and_grpc_share_the_memory_for_requests() -> None:
     message.inputs.add(name="input", datatype="FP32", shape=ROWS.shape)
     async with asking(deadline_ms=60_000, max_body_memory=1 / 16) as (_, address, url):
         await share_memory(url, int(address.split(":")[1]), message)
+
+
+async def test_what_a_request_becomes_counts() -> None:
+    """Small whole numbers take a byte each on the way, and four as a tensor."""
+
+    def message(rows: int) -> bytes:
+        made = pb.ModelInferRequest(model_name="words")
+        entry = made.inputs.add(name="tokens", datatype="INT32", shape=[rows, TOKENS])
+        entry.contents.int_contents.extend([1] * rows * TOKENS)
+        serialized: bytes = made.SerializeToString()
+        return serialized
+
+    assert len(message(12)) < 2**16 < 4 * 12 * TOKENS
+    async with (
+        asking(f"{PLACE}:words", max_body_memory=1 / 16) as (_, address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        await ask(message(3))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await ask(message(12))
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        await ask(message(3))
+
+
+async def test_others_are_served_while_a_large_answer_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_at_it, let_go = threading.Event(), threading.Event()
+
+    def slowly(*words: Any) -> Any:
+        is_at_it.set()
+        assert let_go.wait(20)
+        return render_response(*words)
+
+    monkeypatch.setattr(service_grpc, "render_response", slowly)
+    monkeypatch.setattr(service_grpc, "LARGE_ANSWER", 1)
+    async with asking() as (client, *_):
+        asked = asyncio.create_task(client.infer("mlp", [tensor()]))
+        assert await asyncio.to_thread(is_at_it.wait, 20)
+        assert await client.is_server_live()
+        let_go.set()
+        await asked
+
+
+async def test_large_requests_take_turns_and_are_not_read_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deadline, came, read = 0.2, threading.Semaphore(0), 0
+
+    class Counting(FrontEnd):
+        def check_room(self, queries: int, seconds: float | None = None) -> None:
+            super().check_room(queries, seconds)
+            came.release()
+
+    def slowly(*words: Any) -> Any:
+        nonlocal read
+        read += 1
+        for _ in range(3):  # each of the two when it came, and one when its turn had come
+            assert came.acquire(timeout=20)
+        time.sleep(2 * deadline)
+        return parse_request(*words)
+
+    monkeypatch.setattr(serve, "FrontEnd", Counting)
+    monkeypatch.setattr(service_grpc, "parse_request", slowly)
+    monkeypatch.setattr(service_grpc, "LARGE_BODY", 1)
+    async with asking(deadline_ms=1000 * deadline) as (client, *_):
+        asked = [client.infer("mlp", [tensor()]) for _ in range(2)]
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, InferenceServerException)
+            assert error.status() == "StatusCode.DEADLINE_EXCEEDED"
+    assert read == 1
 
 
 async def test_a_port_that_is_taken() -> None:

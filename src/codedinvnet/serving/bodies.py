@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
+from codedinvnet.serving.answers import DeadlinePassed
 from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.logs import log_event
+
+if TYPE_CHECKING:
+    from codedinvnet.serving.frontend import FrontEnd
+
+Found = TypeVar("Found")
 
 
 class TooSlow(Exception):
@@ -60,6 +68,37 @@ async def departure(receive: Receive) -> None:
         await asyncio.Event().wait()
 
 
+async def read_in_turn(
+    turn: asyncio.Semaphore,
+    front: FrontEnd,
+    parse: Callable[[], Found],
+    began: float,
+    gone: asyncio.Future[None] | None = None,
+) -> Found:
+    """Return what a large request is, parsed in a thread: one at a time, and none for nothing.
+
+    Args:
+        turn: is had meanwhile.
+        front: will answer it.
+        parse: reads it.
+        began: when it came (`time.monotonic()`).
+        gone: done once nobody waits for it.
+
+    Raises:
+        Overloaded, Draining, Starting: see `FrontEnd.check_room`.
+        DeadlinePassed: if the turn comes too late.
+        ClientDisconnect: if nobody waits for it any more.
+    """
+    async with turn:
+        if gone is not None and gone.done():
+            raise ClientDisconnect
+        front.check_room(1)
+        if time.monotonic() - began > front.deadline:
+            front.metrics.queries.labels("deadline").inc()
+            raise DeadlinePassed("deadline passed")
+        return await asyncio.to_thread(parse)
+
+
 class BodyMemory:
     """Bounds the bytes of all requests that are here.
 
@@ -71,6 +110,9 @@ class BodyMemory:
     def __init__(self, most: int, refuse: Callable[[int], None]) -> None:
         self.most, self.refuse = most, refuse
         self._held = 0
+        self.large = asyncio.Semaphore(1)
+        """Is had by what reads or writes something large, which takes memory, too, and holds the
+        interpreter for a while."""
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:

@@ -180,7 +180,9 @@ async def grpc_listening(
     from codedinvnet.serving.service_grpc import ServiceBackend
 
     face = GrpcFace(
-        traced(ServiceBackend(service, shown.max_batch), service.front.waiting.tracing),
+        traced(
+            ServiceBackend(service, shown.max_batch, memory.large), service.front.waiting.tracing
+        ),
         memory,
         token=shown.token,
         max_message=shown.max_body,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from codedinvnet.serving.bodies import read_in_turn
 from codedinvnet.serving.faces.grpc import Headers, Refused
 from codedinvnet.serving.faces.grpc_stubs import grpc
-from codedinvnet.serving.faces.http import LARGE_BODY
+from codedinvnet.serving.faces.http import LARGE_ANSWER, LARGE_BODY
 from codedinvnet.serving.faces.v2 import (
     OUTCOME_HEADER,
     VERSION,
@@ -28,10 +29,11 @@ class ServiceBackend:
     Args:
         service: answers requests.
         max_batch: queries of a request.
+        large: is had by what reads or writes something large, over another face as well.
     """
 
-    def __init__(self, service: Service, max_batch: int) -> None:
-        self.service, self.max_batch = service, max_batch
+    def __init__(self, service: Service, max_batch: int, large: asyncio.Semaphore) -> None:
+        self.service, self.max_batch, self.large = service, max_batch, large
 
     @property
     def is_live(self) -> bool:
@@ -61,18 +63,34 @@ class ServiceBackend:
         return model_metadata(self.service.served)
 
     async def infer(
-        self, message: bytes, seconds: float | None, headers: Headers
+        self,
+        message: bytes,
+        seconds: float | None,
+        headers: Headers,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, Headers]:
-        began, served = time.monotonic(), self.service.served
-        self.service.front.check_room(1)
+        began, front = time.monotonic(), self.service.front
+        front.check_room(1)
+
+        def parse() -> Request:
+            return self._parsed(message)
+
         if len(message) < LARGE_BODY:
-            request = self._parsed(message)
+            request = parse()
         else:
-            request = await asyncio.to_thread(self._parsed, message)
+            request = await read_in_turn(self.large, front, parse, began)
+        hold(len(message) + request.size)
         if seconds is not None:
             request = request.within(seconds)
         answer = await self.service.answer(request, began=began)
-        data, head = render_response(request, answer, served)
         outcome = answer.parameters.get(OUTCOME)
         trailers: Headers = () if outcome is None else ((OUTCOME_HEADER, outcome),)
-        return response_from_http(data, None if head is None else str(head)), trailers
+
+        def write() -> bytes:
+            data, head = render_response(request, answer, self.service.served)
+            return response_from_http(data, None if head is None else str(head))
+
+        if answer.values < LARGE_ANSWER:
+            return write(), trailers
+        async with self.large:
+            return await asyncio.to_thread(write), trailers

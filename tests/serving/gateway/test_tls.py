@@ -77,6 +77,7 @@ async def test_a_renewed_certificate_is_served(
     later = make_pair(tmp_path / "later")
 
     async with gateway(Fake(), tls_cert=chain, tls_key=key, grpc_port=0) as (url, _, port):
+        assert port is not None
         ports = int(url.rpartition(":")[2]), port
 
         async def served() -> list[str]:

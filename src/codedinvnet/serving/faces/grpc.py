@@ -67,7 +67,11 @@ class Backend(Protocol):
         """
 
     async def infer(
-        self, message: bytes, seconds: float | None, headers: Headers
+        self,
+        message: bytes,
+        seconds: float | None,
+        headers: Headers,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, Headers]:
         """Return a serialized ModelInferResponse, and metadata behind it.
 
@@ -75,6 +79,8 @@ class Backend(Protocol):
             message: a serialized ModelInferRequest.
             seconds: for how long the client waits; None if it does not say.
             headers: the client's metadata.
+            hold: is told how many bytes the request holds, as a message and as tensors, and may
+                raise.
 
         Raises:
             Refused: if the answer is an error.
@@ -246,7 +252,9 @@ class GrpcFace:
             headers = tuple(header for header in headers if header[0] != "authorization")
         with self.memory.holding() as hold:
             hold(len(message))
-            answer, trailers = await self.backend.infer(message, context.time_remaining(), headers)
+            answer, trailers = await self.backend.infer(
+                message, context.time_remaining(), headers, hold
+            )
         context.set_trailing_metadata(trailers)
         return answer
 

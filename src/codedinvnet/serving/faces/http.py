@@ -31,7 +31,7 @@ from codedinvnet.serving.answers import (
     QueryFailed,
     Starting,
 )
-from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body
+from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body, read_in_turn
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
@@ -247,10 +247,9 @@ def build_app(
             and until then queries are refused.
     """
     front, served = service.front, service.served
-    # Reading and writing what is large hold the interpreter for a while, and take memory.
-    large = asyncio.Semaphore(1)
     fetching = asyncio.Lock()
     memory = memory or BodyMemory(options.body_memory, front.refuse)
+    large = memory.large
 
     def check_model(request: Request) -> None:
         name = request.path_params["name"]
@@ -263,25 +262,6 @@ def build_app(
     async def metadata(request: Request) -> Response:
         check_model(request)
         return JSONResponse(model_metadata(served))
-
-    async def parse_in_turn(
-        parse: Callable[[], Asked], began: float, gone: asyncio.Task[None]
-    ) -> Asked:
-        """Parse in a thread, one request at a time, and none for nothing.
-
-        Raises:
-            Overloaded: if too many queries are waiting.
-            DeadlinePassed: if the turn comes too late.
-            ClientDisconnect: if nobody waits for it any more.
-        """
-        async with large:
-            if gone.done():
-                raise ClientDisconnect
-            front.check_room(1)
-            if time.monotonic() - began > front.deadline:
-                front.metrics.queries.labels("deadline").inc()
-                raise DeadlinePassed("deadline passed")
-            return await asyncio.to_thread(parse)
 
     async def take_in(
         request: Request, began: float, hold: Callable[[int], None]
@@ -304,7 +284,7 @@ def build_app(
             if len(body) < LARGE_BODY and not packed:
                 parsed = parse()
             else:
-                parsed = await parse_in_turn(parse, began, gone)
+                parsed = await read_in_turn(large, front, parse, began, gone)
             hold(parsed.size)
         except BaseException:
             gone.cancel()

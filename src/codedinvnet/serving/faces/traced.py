@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,11 @@ class TracedBackend:
         return await self.backend.metadata(model, version)
 
     async def infer(
-        self, message: bytes, seconds: float | None, headers: Headers
+        self,
+        message: bytes,
+        seconds: float | None,
+        headers: Headers,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, Headers]:
         from codedinvnet.serving.faces.grpc import problem
 
@@ -83,7 +87,7 @@ class TracedBackend:
         with self.tracing.request("ModelInfer", headers, about) as request:
             code = 0
             try:
-                return await self.backend.infer(message, seconds, headers)
+                return await self.backend.infer(message, seconds, headers, hold)
             except Exception as error:
                 refused = problem(error)
                 code = refused.code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from codedinvnet.serving.answers import BadRequest
@@ -58,7 +58,11 @@ class RelayBackend:
             raise Refused(UNAVAILABLE, str(error)) from error
 
     async def infer(
-        self, message: bytes, seconds: float | None, headers: Headers
+        self,
+        message: bytes,
+        seconds: float | None,
+        headers: Headers,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, Headers]:
         try:
             model, version = model_of(message)
@@ -66,7 +70,7 @@ class RelayBackend:
             raise BadRequest(f"ModelInferRequest: {error}") from error
         self._check(model)
         reply, outcome, told = await self.relay.answer(
-            version, "grpc", message, headers, seconds=seconds
+            version, "grpc", message, headers, seconds=seconds, hold=hold
         )
         trailers: Headers = ((OUTCOME_HEADER, outcome),)
         if reply.status != OK["grpc"]:

@@ -188,7 +188,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
 
             backend: Backend = RelayBackend(relay)
             if relay.service is not None:
-                backend = ServiceBackend(relay.service, MAX_BATCH)
+                backend = ServiceBackend(relay.service, MAX_BATCH, memory.large)
             backend = traced(backend, relay.front.waiting.tracing)
             face = GrpcFace(backend, memory, token=token, max_message=most)
             grace = options.deadline_ms / 1000
