@@ -7,12 +7,17 @@ when a worker is lost. What a worker loads and computes, `spec.load()` and `run_
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeAlias
 
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
 from codedinvnet.serving.workers.result import Computer, Result, run_task
+
+Job: TypeAlias = tuple[Task, "Future[Result]"]
 
 
 class Pool:
@@ -25,34 +30,50 @@ class Pool:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.on_death: Callable[[int, str], None] | None = None  # threads do not die
-        self.threads: list[ThreadPoolExecutor] = []
+        self.queues: list[SimpleQueue[Job | None]] = []
         self.computer: Computer | None = None
 
     async def start(self, size: int) -> None:
         """Load the model, and start that many threads."""
         self.computer = await asyncio.to_thread(self.spec.load)
-        self.threads = [ThreadPoolExecutor(1) for _ in range(size)]
+        self.queues = [self.new_thread() for _ in range(size)]
+
+    def new_thread(self) -> "SimpleQueue[Job | None]":
+        """Start a thread; return where it takes its tasks from, until it gets None."""
+        queue: SimpleQueue[Job | None] = SimpleQueue()
+        # A daemon: the process ends, though a thread may hang.
+        threading.Thread(target=self.work, args=(queue,), daemon=True).start()
+        return queue
+
+    def work(self, queue: "SimpleQueue[Job | None]") -> None:
+        """Run tasks, one at a time; in a thread."""
+        assert self.computer is not None
+        while (job := queue.get()) is not None:
+            task, future = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(run_task(self.computer, task.number, task.inputs))
+                except Exception as error:
+                    future.set_exception(error)
 
     async def call(self, worker: int, task: Task) -> Result:
         """Run a task on a worker."""
-        loop = asyncio.get_running_loop()
-        assert self.computer is not None
+        future: Future[Result] = Future()
+        self.queues[worker].put((task, future))
         try:
-            return await loop.run_in_executor(
-                self.threads[worker], run_task, self.computer, task.number, task.inputs
-            )
+            return await asyncio.wrap_future(future)
         except Exception as error:
             raise WorkerFailed(f"{type(error).__name__}: {error}") from error
 
     async def replace(self, worker: int) -> None:
         """Leave a thread that hangs to itself, and start another."""
-        self.threads[worker].shutdown(wait=False, cancel_futures=True)
-        self.threads[worker] = ThreadPoolExecutor(1)
+        self.queues[worker].put(None)
+        self.queues[worker] = self.new_thread()
 
     async def stop(self) -> None:
         """End all threads."""
-        for thread in self.threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+        for queue in self.queues:
+            queue.put(None)
 
     def pid(self, worker: int) -> int | None:
         """Return None: a thread has no process of its own."""

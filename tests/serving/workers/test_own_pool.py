@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,43 @@ class Mine(Pool):
     assert told.exc_info is not None
     assert str(told.exc_info[1]) == "my own mistake"
     assert told.__dict__["fields"]["pool"] == "Mine"
+
+
+def test_the_examples_process_ends_though_a_thread_hangs() -> None:
+    text = """
+import asyncio, threading
+from codedinvnet.serving.workers.pool import Task
+from examples.my_pool import Pool
+
+class Hanging:
+    def __init__(self):
+        self.is_at_it = threading.Event()
+    def load(self):
+        return self
+    def compute(self, number, inputs):
+        if number == 0:
+            self.is_at_it.set()
+            threading.Event().wait()
+        return {}, 0.0
+
+async def main():
+    spec = Hanging()
+    pool = Pool(spec)
+    await pool.start(1)
+    lost = asyncio.create_task(pool.call(0, Task(0, 0, {})))
+    assert await asyncio.to_thread(spec.is_at_it.wait, 20)
+    lost.cancel()
+    await pool.replace(0)
+    print((await pool.call(0, Task(1, 1, {}))).outputs)
+    await pool.stop()
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", text]
+    found = subprocess.run(
+        command, cwd=EXAMPLE.parents[1], capture_output=True, timeout=60, check=True
+    )
+    assert found.stdout.strip() == b"{}"
 
 
 def test_a_pool_that_cannot_be_made_shows_its_own_traceback(
