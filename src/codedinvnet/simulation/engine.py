@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Task
+from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.serving.rules.actions import (

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import is_systematic
+from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.rules.actions import (
     DEADLINE,

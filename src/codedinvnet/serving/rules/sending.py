@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Uncoded, is_systematic
+from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
