@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench import latency
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.load import Reply
 from codedinvnet.bench.service import ParityWait, Run, latency_figures, work_figures
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME

@@ -22,6 +22,7 @@ import torch
 
 from codedinvnet import study
 from codedinvnet.bench import accuracy
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.grid import AccuracyGrid, Trial, check_part, load_grid
 from codedinvnet.bench.latency_grid import (
     Arm,
@@ -32,7 +33,6 @@ from codedinvnet.bench.latency_grid import (
     load_latency_grid,
     quick_grid,
 )
-from codedinvnet.bench.load import Reply
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bench.service import (
     ParityWait,

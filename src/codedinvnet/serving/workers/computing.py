@@ -25,7 +25,7 @@ from codedinvnet.models.base import DATATYPES, Model, TensorSpec, mixed_tensor, 
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
-from codedinvnet.serving.workers.engine import is_kept, run_by_onnxruntime
+from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
 from codedinvnet.serving.workers.result import OUTPUT, Computer, floated
 
 

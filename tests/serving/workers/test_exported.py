@@ -34,9 +34,9 @@ from codedinvnet.processes import descendants
 from codedinvnet.serving.opening import make_pool, open_served
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers import engine, preload
+from codedinvnet.serving.workers import exported, preload
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
-from codedinvnet.serving.workers.engine import (
+from codedinvnet.serving.workers.exported import (
     Exported,
     ExportedModule,
     run_by_onnxruntime,
@@ -205,7 +205,7 @@ def made(name: str) -> Scheme:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_run_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "Exported", ByPyTorch)
+    monkeypatch.setattr(exported, "Exported", ByPyTorch)
     plain, fast = made(name), made(name)
     run_by_onnxruntime(fast.networks())
     networks = [network.module for network in fast.networks()]
