@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.test_gateway import until

@@ -14,9 +14,9 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.serving import decoding, reliance
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.fakes import gateway

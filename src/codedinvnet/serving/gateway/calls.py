@@ -13,6 +13,8 @@ from codedinvnet.serving.service import Request
 Transport: TypeAlias = Literal["http", "grpc"]
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
+UNPACKED = 1 << 30
+"""Bytes that a compressed body may become."""
 STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
 OK = {"http": 200, "grpc": 0}
@@ -80,7 +82,7 @@ class Call:
     request: Request | None = None
     refusal: Reply | None = None
     running: set[asyncio.Future[str]] = field(default_factory=set)
-    most: int = 1 << 30
+    most: int = UNPACKED
     plain: bytes | BadRequest | None = None
 
     @property
