@@ -425,6 +425,8 @@ class Sending:
     def _is_dead(self, kind: Kind, identity: int) -> bool:
         """Tell whether a timer has nothing to do, whatever happens until it is due."""
         match kind:
+            case "deadline" | "guess" | "resend":  # most are
+                return identity not in self.queries
             case "group":
                 group = self.groups.get(identity)
                 return group is None or not group.is_open
@@ -437,7 +439,5 @@ class Sending:
                 return identity not in self.pace.slow
             case "recheck":
                 return False
-            case "guess" | "resend" | "deadline":
-                return identity not in self.queries
             case _:
                 assert_never(kind)
