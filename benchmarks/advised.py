@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 from pandas import DataFrame
 
 from codedinvnet.bench import tables
+from codedinvnet.bench.client import Client
 from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.load import Client
 from codedinvnet.bench.service import WARM_REQUESTS, ParityWait, schedule, serving
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError

@@ -29,7 +29,7 @@ import numpy as np
 from pandas import DataFrame
 
 from codedinvnet.bench import tables
-from codedinvnet.bench.load import connect
+from codedinvnet.bench.client import connect
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.processes import free_port, processor_time, server

@@ -20,8 +20,8 @@ from pandas import DataFrame
 from tqdm import tqdm
 
 from codedinvnet.bench import tables
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.load import Reply
 from codedinvnet.bench.service import (
     ParityWait,
     latency_figures,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinvnet.bench.load import connect
+from codedinvnet.bench.client import connect
 from codedinvnet.errors import UserError
 from codedinvnet.processes import descendants, processor_time, server
 from tests.processes import needs_proc, survivors, wait_until

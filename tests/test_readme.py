@@ -128,6 +128,21 @@ def test_a_sweep_without_a_file_for_its_rows_would_be_noticed() -> None:
         check_rows("codedinvnet simulate configs/bench/simulate-policies.json")
 
 
+def benchmarks_named(text: str) -> list[str]:
+    """Return the benchmarks that a text names, in blocks or between its words."""
+    return re.findall(r"(?:`|^|python -m )benchmarks ([a-z][a-z-]*)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_benchmark_that_a_page_names_is_there(page: Path) -> None:
+    assert set(benchmarks_named(page.read_text(encoding="utf-8"))) <= set(command_line.BENCHMARKS)
+
+
+def test_a_benchmark_that_is_gone_would_be_noticed() -> None:
+    assert benchmarks_named("`benchmarks inverse` has both") == ["inverse"]
+    assert "inverse" not in command_line.BENCHMARKS
+
+
 METHOD_PAGE = DOCUMENTED["how-to/add-a-method.md"]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.bench.load import Client, Reply, connect
+from codedinvnet.bench.client import Client, Reply, connect
 from codedinvnet.data import sample_images
 from codedinvnet.processes import server
 from codedinvnet.quantiles import percentile

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.load import Reply
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.service import latency_figures
 from codedinvnet.rows import SCHEMA_VERSION, key_of
 

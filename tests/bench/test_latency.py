@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from codedinvnet.bench import latency
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.load import Reply
 from codedinvnet.bench.service import ParityWait, Run, latency_figures, work_figures
 from codedinvnet.codes.registry import METHODS
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.quantiles import Histogram
@@ -226,7 +228,8 @@ def test_workers_compute_by_the_engine_of_the_grid(
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row["settings"]["engine"] == "onnxruntime"
     assert asked[asked.index("--engine") + 1] == "onnxruntime"
-    monkeypatch.setattr("codedinvnet.models.runtime.NEEDED", ("nowhere_to_be_found",))
+    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("nowhere_to_be_found",))
+    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     with pytest.raises(UserError, match=r"needs nowhere_to_be_found: pip install"):
         run(grid, tmp_path, data_dir)
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks import protected, recommended, straggling
 from benchmarks.command_line import main
 from benchmarks.recommended import Made
-from codedinvnet.bench.load import Reply
+from codedinvnet.bench.client import Reply
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil

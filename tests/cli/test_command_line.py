@@ -106,7 +106,7 @@ def test_help_needs_no_heavy_imports() -> None:
     loaded = imported("from codedinvnet.cli.command_line import build_parser; build_parser()")
     assert "codedinvnet.cli.bench" in loaded
     own = [module for module in loaded if module.startswith("codedinvnet.")]
-    expected = ["codedinvnet.errors"]
+    expected = ["codedinvnet.engines", "codedinvnet.errors"]
     assert [module for module in own if not module.startswith("codedinvnet.cli")] == expected
     assert not {"torch", "numpy", "pydantic", "starlette"} & set(loaded)
 

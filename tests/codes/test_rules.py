@@ -11,10 +11,10 @@ from codedinvnet.codes.rules import (
     BACKUP,
     AnswersAll,
     AnyOf,
+    CodeRules,
     Costs,
     Parities,
     Replicated,
-    Rules,
     Task,
     Uncoded,
     as_json,
@@ -63,8 +63,8 @@ def test_tasks_that_share_a_group_answer_for_their_own_members(k: int, r: int) -
     assert code.r == r
 
 
-def of_every_kind() -> list[Rules]:
-    found: list[Rules] = [Uncoded(), Uncoded(4), Replicated(4), AnyOf(4, 7, 5)]
+def of_every_kind() -> list[CodeRules]:
+    found: list[CodeRules] = [Uncoded(), Uncoded(4), Replicated(4), AnyOf(4, 7, 5)]
     cost = Costs(group=0.1, member=0.2)
     for k, r in itertools.product((3, 7, 10), (1, 2, 3)):
         found += [Parities(k, r), Parities(k, r, cost=cost), Parities(k, r, True, True)]
@@ -74,7 +74,7 @@ def of_every_kind() -> list[Rules]:
 
 
 @pytest.mark.parametrize("rules", of_every_kind(), ids=str)
-def test_rules_are_the_same_after_a_trip_through_json(rules: Rules) -> None:
+def test_rules_are_the_same_after_a_trip_through_json(rules: CodeRules) -> None:
     found = from_json(json.loads(json.dumps(as_json(rules))))
     for size in (rules.k,) if rules.fixed_size else range(1, rules.k + 1):
         assert found.tasks(size) == rules.tasks(size)

@@ -9,7 +9,7 @@ import socketserver
 import threading
 from pathlib import Path
 
-from codedinvnet.bench.load import connect
+from codedinvnet.bench.client import connect
 from codedinvnet.data import sample_images
 from tests.conftest import Command
 from tests.processes import served

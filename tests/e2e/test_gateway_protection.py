@@ -16,10 +16,10 @@ import pytest
 from benchmarks.triton import Triton, is_installed
 from codedinvnet.cli import main
 from codedinvnet.models import open_model
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.upstream import PATH, described, outputs_of
 from codedinvnet.processes import process_stat
 from codedinvnet.protect import distil
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running
 from tests.processes import served

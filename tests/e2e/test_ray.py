@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench.load import Client, connect
+from codedinvnet.bench.client import Client, connect
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model

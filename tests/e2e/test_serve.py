@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.load import Client, connect
+from codedinvnet.bench.client import Client, connect
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.processes import descendants, free_port, server

@@ -90,3 +90,9 @@ def test_what_needs_it_says_how_it_is_installed() -> None:
     extra = re.search(r"codedinvnet\[(\w+)\]", line)
     assert extra, line
     assert f"\n{extra[1]} = [" in PROJECT.read_text()
+
+
+def test_the_extra_installs_what_is_missing_here() -> None:
+    extra = PROJECT.read_text().split("\nmodels = [")[1].split("\n]")[0]
+    names = re.findall(r'^ +"([\w-]+)', extra, re.MULTILINE)
+    assert sorted(OF_MODELS) == sorted("PIL" if name == "pillow" else name for name in names)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, Scheme
-from codedinvnet.codes.rules import SERVED, AnyOf, Parities
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import SERVED, AnyOf, CodeRules, Parities
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import accuracy

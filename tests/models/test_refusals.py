@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
-from codedinvnet.models import open_model, runtime
+from codedinvnet.models import open_model
 from tests.models import factories
 from tests.models.factories import PLACE, identity_onnx
 
@@ -124,7 +126,8 @@ def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     refused("computes on processors only, not on cuda", file, device="cuda")
     refused("computes on processors only, not on abacus", file, device="abacus")
     refused("has its own; only a factory takes others", file, weights="w")
-    monkeypatch.setattr(runtime, "NEEDED", ("nowhere_to_be_found",))
+    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("nowhere_to_be_found",))
+    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
     refused("needs nowhere_to_be_found", f"{PLACE}:mlp", engine="onnxruntime")
 

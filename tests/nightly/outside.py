@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import torch
 
-from codedinvnet.bench.load import Client, Reply, connect
+from codedinvnet.bench.client import Client, Reply, connect
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.processes import descendants, server

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.load import connect
+from codedinvnet.bench.client import connect
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port, server

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpo
 from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
@@ -309,7 +311,8 @@ def test_a_backup_is_served_without_onnx_runtime_as_well(
     model = open_model(f"{PLACE}:vectors")
     x = torch.rand(1, 4, FEATURES)
     exported = load_protection(finished, model, "small-backup").compute(4, x).output
-    monkeypatch.setattr(runtime, "NEEDED", ("no_such_module",))
+    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("no_such_module",))
+    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     monkeypatch.setattr(runtime, "session", None)  # nobody may open one
     found = load_protection(finished, model, "small-backup").compute(4, x).output
     torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)

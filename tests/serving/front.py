@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task
+from tests.observing import until
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 
 K, WORKERS = 4, 6
@@ -91,13 +91,6 @@ def leftovers(front: BundleFront) -> dict[str, Any]:
         "computed_by": scheduler.computed_by,
     }
     return {name: things for name, things in kept.items() if things}
-
-
-async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 def answered(found: list[Answered | QueryFailed]) -> list[Answered]:

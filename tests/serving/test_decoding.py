@@ -31,6 +31,7 @@ from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from codedinvnet.trust.confidence import log_probabilities
+from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 from tests.serving.front import (
     PATIENCE,
@@ -44,7 +45,6 @@ from tests.serving.front import (
     fixed_size,
     queue,
     running,
-    until,
 )
 
 ScoreKind = Literal["logits", "probabilities"]
@@ -407,7 +407,7 @@ def test_live_agreement_and_the_residual_of_a_corrupt_worker(
             for _ in range(10):  # on a busy machine some groups are not checked
                 for start in range(0, 240, 2 * K):
                     answered(await front.ask(images[start : start + 2 * K]))
-                if checks._value.get() >= 20 and parity_workers(seen) == set(range(WORKERS)):
+                if counted(checks) >= 20 and parity_workers(seen) == set(range(WORKERS)):
                     break
         return front
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Origin, Task
 from codedinvnet.serving.workers.result import Result
+from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 from tests.serving.front import (
     PATIENCE,
@@ -34,7 +35,6 @@ from tests.serving.front import (
     direct,
     fixed_size,
     running,
-    until,
 )
 
 
@@ -111,7 +111,7 @@ async def test_a_short_group_needs_no_fillers(
         for worker in (0, 2):
             pool.kill(worker)
         answers = answered(await query)
-        assert front.metrics.groups.labels("3")._value.get() == 1
+        assert counted(front.metrics.groups.labels("3")) == 1
         for i, answer in enumerate(answers):
             if answer.outcome == "decoded":
                 assert_decoded(answer, decoded(mnist, images[:3], i))
@@ -133,7 +133,7 @@ async def test_short_groups_with_and_without_fillers(
         group = np.zeros((size, 1, 28, 28), np.uint8)
         group[:3] = images[:3]
         assert_decoded(answers[1], decoded(mnist, group, 1))
-        assert front.metrics.groups.labels(str(size))._value.get() == 1
+        assert counted(front.metrics.groups.labels(str(size))) == 1
         assert sorted(number for _, number in pool.calls) == [0, 1, 2, K]
         pool.gates[1].set()
 
@@ -236,6 +236,27 @@ async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
         assert [view.deaths for view in front.workers] == [0] * WORKERS
 
 
+async def test_an_action_that_nobody_handles_is_logged(
+    method: Scheme,
+    images: np.ndarray,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Preempt(NamedTuple):
+        worker: int
+
+    async with running(method) as (front, _):
+        submit = front.scheduler.submit
+
+        def submit_and_preempt(*given: Any) -> Any:
+            taken = submit(*given)
+            return None if taken is None else (taken[0], [Preempt(0), *taken[1]])
+
+        monkeypatch.setattr(front.scheduler, "submit", submit_and_preempt)
+        answered(await front.ask(images[:K]))
+    assert "internal error" in caplog.messages
+
+
 async def test_what_waits_for_a_worker_is_computed_in_one_call(
     mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
@@ -245,7 +266,7 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         assert len(pool.calls) == 3
         for answer, row in zip(answers, direct(mnist, batch), strict=True):
             np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
-        assert front.metrics.tasks.labels("data")._value.get() == 9
+        assert counted(front.metrics.tasks.labels("data")) == 9
         pool.hang(0)
         asked = asyncio.create_task(front.ask(batch[:2]))
         await until(lambda: len(pool.calls) == 4)

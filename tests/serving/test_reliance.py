@@ -30,8 +30,8 @@ from codedinvnet.serving.waiting import Waiting
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
+from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, output, with_output
-from tests.serving.front import until
 
 K, WORKERS = 4, 5
 
@@ -75,12 +75,12 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
         relied.compared(check_, Facts((1.0, False)))
     assert not relied.releases(sure, K, waiting())
     assert relied.releasing is False
-    assert relied.metrics.releasing._value.get() == 0
+    assert counted(relied.metrics.releasing) == 0
     assert "approximate answers are no longer released" in caplog.text
     for _ in range(1000):
         relied.compared(check_, Facts((1.0, True)))
     assert relied.releases(sure, K, waiting())
-    assert relied.metrics.releasing._value.get() == 1
+    assert counted(relied.metrics.releasing) == 1
 
 
 def test_too_many_disagreements_make_the_release_strict() -> None:
@@ -97,9 +97,9 @@ def test_too_many_disagreements_make_the_release_strict() -> None:
     assert relied.releases(Found({}, 0.996), K, waiting())
     assert relied.releases(Found({}, 0.998), K, waiting(limit=0.005))
     assert not relied.releases(Found({}, 0.996), K, waiting(limit=0.005))
-    checked = relied.metrics.released_checks._value.get()
+    checked = counted(relied.metrics.released_checks)
     relied.compared(check_, Facts((0.992, True)))
-    assert relied.metrics.released_checks._value.get() == checked
+    assert counted(relied.metrics.released_checks) == checked
     for _ in range(200):
         relied.compared(check_, Facts((0.996, True)))
     assert relied.releases(unsure, K, waiting())
@@ -112,7 +112,7 @@ def test_guesses_that_disagree_tell_of_drift() -> None:
         relied.compared(check_, Facts((1.0, True), tuple((i, 0.9, i > 1) for i in range(K))))
     assert relied.watch is not None
     assert relied.watch.drifting
-    assert relied.metrics.drifting._value.get() == 1
+    assert counted(relied.metrics.drifting) == 1
     relied.compared(check_, Facts((1.0, False)))
     relied.compared(check_, Facts((1.0, False)))
     assert relied.releasing is False
@@ -155,7 +155,7 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
         pool.hang(0)
         asked = asyncio.ensure_future(front.ask(images[:K]))
         if not releases:
-            await until(lambda: front.metrics.withheld._value.get() == 1)
+            await until(lambda: counted(front.metrics.withheld) == 1)
             done, _ = await asyncio.wait({asked}, timeout=0.5)
             assert not done
             pool.kill(0)
@@ -266,10 +266,10 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
         for number in range(200):
             start = K * number % 900
             await front.ask(images[start : start + K], name=f"request {number}")
-            if front.metrics.wrong_workers.labels("2")._value.get():
+            if counted(front.metrics.wrong_workers.labels("2")):
                 break
-        counted = [front.metrics.wrong_workers.labels(str(i))._value.get() for i in range(5)]
-        assert counted == [0, 0, 1, 0, 0]
+        found = [counted(front.metrics.wrong_workers.labels(str(i))) for i in range(5)]
+        assert found == [0, 0, 1, 0, 0]
         await asyncio.sleep(0.2)
         assert (pool.liar == -1) == (action == "replace")
     finally:

@@ -25,6 +25,7 @@ from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers.faults import Fault, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result, run_task
+from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 from tests.serving.front import (
     PATIENCE,
@@ -35,7 +36,6 @@ from tests.serving.front import (
     decoded,
     direct,
     running,
-    until,
 )
 
 
@@ -168,7 +168,7 @@ async def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np
         assert answer.seconds >= 1.0
         await until(lambda: front.workers[0].restarts == 1)
         restarts = front.metrics.restarts.labels("hung")
-        assert restarts._value.get() == 1
+        assert counted(restarts) == 1
 
 
 class OldNews(BundlePool):
@@ -327,7 +327,7 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
         assert max(answer.seconds for answer in answers) < PATIENCE / 2
         await until(lambda: front.scheduler.load(2) == 0)  # nothing is left that could hang
         assert [view.deaths for view in front.workers] == [0] * WORKERS
-        assert front.metrics.task_failures.labels("2")._value.get() >= 1
+        assert counted(front.metrics.task_failures.labels("2")) >= 1
     told = next(r for r in caplog.records if r.message == "the pool raised")
     reason = f"{type(error).__name__}: {error}"
     assert vars(told)["fields"] == {"pool": "Raising", "worker": 2, "reason": reason}

@@ -25,6 +25,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.logs import logger
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
+from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool
 from tests.serving.front import (
     PATIENCE,
@@ -36,7 +37,6 @@ from tests.serving.front import (
     decoded,
     queue,
     running,
-    until,
 )
 
 
@@ -50,7 +50,7 @@ async def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -
         found = await front.ask(images[: K + 1], deadline=0.3 if per_request else 50.0)
         assert 0.3 <= time.monotonic() - began < 20
         assert all(isinstance(problem, DeadlinePassed) for problem in found)
-        assert front.metrics.queries.labels("deadline")._value.get() == K + 1
+        assert counted(front.metrics.queries.labels("deadline")) == K + 1
 
 
 async def refused(front: BundleFront, batch: np.ndarray) -> None:
@@ -67,7 +67,7 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
         await until(lambda: len(front.waiting) == 8)
         for batch in (images[:1], images[:4]):
             await refused(front, batch)
-        assert front.metrics.queries.labels("rejected")._value.get() == 5
+        assert counted(front.metrics.queries.labels("rejected")) == 5
         assert len(front.waiting) == 8
         for worker in range(WORKERS):
             pool.kill(worker)
@@ -203,7 +203,7 @@ async def test_at_the_deadline_side_features_answer(
         first, *others = answered(await query)
         assert time.monotonic() - began >= 1.5, "better answers might have come"
         assert first.outcome == "direct"
-        assert front.metrics.queries.labels("guessed")._value.get() == K - 1
+        assert counted(front.metrics.queries.labels("guessed")) == K - 1
         side = mnist.encode(torch.from_numpy(images[None, :K])).side
         for member, answer in enumerate(others, start=1):
             logits = mnist.model.recover_from_side(side[:, member])
@@ -217,7 +217,7 @@ async def test_what_is_too_late_already_is_not_computed(method: Scheme, images: 
         began = time.monotonic() - 1
         found = await front.ask(images[:K], deadline=0.9, began=began)
         assert [type(one) for one in found] == [DeadlinePassed] * K
-        assert front.metrics.queries.labels("deadline")._value.get() == K
+        assert counted(front.metrics.queries.labels("deadline")) == K
         assert pool.calls == []
 
 
@@ -288,14 +288,14 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
         found = await query
         assert [type(answer) for answer in found] == [QueryFailed, Answered, Answered]
         counts = front.metrics.queries.labels
-        assert counts("direct")._value.get() == 2
-        assert counts("cancelled")._value.get() == 1
+        assert counted(counts("direct")) == 2
+        assert counted(counts("cancelled")) == 1
         pool.kill(0)
         again = asyncio.get_running_loop().create_future()
         answered(await front.ask(images[:3], gone=again))
         again.set_result(None)  # long after
         await asyncio.sleep(0)
-        assert counts("cancelled")._value.get() == 1
+        assert counted(counts("cancelled")) == 1
 
 
 @pytest.mark.parametrize("at", ["decoder", "answer"])
@@ -317,8 +317,8 @@ async def test_one_that_goes_away_while_its_answer_is_made(
         busy.set()
         await until(lambda: not queue(front)._running)
         counts = front.metrics.queries.labels
-        assert counts("cancelled")._value.get() == 1
-        assert counts("direct")._value.get() == 0
+        assert counted(counts("cancelled")) == 1
+        assert counted(counts("direct")) == 0
 
 
 async def test_a_timer_that_could_not_be_set_is_set_later(

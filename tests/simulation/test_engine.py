@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -373,6 +373,22 @@ def test_the_rules_are_the_services_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert type(simulation.scheduler) is Scheduler
     simulation.run()
     assert submitted == [4] * 25
+
+
+def test_what_the_rules_ask_for_is_never_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Preempt(NamedTuple):
+        worker: int
+
+    simulation = Simulation(scenario(queries=10))
+    submit = simulation.scheduler.submit
+
+    def submit_and_preempt(*given: Any) -> Any:
+        taken = submit(*given)
+        return None if taken is None else (taken[0], [Preempt(0), *taken[1]])
+
+    monkeypatch.setattr(simulation.scheduler, "submit", submit_and_preempt)
+    with pytest.raises(KeyError, match="Preempt"):
+        simulation.run()
 
 
 def busy_scenario(**changes: Any) -> Scenario:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, Scheme
-from codedinvnet.codes.rules import BACKUP, SERVED, Parities, Rules
+from codedinvnet.codes.rules import BACKUP, SERVED, CodeRules, Parities
 from codedinvnet.quantiles import percentile
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
@@ -34,7 +34,7 @@ from tests.virtual import VirtualLoop
 class Nothing(Code):
     """A code that computes nothing."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: CodeRules) -> None:
         self.rules = rules
 
     def encode(self, task: int, queries: Tensor) -> Encoded:

@@ -22,6 +22,7 @@ import torch
 
 from codedinvnet import study
 from codedinvnet.bench import accuracy
+from codedinvnet.bench.client import Reply
 from codedinvnet.bench.grid import AccuracyGrid, Trial, check_part, load_grid
 from codedinvnet.bench.latency_grid import (
     Arm,
@@ -32,7 +33,6 @@ from codedinvnet.bench.latency_grid import (
     load_latency_grid,
     quick_grid,
 )
-from codedinvnet.bench.load import Reply
 from codedinvnet.bench.parts import DataSet
 from codedinvnet.bench.service import (
     ParityWait,
@@ -44,6 +44,7 @@ from codedinvnet.bench.service import (
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
+from codedinvnet.engines import PYTORCH, check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import check_folder, check_writable
@@ -52,7 +53,6 @@ from codedinvnet.models.bundle import (
     load_bundle,
     weights_digest,
 )
-from codedinvnet.models.runtime import PYTORCH, check_installed
 from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.serving.policies import served_as

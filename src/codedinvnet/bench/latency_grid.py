@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, describe, meant, validated
+from codedinvnet.engines import PYTORCH, EngineName
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.serving.policies import SERVED, Served, served_as
@@ -46,7 +47,7 @@ class LatencyGrid(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     bundle: str
     """A shipped bundle's name, or a folder."""
-    engine: Literal["pytorch", "onnxruntime"] = "pytorch"
+    engine: EngineName = PYTORCH
     """What computes the networks in a worker."""
     k: GroupSize = 10
     workers: Positive = 11

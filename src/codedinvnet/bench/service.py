@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.bench.load import Client, Reply, connect
+from codedinvnet.bench.client import Client, Reply, connect
 from codedinvnet.processes import ProcessorTime, processor_time, server
 from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.serving.workers.faults import Delay, Fault

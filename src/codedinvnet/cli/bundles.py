@@ -16,6 +16,7 @@ from codedinvnet.cli.common import (
     print_report,
     seed,
 )
+from codedinvnet.engines import ENGINES
 
 
 def add_commands(commands: Commands) -> None:
@@ -72,7 +73,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_bundle_options(sub, ", FILE.onnx, FILE.pt2, or a factory package.module:function")
     add_model_options(sub)
-    sub.add_argument("--engine", help="pytorch or onnxruntime (the kind's own)")
+    sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
     sub = add_command(

@@ -27,7 +27,7 @@ CLOSED = 141
 """Exit code of a command whose output nobody reads on, as of one that SIGPIPE ends."""
 OF_MODELS = (
     *("torch", "torchvision", "pandas", "scipy", "safetensors", "PIL", "matplotlib"),
-    "tensorboard",
+    *("tensorboard", "aiohttp"),
 )
 """What the extra `models` installs, as it is imported."""
 

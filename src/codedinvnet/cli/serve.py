@@ -7,6 +7,7 @@ from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command, add_face_options, add_model_options
 from codedinvnet.cli.options import add_config, settings_of
+from codedinvnet.engines import ENGINES
 
 
 def add_commands(commands: Commands) -> None:
@@ -88,8 +89,9 @@ def add_commands(commands: Commands) -> None:
     add("--threads-per-worker", type=int, help="threads of a worker (1)")
     add(
         "--engine",
-        help="what computes the networks: pytorch, or onnxruntime, the faster one on processors, "
-        "whose first start takes some seconds longer (pytorch; onnxruntime for FILE.onnx)",
+        help=f"what computes the networks: {' or '.join(ENGINES)}; ONNX Runtime is the faster one "
+        "on processors, and its first start takes some seconds longer (pytorch; onnxruntime for "
+        "FILE.onnx)",
     )
     add("--deadline-ms", type=float, help="until a query is guessed, or fails (5000)")
     add(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, Costs, Rules
+from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, CodeRules, Costs
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork
@@ -69,7 +69,9 @@ class SmallBackup(Method):
     compared = True
     cost = 1.0
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return AnswersAll(k, BACKUP, cost=Costs(member=self.cost / k))
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:

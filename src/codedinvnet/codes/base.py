@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.codes.rules import SERVED, Rules
+from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
@@ -46,7 +46,7 @@ class Code(ABC):
     `torch.inference_mode`.
     """
 
-    rules: Rules
+    rules: CodeRules
     """The tasks, what outputs determine, and what tasks cost."""
 
     def encode(self, task: int, queries: Tensor) -> Encoded:
@@ -94,7 +94,7 @@ class ScoresCode(Code):
         rules: which members the outputs determine.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: CodeRules) -> None:
         check_k(rules.k)
         self.rules = rules
 
@@ -164,7 +164,7 @@ class Scheme:
     classes: int = 0
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> CodeRules:
         """The code's rules."""
         return self.code.rules
 

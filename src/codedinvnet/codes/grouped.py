@@ -13,7 +13,7 @@ from codedinvnet.codes.backup import BackupCode
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, Costs, Rules
+from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, CodeRules, Costs
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 from codedinvnet.models.network import ModelOfGroups
@@ -69,7 +69,9 @@ class GroupMethod(Method):
     def network(self, given: Given, width: int) -> GroupNetwork:
         """Return the untrained network of a width."""
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return AnswersAll(k, PARITY_MODEL, encoded=True, cost=Costs(group=self.cost))
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.mean import Evidence, MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
-from codedinvnet.codes.rules import SERVED, Parities, Rules
+from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import BundleInfo
@@ -29,7 +29,9 @@ class CodedInvNet(Method):
     name = "coded-invnet"
     of_bundle = True
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         if bundle is None or tolerance.stragglers > 1:  # imagined, with as many parities
             return Parities(k, tolerance.stragglers)
         if bundle.model.encoder.kind == "mosaic":
@@ -65,7 +67,9 @@ class PaperInvNet(Method):
     of_bundle = True
     part: ClassVar[str] = "paper"
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Parities(k)
 
     def versions(self) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, served_macs, width_within
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
-from codedinvnet.codes.rules import SERVED, Costs, Parities, Rules
+from codedinvnet.codes.rules import SERVED, CodeRules, Costs, Parities
 from codedinvnet.data import spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
@@ -63,7 +63,9 @@ class BackupAndCode(Method):
     version = 2
     cost = 1.4
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Parities(k, guesses=True, cost=Costs(group=1.0, member=(self.cost - 1) / k))
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:

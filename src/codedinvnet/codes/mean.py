@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, check_k
-from codedinvnet.codes.rules import Parities, Rules
+from codedinvnet.codes.rules import CodeRules, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel, decode_missing
 from codedinvnet.models.network import Network
@@ -51,7 +51,7 @@ class LatentCode(Code):
         UserError: if k is below 2, or the model has no side features and is to use them alone.
     """
 
-    def __init__(self, model: CodedModel, rules: Rules, evidence: Evidence = "both") -> None:
+    def __init__(self, model: CodedModel, rules: CodeRules, evidence: Evidence = "both") -> None:
         check_k(rules.k)
         head = model.recovery_head
         if evidence == "side" and (head is None or not head.side_features):

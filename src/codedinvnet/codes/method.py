@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Scheme, blamed, check_k
-from codedinvnet.codes.rules import SERVED, Rules
+from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
@@ -218,7 +218,9 @@ class Method(ABC):
         return self.name
 
     @abstractmethod
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         """Return its rules.
 
         Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
-from codedinvnet.codes.rules import SERVED, Parities, Rules
+from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import Network, embedding_of
@@ -56,7 +56,9 @@ class Oracle(Method):
     of_bundle = True
     is_bound = True
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Parities(k)
 
     def build(self, given: Given) -> Scheme:

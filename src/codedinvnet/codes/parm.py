@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode, check_k
 from codedinvnet.codes.method import BARS, ONE, Given, Lessons, Method, Published, Tolerance
-from codedinvnet.codes.rules import PARITY_MODEL, SERVED, Parities, Rules
+from codedinvnet.codes.rules import PARITY_MODEL, SERVED, CodeRules, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
@@ -191,7 +191,7 @@ class LearnedCode(ScoresCode):
         decoder: maps outputs (B, k + 1, classes) to logits (B, k, classes).
     """
 
-    def __init__(self, rules: Rules, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, rules: CodeRules, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__(rules)
         self.encoder, self.decoder = encoder, decoder
 
@@ -221,7 +221,9 @@ class ParM(Method):
     runs = PARITY_MODEL
     code: type[SumCode] = SumCode
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Parities(k, fixed_size=True, model=self.runs)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
-from codedinvnet.codes.rules import Replicated, Rules, Uncoded
+from codedinvnet.codes.rules import CodeRules, Replicated, Uncoded
 from codedinvnet.models.bundle import BundleInfo
 
 
@@ -26,7 +26,9 @@ class Plain(Method):
     is_policy = True
     is_bound = True
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Uncoded(k)
 
     def build(self, given: Given) -> Scheme:
@@ -41,5 +43,7 @@ class Replication(Plain):
 
     name = "replication"
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> Rules:
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
         return Replicated(k)

@@ -35,7 +35,7 @@ class Task(NamedTuple):
     in one batch."""
 
 
-class Rules(Protocol):
+class CodeRules(Protocol):
     """What the scheduler, the simulator and the planner need to know of a code."""
 
     @property
@@ -82,7 +82,7 @@ class Costs:
         return self.group + self.member * size
 
 
-def is_systematic(rules: Rules) -> bool:
+def is_systematic(rules: CodeRules) -> bool:
     """Tell whether data tasks need their own member alone, so that they can leave at once."""
     tasks = rules.tasks(rules.k)
     return all(tasks[i].members == (i,) and not tasks[i].encoded for i in range(rules.k))
@@ -145,7 +145,7 @@ class Parities:
         k: the most queries in a group.
         r: parity tasks.
         fixed_size: whether groups have exactly k members.
-        guesses: see `Rules`.
+        guesses: see `CodeRules`.
         model: the role that computes a parity.
         cost: the model's work on a parity of a group of that size; None: that of one query.
     """
@@ -241,7 +241,7 @@ KINDS: Mapping[str, type] = {
 }
 
 
-def as_json(rules: Rules) -> dict[str, Any] | None:
+def as_json(rules: CodeRules) -> dict[str, Any] | None:
     """Return rules as a JSON object; None of a kind that is not this file's.
 
     Its `costs` are of the first extra task of a group of each size.
@@ -259,7 +259,7 @@ def as_json(rules: Rules) -> dict[str, Any] | None:
     return found
 
 
-def from_json(raw: Mapping[str, Any]) -> Rules:
+def from_json(raw: Mapping[str, Any]) -> CodeRules:
     """Return the rules that `as_json` made an object of.
 
     Raises:
@@ -273,7 +273,7 @@ def from_json(raw: Mapping[str, Any]) -> Rules:
             k, r = int(raw["k"]), int(raw.get("r", 1))
             # It asks by the task's members, and the first of r tasks has size / r, rounded up.
             options["cost"] = lambda count: costs[min(k, count * r)]
-    rules: Rules = KINDS[raw["kind"]](**options)
+    rules: CodeRules = KINDS[raw["kind"]](**options)
     return rules
 
 

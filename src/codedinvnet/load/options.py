@@ -14,9 +14,9 @@ import numpy as np
 
 from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
+from codedinvnet.models.upstream import PATH
 
 POISSON, CONSTANT = "poisson", "constant"
-MODELS = "/v2/models/"
 FRACTION = re.compile(r"^(\d{4}-\d\d-\d\d[T,\s]+\d\d:\d\d:\d\d),(?=\d{3}(?:\d{3})?(?:[Z+\s-]|$))")
 """A date and a time with a fraction of a second behind a comma, as Python's logs have it."""
 RATE = 10.0
@@ -73,13 +73,13 @@ def server_and_model(options: LoadOptions) -> tuple[str, str]:
         parts = urlsplit(options.url)
     except ValueError as error:
         raise UserError(f"URL: {options.url!r} is none: {error}") from error
-    base, found, name = parts.path.partition(MODELS)
+    base, found, name = parts.path.partition(PATH)
     told = unquote(name.strip("/")) if found else ""
     if "/" in told:
         raise UserError(f"URL: {options.url!r}: say a version by --model-version")
     model = options.model or told
     if not model:
-        raise UserError(f"URL: which model? {options.url.rstrip('/')}{MODELS}NAME, or --model NAME")
+        raise UserError(f"URL: which model? {options.url.rstrip('/')}{PATH}NAME, or --model NAME")
     if told and model != told:
         raise UserError(f"--model: {model!r} is not the {told!r} of the URL")
     return urlunsplit((*parts[:2], base, *parts[3:])), model

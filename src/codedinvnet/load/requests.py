@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.models.base import DATATYPE_OF, DATATYPES, HEADER_LENGTH, Signature, TensorSpec
 from codedinvnet.models.specs import parse_input
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.calls import Headers
 from codedinvnet.serving.tensors import BadTensor, to_bytes, to_json
 
@@ -107,7 +106,7 @@ def written(arrays: Arrays, batched: bool, binary: bool) -> tuple[bytes, Headers
     inputs, blobs = [], []
     for name, array in arrays.items():
         one = array if batched else array[0]
-        datatype = next(key for key, dtype in DATATYPES.items() if dtype == array.dtype)
+        datatype = DATATYPE_OF[array.dtype]
         head: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(one.shape)}
         if binary:
             blobs.append(to_bytes(one))

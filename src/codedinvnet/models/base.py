@@ -26,6 +26,9 @@ DATATYPES: Mapping[str, np.dtype[np.generic]] = {
     "BYTES": np.dtype(object),
 }
 """Datatypes of the Open Inference Protocol V2, and numpy's; elements of BYTES are `bytes`."""
+DATATYPE_OF: Mapping[np.dtype[np.generic], str] = {own: name for name, own in DATATYPES.items()}
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""The header that says how many bytes of a body are JSON, where binary tensors follow."""
 FLOATING = ("FP16", "FP32", "FP64")
 
 

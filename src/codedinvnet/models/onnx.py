@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from codedinvnet.engines import ONNX_RUNTIME, check_installed
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import content_digest
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.probe import Arrays, Compute, Opened
-from codedinvnet.models.runtime import ONNX_RUNTIME, check_installed, session
+from codedinvnet.models.runtime import session
 from codedinvnet.models.specs import Declared, input_specs
 
 PLATFORM = "onnxruntime_onnx"

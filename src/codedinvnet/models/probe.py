@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.models.base import DATATYPES, Scores, TensorSpec
+from codedinvnet.models.base import DATATYPE_OF, DATATYPES, Scores, TensorSpec
 
 Arrays: TypeAlias = "dict[str, np.ndarray]"
 Compute: TypeAlias = Callable[[Mapping[str, np.ndarray]], Arrays]
@@ -31,7 +31,6 @@ class Opened(NamedTuple):
 ROWS = 4
 """Queries of a probe."""
 _KINDS = ("logits", "probabilities")
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _TOLERANCE = 1e-2
 """Share of the largest value by which sums may differ that are rounded in another order."""
 
@@ -120,7 +119,7 @@ def probe(
 
 
 def _output_spec(name: str, array: np.ndarray, where: str) -> TensorSpec:
-    datatype = _NAMES.get(array.dtype)
+    datatype = DATATYPE_OF.get(array.dtype)
     if datatype is None:
         raise UserError(f"{where}: output {name!r} is {array.dtype}, which the protocol lacks")
     if array.ndim == 0 or len(array) != 1:

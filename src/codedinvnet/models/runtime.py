@@ -1,13 +1,9 @@
-"""What computes a model: PyTorch, or ONNX Runtime, to which modules are exported.
-
-The extra `onnx` installs what ONNX Runtime needs.
-"""
+"""ONNX Runtime, to which PyTorch's modules are exported."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import warnings
@@ -23,45 +19,9 @@ from codedinvnet import nn as nn_code
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.data.finding import cache_dir
 from codedinvnet.devices import denormals_kept
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import file_digest, write_atomically
-
-PYTORCH, ONNX_RUNTIME = "pytorch", "onnxruntime"
-ENGINES = (PYTORCH, ONNX_RUNTIME)
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
-
-
-def check_engine(engine: str, device: str) -> None:
-    """Refuse an engine that does not compute on a device.
-
-    Raises:
-        UserError: saying so.
-    """
-    if engine == ONNX_RUNTIME and device.partition(":")[0] != "cpu":
-        raise UserError(f"the engine {engine} computes on processors only, not on {device}")
-
-
-def check_installed(engine: str) -> None:
-    """Refuse an engine that is not installed here.
-
-    Raises:
-        UserError: naming what is missing.
-    """
-    missing = _missing(engine)
-    if missing:
-        raise UserError(
-            f"the engine {engine} needs {', '.join(missing)}: pip install 'codedinvnet[onnx]'"
-        )
-
-
-def is_installed(engine: str) -> bool:
-    """Tell whether an engine is installed here."""
-    return not _missing(engine)
-
-
-def _missing(engine: str) -> list[str]:
-    needed = NEEDED if engine == ONNX_RUNTIME else ()
-    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
@@ -182,6 +142,6 @@ def kept_at(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Pa
         options,
         [file_digest(path) for path in code],
         torch.__version__,
-        [_version(name) for name in NEEDED],
+        [_version(name) for name in ENGINES[ONNX_RUNTIME].needed],
     )
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.onnx"

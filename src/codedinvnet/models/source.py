@@ -10,6 +10,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from codedinvnet.engines import (
+    ONNX_RUNTIME,
+    PYTORCH,
+    check_engine,
+    check_installed,
+    engine_named,
+)
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import Signature, Unreachable
 from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
@@ -30,7 +37,7 @@ class ModelSource:
             server has, `http://HOST:PORT/v2/models/NAME`.
         weights: the safetensors file of a factory's module.
         scores: which output holds the class scores, `NAME[:probabilities|:logits]`; None: found.
-        engine: what computes the model, one of `codedinvnet.models.runtime.ENGINES`; None: ONNX
+        engine: what computes the model, one of `codedinvnet.engines.ENGINES`; None: ONNX
             Runtime for ONNX files, PyTorch for the others.
         inputs: `NAME:DATATYPE:SHAPE` of the inputs that the model leaves open.
         device: the device to compute on.
@@ -94,8 +101,6 @@ class ModelSource:
         Raises:
             UserError: if it cannot be opened, or other weights are there than `digest` says.
         """
-        from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH
-
         usual = {"onnx": ONNX_RUNTIME, "upstream": "upstream"}.get(self.kind, PYTORCH)
         engine = self.engine or usual
         opened = _open(self, engine)
@@ -207,20 +212,18 @@ def _open(source: ModelSource, engine: str) -> Opened:
     # Imported here: a front end that only names its workers' model needs no PyTorch for that.
     import torch
 
-    from codedinvnet.models import onnx, runtime
+    from codedinvnet.models import onnx
     from codedinvnet.models import torch as modules
     from codedinvnet.models.bundle import usable_device
 
-    if engine not in runtime.ENGINES:
-        raise UserError(f"--engine: {engine!r} is not one of {', '.join(runtime.ENGINES)}")
-    if kind == "onnx" and engine == runtime.PYTORCH:
+    if kind == "onnx" and engine_named(engine).name != ONNX_RUNTIME:
         raise UserError(f"{source.source} runs on ONNX Runtime, not on {engine}")
     if source.weights is not None and kind != "factory":
         raise UserError(f"--weights: {source.source} has its own; only a factory takes others")
     if kind == "bundle" and source.inputs:
         raise UserError("--input: a bundle tells its inputs")
-    runtime.check_engine(engine, source.device)
-    runtime.check_installed(engine)
+    check_engine(engine, source.device)
+    check_installed(engine)
     for path in (Path(source.weights or "."), Path(source.source if kind != "factory" else ".")):
         if kind != "bundle" and not path.exists():
             raise UserError(f"there is no file {path}")

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from codedinvnet.checkpoint import module_tensors, tensors_digest
+from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_installed, engine_named
 from codedinvnet.errors import UserError, nearest, one_line
+from codedinvnet.exhaustive import assert_never
 from codedinvnet.files import content_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
@@ -28,12 +30,7 @@ from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
 from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs
 from codedinvnet.models.program import load_program
-from codedinvnet.models.runtime import (
-    ONNX_RUNTIME,
-    any_batch,
-    check_installed,
-    exported_session,
-)
+from codedinvnet.models.runtime import any_batch, exported_session
 from codedinvnet.models.specs import Declared, check_told, input_specs
 
 PLATFORM = "pytorch"
@@ -345,7 +342,12 @@ def _opened(
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
     opened = Opened(inputs, max_batch, PLATFORM, digest, compute, network)
-    return _exported(network, opened, where) if engine == ONNX_RUNTIME else opened
+    name = engine_named(engine).name
+    if name == PYTORCH:
+        return opened
+    if name == ONNX_RUNTIME:
+        return _exported(network, opened, where)
+    assert_never(name)
 
 
 def _exported(network: Network, opened: Opened, where: str) -> Opened:

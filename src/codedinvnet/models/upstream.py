@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from codedinvnet.errors import UserError, is_host, one_line
-from codedinvnet.models.base import DATATYPES, TensorSpec, Unreachable
+from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
 
@@ -23,7 +23,6 @@ PATH = "/v2/models/"
 """What a model's URL has behind the server's address."""
 TIMEOUT = 60.0
 """Seconds for one answer."""
-JSON_LENGTH = "Inference-Header-Content-Length"
 
 
 def declared_inputs(
@@ -183,7 +182,7 @@ class Asking:
                 first = first or error
                 continue
             try:
-                found = outputs_of(data, headers.get(JSON_LENGTH.lower()))
+                found = outputs_of(data, headers.get(HEADER_LENGTH.lower()))
             except (ValueError, TypeError, KeyError) as error:
                 where = self.connection.url
                 raise UserError(f"{where} answers what is not the protocol: {error}") from error
@@ -198,7 +197,7 @@ def binary_request(
 ) -> tuple[bytes, dict[str, str]]:
     """Return the body of a request with binary tensors, and its headers."""
     head, blobs = described(arrays, specs)
-    return b"".join([head, *blobs]), {JSON_LENGTH: str(len(head))}
+    return b"".join([head, *blobs]), {HEADER_LENGTH: str(len(head))}
 
 
 def json_request(

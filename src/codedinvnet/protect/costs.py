@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.engines import PYTORCH
 from codedinvnet.models import OpenModel
-from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.nn.resnet import width_of_cost
 from codedinvnet.protect.students import Shape, Student, tensors
 

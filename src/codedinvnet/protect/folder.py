@@ -15,18 +15,13 @@ from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
+from codedinvnet.engines import ONNX_RUNTIME, check_installed, is_installed
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.models.runtime import (
-    ONNX_RUNTIME,
-    any_batch,
-    check_installed,
-    export,
-    is_installed,
-)
+from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder

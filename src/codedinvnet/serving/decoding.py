@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from codedinvnet.codes.rules import Rules
+from codedinvnet.codes.rules import CodeRules
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.workers.result import Computer
@@ -165,7 +165,7 @@ class Answerer(Protocol):
         """What it is called, as a method is."""
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> CodeRules:
         """The tasks, and whom their outputs answer for."""
 
     @property

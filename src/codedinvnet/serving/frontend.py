@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.alarm import LAG_PERIOD, Alarm, watch
 from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
@@ -340,10 +341,13 @@ class FrontEnd:
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
             self._background.spawn(self._replace(action.worker, action.reason))
-        elif isinstance(action, Complete) and self.decoding is not None:
-            self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
+        elif isinstance(action, Complete):
+            if self.decoding is not None:
+                self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
         elif isinstance(action, Decided):
             self.metrics.decided(action.decision)
+        else:
+            assert_never(action)
 
     def _give_up(self, action: Action, reason: str) -> list[Action]:
         """End the queries of an action that was not carried out; return what the rules say."""

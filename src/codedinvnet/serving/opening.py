@@ -13,11 +13,11 @@ from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.engines import PYTORCH
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
-from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.models.torch import user_module
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest

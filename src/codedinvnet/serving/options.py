@@ -11,8 +11,8 @@ import torch
 
 from codedinvnet.codes.method import Method, Tolerance
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
+from codedinvnet.engines import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
-from codedinvnet.models.runtime import ENGINES, PYTORCH, check_engine, check_installed
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.listening import check_limit, check_ports

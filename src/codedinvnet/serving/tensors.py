@@ -16,13 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from codedinvnet.models.base import DATATYPES
+from codedinvnet.models.base import DATATYPE_OF, DATATYPES
 
 LENGTH = struct.Struct("<I")
 """The number of bytes of what follows."""
 ALIGNMENT = 64
 """Each array of a message begins at a multiple of so many bytes."""
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 class BadTensor(Exception):
@@ -35,7 +34,7 @@ def datatype_of(array: np.ndarray) -> str:
     Raises:
         BadTensor: if it has none.
     """
-    name = _NAMES.get(array.dtype)
+    name = DATATYPE_OF.get(array.dtype)
     if name is None:
         raise BadTensor(f"the protocol has no datatype for numpy's {array.dtype}")
     return name

@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Uncoded, from_json
+from codedinvnet.codes.rules import CodeRules, Uncoded, from_json
 from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.quantiles import percentile, rank_of, rounded

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Task
+from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.serving.rules.actions import (
@@ -25,8 +24,11 @@ from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
     Call,
+    Complete,
+    Decided,
     Decode,
     Fail,
+    Forget,
     Replace,
     Send,
 )
@@ -157,6 +159,9 @@ class Simulation:
             AnswerDecoded: self._answer_decoded,
             Fail: self._fail,
             Replace: self._replace,
+            Complete: _costs_no_time,
+            Decided: _costs_no_time,
+            Forget: _costs_no_time,
         }
 
     def run(self, progress: bool = False) -> Records:
@@ -225,9 +230,7 @@ class Simulation:
         """Carry out what the rules say, and set the clock for what they want next."""
         carry_out = self._carry_out
         for action in actions:
-            call = carry_out.get(type(action))
-            if call is not None:  # free checks and what is forgotten cost no time
-                call(action)
+            carry_out[type(action)](action)
         at = self.scheduler.next_timer()
         if at is not None and at < self._timer_at:
             self._timer_at = at
@@ -359,6 +362,10 @@ class Simulation:
     def _burst(self, burst: Cause) -> None:
         self._fates.begin(burst, self.clock.now)
         self.clock.after(next(burst.gaps), self._burst, burst)
+
+
+def _costs_no_time(action: Complete | Decided | Forget) -> None:
+    """Pass by a free check, what is told, and what is forgotten."""
 
 
 def _specs(code: CodeRules, measured: Mapping[int, float]) -> dict[tuple[int, int], Task]:

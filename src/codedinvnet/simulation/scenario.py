@@ -14,8 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.codes.rules import Parities, Uncoded, is_systematic
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json

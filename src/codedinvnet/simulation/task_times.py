@@ -21,8 +21,8 @@ LONGEST = 86_400_000.0
 HEADER = "worker,ms"
 
 
-class SeenRules(Section):
-    """The settings of a running service, as far as they are needed."""
+class SeenWorkers(Section):
+    """How many workers a running service has, of its settings."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -34,7 +34,7 @@ class SeenTasks(Section):
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    rules: SeenRules
+    rules: SeenWorkers
     encode_share: Time
     tasks: tuple[tuple[float, int, int, Time, Time], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""

@@ -14,8 +14,9 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, parse_request
+from codedinvnet.serving.faces.v2 import parse_request
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Request, Response
 

@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.served import LABEL, PROBABILITIES
 from codedinvnet.simulation.distributions import Distribution
 from tests.serving.faces.service import (

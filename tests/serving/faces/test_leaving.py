@@ -13,6 +13,7 @@ import pytest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.faces import http as app
 from codedinvnet.serving.faces.v2 import parse_request
+from tests.observing import counted
 from tests.serving.faces.service import (
     K,
     Leaving,
@@ -64,7 +65,7 @@ class TestLeaving:
             assert client.sent[0]["status"] == 200
             await asyncio.sleep(0)
             assert not client.watched
-            assert service.front.metrics.queries.labels("cancelled")._value.get() == 0
+            assert counted(service.front.metrics.queries.labels("cancelled")) == 0
 
     async def test_a_server_that_cannot_tell_leaves_the_client_its_answer(
         self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture

@@ -15,6 +15,7 @@ import pytest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.faces import http as app
 from codedinvnet.serving.faces.v2 import parse_request
+from tests.observing import counted
 from tests.serving.faces.service import (
     INFER,
     MAX_BODY,
@@ -90,7 +91,7 @@ class TestFailures:
             assert set(statuses) == {200, 503, 504}
             # All that waited would take four seconds: the last ones are late before their turn.
             assert len(parsed) < len(statuses) - statuses.count(503)
-            assert service.front.metrics.queries.labels("deadline")._value.get() >= len(late)
+            assert counted(service.front.metrics.queries.labels("deadline")) >= len(late)
 
     async def test_who_finds_no_room_need_not_send_the_body(
         self, mnist: Bundle, images: np.ndarray

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from tests.observing import counted
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.test_gateway import until
@@ -115,9 +116,9 @@ async def test_the_backup_of_another_model_does_not_answer(
             scores(await meanwhile)
 
         differs = relay.pool.metrics.differs.labels(server.url)
-        assert differs._value.get() == 0
+        assert counted(differs) == 0
         await come_back(CHANGED)
-        assert differs._value.get() == 1
+        assert counted(differs) == 1
         assert "upstream has another model: the small backup does not answer" in caplog.messages
         server.hold()
         late = asyncio.create_task(asked(address, queries(1)))
@@ -126,7 +127,7 @@ async def test_the_backup_of_another_model_does_not_answer(
         server.go()
         assert scores(await late)[1] == "direct"
         await come_back(MODEL)
-        assert differs._value.get() == 0
+        assert counted(differs) == 0
         server.hold()
         assert scores(await asked(address, queries(1)))[1] == "decoded"
         server.go()
@@ -142,7 +143,7 @@ async def test_each_upstream_is_checked_at_the_start(finished: Path) -> None:  #
         _,
     ):
         differs = [relay.pool.metrics.differs.labels(server.url) for server in servers]
-        assert [gauge._value.get() for gauge in differs] == [0, 1]
+        assert [counted(gauge) for gauge in differs] == [0, 1]
         for server in servers:
             server.hold()
         late = asyncio.create_task(asked(address, queries(1)))

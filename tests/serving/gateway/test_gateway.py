@@ -19,6 +19,7 @@ from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from codedinvnet.serving.rules.recent import FEWEST
+from tests.observing import until as until
 from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway
 
 BODY = b'{ "inputs": [{"name":"x", "datatype":"FP32","shape":[1,3],"data":[0.10,1e-3,5]}]}'
@@ -58,13 +59,6 @@ def request(*raw: bytes) -> bytes:
     message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     found: bytes = message.SerializeToString()
     return found
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
 
 
 def is_up(relay: Relay) -> list[bool]:

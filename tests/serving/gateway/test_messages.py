@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.faces.v2_grpc import (
     Wanted,
     request_from_http,

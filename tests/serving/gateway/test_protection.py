@@ -19,12 +19,11 @@ from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import open_model
-from codedinvnet.models.base import Scores, Signature
+from codedinvnet.models.base import HEADER_LENGTH, Scores, Signature
 from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from codedinvnet.serving import decoding, traffic_report
 from codedinvnet.serving.decoding import Job, Wiring
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
 from codedinvnet.serving.gateway.backup import Backing, BackupAnswers
 from codedinvnet.serving.gateway.pool import boxed
 from codedinvnet.serving.gateway.relay import Relay

@@ -14,9 +14,10 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.serving import decoding, reliance
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH
+from tests.observing import counted
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.fakes import gateway
@@ -180,9 +181,9 @@ async def test_an_upstream_that_answers_wrongly_is_told(
             misled.append(set())
             await asyncio.gather(*(ask(number, j) for j in range(4)))
             servers[1].go()
-            if wrong.labels("1")._value.get():
+            if counted(wrong.labels("1")):
                 break
-        assert [wrong.labels(str(i))._value.get() for i in range(4)] == [0, 1, 0, 0]
+        assert [counted(wrong.labels(str(i))) for i in range(4)] == [0, 1, 0, 0]
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
     named = set(record.__dict__["fields"]["requests"])
     earlier = set[str]().union(*misled[:-1])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from codedinvnet.serving.gateway.upstream_metrics import FAILED, OK
+from tests.observing import counted
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, is_up, until
 
@@ -47,6 +48,6 @@ async def test_what_was_answered_meanwhile_is_not_asked_again() -> None:
             assert sum(len(fake.seen) for fake in fakes) == REQUESTS
             calls = relay.pool.metrics.calls
             for url in urls:
-                assert calls.labels(url, OK)._value.get() > 0
-                assert calls.labels(url, FAILED)._value.get() == 0
+                assert counted(calls.labels(url, OK)) > 0
+                assert counted(calls.labels(url, FAILED)) == 0
             assert is_up(relay) == [True, True]

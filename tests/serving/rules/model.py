@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import CodeRules
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,

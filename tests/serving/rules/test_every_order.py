@@ -7,8 +7,7 @@ from unittest.mock import patch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.codes.rules import AnswersAll
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.settings import POLICIES
 from tests.serving.rules.model import ErasureCode, Model

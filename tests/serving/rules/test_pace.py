@@ -4,6 +4,8 @@ import pytest
 
 from codedinvnet.serving.rules.pace import LATE_FACTOR, MOST_EXCESS, RETRY, SLOW, Pace
 from codedinvnet.serving.rules.recent import FEWEST, KEPT, Recent
+from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.rules.timers import FEW, Timers
 
 
@@ -151,13 +153,25 @@ def test_timers_come_in_order_and_dead_ones_not_at_all() -> None:
     dead: set[int] = {1}
     timers = Timers(lambda kind, identity: identity in dead)
     for i in (3, 1, 2):
-        timers.set(float(i), "x", i)
+        timers.set(float(i), "late", i)
     assert timers.next() == 2.0
     assert timers.due(1.9) is None
-    assert timers.due(2.0) == ("x", 2)
+    assert timers.due(2.0) == ("late", 2)
     assert timers.next() == 3.0
     dead |= set(range(10, 10 + 3 * FEW))
     for i in range(10, 10 + 3 * FEW):
-        timers.set(float(i), "x", i)
+        timers.set(float(i), "late", i)
     assert timers.next() == 3.0
     assert len(timers) == 1
+
+
+def test_a_timer_of_a_kind_that_nobody_knows_is_not_thrown_away() -> None:
+    scheduler = Scheduler(Rules(1, POLICIES["uncoded"]))
+    taken = scheduler.submit(0.0, 1, 5.0)
+    assert taken is not None
+    (query,) = taken[0]
+    scheduler.timers.set(1.0, "deadlien", query)  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="deadlien"):
+        scheduler.next_timer()
+    with pytest.raises(AssertionError, match="deadlien"):
+        scheduler.on_timer(1.0)

@@ -18,11 +18,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.tasks import Attempt
-from codedinvnet.serving.rules.timers import Timers
+from codedinvnet.serving.rules.timers import Kind, Timers
 from tests.serving.rules.model import ErasureCode, Model
 
 WORKERS, K = 3, 2
@@ -40,13 +40,13 @@ class AnyOrder(Timers):
         """Those that have something to do."""
         return sorted(timer[2:] for timer in self._heap if not self._dead(*timer[2:]))
 
-    def due(self, now: float) -> Event | None:
+    def due(self, now: float) -> tuple[Kind, int] | None:
         if self.chosen is None:
             return super().due(now)
         chosen, self.chosen = self.chosen, None
         self._heap.remove(next(timer for timer in self._heap if timer[2:] == chosen))
         self._heap.sort()
-        return chosen
+        return cast("tuple[Kind, int]", chosen)
 
 
 @dataclass(frozen=True)

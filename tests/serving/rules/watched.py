@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from codedinvnet.codes.rules import BACKUP
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import BACKUP, CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.serving.rules.actions import Action, Send
 from codedinvnet.serving.rules.scheduler import Scheduler

@@ -19,13 +19,9 @@ from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import WorkerDied
+from tests.observing import until
 from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
-from tests.serving.workers.worker_processes import (
-    ROOT,
-    data_task,
-    started,
-    until,
-)
+from tests.serving.workers.worker_processes import ROOT, data_task, started
 
 
 @needs_proc

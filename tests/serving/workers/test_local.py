@@ -31,6 +31,7 @@ from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Computer, run_task
 from tests.models.factories import PLACE, faint, save_onnx
+from tests.observing import until
 from tests.processes import needs_proc, state, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
@@ -39,7 +40,6 @@ from tests.serving.workers.worker_processes import (
     images,
     kill_in_mid_request,
     started,
-    until,
 )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.engines import ONNX_RUNTIME
 from codedinvnet.errors import UserError
-from codedinvnet.models.runtime import ONNX_RUNTIME
 from codedinvnet.serving.workers import ray as ray_pool
 from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.pool import WorkerDied

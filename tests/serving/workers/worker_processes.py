@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -50,13 +50,6 @@ def images(*rows: int) -> np.ndarray:
 
 def data_task(attempt: int, row: int) -> Task:
     return Task(attempt, 0, {IMAGES: images(row)})
-
-
-async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:

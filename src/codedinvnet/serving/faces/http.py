@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import (
     BadRequest,
     DeadlinePassed,
@@ -36,7 +37,6 @@ from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenC
 from codedinvnet.serving.faces.page import demo_routes, page_state
 from codedinvnet.serving.faces.policy import policy_routes
 from codedinvnet.serving.faces.v2 import (
-    HEADER_LENGTH,
     OUTCOME_HEADER,
     VERSION,
     TooLarge,

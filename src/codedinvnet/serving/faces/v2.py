@@ -16,14 +16,13 @@ import numpy as np
 import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.service import Request, Response, output_specs
 from codedinvnet.serving.tensors import BadTensor, from_bytes, from_json, to_bytes, to_json
 
 VERSION = "1"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTCOME_HEADER = "codedinvnet-outcome"
 """Says how an answer came about, where the face tells it beside the answer."""
 MICROSECONDS = 1e-6

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.codes.rules import SMALL_BACKUP, Rules
+from codedinvnet.codes.rules import SMALL_BACKUP, CodeRules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.decoding import Answers, Check, Decoding, Facts, Found, Job, Wiring
@@ -181,7 +181,7 @@ class RelayOutputs(Outputs):
 class Backing(NamedTuple):
     """What stands for a scheme where a small backup answers for whole requests."""
 
-    rules: Rules
+    rules: CodeRules
     understanding: Understanding
     name: str = SMALL_BACKUP
     reads: type[Outputs] = RelayOutputs

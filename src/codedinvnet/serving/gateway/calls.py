@@ -13,6 +13,8 @@ from codedinvnet.serving.service import Request
 Transport: TypeAlias = Literal["http", "grpc"]
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
+UNPACKED = 1 << 30
+"""Bytes that a compressed body may become."""
 STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
 ANSWERED, OVER = "answered", "over"
@@ -118,7 +120,7 @@ class Call:
     running: set[Fate] = field(default_factory=set)
     is_over: bool = False
     has_hung: bool = False
-    most: int = 1 << 30
+    most: int = UNPACKED
     plain: bytes | BadRequest | None = None
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from codedinvnet.codes.rules import SMALL_BACKUP, Rules
+from codedinvnet.codes.rules import SMALL_BACKUP, CodeRules
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.served import OwnModel
@@ -33,7 +33,7 @@ class Backup:
         differs: see `UpstreamPool`.
     """
 
-    rules: Rules
+    rules: CodeRules
     understanding: Understanding
     pool: WorkerPool
     workers: int

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, OUTCOME_HEADER
+from codedinvnet.models.base import HEADER_LENGTH
+from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import Headers, Reply
 
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')

@@ -8,9 +8,10 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.http import LARGE_BODY
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, TooLarge
+from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
     request_from_http,
     request_to_http,

@@ -10,20 +10,26 @@ from dataclasses import replace
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
+from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, Signature, TensorSpec, scores_tensor
 from codedinvnet.models.probe import find_scores, in_turn, probe
-from codedinvnet.models.upstream import JSON_LENGTH, declared_inputs, described, outputs_of
+from codedinvnet.models.upstream import declared_inputs, described, outputs_of
 from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.faces.v2 import HEADER_LENGTH, decompress, parse_request, render_response
-from codedinvnet.serving.gateway.calls import OK, Call, Headers, NotProtocol, Reply, Unreachable
+from codedinvnet.serving.faces.v2 import decompress, parse_request, render_response
+from codedinvnet.serving.gateway.calls import (
+    OK,
+    UNPACKED,
+    Call,
+    Headers,
+    NotProtocol,
+    Reply,
+    Unreachable,
+)
 from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.service import Request, Response, outcome_name
 
 LENGTH = HEADER_LENGTH.lower()
-MOST = 1 << 30
-"""Bytes of a decompressed answer."""
 TIMEOUT = 20.0
 """Seconds for an answer while the gateway starts."""
 
@@ -35,7 +41,7 @@ def call_of(
     head, blobs = described(arrays, specs)
     headers: Headers = (
         ("content-type", "application/octet-stream"),
-        (JSON_LENGTH.lower(), str(len(head))),
+        (LENGTH, str(len(head))),
     )
     body = b"".join([head, *blobs])
     return Call(model, "", "http", body, headers, time.monotonic() + seconds)
@@ -56,7 +62,7 @@ def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
         translated = response_to_http(body, Wanted({}, True))
         body, length = translated.data, str(translated.header_length)
     else:
-        body = decompress(body, dict(reply.headers).get("content-encoding"), MOST)
+        body = decompress(body, dict(reply.headers).get("content-encoding"), UNPACKED)
     try:
         return outputs_of(body, length)
     except (ValueError, TypeError, LookupError, AttributeError) as error:

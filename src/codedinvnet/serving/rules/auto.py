@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from codedinvnet.codes.rules import Rules as CodeRules
+from codedinvnet.codes.rules import CodeRules
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE, Policy
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from codedinvnet.codes.rules import Rules, Task, Uncoded
+from codedinvnet.codes.rules import CodeRules, Task, Uncoded
 
 FILLER = -1
 """Stands for the attempt that computed a filler's output: it was known before the group began."""
@@ -26,7 +26,7 @@ class CodingGroup:
         code: the rules of a code.
     """
 
-    def __init__(self, identity: int, code: Rules) -> None:
+    def __init__(self, identity: int, code: CodeRules) -> None:
         self.identity = identity
         self.code = code
         self.members: list[int] = []

@@ -10,9 +10,10 @@ who is answered by it in `settling`, and what becomes of a task on its way in `s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import is_systematic
+from codedinvnet.codes.rules import CodeRules, is_systematic
+from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -28,7 +29,6 @@ from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.settling import Settling
 from codedinvnet.serving.rules.tasks import Attempt, Query, State
-from codedinvnet.serving.rules.timers import Timers
 
 GUESS_QUANTILE = 0.95
 """A query that takes longer than this share of recent ones may be guessed."""
@@ -52,9 +52,7 @@ class Scheduler(Settling):
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         super().__init__(rules, code)
-        self.timers = Timers(self._is_dead)
         self.latencies = Recent(GUESS_QUANTILE)
-        self.open_group = None
         self._recheck: float | None = None
         """When tasks that a slow worker passed by are to be looked at again."""
 
@@ -209,32 +207,40 @@ class Scheduler(Settling):
         """Do what is due."""
         while (timer := self.timers.due(now)) is not None:
             kind, identity = timer
-            if kind == "group":
-                self._group_timeout(now, identity)
-            elif kind == "hang":
-                attempt = self.attempts.get(identity)
-                if attempt is not None and self.is_at(attempt.worker, identity):
-                    self._lose_worker(now, attempt.worker, "hung")
-            elif kind in ("late", "waits"):
-                self._late(now, identity, runs=kind == "late")
-            elif kind == "early":
-                self._early(now, identity)
-            elif kind == "retry":
-                if self.pace.retry(now, identity):
-                    self.binding.reorder(identity)
-            elif kind == "recheck":
-                self._recheck = None
-            elif (query := self.queries.get(identity)) is not None:
-                if kind == "guess":
-                    query.late = True
-                    self._settle(now, query.group)
-                elif kind == "resend":
-                    if query.state is State.WAITING and not query.attempts:
-                        self._send_data(now, query, first=True)
-                elif kind == "deadline":
-                    self._time_over(now, query)
-                    self._settle(now, query.group)  # its dropped task may have been others' hope
+            match kind:
+                case "group":
+                    self._group_timeout(now, identity)
+                case "hang":
+                    attempt = self.attempts.get(identity)
+                    if attempt is not None and self.is_at(attempt.worker, identity):
+                        self._lose_worker(now, attempt.worker, "hung")
+                case "late" | "waits":
+                    self._late(now, identity, runs=kind == "late")
+                case "early":
+                    self._early(now, identity)
+                case "retry":
+                    if self.pace.retry(now, identity):
+                        self.binding.reorder(identity)
+                case "recheck":
+                    self._recheck = None
+                case "guess" | "resend" | "deadline":
+                    if (query := self.queries.get(identity)) is not None:
+                        self._due(now, kind, query)
+                case _:
+                    assert_never(kind)
         return self._flush(now)
+
+    def _due(self, now: float, kind: Literal["guess", "resend", "deadline"], query: Query) -> None:
+        """Do what is due for a query that is not over."""
+        if kind == "resend":
+            if query.state is State.WAITING and not query.attempts:
+                self._send_data(now, query, first=True)
+            return
+        if kind == "guess":
+            query.late = True
+        else:
+            self._time_over(now, query)
+        self._settle(now, query.group)  # its dropped task may have been others' hope
 
     def _flush(self, now: float) -> list[Action]:
         """Let workers begin what waits for them, and return what is to be done."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from codedinvnet.codes.rules import Rules as CodeRules
-from codedinvnet.codes.rules import Uncoded, is_systematic
+from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
+from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
 from codedinvnet.serving.rules.binding import Binding
@@ -24,7 +24,7 @@ from codedinvnet.serving.rules.hedging import (
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
-from codedinvnet.serving.rules.timers import Timers
+from codedinvnet.serving.rules.timers import Kind, Timers
 
 
 def code_for(
@@ -71,9 +71,6 @@ class Sending:
         ValueError: if there is no code, or too few workers for it.
     """
 
-    timers: Timers
-    open_group: CodingGroup | None
-
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
         if rules.worker_batch > 1 and rules.slots > 1:
             raise ValueError("worker_batch goes with one slot")
@@ -88,6 +85,8 @@ class Sending:
         self.queries: dict[int, Query] = {}
         self.attempts: dict[int, Attempt] = {}
         self.groups: dict[int, CodingGroup] = {}
+        self.open_group: CodingGroup | None = None
+        self.timers = Timers(self._is_dead)
         self.computed_by: dict[int, int] = {}
         """Attempt -> worker, of the outputs in use."""
         self.sent = 0
@@ -423,18 +422,22 @@ class Sending:
 
     # Timers
 
-    def _is_dead(self, kind: str, identity: int) -> bool:
+    def _is_dead(self, kind: Kind, identity: int) -> bool:
         """Tell whether a timer has nothing to do, whatever happens until it is due."""
-        if kind == "group":
-            group = self.groups.get(identity)
-            return group is None or not group.is_open
-        if kind == "hang":
-            attempt = self.attempts.get(identity)
-            return attempt is None or not self.is_at(attempt.worker, identity)
-        if kind in ("late", "waits", "early"):
-            return identity not in self.attempts
-        if kind == "retry":
-            return identity not in self.pace.slow
-        if kind == "recheck":
-            return False
-        return identity not in self.queries
+        match kind:
+            case "deadline" | "guess" | "resend":  # most are
+                return identity not in self.queries
+            case "group":
+                group = self.groups.get(identity)
+                return group is None or not group.is_open
+            case "hang":
+                attempt = self.attempts.get(identity)
+                return attempt is None or not self.is_at(attempt.worker, identity)
+            case "late" | "waits" | "early":
+                return identity not in self.attempts
+            case "retry":
+                return identity not in self.pace.slow
+            case "recheck":
+                return False
+            case _:
+                assert_never(kind)

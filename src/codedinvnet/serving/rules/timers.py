@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
+Kind: TypeAlias = Literal[
+    "deadline", "early", "group", "guess", "hang", "late", "recheck", "resend", "retry", "waits"
+]
+"""What is due: `Scheduler.on_timer` does it, and `Sending` tells when it has become needless."""
 FEW = 256
 """The heap is rebuilt only when it holds this many dead entries."""
 
@@ -17,15 +22,15 @@ class Timers:
             is due.
     """
 
-    def __init__(self, dead: Callable[[str, int], bool]) -> None:
+    def __init__(self, dead: Callable[[Kind, int], bool]) -> None:
         self._dead = dead
-        self._heap: list[tuple[float, int, str, int]] = []
+        self._heap: list[tuple[float, int, Kind, int]] = []
         self._kept = self._count = 0
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def set(self, when: float, kind: str, identity: int) -> None:
+    def set(self, when: float, kind: Kind, identity: int) -> None:
         """Set a timer."""
         self._count += 1
         heapq.heappush(self._heap, (when, self._count, kind, identity))
@@ -42,7 +47,7 @@ class Timers:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: float) -> tuple[str, int] | None:
+    def due(self, now: float) -> tuple[Kind, int] | None:
         """Take the first one out if it is due."""
         if not self._heap or self._heap[0][0] > now:
             return None

@@ -1,1 +1,1 @@
-"""Pools of workers, and what a worker does. They know no coding."""
+"""Pools of workers, which know no coding; `computing` says what a worker loads and computes."""

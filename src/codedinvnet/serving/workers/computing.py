@@ -17,14 +17,15 @@ from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import SERVED
 from codedinvnet.devices import use_whole_float32
+from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.errors import UserError
+from codedinvnet.exhaustive import assert_never
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import DATATYPES, Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.models.runtime import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
-from codedinvnet.serving.workers.engine import is_kept, run_by_onnxruntime
+from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
 from codedinvnet.serving.workers.result import OUTPUT, Computer, floated
 
 
@@ -136,7 +137,7 @@ class BundleSpec:
         errors: likewise.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.models.runtime.ENGINES`.
+        engine: what computes the networks, one of `codedinvnet.engines.ENGINES`.
     """
 
     bundle: str | Path
@@ -162,8 +163,11 @@ class BundleSpec:
         torch.set_num_threads(self.threads)
         use_whole_float32()
         scheme = self._scheme()
-        if self.engine == ONNX_RUNTIME:
+        name = engine_named(self.engine).name
+        if name == ONNX_RUNTIME:
             run_by_onnxruntime(scheme.networks())
+        elif name != PYTORCH:
+            assert_never(name)
         computer = SchemeComputer(scheme)
         rules = scheme.rules
         zeros = np.zeros((rules.k, *scheme.shape), np.uint8)
@@ -174,7 +178,7 @@ class BundleSpec:
 
     def is_prepared(self) -> bool:
         """Tell whether `load` takes no longer than it must; raises alike."""
-        return self.engine != ONNX_RUNTIME or is_kept(self._scheme().networks())
+        return not engine_named(self.engine).exports or is_kept(self._scheme().networks())
 
     def _scheme(self) -> Scheme:
         check_engine(self.engine, self.device)

@@ -25,8 +25,8 @@ import numpy as np
 
 from codedinvnet.collector import freeze_loaded
 from codedinvnet.devices import flush_denormals
+from codedinvnet.engines import engine_named
 from codedinvnet.errors import UserError
-from codedinvnet.models.runtime import PYTORCH
 from codedinvnet.serving.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -158,7 +158,7 @@ class RayPool:
             scheduling_strategy="SPREAD",
         )(RayWorker)
         # The first alone, if there is an engine's cache to fill: all others wait for as long.
-        alone = 0 if self.spec.engine == PYTORCH else 1
+        alone = int(engine_named(self.spec.engine).exports)
         started: list[Actor | BaseException] = []
         for count in (alone, size - alone):
             actors = [self._spawn() for _ in range(count)]

@@ -18,7 +18,7 @@ import numpy as np
 from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import open_loop
-from codedinvnet.models.base import DATATYPES
+from codedinvnet.models.base import DATATYPE_OF, DATATYPES
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ class Client:
         self.address = address
         self.inputs, self.scores = inputs, scores
         self.count = len(next(iter(inputs.values())))
-        self.datatypes = {dtype: name for name, dtype in DATATYPES.items()}
 
     async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
         """Send one request and read its answer.
@@ -97,7 +96,7 @@ class Client:
                     {
                         "name": name,
                         "shape": list(array.shape),
-                        "datatype": self.datatypes[array.dtype],
+                        "datatype": DATATYPE_OF[array.dtype],
                         "parameters": {"binary_data_size": array.nbytes},
                     }
                     for name, array in batch.items()

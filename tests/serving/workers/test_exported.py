@@ -26,17 +26,17 @@ from codedinvnet.codes.mean import LatentCode
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.data import sample_images
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME, Engine, check_engine, check_installed
 from codedinvnet.errors import UserError
-from codedinvnet.models import runtime
+from codedinvnet.models import open_model, runtime
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.models.runtime import ONNX_RUNTIME, check_engine, check_installed
 from codedinvnet.processes import descendants
 from codedinvnet.serving.opening import make_pool, open_served
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers import engine, preload
+from codedinvnet.serving.workers import exported, preload
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
-from codedinvnet.serving.workers.engine import (
+from codedinvnet.serving.workers.exported import (
     Exported,
     ExportedModule,
     run_by_onnxruntime,
@@ -205,7 +205,7 @@ def made(name: str) -> Scheme:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_run_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "Exported", ByPyTorch)
+    monkeypatch.setattr(exported, "Exported", ByPyTorch)
     plain, fast = made(name), made(name)
     run_by_onnxruntime(fast.networks())
     networks = [network.module for network in fast.networks()]
@@ -304,7 +304,8 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
         told = "the engine onnxruntime computes on processors only, not on cuda"
         with pytest.raises(UserError, match=told):
             check(ServeOptions("mnist", engine=ONNX_RUNTIME, device="cuda", pool=pool))
-    monkeypatch.setattr(runtime, "NEEDED", ("onnx", "nowhere_to_be_found"))
+    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("onnx", "nowhere_to_be_found"))
+    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     told = r"engine onnxruntime needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'"
     with pytest.raises(UserError, match=told):
         check(ServeOptions("mnist", engine=ONNX_RUNTIME))
@@ -314,3 +315,13 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
     check(ServeOptions("mnist", engine=ONNX_RUNTIME, pool="ray"))  # its nodes tell for themselves
     check_engine("pytorch", "cuda")
     check_installed("pytorch")
+
+
+def test_pytorch_does_not_stand_in_for_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="'openvino' is not one of pytorch, onnxruntime"):
+        BundleSpec("mnist", K, engine="openvino").load()
+    monkeypatch.setitem(ENGINES, "openvino", Engine("openvino"))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="nobody handles 'openvino'"):
+        BundleSpec("mnist", K, engine="openvino").load()
+    with pytest.raises(AssertionError, match="nobody handles 'openvino'"):
+        open_model("mnist", engine="openvino")

@@ -1,0 +1,24 @@
+"""What tests see of a running service: its metrics, and conditions that they wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge
+
+
+def counted(metric: Counter | Gauge) -> float:
+    """Return the value of a metric without labels, or with all of them given."""
+    (family,) = metric.collect()
+    (value,) = (s.value for s in family.samples if not s.name.endswith("_created"))
+    return value
+
+
+async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    """Wait until a condition holds; fail if it does not in so many seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
