@@ -19,9 +19,22 @@ from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
-async def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
+async def test_upstreams_come_and_go_with_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, third = Fake(), Fake(), Fake()
     file = tmp_path / "upstreams"
+    looks, urls = [0], Discovery.urls
+
+    async def counting(discovery: Discovery) -> list[str]:
+        looks[0] += 1
+        return await urls(discovery)
+
+    async def looked() -> None:
+        before = looks[0]
+        await until(lambda: looks[0] >= before + 2)  # the first may have begun before
+
+    monkeypatch.setattr(Discovery, "urls", counting)
 
     for fake in (first, second, third):
         await fake.start()
@@ -46,9 +59,9 @@ async def test_upstreams_come_and_go_with_a_file(tmp_path: Path) -> None:
         assert first.seen == []
         assert third.seen
         file.write_text(f"{third.url}\nftp://nowhere\n")  # all is left as it was
-        await asyncio.sleep(1.5)
+        await looked()
         file.unlink()
-        await asyncio.sleep(1.5)
+        await looked()
         assert up() == {second.url, third.url}
         await ask_all()
         file.write_text(first.url)

@@ -303,8 +303,9 @@ async def test_who_comes_back_with_another_model_stays_aside() -> None:
         await until(lambda: is_up(relay) == [True, False])
         mine = other.metadata
         other.metadata = {**mine, "outputs": []}
+        before = other.probes
         await other.start()
-        await asyncio.sleep(2.5)
+        await until(lambda: other.probes >= before + 2)
         assert is_up(relay) == [True, False]
         other.metadata = mine
         await until(lambda: is_up(relay) == [True, True])
@@ -364,8 +365,8 @@ async def test_a_silent_upstream_is_noticed_without_a_call() -> None:
     async with gateway(good, hung) as (_, relay, _):
         hung.ready = False
         await until(lambda: is_up(relay) == [True, False])
-        good.ready = False  # the last one
-        await asyncio.sleep(4)
+        good.ready, before = False, good.probes  # the last one
+        await until(lambda: good.probes >= before + 4)
         assert is_up(relay) == [True, False]
 
 
