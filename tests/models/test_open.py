@@ -253,6 +253,32 @@ def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:
         again.source.open()
 
 
+def test_a_factory_file_with_a_dataclass(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "import torch\nfrom torch import nn\n"
+        "@dataclass\nclass Sizes:\n    width: int = 5\n"
+        "def make():\n    return nn.Linear(4, Sizes().width), torch.zeros(1, 4)\n"
+    )
+    assert open_model(f"{path}:make").signature.outputs == (TensorSpec("output", "FP32", (5,)),)
+
+
+@pytest.mark.parametrize("made", ["functools.partial(build, 5)", "Builder()"])
+def test_a_factory_that_is_no_function(made: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import functools\nimport torch\nfrom torch import nn\n"
+        "def build(width):\n    return nn.Linear(4, width), torch.zeros(1, 4)\n"
+        f"class Builder:\n    def __call__(self):\n        return build(5)\nmake = {made}\n"
+    )
+    model = open_model(f"{path}:make")
+    assert model.signature.outputs == (TensorSpec("output", "FP32", (5,)),)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+
+
 def test_a_bundle() -> None:
     model = open_model("mnist")
     assert model.source.kind == "bundle"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.files import content_digest
+from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
@@ -35,6 +32,7 @@ from codedinvnet.models.runtime import (
     exported_session,
 )
 from codedinvnet.models.specs import Declared, check_told, input_specs
+from codedinvnet.user_code import user_module
 
 PLATFORM = "pytorch"
 SEED = 0
@@ -144,7 +142,7 @@ def open_factory(
     Raises:
         UserError: if there is no such function, it fails, or the weights do not fit.
     """
-    function = _function(name)
+    home, function = _function(name)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -167,13 +165,13 @@ def open_factory(
     def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         return (), dict(zip(names, tensors, strict=True))
 
-    source = Path(inspect.getfile(inspect.unwrap(function)))
-    digest = content_digest(f"{digest} {content_digest(source.read_bytes())}".encode())
+    digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
     network = Network(module.to(device), bind)
     return _opened(network, inputs, None, digest, engine, device, name)
 
 
-def _function(name: str) -> Callable[[], Any]:
+def _function(name: str) -> tuple[ModuleType, Callable[[], Any]]:
+    """Return a factory, and the module that it was found in."""
     place, _, attribute = name.rpartition(":")
     try:
         module = user_module(place)
@@ -186,35 +184,16 @@ def _function(name: str) -> Callable[[], Any]:
         near = nearest(attribute, [key for key, value in vars(module).items() if callable(value)])
         hint = f", did you mean {near!r}?" if near else ""
         raise UserError(f"the factory {name}: {place} has no function {attribute!r}{hint}")
-    return found  # type: ignore[no-any-return]
+    return module, found
 
 
-def user_module(place: str) -> ModuleType:
-    """Import a user's file, or a module of an installed package or of this folder."""
-    return _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
-
-
-def _from_package(name: str) -> ModuleType:
-    _importable(Path.cwd())
-    return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    _importable(path.resolve().parent)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _importable(folder: Path) -> None:
-    """Let modules of a folder be imported, after those that are installed."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
+    """Return a digest of a factory's file: where it is written, or else where it was found."""
+    try:
+        path = inspect.getfile(inspect.unwrap(function))
+    except (TypeError, OSError):  # a partial, or an object that can be called
+        path = getattr(home, "__file__", None) or ""
+    return file_digest(Path(path)) if Path(path).is_file() else ""
 
 
 def _tensors_digest(module: nn.Module) -> str:

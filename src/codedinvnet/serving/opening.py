@@ -18,7 +18,6 @@ from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
-from codedinvnet.models.torch import user_module
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
@@ -31,6 +30,7 @@ from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import Computer
 from codedinvnet.trust.calibration import FILE, Calibration, load_calibration
+from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
