@@ -166,6 +166,50 @@ def test_one_network_by_three_sources_and_two_engines(
     open_model(resnet_pt2, engine="onnxruntime")  # it was kept
 
 
+def written(path: Path, shift: float, divisor: float) -> Path:
+    """Write a factory whose forward pass and plain attribute are no weights."""
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.layer, self.shift = nn.Linear(4, 3), torch.tensor([{shift}])\n"
+        f"    def forward(self, x):\n        return self.layer((x - self.shift) / {divisor})\n"
+        "def make():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    return path
+
+
+def test_a_factory_that_has_changed_a_little_is_exported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path / "cache"))
+    queries = {"x": np.full((1, 4), 0.3, np.float32)}
+    found = []
+    for shift, divisor in ((0.5, 1.0), (0.502, 1.0), (0.5, 1.004)):
+        place = f"{written(tmp_path / 'mine.py', shift, divisor)}:make"
+        own = open_model(place).run(queries)["output"]
+        found.append(open_model(place, engine="onnxruntime").run(queries)["output"])
+        np.testing.assert_allclose(found[-1], own, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_kept_export_of_another_network_is_exported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path / "cache"))
+    kept: list[Path] = []
+    for divisor in (1.0, 2.0):
+        place = f"{written(tmp_path / 'mine.py', 0.5, divisor)}:make"
+        open_model(place, engine="onnxruntime")
+        (new,) = set((tmp_path / "cache" / "onnx").iterdir()) - set(kept)
+        kept.append(new)
+    right = kept[1].read_bytes()
+    kept[1].write_bytes(kept[0].read_bytes())
+    open_model(place, engine="onnxruntime")
+    assert kept[1].read_bytes() != kept[0].read_bytes()
+    assert len(kept[1].read_bytes()) == len(right)
+
+
 def test_an_export_of_a_network_that_holds_its_batch_fast() -> None:
     model = open_model(f"{PLACE}:one_at_a_time", engine="onnxruntime")
     assert model.signature.max_batch == 1

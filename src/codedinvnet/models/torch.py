@@ -23,13 +23,14 @@ from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
-from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs
+from codedinvnet.models.probe import Arrays, Compute, Opened, Probed, in_turn, probe, probe_inputs
 from codedinvnet.models.program import load_program
 from codedinvnet.models.runtime import (
     ONNX_RUNTIME,
     any_batch,
     check_installed,
     exported_session,
+    forget_export,
 )
 from codedinvnet.models.specs import Declared, check_told, input_specs
 from codedinvnet.user_code import user_module
@@ -48,11 +49,17 @@ Bind = Callable[[Sequence[Tensor]], tuple[Sequence[Any], Mapping[str, Any]]]
 
 
 class Network(nn.Module):
-    """A module of tensors, in the order of the inputs, whatever it takes and returns itself."""
+    """A module of tensors, in the order of the inputs, whatever it takes and returns itself.
 
-    def __init__(self, module: nn.Module, bind: Bind) -> None:
+    Args:
+        module: the module.
+        bind: makes its arguments.
+        identity: the digest of the file that says all of it; "" if none does.
+    """
+
+    def __init__(self, module: nn.Module, bind: Bind, identity: str = "") -> None:
         super().__init__()
-        self.module, self.bind = module, bind
+        self.module, self.bind, self.identity = module, bind, identity
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the outputs by their names."""
@@ -111,8 +118,9 @@ def open_program(
         arguments, keywords = pytree.tree_unflatten(list(tensors), in_spec)
         return arguments, keywords
 
-    network = Network(program.module(), bind)
-    return _opened(network, inputs, max_batch, content_digest(content), engine, device, str(path))
+    digest = content_digest(content)
+    network = Network(program.module(), bind, digest)
+    return _opened(network, inputs, max_batch, digest, engine, device, str(path))
 
 
 def _most(program: torch.export.ExportedProgram, value: Any) -> int | None:
@@ -330,34 +338,53 @@ def _opened(
 def _exported(network: Network, opened: Opened, where: str) -> Opened:
     """Return a model that ONNX Runtime computes, once it was seen to answer as PyTorch does."""
     check_installed(ONNX_RUNTIME)
-    inputs = opened.inputs
-    probed = probe(opened.compute, inputs, opened.max_batch, where)
-    queries = probe_inputs(inputs)
-    outputs = [spec.name for spec in probed.outputs]
-    session, at_once = None, probed.max_batch
-    if at_once != 1:
-        with suppress(UserError):  # its code may hold a batch's size fast
-            session = _session(network, queries, outputs, free=True)
-    if session is None:
-        session, at_once = _session(network, queries, outputs, free=False), 1
-    compute = by_session(session)
-    answers = in_turn(compute, queries, at_once)
-    for name, wanted in probed.answers.items():
-        scale = float(np.abs(wanted).max(initial=0.0)) if wanted.dtype.kind == "f" else 0.0
-        if not np.allclose(answers[name], wanted, rtol=0, atol=_CLOSE * scale + 1e-6):
-            raise UserError(
-                f"{where}: output {name!r} differs between PyTorch and its export to ONNX Runtime"
-            )
+    probed = probe(opened.compute, opened.inputs, opened.max_batch, where)
+    queries = probe_inputs(opened.inputs)
+    compute, at_once = _by_export(network, queries, probed)
+    wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
+    if wrong and _forget(network, queries, probed):  # what was kept may be another network's
+        compute, at_once = _by_export(network, queries, probed)
+        wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
+    if wrong:
+        raise UserError(
+            f"{where}: output {wrong!r} differs between PyTorch and its export to ONNX Runtime"
+        )
     return opened._replace(platform=ONNX_PLATFORM, max_batch=at_once, compute=compute)
 
 
-def _session(network: Network, queries: Arrays, outputs: list[str], free: bool) -> Any:
-    """Export a network for one query at a time, or for any number."""
+def _differing(answers: Arrays, wanted: Arrays) -> str | None:
+    """Return the first output whose values are others than PyTorch's; None if all agree."""
+    for name, values in wanted.items():
+        scale = float(np.abs(values).max(initial=0.0)) if values.dtype.kind == "f" else 0.0
+        if not np.allclose(answers[name], values, rtol=0, atol=_CLOSE * scale + 1e-6):
+            return name
+    return None
+
+
+def _by_export(network: Network, queries: Arrays, probed: Probed) -> tuple[Compute, int | None]:
+    """Return what computes a network's export, and how many queries it takes at once."""
+    if probed.max_batch != 1:
+        examples, options = _export_options(network, queries, probed, free=True)
+        with suppress(UserError):  # its code may hold a batch's size fast
+            return by_session(exported_session(network, examples, **options)), probed.max_batch
+    examples, options = _export_options(network, queries, probed, free=False)
+    return by_session(exported_session(network, examples, **options)), 1
+
+
+def _forget(network: Network, queries: Arrays, probed: Probed) -> bool:
+    """Delete a network's exports from the cache; tell if there were any."""
+    each = [_export_options(network, queries, probed, free) for free in (True, False)]
+    return any([forget_export(network, examples, **options) for examples, options in each])
+
+
+def _export_options(
+    network: Network, queries: Arrays, probed: Probed, free: bool
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return examples and options of an export for one query at a time, or for any number."""
     examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
-    return exported_session(
-        network,
-        examples,
-        dynamic_shapes=any_batch(len(examples)) if free else None,
-        input_names=list(queries),
-        output_names=outputs,
-    )
+    return examples, {
+        "identity": network.identity,
+        "dynamic_shapes": any_batch(len(examples)) if free else None,
+        "input_names": list(queries),
+        "output_names": [spec.name for spec in probed.outputs],
+    }
