@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.runtime import PYTORCH
+from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
@@ -131,7 +131,7 @@ def _open_model(options: ServeOptions) -> Opened:
     name = options.name or called(options.source)
     protected = options.protection is not None
     if not POLICIES[policy_of(options)].takes_code or not (protected or options.method):
-        processors = (os.cpu_count() or 1) // options.threads_per_worker
+        processors = usable_processors() // options.threads_per_worker
         return Opened(
             OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
         )
