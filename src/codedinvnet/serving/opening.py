@@ -132,9 +132,8 @@ def _open_model(options: ServeOptions) -> Opened:
     protected = options.protection is not None
     if not POLICIES[policy_of(options)].takes_code or not (protected or options.method):
         processors = usable_processors() // options.threads_per_worker
-        return Opened(
-            OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
-        )
+        served = OwnModel(name, signature, texts=model.source.kind == "onnx")
+        return Opened(served, ModelSpec(model.source), None, None, max(2, processors))
     tolerance = (options.stragglers, options.errors)
     spec = ModelSpec(model.source, options.method or "", options.members, *tolerance)
     if options.protection is not None:
