@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         load_file(path)
     assert sys.modules[module.__name__] is module
+
+
+def test_ray_takes_classes_of_a_file_to_machines_without_it(tmp_path: Path) -> None:
+    """As the actors of a user's own pool."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    path = tmp_path / "mine.py"
+    path.write_text("import ray\nclass Mine:\n    def word(self):\n        return 'mine'\n")
+    module = load_file(path)
+    sent = cloudpickle.dumps(module.Mine)
+    del sys.modules[module.__name__]
+    assert pickle.loads(sent)().word() == "mine"

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+_BY_VALUE = ("cloudpickle", "ray.cloudpickle")
+"""Picklers that would name a module which another machine cannot import."""
+
 
 def user_module(place: str) -> ModuleType:
     """Import a user's file, or a module of an installed package or of this folder.
@@ -50,6 +53,8 @@ def load_file(path: Path) -> ModuleType:
         if before is not None:
             sys.modules[name] = before
         raise
+    for pickler in filter(None, map(sys.modules.get, _BY_VALUE)):  # that the file has imported
+        pickler.register_pickle_by_value(module)
     return module
 
 
